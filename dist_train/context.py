@@ -1,0 +1,125 @@
+"""Who am I: rank, world and device, from torchrun, from SLURM, or as a lone process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_train.errors import UserError
+
+# Variables that together name a rank: torchrun's own, and those that srun sets for each task.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Context:
+    """This process among all.
+
+    Attributes:
+        rank, world: number of this process and of all processes.
+        local_rank, local_world: the same on this node.
+        device: ``cuda:LOCAL_RANK`` or ``cpu``.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0: the one that prints, logs and saves."""
+        return self.rank == 0
+
+    def barrier(self, name: str) -> None:
+        """All ranks meet. ``name`` must be the same on all; it appears when one is missing.
+
+        Through the store and without a short time-out, for rank 0 may be at work for hours (a pack,
+        class means) while the others have nothing to do but wait.
+        """
+        if self.world == 1:
+            return
+        store = dist.distributed_c10d._get_default_store()
+        count = store.add(f"barrier/{name}", 1)
+        turn = (count - 1) // self.world  # a name may be used again
+        if count % self.world == 0:
+            store.set(f"barrier/{name}/{turn}", "open")
+        store.wait([f"barrier/{name}/{turn}"], timedelta(days=7))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """(rank, world, local rank, local world) from the environment.
+
+    torchrun's variables win where they are all set, then SLURM's; none of either is a lone process.
+
+    Raises:
+        UserError: torchrun's variables are set in part, or contradict each other.
+    """
+    have = [name for name in _TORCHRUN if name in env]
+    if "RANK" in env or "WORLD_SIZE" in env:
+        lacking = [name for name in _TORCHRUN if name not in env]
+        if lacking:
+            raise UserError(
+                f"environment: {', '.join(have)} set but {', '.join(lacking)} not; start with torchrun, "
+                f"or unset them for a lone process"
+            )
+        names: tuple[str, ...] = _TORCHRUN[:4]
+    elif all(name in env for name in _SLURM):
+        names = _SLURM[:4]
+    else:
+        return 0, 1, 0, 1
+    try:
+        rank, world, local_rank, local_world = (int(env[name]) for name in names)
+    except ValueError:
+        raise UserError(f"environment: {', '.join(names)} must be whole numbers") from None
+    if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
+        raise UserError(f"environment: rank {rank} of {world}, local {local_rank} of {local_world} contradict each other")
+    return rank, world, local_rank, local_world
+
+
+@contextmanager
+def start(env: Mapping[str, str] = os.environ) -> Iterator[Context]:
+    """Join the process group (gloo on CPUs, NCCL on GPUs) for as long as the block runs."""
+    rank, world, local_rank, local_world = read_environment(env)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        visible = torch.cuda.device_count()
+        index = local_rank if visible > 1 else 0
+        if index >= visible or (visible == 1 and local_world > 1 and "SLURM_PROCID" not in env):
+            raise UserError(f"rank {rank}: local rank {local_rank} but {visible} visible GPU(s); start one rank a GPU")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in env or world > 1:
+        # torchrun sets one thread a rank; take this rank's share of the CPUs instead.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    if world > 1:
+        backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world)
+    try:
+        yield Context(rank, world, local_rank, local_world, device)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()

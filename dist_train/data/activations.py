@@ -1,0 +1,100 @@
+"""Stored activations: one row an image, grouped by class, float16, memory-mapped.
+
+    extract/base_train.f16.npy   [N, C] float16, rows in the order of the view (by class)
+    extract/base_train.rows.npz  ids [N], offsets [classes + 1]: class c has rows offsets[c]:offsets[c+1]
+    extract/base_train.blocks    one byte a block of rows, 1 = written (only until finished)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_train.data.shards import atomic_write
+from dist_train.data.splits import View
+from dist_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one view.
+
+    Attributes:
+        rows: float16 [N, C], memory-mapped (copy on write).
+        ids: int64 [N], sample ids.
+        offsets: int64 [classes + 1].
+    """
+
+    rows: npt.NDArray[np.float16]
+    ids: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """int64 [N]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def means(self) -> npt.NDArray[np.float32]:
+        """Class means: float32 [classes, C], one class in memory at a time."""
+        pairs = zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        return np.stack([self.rows[a:b].astype(np.float32).mean(axis=0, dtype=np.float64) for a, b in pairs]).astype(
+            np.float32
+        )
+
+
+class Store:
+    """A table being filled, block by block, by any number of ranks, in any number of starts."""
+
+    def __init__(self, folder: Path, name: str, view: View, dim: int, block: int) -> None:
+        self.table = folder / f"{name}.f16.npy"
+        self.marks = folder / f"{name}.blocks"
+        self.folder, self.name, self.view, self.dim, self.block = folder, name, view, dim, block
+
+    def create(self) -> None:
+        """Make the files where they are not there yet (one rank does this). A table of another shape
+        or block size is made anew."""
+        blocks = -(-len(self.view) // self.block)
+        if self.marks.exists() and self.marks.stat().st_size == blocks and self.table.exists():
+            return
+        rows = np.lib.format.open_memmap(self.table, "w+", np.float16, (len(self.view), self.dim))
+        rows.flush()
+        offsets = np.searchsorted(self.view.labels, np.arange(len(self.view.classes) + 1))
+        with atomic_write(self.folder / f"{self.name}.rows.npz") as file:
+            np.savez(file, ids=self.view.ids, offsets=offsets)
+        with atomic_write(self.marks) as file:
+            file.write(bytes(blocks))
+
+    def missing(self) -> npt.NDArray[np.int64]:
+        """Blocks that are not written yet."""
+        return np.flatnonzero(np.fromfile(self.marks, np.uint8) == 0)
+
+    def span(self, block: int) -> tuple[int, int]:
+        """First and last + 1 row of a block."""
+        return block * self.block, min((block + 1) * self.block, len(self.view))
+
+    def write(self, block: int, rows: npt.NDArray[np.float16]) -> None:
+        """Rows of a block, on disk before its mark is.
+
+        Raises:
+            UserError: an activation is not finite in float16.
+        """
+        if not np.isfinite(rows).all():
+            raise UserError(f"{self.table}: activations of block {block} do not fit float16; the backbone diverged")
+        first, last = self.span(block)
+        table: Any = np.lib.format.open_memmap(self.table, "r+")
+        table[first:last] = rows
+        table.flush()
+        with self.marks.open("r+b") as marks:
+            marks.seek(block)
+            marks.write(b"\1")
+
+
+def load(folder: Path, name: str) -> Activations:
+    """A finished table."""
+    table = np.load(folder / f"{name}.f16.npy", mmap_mode="c")
+    with np.load(folder / f"{name}.rows.npz") as rows:
+        return Activations(table, rows["ids"], rows["offsets"])

@@ -1,0 +1,110 @@
+"""Crop windows and flips: a pure function of (seed, epoch, sample id) and the image's size.
+
+Windows are drawn before decoding, from the sizes in the index, so that only the window is decoded;
+and a resumed run, or one on another number of ranks, sees the same pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+_ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often
+
+
+@dataclass(frozen=True)
+class Windows:
+    """For each image of a batch, in pixels of the stored image.
+
+    Attributes:
+        anchor: int32 [B, 2], top and left.
+        shape: int32 [B, 2], height and width.
+        flip: int32 [B], 1 = mirror left to right.
+    """
+
+    anchor: npt.NDArray[np.int32]
+    shape: npt.NDArray[np.int32]
+    flip: npt.NDArray[np.int32]
+
+
+def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): one call for a whole batch, where a
+    generator object per sample would cost more than the drawing."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniforms(seed: int, epochs: Ints, ids: Ints, count: int) -> Floats:
+    """``count`` numbers in [0, 1) for each (epoch, id): float64 [B, count]."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        key = _mix(np.full(len(ids), seed, np.uint64) + golden)
+        key = _mix(key ^ (epochs.astype(np.uint64) + np.uint64(1)) * golden)
+        key = _mix(key ^ (ids.astype(np.uint64) + np.uint64(1)) * golden)
+        steps = (np.arange(1, count + 1, dtype=np.uint64)) * golden
+        bits = _mix(key[:, None] + steps[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def random_resized_crop(
+    seed: int,
+    epochs: Ints,
+    ids: Ints,
+    heights: Ints,
+    widths: Ints,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Windows:
+    """Windows with torchvision's ``RandomResizedCrop`` distribution, and a fair flip.
+
+    Args:
+        epochs, ids, heights, widths: int64 [B].
+        scale: share of the area, uniform.
+        ratio: width / height, log-uniform.
+    """
+    draws = uniforms(seed, epochs, ids, 4 * _ATTEMPTS + 1)
+    area, aspect, top, left = (draws[:, k : 4 * _ATTEMPTS : 4] for k in range(4))  # each [B, attempts]
+    heights, widths = heights[:, None], widths[:, None]
+    target = heights * widths * (scale[0] + (scale[1] - scale[0]) * area)
+    low, high = np.log(ratio[0]), np.log(ratio[1])
+    aspect = np.exp(low + (high - low) * aspect)
+    w = np.rint(np.sqrt(target * aspect)).astype(np.int64)
+    h = np.rint(np.sqrt(target / aspect)).astype(np.int64)
+    fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
+    first = fits.argmax(axis=1)
+    row = np.arange(len(ids))
+    h, w = h[row, first], w[row, first]
+    y = np.floor(top[row, first] * (heights[:, 0] - h + 1)).astype(np.int64)
+    x = np.floor(left[row, first] * (widths[:, 0] - w + 1)).astype(np.int64)
+
+    # No attempt fitted (a very long image): the largest central window of an allowed ratio.
+    none = ~fits.any(axis=1)
+    if none.any():
+        full_h, full_w = heights[none, 0], widths[none, 0]
+        h[none] = np.minimum(full_h, np.rint(full_w / ratio[0]).astype(np.int64)).clip(1)
+        w[none] = np.minimum(full_w, np.rint(full_h * ratio[1]).astype(np.int64)).clip(1)
+        y[none], x[none] = (full_h - h[none]) // 2, (full_w - w[none]) // 2
+    anchor = np.stack([y, x], axis=1).astype(np.int32)
+    shape = np.stack([h, w], axis=1).astype(np.int32)
+    return Windows(anchor, shape, (draws[:, -1] < 0.5).astype(np.int32))
+
+
+def resized_sizes(heights: Ints, widths: Ints, shorter: int) -> npt.NDArray[np.int32]:
+    """Sizes after torchvision's ``Resize(shorter)``: int32 [B, 2], height and width.
+
+    torchvision cuts the longer side down to a whole pixel.
+    """
+    short = np.minimum(heights, widths)
+    h = np.where(heights == short, shorter, shorter * heights // short)
+    w = np.where(widths == short, shorter, shorter * widths // short)
+    return np.stack([h, w], axis=1).astype(np.int32)
+
+
+def centre_anchor(sizes: npt.NDArray[np.int32], crop: int) -> npt.NDArray[np.int32]:
+    """Top left of torchvision's ``CenterCrop(crop)``: int32 [B, 2] (Python's round: half to even)."""
+    return np.rint((sizes - crop) / 2.0).astype(np.int32)

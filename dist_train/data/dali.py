@@ -1,0 +1,197 @@
+"""Bytes and windows in, normalised tensors out: the only module that imports NVIDIA DALI.
+
+One graph serves training and evaluation: decode (only the window, where there is one), resize to a
+given size, crop, flip, normalise. Everything random is drawn before, in ``augment``, and comes in
+as numbers, so DALI keeps no state of its own. On the CPU (``device_id=None``) or, with
+``decoder="mixed"``, on the GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dist_train.errors import UserError
+
+# ImageNet channel statistics in [0, 1], RGB (torchvision's reference transforms).
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What DALI needs for one batch of B images.
+
+    Attributes:
+        blobs: B encoded images, uint8 [size].
+        anchor, shape: int32 [B, 2], the window to decode (top, left; height, width).
+        size: int32 [B, 2], height and width after resizing.
+        crop: int32 [B, 2], top left of the final crop in the resized image.
+        flip: int32 [B].
+    """
+
+    blobs: list[npt.NDArray[np.uint8]]
+    anchor: npt.NDArray[np.int32]
+    shape: npt.NDArray[np.int32]
+    size: npt.NDArray[np.int32]
+    crop: npt.NDArray[np.int32]
+    flip: npt.NDArray[np.int32]
+
+
+class DecodeError(Exception):
+    """DALI refused a batch; the pipeline that raised it is spent."""
+
+
+def _dali() -> tuple[Any, Any, Any]:
+    try:
+        dali, fn, types = (importlib.import_module(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))
+    except ImportError as error:
+        raise UserError(
+            f"NVIDIA DALI cannot be imported ({error}); install nvidia-dali-cuda130, or -cuda120 for CUDA 12"
+        ) from None
+    return dali, fn, types
+
+
+def build_pipeline(
+    source: Callable[[], tuple[Any, ...]],
+    max_batch: int,
+    side: int,
+    threads: int,
+    prefetch: int,
+    device_id: int | None,
+    mixed: bool,
+) -> Any:
+    """The graph. ``source`` gives, a call a batch, the fields of a ``Request`` with crops as shares of
+    the free border (DALI's convention); its StopIteration ends the stream. Output: uint8 to float32
+    [B, side, side, 3], normalised."""
+    dali, fn, types = _dali()
+
+    @dali.pipeline_def  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        blobs, anchor, shape, size, crop_y, crop_x, flip = fn.external_source(
+            source=source, num_outputs=7, batch=True, no_copy=True
+        )
+        # adjust_orientation=False: the index holds stored sizes, and torchvision ignores EXIF too.
+        images = fn.decoders.image_slice(
+            blobs,
+            start=anchor,
+            shape=shape,
+            axis_names="HW",
+            device="mixed" if mixed else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,
+        )
+        images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        return fn.crop_mirror_normalize(
+            images,
+            crop=(side, side),
+            crop_pos_y=crop_y,
+            crop_pos_x=crop_x,
+            mirror=flip,
+            mean=[255 * value for value in MEAN],
+            std=[255 * value for value in STD],
+            dtype=types.FLOAT,
+            output_layout="HWC",  # seen as NCHW below, this is channels_last without a copy
+        )
+
+    pipeline = graph(
+        batch_size=max_batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True
+    )
+    pipeline.build()
+    return pipeline
+
+
+def decode(
+    requests: Iterator[Request],
+    max_batch: int,
+    side: int,
+    threads: int,
+    prefetch: int = 2,
+    device_id: int | None = None,
+    mixed: bool = False,
+) -> Iterator[torch.Tensor]:
+    """Images of each request: float32 [B, 3, side, side], normalised, in channels_last memory.
+
+    Args:
+        requests: one a batch, each of at most ``max_batch`` images.
+        device_id: the GPU, or None for the CPU.
+        mixed: decode on the GPU.
+
+    Raises:
+        DecodeError: an image of a batch cannot be decoded.
+    """
+
+    # no_copy lends our arrays to DALI: hold them until their batch must be through.
+    lent: deque[tuple[Any, ...]] = deque(maxlen=prefetch + 3)
+
+    def feed() -> tuple[Any, ...]:
+        request = next(requests)
+        # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
+        border = np.maximum(request.size - side, 1)
+        place = (request.crop / border).astype(np.float32)
+        size = request.size.astype(np.float32)
+        y, x = np.ascontiguousarray(place.T)
+        fields = (request.blobs, request.anchor, request.shape, size, y, x, request.flip)
+        lent.append(fields)
+        return fields
+
+    pipeline = build_pipeline(feed, max_batch, side, threads, prefetch, device_id, mixed)
+    while True:
+        try:
+            (images,) = pipeline.run()
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise DecodeError(_reason(error)) from error
+        # The dynamic executor lends its buffer to the tensor: no copy, and no reuse while it lives.
+        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+
+def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:
+    """Whether the training decoder takes each image: None, or its reason (one line).
+
+    DALI fails a batch as a whole, so a failing one is halved until the culprits are found.
+    """
+    if not blobs:
+        return []
+    error = _decodes([np.frombuffer(blob, np.uint8) for blob in blobs], threads)
+    if error is None:
+        return [None] * len(blobs)
+    if len(blobs) == 1:
+        return [error]
+    half = len(blobs) // 2
+    return decode_errors(blobs[:half], threads) + decode_errors(blobs[half:], threads)
+
+
+def _decodes(blobs: list[npt.NDArray[np.uint8]], threads: int) -> str | None:
+    if any(len(blob) == 0 for blob in blobs):
+        return "empty file"  # DALI's own words for it are "nvImageCodec failure: '#2'"
+    dali, fn, types = _dali()
+
+    @dali.pipeline_def  # type: ignore[untyped-decorator]
+    def graph() -> Any:
+        encoded = fn.external_source(source=lambda: blobs, batch=True)
+        return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
+
+    try:
+        pipeline = graph(batch_size=len(blobs), num_threads=threads, device_id=None, prefetch_queue_depth=1)
+        pipeline.build()
+        pipeline.run()
+    except RuntimeError as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The telling part of DALI's many lines: what follows "encountered:"."""
+    text = str(error)
+    told = text.split("encountered:")[-1] if "encountered:" in text else text
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    return " ".join(lines[:2] or ["unknown error"])[:200]

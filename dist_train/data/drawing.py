@@ -1,0 +1,314 @@
+"""Image classes drawn by the program: the whole way from images to table without any data.
+
+A class is a combination of a shape, a texture and a palette, say ``star-stripes-sunset``; all else
+(place, size, turn, light, backdrop, other objects, noise) varies within it. The grid of combinations
+is hardly larger than the number of classes, so that most classes differ from some other in one
+attribute only and a backbone has to learn all three. A novel class is a new combination of values
+that all occur in base classes: what was learned on the base carries over.
+
+A picture is a pure function of (seed, subset, class, number), with one version of the libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from dist_train.config import DrawConfig, to_dict
+from dist_train.data.splits import Split
+from dist_train.errors import UserError
+
+Array = npt.NDArray[np.float32]
+
+VERSION = 1
+"""Of the pictures. Raise it with any change that alters one."""
+MARKER = "drawn.json"
+ROOM = 1.25
+"""Combinations in the grid per class asked for: the closer to 1, the closer neighbours a class has."""
+
+
+# Shapes: (u, v) in the object's own frame -> signed distance to the outline or nearly so, positive
+# inside, in units of the object's radius; all reach about 1 from the centre.
+
+
+def _polygon(sides: int) -> Callable[[Array, Array], Array]:
+    normals = [(np.cos(2 * np.pi * k / sides), np.sin(2 * np.pi * k / sides)) for k in range(sides)]
+    apothem = np.cos(np.pi / sides)
+
+    def inside(u: Array, v: Array) -> Array:
+        return np.minimum.reduce([np.float32(apothem) - np.float32(a) * u - np.float32(b) * v for a, b in normals])
+
+    return inside
+
+
+def _petals(count: int, inner: float) -> Callable[[Array, Array], Array]:
+    def inside(u: Array, v: Array) -> Array:
+        radius = 1 - np.float32((1 - inner) / 2) * (1 + np.cos(count * np.arctan2(v, u)))
+        return radius - np.hypot(u, v)
+
+    return inside
+
+
+def _ring(u: Array, v: Array) -> Array:
+    rho = np.hypot(u, v)
+    return np.minimum(1 - rho, rho - np.float32(0.55))
+
+
+def _bar(u: Array, v: Array) -> Array:
+    return np.minimum(1 - np.abs(u), np.float32(0.33) - np.abs(v))
+
+
+def _cross(u: Array, v: Array) -> Array:
+    return np.maximum(_bar(u, v), _bar(v, u))
+
+
+def _crescent(u: Array, v: Array) -> Array:
+    return np.minimum(1 - np.hypot(u, v), np.hypot(u - np.float32(0.55), v) - np.float32(0.75))
+
+
+def _bow(u: Array, v: Array) -> Array:
+    return np.minimum(1 - np.abs(u), np.float32(0.8) * np.abs(u) - np.abs(v) + np.float32(0.1))
+
+
+def _ellipse(u: Array, v: Array) -> Array:
+    return 1 - np.hypot(u, v * np.float32(1.5))
+
+
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    "ellipse": _ellipse,
+    "triangle": _polygon(3),
+    "ring": _ring,
+    "cross": _cross,
+    "bar": _bar,
+    "flower": _petals(5, 0.45),
+    "crescent": _crescent,
+    "square": _polygon(4),
+    "bow": _bow,
+    "clover": _petals(3, 0.25),
+}
+
+
+# Textures: (u, v) in the object's frame, shifted and scaled at random -> wave; where it is positive
+# the object has its second colour.
+
+
+def _triangle_wave(t: Array) -> Array:
+    return np.abs(t - np.floor(t) - np.float32(0.5)) * 4 - 1
+
+
+TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
+    "stripes": lambda u, v: np.sin(9 * u),
+    "dots": lambda u, v: np.cos(9 * u) + np.cos(9 * v) - np.float32(0.7),
+    "plain": lambda u, v: np.full_like(u, -1),
+    "checks": lambda u, v: np.sin(6 * u) * np.sin(6 * v) * 2,
+    "rings": lambda u, v: np.sin(10 * np.hypot(u, v)),
+    "zigzag": lambda u, v: np.sin(9 * u + 2 * _triangle_wave(v * np.float32(1.2))),
+    "grid": lambda u, v: np.float32(0.8) - np.maximum(np.cos(8 * u), np.cos(8 * v)),
+    "spokes": lambda u, v: np.sin(8 * np.arctan2(v, u)),
+}
+
+PALETTES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "sunset": ((240, 120, 40), (110, 30, 110)),
+    "ocean": ((20, 60, 150), (90, 210, 220)),
+    "forest": ((25, 90, 45), (170, 210, 80)),
+    "candy": ((240, 100, 170), (250, 235, 240)),
+    "ink": ((25, 25, 35), (225, 225, 215)),
+    "honey": ((245, 200, 50), (120, 70, 20)),
+    "poppy": ((200, 25, 35), (40, 40, 45)),
+    "mint": ((150, 235, 195), (30, 110, 110)),
+    "lilac": ((175, 140, 230), (70, 40, 150)),
+    "flag": ((215, 45, 50), (40, 70, 190)),
+}
+
+
+def split_of(options: DrawConfig) -> Split:
+    """The classes that ``options`` draws, base and novel.
+
+    Values are spread evenly over the base classes, and every value of a novel class occurs in a base
+    class. The base classes drawn last, as many as there are novel ones, are marked pseudo-novel where
+    that leaves at least as many others.
+
+    Raises:
+        UserError: more classes than combinations, or too few base classes to cover the novel ones.
+    """
+    grid = _grid(options.base_classes + options.novel_classes)
+    base: list[tuple[str, ...]] = []
+    used: Counter[str] = Counter()
+    for _ in range(options.base_classes):
+        # The least used values first; among equals the seed decides.
+        chosen = min(grid, key=lambda c: (sum(used[value] ** 2 for value in c), _hash(options.seed, "class", *c)))
+        grid.remove(chosen)
+        base.append(chosen)
+        used.update(chosen)
+    known = [c for c in grid if all(used[value] for value in c)]
+    if len(known) < options.novel_classes:
+        raise UserError(
+            f"draw.base_classes={options.base_classes}: only {len(known)} new combinations of their shapes, "
+            f"textures and palettes are left for draw.novel_classes={options.novel_classes}; raise the one or lower the other"
+        )
+    novel = sorted(known, key=lambda c: _hash(options.seed, "novel", *c))[: options.novel_classes]
+    pseudo = base[-options.novel_classes :] if 2 * options.novel_classes <= len(base) else []
+    names = [tuple(sorted("-".join(c) for c in kind)) for kind in (base, novel, pseudo)]
+    text = "Drawn classes: novel ones are new combinations of values that all occur in base classes."
+    return Split(f"drawn_{len(base)}_{len(novel)}", names[0], names[1], names[2], text)
+
+
+def _grid(classes: int) -> list[tuple[str, ...]]:
+    """Combinations of the first values of each attribute, at least ROOM per class if there are so many."""
+    axes = [list(SHAPES), list(TEXTURES), list(PALETTES)]
+    if classes > np.prod([len(axis) for axis in axes]):
+        raise UserError(
+            f"draw.base_classes + draw.novel_classes = {classes}: there are {np.prod([len(a) for a in axes])} "
+            "combinations to draw; ask for fewer classes"
+        )
+    lengths = [2, 2, 2]
+    while np.prod(lengths) < ROOM * classes and lengths != [len(axis) for axis in axes]:
+        room = [k for k, axis in enumerate(axes) if lengths[k] < len(axis)]
+        lengths[min(room, key=lambda k: lengths[k])] += 1
+    return list(itertools.product(*(axis[:length] for axis, length in zip(axes, lengths, strict=True))))
+
+
+def _hash(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:16], "big")
+
+
+def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[Image.Image, int]:
+    """Picture ``number`` of class ``name`` in "train" or "val": an RGB image and its JPEG quality.
+
+    Longer side 0.8 to 1.4 times ``options.size``, aspect ratio up to 1.5 either way.
+    """
+    shape, texture, palette = name.split("-")
+    rng = np.random.default_rng(_hash(options.seed, subset, name, number))
+    longer = options.size * rng.uniform(0.8, 1.4)
+    sides = (round(longer), round(longer / rng.uniform(1, 1.5)))
+    width, height = sides if rng.random() < 0.5 else sides[::-1]
+
+    # Frame of the picture: shorter side from -1 to 1; y, x: float32 [height, width].
+    unit = min(width, height) / 2
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = (y - (height - 1) / 2) / unit, (x - (width - 1) / 2) / unit
+
+    # Frame of the object: moved, turned, stretched.
+    radius = rng.uniform(0.45, 0.85)
+    reach = np.maximum(np.array([width, height]) / (2 * unit) - 0.8 * radius, 0)
+    cx, cy = rng.uniform(-reach, reach)
+    turn = rng.uniform(-1, 1) * MAX_TURN
+    stretch = np.exp(rng.normal(0, 0.12))
+    along, across = np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy), np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)
+    u, v = (along * (stretch / radius)).astype(np.float32), (across / (stretch * radius)).astype(np.float32)
+
+    pixels = radius * unit
+    mask = np.clip(SHAPES[shape](u, v) * pixels + 0.5, 0, 1)
+    pitch, (du, dv) = np.exp(rng.normal(0, 0.12)), rng.uniform(-0.2, 0.2, 2)
+    wave = TEXTURES[texture]((u * pitch + du).astype(np.float32), (v * pitch + dv).astype(np.float32))
+    second = np.clip(wave * (pixels / 9) + 0.5, 0, 1)[..., None]
+    first_colour, second_colour = np.array(PALETTES[palette]) + rng.normal(0, 14, (2, 3))
+    surface = first_colour * (1 - second) + second_colour * second
+
+    scene = _backdrop(rng, width, height)
+    scene += (surface - scene) * mask[..., None]
+    # Light: brightness, a slope across the picture, a tint; then the sensor's noise.
+    slope = rng.normal(0, 0.15, 2)
+    light = rng.uniform(0.7, 1.15) * (1 + slope[0] * x + slope[1] * y)
+    scene *= light[..., None] * rng.normal(1, 0.06, 3)
+    scene += rng.normal(0, rng.uniform(2, 12), scene.shape)
+    image = Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8), "RGB")
+    return image, int(rng.integers(75, 96))
+
+
+MAX_TURN = np.pi
+
+
+def _backdrop(rng: np.random.Generator, width: int, height: int) -> npt.NDArray[np.float64]:
+    """A smooth field of dull colours and some bright blobs on it: float64 [height, width, 3] in 0..255."""
+    dull = rng.uniform(40, 215, 3) + rng.normal(0, 35, (4, 4, 3))
+    image = Image.fromarray(np.clip(dull, 0, 255).astype(np.uint8), "RGB").resize((width, height), Image.Resampling.BICUBIC)
+    canvas = ImageDraw.Draw(image)
+    for _ in range(rng.integers(2, 7)):
+        x, y = rng.uniform(0, [width, height])
+        half = rng.uniform(0.03, 0.2, 2) * min(width, height)
+        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+        shape = canvas.ellipse if rng.random() < 0.5 else canvas.rectangle
+        shape((x - half[0], y - half[1], x + half[0], y + half[1]), fill=colour)
+    return np.asarray(image).astype(np.float64)
+
+
+def draw(options: DrawConfig, train: Path, val: Path, progress: bool = True, workers: int = 0) -> None:
+    """Draw ``train/CLASS/CLASS_NUMBER.JPEG`` and ``val/...``, or nothing where that is done already.
+
+    A folder appears whole or not at all: it is filled under the name FOLDER.partial and renamed.
+
+    Args:
+        workers: processes, 0 = one per usable CPU. The pictures do not depend on it.
+
+    Raises:
+        UserError: a folder holds something else, or pictures drawn with other options.
+    """
+    split = split_of(options)
+    missing = [(folder, subset) for folder, subset in ((train, "train"), (val, "val")) if not _is_drawn(options, folder, subset)]
+    classes = sorted(split.base + split.novel)
+    counts = {"train": options.train_per_class, "val": options.val_per_class}
+    tasks = [(options, _partial(folder), subset, name, counts[subset]) for folder, subset in missing for name in classes]
+    for folder, _ in missing:
+        shutil.rmtree(_partial(folder), ignore_errors=True)
+    with tqdm(total=sum(task[-1] for task in tasks), desc="drawing", unit="image", disable=not progress or not tasks) as bar:
+        for done in _in_processes(tasks, workers or len(os.sched_getaffinity(0))):
+            bar.update(done)
+    for folder, subset in missing:
+        (_partial(folder) / MARKER).write_text(json.dumps(_marker(options, subset), indent=1) + "\n")
+        os.replace(_partial(folder), folder)
+
+
+Task = tuple[DrawConfig, Path, str, str, int]
+
+
+def _in_processes(tasks: list[Task], workers: int) -> Iterator[int]:
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from map(_draw_class, tasks)
+        return
+    # Not fork: the parent may have started threads (torch, DALI).
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_draw_class, tasks)
+
+
+def _draw_class(task: Task) -> int:
+    options, folder, subset, name, count = task
+    (folder / name).mkdir(parents=True)
+    for number in range(count):
+        image, quality = picture(options, subset, name, number)
+        image.save(folder / name / f"{name}_{number}.JPEG", quality=quality)
+    return count
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _marker(options: DrawConfig, subset: str) -> dict[str, object]:
+    return {"version": VERSION, "subset": subset, "options": to_dict(options)}
+
+
+def _is_drawn(options: DrawConfig, folder: Path, subset: str) -> bool:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder}: holds files that were not drawn by this program; name another folder") from None
+    if found != _marker(options, subset):
+        raise UserError(f"{folder}: drawn with other options ({MARKER}); remove it or name another folder")
+    return True

@@ -1,0 +1,181 @@
+"""Which classes are base and which are novel, as lists of wnids; and views of the shards by class.
+
+A split file is JSON: name, description, base, novel, pseudo_novel (a part of base, for choosing
+hyper-parameters without looking at the novel classes) and a hash over the three lists.
+
+Drawing is by rank of ``sha256("SEED:WNID")``: the first N wnids are novel, the next P pseudo-novel.
+Anyone can make the list again in any language; no library's random stream is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_train.config import configs_dir
+from dist_train.data.shards import Subset, atomic_write
+from dist_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted wnids. ``pseudo_novel`` is a subset of ``base``."""
+
+    name: str
+    base: tuple[str, ...]
+    novel: tuple[str, ...]
+    pseudo_novel: tuple[str, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for kind in ("base", "novel"):
+            classes = getattr(self, kind)
+            if not classes:
+                raise UserError(f"split {self.name}: no {kind} class; name at least one")
+            twice = sorted({c for c in classes if classes.count(c) > 1}) if len(set(classes)) < len(classes) else []
+            if twice:
+                raise UserError(f"split {self.name}: {kind} names {twice[0]!r} twice; remove one")
+        both = sorted(set(self.base) & set(self.novel))
+        if both:
+            raise UserError(f"split {self.name}: {both[0]!r} is base and novel; remove it from one")
+        loose = sorted(set(self.pseudo_novel) - set(self.base))
+        if loose:
+            raise UserError(f"split {self.name}: pseudo-novel {loose[0]!r} is no base class; add it there")
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of sha256 over the three sorted lists."""
+        text = json.dumps([sorted(self.base), sorted(self.novel), sorted(self.pseudo_novel)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def roles(self, holdout: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(base, novel) for this run: ``holdout`` is "novel" or "pseudo-novel" (see DataConfig)."""
+        if holdout == "novel":
+            return self.base, self.novel
+        if not self.pseudo_novel:
+            raise UserError(f"split {self.name}: has no pseudo-novel classes; use data.holdout=novel")
+        held = set(self.pseudo_novel)
+        return tuple(c for c in self.base if c not in held), self.pseudo_novel
+
+
+def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
+    """Split ``classes`` by the rank of their hash (see the module's text).
+
+    Raises:
+        UserError: not enough classes.
+    """
+    if novel < 1 or pseudo_novel < 0 or novel + pseudo_novel >= len(classes):
+        raise UserError(
+            f"--novel {novel} --pseudo-novel {pseudo_novel}: {len(classes)} classes leave no base class; ask for fewer"
+        )
+    ranked = sorted(classes, key=lambda wnid: hashlib.sha256(f"{seed}:{wnid}".encode()).digest())
+    base = sorted(ranked[novel:])
+    text = f"novel = the {novel} of {len(classes)} wnids with the smallest sha256('{seed}:WNID')"
+    text += f", pseudo-novel = the next {pseudo_novel}, base = all that are not novel"
+    return Split(name, tuple(base), tuple(sorted(ranked[:novel])), tuple(sorted(ranked[novel : novel + pseudo_novel])), text)
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write a split file, whole or not at all."""
+    entry = {
+        "name": split.name,
+        "description": split.description,
+        "hash": split.hash,
+        "novel": split.novel,
+        "pseudo_novel": split.pseudo_novel,
+        "base": split.base,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write((json.dumps(entry, indent=1) + "\n").encode())
+
+
+def load_split(name_or_path: str) -> Split:
+    """A published split by name, or a split file by path.
+
+    Raises:
+        UserError: not found, not a split file, or its lists do not match its hash.
+    """
+    published = configs_dir() / "splits"
+    path = published / f"{name_or_path}.json"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in published.glob("*.json")))
+        raise UserError(f"data.split={name_or_path}: no such file and no published split ({names})")
+    try:
+        entry = json.loads(path.read_text())
+        lists = [tuple(entry[kind]) for kind in ("base", "novel", "pseudo_novel")]
+        split = Split(entry["name"], *lists, description=entry.get("description", ""))
+        stated = entry["hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a split file ({error!r}); make one with: dist-train split") from None
+    if stated != split.hash:
+        raise UserError(f"{path}: lists were changed, their hash is {split.hash}, the file says {stated}")
+    return split
+
+
+@dataclass(frozen=True)
+class View:
+    """The samples of some classes: a window on a subset; the shards stay as they are.
+
+    Attributes:
+        ids: int64 [N], sample ids sorted by class, then id.
+        labels: int64 [N], position of the sample's class in ``classes``.
+        classes: wnids; a model's output c stands for ``classes[c]``.
+        lookup: int64 [all classes], shard label -> label of this view, -1 = not in it.
+    """
+
+    subset: Subset
+    ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    lookup: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def labels_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Labels of sample ids, read from the index anew: the guard of every batch.
+
+        Raises:
+            UserError: one of them belongs to a class that this view does not have, so a novel
+                image can never reach base training unnoticed.
+        """
+        labels = self.lookup[self.subset.samples["label"][ids]]
+        if labels.min(initial=0) < 0:
+            stray = int(ids[int(np.argmin(labels))])
+            raise UserError(f"{self.subset.where(stray)}: its class is not in this view; base and novel would mix")
+        return labels
+
+
+def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str], split: str) -> View:
+    """The samples of ``classes`` in a subset.
+
+    Raises:
+        UserError: the split names a class that the shards lack, or one without images here.
+    """
+    position = {wnid: number for number, wnid in enumerate(all_classes)}
+    missing = [wnid for wnid in classes if wnid not in position]
+    if missing:
+        raise UserError(
+            f"split {split}: class {missing[0]!r} is not in {subset.root} "
+            f"({len(missing)} of {len(classes)} are missing); use the split made for these shards"
+        )
+    lookup = np.full(len(all_classes), -1, np.int64)
+    for label, wnid in enumerate(classes):
+        lookup[position[wnid]] = label
+    labels = lookup[subset.samples["label"]]
+    ids = np.flatnonzero(labels >= 0)
+    ids = ids[np.argsort(labels[ids], kind="stable")]
+    counts = np.bincount(labels[ids], minlength=len(classes))
+    if counts.min() == 0:
+        wnid = classes[int(np.argmin(counts))]
+        raise UserError(f"{subset.root}: class {wnid!r} has no {subset.name} image; pack it or change the split")
+    return View(subset, ids, labels[ids], tuple(classes), lookup)

@@ -1,0 +1,129 @@
+"""Checkpoints: a directory that is complete or not there, checked by hash when it is read.
+
+    step-00001234/  tensors.pt  state.json  manifest.json
+
+``tensors.pt`` holds full, unsharded tensors, so any number of ranks and either strategy can read
+it; it loads with ``weights_only=True``. The manifest has each file's size and sha256 and is
+written last, in a temporary directory that is then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_train.data.shards import file_sha256
+from dist_train.errors import UserError
+
+log = logging.getLogger(__name__)
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: nested tensors, and plain JSON beside them (the step, the best accuracy)."""
+
+    tensors: dict[str, Any]
+    state: dict[str, Any]
+
+
+def save(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write one checkpoint directory, replacing one of the same name.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind, older ones are untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with (temporary / "tensors.pt").open("wb") as file:
+            torch.save(tensors, file)
+            _flush(file)
+        with (temporary / "state.json").open("w") as file:
+            json.dump(state, file)
+            _flush(file)
+        manifest = {
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
+            for name in ("tensors.pt", "state.json")
+        }
+        with (temporary / "manifest.json").open("w") as file:
+            json.dump(manifest, file, indent=1)
+            _flush(file)
+        if path.exists():  # a directory cannot be renamed over another
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        _flush_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint directory.
+
+    Raises:
+        UserError: a file is missing, short or changed; it says which.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a complete checkpoint ({error}); use another one") from None
+    for name, entry in manifest.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
+            raise UserError(f"{file}: missing or damaged (its hash is not the manifest's); use another checkpoint")
+    tensors = torch.load(path / "tensors.pt", map_location=device, weights_only=True)
+    return Checkpoint(tensors, json.loads((path / "state.json").read_text()))
+
+
+def steps(folder: Path) -> list[Path]:
+    """Step checkpoints, oldest first."""
+    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
+    return sorted(path for path in found if path.is_dir())
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
+    """The newest good checkpoint, or None; a damaged one is named and the one before it used."""
+    for path in reversed(steps(folder)):
+        try:
+            return load(path, device)
+        except UserError as error:
+            log.warning("%s; falling back to the one before", error)
+    return None
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` step checkpoints."""
+    for path in steps(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""Numbers of a run: TensorBoard and ``metrics.jsonl``, the same in both, resume-safe.
+
+Tags carry their units: ``throughput (images/s)``. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dist_train.data.shards import atomic_write
+
+
+class Metrics:
+    """Writer of one stage's numbers, continued at ``step``.
+
+    What an interrupted run wrote past its last checkpoint is taken back: lines of metrics.jsonl with
+    a later step are removed, and TensorBoard is told to forget them (``purge_step``).
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        rows = read(self.path)
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows) or (self.path.exists() and not self.path.read_bytes().endswith(b"\n")):
+            with atomic_write(self.path) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.file = self.path.open("a", buffering=1)
+        purge = step + 1 if step else None
+        self.board = SummaryWriter(str(folder / "tb"), purge_step=purge, flush_secs=10)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and one scalar each in TensorBoard."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for tag, value in values.items():
+            self.board.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def progress(total: int, done: int, what: str, unit: str, show: bool = True) -> tqdm[Any]:
+    """A progress bar with rate and ETA on stderr; calm in a log file (a line every 30 s)."""
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, disable=not show)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: allocated on the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

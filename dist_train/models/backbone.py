@@ -1,0 +1,53 @@
+"""The backbone: any torchvision ResNet, cut into activations and classifier."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import nn
+
+from dist_train.errors import UserError
+
+
+def resnet_names() -> list[str]:
+    """The torchvision models that this program trains."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in names if "resnet" in name or "resnext" in name]
+
+
+class Backbone(nn.Module):
+    """A ResNet as the paper uses it: a(x) = the pooled activation before the last layer, and the
+    fully connected classifier on it.
+
+    Args:
+        name: torchvision's name.
+        num_classes: rows of the classifier.
+        small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
+            (He et al. 2016, section 4.2).
+
+    Raises:
+        UserError: not one of torchvision's ResNets.
+    """
+
+    def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
+        super().__init__()
+        if name not in resnet_names():
+            raise UserError(f"pretrain.model={name!r}: not a torchvision ResNet; one of {', '.join(resnet_names())}")
+        self.body = torchvision.models.get_model(name, weights=None)
+        self.dim: int = self.body.fc.in_features
+        self.body.fc = nn.Identity()
+        self.head = nn.Linear(self.dim, num_classes)
+        if small_stem:
+            self.body.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.body.maxpool = nn.Identity()
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Activations a(x): [B, 3, H, W] -> [B, dim]."""
+        activations: torch.Tensor = self.body(images)
+        return activations
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits: [B, 3, H, W] -> [B, num_classes]."""
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits

@@ -1,0 +1,173 @@
+"""What every stage shares: its folder, what it was made from, and whether it is done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import dist_train
+from dist_train.config import Config, digest, to_dict
+from dist_train.context import Context
+from dist_train.data.shards import ShardSet, atomic_write, open_shards
+from dist_train.data.splits import Split, View, load_split, make_view
+from dist_train.errors import UserError
+
+log = logging.getLogger("dist_train")
+
+# Keys that change how fast, how often or where, but not what comes out.
+_NEUTRAL = {
+    "data": ("shards", "split", "threads", "prefetch"),
+    "pretrain": ("checkpoint_every", "keep", "log_every"),
+    "extract": ("batch", "block"),
+    "learn": ("log_every", "checkpoint_every", "methods"),
+    "evaluate": (),
+}
+STAGES = ("pretrain", "extract", "learn", "evaluate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's inputs, opened and checked."""
+
+    config: Config
+    shards: ShardSet
+    split: Split
+    base: tuple[str, ...]
+    novel: tuple[str, ...]
+
+    @property
+    def dir(self) -> Path:
+        return self.config.run_dir
+
+    def view(self, subset: str, role: str) -> View:
+        """The images of the ``base`` or ``novel`` classes in ``train`` or ``val``."""
+        classes = self.base if role == "base" else self.novel
+        return make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
+
+
+def open_run(config: Config) -> Run:
+    """Open shards and split.
+
+    Raises:
+        UserError: missing or unfit shards or split.
+    """
+    split = load_split(config.data.split)
+    base, novel = split.roles(config.data.holdout)
+    run = Run(config, open_shards(config.data.shards), split, base, novel)
+    for subset in ("train", "val"):
+        for role in ("base", "novel"):
+            run.view(subset, role)
+    return run
+
+
+def inputs(run: Run, stage: str) -> dict[str, Any]:
+    """All that decides a stage's result, itself and upstream, as flat ``key: value``."""
+    plain = to_dict(run.config)
+    found: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
+    for section in ("data", *STAGES[: STAGES.index(stage) + 1]):
+        for key, value in plain[section].items():
+            if key not in _NEUTRAL[section]:
+                found[f"{section}.{key}"] = value
+    if stage == "evaluate":
+        found["learn.methods"] = plain["learn"]["methods"]
+    return found
+
+
+class Stage:
+    """One stage's folder. Use: ``if stage.done: return``, work, ``stage.finish()``.
+
+    A stage that was started or finished from other inputs stops and says what changed; ``redo``
+    deletes it first.
+
+    Raises:
+        UserError: inputs changed since the stage was started.
+    """
+
+    def __init__(self, run: Run, name: str, context: Context, redo: bool = False) -> None:
+        self.folder = run.dir / name
+        self.name = name
+        self.context = context
+        self.inputs = inputs(run, name)
+        if context.main:
+            if redo and self.folder.exists():
+                shutil.rmtree(self.folder)
+            self._check(run)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / "inputs.json", self.inputs)
+            _write(run.dir / "config.yaml", to_dict(run.config))  # JSON is YAML
+            _write(run.dir / "provenance.json", provenance(run, context))
+        context.barrier(f"{name}-open")
+        self.done = (self.folder / "done.json").is_file()
+        if self.done and context.main:
+            log.info("%s: done already (%s)", name, self.folder)
+
+    def _check(self, run: Run) -> None:
+        path = self.folder / "inputs.json"
+        before = json.loads(path.read_text()) if path.is_file() else self.inputs
+        for stage in STAGES[: STAGES.index(self.name)]:
+            if not (run.dir / stage / "done.json").is_file():
+                raise UserError(f"{run.dir / stage}: {stage} is not finished; run dist-train {stage} first")
+        changed = [
+            f"{key}: {before.get(key)!r} -> {self.inputs.get(key)!r}"
+            for key in sorted({*before, *self.inputs})
+            if before.get(key) != self.inputs.get(key)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.folder}: was made from other inputs ({'; '.join(changed[:4])}); "
+                f"take another --name, or --redo to delete it and start again"
+            )
+
+    def finish(self, **facts: Any) -> None:
+        """All ranks are through: mark the stage as done."""
+        self.context.barrier(f"{self.name}-finish")
+        if self.context.main:
+            _write(self.folder / "done.json", {"inputs": digest(self.inputs), **facts})
+        self.context.barrier(f"{self.name}-finished")
+        self.done = True
+
+
+def provenance(run: Run, context: Context) -> dict[str, Any]:
+    """Enough to make a number again: commit, versions, hashes, seeds, machine, command."""
+    packages = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy")
+    return {
+        "dist_train": dist_train.__version__,
+        "commit": git_commit(),
+        "command": " ".join(["dist-train", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},
+        "machine": {"platform": platform.platform(), "ranks": context.world, "device": str(context.device)},
+        "shards": run.shards.hash,
+        "split": {"name": run.split.name, "hash": run.split.hash, "holdout": run.config.data.holdout},
+        "seeds": {"seed": run.config.seed, "evaluate.seed": run.config.evaluate.seed},
+    }
+
+
+def git_commit() -> str:
+    """The checkout's commit, ``-dirty`` where files are changed; "not a checkout" in a wheel."""
+    here = Path(dist_train.__file__).parent.parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a checkout"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())

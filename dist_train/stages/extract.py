@@ -1,0 +1,71 @@
+"""Chapter 2: the frozen backbone looks at every image once."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from dist_train.context import Context
+from dist_train.data.activations import Store, load
+from dist_train.data.loader import eval_batches
+from dist_train.data.shards import atomic_write
+from dist_train.engine.metrics import progress
+from dist_train.engine.precision import MixedPrecision
+from dist_train.stages.common import Run, Stage, log
+from dist_train.stages.pretrain import load_backbone
+
+TABLES = [(role, subset) for role in ("base", "novel") for subset in ("train", "val")]
+
+
+def run(run: Run, context: Context, redo: bool = False) -> None:
+    """Write the activations of base and novel, train and val, and the base classes' means.
+
+    The images go by in blocks; ranks share the blocks that are not written yet, so an interrupted
+    pass continues on any number of ranks, and memory holds one block.
+    """
+    stage = Stage(run, "extract", context, redo)
+    if stage.done:
+        return
+    config, data = run.config.extract, run.config.data
+    began = time.perf_counter()
+    model = load_backbone(run, context.device)
+    precision = MixedPrecision(config.precision, context.device)
+    images = 0
+    for role, subset in TABLES:
+        view = run.view(subset, role)
+        store = Store(stage.folder, f"{role}_{subset}", view, model.dim, config.block)
+        if context.main:
+            store.create()
+        context.barrier(f"extract-{role}-{subset}")
+        todo = store.missing()
+        context.barrier(f"extract-{role}-{subset}-seen")
+        mine = todo[context.rank :: context.world]
+        spans = [store.span(int(block)) for block in mine]
+        ids = np.concatenate([view.ids[a:b] for a, b in spans]) if spans else np.zeros(0, np.int64)
+        bar = progress(len(ids), 0, f"extract {role} {subset}", "img", context.main)
+        rows: list[np.ndarray] = []
+        pending = list(zip(mine, spans, strict=True))
+        with torch.inference_mode():
+            for batch in eval_batches(view, ids, data, config.batch, context) if len(ids) else ():
+                with precision.autocast():
+                    features = model.features(batch.images)
+                rows.append(features.to(torch.float16).cpu().numpy())
+                bar.update(len(batch.ids))
+                have = sum(map(len, rows))
+                while pending and have >= (size := pending[0][1][1] - pending[0][1][0]):
+                    table = np.concatenate(rows)
+                    store.write(int(pending.pop(0)[0]), table[:size])
+                    rows, have = [table[size:]], have - size
+        assert not pending, "every block is written"
+        bar.close()
+        images += len(ids)
+        context.barrier(f"extract-{role}-{subset}-written")
+    if context.main:
+        means = load(stage.folder, "base_train").means()
+        with atomic_write(stage.folder / "means.f32.npy") as file:
+            np.save(file, means)
+        log.info("extract: class means of %d base classes in %s", len(means), stage.folder)
+    seconds = time.perf_counter() - began
+    stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1))

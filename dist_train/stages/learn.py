@@ -1,0 +1,166 @@
+"""Chapter 3: the predictor learns to turn activations into classifier rows (paper, section 3)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dist_train.config import LearnConfig
+from dist_train.context import Context
+from dist_train.data.activations import Activations, load
+from dist_train.data.augment import uniforms
+from dist_train.engine import checkpoint
+from dist_train.engine.metrics import Metrics, progress
+from dist_train.engine.optim import release_steps, set_lr
+from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.strategy import sum_gradients
+from dist_train.errors import UserError
+from dist_train.models.predictor import Predictor
+from dist_train.stages.common import Run, Stage, log
+
+_DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
+
+
+def run(run: Run, context: Context, redo: bool = False) -> None:
+    """Train each of ``learn.methods`` on the base activations; leaves ``learn/METHOD/final``."""
+    stage = Stage(run, "learn", context, redo)
+    if stage.done:
+        stage.done = all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods)
+    if stage.done:
+        return
+    extract = run.dir / "extract"
+    bank = Bank(load(extract, "base_train"), load(extract, "base_val"), np.load(extract / "means.f32.npy"), context)
+    facts = {}
+    for number, method in enumerate(run.config.learn.methods):
+        folder = stage.folder / method
+        if not (folder / "final").is_dir():
+            facts[method] = train(method, bank, run.config.learn, folder, run.config.seed + number, context)
+        context.barrier(f"learn-{method}")
+    stage.finish(iterations_per_s=facts)
+
+
+class Bank:
+    """The base activations where they are used: whole on a GPU, memory-mapped on a CPU.
+
+    Attributes:
+        train: float16 [N, C].
+        first, count: int64 [classes], rows of each class.
+        means: float32 [classes, C].
+        val, val_labels: float32 [Q, C] and int64 [Q], for the base accuracy that is logged.
+    """
+
+    def __init__(self, train: Activations, val: Activations, means: np.ndarray, context: Context) -> None:
+        device = context.device
+        self.device = device
+        self.train = torch.from_numpy(train.rows).to(device)
+        self.first = torch.from_numpy(train.offsets[:-1]).to(device)
+        self.count = torch.from_numpy(np.diff(train.offsets)).to(device)
+        self.means = torch.from_numpy(np.asarray(means)).to(device)
+        mine = slice(context.rank, None, context.world)
+        self.val = torch.from_numpy(val.rows[mine].astype(np.float32)).to(device)
+        self.val_labels = torch.from_numpy(val.labels[mine]).to(device)
+        self.queries = len(val.ids)
+
+    def draw(self, seed: int, step: int, p_mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For ``_DRAW_AHEAD`` steps from ``step`` and every class: whether the mean stands for it, the
+        row that stands for it otherwise, and the query's row: [steps, classes] each. A pure function
+        of (seed, step, class): the same on any number of ranks, and after a resume."""
+        classes = len(self.count)
+        steps = np.repeat(np.arange(step, step + _DRAW_AHEAD, dtype=np.int64), classes)
+        labels = np.tile(np.arange(classes, dtype=np.int64), _DRAW_AHEAD)
+        u = torch.from_numpy(uniforms(seed, steps, labels, 3)).to(self.device).view(_DRAW_AHEAD, classes, 3)
+        use_mean = u[..., 0] < p_mean
+        support, query = (self.first + (u[..., k] * self.count).long() for k in (1, 2))
+        return use_mean, support, query
+
+
+def train(method: str, bank: Bank, config: LearnConfig, folder: Path, seed: int, context: Context) -> float:
+    """Train one predictor; continues from its last checkpoint. Returns iterations/s.
+
+    One step: one statistic and one query a class; every rank computes all rows and classifies its
+    share of the queries, so that the gradient is the same on any number of ranks.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    p_mean = 1.0 if method == "phi2star" else config.p_mean
+    torch.manual_seed(seed)
+    model = Predictor(method, bank.means.shape[1], config).to(context.device)
+    assert_float32(model)
+    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    precision = MixedPrecision(config.precision, context.device)
+    saved = checkpoint.load_latest(folder / "checkpoints", context.device)
+    start = 0
+    if saved:
+        model.load_state_dict(saved.tensors["model"])
+        optimizer.load_state_dict(saved.tensors["optimizer"])
+        precision.scaler.load_state_dict(saved.tensors["scaler"])
+        start = saved.state["step"]
+    metrics = Metrics(folder, start) if context.main else None
+    bar = progress(config.steps, start, f"learn {method}", "it", context.main)
+    labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
+    loss_sum = torch.zeros((), device=context.device)
+    began, paused, logged = time.perf_counter(), 0.0, start
+    for step in range(start, config.steps):
+        if step == start or step % _DRAW_AHEAD == 0:
+            block = step - step % _DRAW_AHEAD
+            use_mean, support, query = bank.draw(seed, block, p_mean)
+        row = step % _DRAW_AHEAD
+        statistics = bank.means.clone()
+        single = (~use_mean[row]).nonzero().squeeze(1)
+        statistics[single] = bank.train[support[row, single]].float()
+        queries = bank.train[query[row, labels]].float()
+        with precision.autocast():
+            logits = model.query(queries) @ model(statistics).T
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum") / len(bank.count)
+        set_lr(optimizer, release_steps(step, config.steps, config.lr) if config.schedule == "release" else config.lr)
+        precision.backward(loss)
+        sum_gradients(model, context)
+        precision.step(optimizer)
+        loss_sum += loss.detach()
+        number = step + 1
+        if number % config.log_every == 0 or number == config.steps:
+            stop = time.perf_counter()
+            mean_loss = context.sum(loss_sum).item() / (number - logged)
+            if not np.isfinite(mean_loss):
+                raise UserError(f"learn {method}: loss is {mean_loss} at step {number}: lower learn.lr")
+            top1 = base_top1(model, bank, context)
+            if metrics:
+                rate = (number - start) / (stop - began - paused)
+                values = {"train/loss": mean_loss, "eval/base_top1(%)": top1, "optim/lr": optimizer.param_groups[0]["lr"]}
+                metrics.write(number, {**values, "time/throughput(it/s)": rate})
+                bar.set_postfix(loss=f"{mean_loss:.3f}", base=f"{top1:.1f}%")
+                bar.update(number - bar.n)
+            loss_sum.zero_()
+            logged = number
+            paused += time.perf_counter() - stop
+        if number % config.checkpoint_every == 0 and number < config.steps and context.main:
+            tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            tensors["scaler"] = precision.scaler.state_dict()
+            checkpoint.save(checkpoint.step_path(folder / "checkpoints", number), tensors, {"step": number})
+            checkpoint.retain(folder / "checkpoints", 2)
+    rate = (config.steps - start) / max(time.perf_counter() - began - paused, 1e-9)
+    bar.close()
+    if context.main:
+        assert metrics is not None
+        metrics.close()
+        checkpoint.save(folder / "final", {"model": model.state_dict()}, {"method": method, "step": config.steps})
+        log.info("learn: %s, %d steps, %.1f it/s", method, config.steps - start, rate)
+    return round(rate, 2)
+
+
+@torch.inference_mode()
+def base_top1(model: Predictor, bank: Bank, context: Context) -> float:
+    """Accuracy in percent of base validation images among the base classes, rows predicted from means."""
+    rows = model(bank.means)
+    correct = sum(
+        ((model.query(q) @ rows.T).argmax(1) == y).sum()
+        for q, y in zip(bank.val.split(8192), bank.val_labels.split(8192), strict=True)
+    )
+    total = context.sum(torch.as_tensor(correct, dtype=torch.float64, device=bank.device))
+    return 100 * total.item() / bank.queries
+

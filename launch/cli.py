@@ -1,0 +1,221 @@
+"""The command line: ``dist-train COMMAND``. Options and YAML keys are the same names."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+import dist_train
+from dist_train.config import Config, DrawConfig, PackConfig, configs_dir
+from dist_train.errors import UserError
+
+STAGES = ("pretrain", "extract", "learn", "evaluate")
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser; bad input becomes one line, with the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise UserError(_one_line(message, _keys(self)))
+
+
+def build_parser() -> Parser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(
+        prog="dist-train",
+        description="Few-shot image recognition by predicting parameters from activations (Qiao et al. 2018): "
+        "ImageNet archives to shards, backbone, activations, predictor, table.",
+        version=dist_train.__version__,
+    )
+    commands = parser.add_subcommands(dest="command", required=True)
+
+    pack = Parser(description="Archives or image folders to WebDataset shards with an index; repeat to continue.")
+    pack.add_class_arguments(PackConfig, skip={"draw"})
+    pack.add_argument("--out", type=Path, required=True, help="Folder for the shards.")
+    commands.add_subcommand("pack", pack, help="archives or image folders to shards")
+
+    verify = Parser(description="Hashes, counts and a full decode with the training decoder; names shard and key.")
+    verify.add_argument("shards", type=Path, help="Folder made by pack.")
+    verify.add_argument("--workers", type=int, default=0, help="Processes; 0 = one per usable CPU.")
+    commands.add_subcommand("verify", verify, help="check shards completely")
+
+    split = Parser(description="Make a split file (base, novel and pseudo-novel wnids) from a seed or from lists.")
+    split.add_argument("--shards", type=Path, help="Take the classes of these shards ...")
+    split.add_argument("--wnids", type=Path, help="... or of this file: the first word of each line.")
+    split.add_argument("--novel", type=int, help="Number of novel classes, drawn by the seed.")
+    split.add_argument("--pseudo_novel", type=int, default=0, help="Number of base classes to mark as pseudo-novel.")
+    split.add_argument("--novel_list", type=Path, help="Novel classes from a file instead.")
+    split.add_argument("--seed", type=int, default=0, help="Seed of the drawing.")
+    split.add_argument("--out", type=Path, required=True, help="Split file to write (.json).")
+    commands.add_subcommand("split", split, help="make a split file")
+
+    draw = Parser(description="Draw an image folder with base and novel classes, to try things without data.")
+    draw.add_class_arguments(DrawConfig)
+    draw.add_argument("--out", type=Path, required=True, help="Folder: gets train/, val/ and split.json.")
+    commands.add_subcommand("draw", draw, help="draw example images")
+
+    whole = "all stages in turn (pack where asked, pretrain, extract, learn, evaluate), skipping what is done"
+    for name in ("run", *STAGES):
+        stage = Parser(description=f"Run {whole}." if name == "run" else f"Run the stage {name}.")
+        stage.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
+        stage.add_class_arguments(Config)
+        stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
+        commands.add_subcommand(name, stage, help=whole if name == "run" else f"the stage {name} alone")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Exit code 0; 1 for bad input, 130 for Ctrl-C."""
+    warnings.filterwarnings("ignore", message=".*jsonargparse.*")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dist_train").setLevel(logging.INFO)
+    warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        parser = build_parser()
+        options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
+        command: str = options.command
+        given: Namespace = options[command]
+        action: Callable[[Parser, Namespace], int] = globals().get(f"_{command}", _stages)
+        return action(parser, options) if action is _stages else action(parser, given)
+    except UserError as error:
+        print(f"dist-train: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dist-train: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _pack(parser: Parser, given: Namespace) -> int:
+    from dist_train.data.pack import pack
+
+    values = given.as_dict()
+    out = values.pop("out")
+    pack(_make(PackConfig, values), out)
+    return 0
+
+
+def _verify(parser: Parser, given: Namespace) -> int:
+    from dist_train.data.verify import verify
+
+    problems = verify(given.shards, given.workers)
+    for problem in problems:
+        print(problem)
+    print(f"{given.shards}: {len(problems)} problem(s)" if problems else f"{given.shards}: all is well")
+    return 1 if problems else 0
+
+
+def _split(parser: Parser, given: Namespace) -> int:
+    from dist_train.data.shards import open_shards
+    from dist_train.data.splits import Split, draw_split, save_split
+
+    if (given.shards is None) == (given.wnids is None):
+        raise UserError("split: give the classes by --shards or by --wnids, one of the two")
+    if (given.novel is None) == (given.novel_list is None):
+        raise UserError("split: give the novel classes by --novel N or by --novel_list FILE, one of the two")
+    classes = list(open_shards(given.shards).classes) if given.shards else _words(given.wnids)
+    if given.novel is not None:
+        split = draw_split(given.out.stem, sorted(classes), given.novel, given.pseudo_novel, given.seed)
+    else:
+        novel = _words(given.novel_list)
+        unknown = sorted(set(novel) - set(classes))
+        if unknown:
+            raise UserError(f"{given.novel_list}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list")
+        base = sorted(set(classes) - set(novel))
+        text = f"novel = the list {given.novel_list.name}"
+        pseudo: tuple[str, ...] = ()
+        if given.pseudo_novel:
+            pseudo = draw_split("", base, given.pseudo_novel, 0, given.seed).novel
+            text += f", pseudo-novel = the {given.pseudo_novel} base wnids with the smallest sha256('{given.seed}:WNID')"
+        split = Split(given.out.stem, tuple(base), tuple(sorted(novel)), pseudo, text)
+    save_split(split, given.out)
+    print(f"{given.out}: {len(split.base)} base ({len(split.pseudo_novel)} pseudo-novel), {len(split.novel)} novel, {split.hash}")
+    return 0
+
+
+def _draw(parser: Parser, given: Namespace) -> int:
+    from dist_train.data.drawing import draw_dataset
+
+    values = given.as_dict()
+    out = values.pop("out")
+    draw_dataset(_make(DrawConfig, values), out)
+    print(f"{out}: train/, val/ and split.json")
+    return 0
+
+
+def _stages(parser: Parser, options: Namespace) -> int:
+    command = options.command
+    redo = options[command].pop("redo")
+    options[command].pop("config", None)
+    try:
+        made = parser.instantiate_classes(options)[command]
+        config = Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
+    except ValueError as error:
+        raise UserError(_one_line(str(error), [])) from None
+
+    from dist_train import context as contexts
+    from dist_train.stages import common, evaluate, extract, learn, pretrain
+    from dist_train.stages.prepare import prepare
+
+    chapters = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
+    with contexts.start() as context:
+        if not context.main:
+            logging.getLogger("dist_train").setLevel(logging.WARNING)
+        if command == "run":
+            prepare(config, context)
+        run = common.open_run(config)
+        for name in STAGES if command == "run" else (command,):
+            chapters[name].run(run, context, redo)
+    return 0
+
+
+def _make(kind: type[Any], values: dict[str, Any]) -> Any:
+    try:
+        return kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _words(path: Path) -> list[str]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a list of classes, one a line")
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def _named_configs(arguments: list[str]) -> list[str]:
+    """``--config demo`` is the packaged configs/demo.yaml, unless a file of that name is there."""
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
+        if (flag or before == "--config") and not Path(value).exists():
+            packaged = configs_dir() / f"{value.removesuffix('.yaml')}.yaml"
+            if not packaged.is_file():
+                names = ", ".join(sorted(path.stem for path in configs_dir().glob("*.yaml")))
+                raise UserError(f"--config {value}: no such file, and no packaged one of that name ({names})")
+            value = str(packaged)
+        found.append(flag + value)
+    return found
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+
+
+def _one_line(message: str, keys: list[str]) -> str:
+    """jsonargparse's message in one line, with the nearest key where one is unknown."""
+    line = " ".join(re.sub(r"\s+", " ", message).split())
+    unknown = re.search(r"Key '([\w.]+)' is not expected|[Uu]nrecognized arguments: --([\w.-]+)|No action for key \"([\w.]+)\"", line)
+    if unknown and keys:
+        key = next(group for group in unknown.groups() if group)
+        near = difflib.get_close_matches(key, keys, 1, 0.4)
+        leaf = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in keys], 1, 0.6)
+        hint = near or [k for k in keys if leaf and k.split(".")[-1] == leaf[0]]
+        return f"unknown key {key!r}" + (f"; did you mean {hint[0]!r}?" if hint else "; see --help")
+    return line

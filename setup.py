@@ -1,0 +1,13 @@
+"""Packages of the wheel: the code, and the configurations as ``dist_train/configs``."""
+
+from setuptools import find_packages, setup
+
+configs = ["", *(f".{name}" for name in ("splits",))]
+setup(
+    packages=[
+        *find_packages(include=["dist_train*", "launch*"]),
+        *(f"dist_train.configs{name}" for name in configs),
+    ],
+    package_dir={"dist_train.configs": "configs"},
+    package_data={"dist_train.configs": ["*.yaml"], "dist_train.configs.splits": ["*.json"]},
+)
