@@ -23,8 +23,11 @@ STAGES = ("pretrain", "extract", "learn", "evaluate")
 class Parser(ArgumentParser):
     """jsonargparse's parser; bad input becomes one line, with the nearest valid key."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)  # a shortened key is a mistyped key
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise UserError(_one_line(message, _keys(self)))
+        raise UserError(_one_line(message))
 
 
 def build_parser() -> Parser:
@@ -141,11 +144,14 @@ def _split(parser: Parser, given: Namespace) -> int:
 
 
 def _draw(parser: Parser, given: Namespace) -> int:
-    from dist_train.data.drawing import draw_dataset
+    from dist_train.data.drawing import draw, split_of
+    from dist_train.data.splits import save_split
 
     values = given.as_dict()
     out = values.pop("out")
-    draw_dataset(_make(DrawConfig, values), out)
+    options = _make(DrawConfig, values)
+    draw(options, out / "train", out / "val")
+    save_split(split_of(options), out / "split.json")
     print(f"{out}: train/, val/ and split.json")
     return 0
 
@@ -158,7 +164,7 @@ def _stages(parser: Parser, options: Namespace) -> int:
         made = parser.instantiate_classes(options)[command]
         config = Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
     except ValueError as error:
-        raise UserError(_one_line(str(error), [])) from None
+        raise UserError(_one_line(str(error))) from None
 
     from dist_train import context as contexts
     from dist_train.stages import common, evaluate, extract, learn, pretrain
@@ -190,7 +196,14 @@ def _words(path: Path) -> list[str]:
 
 
 def _named_configs(arguments: list[str]) -> list[str]:
-    """``--config demo`` is the packaged configs/demo.yaml, unless a file of that name is there."""
+    """``--config demo`` is the packaged configs/demo.yaml, unless a file of that name is there; and
+    options may be written with dashes (``--shorter-side``)."""
+    arguments = [
+        argument.split("=")[0].replace("-", "_").replace("__", "--", 1) + argument[len(argument.split("=")[0]) :]
+        if argument.startswith("--")
+        else argument
+        for argument in arguments
+    ]
     found = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
@@ -204,18 +217,22 @@ def _named_configs(arguments: list[str]) -> list[str]:
     return found
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
-    return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+def _keys() -> list[str]:
+    """Every key of a run's configuration: ``pretrain.epochs`` and so on."""
+    keys = []
+    for name, entry in Config.__dataclass_fields__.items():
+        keys.append(name)
+        if callable(entry.default_factory):
+            keys += [f"{name}.{key}" for key in entry.default_factory.__dataclass_fields__]
+    return keys + [f"pack.{key}" for key in PackConfig.__dataclass_fields__]
 
 
-def _one_line(message: str, keys: list[str]) -> str:
+def _one_line(message: str) -> str:
     """jsonargparse's message in one line, with the nearest key where one is unknown."""
-    line = " ".join(re.sub(r"\s+", " ", message).split())
-    unknown = re.search(r"Key '([\w.]+)' is not expected|[Uu]nrecognized arguments: --([\w.-]+)|No action for key \"([\w.]+)\"", line)
-    if unknown and keys:
-        key = next(group for group in unknown.groups() if group)
-        near = difflib.get_close_matches(key, keys, 1, 0.4)
-        leaf = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in keys], 1, 0.6)
-        hint = near or [k for k in keys if leaf and k.split(".")[-1] == leaf[0]]
-        return f"unknown key {key!r}" + (f"; did you mean {hint[0]!r}?" if hint else "; see --help")
-    return line
+    line = re.sub(r"\s+", " ", message).strip()
+    unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Key) '?(?:--)?([\w.]+)", line)
+    if unknown is None or "Expected a" in line:
+        return line
+    key = unknown[1]
+    near = difflib.get_close_matches(key, _keys(), 1, 0.5)
+    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")

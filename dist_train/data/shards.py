@@ -222,7 +222,7 @@ def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # or it keeps every header of a large archive in memory
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps every header of a large archive in memory
                 if member.isreg():
                     yield member
             end = tar.offset

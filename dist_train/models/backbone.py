@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from dist_train.errors import UserError
 
 
 def resnet_names() -> list[str]:
-    """The torchvision models that this program trains."""
+    """The models that this program trains: torchvision's ResNets, and the few-shot literature's
+    ResNet-10 (one basic block a stage; Hariharan & Girshick 2017), which torchvision does not name."""
     names = torchvision.models.list_models(module=torchvision.models)
-    return [name for name in names if "resnet" in name or "resnext" in name]
+    return ["resnet10", *(name for name in names if "resnet" in name or "resnext" in name)]
 
 
 class Backbone(nn.Module):
@@ -20,20 +22,23 @@ class Backbone(nn.Module):
     fully connected classifier on it.
 
     Args:
-        name: torchvision's name.
+        name: torchvision's name, or resnet10.
         num_classes: rows of the classifier.
         small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
             (He et al. 2016, section 4.2).
 
     Raises:
-        UserError: not one of torchvision's ResNets.
+        UserError: not one of ``resnet_names()``.
     """
 
     def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
         super().__init__()
         if name not in resnet_names():
-            raise UserError(f"pretrain.model={name!r}: not a torchvision ResNet; one of {', '.join(resnet_names())}")
-        self.body = torchvision.models.get_model(name, weights=None)
+            raise UserError(f"pretrain.model={name!r}: not a ResNet of torchvision; one of {', '.join(resnet_names())}")
+        if name == "resnet10":
+            self.body = ResNet(BasicBlock, [1, 1, 1, 1])
+        else:
+            self.body = torchvision.models.get_model(name, weights=None)
         self.dim: int = self.body.fc.in_features
         self.body.fc = nn.Identity()
         self.head = nn.Linear(self.dim, num_classes)

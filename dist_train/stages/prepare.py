@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
 
 from dist_train.config import Config
 from dist_train.context import Context
-from dist_train.data.drawing import draw_dataset
+from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
-
-log = logging.getLogger("dist_train")
+from dist_train.data.splits import save_split
 
 
 def prepare(config: Config, context: Context) -> None:
@@ -19,7 +18,8 @@ def prepare(config: Config, context: Context) -> None:
         UserError: an archive is missing or wrong (see ``pack``).
     """
     if context.main and config.pack and not (config.data.shards / "index.json").is_file():
-        if config.pack.draw and config.pack.train:
-            draw_dataset(config.pack.draw, config.pack.train.parent)
+        if config.pack.draw and config.pack.train and config.pack.val:
+            draw(config.pack.draw, config.pack.train, config.pack.val)
+            save_split(split_of(config.pack.draw), Path(config.data.split))
         pack(config.pack, config.data.shards)
     context.barrier("prepare")

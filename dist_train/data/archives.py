@@ -1,0 +1,350 @@
+"""Where every source image lies: archives and folders are listed, never unpacked.
+
+Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its headers only) or a
+folder with a folder per class. Val is ``ILSVRC2012_img_val.tar`` or a flat folder, with labels from
+the devkit; or a folder with a folder per class. Hidden files (``.DS_Store``) are left aside; any
+other file counts as an image, and the packer reports those that are none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from dist_train.data.devkit import DEVKIT_REMEDY, devkit_labels, val_number
+from dist_train.data.pool import progress_bar
+from dist_train.data.shards import iter_tar
+from dist_train.errors import UserError
+
+TRAIN_REMEDY = "give ILSVRC2012_img_train.tar or a folder with one folder per class"
+VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, or a folder with one folder per class"
+
+# First bytes of compressed files: reading at a position needs them as they are.
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "zip",
+}
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_KEY_BYTES = 90  # with its extension a key has to fit the 100 bytes of a plain tar header
+
+
+class Item(NamedTuple):
+    """One source image: its bytes lie at [offset, offset + size) of the file ``path``."""
+
+    path: str
+    offset: int
+    size: int
+    key: str
+    label: int
+    source: str
+    """For messages: the archive and the name in it."""
+
+
+class Found(NamedTuple):
+    """A listed file: name below the source ("class/file" or "file"), offset and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Items:
+    """The N source images of a subset, as columns (1.28 million rows take about 150 MB).
+
+    Attributes:
+        source: the archive, or the folder.
+        folder: whether it is a folder.
+        names: N names below the source, "class/file" or "file".
+        offset, size: int64 [N], place in the archive, in bytes (a folder's files: offset 0).
+        label: int32 [N], index in the sorted classes.
+    """
+
+    source: Path
+    folder: bool
+    names: list[str]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of sha256 over names, places and labels (not over the images' bytes)."""
+        content = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
+        for column in (self.offset, self.size, self.label):
+            content.update(column.tobytes())
+        return content.hexdigest()[:16]
+
+    def where(self, row: int) -> str:
+        return f"{self.source}: {self.names[row]}"
+
+    def __getitem__(self, row: int) -> Item:
+        name = self.names[row]
+        path = self.source / name if self.folder else self.source
+        place = int(self.offset[row]), int(self.size[row])
+        return Item(str(path), *place, sample_key(name), int(self.label[row]), self.where(row))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What there is to pack: sorted classes (wnids), and the images of each subset."""
+
+    classes: list[str]
+    subsets: dict[str, Items]
+
+
+def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = True) -> Scan:
+    """List all source images; the classes are those of ``train``.
+
+    Raises:
+        UserError: a source is missing, damaged, of the wrong kind, or does not fit the others; two
+            images of a subset have the same key.
+    """
+    found = list(_list_train(train, progress))
+    classes = sorted({_group(file.name) for file in found})
+    subsets = {"train": _by_folder(train, found, classes)}
+    if val is not None:
+        subsets["val"] = _scan_val(val, devkit, classes, progress)
+    elif devkit is not None:
+        raise UserError(
+            f"--devkit {devkit}: it labels the validation images; give --val too, or leave it out"
+        )
+    for items in subsets.values():
+        _check_keys(items)
+    return Scan(classes, subsets)
+
+
+def sample_key(name: str) -> str:
+    """The key of "class/stem.ext" or "stem.ext": the stem, with the class before it if it is not
+    there yet. Webdataset takes all after a key's first dot for its extension, so anything but
+    letters, digits, ``-`` and ``_`` becomes ``_``."""
+    group, file = _group(name), name.rpartition("/")[2]
+    stem = file.rpartition(".")[0] or file
+    if group and stem != group and not stem.startswith(f"{group}_"):
+        stem = f"{group}_{stem}"
+    return re.sub(r"[^\w-]", "_", stem)
+
+
+def _group(name: str) -> str:
+    """The class of "class/.../file"; empty for "file"."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def _list_train(path: Path, progress: bool) -> Iterator[Found]:
+    if path.is_dir():
+        return _list_class_folders(path, "train", progress, TRAIN_REMEDY)
+    return _list_tar_of_tars(path, progress)
+
+
+def _scan_val(path: Path, devkit: Path | None, classes: list[str], progress: bool) -> Items:
+    if path.is_dir() and any(entry.is_dir() for entry in _entries(path)):
+        found = list(_list_class_folders(path, "val", progress, VAL_REMEDY))
+        strange = sorted({_group(file.name) for file in found} - set(classes))
+        if strange:
+            raise UserError(
+                f"{path}: class {strange[0]!r} is not among the training classes; remove it or add it there"
+            )
+        return _by_folder(path, found, classes)
+    found = list(_list_flat(path) if path.is_dir() else _list_flat_tar(path, progress))
+    if not found:
+        raise UserError(f"{path}: holds no validation image; {VAL_REMEDY}")
+    if devkit is None:
+        raise UserError(f"{path}: its images carry no labels; {DEVKIT_REMEDY}")
+    return _by_number(path, found, devkit_labels(devkit, classes))
+
+
+# ---- listing
+
+
+def _list_tar_of_tars(path: Path, progress: bool) -> Iterator[Found]:
+    """Images of a training archive; a class comes as one inner tar, named after it."""
+    with _open_tar(path, TRAIN_REMEDY) as file, _scan_bar(file, "train", progress) as bar:
+        classes = 0
+        for outer in _members(file, str(path)):
+            classes += 1
+            inner = Path(outer.name)
+            if inner.suffix != ".tar":
+                guess = (
+                    "this looks like the validation archive"
+                    if val_number(inner.name)
+                    else "not one tar per class"
+                )
+                raise UserError(f"{path}: holds {outer.name!r}: {guess}; as --train {TRAIN_REMEDY}")
+            empty = True
+            part = io.BufferedReader(_Slice(file.fileno(), outer.offset_data, outer.size))
+            for member in _members(part, f"{path}: {outer.name}"):
+                offset = outer.offset_data + member.offset_data
+                bar.update(offset - bar.n)
+                empty = False
+                yield Found(f"{inner.stem}/{Path(member.name).name}", offset, member.size)
+            if empty:
+                raise UserError(f"{path}: {outer.name}: holds no image; fetch the archive again")
+        if classes == 0:
+            raise UserError(f"{path}: holds no class; {TRAIN_REMEDY}")
+        bar.update(bar.total - bar.n)
+
+
+def _list_flat_tar(path: Path, progress: bool) -> Iterator[Found]:
+    with _open_tar(path, VAL_REMEDY) as file, _scan_bar(file, "val", progress) as bar:
+        for member in _members(file, str(path)):
+            if member.name.endswith(".tar"):
+                guess = "this looks like the training archive"
+                raise UserError(f"{path}: holds {member.name!r}: {guess}; as --val {VAL_REMEDY}")
+            bar.update(member.offset_data - bar.n)
+            yield Found(Path(member.name).name, member.offset_data, member.size)
+        bar.update(bar.total - bar.n)
+
+
+def _list_class_folders(path: Path, subset: str, progress: bool, remedy: str) -> Iterator[Found]:
+    entries = _entries(path)
+    loose = [
+        entry.name for entry in entries if entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES)
+    ]
+    if loose:
+        raise UserError(f"{path}: image {loose[0]!r} lies in no class folder; move or remove it, or {remedy}")
+    folders = [entry for entry in entries if entry.is_dir()]
+    if not folders:
+        raise UserError(f"{path}: holds no class folder; {remedy}")
+    with progress_bar(len(folders), f"scan {subset}", "class", progress) as bar:
+        for folder in folders:
+            files = list(_walk(Path(folder.path), folder.name))
+            if not files:
+                raise UserError(f"{folder.path}: the class has no image; add some or remove the folder")
+            yield from files
+            bar.update()
+
+
+def _list_flat(path: Path) -> Iterator[Found]:
+    return (Found(entry.name, 0, entry.stat().st_size) for entry in _entries(path))
+
+
+def _walk(folder: Path, name: str) -> Iterator[Found]:
+    """Files below a class folder, by name (some sets have ``class/images/x.jpg``)."""
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{name}/{entry.name}")
+        elif entry.is_file():
+            yield Found(f"{name}/{entry.name}", 0, entry.stat().st_size)
+        else:
+            raise UserError(f"{entry.path}: a broken link or no regular file; remove it")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _members(file: Any, name: str) -> Iterator[tarfile.TarInfo]:
+    return (member for member in iter_tar(file, name) if not Path(member.name).name.startswith("."))
+
+
+def _open_tar(path: Path, remedy: str) -> io.FileIO:
+    """Unbuffered: a header is 512 bytes, and the images between two are jumped over."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; {remedy}")
+    try:
+        file = io.FileIO(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    start = os.pread(file.fileno(), 8, 0)
+    for magic, kind in COMPRESSED.items():
+        if start.startswith(magic):
+            file.close()
+            raise UserError(
+                f"{path}: is {kind}-compressed, its images cannot be read in place; uncompress it to a .tar"
+            )
+    return file
+
+
+def _scan_bar(file: io.FileIO, subset: str, show: bool) -> tqdm[Any]:
+    return progress_bar(os.fstat(file.fileno()).st_size, f"scan {subset}", "B", show)
+
+
+class _Slice(io.RawIOBase):
+    """Bytes [start, start + size) of an open file, as a file with a position of its own."""
+
+    def __init__(self, descriptor: int, start: int, size: int) -> None:
+        self.descriptor, self.start, self.size, self.position = descriptor, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        room = max(0, self.size - self.position)
+        count = os.preadv(self.descriptor, [memoryview(buffer)[:room]], self.start + self.position)
+        self.position += count
+        return count
+
+
+# ---- labels
+
+
+def _columns(source: Path, found: list[Found], label: Iterable[int]) -> Items:
+    offset = np.fromiter((file.offset for file in found), np.int64, len(found))
+    size = np.fromiter((file.size for file in found), np.int64, len(found))
+    labels = np.fromiter(label, np.int32, len(found))
+    return Items(source, source.is_dir(), [file.name for file in found], offset, size, labels)
+
+
+def _by_folder(source: Path, found: list[Found], classes: list[str]) -> Items:
+    position = {wnid: label for label, wnid in enumerate(classes)}
+    return _columns(source, found, (position[_group(file.name)] for file in found))
+
+
+def _by_number(source: Path, found: list[Found], labels: list[int]) -> Items:
+    """Label of image number n: line n of the ground truth."""
+    numbers = [val_number(file.name) for file in found]
+    for file, number in zip(found, numbers, strict=True):
+        if not 1 <= number <= len(labels):
+            raise UserError(
+                f"{source}: image {file.name!r} has no label: the devkit names ILSVRC2012_val_00000001 to "
+                f"{len(labels):08d}; {VAL_REMEDY}"
+            )
+    if len(set(numbers)) != len(labels):
+        raise UserError(
+            f"{source}: holds {len(set(numbers))} validation images, the devkit labels {len(labels)}; "
+            f"fetch the archive again, or give the devkit that belongs to it"
+        )
+    return _columns(source, found, (labels[number - 1] for number in numbers))
+
+
+def _check_keys(items: Items) -> None:
+    first: dict[str, int] = {}
+    for row, name in enumerate(items.names):
+        key = sample_key(name)
+        if first.setdefault(key, row) != row:
+            raise UserError(
+                f"two images have the key {key!r}: {items.where(first[key])} and {items.where(row)}; "
+                f"rename or remove one"
+            )
+        if len(key.encode()) > MAX_KEY_BYTES:
+            raise UserError(
+                f"{items.where(row)}: the name makes a key of over {MAX_KEY_BYTES} bytes; shorten it"
+            )

@@ -1,0 +1,76 @@
+"""The development kit of ILSVRC2012: which class each validation image has."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+
+from dist_train.errors import UserError
+
+DEVKIT_REMEDY = "give ILSVRC2012_devkit_t12.tar.gz as --devkit"
+
+
+def val_number(name: str) -> int:
+    """n of ``ILSVRC2012_val_0000000n.JPEG``, counted from 1; 0 for any other name."""
+    match = re.match(r"ILSVRC2012_val_(\d{8})\b", name)
+    return int(match[1]) if match else 0
+
+
+def devkit_labels(path: Path, classes: list[str]) -> list[int]:
+    """Label of each validation image, in the order of their numbers: a position in ``classes``.
+
+    The ground truth has ILSVRC ids, which are not positions in the sorted wnids: id -> wnid (in
+    meta.mat) -> position.
+
+    Raises:
+        UserError: not a devkit, a damaged one, or one with classes that are not in ``classes``.
+    """
+    files = _devkit_files(path)
+    try:
+        synsets = np.atleast_1d(loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"])
+        wnids = {
+            int(number): str(wnid)
+            for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+        }
+        ids = [int(line) for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
+    except Exception as error:  # scipy raises nearly anything on a damaged file
+        raise UserError(
+            f"{path}: meta.mat or the ground truth cannot be read ({error}); {DEVKIT_REMEDY}"
+        ) from None
+    position = {wnid: label for label, wnid in enumerate(classes)}
+    for number in dict.fromkeys(ids):
+        if number not in wnids:
+            raise UserError(f"{path}: the ground truth has id {number}, meta.mat has not; {DEVKIT_REMEDY}")
+        if wnids[number] not in position:
+            raise UserError(
+                f"{path}: labels images as {wnids[number]!r}, which is not among the training classes; "
+                f"give the devkit and the validation images that belong to --train"
+            )
+    return [position[wnids[number]] for number in ids]
+
+
+def _devkit_files(path: Path) -> dict[str, bytes]:
+    wanted = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {DEVKIT_REMEDY}")
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                inner = Path(member.name)
+                if member.isreg() and inner.parent.name == "data" and inner.name in wanted:
+                    content = tar.extractfile(member)
+                    assert content is not None  # it is a regular file
+                    files[inner.name] = content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path}: not a complete devkit ({error}); {DEVKIT_REMEDY}") from None
+    for name in wanted:
+        if name not in files:
+            raise UserError(f"{path}: not the devkit, it has no data/{name}; {DEVKIT_REMEDY}")
+    return files

@@ -1,0 +1,293 @@
+"""From archives or folders to shards: shuffle, cut, write in parallel, continue where it stopped.
+
+The plan (which image goes into which shard, in which order) is a pure function of the sources and
+the options, and each shard is a pure function of its part of the plan: any number of workers and
+any number of interruptions give the same bytes. While it runs, ``OUT/.pack`` holds the plan and a
+record per finished shard; ``index.json`` comes last, and then ``.pack`` goes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from dist_train.config import PackConfig, digest
+from dist_train.data.archives import Items, Scan, scan
+from dist_train.data.pack_report import print_report, summarise
+from dist_train.data.pack_shard import Encoding, ShardTask, read_blobs, recode, write_shard
+from dist_train.data.pool import progress_bar, run_tasks
+from dist_train.data.shards import (
+    SUBSETS,
+    VERSION,
+    Shard,
+    ShardSet,
+    atomic_write,
+    open_shards,
+    read_index,
+    sample_dtype,
+    write_index,
+)
+from dist_train.errors import UserError
+
+IDX_BYTES = 128  # an image's line in the .idx file, about
+SAMPLE = 64  # images re-encoded in advance, to learn how small they get
+
+
+class Part(NamedTuple):
+    """The images of one shard: rows of the subset's ``Items``, and the bytes it will take, about."""
+
+    subset: str
+    number: int
+    rows: npt.NDArray[np.int64]
+    bytes: int
+
+    def tar(self, out: Path) -> Path:
+        return out / self.subset / f"{self.number:06d}.tar"
+
+    def record(self, out: Path) -> Path:
+        return out / ".pack" / f"{self.subset}-{self.number:06d}.json"
+
+
+def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
+    """Make the shards in ``out``, or continue to; a finished pack of the same plan is left as it is.
+
+    Args:
+        options: ``draw`` is not looked at here.
+        progress: show bars on stderr.
+
+    Raises:
+        UserError: bad sources (see ``archives.scan``), ``out`` holds something else, no space left.
+    """
+    if options.train is None:
+        raise UserError(
+            "pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train"
+        )
+    found = scan(options.train, options.val, options.devkit, progress)
+    plan = make_plan(options, found)
+    if (out / "index.json").is_file():
+        return _finished(out, plan)
+    parts = cut_parts(found, options)
+    try:
+        with _state(out, plan):
+            _write_parts(parts, found, options, out, progress)
+            shards, summary = _publish(parts, found, plan, out)
+            shutil.rmtree(out / ".pack")
+    except OSError as error:
+        raise _cannot_write(error, parts, out) from None
+    print_report(summary, out)
+    return shards
+
+
+def make_plan(options: PackConfig, found: Scan) -> dict[str, Any]:
+    """What decides the content of every shard: packs with equal plans are equal byte for byte.
+    Where the sources lie and the number of workers are no part of it."""
+    encoding = Encoding.of(options)
+    plan: dict[str, Any] = {
+        "version": VERSION,
+        "seed": options.seed,
+        "shard_mb": options.shard_mb,
+        "shorter_side": options.shorter_side,
+        "quality": options.quality,
+        "encoder": f"Pillow {PIL.__version__}" if encoding else None,
+        "classes": f"{len(found.classes)} (hash {digest(found.classes)})",
+    }
+    for name in SUBSETS:
+        items = found.subsets.get(name)
+        plan[f"{name} images"] = f"{len(items)} (hash {items.hash})" if items else "none"
+    return plan
+
+
+def cut_parts(found: Scan, options: PackConfig) -> list[Part]:
+    """Shuffle each subset as a whole and cut it into shards of about equal bytes.
+
+    ``RandomState`` because NumPy freezes its stream (NEP 19): a seed means the same under any version.
+    """
+    parts = []
+    for name, items in found.subsets.items():
+        order = np.random.RandomState(options.seed).permutation(len(items))
+        sizes = items.size[order] * _shrinkage(items, order, options)
+        bytes_each = tar_bytes(sizes)
+        for number, (first, last) in enumerate(cut(bytes_each, options.shard_mb * 1e6)):
+            on_disk = bytes_each[first:last].sum() + IDX_BYTES * (last - first)
+            parts.append(Part(name, number, order[first:last], int(on_disk)))
+    return parts
+
+
+def tar_bytes(sizes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Bytes in the tar for images of these sizes [N]: two headers, the class, the image in whole blocks."""
+    return 512.0 * (3 + np.ceil(sizes / 512))
+
+
+def cut(sizes: npt.NDArray[np.float64], target: float) -> list[tuple[int, int]]:
+    """Cut a row of sizes into pieces of about equal sums near ``target``: [first, last), none empty."""
+    ends = np.cumsum(sizes)
+    pieces = max(1, round(float(ends[-1] / target)))
+    marks = np.searchsorted(ends, ends[-1] * np.arange(1, pieces) / pieces, side="right")
+    bounds = np.unique([0, *marks, len(sizes)])
+    return [(int(first), int(last)) for first, last in itertools.pairwise(bounds)]
+
+
+def _shrinkage(items: Items, order: npt.NDArray[np.int64], options: PackConfig) -> float:
+    """Bytes after re-encoding per byte before, from a few images: shards are to come out near shard_mb."""
+    encoding = Encoding.of(options)
+    if encoding is None:
+        return 1.0
+    before = after = 0
+    for row in order[:SAMPLE]:
+        (blob,) = read_blobs([items[int(row)]])
+        recoded = recode(blob, encoding)
+        if isinstance(recoded, bytes):
+            before, after = before + len(blob), after + len(recoded)
+    return after / before if before else 1.0
+
+
+# ---- where it stopped
+
+
+@contextmanager
+def _state(out: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """``out/.pack`` with the plan in it, for this process alone; leftovers of a killed one removed."""
+    state = out / ".pack"
+    foreign = [folder for name in SUBSETS if (folder := out / name).exists()]
+    if foreign and not state.is_dir():
+        raise UserError(f"{foreign[0]}: exists and is not from a pack; choose another --out")
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{out}: another process is packing into it; wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        for folder in (out, state, *(out / name for name in SUBSETS)):
+            for leftover in folder.glob(".*.tmp-*"):
+                leftover.unlink()
+        path = state / "plan.json"
+        if path.is_file():
+            _same_plan(out, json.loads(path.read_text()), plan)
+        else:
+            with atomic_write(path) as file:
+                file.write(json.dumps(plan).encode())
+        yield
+
+
+def _finished(out: Path, plan: dict[str, Any]) -> ShardSet:
+    _same_plan(out, read_index(out).get("plan", {}), plan)
+    try:
+        shards = open_shards(out)
+    except UserError as error:
+        raise UserError(f"{error}; to pack again, delete {out} first") from None
+    shutil.rmtree(out / ".pack", ignore_errors=True)
+    print(f"{out}: already packed with these options; nothing to do")
+    return shards
+
+
+def _same_plan(out: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    differing = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+    if differing:
+        what = ", ".join(f"{key} {there.get(key)} there, {now.get(key)} now" for key in differing)
+        raise UserError(f"{out}: holds another pack ({what}); choose another --out, or delete it first")
+
+
+def _record(part: Part, out: Path) -> dict[str, Any] | None:
+    """What ``write_shard`` noted, if the shard is finished and still has its size."""
+    path, tar = part.record(out), part.tar(out)
+    if not (path.is_file() and tar.is_file() and tar.with_suffix(".idx").is_file()):
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record if record["shard"]["bytes"] == tar.stat().st_size else None
+
+
+# ---- writing
+
+
+def _write_parts(parts: list[Part], found: Scan, options: PackConfig, out: Path, progress: bool) -> None:
+    todo = [part for part in parts if _record(part, out) is None]
+    total, left = (sum(len(part.rows) for part in some) for some in (parts, todo))
+    if len(todo) < len(parts):
+        print(f"{out}: continues; {len(parts) - len(todo)} of {len(parts)} shards are there")
+    encoding = Encoding.of(options)
+    if encoding is None:
+        _check_space(todo, out)
+    tasks = (
+        ShardTask(
+            part.tar(out),
+            part.record(out),
+            [found.subsets[part.subset][int(row)] for row in part.rows],
+            encoding,
+        )
+        for part in todo
+    )
+    with progress_bar(total, "pack", "image", progress, done=total - left) as bar:
+        run_tasks(write_shard, tasks, len(todo), options.workers, bar)
+
+
+def _check_space(todo: Sequence[Part], out: Path) -> None:
+    needed, free = sum(part.bytes for part in todo), shutil.disk_usage(out).free
+    if needed > free:
+        raise UserError(_no_space(out, needed, free))
+
+
+def _no_space(out: Path, needed: int, free: int) -> str:
+    return (
+        f"No space left on {out}: about {needed / 1e9:.3f} GB are still needed, {free / 1e9:.3f} GB are "
+        f"free; make room and start again to continue, or choose another --out"
+    )
+
+
+def _cannot_write(error: OSError, parts: list[Part], out: Path) -> UserError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"{error.filename or out}: cannot be written ({error.strerror}); choose another --out"
+        )
+    needed = sum(part.bytes for part in parts if _record(part, out) is None)
+    return UserError(_no_space(out, needed, shutil.disk_usage(out).free))
+
+
+def _publish(
+    parts: list[Part], found: Scan, plan: dict[str, Any], out: Path
+) -> tuple[ShardSet, dict[str, Any]]:
+    """The index from all records, with plan and summary in it."""
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in found.subsets}
+    for part in parts:
+        record = _record(part, out)
+        assert record is not None  # written just now, or found intact at the start
+        records[part.subset].append(record)
+    summary = summarise(records, found.classes)
+    tables = {}
+    for name, entries in records.items():
+        # DALI and webdataset refuse a tar without images: one of which nothing could be decoded goes.
+        kept = [entry for entry in entries if entry["shard"]["samples"]]
+        if not kept:
+            first = entries[0]["undecodable"][0]
+            raise UserError(
+                f"{found.subsets[name].source}: no image can be decoded; the first: {first['reason']}"
+            )
+        for entry in entries:
+            if not entry["shard"]["samples"]:
+                (out / name / entry["shard"]["name"]).unlink()
+        tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept)
+    return write_index(out, found.classes, tables, {"plan": plan, "summary": summary}), summary
+
+
+def _table(records: list[dict[str, Any]]) -> npt.NDArray[Any]:
+    """Rows of ``samples.npy``, in the order of the shards."""
+    rows = [(shard, *row) for shard, record in enumerate(records) for row in record["rows"]]
+    keys = [row[-1].encode() for row in rows]
+    return np.array(
+        [(*row[:-1], key) for row, key in zip(rows, keys, strict=True)],
+        sample_dtype(max(len(key) for key in keys)),
+    )

@@ -1,0 +1,216 @@
+"""One shard of a pack: read its images, check them with the training decoder, write it whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from webdataset import TarWriter
+
+from dist_train.config import PackConfig
+from dist_train.data.archives import Item
+from dist_train.data.dali import decode_errors
+from dist_train.data.pool import advance
+from dist_train.data.shards import atomic_write, dali_index, file_sha256, tar_members
+from dist_train.errors import UserError
+
+DEFAULT_QUALITY = 90
+# Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
+BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
+
+
+class Encoding(NamedTuple):
+    """How to re-encode."""
+
+    shorter_side: int | None
+    quality: int | None
+
+    @classmethod
+    def of(cls, options: PackConfig) -> Encoding | None:
+        """None: bytes as they are."""
+        encoding = cls(options.shorter_side, options.quality)
+        return encoding if any(encoding) else None
+
+
+class ShardTask(NamedTuple):
+    """One shard to write: its tar (the ``.idx`` lies beside it), its record, its images in order."""
+
+    path: Path
+    record: Path
+    items: list[Item]
+    encoding: Encoding | None
+
+
+class Header(NamedTuple):
+    """What an image's header says: stored size in pixels, PIL's mode ("RGB") and format ("JPEG")."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def write_shard(task: ShardTask, threads: int) -> None:
+    """Write the tar, its ``.idx`` and, last, the record: a JSON file with all that the index needs.
+
+    The content depends on the task alone. Images that cannot be decoded are left out and listed.
+
+    Raises:
+        UserError: a source cannot be read.
+        OSError: the shard cannot be written; nothing of it is left.
+    """
+    kept: list[tuple[Item, Header]] = []
+    left_out: list[dict[str, str]] = []
+    task.path.parent.mkdir(parents=True, exist_ok=True)
+    with (whole := atomic_write(task.path)) as file:
+        with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
+            for part in batches([item.size for item in task.items]):
+                items = task.items[part]
+                for item, (blob, header) in zip(items, _prepare(items, task.encoding, threads), strict=True):
+                    if isinstance(header, str):
+                        left_out.append({"key": item.key, "source": item.source, "reason": header})
+                        continue
+                    tar.write({"__key__": item.key, "cls": str(item.label).encode(), "jpg": blob})
+                    kept.append((item, header))
+                advance(len(items))
+        file.flush()
+        members = tar_members(whole.temporary)
+        shard = {
+            "name": task.path.name,
+            "samples": len(kept),
+            "bytes": whole.temporary.stat().st_size,
+            "sha256": file_sha256(whole.temporary),
+        }
+    with atomic_write(task.path.with_suffix(".idx")) as file:
+        file.write(dali_index(members).encode())
+    record = {"shard": shard, **_facts(kept, members), "undecodable": left_out}
+    with atomic_write(task.record) as file:
+        file.write(json.dumps(record).encode())
+
+
+def _prepare(items: list[Item], encoding: Encoding | None, threads: int) -> list[tuple[bytes, Header | str]]:
+    """The bytes to store for each item, with their header or the reason to leave them out."""
+    stored: list[tuple[bytes, Header | str]] = []
+    for blob in read_blobs(items):
+        recoded = blob if encoding is None else recode(blob, encoding)
+        stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded)))
+    good = [n for n, (_, header) in enumerate(stored) if isinstance(header, Header)]
+    for n, reason in zip(good, decode_errors([stored[n][0] for n in good], threads), strict=True):
+        if reason is not None:
+            stored[n] = b"", reason
+    return stored
+
+
+def recode(blob: bytes, encoding: Encoding) -> bytes | str:
+    """The image as it is to be stored; or why it cannot be, in a line.
+
+    Images shrink to ``shorter_side``, never grow. One that need not shrink keeps its bytes, unless
+    ``quality`` is given. EXIF data, and so its rotation, is dropped: the pixels stay as stored.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            source = Image.open(io.BytesIO(blob))
+            scale = (encoding.shorter_side or min(source.size)) / min(source.size)
+            if scale >= 1 and encoding.quality is None:
+                return blob
+            image = source.convert("RGB")
+        if scale < 1:
+            width, height = (max(1, round(side * scale)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=encoding.quality or DEFAULT_QUALITY)
+        return out.getvalue()
+    except Exception as error:  # PIL raises nearly anything on a damaged file
+        return _pil_reason(error)
+
+
+def read_header(blob: bytes) -> Header | str:
+    """The header by PIL, or why it cannot be read. No limit on the size: nothing is decoded here."""
+    try:
+        with _any_header(), Image.open(io.BytesIO(blob)) as image:
+            return Header(*image.size, image.mode, image.format or "?")
+    except Exception as error:  # see recode
+        return _pil_reason(error)
+
+
+@contextmanager
+def _any_header() -> Iterator[None]:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Corrupt EXIF data": harmless, and many in ImageNet
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _pil_reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"  # PIL's text has a memory address
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def batches(sizes: Sequence[int]) -> Iterator[slice]:
+    """Cut a row of images, given their bytes, into batches to be decoded at a time."""
+    first, total = 0, 0
+    for here, size in enumerate(sizes):
+        if here > first and (here - first == BATCH_IMAGES or total + size > BATCH_BYTES):
+            yield slice(first, here)
+            first, total = here, 0
+        total += size
+    yield slice(first, len(sizes))
+
+
+def read_blobs(items: list[Item]) -> list[bytes]:
+    """The source bytes of each item, by position.
+
+    Raises:
+        UserError: a source is gone or shorter than at the scan.
+    """
+    files: dict[str, int] = {}
+    blobs = []
+    try:
+        for item in items:
+            if item.path not in files:
+                files[item.path] = os.open(item.path, os.O_RDONLY)
+            blobs.append(os.pread(files[item.path], item.size, item.offset))
+            if len(blobs[-1]) != item.size:
+                raise UserError(
+                    f"{item.source}: ends early; the source changed since it was scanned: start again"
+                )
+    except OSError as error:
+        raise UserError(
+            f"{item.source}: cannot be read ({error.strerror}); make it readable and start again"
+        ) from None
+    finally:
+        for file in files.values():
+            os.close(file)
+    return blobs
+
+
+def _facts(kept: list[tuple[Item, Header]], members: list[tuple[str, str, int, int]]) -> dict[str, Any]:
+    """Of the images in the shard: a row each (offset, size, width, height, label, key), how many of
+    each mode and format, and those whose name says JPEG while they are not."""
+    places = [(offset, size) for _, extension, offset, size in members if extension == "jpg"]
+    rows = [
+        (*place, header.width, header.height, item.label, item.key)
+        for place, (item, header) in zip(places, kept, strict=True)
+    ]
+    misnamed = [
+        {"key": item.key, "source": item.source, "format": header.format}
+        for item, header in kept
+        # MPO: a JPEG with further pictures behind it
+        if header.format not in ("JPEG", "MPO") and item.source.lower().endswith((".jpg", ".jpeg"))
+    ]
+    modes = Counter(header.mode for _, header in kept)
+    formats = Counter(header.format for _, header in kept)
+    return {"rows": rows, "modes": modes, "formats": formats, "misnamed": misnamed}
