@@ -123,9 +123,7 @@ def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = Tr
     if val is not None:
         subsets["val"] = _scan_val(val, devkit, classes, progress)
     elif devkit is not None:
-        raise UserError(
-            f"--devkit {devkit}: it labels the validation images; give --val too, or leave it out"
-        )
+        raise UserError(f"--devkit {devkit}: it labels the validation images; give --val too, or leave it out")
     for items in subsets.values():
         _check_keys(items)
     return Scan(classes, subsets)
@@ -162,7 +160,7 @@ def _scan_val(path: Path, devkit: Path | None, classes: list[str], progress: boo
                 f"{path}: class {strange[0]!r} is not among the training classes; remove it or add it there"
             )
         return _by_folder(path, found, classes)
-    found = list(_list_flat(path) if path.is_dir() else _list_flat_tar(path, progress))
+    found = list(_walk(path) if path.is_dir() else _list_flat_tar(path, progress))
     if not found:
         raise UserError(f"{path}: holds no validation image; {VAL_REMEDY}")
     if devkit is None:
@@ -181,11 +179,7 @@ def _list_tar_of_tars(path: Path, progress: bool) -> Iterator[Found]:
             classes += 1
             inner = Path(outer.name)
             if inner.suffix != ".tar":
-                guess = (
-                    "this looks like the validation archive"
-                    if val_number(inner.name)
-                    else "not one tar per class"
-                )
+                guess = "this looks like the validation archive" if val_number(inner.name) else "not one tar per class"
                 raise UserError(f"{path}: holds {outer.name!r}: {guess}; as --train {TRAIN_REMEDY}")
             empty = True
             part = io.BufferedReader(_Slice(file.fileno(), outer.offset_data, outer.size))
@@ -214,9 +208,7 @@ def _list_flat_tar(path: Path, progress: bool) -> Iterator[Found]:
 
 def _list_class_folders(path: Path, subset: str, progress: bool, remedy: str) -> Iterator[Found]:
     entries = _entries(path)
-    loose = [
-        entry.name for entry in entries if entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES)
-    ]
+    loose = [entry.name for entry in entries if entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES)]
     if loose:
         raise UserError(f"{path}: image {loose[0]!r} lies in no class folder; move or remove it, or {remedy}")
     folders = [entry for entry in entries if entry.is_dir()]
@@ -224,24 +216,20 @@ def _list_class_folders(path: Path, subset: str, progress: bool, remedy: str) ->
         raise UserError(f"{path}: holds no class folder; {remedy}")
     with progress_bar(len(folders), f"scan {subset}", "class", progress) as bar:
         for folder in folders:
-            files = list(_walk(Path(folder.path), folder.name))
+            files = list(_walk(Path(folder.path), f"{folder.name}/"))
             if not files:
                 raise UserError(f"{folder.path}: the class has no image; add some or remove the folder")
             yield from files
             bar.update()
 
 
-def _list_flat(path: Path) -> Iterator[Found]:
-    return (Found(entry.name, 0, entry.stat().st_size) for entry in _entries(path))
-
-
-def _walk(folder: Path, name: str) -> Iterator[Found]:
-    """Files below a class folder, by name (some sets have ``class/images/x.jpg``)."""
+def _walk(folder: Path, prefix: str = "") -> Iterator[Found]:
+    """Files below a folder, by name (some sets have ``class/images/x.jpg``)."""
     for entry in _entries(folder):
         if entry.is_dir():
-            yield from _walk(Path(entry.path), f"{name}/{entry.name}")
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file():
-            yield Found(f"{name}/{entry.name}", 0, entry.stat().st_size)
+            yield Found(f"{prefix}{entry.name}", 0, entry.stat().st_size)
         else:
             raise UserError(f"{entry.path}: a broken link or no regular file; remove it")
 
@@ -345,6 +333,4 @@ def _check_keys(items: Items) -> None:
                 f"rename or remove one"
             )
         if len(key.encode()) > MAX_KEY_BYTES:
-            raise UserError(
-                f"{items.where(row)}: the name makes a key of over {MAX_KEY_BYTES} bytes; shorten it"
-            )
+            raise UserError(f"{items.where(row)}: the name makes a key of over {MAX_KEY_BYTES} bytes; shorten it")

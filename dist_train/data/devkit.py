@@ -34,15 +34,10 @@ def devkit_labels(path: Path, classes: list[str]) -> list[int]:
     files = _devkit_files(path)
     try:
         synsets = np.atleast_1d(loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"])
-        wnids = {
-            int(number): str(wnid)
-            for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
-        }
+        wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
         ids = [int(line) for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
     except Exception as error:  # scipy raises nearly anything on a damaged file
-        raise UserError(
-            f"{path}: meta.mat or the ground truth cannot be read ({error}); {DEVKIT_REMEDY}"
-        ) from None
+        raise UserError(f"{path}: meta.mat or the ground truth cannot be read ({error}); {DEVKIT_REMEDY}") from None
     position = {wnid: label for label, wnid in enumerate(classes)}
     for number in dict.fromkeys(ids):
         if number not in wnids:

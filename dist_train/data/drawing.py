@@ -14,20 +14,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from dist_train.config import DrawConfig, to_dict
+from dist_train.data.pool import advance, progress_bar, run_tasks
 from dist_train.data.splits import Split
 from dist_train.errors import UserError
 
@@ -247,7 +245,8 @@ def _backdrop(rng: np.random.Generator, width: int, height: int) -> npt.NDArray[
 
 
 def draw(options: DrawConfig, train: Path, val: Path, progress: bool = True, workers: int = 0) -> None:
-    """Draw ``train/CLASS/CLASS_NUMBER.JPEG`` and ``val/...``, or nothing where that is done already.
+    """Draw ``train/CLASS/CLASS_NUMBER.JPEG`` and ``val/CLASS/CLASS_val_NUMBER.JPEG``; a folder that holds
+    them already is left as it is.
 
     A folder appears whole or not at all: it is filled under the name FOLDER.partial and renamed.
 
@@ -255,43 +254,38 @@ def draw(options: DrawConfig, train: Path, val: Path, progress: bool = True, wor
         workers: processes, 0 = one per usable CPU. The pictures do not depend on it.
 
     Raises:
-        UserError: a folder holds something else, or pictures drawn with other options.
+        UserError: a folder holds something else or pictures drawn with other options, or there are
+            no such classes (see ``split_of``).
     """
     split = split_of(options)
-    missing = [(folder, subset) for folder, subset in ((train, "train"), (val, "val")) if not _is_drawn(options, folder, subset)]
-    classes = sorted(split.base + split.novel)
-    counts = {"train": options.train_per_class, "val": options.val_per_class}
-    tasks = [(options, _partial(folder), subset, name, counts[subset]) for folder, subset in missing for name in classes]
-    for folder, _ in missing:
+    folders = {"train": (train, options.train_per_class), "val": (val, options.val_per_class)}
+    missing = {s: (folder, count) for s, (folder, count) in folders.items() if not _is_drawn(options, folder, s)}
+    tasks: list[Task] = []
+    for subset, (folder, count) in missing.items():
         shutil.rmtree(_partial(folder), ignore_errors=True)
-    with tqdm(total=sum(task[-1] for task in tasks), desc="drawing", unit="image", disable=not progress or not tasks) as bar:
-        for done in _in_processes(tasks, workers or len(os.sched_getaffinity(0))):
-            bar.update(done)
-    for folder, subset in missing:
+        _partial(folder).mkdir(parents=True)
+        tasks += [(options, _partial(folder), subset, name, count) for name in sorted(split.base + split.novel)]
+    if tasks:
+        with progress_bar(sum(task[-1] for task in tasks), "draw", "image", progress) as bar:
+            run_tasks(_draw_class, tasks, len(tasks), workers, bar)
+    for subset, (folder, _) in missing.items():
         (_partial(folder) / MARKER).write_text(json.dumps(_marker(options, subset), indent=1) + "\n")
         os.replace(_partial(folder), folder)
 
 
 Task = tuple[DrawConfig, Path, str, str, int]
+"""Options, folder, subset, class, pictures."""
 
 
-def _in_processes(tasks: list[Task], workers: int) -> Iterator[int]:
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(_draw_class, tasks)
-        return
-    # Not fork: the parent may have started threads (torch, DALI).
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_draw_class, tasks)
-
-
-def _draw_class(task: Task) -> int:
-    options, folder, subset, name, count = task
-    (folder / name).mkdir(parents=True)
+def _draw_class(task: Task, threads: int) -> None:
+    options, root, subset, name, count = task
+    folder = root / name
+    folder.mkdir()
+    stem = name if subset == "train" else f"{name}_{subset}"  # no file name in both: they become keys
     for number in range(count):
         image, quality = picture(options, subset, name, number)
-        image.save(folder / name / f"{name}_{number}.JPEG", quality=quality)
-    return count
+        image.save(folder / f"{stem}_{number}.JPEG", quality=quality)
+        advance(1)
 
 
 def _partial(folder: Path) -> Path:
@@ -303,12 +297,13 @@ def _marker(options: DrawConfig, subset: str) -> dict[str, object]:
 
 
 def _is_drawn(options: DrawConfig, folder: Path, subset: str) -> bool:
-    if not folder.is_dir() or not any(folder.iterdir()):
+    """Whether ``folder`` holds what is asked for; an empty or absent one does not."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
         found = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{folder}: holds files that were not drawn by this program; name another folder") from None
+        raise UserError(f"{folder}: was not drawn by this program; name another folder to draw into") from None
     if found != _marker(options, subset):
-        raise UserError(f"{folder}: drawn with other options ({MARKER}); remove it or name another folder")
+        raise UserError(f"{folder}: drawn with other options, see {MARKER}; remove the folder or name another one")
     return True

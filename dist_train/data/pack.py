@@ -70,9 +70,7 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
         UserError: bad sources (see ``archives.scan``), ``out`` holds something else, no space left.
     """
     if options.train is None:
-        raise UserError(
-            "pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train"
-        )
+        raise UserError("pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train")
     found = scan(options.train, options.val, options.devkit, progress)
     plan = make_plan(options, found)
     if (out / "index.json").is_file():
@@ -250,16 +248,12 @@ def _no_space(out: Path, needed: int, free: int) -> str:
 
 def _cannot_write(error: OSError, parts: list[Part], out: Path) -> UserError:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"{error.filename or out}: cannot be written ({error.strerror}); choose another --out"
-        )
+        return UserError(f"{error.filename or out}: cannot be written ({error.strerror}); choose another --out")
     needed = sum(part.bytes for part in parts if _record(part, out) is None)
     return UserError(_no_space(out, needed, shutil.disk_usage(out).free))
 
 
-def _publish(
-    parts: list[Part], found: Scan, plan: dict[str, Any], out: Path
-) -> tuple[ShardSet, dict[str, Any]]:
+def _publish(parts: list[Part], found: Scan, plan: dict[str, Any], out: Path) -> tuple[ShardSet, dict[str, Any]]:
     """The index from all records, with plan and summary in it."""
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in found.subsets}
     for part in parts:
@@ -273,9 +267,7 @@ def _publish(
         kept = [entry for entry in entries if entry["shard"]["samples"]]
         if not kept:
             first = entries[0]["undecodable"][0]
-            raise UserError(
-                f"{found.subsets[name].source}: no image can be decoded; the first: {first['reason']}"
-            )
+            raise UserError(f"{found.subsets[name].source}: no image can be decoded; the first: {first['reason']}")
         for entry in entries:
             if not entry["shard"]["samples"]:
                 (out / name / entry["shard"]["name"]).unlink()

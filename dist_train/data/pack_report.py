@@ -62,10 +62,7 @@ def _total(records: list[dict[str, Any]], what: str) -> dict[str, int]:
 
 def _listed(records: dict[str, list[dict[str, Any]]], what: str) -> list[dict[str, str]]:
     return [
-        {"subset": name, **entry}
-        for name, entries in records.items()
-        for record in entries
-        for entry in record[what]
+        {"subset": name, **entry} for name, entries in records.items() for record in entries for entry in record[what]
     ]
 
 

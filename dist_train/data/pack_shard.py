@@ -184,13 +184,9 @@ def read_blobs(items: list[Item]) -> list[bytes]:
                 files[item.path] = os.open(item.path, os.O_RDONLY)
             blobs.append(os.pread(files[item.path], item.size, item.offset))
             if len(blobs[-1]) != item.size:
-                raise UserError(
-                    f"{item.source}: ends early; the source changed since it was scanned: start again"
-                )
+                raise UserError(f"{item.source}: ends early; the source changed since it was scanned: start again")
     except OSError as error:
-        raise UserError(
-            f"{item.source}: cannot be read ({error.strerror}); make it readable and start again"
-        ) from None
+        raise UserError(f"{item.source}: cannot be read ({error.strerror}); make it readable and start again") from None
     finally:
         for file in files.values():
             os.close(file)

@@ -91,8 +91,7 @@ def run_tasks(
             bar.update(start + count.value - bar.n)
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory; "
-            "start again with fewer --workers to continue"
+            "a worker process was killed, perhaps for want of memory; start again with fewer --workers to continue"
         ) from None
     finally:
         stop.set()

@@ -137,9 +137,7 @@ def read_index(root: Path) -> dict[str, Any]:
     if version != VERSION:
         raise UserError(f"{path}: index version {version}, this program reads {VERSION}; pack again")
     if found != stated:
-        raise UserError(
-            f"{path}: was changed, its content does not match its hash; copy it again or pack again"
-        )
+        raise UserError(f"{path}: was changed, its content does not match its hash; copy it again or pack again")
     return index
 
 
@@ -228,7 +226,7 @@ def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
             end = tar.offset
         file.seek(end)
         block = file.read(512)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{name}: not a complete tar ({error}); fetch or copy it again") from None
     if len(block) < 512 or block.strip(b"\0"):
         raise UserError(f"{name}: the tar is truncated after byte {end}; fetch or copy it again")

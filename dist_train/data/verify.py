@@ -61,13 +61,9 @@ def check_table(subset: Subset, classes: int) -> list[str]:
     for column, stop in (("shard", len(subset.shards)), ("label", classes)):
         for row in np.flatnonzero((samples[column] < 0) | (samples[column] >= stop)):
             value = samples[column][row]
-            problems.append(
-                f"{table}: sample {subset.key(int(row))}: {column} {value} is not in 0..{stop - 1}"
-            )
+            problems.append(f"{table}: sample {subset.key(int(row))}: {column} {value} is not in 0..{stop - 1}")
     keys, counts = np.unique(samples["key"], return_counts=True)
-    problems += [
-        f"{table}: key {key.decode()} comes {n} times" for key, n in zip(keys, counts, strict=True) if n > 1
-    ]
+    problems += [f"{table}: key {key.decode()} comes {n} times" for key, n in zip(keys, counts, strict=True) if n > 1]
     return problems
 
 
@@ -111,9 +107,7 @@ def _check_members(check: ShardCheck) -> list[str]:
     except UserError as error:
         return [str(error)]
     names = Counter((key, extension) for key, extension, _, _ in members)
-    problems = [
-        f"{path}: {key}.{extension} comes {n} times" for (key, extension), n in names.items() if n > 1
-    ]
+    problems = [f"{path}: {key}.{extension} comes {n} times" for (key, extension), n in names.items() if n > 1]
     places = {(key, extension): (offset, size) for key, extension, offset, size in members}
     with path.open("rb") as file:
         for row in check.rows:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+
+from dist_train.config import PackConfig
+from dist_train.data.pack import pack
+from dist_train.data.shards import open_shards
 
 # In the devkit the ids follow another order than the sorted wnids, as in the official one.
 WNIDS = ("n01440764", "n02119789", "n03000134", "n09999999")
@@ -19,29 +25,23 @@ IDS = {"n02119789": 1, "n09999999": 2, "n01440764": 3, "n03000134": 4}
 TRAIN_PER_CLASS, VAL_PER_CLASS = 12, 3
 
 Files = dict[str, bytes]
+Content = dict[str, tuple[bytes, str]]  # key -> image, wnid
 
 
-def make_image(seed: int, size: tuple[int, int] = (40, 32), mode: str = "RGB", kind: str = "JPEG", **save: object) -> bytes:
+def make_image(
+    seed: int, size: tuple[int, int] = (40, 32), mode: str = "RGB", kind: str = "JPEG", **save: object
+) -> bytes:
     """A noisy image, encoded; ``size`` is (width, height)."""
     channels = {"RGB": 3, "CMYK": 4, "L": 1}[mode]
-    pixels = np.random.RandomState(seed).randint(0, 255, (size[1], size[0], channels), np.uint8)
+    pixels = np.random.RandomState(seed).bytes(size[0] * size[1] * channels)
     out = io.BytesIO()
-    Image.fromarray(pixels.squeeze(), mode).save(out, kind, **save)
+    Image.frombytes(mode, size, pixels).save(out, kind, **save)
     return out.getvalue()
-
-
-def make_tar(path: Path, files: Files) -> Path:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
 
 
 def tar_bytes(files: Files) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -60,29 +60,30 @@ class Sources:
     truth: list[str]
 
     def train_tar(self) -> Path:
-        return make_tar(self.root / "train.tar", {f"{wnid}.tar": tar_bytes(files) for wnid, files in self.train.items()})
+        inner = {f"{wnid}.tar": tar_bytes(files) for wnid, files in self.train.items()}
+        return self._write("train.tar", tar_bytes(inner))
 
     def val_tar(self) -> Path:
-        return make_tar(self.root / "val.tar", self.val)
+        return self._write("val.tar", tar_bytes(self.val))
 
-    def devkit(self, **replace: bytes | None) -> Path:
-        """``replace``: other content for meta or truth; None leaves the file out."""
-        files = {"meta": ("meta.mat", _meta()), "truth": ("ILSVRC2012_validation_ground_truth.txt", self._truth())}
-        path = self.root / "devkit.tar.gz"
-        with tarfile.open(path, "w:gz") as tar:
-            for key, (name, usual) in files.items():
-                content = replace.get(key, usual)
-                if content is not None:
-                    member = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/data/{name}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        return path
+    def devkit(self, **replace: bytes) -> Path:
+        """``replace``: other content for meta or truth; empty leaves the file out."""
+        truth = "".join(f"{IDS[wnid]}\n" for wnid in self.truth).encode()
+        files = {
+            "meta.mat": replace.get("meta", _meta()),
+            "ILSVRC2012_validation_ground_truth.txt": replace.get("truth", truth),
+        }
+        inner = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in files.items() if content}
+        return self._write("devkit.tar.gz", gzip.compress(tar_bytes(inner)))
 
-    def _truth(self) -> bytes:
-        return "".join(f"{IDS[wnid]}\n" for wnid in self.truth).encode()
+    def _write(self, name: str, content: bytes) -> Path:
+        (self.root / name).write_bytes(content)
+        return self.root / name
 
     def train_folder(self) -> Path:
-        return self._folder("train", {f"{wnid}/{name}": blob for wnid, files in self.train.items() for name, blob in files.items()})
+        return self._folder(
+            "train", {f"{wnid}/{name}": self.train[wnid][name] for wnid in self.train for name in self.train[wnid]}
+        )
 
     def val_folder(self) -> Path:
         """With one folder per class."""
@@ -91,6 +92,23 @@ class Sources:
 
     def val_flat(self) -> Path:
         return self._folder("flat", self.val)
+
+    def options(self, **options: Any) -> PackConfig:
+        """To pack the archives, a few images a shard."""
+        archives = {
+            "train": self.root / "train.tar",
+            "val": self.root / "val.tar",
+            "devkit": self.root / "devkit.tar.gz",
+        }
+        return PackConfig(**{**archives, "shard_mb": 0.03, **options})
+
+    def expected(self, subset: str) -> Content:
+        """What is to come out of the archives."""
+        if subset == "train":
+            pairs = [(name, blob, wnid) for wnid, files in self.train.items() for name, blob in files.items()]
+        else:
+            pairs = [(*pair, wnid) for pair, wnid in zip(self.val.items(), self.truth, strict=True)]
+        return {name.removesuffix(".JPEG"): (blob, wnid) for name, blob, wnid in pairs}
 
     def _folder(self, folder: str, files: Files) -> Path:
         for name, content in files.items():
@@ -126,6 +144,60 @@ def sources(tmp_path: Path) -> Sources:
     return make_sources(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """For tests that change nothing: also the archives are there, as train.tar, val.tar, devkit.tar.gz."""
+    sources = make_sources(tmp_path_factory.mktemp("official"))
+    sources.train_tar(), sources.val_tar(), sources.devkit()
+    return sources
+
+
+@pytest.fixture(scope="session")
+def packed(official: Sources) -> Path:
+    """The official layout packed into several shards; not to be changed."""
+    out = official.root / "shards"
+    pack(official.options(), out, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
 def image() -> Callable[..., bytes]:
     return make_image
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Callable[[str, Files], Path]:
+    """Write a tar by name and content."""
+
+    def write(name: str, files: Files) -> Path:
+        (tmp_path / name).write_bytes(tar_bytes(files))
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def content() -> Callable[..., Content]:
+    """Read a subset of shards by the index alone."""
+
+    def read(root: Path, subset: str = "train") -> Content:
+        shards = open_shards(root)
+        samples, found = shards[subset].samples, {}
+        for n, row in enumerate(samples):
+            with shards[subset].path(int(row["shard"])).open("rb") as file:
+                file.seek(row["offset"])
+                found[shards[subset].key(n)] = (file.read(row["size"]), shards.classes[row["label"]])
+        assert len(found) == len(samples)
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def files() -> Callable[[Path], Files]:
+    """Every file of a folder: relative path -> bytes."""
+
+    def read(root: Path) -> Files:
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    return read

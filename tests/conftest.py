@@ -1,0 +1,80 @@
+"""Shared by all tests: a small packed data set of drawn images, and the real images where they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train.config import Config, DataConfig, DrawConfig, EvaluateConfig, ExtractConfig, LearnConfig, PackConfig
+from dist_train.config import PretrainConfig
+from dist_train.data.drawing import draw, split_of
+from dist_train.data.pack import pack
+from dist_train.data.shards import ShardSet
+from dist_train.data.splits import save_split
+
+torch.set_num_threads(1)
+DRAWN = DrawConfig(base_classes=6, novel_classes=3, train_per_class=20, val_per_class=6, size=40)
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """Folder with imagenet-sample/ and tiny-imagenet/, beside the checkout."""
+    if not REAL.is_dir():
+        pytest.skip(f"no real ImageNet images at {REAL}; drawn ones are tested elsewhere")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image folder: train/, val/, split.json; 6 base and 3 novel classes."""
+    root = tmp_path_factory.mktemp("drawn")
+    draw(DRAWN, root / "train", root / "val", progress=False)
+    save_split(split_of(DRAWN), root / "split.json")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """The drawn images, packed into several small shards."""
+    options = PackConfig(train=drawn / "train", val=drawn / "val", shard_mb=0.05, workers=1)
+    return pack(options, tmp_path_factory.mktemp("packed") / "shards", progress=False)
+
+
+@pytest.fixture
+def config(drawn: Path, shards: ShardSet, tmp_path: Path) -> Config:
+    """A run that takes seconds."""
+    return Config(
+        name="test",
+        runs=tmp_path / "runs",
+        data=DataConfig(
+            shards=shards.root, split=str(drawn / "split.json"), train_size=32, eval_resize=32, eval_size=32, threads=1
+        ),
+        pretrain=PretrainConfig(
+            model="resnet10", epochs=2, global_batch=24, lr=0.05, warmup_epochs=0.5, precision="fp32", log_every=2,
+            checkpoint_every=4,
+        ),
+        extract=ExtractConfig(batch=16, block=16, precision="fp32"),
+        learn=LearnConfig(steps=40, precision="fp32", log_every=10, checkpoint_every=20),
+        evaluate=EvaluateConfig(draws=4),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``torchrun(world, "script or -m module", args...)``: real processes over gloo."""
+
+    def start(world: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=env, timeout=300)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return start

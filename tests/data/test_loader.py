@@ -1,0 +1,163 @@
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from dist_train.config import Config, PackConfig
+from dist_train.context import Context
+from dist_train.data import dali
+from dist_train.data.loader import eval_batches, train_batches
+from dist_train.data.order import Order
+from dist_train.data.pack import pack
+from dist_train.data.shards import ShardSet, open_shards
+from dist_train.data.splits import View, make_view
+from dist_train.errors import UserError
+
+
+@pytest.fixture
+def view(shards: ShardSet) -> View:
+    return make_view(shards["train"], shards.classes, shards.classes[:6], "s")
+
+
+def global_batches(view: View, config: Config, world: int, start: int, stop: int, accumulate: int = 1) -> list[dict]:  # type: ignore[type-arg]
+    """Sample id -> pixels, for each global batch."""
+    order = Order(len(view), 24, 0)
+    found: list[dict[int, bytes]] = [{} for _ in range(start, stop)]
+    for rank in range(world):
+        context = Context(rank, world, rank, world)
+        batches = train_batches(view, order, config.data, 0, context, start, stop, accumulate)
+        for number, batch in enumerate(batches):
+            pixels = [image.numpy().tobytes() for image in batch.images]
+            found[number // accumulate].update(zip(batch.ids.tolist(), pixels, strict=True))
+    return found
+
+
+def test_same_pixels_on_any_number_of_ranks_and_after_a_resume(view: View, config: Config) -> None:
+    alone = global_batches(view, config, 1, 0, 7)
+    assert all(len(batch) == 24 or b == 4 for b, batch in enumerate(alone))  # batch 4 joins two epochs
+    assert global_batches(view, config, 2, 0, 7) == alone
+    assert global_batches(view, config, 4, 3, 7, accumulate=2) == alone[3:]
+
+
+def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(view: View, config: Config, shards: ShardSet) -> None:
+    for batch in train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 5):
+        assert batch.images.shape == (24, 3, 32, 32) and batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for sample, label in zip(batch.ids, batch.labels.tolist(), strict=True):
+            row = shards["train"].samples[sample]
+            with tarfile.open(shards["train"].path(int(row["shard"]))) as tar:
+                stored = int(tar.extractfile(f"{row['key'].decode()}.cls").read())  # type: ignore[union-attr]
+            assert view.classes[label] == shards.classes[stored] and label < 6
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_sees_each_image_once(view: View, config: Config, world: int) -> None:
+    seen: list[int] = []
+    for rank in range(world):
+        ids = view.ids[:21][rank::world]
+        for batch in eval_batches(view, ids, config.data, 4, Context(rank, world, rank, world)):
+            seen += batch.ids.tolist()
+    assert sorted(seen) == sorted(view.ids[:21].tolist())
+    assert list(eval_batches(view, view.ids[:0], config.data, 4, Context())) == []
+
+
+def torchvision_pixels(blob: bytes, resize: int, crop: int) -> torch.Tensor:
+    steps = [transforms.Resize(resize), transforms.CenterCrop(crop), transforms.PILToTensor()]
+    pixels: torch.Tensor = transforms.Compose(steps)(Image.open(io.BytesIO(blob)).convert("RGB"))
+    return pixels.float()
+
+
+def difference(images: torch.Tensor, blobs: list[bytes], resize: int, crop: int) -> torch.Tensor:
+    """Mean absolute difference to torchvision, per image, in steps of 255."""
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (dali.MEAN, dali.STD))
+    reference = torch.stack([torchvision_pixels(blob, resize, crop) for blob in blobs])
+    return (images * std + mean - reference).abs().mean((1, 2, 3))
+
+
+def packed(blobs: dict[str, bytes], root: Path) -> ShardSet:
+    for name, blob in blobs.items():
+        (root / "train" / "c").mkdir(parents=True, exist_ok=True)
+        (root / "train" / "c" / name).write_bytes(blob)
+    return pack(PackConfig(train=root / "train", workers=1), root / "shards", progress=False)
+
+
+def evaluated(shards: ShardSet, config: Config, resize: int, crop: int) -> tuple[torch.Tensor, list[bytes]]:
+    view = make_view(shards["train"], shards.classes, shards.classes, "s")
+    data = replace(config.data, eval_resize=resize, eval_size=crop)
+    images = torch.cat([b.images for b in eval_batches(view, view.ids, data, 50, Context())])
+    rows = shards["train"].samples[view.ids]
+    files = {n: shards["train"].path(n).read_bytes() for n in set(rows["shard"].tolist())}
+    return images, [files[int(r["shard"])][int(r["offset"]) : int(r["offset"]) + int(r["size"])] for r in rows]
+
+
+def test_evaluation_pixels_are_torchvisions(config: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blobs = {}
+    for number, (w, h) in enumerate([(300, 280), (281, 640), (500, 333), (64, 90)]):
+        smooth = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 1 else 1  # rotated on display; torchvision and we read it as stored
+        out = io.BytesIO()
+        smooth.save(out, "JPEG", quality=92, exif=exif)
+        blobs[f"c_{number}.JPEG"] = out.getvalue()
+    images, stored = evaluated(packed(blobs, tmp_path), config, 256, 224)
+    assert difference(images, stored, 256, 224).max() < 2
+
+
+def test_evaluation_pixels_are_torchvisions_on_imagenet(real_images: Path, config: Config, tmp_path: Path) -> None:
+    with tarfile.open(real_images / "imagenet-sample" / "imagenet-sample.tar") as tar:
+        blobs = {m.name.split("/")[-1]: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore[union-attr]
+    images, stored = evaluated(packed(blobs, tmp_path), config, 256, 224)
+    apart = difference(images, stored, 256, 224)
+    assert len(apart) == 250 and apart.mean() < 2 and apart.max() < 2
+
+
+def test_a_damaged_image_is_named(shards: ShardSet, config: Config, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(shards.root, root)
+    copy = open_shards(root)["train"]
+    sample = 5
+    row = copy.samples[sample]
+    with copy.path(int(row["shard"])).open("r+b") as file:
+        file.seek(int(row["offset"]))
+        file.write(b"\0" * 64)
+    view = make_view(copy, shards.classes, shards.classes, "s")
+    with pytest.raises(UserError, match=f"sample {copy.key(sample)} in .*cannot be decoded.*verify"):
+        list(eval_batches(view, view.ids, config.data, 16, Context()))
+
+
+def test_a_cut_or_missing_shard_is_named(shards: ShardSet, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(shards.root, root)
+    path = open_shards(root)["train"].path(1)
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(UserError, match=f"{path.name}: has .* bytes, the index says"):
+        open_shards(root)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        open_shards(root)
+
+
+def test_mixed_decoding_without_a_gpu_is_refused(view: View, config: Config) -> None:
+    data = replace(config.data, decoder="mixed")
+    with pytest.raises(UserError, match="needs a GPU"):
+        list(eval_batches(view, view.ids, data, 4, Context()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_mixed_decoding_equals_cpu_decoding(view: View, config: Config) -> None:
+    gpu = Context(device=torch.device("cuda", 0))
+    on = {d: torch.cat([b.images.cpu() for b in eval_batches(view, view.ids, replace(config.data, decoder=d), 16, gpu)])
+          for d in ("cpu", "mixed")}  # fmt: skip
+    assert (on["cpu"] - on["mixed"]).abs().mean() < 0.03
