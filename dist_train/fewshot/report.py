@@ -1,6 +1,263 @@
-def report_html(results, curves, provenance):
-    return ""
+"""The results of a run for people: ``table.md``, and ``report.html`` that needs nothing beside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from dist_train.fewshot import chart, paper
+from dist_train.fewshot.chart import Series, line_chart
+from dist_train.fewshot.protocol import harmonic_mean
+
+NAMES = {"nn": "NN + cosine", "mean": "Class mean + cosine", "phi1": "φ1", "phi2": "φ2", "phi2star": "φ2*"}
+PAPER_NOTE = "paper, ImageNet 900/100, one draw"
 
 
-def table_markdown(results):
-    return str({m: {k: {a: round(b["mean"], 2) for a, b in v.items()} for k, v in s.items()} for m, s in results["methods"].items()})
+def name_of(method: str) -> str:
+    return NAMES.get(method, method)
+
+
+# ---- table.md
+
+
+def table_markdown(results: Mapping[str, Any]) -> str:
+    """The table as markdown: one row a method, then the paper's rows, then where the numbers are from.
+
+    Args:
+        results: as in ``results.json`` (see stages/evaluate.py); percent.
+    """
+    shots: list[int] = results["shots"]
+    groups = [f"{k}-shot {part}" for k in shots for part in ("base top-1/top-5", "novel top-1/top-5", "H")]
+    lines = [_line(["method", *groups]), _line(["---"] + ["---:"] * len(groups))]
+    for method, by_shots in results["methods"].items():
+        cells = []
+        for k in shots:
+            v = by_shots[str(k)]
+            cells += [_pair(v["base_top1"], v["base_top5"]), _pair(v["novel_top1"], v["novel_top5"]), _mean(v["harmonic"])]
+        lines.append(_line([name_of(method), *cells]))
+    for row in paper.COMPARED:
+        cells = []
+        for k in shots:
+            cells += _paper_cells(row, k)
+        lines.append(_line([f"{row.method} ({PAPER_NOTE})", *cells]))
+    return "\n".join([*lines, "", f"{_how(results)} {_where(results)}", ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _mean(value: Mapping[str, Any]) -> str:
+    return f"{value['mean']:.2f} ± {value['ci95']:.2f}"
+
+
+def _pair(top1: Mapping[str, Any], top5: Mapping[str, Any]) -> str:
+    return f"{_mean(top1)} / {_mean(top5)}"
+
+
+def _paper_cells(row: paper.PaperRow, shots: int) -> tuple[str, str, str]:
+    """Base, novel, and H, which the paper does not print but follows from its figures."""
+    if shots not in row.shots:
+        return "–", "–", "–"
+    base1, base5, novel1, novel5 = row.shots[shots]
+    return f"{base1:.2f} / {base5:.2f}", f"{novel1:.2f} / {novel5:.2f}", f"{harmonic_mean(base1, novel1):.2f}"
+
+
+def _how(results: Mapping[str, Any]) -> str:
+    classes, queries = results["classes"], results["queries"]
+    return (
+        f"Percent; mean ± half-width of the {results['interval']}, {results['draws']} draws. "
+        f"All {classes['base'] + classes['novel']} classes ({classes['base']} base, {classes['novel']} novel) are scored together, "
+        f"on {queries['base']:,} base and {queries['novel']:,} novel images. "
+        "H = harmonic mean of base and novel top-1. The paper's rows are of other classes: they show what to expect, not a target."
+    )
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    split = results["split"]
+    return (
+        f"Split {split['name']} ({split['hash']}), shards {results['shards']}, commit {results['commit']}, "
+        f"command: {results['command']}"
+    )
+
+
+# ---- report.html
+
+
+def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """One HTML page: headline, table, accuracy against shots, training curves, provenance.
+
+    Args:
+        results: as for ``table_markdown``.
+        curves: {"pretrain": rows, "learn": {method: rows}}, rows of metrics.jsonl; any may be missing.
+        provenance: values may be mappings; shown as they are.
+    """
+    training = _training(curves)
+    sections = [
+        _headline(results),
+        f"<section><h2>Accuracy</h2>{_table(results)}<p class='note'>{escape(_how(results))}</p>{_paper_table()}</section>",
+        f"<section><h2>More images a class</h2><div class='plots'>{_against_shots(results)}</div></section>",
+        f"<section><h2>Training</h2><div class='plots'>{training}</div></section>" if training else "",
+        f"<section><h2>Where the numbers are from</h2>{_provenance(results, provenance)}</section>",
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>Few-shot accuracy: {escape(results['split']['name'])}</title><style>{STYLE}{chart.STYLE}</style></head>\n"
+        "<body><main>\n" + "\n".join(filter(None, sections)) + "\n</main></body></html>\n"
+    )
+
+
+STYLE = """
+:root { color-scheme:light dark; --page:#fff; --text:#1c2024; --soft:#5b636d; --line:#dfe3e8; --tint:#f5f7f9; }
+@media (prefers-color-scheme:dark) {
+ :root { --page:#14171a; --text:#e6e9ec; --soft:#a0a8b2; --line:#30363d; --tint:#1d2125; } }
+* { box-sizing:border-box; }
+body { margin:0; background:var(--page); color:var(--text); font:16px/1.5 system-ui,"Segoe UI",Roboto,sans-serif; }
+main { max-width:70rem; margin:0 auto; padding:1.5rem 1rem 4rem; }
+h1 { font-size:clamp(1.4rem,1rem + 2vw,2rem); line-height:1.25; margin:.5rem 0 .5rem; max-width:46rem; text-wrap:balance; }
+h2 { font-size:1.15rem; margin:2.5rem 0 .75rem; }
+p { max-width:46rem; margin:.5rem 0; } .lead { color:var(--soft); }
+.note, details { font-size:.85rem; color:var(--soft); } summary { cursor:pointer; padding:.4rem 0; }
+.wide { overflow-x:auto; border:1px solid var(--line); border-radius:.5rem; }
+table { border-collapse:collapse; font-size:.85rem; font-variant-numeric:tabular-nums; width:100%; color:var(--text); }
+th, td { padding:.45rem .7rem; text-align:right; white-space:nowrap; border-top:1px solid var(--line); }
+thead tr:first-child th { border-top:0; } thead th { background:var(--tint); font-weight:600; }
+th:first-child { text-align:left; position:sticky; left:0; background:var(--page); }
+thead th:first-child { background:var(--tint); } .group { border-left:1px solid var(--line); } thead .span { text-align:center; }
+td small { display:block; color:var(--soft); font-size:.9em; } tr.paper th, tr.paper td { color:var(--soft); font-weight:400; }
+tr.first th, tr.first td { border-top:2px solid var(--soft); } tr.paper small { display:block; }
+.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr)); gap:1.5rem 2rem; }
+dl { display:grid; grid-template-columns:max-content 1fr; gap:.3rem 1.2rem; margin:0; font-size:.9rem; }
+dt { color:var(--soft); } dd { margin:0; overflow-wrap:anywhere; font-family:ui-monospace,Menlo,Consolas,monospace; font-size:.95em; }
+@media (max-width:40rem) { dl { grid-template-columns:1fr; gap:0; } dd { margin-bottom:.6rem; } }
+"""
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    """The best method at the fewest shots by H, in words; and the best of the baselines beside it."""
+    k = min(results["shots"])
+    at = {method: by_shots[str(k)] for method, by_shots in results["methods"].items()}
+    best = max(at, key=lambda m: at[m]["harmonic"]["mean"])
+    novel, base, classes = at[best]["novel_top1"], at[best]["base_top1"], results["classes"]
+    images = "one image" if k == 1 else f"{k} images"
+    title = (
+        f"{name_of(best)} names {novel['mean']:.1f}% of the images of {classes['novel']} new classes after {images} of each"
+    )
+    text = (
+        f"With all {classes['base'] + classes['novel']} classes to choose from (± {novel['ci95']:.1f} points), "
+        f"and still {base['mean']:.1f}% of those of the {classes['base']} base classes."
+    )
+    others = {m: v for m, v in at.items() if m in ("nn", "mean") and m != best}
+    if others:
+        rival = max(others, key=lambda m: others[m]["harmonic"]["mean"])
+        found = others[rival]
+        text += (
+            f" The better baseline, {name_of(rival)}: {found['novel_top1']['mean']:.1f}% new, "
+            f"{found['base_top1']['mean']:.1f}% base."
+        )
+    return f"<header><h1>{escape(title)}</h1><p class='lead'>{escape(text)}</p></header>"
+
+
+def _table(results: Mapping[str, Any]) -> str:
+    shots: list[int] = results["shots"]
+    methods = results["methods"]
+    best = {k: max(methods, key=lambda m: methods[m][str(k)]["harmonic"]["mean"]) for k in shots}
+    rows = []
+    for method, by_shots in methods.items():
+        cells = []
+        for k in shots:
+            v = by_shots[str(k)]
+            cells += [_td(v["base_top1"], v["base_top5"]), _td(v["novel_top1"], v["novel_top5"]), _td(v["harmonic"])]
+            if best[k] == method:
+                cells[-1] = cells[-1].replace("<td>", "<td><b>").replace("<small>", "</b><small>")
+        rows.append(_tr(name_of(method), cells))
+    for number, row in enumerate(paper.COMPARED):
+        cells = [f"<td>{cell}</td>" for k in shots for cell in _paper_cells(row, k)]
+        rows.append(_tr(row.method, cells, "paper first" if number == 0 else "paper", PAPER_NOTE))
+    return _grid(shots, rows)
+
+
+def _grid(shots: list[int], rows: list[str]) -> str:
+    """A table with three columns for each number of shots."""
+    spans = "".join(f"<th colspan='3' class='group span'>{k}-shot</th>" for k in shots)
+    heads = "<th class='group'>base top-1 / top-5</th><th>novel top-1 / top-5</th><th>H</th>" * len(shots)
+    return (
+        f"<div class='wide'><table><thead><tr><th>Method</th>{spans}</tr><tr><th></th>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _tr(name: str, cells: list[str], kind: str = "", note: str = "") -> str:
+    """Every third cell starts a group."""
+    marked = [c.replace("<td>", "<td class='group'>", 1) if n % 3 == 0 else c for n, c in enumerate(cells)]
+    small = f"<small>{escape(note)}</small>" if note else ""
+    return f"<tr class='{kind}'><th>{escape(name)}{small}</th>{''.join(marked)}</tr>"
+
+
+def _td(*values: Mapping[str, Any]) -> str:
+    means = " / ".join(f"{v['mean']:.2f}" for v in values)
+    halves = " / ".join(f"{v['ci95']:.2f}" for v in values)
+    return f"<td>{means}<small>± {halves}</small></td>"
+
+
+def _paper_table() -> str:
+    rows = [
+        _tr(row.method, [f"<td>{cell}</td>" for k in row.shots for cell in _paper_cells(row, k)], "", f"{row.base_data} of the base data")
+        for row in paper.TABLE_1
+    ]
+    return (
+        f"<details><summary>All of the paper's table</summary>{_grid([1, 2, 3], rows)}"
+        f"<p>{escape(paper.SOURCE)}. H follows from its figures.</p></details>"
+    )
+
+
+def _colour(method: str) -> int:
+    return list(NAMES).index(method) if method in NAMES else 0
+
+
+def _against_shots(results: Mapping[str, Any]) -> str:
+    shots: list[int] = sorted(results["shots"])
+    plots = []
+    for metric, title in (("novel_top1", "Novel top-1 (%)"), ("base_top1", "Base top-1 (%)")):
+        series = []
+        for method, by_shots in results["methods"].items():
+            values = [by_shots[str(k)][metric] for k in shots]
+            points = tuple((float(k), v["mean"]) for k, v in zip(shots, values, strict=True))
+            series.append(Series(name_of(method), _colour(method), points, tuple(v["ci95"] for v in values)))
+        plots.append(line_chart(title, "images a class", series, [float(k) for k in shots]))
+    return "".join(plots)
+
+
+def _training(curves: Mapping[str, Any]) -> str:
+    rows = curves.get("pretrain") or []
+    plots = [
+        line_chart("Backbone: loss", "step", [_curve(rows, "train/loss", "training", 3)]),
+        line_chart(
+            "Backbone: base top-1 (%)",
+            "step",
+            [_curve(rows, "train/top1(%)", "training", 0), _curve(rows, "eval/top1(%)", "validation", 3)],
+        ),
+        line_chart("Backbone: learning rate", "step", [_curve(rows, "optim/lr", "learning rate", 3)]),
+    ]
+    learn = curves.get("learn") or {}
+    for tag, title in (("train/loss", "Predictors: loss"), ("eval/base_top1(%)", "Predictors: base top-1 (%)")):
+        series = [_curve(learn[method], tag, name_of(method), _colour(method)) for method in learn]
+        plots.append(line_chart(title, "step", series))
+    return "".join(plots)
+
+
+def _curve(rows: Iterable[Mapping[str, float]], tag: str, name: str, colour: int) -> Series:
+    return Series(name, colour, tuple((float(row["step"]), float(row[tag])) for row in rows if row.get(tag) is not None))
+
+
+def _provenance(results: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    facts = {key: results[key] for key in ("command", "commit", "split", "shards", "draws", "interval")}
+    return "<dl>" + "".join(_fact(key, value) for key, value in {**facts, **provenance}.items()) + "</dl>"
+
+
+def _fact(key: str, value: Any) -> str:
+    text = " · ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    return f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>"

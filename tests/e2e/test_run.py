@@ -1,0 +1,150 @@
+"""Images to table: under torchrun on two ranks, interrupted and continued, and on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dist_train.config import Config, to_dict
+from dist_train.context import Context
+from dist_train.engine import checkpoint
+from dist_train.engine.metrics import read
+from dist_train.errors import UserError
+from dist_train.stages import common, evaluate, extract, learn, pretrain
+
+TorchRun = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write(config: Config, folder: Path, **changes: object) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**to_dict(config), **changes}))
+    return path
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = checkpoint.load(run / "pretrain" / "final").tensors["model"]
+    return found
+
+
+def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun: TorchRun) -> None:
+    path = write(config, tmp_path)
+    done = torchrun(2, "-m", "dist_train", "run", "--config", str(path))
+    run = config.run_dir
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    assert set(results["methods"]) == {"nn", "mean", "phi1", "phi2", "phi2star"}
+    assert results["queries"] == {"base": 36, "novel": 18} and results["classes"] == {"base": 6, "novel": 3}
+    assert len(results["methods"]["phi2"]["3"]["novel_top1"]["draws"]) == 4
+    assert (run / "evaluate" / "table.md").read_text() in done.stdout
+    report = (run / "evaluate" / "report.html").read_text()
+    assert "<svg" in report and 'src="http' not in report
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["machine"]["ranks"] == 2 and provenance["shards"] == results["shards"]
+    rows = read(run / "pretrain" / "metrics.jsonl")
+    tags = {tag for row in rows for tag in row}
+    assert {"train/loss", "train/top1(%)", "eval/top1(%)", "optim/lr", "optim/gradient_norm", "optim/loss_scale"} <= tags
+    assert {"time/throughput(images/s)", "time/data_wait(ms/step)", "time/compute(ms/step)"} <= tags
+    assert list((run / "pretrain" / "tb").glob("events.*")) and list((run / "learn" / "phi2" / "tb").glob("events.*"))
+
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("done.json")}
+    again = torchrun(1, "-m", "dist_train", "run", "--config", str(path))
+    assert "evaluate: done already" in again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("done.json")}
+
+
+def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> None:
+    config = replace(config, pretrain=replace(config.pretrain, epochs=4, checkpoint_every=3))
+    run = common.open_run(replace(config, name="whole"))
+    pretrain.run(run, Context())
+
+    path = write(config, tmp_path, name="killed")
+    command = [sys.executable, "-m", "dist_train", "pretrain", "--config", str(path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    folder = config.runs / "killed" / "pretrain" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not checkpoint.steps(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pretrain.run(common.open_run(replace(config, name="killed")), Context())
+
+    whole, killed = (final(config.runs / name) for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    drop = ("time/", "memory/")
+    rows = [
+        [{k: v for k, v in row.items() if not k.startswith(drop)} for row in read(config.runs / n / "pretrain" / "metrics.jsonl")]
+        for n in ("whole", "killed")
+    ]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+
+
+def test_uneven_ranks_are_refused_before_anything_is_trained(config: Config, tmp_path: Path, torchrun: TorchRun) -> None:
+    config = replace(config, pretrain=replace(config.pretrain, global_batch=25))
+    done = torchrun(2, "-m", "dist_train", "pretrain", "--config", str(write(config, tmp_path)), check=False)
+    assert done.returncode != 0
+    assert "25 images do not divide into 2 ranks" in done.stderr
+
+
+def test_extract_continues_after_an_interruption_on_other_ranks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = common.open_run(config)
+    pretrain.run(run, Context())
+    extract.run(run, Context())
+    whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
+    reference = extract.load(run.dir / "extract", "base_train")
+    labels = run.shards["train"].samples["label"][reference.ids]
+    names = [run.shards.classes[c] for c in labels]
+    assert names == [run.base[c] for c in reference.labels]
+
+    calls = 0
+    true = extract.Store.write
+
+    def fails(self: extract.Store, *given: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyboardInterrupt
+        true(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extract.Store, "write", fails)
+    with pytest.raises(KeyboardInterrupt):
+        extract.run(run, Context(), redo=True)
+    monkeypatch.setattr(extract.Store, "write", true)
+    assert not (run.dir / "extract" / "done.json").exists()
+    extract.run(run, Context())
+    again = extract.load(run.dir / "extract", "base_train")
+    assert abs(again.rows.astype(float) - reference.rows.astype(float)).max() < 1e-2
+    assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
+
+
+def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
+    run = common.open_run(config)
+    for chapter in (pretrain, extract, learn, evaluate):
+        chapter.run(run, Context())
+    changed = common.open_run(replace(config, learn=replace(config.learn, lr=0.5)))
+    pretrain.run(changed, Context())  # its inputs are the same
+    with pytest.raises(UserError, match=r"learn: was made from other inputs \(learn.lr: 0.001 -> 0.5\).*--redo"):
+        learn.run(changed, Context())
+    learn.run(changed, Context(), redo=True)
+    with pytest.raises(UserError, match="evaluate: was made from other inputs"):
+        evaluate.run(changed, Context())
+
+
+def test_accumulation_is_one_larger_batch(config: Config) -> None:
+    """Without batch norm's per-pass statistics the two would be equal; with it they are close."""
+    losses = []
+    for accumulate in (1, 2):
+        c = replace(config, name=f"a{accumulate}", pretrain=replace(config.pretrain, accumulate=accumulate, epochs=1))
+        pretrain.run(common.open_run(c), Context())
+        losses.append([r["train/loss"] for r in read(c.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in r])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.1)

@@ -1,0 +1,98 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dist_train.engine import checkpoint, metrics
+from dist_train.engine.optim import release_steps, sgd, warmup_cosine
+from dist_train.engine.precision import MixedPrecision
+from dist_train.errors import UserError
+
+
+def test_schedule_is_a_pure_function_with_known_values() -> None:
+    rates = [warmup_cosine(s, 100, 10, 2.0) for s in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0) and rates[-1] < 0.01
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert warmup_cosine(0, 10, 0, 1.0) == 1.0
+    assert [release_steps(s, 200, 1e-3) for s in (0, 49, 50, 120, 175)] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-4, 1e-5])
+
+
+def test_no_weight_decay_on_norms_and_biases() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = sgd(model, 0.9, 0.1)
+    decayed, free = (group["params"] for group in optimizer.param_groups)
+    assert [p.ndim for p in decayed] == [4, 2] and all(p.ndim == 1 for p in free) and len(free) == 4
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+
+
+def save(folder: Path, step: int) -> None:
+    checkpoint.save(checkpoint.step_path(folder, step), {"w": torch.full((3,), float(step))}, {"step": step})
+
+
+def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path) is None
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    latest = checkpoint.load_latest(tmp_path)
+    assert latest and latest.state == {"step": 10} and latest.tensors["w"].tolist() == [10.0] * 3
+    checkpoint.retain(tmp_path, 2)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-00000002", "step-00000010"]
+    save(tmp_path, 10)  # the same name again
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    file = tmp_path / "step-00000002" / ("manifest.json" if damage == "manifest" else "tensors.pt")
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-5])
+    else:
+        file.unlink()
+    latest = checkpoint.load_latest(tmp_path)
+    assert latest and latest.state["step"] == 1
+    assert "step-00000002" in caplog.text and "falling back" in caplog.text
+    with pytest.raises(UserError, match="step-00000002"):
+        checkpoint.load(tmp_path / "step-00000002")
+
+
+def test_metrics_take_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    first = metrics.Metrics(tmp_path, 0)
+    for step in (2, 4, 6):
+        first.write(step, {"train/loss": 1.0 / step})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "train')  # killed while writing
+    again = metrics.Metrics(tmp_path, 4)
+    again.write(6, {"train/loss": 0.5})
+    again.close()
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6] and rows[-1]["train/loss"] == 0.5
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_computes_in_its_type_over_float32_weights(precision: str) -> None:
+    mixed = MixedPrecision(precision, torch.device("cpu"))  # type: ignore[arg-type]
+    model = nn.Linear(4, 2)
+    optimizer = sgd(model, 0.0, 0.0)
+    optimizer.param_groups[0]["lr"] = 1.0
+    before = model.weight.detach().clone()
+    with mixed.autocast():
+        out = model(torch.ones(1, 4))
+    assert out.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    mixed.backward(out.float().sum())
+    mixed.step(optimizer)
+    assert model.weight.dtype == torch.float32 and not torch.equal(model.weight, before)
+    assert math.isfinite(mixed.loss_scale)

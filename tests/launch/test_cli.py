@@ -1,0 +1,113 @@
+"""The command line: one clear line and a non-zero exit for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dist_train.data.shards import ShardSet
+from dist_train.data.splits import load_split
+from launch.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = main([str(a) for a in arguments])
+    return code, capsys.readouterr().err.strip()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code, text = run(capsys, *arguments)
+    lines = text.splitlines()
+    assert code == 1 and lines and lines[-1].startswith("dist-train: error: "), text
+    assert "Traceback" not in text
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--pretrain.epoks", "3", "unknown key 'pretrain.epoks'; did you mean 'pretrain.epochs'?"),
+        ("--pretrain.epoch", "3", "did you mean 'pretrain.epochs'?"),
+        ("--pretrain.epochs", "many", "pretrain.epochs"),
+        ("--pretrain.epochs", "0", "pretrain.epochs=0.0: must be > 0"),
+        ("--pretrain.precision", "fp8", "pretrain.precision"),
+        ("--learn.p-mean", "1.5", "learn.p_mean=1.5: must be in [0, 1]"),
+        ("--learn.methods", "[phi3]", "learn.methods=['phi3']: must be some of phi1, phi2, phi2star"),
+        ("--data.eval_size", "300", "data.eval_size=300: must be <= data.eval_resize"),
+        ("--data.scale", "[0.5, 0.2]", "data.scale"),
+        ("--data.split", "nowhere", "no published split (imagenet_900_100"),
+        ("--data.shards", "/nowhere", "/nowhere: no index.json"),
+        ("--name", "a/b", "name='a/b': must be a folder name"),
+    ],
+)
+def test_bad_options(capsys: pytest.CaptureFixture[str], option: str, value: str, message: str) -> None:
+    assert message in refused(capsys, "pretrain", "--config", "tiny_imagenet", option, value)
+
+
+def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("pretrain:\n  lerning_rate: 1\n")
+    assert "unknown key 'pretrain.lerning_rate'" in refused(capsys, "pretrain", "--config", path)
+    path.write_text("data:\n  shards: [\n")
+    refused(capsys, "pretrain", "--config", path)
+    assert "(demo, imagenet, tiny_imagenet)" in refused(capsys, "pretrain", "--config", "nowhere")
+
+
+def test_published_configs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("demo", "imagenet", "tiny_imagenet"):
+        message = refused(capsys, "pretrain", "--config", name, "--data.split", "imagenet_900_100", "--data.shards", "/nowhere")
+        assert "/nowhere: no index.json" in message
+
+
+def test_exponents_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("learn: {lr: 1e-4}\ndata: {shards: /nowhere}\n")
+    assert "/nowhere" in refused(capsys, "learn", "--config", path)
+
+
+def test_split_from_seed_and_list(capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet) -> None:
+    out = tmp_path / "s.json"
+    assert main(["split", "--shards", str(shards.root), "--novel", "2", "--pseudo-novel", "2", "--out", str(out)]) == 0
+    split = load_split(str(out))
+    assert (len(split.base), len(split.novel), len(split.pseudo_novel)) == (7, 2, 2)
+    wnids, novel = tmp_path / "w.txt", tmp_path / "n.txt"
+    wnids.write_text("\n".join(f"n{i} name" for i in range(5)))
+    novel.write_text("n3\n")
+    assert main(["split", "--wnids", str(wnids), "--novel-list", str(novel), "--out", str(out)]) == 0
+    assert load_split(str(out)).novel == ("n3",)
+    novel.write_text("n9\n")
+    assert "'n9' is not among the 5" in refused(capsys, "split", "--wnids", wnids, "--novel-list", novel, "--out", out)
+    assert "one of the two" in refused(capsys, "split", "--novel", 2, "--out", out)
+    assert "leave no base class" in refused(capsys, "split", "--wnids", wnids, "--novel", 5, "--out", out)
+
+
+def test_split_of_other_classes_and_large_batches_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet, drawn: Path
+) -> None:
+    common = ["pretrain", "--runs", tmp_path, "--data.shards", shards.root]
+    assert "is not in" in refused(capsys, *common, "--data.split", "tiny_imagenet_180_20")
+    message = refused(capsys, *common, "--data.split", drawn / "split.json", "--pretrain.global_batch", "500")
+    assert "there are only 120 training images" in message
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_stages_in_the_wrong_order(capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet, drawn: Path) -> None:
+    message = refused(capsys, "learn", "--runs", tmp_path, "--data.shards", shards.root, "--data.split", drawn / "split.json")
+    assert "pretrain is not finished; run dist-train pretrain first" in message
+
+
+def test_verify_reports_and_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet) -> None:
+    import shutil
+
+    assert main(["verify", str(shards.root), "--workers", "1"]) == 0
+    root = tmp_path / "copy"
+    shutil.copytree(shards.root, root)
+    path = root / "train" / "000000.tar"
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content)
+    assert main(["verify", str(root), "--workers", "1"]) == 1
+    assert "train/000000.tar" in capsys.readouterr().out
+    assert json.loads((root / "index.json").read_text())["version"] == 1

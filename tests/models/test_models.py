@@ -1,0 +1,48 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dist_train.config import LearnConfig
+from dist_train.errors import UserError
+from dist_train.models.backbone import Backbone
+from dist_train.models.predictor import Predictor
+
+
+def test_backbone_is_torchvisions_network() -> None:
+    import torchvision
+
+    model = Backbone("resnet18", 7).eval()
+    reference = torchvision.models.resnet18(num_classes=7).eval()
+    state = {k.removeprefix("body.").replace("head.", "fc."): v for k, v in model.state_dict().items()}
+    reference.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(model(images), reference(images), atol=1e-5)
+    assert model.features(images).shape == (2, model.dim) == (2, 512)
+
+
+def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
+    model = Backbone("resnet10", 3, small_stem=True)
+    assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
+    with pytest.raises(UserError, match="'vit_b_16': not a ResNet.*resnet50"):
+        Backbone("vit_b_16", 3)
+
+
+@pytest.mark.parametrize(("method", "layers"), [("phi1", 1), ("phi2", 2), ("phi2star", 2)])
+def test_predictor_starts_as_the_release_does(method: str, layers: int) -> None:
+    phi = Predictor(method, 8, LearnConfig())
+    assert len(phi.layers) == layers
+    assert all(torch.equal(layer.weight, torch.eye(8)) and not layer.bias.any() for layer in phi.layers)
+    statistic = torch.rand(5, 8)  # pooled ReLU outputs: not negative, so the identity passes the ReLU
+    assert torch.allclose(phi(statistic), F.normalize(statistic, dim=1), atol=1e-6)
+    assert torch.equal(phi.query(statistic), statistic)
+
+
+def test_predictor_formula_and_options() -> None:
+    torch.manual_seed(0)
+    phi = Predictor("phi2", 6, LearnConfig(identity_init=False, bias=False, normalise_input=False, normalise_query=True))
+    x = torch.randn(4, 6)
+    by_hand = F.normalize(F.relu(x @ phi.layers[0].weight.T) @ phi.layers[1].weight.T, dim=1)
+    assert torch.allclose(phi(x), by_hand, atol=1e-6)
+    assert torch.allclose(phi(x).norm(dim=1), torch.ones(4))
+    assert torch.allclose(phi.query(x).norm(dim=1), torch.ones(4))
+    assert phi.layers[0].bias is None
