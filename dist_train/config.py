@@ -78,7 +78,8 @@ class PackConfig:
     def __post_init__(self) -> None:
         _require(self.shard_mb > 0, "pack.shard_mb", self.shard_mb, "> 0")
         _at_least(self, "pack", 1, "shorter_side", "quality")
-        _at_least(self, "pack", 0, "workers", "seed")
+        _at_least(self, "pack", 0, "workers")
+        _require(0 <= self.seed < 2**32, "pack.seed", self.seed, "in [0, 2^32)")
         _require(self.quality is None or self.quality <= 100, "pack.quality", self.quality, "<= 100")
 
 
@@ -243,6 +244,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "evaluate", 2, "draws")
+        _require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "in [0, 2^32)")
         ok = bool(self.shots) and min(self.shots) >= 1
         _require(ok, "evaluate.shots", self.shots, "positive numbers")
         ok = bool(self.methods) and set(self.methods) <= set(METHODS)
@@ -270,7 +272,7 @@ class Config:
     def __post_init__(self) -> None:
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         _require(ok, "name", self.name, "a folder name")
-        _at_least(self, "config", 0, "seed")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
 
     @property
     def run_dir(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -33,7 +33,7 @@ class Context:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def main(self) -> bool:
@@ -96,7 +96,9 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, int]:
     except ValueError:
         raise UserError(f"environment: {', '.join(names)} must be whole numbers") from None
     if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
-        raise UserError(f"environment: rank {rank} of {world}, local {local_rank} of {local_world} contradict each other")
+        raise UserError(
+            f"environment: rank {rank} of {world}, local {local_rank} of {local_world} contradict each other"
+        )
     return rank, world, local_rank, local_world
 
 

@@ -130,16 +130,23 @@ def _split(parser: Parser, given: Namespace) -> int:
         novel = _words(given.novel_list)
         unknown = sorted(set(novel) - set(classes))
         if unknown:
-            raise UserError(f"{given.novel_list}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list")
+            raise UserError(
+                f"{given.novel_list}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list"
+            )
         base = sorted(set(classes) - set(novel))
         text = f"novel = the list {given.novel_list.name}"
         pseudo: tuple[str, ...] = ()
         if given.pseudo_novel:
             pseudo = draw_split("", base, given.pseudo_novel, 0, given.seed).novel
-            text += f", pseudo-novel = the {given.pseudo_novel} base wnids with the smallest sha256('{given.seed}:WNID')"
+            text += (
+                f", pseudo-novel = the {given.pseudo_novel} base wnids with the smallest sha256('{given.seed}:WNID')"
+            )
         split = Split(given.out.stem, tuple(base), tuple(sorted(novel)), pseudo, text)
     save_split(split, given.out)
-    print(f"{given.out}: {len(split.base)} base ({len(split.pseudo_novel)} pseudo-novel), {len(split.novel)} novel, {split.hash}")
+    print(
+        f"{given.out}: {len(split.base)} base ({len(split.pseudo_novel)} pseudo-novel), "
+        f"{len(split.novel)} novel, hash {split.hash}"
+    )
     return 0
 
 

@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_train.config import Config, DataConfig, DrawConfig, EvaluateConfig, ExtractConfig, LearnConfig, PackConfig
-from dist_train.config import PretrainConfig
+from dist_train.config import (
+    Config,
+    DataConfig,
+    DrawConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    LearnConfig,
+    PackConfig,
+    PretrainConfig,
+)
 from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
 from dist_train.data.shards import ShardSet

@@ -1,8 +1,8 @@
 """Stored activations: one row an image, grouped by class, float16, memory-mapped.
 
-    extract/base_train.f16.npy   [N, C] float16, rows in the order of the view (by class)
-    extract/base_train.rows.npz  ids [N], offsets [classes + 1]: class c has rows offsets[c]:offsets[c+1]
-    extract/base_train.blocks    one byte a block of rows, 1 = written (only until finished)
+extract/base_train.f16.npy   [N, C] float16, rows in the order of the view (by class)
+extract/base_train.rows.npz  ids [N], offsets [classes + 1]: class c has rows offsets[c]:offsets[c+1]
+extract/base_train.blocks    one byte a block of rows, 1 = written (only until finished)
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def decode(
     prefetch: int = 2,
     device_id: int | None = None,
     mixed: bool = False,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Images of each request: float32 [B, 3, side, side], normalised, in channels_last memory.
 
     Args:
@@ -151,7 +151,7 @@ def decode(
         except RuntimeError as error:
             raise DecodeError(_reason(error)) from error
         # The dynamic executor lends its buffer to the tensor: no copy, and no reuse while it lives.
-        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +31,7 @@ from dist_train.data.pool import advance, progress_bar, run_tasks
 from dist_train.data.splits import Split
 from dist_train.errors import UserError
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 
 VERSION = 1
 """Of the pictures. Raise it with any change that alters one."""
@@ -38,85 +40,55 @@ ROOM = 1.25
 """Combinations in the grid per class asked for: the closer to 1, the closer neighbours a class has."""
 
 
-# Shapes: (u, v) in the object's own frame -> signed distance to the outline or nearly so, positive
-# inside, in units of the object's radius; all reach about 1 from the centre.
+Field = Callable[[Array, Array], Array]
+"""From u, v (float32 [height, width], the object's own frame) to values of the same shape."""
+
+# Shapes: about the distance to the outline in units of the object's radius, positive inside.
 
 
-def _polygon(sides: int) -> Callable[[Array, Array], Array]:
-    normals = [(np.cos(2 * np.pi * k / sides), np.sin(2 * np.pi * k / sides)) for k in range(sides)]
-    apothem = np.cos(np.pi / sides)
-
-    def inside(u: Array, v: Array) -> Array:
-        return np.minimum.reduce([np.float32(apothem) - np.float32(a) * u - np.float32(b) * v for a, b in normals])
-
-    return inside
+def _polygon(sides: int) -> Field:
+    angles = [2 * math.pi * k / sides for k in range(sides)]
+    middle = math.cos(math.pi / sides)
+    return lambda u, v: np.minimum.reduce([middle - math.cos(a) * u - math.sin(a) * v for a in angles])
 
 
-def _petals(count: int, inner: float) -> Callable[[Array, Array], Array]:
-    def inside(u: Array, v: Array) -> Array:
-        radius = 1 - np.float32((1 - inner) / 2) * (1 + np.cos(count * np.arctan2(v, u)))
-        return radius - np.hypot(u, v)
-
-    return inside
+def _petals(count: int, inner: float) -> Field:
+    """Radius 1 at the tips and ``inner`` between them."""
+    mean, swing = (1 + inner) / 2, (1 - inner) / 2
+    return lambda u, v: mean + swing * np.cos(count * np.arctan2(v, u)) - np.hypot(u, v)
 
 
-def _ring(u: Array, v: Array) -> Array:
-    rho = np.hypot(u, v)
-    return np.minimum(1 - rho, rho - np.float32(0.55))
+def _bar(u: Array, v: Array) -> Any:
+    return np.minimum(1 - np.abs(u), 0.33 - np.abs(v))
 
 
-def _bar(u: Array, v: Array) -> Array:
-    return np.minimum(1 - np.abs(u), np.float32(0.33) - np.abs(v))
-
-
-def _cross(u: Array, v: Array) -> Array:
-    return np.maximum(_bar(u, v), _bar(v, u))
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    return np.minimum(1 - np.hypot(u, v), np.hypot(u - np.float32(0.55), v) - np.float32(0.75))
-
-
-def _bow(u: Array, v: Array) -> Array:
-    return np.minimum(1 - np.abs(u), np.float32(0.8) * np.abs(u) - np.abs(v) + np.float32(0.1))
-
-
-def _ellipse(u: Array, v: Array) -> Array:
-    return 1 - np.hypot(u, v * np.float32(1.5))
-
-
-SHAPES: dict[str, Callable[[Array, Array], Array]] = {
-    "ellipse": _ellipse,
+SHAPES: dict[str, Field] = {
+    "ellipse": lambda u, v: 1 - np.hypot(u, 1.5 * v),
     "triangle": _polygon(3),
-    "ring": _ring,
-    "cross": _cross,
+    "ring": lambda u, v: 0.22 - np.abs(np.hypot(u, v) - 0.78),
+    "cross": lambda u, v: np.maximum(_bar(u, v), _bar(v, u)),
     "bar": _bar,
     "flower": _petals(5, 0.45),
-    "crescent": _crescent,
+    "crescent": lambda u, v: np.minimum(1 - np.hypot(u, v), np.hypot(u - 0.55, v) - 0.75),
     "square": _polygon(4),
-    "bow": _bow,
+    "bow": lambda u, v: np.minimum(1 - np.abs(u), 0.8 * np.abs(u) - np.abs(v) + 0.1),
     "clover": _petals(3, 0.25),
 }
 
+# Textures: a wave; where it is positive the object has its second colour.
 
-# Textures: (u, v) in the object's frame, shifted and scaled at random -> wave; where it is positive
-# the object has its second colour.
-
-
-def _triangle_wave(t: Array) -> Array:
-    return np.abs(t - np.floor(t) - np.float32(0.5)) * 4 - 1
-
-
-TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
+TEXTURES: dict[str, Field] = {
     "stripes": lambda u, v: np.sin(9 * u),
-    "dots": lambda u, v: np.cos(9 * u) + np.cos(9 * v) - np.float32(0.7),
+    "dots": lambda u, v: np.cos(9 * u) + np.cos(9 * v) - 0.7,
     "plain": lambda u, v: np.full_like(u, -1),
-    "checks": lambda u, v: np.sin(6 * u) * np.sin(6 * v) * 2,
+    "checks": lambda u, v: 2 * np.sin(6 * u) * np.sin(6 * v),
     "rings": lambda u, v: np.sin(10 * np.hypot(u, v)),
-    "zigzag": lambda u, v: np.sin(9 * u + 2 * _triangle_wave(v * np.float32(1.2))),
-    "grid": lambda u, v: np.float32(0.8) - np.maximum(np.cos(8 * u), np.cos(8 * v)),
+    "zigzag": lambda u, v: np.sin(9 * u + 2 * np.arcsin(np.sin(7 * v))),
+    "grid": lambda u, v: np.maximum(np.cos(8 * u), np.cos(8 * v)) - 0.8,
     "spokes": lambda u, v: np.sin(8 * np.arctan2(v, u)),
 }
+
+# First and second colour, RGB.
 
 PALETTES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "sunset": ((240, 120, 40), (110, 30, 110)),
@@ -154,8 +126,8 @@ def split_of(options: DrawConfig) -> Split:
     known = [c for c in grid if all(used[value] for value in c)]
     if len(known) < options.novel_classes:
         raise UserError(
-            f"draw.base_classes={options.base_classes}: only {len(known)} new combinations of their shapes, "
-            f"textures and palettes are left for draw.novel_classes={options.novel_classes}; raise the one or lower the other"
+            f"draw.novel_classes={options.novel_classes}: only {len(known)} new combinations of the values of "
+            f"{options.base_classes} base classes are left; ask for fewer, or for more draw.base_classes"
         )
     novel = sorted(known, key=lambda c: _hash(options.seed, "novel", *c))[: options.novel_classes]
     pseudo = base[-options.novel_classes :] if 2 * options.novel_classes <= len(base) else []
@@ -203,7 +175,7 @@ def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[I
     radius = rng.uniform(0.45, 0.85)
     reach = np.maximum(np.array([width, height]) / (2 * unit) - 0.8 * radius, 0)
     cx, cy = rng.uniform(-reach, reach)
-    turn = rng.uniform(-1, 1) * MAX_TURN
+    turn = rng.uniform(0, 2 * math.pi)
     stretch = np.exp(rng.normal(0, 0.12))
     along, across = np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy), np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)
     u, v = (along * (stretch / radius)).astype(np.float32), (across / (stretch * radius)).astype(np.float32)
@@ -227,13 +199,12 @@ def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[I
     return image, int(rng.integers(75, 96))
 
 
-MAX_TURN = np.pi
-
-
 def _backdrop(rng: np.random.Generator, width: int, height: int) -> npt.NDArray[np.float64]:
     """A smooth field of dull colours and some bright blobs on it: float64 [height, width, 3] in 0..255."""
     dull = rng.uniform(40, 215, 3) + rng.normal(0, 35, (4, 4, 3))
-    image = Image.fromarray(np.clip(dull, 0, 255).astype(np.uint8), "RGB").resize((width, height), Image.Resampling.BICUBIC)
+    image = Image.fromarray(np.clip(dull, 0, 255).astype(np.uint8), "RGB").resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     canvas = ImageDraw.Draw(image)
     for _ in range(rng.integers(2, 7)):
         x, y = rng.uniform(0, [width, height])

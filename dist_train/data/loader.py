@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,8 @@ from dist_train.data.splits import View
 from dist_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]
-T = TypeVar("T")
+Step = tuple[Ints, Ints]
+Made = tuple[Ints, Request]
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,20 @@ def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: C
     return _batches(view, plan(), request, batch, data.eval_size, data, context)
 
 
-def _batches(view, plan, request, max_batch, side, data, context):  # type: ignore[no-untyped-def]
+def _batches(
+    view: View,
+    plan: Iterator[Step],
+    request: Callable[[ShardSource, Ints, Ints], Request],
+    max_batch: int,
+    side: int,
+    data: DataConfig,
+    context: Context,
+) -> Iterator[Batch]:
+    """``plan`` gives (ids, their epochs) of each batch, ``request`` what DALI needs for them."""
     source = ShardSource(view.subset)
     planned: list[Ints] = []  # what is on its way through the decoder, oldest first
 
-    def build(step: tuple[Ints, Ints]) -> tuple[Ints, Request]:
+    def build(step: Step) -> tuple[Ints, Request]:
         return step[0], request(source, *step)
 
     def requests() -> Iterator[Request]:
@@ -118,15 +127,14 @@ def _batches(view, plan, request, max_batch, side, data, context):  # type: igno
         source.close()
 
 
-def _ahead(build: object, plan: Iterable[object], depth: int) -> Iterator[tuple[Ints, Request]]:
+def _ahead(build: Callable[[Step], Made], plan: Iterator[Step], depth: int) -> Iterator[Made]:
     """Bytes are read by one thread, ``depth`` batches ahead, so that the loop never waits for a disk
     that keeps up on average."""
-    steps = iter(plan)
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
-        queue: list[Future[tuple[Ints, Request]]] = [pool.submit(build, s) for s in islice(steps, depth)]  # type: ignore[arg-type]
+        queue = [pool.submit(build, step) for step in islice(plan, depth)]
         while queue:
             ready = queue.pop(0).result()
-            queue += [pool.submit(build, s) for s in islice(steps, 1)]  # type: ignore[arg-type]
+            queue += [pool.submit(build, step) for step in islice(plan, 1)]
             yield ready
 
 

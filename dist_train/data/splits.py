@@ -78,7 +78,9 @@ def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int,
     base = sorted(ranked[novel:])
     text = f"novel = the {novel} of {len(classes)} wnids with the smallest sha256('{seed}:WNID')"
     text += f", pseudo-novel = the next {pseudo_novel}, base = all that are not novel"
-    return Split(name, tuple(base), tuple(sorted(ranked[:novel])), tuple(sorted(ranked[novel : novel + pseudo_novel])), text)
+    return Split(
+        name, tuple(base), tuple(sorted(ranked[:novel])), tuple(sorted(ranked[novel : novel + pseudo_novel])), text
+    )
 
 
 def save_split(split: Split, path: Path) -> None:
@@ -111,8 +113,8 @@ def load_split(name_or_path: str) -> Split:
         raise UserError(f"data.split={name_or_path}: no such file and no published split ({names})")
     try:
         entry = json.loads(path.read_text())
-        lists = [tuple(entry[kind]) for kind in ("base", "novel", "pseudo_novel")]
-        split = Split(entry["name"], *lists, description=entry.get("description", ""))
+        base, novel, pseudo = (tuple(entry[kind]) for kind in ("base", "novel", "pseudo_novel"))
+        split = Split(entry["name"], base, novel, pseudo, entry.get("description", ""))
         stated = entry["hash"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a split file ({error!r}); make one with: dist-train split") from None
@@ -148,7 +150,7 @@ class View:
             UserError: one of them belongs to a class that this view does not have, so a novel
                 image can never reach base training unnoticed.
         """
-        labels = self.lookup[self.subset.samples["label"][ids]]
+        labels: npt.NDArray[np.int64] = self.lookup[self.subset.samples["label"][ids]]
         if labels.min(initial=0) < 0:
             stray = int(ids[int(np.argmin(labels))])
             raise UserError(f"{self.subset.where(stray)}: its class is not in this view; base and novel would mix")

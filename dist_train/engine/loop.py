@@ -85,7 +85,9 @@ def train(
             loss_sum, correct_sum, images = context.sum(sums).tolist()
             clock.total = time.perf_counter() - began
             if not math.isfinite(loss_sum):
-                raise UserError(f"loss is {loss_sum / images} at step {number}: lower pretrain.lr, or use precision bf16")
+                raise UserError(
+                    f"loss is {loss_sum / images} at step {number}: lower pretrain.lr, or use precision bf16"
+                )
             on_log(number, _values(loss_sum, correct_sum, images, clock, lr, norm, precision, context))
             sums.zero_()
             clock, began = Clock(), time.perf_counter()
@@ -95,8 +97,14 @@ def train(
 
 
 def _values(
-    loss: float, correct: float, images: float, clock: Clock, lr: float,
-    norm: torch.Tensor | None, precision: MixedPrecision, context: Context,
+    loss: float,
+    correct: float,
+    images: float,
+    clock: Clock,
+    lr: float,
+    norm: torch.Tensor | None,
+    precision: MixedPrecision,
+    context: Context,
 ) -> dict[str, float]:
     return {
         "train/loss": loss / images,
@@ -138,4 +146,3 @@ def evaluate(
     top1, top5, count = context.sum(sums).tolist()
     assert count == expected, f"evaluation saw {count:.0f} images, the index has {expected}"
     return {"eval/top1(%)": 100 * top1 / count, "eval/top5(%)": 100 * top5 / count}
-

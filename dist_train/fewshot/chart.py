@@ -58,8 +58,9 @@ def line_chart(title: str, x_label: str, series: list[Series], x_ticks: list[flo
     x_marks = x_ticks or round_marks(min(0.0, *xs), max(xs))
     pad = 0.15 * (x_marks[-1] - x_marks[0]) if x_ticks else 0.0
     x_low, x_high = min(x_marks[0], *xs) - pad, max(x_marks[-1], *xs) + pad
-    y_marks = round_marks(min(0.0, *ends), max(ends))
-    y_low, y_high = y_marks[0], max(y_marks[-1], *ends)
+    # From zero, unless that would press all lines together at the top.
+    y_marks = round_marks(min(ends) if min(ends) > 0.5 * max(ends) else min(0.0, *ends), max(ends), over=True)
+    y_low, y_high = y_marks[0], y_marks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low or 1) * (WIDTH - LEFT - RIGHT)
@@ -122,14 +123,15 @@ def _thin(s: Series) -> Series:
     return replace(s, points=means, halves=())
 
 
-def round_marks(low: float, high: float) -> list[float]:
-    """Three to seven multiples of 1, 2 or 5 times a power of ten; the first is at or below ``low``, the
-    last the greatest up to ``high``."""
+def round_marks(low: float, high: float, over: bool = False) -> list[float]:
+    """Two to seven multiples of 1, 2 or 5 times a power of ten; the first is at or below ``low``, the last
+    at or below ``high``, or with ``over`` at or above it."""
     span = (high - low) or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span / 5))
     step *= next(f for f in (1, 2, 5, 10) if span / (step * f) <= 5)
-    first = math.floor(low / step)
-    return [round(k * step, 12) for k in range(first, max(math.floor(high / step + 1e-9), first + 1) + 1)]
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9) if over else math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
 
 
 def number(value: float) -> str:

@@ -11,7 +11,7 @@ from dist_train.fewshot.chart import Series, line_chart
 from dist_train.fewshot.protocol import harmonic_mean
 
 NAMES = {"nn": "NN + cosine", "mean": "Class mean + cosine", "phi1": "φ1", "phi2": "φ2", "phi2star": "φ2*"}
-PAPER_NOTE = "paper, ImageNet 900/100, one draw"
+PAPER_SETTING = "ImageNet 900/100, one draw"
 
 
 def name_of(method: str) -> str:
@@ -34,13 +34,17 @@ def table_markdown(results: Mapping[str, Any]) -> str:
         cells = []
         for k in shots:
             v = by_shots[str(k)]
-            cells += [_pair(v["base_top1"], v["base_top5"]), _pair(v["novel_top1"], v["novel_top5"]), _mean(v["harmonic"])]
+            cells += [
+                _pair(v["base_top1"], v["base_top5"]),
+                _pair(v["novel_top1"], v["novel_top5"]),
+                _mean(v["harmonic"]),
+            ]
         lines.append(_line([name_of(method), *cells]))
     for row in paper.COMPARED:
         cells = []
         for k in shots:
             cells += _paper_cells(row, k)
-        lines.append(_line([f"{row.method} ({PAPER_NOTE})", *cells]))
+        lines.append(_line([f"{row.method} (paper, {PAPER_SETTING})", *cells]))
     return "\n".join([*lines, "", f"{_how(results)} {_where(results)}", ""])
 
 
@@ -68,9 +72,10 @@ def _how(results: Mapping[str, Any]) -> str:
     classes, queries = results["classes"], results["queries"]
     return (
         f"Percent; mean ± half-width of the {results['interval']}, {results['draws']} draws. "
-        f"All {classes['base'] + classes['novel']} classes ({classes['base']} base, {classes['novel']} novel) are scored together, "
-        f"on {queries['base']:,} base and {queries['novel']:,} novel images. "
-        "H = harmonic mean of base and novel top-1. The paper's rows are of other classes: they show what to expect, not a target."
+        f"All {classes['base'] + classes['novel']} classes ({classes['base']} base, {classes['novel']} novel) "
+        f"are scored together, on {queries['base']:,} base and {queries['novel']:,} novel images. "
+        "H = harmonic mean of base and novel top-1. "
+        "The paper's rows are of other classes: they show what to expect, not a target."
     )
 
 
@@ -94,9 +99,11 @@ def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenanc
         provenance: values may be mappings; shown as they are.
     """
     training = _training(curves)
+    note = f"<p class='note'>{escape(_how(results))}</p>"
+    title = f"Few-shot accuracy: {escape(results['split']['name'])}"
     sections = [
         _headline(results),
-        f"<section><h2>Accuracy</h2>{_table(results)}<p class='note'>{escape(_how(results))}</p>{_paper_table()}</section>",
+        f"<section><h2>Accuracy</h2>{_table(results)}{note}{_paper_table()}</section>",
         f"<section><h2>More images a class</h2><div class='plots'>{_against_shots(results)}</div></section>",
         f"<section><h2>Training</h2><div class='plots'>{training}</div></section>" if training else "",
         f"<section><h2>Where the numbers are from</h2>{_provenance(results, provenance)}</section>",
@@ -105,7 +112,7 @@ def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenanc
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Few-shot accuracy: {escape(results['split']['name'])}</title><style>{STYLE}{chart.STYLE}</style></head>\n"
+        f"<title>{title}</title><style>{STYLE}{chart.STYLE}</style></head>\n"
         "<body><main>\n" + "\n".join(filter(None, sections)) + "\n</main></body></html>\n"
     )
 
@@ -117,46 +124,52 @@ STYLE = """
 * { box-sizing:border-box; }
 body { margin:0; background:var(--page); color:var(--text); font:16px/1.5 system-ui,"Segoe UI",Roboto,sans-serif; }
 main { max-width:70rem; margin:0 auto; padding:1.5rem 1rem 4rem; }
-h1 { font-size:clamp(1.4rem,1rem + 2vw,2rem); line-height:1.25; margin:.5rem 0 .5rem; max-width:46rem; text-wrap:balance; }
+h1 { font-size:clamp(1.4rem,1rem + 2vw,2rem); line-height:1.25; margin:.5rem 0; max-width:46rem; text-wrap:balance; }
 h2 { font-size:1.15rem; margin:2.5rem 0 .75rem; }
 p { max-width:46rem; margin:.5rem 0; } .lead { color:var(--soft); }
 .note, details { font-size:.85rem; color:var(--soft); } summary { cursor:pointer; padding:.4rem 0; }
 .wide { overflow-x:auto; border:1px solid var(--line); border-radius:.5rem; }
 table { border-collapse:collapse; font-size:.85rem; font-variant-numeric:tabular-nums; width:100%; color:var(--text); }
-th, td { padding:.45rem .7rem; text-align:right; white-space:nowrap; border-top:1px solid var(--line); }
+th, td { padding:.45rem .6rem; text-align:right; white-space:nowrap; border-top:1px solid var(--line); }
 thead tr:first-child th { border-top:0; } thead th { background:var(--tint); font-weight:600; }
 th:first-child { text-align:left; position:sticky; left:0; background:var(--page); }
-thead th:first-child { background:var(--tint); } .group { border-left:1px solid var(--line); } thead .span { text-align:center; }
-td small { display:block; color:var(--soft); font-size:.9em; } tr.paper th, tr.paper td { color:var(--soft); font-weight:400; }
-tr.first th, tr.first td { border-top:2px solid var(--soft); } tr.paper small { display:block; }
-.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr)); gap:1.5rem 2rem; }
+thead th:first-child { background:var(--tint); } .group { border-left:1px solid var(--line); }
+thead .span { text-align:center; }
+small { display:block; color:var(--soft); font-size:.9em; font-weight:400; }
+tr.paper th, tr.paper td { color:var(--soft); font-weight:400; }
+tr.first th, tr.first td { border-top:2px solid var(--soft); } tr.first td { text-align:left; }
+.plots { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr)); gap:1.5rem 2rem; }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:.3rem 1.2rem; margin:0; font-size:.9rem; }
-dt { color:var(--soft); } dd { margin:0; overflow-wrap:anywhere; font-family:ui-monospace,Menlo,Consolas,monospace; font-size:.95em; }
-@media (max-width:40rem) { dl { grid-template-columns:1fr; gap:0; } dd { margin-bottom:.6rem; } }
+dt { color:var(--soft); }
+dd { margin:0; overflow-wrap:anywhere; font-family:ui-monospace,Menlo,Consolas,monospace; font-size:.95em; }
+@media (max-width:40rem) {
+ dl { grid-template-columns:1fr; gap:0; } dd { margin-bottom:.6rem; }
+ th:first-child { white-space:normal; min-width:6.5rem; } }
 """
 
 
 def _headline(results: Mapping[str, Any]) -> str:
-    """The best method at the fewest shots by H, in words; and the best of the baselines beside it."""
+    """The best method at the fewest shots by H, in words, and the best baseline beside it."""
     k = min(results["shots"])
     at = {method: by_shots[str(k)] for method, by_shots in results["methods"].items()}
     best = max(at, key=lambda m: at[m]["harmonic"]["mean"])
     novel, base, classes = at[best]["novel_top1"], at[best]["base_top1"], results["classes"]
     images = "one image" if k == 1 else f"{k} images"
     title = (
-        f"{name_of(best)} names {novel['mean']:.1f}% of the images of {classes['novel']} new classes after {images} of each"
+        f"{name_of(best)} names {novel['mean']:.1f}% of images of {classes['novel']} new classes "
+        f"after seeing {images} of each"
     )
     text = (
-        f"With all {classes['base'] + classes['novel']} classes to choose from (± {novel['ci95']:.1f} points), "
-        f"and still {base['mean']:.1f}% of those of the {classes['base']} base classes."
+        f"All {classes['base'] + classes['novel']} classes are candidates; ± {novel['ci95']:.1f} points over "
+        f"{results['draws']} draws. On the {classes['base']} base classes it is right for {base['mean']:.1f}%."
     )
     others = {m: v for m, v in at.items() if m in ("nn", "mean") and m != best}
     if others:
         rival = max(others, key=lambda m: others[m]["harmonic"]["mean"])
         found = others[rival]
         text += (
-            f" The better baseline, {name_of(rival)}: {found['novel_top1']['mean']:.1f}% new, "
-            f"{found['base_top1']['mean']:.1f}% base."
+            f" The best baseline, {name_of(rival)}, reaches {found['novel_top1']['mean']:.1f}% on the new and "
+            f"{found['base_top1']['mean']:.1f}% on the base classes."
         )
     return f"<header><h1>{escape(title)}</h1><p class='lead'>{escape(text)}</p></header>"
 
@@ -174,16 +187,19 @@ def _table(results: Mapping[str, Any]) -> str:
             if best[k] == method:
                 cells[-1] = cells[-1].replace("<td>", "<td><b>").replace("<small>", "</b><small>")
         rows.append(_tr(name_of(method), cells))
-    for number, row in enumerate(paper.COMPARED):
-        cells = [f"<td>{cell}</td>" for k in shots for cell in _paper_cells(row, k)]
-        rows.append(_tr(row.method, cells, "paper first" if number == 0 else "paper", PAPER_NOTE))
+    rows.append(
+        f"<tr class='paper first'><th>Paper</th><td colspan='{3 * len(shots)}'>{escape(PAPER_SETTING)}</td></tr>"
+    )
+    for row in paper.COMPARED:
+        rows.append(_tr(row.method, [f"<td>{cell}</td>" for k in shots for cell in _paper_cells(row, k)], "paper"))
     return _grid(shots, rows)
 
 
 def _grid(shots: list[int], rows: list[str]) -> str:
     """A table with three columns for each number of shots."""
     spans = "".join(f"<th colspan='3' class='group span'>{k}-shot</th>" for k in shots)
-    heads = "<th class='group'>base top-1 / top-5</th><th>novel top-1 / top-5</th><th>H</th>" * len(shots)
+    tops = "<small>top-1 / top-5</small>"
+    heads = f"<th class='group'>base{tops}</th><th>novel{tops}</th><th>H</th>" * len(shots)
     return (
         f"<div class='wide'><table><thead><tr><th>Method</th>{spans}</tr><tr><th></th>{heads}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -205,7 +221,12 @@ def _td(*values: Mapping[str, Any]) -> str:
 
 def _paper_table() -> str:
     rows = [
-        _tr(row.method, [f"<td>{cell}</td>" for k in row.shots for cell in _paper_cells(row, k)], "", f"{row.base_data} of the base data")
+        _tr(
+            row.method,
+            [f"<td>{cell}</td>" for k in row.shots for cell in _paper_cells(row, k)],
+            "",
+            f"{row.base_data} of the base data",
+        )
         for row in paper.TABLE_1
     ]
     return (
@@ -221,7 +242,11 @@ def _colour(method: str) -> int:
 def _against_shots(results: Mapping[str, Any]) -> str:
     shots: list[int] = sorted(results["shots"])
     plots = []
-    for metric, title in (("novel_top1", "Novel top-1 (%)"), ("base_top1", "Base top-1 (%)")):
+    for metric, title in (
+        ("novel_top1", "Novel top-1 (%)"),
+        ("base_top1", "Base top-1 (%)"),
+        ("harmonic", "Harmonic mean (%)"),
+    ):
         series = []
         for method, by_shots in results["methods"].items():
             values = [by_shots[str(k)][metric] for k in shots]
@@ -250,7 +275,9 @@ def _training(curves: Mapping[str, Any]) -> str:
 
 
 def _curve(rows: Iterable[Mapping[str, float]], tag: str, name: str, colour: int) -> Series:
-    return Series(name, colour, tuple((float(row["step"]), float(row[tag])) for row in rows if row.get(tag) is not None))
+    return Series(
+        name, colour, tuple((float(row["step"]), float(row[tag])) for row in rows if row.get(tag) is not None)
+    )
 
 
 def _provenance(results: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

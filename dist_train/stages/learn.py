@@ -131,7 +131,11 @@ def train(method: str, bank: Bank, config: LearnConfig, folder: Path, seed: int,
             top1 = base_top1(model, bank, context)
             if metrics:
                 rate = (number - start) / (stop - began - paused)
-                values = {"train/loss": mean_loss, "eval/base_top1(%)": top1, "optim/lr": optimizer.param_groups[0]["lr"]}
+                values = {
+                    "train/loss": mean_loss,
+                    "eval/base_top1(%)": top1,
+                    "optim/lr": optimizer.param_groups[0]["lr"],
+                }
                 metrics.write(number, {**values, "time/throughput(it/s)": rate})
                 bar.set_postfix(loss=f"{mean_loss:.3f}", base=f"{top1:.1f}%")
                 bar.update(number - bar.n)
@@ -163,4 +167,3 @@ def base_top1(model: Predictor, bank: Bank, context: Context) -> float:
     )
     total = context.sum(torch.as_tensor(correct, dtype=torch.float64, device=bank.device))
     return 100 * total.item() / bank.queries
-

@@ -96,7 +96,9 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
                 if improved:
                     checkpoint.save(stage.folder / "best", {"model": tensors["model"]}, state)
 
-    batches = train_batches(base, order, data, seed, context, start, total, config.accumulate) if start < total else iter(())
+    batches = (
+        train_batches(base, order, data, seed, context, start, total, config.accumulate) if start < total else iter(())
+    )
     train(strategy, optimizer, precision, batches, config, start, total, warmup, on_log, on_step)
     bar.close()
     if context.main:

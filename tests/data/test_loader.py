@@ -45,7 +45,9 @@ def test_same_pixels_on_any_number_of_ranks_and_after_a_resume(view: View, confi
     assert global_batches(view, config, 4, 3, 7, accumulate=2) == alone[3:]
 
 
-def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(view: View, config: Config, shards: ShardSet) -> None:
+def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(
+    view: View, config: Config, shards: ShardSet
+) -> None:
     for batch in train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 5):
         assert batch.images.shape == (24, 3, 32, 32) and batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -100,7 +102,9 @@ def test_evaluation_pixels_are_torchvisions(config: Config, tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     blobs = {}
     for number, (w, h) in enumerate([(300, 280), (281, 640), (500, 333), (64, 90)]):
-        smooth = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
+        smooth = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize(
+            (w, h), Image.Resampling.BICUBIC
+        )
         exif = Image.Exif()
         exif[0x0112] = 6 if number == 1 else 1  # rotated on display; torchvision and we read it as stored
         out = io.BytesIO()

@@ -62,7 +62,7 @@ def test_epoch_ends_and_steps() -> None:
 
 
 def test_too_few_images_and_uneven_ranks_are_named() -> None:
-    with pytest.raises(UserError, match="global_batch=64.*only 10 training images"):
+    with pytest.raises(UserError, match=r"global_batch=64.*only 10 training images"):
         Order(10, 64, 0)
     with pytest.raises(UserError, match="10 images do not divide into 3 ranks"):
         rank_slice(np.arange(10), 0, 3)

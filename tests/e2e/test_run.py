@@ -52,7 +52,14 @@ def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun
     assert provenance["machine"]["ranks"] == 2 and provenance["shards"] == results["shards"]
     rows = read(run / "pretrain" / "metrics.jsonl")
     tags = {tag for row in rows for tag in row}
-    assert {"train/loss", "train/top1(%)", "eval/top1(%)", "optim/lr", "optim/gradient_norm", "optim/loss_scale"} <= tags
+    assert {
+        "train/loss",
+        "train/top1(%)",
+        "eval/top1(%)",
+        "optim/lr",
+        "optim/gradient_norm",
+        "optim/loss_scale",
+    } <= tags
     assert {"time/throughput(images/s)", "time/data_wait(ms/step)", "time/compute(ms/step)"} <= tags
     assert list((run / "pretrain" / "tb").glob("events.*")) and list((run / "learn" / "phi2" / "tb").glob("events.*"))
 
@@ -83,20 +90,27 @@ def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> No
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
     drop = ("time/", "memory/")
     rows = [
-        [{k: v for k, v in row.items() if not k.startswith(drop)} for row in read(config.runs / n / "pretrain" / "metrics.jsonl")]
+        [
+            {k: v for k, v in row.items() if not k.startswith(drop)}
+            for row in read(config.runs / n / "pretrain" / "metrics.jsonl")
+        ]
         for n in ("whole", "killed")
     ]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
 
 
-def test_uneven_ranks_are_refused_before_anything_is_trained(config: Config, tmp_path: Path, torchrun: TorchRun) -> None:
+def test_uneven_ranks_are_refused_before_anything_is_trained(
+    config: Config, tmp_path: Path, torchrun: TorchRun
+) -> None:
     config = replace(config, pretrain=replace(config.pretrain, global_batch=25))
     done = torchrun(2, "-m", "dist_train", "pretrain", "--config", str(write(config, tmp_path)), check=False)
     assert done.returncode != 0
     assert "25 images do not divide into 2 ranks" in done.stderr
 
 
-def test_extract_continues_after_an_interruption_on_other_ranks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_continues_after_an_interruption_on_other_ranks(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = common.open_run(config)
     pretrain.run(run, Context())
     extract.run(run, Context())

@@ -53,11 +53,15 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
 def test_supports_are_seeded_nested_and_without_repeats() -> None:
     table = activations([9, 12, 10])
     rows = support_rows(table, 3, seed=0, draw=4)
-    assert np.array_equal(rows, support_rows(table, 3, 0, 4)) and np.array_equal(rows[:, :2], support_rows(table, 2, 0, 4))
-    assert not np.array_equal(rows, support_rows(table, 3, 0, 5)) and not np.array_equal(rows, support_rows(table, 3, 1, 4))
+    assert np.array_equal(rows, support_rows(table, 3, 0, 4)) and np.array_equal(
+        rows[:, :2], support_rows(table, 2, 0, 4)
+    )
+    assert not np.array_equal(rows, support_rows(table, 3, 0, 5)) and not np.array_equal(
+        rows, support_rows(table, 3, 1, 4)
+    )
     for number, row in enumerate(rows):
         assert len(set(row)) == 3 and (row >= table.offsets[number]).all() and (row < table.offsets[number + 1]).all()
-    with pytest.raises(UserError, match="10 shots.*only 9"):
+    with pytest.raises(UserError, match=r"10 shots.*only 9"):
         support_rows(table, 10, 0, 0)
 
 

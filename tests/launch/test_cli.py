@@ -57,7 +57,9 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_published_configs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("demo", "imagenet", "tiny_imagenet"):
-        message = refused(capsys, "pretrain", "--config", name, "--data.split", "imagenet_900_100", "--data.shards", "/nowhere")
+        message = refused(
+            capsys, "pretrain", "--config", name, "--data.split", "imagenet_900_100", "--data.shards", "/nowhere"
+        )
         assert "/nowhere: no index.json" in message
 
 
@@ -93,8 +95,12 @@ def test_split_of_other_classes_and_large_batches_are_named(
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_stages_in_the_wrong_order(capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet, drawn: Path) -> None:
-    message = refused(capsys, "learn", "--runs", tmp_path, "--data.shards", shards.root, "--data.split", drawn / "split.json")
+def test_stages_in_the_wrong_order(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet, drawn: Path
+) -> None:
+    message = refused(
+        capsys, "learn", "--runs", tmp_path, "--data.shards", shards.root, "--data.split", drawn / "split.json"
+    )
     assert "pretrain is not finished; run dist-train pretrain first" in message
 
 

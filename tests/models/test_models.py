@@ -23,7 +23,7 @@ def test_backbone_is_torchvisions_network() -> None:
 def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
     model = Backbone("resnet10", 3, small_stem=True)
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
-    with pytest.raises(UserError, match="'vit_b_16': not a ResNet.*resnet50"):
+    with pytest.raises(UserError, match=r"'vit_b_16': not a ResNet.*resnet50"):
         Backbone("vit_b_16", 3)
 
 
@@ -39,7 +39,9 @@ def test_predictor_starts_as_the_release_does(method: str, layers: int) -> None:
 
 def test_predictor_formula_and_options() -> None:
     torch.manual_seed(0)
-    phi = Predictor("phi2", 6, LearnConfig(identity_init=False, bias=False, normalise_input=False, normalise_query=True))
+    phi = Predictor(
+        "phi2", 6, LearnConfig(identity_init=False, bias=False, normalise_input=False, normalise_query=True)
+    )
     x = torch.randn(4, 6)
     by_hand = F.normalize(F.relu(x @ phi.layers[0].weight.T) @ phi.layers[1].weight.T, dim=1)
     assert torch.allclose(phi(x), by_hand, atol=1e-6)

@@ -1,0 +1,63 @@
+"""Iterations/s of the predictor's training on random activations, at the paper's size by default.
+
+    python tools/bench_learn.py [--classes 900] [--per-class 1300] [--dim 2048] [--steps 20] [--precision fp32]
+
+Activations are written to a temporary file and memory-mapped, as in a run; the peak memory printed
+is that of the process. The paper trains 75,000 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dist_train import context as contexts
+from dist_train.config import LearnConfig
+from dist_train.data.activations import Activations
+from dist_train.engine.metrics import peak_memory_gib
+from dist_train.stages.learn import Bank, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=900)
+    parser.add_argument("--per-class", type=int, default=1300)
+    parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--method", choices=["phi1", "phi2"], default="phi2")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with tempfile.TemporaryDirectory() as temporary, contexts.start() as context:
+        rng = np.random.default_rng(0)
+        path = Path(temporary) / "rows.npy"
+        rows = np.lib.format.open_memmap(path, "w+", np.float16, (given.classes * given.per_class, given.dim))
+        means = np.empty((given.classes, given.dim), np.float32)
+        for label in range(given.classes):
+            block = rng.random((given.per_class, given.dim), np.float32)
+            rows[label * given.per_class : (label + 1) * given.per_class] = block
+            means[label] = block.mean(0)
+        rows.flush()
+        del rows
+        offsets = np.arange(given.classes + 1) * given.per_class
+        table = Activations(np.load(path, mmap_mode="c"), np.arange(offsets[-1]), offsets)
+        val = Activations(np.asarray(table.rows[: 2 * given.classes]), np.arange(2 * given.classes),
+                          np.arange(given.classes + 1) * 2)  # fmt: skip
+        bank = Bank(table, val, means, context)
+        config = LearnConfig(steps=given.steps, precision=given.precision, log_every=given.steps)
+        start = time.perf_counter()
+        rate = train(given.method, bank, config, Path(temporary) / "learn", 0, context)
+        print(
+            f"{given.method}, {given.classes} classes, {given.dim} channels, {given.precision}, {context.device}: "
+            f"{rate:.2f} it/s ({75_000 / rate / 3600:.1f} h for 75,000 steps), peak {peak_memory_gib(context.device):.1f} GiB, "
+            f"{time.perf_counter() - start:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Images/s of this loader beside its neighbours, in one run, as ratios.
+
+    python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2]
+
+All do the same work: read, decode, random resized crop to 224, flip, normalise, in batches of 64,
+without a model. ``limit`` decodes whole JPEGs with libjpeg-turbo and does nothing else. The rounds
+go through all contestants in turn, and medians are compared, so that a machine that slows down
+slows all of them. Images: full-size JPEGs (a tar or a folder); drawn ones where none are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+import webdataset as wds
+from nvidia.dali import fn, pipeline_def, types
+from PIL import Image
+from torchvision.transforms import v2
+
+from dist_train.config import DataConfig, DrawConfig, PackConfig
+from dist_train.context import Context
+from dist_train.data import dali
+from dist_train.data.drawing import draw
+from dist_train.data.loader import train_batches
+from dist_train.data.order import Order
+from dist_train.data.pack import pack
+from dist_train.data.shards import ShardSet
+from dist_train.data.splits import make_view
+
+BATCH, SIDE = 64, 224
+MEAN, STD = [255 * v for v in dali.MEAN], [255 * v for v in dali.STD]
+
+
+def images_into(folder: Path, source: Path | None) -> None:
+    """A folder of one class with all images, for ``pack`` and for torchvision's ImageFolder."""
+    if source is None:
+        options = DrawConfig(base_classes=10, novel_classes=1, train_per_class=20, val_per_class=1, size=480)
+        draw(options, folder / "train", folder / "val", progress=False)
+        return
+    target = folder / "train" / "all"
+    target.mkdir(parents=True)
+    if source.is_dir():
+        blobs = [(path.name, path.read_bytes()) for path in sorted(source.rglob("*")) if path.is_file()]
+    else:
+        with tarfile.open(source) as tar:
+            blobs = [(Path(m.name).name, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
+    for name, blob in blobs:
+        (target / name).write_bytes(blob)
+
+
+def ours(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
+    view = make_view(shards["train"], shards.classes, shards.classes, "bench")
+    order = Order(len(view), BATCH, 0)
+    data = DataConfig(shards=shards.root, threads=threads)
+    for batch in train_batches(view, order, data, 0, Context(), 0, order.steps(passes)):
+        yield len(batch.images)
+
+
+def finish(encoded: object) -> object:
+    """Crop, resize, flip and normalise as DALI's own examples do."""
+    images = fn.decoders.image_random_crop(encoded, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0])
+    images = fn.resize(images, size=(SIDE, SIDE), interp_type=types.INTERP_LINEAR, antialias=True)
+    flip = fn.random.coin_flip()
+    return fn.crop_mirror_normalize(
+        images, mirror=flip, mean=MEAN, std=STD, dtype=types.FLOAT, output_layout="HWC", crop=(SIDE, SIDE)
+    )
+
+
+def run_pipeline(pipeline: object, images: int) -> Iterator[int]:
+    for _ in range(images // BATCH):
+        (out,) = pipeline.run()  # type: ignore[attr-defined]
+        yield len(torch.utils.dlpack.from_dlpack(out.as_tensor()))
+
+
+def tars(shards: ShardSet) -> list[str]:
+    return [str(shards["train"].path(n)) for n in range(len(shards["train"].shards))]
+
+
+def dali_reader(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
+    paths = tars(shards)
+
+    @pipeline_def
+    def graph() -> object:
+        encoded, _ = fn.readers.webdataset(
+            paths=paths, index_paths=[p[:-3] + "idx" for p in paths], ext=["jpg", "cls"],
+            missing_component_behavior="error", random_shuffle=True, initial_fill=256, name="reader",
+        )  # fmt: skip
+        return finish(encoded)
+
+    pipeline = graph(batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2, exec_dynamic=True)
+    return run_pipeline(pipeline, len(shards["train"]) * passes)
+
+
+def dali_over_webdataset(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
+    dataset = wds.WebDataset(tars(shards), shardshuffle=False).shuffle(256).to_tuple("jpg")
+    samples = (np.frombuffer(blob, np.uint8) for _ in range(passes + 2) for (blob,) in dataset)
+
+    @pipeline_def
+    def graph() -> object:
+        return finish(fn.external_source(source=lambda: [next(samples) for _ in range(BATCH)], batch=True))
+
+    pipeline = graph(batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2, exec_dynamic=True)
+    return run_pipeline(pipeline, len(shards["train"]) * passes)
+
+
+def transform() -> v2.Compose:
+    return v2.Compose(
+        [v2.PILToTensor(), v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(),
+         v2.ToDtype(torch.float32, scale=True), v2.Normalize(dali.MEAN, dali.STD)]
+    )  # fmt: skip
+
+
+def count(batches: Iterable[object]) -> Iterator[int]:
+    for batch in batches:
+        yield len(batch[0])  # type: ignore[index]
+
+
+def torchvision_loader(folder: Path, threads: int, passes: int) -> Iterator[int]:
+    data = torchvision.datasets.ImageFolder(str(folder / "train"), transform())
+    whole = torch.utils.data.ConcatDataset([data] * passes)
+    return count(torch.utils.data.DataLoader(whole, BATCH, shuffle=True, num_workers=threads, drop_last=True))
+
+
+def webdataset_pil(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
+    step = transform()
+    dataset = wds.WebDataset(tars(shards) * passes, shardshuffle=False).shuffle(256).decode("pilrgb")
+    dataset = dataset.to_tuple("jpg", "cls").map_tuple(step, lambda label: label)
+    workers = min(threads, len(tars(shards)))
+    return count(torch.utils.data.DataLoader(dataset, BATCH, num_workers=workers, drop_last=True))
+
+
+def limit(blobs: list[bytes], threads: int, passes: int) -> Iterator[int]:
+    def decode(blob: bytes) -> int:
+        Image.open(io.BytesIO(blob)).convert("RGB").load()
+        return 1
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(decode, blobs * passes)
+
+
+def rate(batches: Iterator[int]) -> float:
+    """Images/s after the first batch, which carries the start-up."""
+    next(batches)
+    start = time.perf_counter()
+    images = sum(batches)
+    return images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=4, help="over the images, in each round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        images_into(folder, given.images)
+        shards = pack(PackConfig(train=folder / "train", shard_mb=8), folder / "shards", progress=False)
+        blobs = [path.read_bytes() for path in sorted((folder / "train").rglob("*.*")) if path.is_file()]
+        n, p = given.threads, given.passes
+        contestants: dict[str, Callable[[], Iterator[int]]] = {
+            "limit: bare libjpeg-turbo decode": lambda: limit(blobs, n, p),
+            "dist_train": lambda: ours(shards, n, p),
+            "DALI's own webdataset reader": lambda: dali_reader(shards, n, p),
+            "DALI over the webdataset library": lambda: dali_over_webdataset(shards, n, p),
+            "torchvision DataLoader": lambda: torchvision_loader(folder, n, p),
+            "webdataset + PIL": lambda: webdataset_pil(shards, n, p),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in contestants}
+        for number in range(given.rounds):
+            for name, make in contestants.items():
+                rates[name].append(rate(make()))
+                print(f"round {number + 1}: {name}: {rates[name][-1]:.0f} images/s", file=sys.stderr)
+    print(
+        f"{platform.processor() or platform.machine()}, {n} threads, {len(blobs)} images x {p}, {given.rounds} rounds"
+    )
+    print(f"\n| loader | images/s (median) | min to max | dist_train is |\n|{'---|' * 4}")
+    mine = statistics.median(rates["dist_train"])
+    for name, values in rates.items():
+        ratios = statistics.median(a / b for a, b in zip(rates["dist_train"], values, strict=True))
+        print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} | {ratios:.2f}x |")
+    if given.json:
+        given.json.write_text(json.dumps({"rates": rates, "dist_train": mine}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
