@@ -54,7 +54,8 @@ def main() -> None:
         rate = train(given.method, bank, config, Path(temporary) / "learn", 0, context)
         print(
             f"{given.method}, {given.classes} classes, {given.dim} channels, {given.precision}, {context.device}: "
-            f"{rate:.2f} it/s ({75_000 / rate / 3600:.1f} h for 75,000 steps), peak {peak_memory_gib(context.device):.1f} GiB, "
+            f"{rate:.2f} it/s ({75_000 / rate / 3600:.1f} h for 75,000 steps), "
+            f"peak {peak_memory_gib(context.device):.1f} GiB, "
             f"{time.perf_counter() - start:.0f} s"
         )
 

@@ -114,15 +114,15 @@ def split_of(options: DrawConfig) -> Split:
     Raises:
         UserError: more classes than combinations, or too few base classes to cover the novel ones.
     """
-    grid = _grid(options.base_classes + options.novel_classes)
+    # In an order of the seed, so that it decides between equals.
+    grid = sorted(_grid(options.base_classes + options.novel_classes), key=lambda c: _hash(options.seed, "class", *c))
     base: list[tuple[str, ...]] = []
     used: Counter[str] = Counter()
     for _ in range(options.base_classes):
-        # The least used values first; among equals the seed decides.
-        chosen = min(grid, key=lambda c: (sum(used[value] ** 2 for value in c), _hash(options.seed, "class", *c)))
-        grid.remove(chosen)
-        base.append(chosen)
-        used.update(chosen)
+        rarest = min(grid, key=lambda c: sum(used[value] ** 2 for value in c))
+        grid.remove(rarest)
+        base.append(rarest)
+        used.update(rarest)
     known = [c for c in grid if all(used[value] for value in c)]
     if len(known) < options.novel_classes:
         raise UserError(

@@ -21,7 +21,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("base, novel", [(2, 1), (6, 3), (90, 10), (180, 20), (700, 100)])
+@pytest.mark.parametrize("base, novel", [(2, 1), (6, 3), (90, 10), (180, 20), (400, 50)])
 def test_novel_classes_are_new_combinations_of_known_values(base: int, novel: int) -> None:
     split = split_of(DrawConfig(base_classes=base, novel_classes=novel))
     assert (len(split.base), len(split.novel)) == (base, novel)

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
