@@ -190,8 +190,12 @@ def _decodes(blobs: list[npt.NDArray[np.uint8]], threads: int) -> str | None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The telling part of DALI's many lines: what follows "encountered:"."""
-    text = str(error)
-    told = text.split("encountered:")[-1] if "encountered:" in text else text
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return " ".join(lines[:2] or ["unknown error"])[:200]
+    """What DALI says after "encountered:", in words where it only gives a code."""
+    text = str(error).split("encountered:")[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "Current pipeline object" not in line]
+    told = " ".join(lines[:2]) or "unknown error"
+    if "nvImageCodec failure" in told:
+        return f"not an image format that DALI decodes ({told})"
+    if "Failed to decode sample" in told:
+        return "damaged or truncated image data"
+    return told[:200]

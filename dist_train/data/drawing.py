@@ -139,15 +139,16 @@ def split_of(options: DrawConfig) -> Split:
 def _grid(classes: int) -> list[tuple[str, ...]]:
     """Combinations of the first values of each attribute, at least ROOM per class if there are so many."""
     axes = [list(SHAPES), list(TEXTURES), list(PALETTES)]
-    if classes > np.prod([len(axis) for axis in axes]):
+    all_of_them = math.prod(map(len, axes))
+    if classes > all_of_them:
         raise UserError(
-            f"draw.base_classes + draw.novel_classes = {classes}: there are {np.prod([len(a) for a in axes])} "
-            "combinations to draw; ask for fewer classes"
+            f"draw.base_classes + draw.novel_classes = {classes}: there are {all_of_them} combinations of shape, "
+            "texture and palette; ask for fewer classes"
         )
     lengths = [2, 2, 2]
-    while np.prod(lengths) < ROOM * classes and lengths != [len(axis) for axis in axes]:
-        room = [k for k, axis in enumerate(axes) if lengths[k] < len(axis)]
-        lengths[min(room, key=lambda k: lengths[k])] += 1
+    while math.prod(lengths) < min(ROOM * classes, all_of_them):
+        growing = [k for k in range(3) if lengths[k] < len(axes[k])]
+        lengths[min(growing, key=lambda k: lengths[k])] += 1
     return list(itertools.product(*(axis[:length] for axis, length in zip(axes, lengths, strict=True))))
 
 
@@ -166,45 +167,48 @@ def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[I
     sides = (round(longer), round(longer / rng.uniform(1, 1.5)))
     width, height = sides if rng.random() < 0.5 else sides[::-1]
 
-    # Frame of the picture: shorter side from -1 to 1; y, x: float32 [height, width].
+    # The picture's frame: its shorter side from -1 to 1.
     unit = min(width, height) / 2
     y, x = np.mgrid[:height, :width].astype(np.float32)
     y, x = (y - (height - 1) / 2) / unit, (x - (width - 1) / 2) / unit
 
-    # Frame of the object: moved, turned, stretched.
-    radius = rng.uniform(0.45, 0.85)
-    reach = np.maximum(np.array([width, height]) / (2 * unit) - 0.8 * radius, 0)
-    cx, cy = rng.uniform(-reach, reach)
-    turn = rng.uniform(0, 2 * math.pi)
-    stretch = np.exp(rng.normal(0, 0.12))
-    along, across = np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy), np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)
-    u, v = (along * (stretch / radius)).astype(np.float32), (across / (stretch * radius)).astype(np.float32)
-
-    pixels = radius * unit
-    mask = np.clip(SHAPES[shape](u, v) * pixels + 0.5, 0, 1)
-    pitch, (du, dv) = np.exp(rng.normal(0, 0.12)), rng.uniform(-0.2, 0.2, 2)
-    wave = TEXTURES[texture]((u * pitch + du).astype(np.float32), (v * pitch + dv).astype(np.float32))
-    second = np.clip(wave * (pixels / 9) + 0.5, 0, 1)[..., None]
-    first_colour, second_colour = np.array(PALETTES[palette]) + rng.normal(0, 14, (2, 3))
-    surface = first_colour * (1 - second) + second_colour * second
-
     scene = _backdrop(rng, width, height)
+    surface, mask = _object(rng, shape, texture, palette, x, y, unit)
     scene += (surface - scene) * mask[..., None]
     # Light: brightness, a slope across the picture, a tint; then the sensor's noise.
-    slope = rng.normal(0, 0.15, 2)
-    light = rng.uniform(0.7, 1.15) * (1 + slope[0] * x + slope[1] * y)
+    slope_x, slope_y = rng.normal(0, 0.15), rng.normal(0, 0.15)
+    light = rng.uniform(0.7, 1.15) * (1 + slope_x * x + slope_y * y)
     scene *= light[..., None] * rng.normal(1, 0.06, 3)
     scene += rng.normal(0, rng.uniform(2, 12), scene.shape)
-    image = Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8), "RGB")
-    return image, int(rng.integers(75, 96))
+    return Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8)), int(rng.integers(75, 96))
+
+
+def _object(
+    rng: np.random.Generator, shape: str, texture: str, palette: str, x: Array, y: Array, unit: float
+) -> tuple[Array, Array]:
+    """Colours [height, width, 3] in 0..255 and coverage [height, width] in 0..1 of the object, somewhere in
+    the picture's frame x, y, of which 1 is ``unit`` pixels."""
+    radius = rng.uniform(0.45, 0.85)
+    cx, cy = (rng.uniform(-1, 1) * max(float(side.max()) - 0.8 * radius, 0) for side in (x, y))
+    turn, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.normal(0, 0.12))
+    cos, sin = math.cos(turn), math.sin(turn)
+    u = (cos * (x - cx) + sin * (y - cy)) * (stretch / radius)
+    v = (cos * (y - cy) - sin * (x - cx)) / (stretch * radius)
+
+    pixels = radius * unit  # for edges about one pixel soft
+    mask = np.clip(SHAPES[shape](u, v) * pixels + 0.5, 0, 1)
+    pitch = math.exp(rng.normal(0, 0.12))
+    wave = TEXTURES[texture](u * pitch + rng.uniform(-0.2, 0.2), v * pitch + rng.uniform(-0.2, 0.2))
+    share = np.clip(wave * (pixels / 9) + 0.5, 0, 1)[..., None]
+    first, second = np.array(PALETTES[palette]) + rng.normal(0, 14, (2, 3))
+    return first * (1 - share) + second * share, mask
 
 
 def _backdrop(rng: np.random.Generator, width: int, height: int) -> npt.NDArray[np.float64]:
     """A smooth field of dull colours and some bright blobs on it: float64 [height, width, 3] in 0..255."""
     dull = rng.uniform(40, 215, 3) + rng.normal(0, 35, (4, 4, 3))
-    image = Image.fromarray(np.clip(dull, 0, 255).astype(np.uint8), "RGB").resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
+    coarse = Image.fromarray(np.clip(dull, 0, 255).astype(np.uint8))
+    image = coarse.resize((width, height), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(image)
     for _ in range(rng.integers(2, 7)):
         x, y = rng.uniform(0, [width, height])

@@ -1,6 +1,5 @@
 import copy
 import itertools
-import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
