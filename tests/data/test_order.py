@@ -66,3 +66,9 @@ def test_too_few_images_and_uneven_ranks_are_named() -> None:
         Order(10, 64, 0)
     with pytest.raises(UserError, match="10 images do not divide into 3 ranks"):
         rank_slice(np.arange(10), 0, 3)
+
+
+def test_a_batch_is_the_next_piece_of_the_permutation() -> None:
+    order = Order(10, 4, 7)
+    expected = [*permutation(10, 7, 0), *permutation(10, 7, 1)]
+    assert [int(p) for b in range(5) for p in order.batch(b)[0]] == expected
