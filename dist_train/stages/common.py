@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def open_run(config: Config) -> Run:
     Raises:
         UserError: missing or unfit shards or split.
     """
+    git_commit()  # now, while it is the code that runs
     split = load_split(config.data.split)
     base, novel = split.roles(config.data.holdout)
     run = Run(config, open_shards(config.data.shards), split, base, novel)
@@ -150,8 +152,9 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
     }
 
 
+@cache
 def git_commit() -> str:
-    """The checkout's commit, ``-dirty`` where files are changed; "not a checkout" in a wheel."""
+    """The checkout's commit when this process first asked (it may move under a long run), ``-dirty`` where files are changed; "not a checkout" in a wheel."""
     here = Path(dist_train.__file__).parent.parent
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
