@@ -154,7 +154,8 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
 
 @cache
 def git_commit() -> str:
-    """The checkout's commit when this process first asked (it may move under a long run), ``-dirty`` where files are changed; "not a checkout" in a wheel."""
+    """The checkout's commit when this process first asked (it may move under a long run), ``-dirty``
+    where files are changed; "not a checkout" in a wheel."""
     here = Path(dist_train.__file__).parent.parent
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
