@@ -270,6 +270,9 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        for method in self.evaluate.methods:
+            ok = method not in PREDICTORS or method in self.learn.methods
+            _require(ok, "evaluate.methods", method, f"in learn.methods ({', '.join(self.learn.methods)}) too")
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         _require(ok, "name", self.name, "a folder name")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit

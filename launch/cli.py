@@ -91,6 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"dist-train: error: {error.filename}: {error.strerror}; check the path and its permissions",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("dist-train: interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -108,6 +116,8 @@ def _pack(parser: Parser, given: Namespace) -> int:
 def _verify(parser: Parser, given: Namespace) -> int:
     from dist_train.data.verify import verify
 
+    if given.workers < 0:
+        raise UserError(f"--workers {given.workers}: must be >= 0")
     problems = verify(given.shards, given.workers)
     for problem in problems:
         print(problem)
@@ -170,7 +180,7 @@ def _stages(parser: Parser, options: Namespace) -> int:
     try:
         made = parser.instantiate_classes(options)[command]
         config = Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None
 
     from dist_train import context as contexts
@@ -183,9 +193,9 @@ def _stages(parser: Parser, options: Namespace) -> int:
             logging.getLogger("dist_train").setLevel(logging.WARNING)
         if command == "run":
             prepare(config, context)
-        run = common.open_run(config)
+        run = common.open_run(config, context.world)
         for name in STAGES if command == "run" else (command,):
-            chapters[name].run(run, context, redo)
+            chapters[name].run(run, context, redo and name in (command, STAGES[0]))  # redo takes the later ones along
     return 0
 
 
@@ -199,7 +209,11 @@ def _make(kind: type[Any], values: dict[str, Any]) -> Any:
 def _words(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a list of classes, one a line")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def _named_configs(arguments: list[str]) -> list[str]:

@@ -121,7 +121,7 @@ def _batches(
             labels = torch.from_numpy(view.labels_of(ids)).to(context.device, non_blocking=True)
             yield Batch(tensor.to(context.device, non_blocking=True), labels, ids)
     except DecodeError as error:
-        raise UserError(_blame(view, source, planned[0] if planned else np.zeros(0, np.int64), error)) from error
+        raise UserError(_blame(view, planned[0] if planned else np.zeros(0, np.int64), error)) from error
     finally:
         images.close()
         source.close()
@@ -138,9 +138,9 @@ def _ahead(build: Callable[[Step], Made], plan: Iterator[Step], depth: int) -> I
             yield ready
 
 
-def _blame(view: View, source: ShardSource, ids: Ints, error: DecodeError) -> str:
+def _blame(view: View, ids: Ints, error: DecodeError) -> str:
     """One line that names the sample that DALI only counts."""
-    blobs = [blob.tobytes() for blob in source.read(ids)]
+    blobs = [blob.tobytes() for blob in ShardSource(view.subset).read(ids)]  # the reader thread has its own
     for sample, reason in zip(ids, decode_errors(blobs, threads=1), strict=True):
         if reason:
             root = view.subset.root

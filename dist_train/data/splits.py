@@ -113,7 +113,7 @@ def load_split(name_or_path: str) -> Split:
         raise UserError(f"data.split={name_or_path}: no such file and no published split ({names})")
     try:
         entry = json.loads(path.read_text())
-        base, novel, pseudo = (tuple(entry[kind]) for kind in ("base", "novel", "pseudo_novel"))
+        base, novel, pseudo = (tuple(sorted(entry[kind])) for kind in ("base", "novel", "pseudo_novel"))
         split = Split(entry["name"], base, novel, pseudo, entry.get("description", ""))
         stated = entry["hash"]
     except (ValueError, KeyError, TypeError) as error:

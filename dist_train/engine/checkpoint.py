@@ -101,12 +101,18 @@ def step_path(folder: Path, step: int) -> Path:
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest good checkpoint, or None; a damaged one is named and the one before it used."""
+    """The newest good checkpoint, or None; a damaged one is named and the one before it used.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged: not a reason to start at step 0 unasked.
+    """
     for path in reversed(steps(folder)):
         try:
             return load(path, device)
         except UserError as error:
             log.warning("%s; falling back to the one before", error)
+    if steps(folder):
+        raise UserError(f"{folder}: every checkpoint is damaged; restore one, or start again with --redo")
     return None
 
 

@@ -34,8 +34,7 @@ class Metrics:
             with atomic_write(self.path) as file:
                 file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = self.path.open("a", buffering=1)
-        purge = step + 1 if step else None
-        self.board = SummaryWriter(str(folder / "tb"), purge_step=purge, flush_secs=10)
+        self.board = SummaryWriter(str(folder / "tb"), purge_step=step + 1, flush_secs=10)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and one scalar each in TensorBoard."""

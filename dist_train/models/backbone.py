@@ -17,6 +17,12 @@ def resnet_names() -> list[str]:
     return ["resnet10", *(name for name in names if "resnet" in name or "resnext" in name)]
 
 
+def check_name(name: str) -> None:
+    """Raises UserError for a name that is not one of ``resnet_names()``."""
+    if name not in resnet_names():
+        raise UserError(f"pretrain.model={name!r}: not a ResNet of torchvision; one of {', '.join(resnet_names())}")
+
+
 class Backbone(nn.Module):
     """A ResNet as the paper uses it: a(x) = the pooled activation before the last layer, and the
     fully connected classifier on it.
@@ -33,8 +39,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
         super().__init__()
-        if name not in resnet_names():
-            raise UserError(f"pretrain.model={name!r}: not a ResNet of torchvision; one of {', '.join(resnet_names())}")
+        check_name(name)
         if name == "resnet10":
             self.body = ResNet(BasicBlock, [1, 1, 1, 1])
         else:

@@ -14,12 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import dist_train
 from dist_train.config import Config, digest, to_dict
 from dist_train.context import Context
+from dist_train.data.order import Order, rank_slice
 from dist_train.data.shards import ShardSet, atomic_write, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
 from dist_train.errors import UserError
+from dist_train.models.backbone import check_name
 
 log = logging.getLogger("dist_train")
 
@@ -27,7 +31,7 @@ log = logging.getLogger("dist_train")
 _NEUTRAL = {
     "data": ("shards", "split", "threads", "prefetch"),
     "pretrain": ("checkpoint_every", "keep", "log_every"),
-    "extract": ("batch", "block"),
+    "extract": ("batch",),
     "learn": ("log_every", "checkpoint_every", "methods"),
     "evaluate": (),
 }
@@ -54,19 +58,28 @@ class Run:
         return make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
 
 
-def open_run(config: Config) -> Run:
+def open_run(config: Config, world: int = 1) -> Run:
     """Open shards and split.
 
     Raises:
-        UserError: missing or unfit shards or split.
+        UserError: missing or unfit shards or split, or options that do not fit them or ``world`` ranks.
     """
     git_commit()  # now, while it is the code that runs
     split = load_split(config.data.split)
     base, novel = split.roles(config.data.holdout)
     run = Run(config, open_shards(config.data.shards), split, base, novel)
-    for subset in ("train", "val"):
-        for role in ("base", "novel"):
-            run.view(subset, role)
+    sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
+    # What would only fail hours later, or after a stage has begun, fails here.
+    order = Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)
+    share = rank_slice(order.batch(0)[0], 0, world * config.pretrain.accumulate)
+    if len(share) < 2:
+        raise UserError(
+            "pretrain.global_batch: leaves 1 image a rank and pass, batch norm needs 2; choose a larger one"
+        )
+    check_name(config.pretrain.model)
+    fewest = int(np.bincount(sizes["train", "novel"].labels).min())
+    if max(config.evaluate.shots) > fewest:
+        raise UserError(f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images")
     return run
 
 
@@ -87,7 +100,7 @@ class Stage:
     """One stage's folder. Use: ``if stage.done: return``, work, ``stage.finish()``.
 
     A stage that was started or finished from other inputs stops and says what changed; ``redo``
-    deletes it first.
+    deletes it, and the stages after it, first.
 
     Raises:
         UserError: inputs changed since the stage was started.
@@ -98,25 +111,33 @@ class Stage:
         self.name = name
         self.context = context
         self.inputs = inputs(run, name)
+        self.done = False
         if context.main:
-            if redo and self.folder.exists():
-                shutil.rmtree(self.folder)
-            self._check(run)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "inputs.json", self.inputs)
-            _write(run.dir / "config.yaml", to_dict(run.config))  # JSON is YAML
-            _write(run.dir / "provenance.json", provenance(run, context))
+            self._check(run, redo)
+            if redo:  # what was made from this stage's results goes with them
+                for later in STAGES[STAGES.index(name) :]:
+                    shutil.rmtree(run.dir / later, ignore_errors=True)
+            if not (self.folder / "done.json").is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write(self.folder / "inputs.json", self.inputs)
+                _write(run.dir / "config.yaml", to_dict(run.config))  # JSON is YAML
+                _write(run.dir / "provenance.json", provenance(run, context))
         context.barrier(f"{name}-open")
         self.done = (self.folder / "done.json").is_file()
         if self.done and context.main:
             log.info("%s: done already (%s)", name, self.folder)
 
-    def _check(self, run: Run) -> None:
-        path = self.folder / "inputs.json"
-        before = json.loads(path.read_text()) if path.is_file() else self.inputs
+    def _check(self, run: Run, redo: bool) -> None:
         for stage in STAGES[: STAGES.index(self.name)]:
             if not (run.dir / stage / "done.json").is_file():
                 raise UserError(f"{run.dir / stage}: {stage} is not finished; run dist-train {stage} first")
+        path = self.folder / "inputs.json"
+        if redo or not path.is_file():
+            return
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path}: damaged; dist-train {self.name} --redo makes this stage again") from None
         changed = [
             f"{key}: {before.get(key)!r} -> {self.inputs.get(key)!r}"
             for key in sorted({*before, *self.inputs})
@@ -125,7 +146,7 @@ class Stage:
         if changed:
             raise UserError(
                 f"{self.folder}: was made from other inputs ({'; '.join(changed[:4])}); "
-                f"take another --name, or --redo to delete it and start again"
+                f"take another --name, or make this stage and those after it again: dist-train {self.name} --redo"
             )
 
     def finish(self, **facts: Any) -> None:

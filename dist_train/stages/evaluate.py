@@ -13,7 +13,6 @@ from dist_train.context import Context
 from dist_train.data.activations import Activations, load
 from dist_train.data.shards import atomic_write
 from dist_train.engine import metrics
-from dist_train.errors import UserError
 from dist_train.fewshot.methods import Prepared, make
 from dist_train.fewshot.protocol import METRICS, JointScorer, Queries, assert_disjoint, summary, support_rows
 from dist_train.fewshot.report import report_html, table_markdown
@@ -27,10 +26,6 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
     if stage.done:
         return
     config, extract = run.config.evaluate, run.dir / "extract"
-    learned = run.config.learn.methods
-    for method in config.methods:
-        if method.startswith("phi") and method not in learned:
-            raise UserError(f"evaluate.methods: {method} is not in learn.methods ({', '.join(learned)}); add it there")
     tables = {name: load(extract, name) for name in ("base_train", "base_val", "novel_train", "novel_val")}
     for role in ("base", "novel"):
         support, query = run.shards["train"], run.shards["val"]

@@ -67,5 +67,6 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
         with atomic_write(stage.folder / "means.f32.npy") as file:
             np.save(file, means)
         log.info("extract: class means of %d base classes in %s", len(means), stage.folder)
+    context.barrier("extract-means")  # before the gather, which does not wait as long
     seconds = time.perf_counter() - began
     stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_train.config import LearnConfig
+from dist_train.config import PREDICTORS, LearnConfig
 from dist_train.context import Context
 from dist_train.data.activations import Activations, load
 from dist_train.data.augment import uniforms
@@ -35,10 +35,12 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
     extract = run.dir / "extract"
     bank = Bank(load(extract, "base_train"), load(extract, "base_val"), np.load(extract / "means.f32.npy"), context)
     facts = {}
-    for number, method in enumerate(run.config.learn.methods):
+    for method in run.config.learn.methods:
         folder = stage.folder / method
         if not (folder / "final").is_dir():
-            facts[method] = train(method, bank, run.config.learn, folder, run.config.seed + number, context)
+            facts[method] = train(
+                method, bank, run.config.learn, folder, run.config.seed + PREDICTORS.index(method), context
+            )
         context.barrier(f"learn-{method}")
     stage.finish(iterations_per_s=facts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dist_train.config import Config
+from dist_train.config import Config, PackConfig
 from dist_train.context import Context
 from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
@@ -17,9 +17,16 @@ def prepare(config: Config, context: Context) -> None:
     Raises:
         UserError: an archive is missing or wrong (see ``pack``).
     """
-    if context.main and config.pack and not (config.data.shards / "index.json").is_file():
+    there = (config.data.shards / "index.json").is_file()
+    if context.main and config.pack and (not there or _sources_exist(config.pack)):
+        # Where the shards are there already, pack says so, or refuses options they were not made with.
         if config.pack.draw and config.pack.train and config.pack.val:
             draw(config.pack.draw, config.pack.train, config.pack.val)
             save_split(split_of(config.pack.draw), Path(config.data.split))
         pack(config.pack, config.data.shards)
     context.barrier("prepare")
+
+
+def _sources_exist(options: PackConfig) -> bool:
+    """Archives may be deleted once they are packed; then the shards are taken as they are."""
+    return options.train is not None and options.train.exists()

@@ -150,8 +150,57 @@ def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
     with pytest.raises(UserError, match=r"learn: was made from other inputs \(learn.lr: 0.001 -> 0.5\).*--redo"):
         learn.run(changed, Context())
     learn.run(changed, Context(), redo=True)
-    with pytest.raises(UserError, match="evaluate: was made from other inputs"):
-        evaluate.run(changed, Context())
+    assert not (run.dir / "evaluate").exists()  # it was made from the predictor that is gone
+    evaluate.run(changed, Context())
+
+
+def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(config: Config) -> None:
+    run = common.open_run(config)
+    for chapter in (pretrain, extract, learn, evaluate):
+        chapter.run(run, Context())
+    pretrain.run(run, Context(), redo=True)
+    assert sorted(p.name for p in run.dir.iterdir() if p.is_dir()) == ["pretrain"]
+    with pytest.raises(UserError, match="extract is not finished"):
+        learn.run(run, Context(), redo=True)
+    assert (run.dir / "pretrain" / "done.json").is_file()
+
+
+def test_options_that_do_not_fit_claim_nothing(config: Config) -> None:
+    wrong = {
+        "50 images a rank|only 120": replace(config.pretrain, global_batch=500),
+        "batch norm needs 2": replace(config.pretrain, global_batch=1),
+        "not a ResNet": replace(config.pretrain, model="alexnet"),
+    }
+    for message, options in wrong.items():
+        with pytest.raises(UserError, match=message):
+            common.open_run(replace(config, pretrain=options))
+    with pytest.raises(UserError, match=r"shots=\[50\].*only 20"):
+        common.open_run(replace(config, evaluate=replace(config.evaluate, shots=[50])))
+    with pytest.raises(ValueError, match=r"evaluate.methods='phi2'.*learn.methods"):
+        replace(config, learn=replace(config.learn, methods=["phi1"]))
+    assert not config.run_dir.exists()
+
+
+def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
+    kept = []
+    for name, methods in (("both", ["phi1", "phi2"]), ("alone", ["phi2"])):
+        options = replace(config.learn, methods=methods)
+        run = common.open_run(
+            replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"]))
+        )
+        for chapter in (pretrain, extract, learn):
+            chapter.run(run, Context())
+        kept.append(checkpoint.load(run.dir / "learn" / "phi2" / "final").tensors["model"])
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
+
+
+def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> None:
+    run = common.open_run(config)
+    pretrain.run(run, Context())
+    (run.dir / "extract").mkdir()
+    common.Stage(run, "extract", Context())  # started
+    with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):
+        extract.run(common.open_run(replace(config, extract=replace(config.extract, block=15))), Context())
 
 
 def test_accumulation_is_one_larger_batch(config: Config) -> None:

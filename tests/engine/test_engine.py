@@ -66,6 +66,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     assert "step-00000002" in caplog.text and "falling back" in caplog.text
     with pytest.raises(UserError, match="step-00000002"):
         checkpoint.load(tmp_path / "step-00000002")
+    (tmp_path / "step-00000001" / "tensors.pt").unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        checkpoint.load_latest(tmp_path)
 
 
 def test_metrics_take_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def test_published_configs_are_valid(capsys: pytest.CaptureFixture[str]) -> None
         assert "/nowhere: no index.json" in message
 
 
+def test_paths_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet, drawn: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"\xff\xfe")
+    common = ["--data.shards", shards.root, "--data.split", drawn / "split.json", "--pretrain.global_batch", 24]
+    assert "file" in refused(capsys, "pretrain", "--runs", tmp_path / "file", *common)
+    assert "not a text file" in refused(
+        capsys, "split", "--wnids", tmp_path / "file", "--novel", 1, "--out", tmp_path / "s.json"
+    )
+    assert "--workers -1" in refused(capsys, "verify", shards.root, "--workers", "-1")
+
+
 def test_exponents_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("learn: {lr: 1e-4}\ndata: {shards: /nowhere}\n")
@@ -99,7 +111,16 @@ def test_stages_in_the_wrong_order(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet, drawn: Path
 ) -> None:
     message = refused(
-        capsys, "learn", "--runs", tmp_path, "--data.shards", shards.root, "--data.split", drawn / "split.json"
+        capsys,
+        "learn",
+        "--runs",
+        tmp_path,
+        "--data.shards",
+        shards.root,
+        "--data.split",
+        drawn / "split.json",
+        "--pretrain.global_batch",
+        24,
     )
     assert "pretrain is not finished; run dist-train pretrain first" in message
 
