@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 Precision = Literal["bf16", "fp16", "fp32"]
 METHODS = ("nn", "mean", "phi1", "phi2", "phi2star")
+STAGES = ("pretrain", "extract", "learn", "evaluate")
 PREDICTORS = ("phi1", "phi2", "phi2star")
 
 

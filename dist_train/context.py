@@ -102,6 +102,11 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, int]:
     return rank, world, local_rank, local_world
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may run on (fewer than the machine has, under SLURM or taskset)."""
+    return len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def start(env: Mapping[str, str] = os.environ) -> Iterator[Context]:
     """Join the process group (gloo on CPUs, NCCL on GPUs) for as long as the block runs."""
@@ -116,7 +121,7 @@ def start(env: Mapping[str, str] = os.environ) -> Iterator[Context]:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in env or world > 1:
         # torchrun sets one thread a rank; take this rank's share of the CPUs instead.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        torch.set_num_threads(max(1, usable_cpus() // local_world))
     if world > 1:
         backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world)

@@ -7,17 +7,15 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import dist_train
-from dist_train.config import Config, DrawConfig, PackConfig, configs_dir
+from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir
 from dist_train.errors import UserError
-
-STAGES = ("pretrain", "extract", "learn", "evaluate")
 
 
 class Parser(ArgumentParser):
@@ -85,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = build_parser()
         options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
         command: str = options.command
-        given: Namespace = options[command]
-        action: Callable[[Parser, Namespace], int] = globals().get(f"_{command}", _stages)
-        return action(parser, options) if action is _stages else action(parser, given)
+        actions = {"pack": _pack, "verify": _verify, "split": _split, "draw": _draw}
+        return actions[command](options[command]) if command in actions else _stages(parser, options)
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
         return 1
@@ -104,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _pack(parser: Parser, given: Namespace) -> int:
+def _pack(given: Namespace) -> int:
     from dist_train.data.pack import pack
 
     values = given.as_dict()
@@ -113,11 +110,9 @@ def _pack(parser: Parser, given: Namespace) -> int:
     return 0
 
 
-def _verify(parser: Parser, given: Namespace) -> int:
+def _verify(given: Namespace) -> int:
     from dist_train.data.verify import verify
 
-    if given.workers < 0:
-        raise UserError(f"--workers {given.workers}: must be >= 0")
     problems = verify(given.shards, given.workers)
     for problem in problems:
         print(problem)
@@ -125,7 +120,7 @@ def _verify(parser: Parser, given: Namespace) -> int:
     return 1 if problems else 0
 
 
-def _split(parser: Parser, given: Namespace) -> int:
+def _split(given: Namespace) -> int:
     from dist_train.data.shards import open_shards
     from dist_train.data.splits import Split, draw_split, save_split
 
@@ -160,7 +155,7 @@ def _split(parser: Parser, given: Namespace) -> int:
     return 0
 
 
-def _draw(parser: Parser, given: Namespace) -> int:
+def _draw(given: Namespace) -> int:
     from dist_train.data.drawing import draw, split_of
     from dist_train.data.splits import save_split
 
@@ -219,12 +214,7 @@ def _words(path: Path) -> list[str]:
 def _named_configs(arguments: list[str]) -> list[str]:
     """``--config demo`` is the packaged configs/demo.yaml, unless a file of that name is there; and
     options may be written with dashes (``--shorter-side``)."""
-    arguments = [
-        argument.split("=")[0].replace("-", "_").replace("__", "--", 1) + argument[len(argument.split("=")[0]) :]
-        if argument.startswith("--")
-        else argument
-        for argument in arguments
-    ]
+    arguments = [_underscored(argument) for argument in arguments]
     found = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
@@ -236,6 +226,14 @@ def _named_configs(arguments: list[str]) -> list[str]:
             value = str(packaged)
         found.append(flag + value)
     return found
+
+
+def _underscored(argument: str) -> str:
+    """``--shorter-side=256`` as ``--shorter_side=256``; a value keeps its dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _keys() -> list[str]:

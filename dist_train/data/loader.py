@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dist_train.config import DataConfig
-from dist_train.context import Context
+from dist_train.context import Context, usable_cpus
 from dist_train.data import augment
 from dist_train.data.dali import DecodeError, Request, decode, decode_errors
 from dist_train.data.order import Order, rank_slice
@@ -102,7 +101,7 @@ def _batches(
     source = ShardSource(view.subset)
     planned: list[Ints] = []  # what is on its way through the decoder, oldest first
 
-    def build(step: Step) -> tuple[Ints, Request]:
+    def build(step: Step) -> Made:
         return step[0], request(source, *step)
 
     def requests() -> Iterator[Request]:
@@ -150,4 +149,4 @@ def _blame(view: View, ids: Ints, error: DecodeError) -> str:
 
 def decode_threads(data: DataConfig, context: Context) -> int:
     """CPU threads for one rank's decoder: as configured, or an equal share of the usable CPUs."""
-    return data.threads or max(1, len(os.sched_getaffinity(0)) // context.local_world)
+    return data.threads or max(1, usable_cpus() // context.local_world)

@@ -32,11 +32,11 @@ from dist_train.data.shards import (
     VERSION,
     Shard,
     ShardSet,
-    atomic_write,
     open_shards,
     read_index,
     sample_dtype,
     write_index,
+    write_text,
 )
 from dist_train.errors import UserError
 
@@ -177,8 +177,7 @@ def _state(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         if path.is_file():
             _same_plan(out, json.loads(path.read_text()), plan)
         else:
-            with atomic_write(path) as file:
-                file.write(json.dumps(plan).encode())
+            write_text(path, json.dumps(plan))
         yield
 
 

@@ -19,7 +19,7 @@ from dist_train.config import PackConfig
 from dist_train.data.archives import Item
 from dist_train.data.dali import decode_errors
 from dist_train.data.pool import advance
-from dist_train.data.shards import atomic_write, dali_index, file_sha256, tar_members
+from dist_train.data.shards import atomic_write, dali_index, file_sha256, tar_members, write_text
 from dist_train.errors import UserError
 
 DEFAULT_QUALITY = 90
@@ -89,11 +89,9 @@ def write_shard(task: ShardTask, threads: int) -> None:
             "bytes": whole.temporary.stat().st_size,
             "sha256": file_sha256(whole.temporary),
         }
-    with atomic_write(task.path.with_suffix(".idx")) as file:
-        file.write(dali_index(members).encode())
+    write_text(task.path.with_suffix(".idx"), dali_index(members))
     record = {"shard": shard, **_facts(kept, members), "undecodable": left_out}
-    with atomic_write(task.record) as file:
-        file.write(json.dumps(record).encode())
+    write_text(task.record, json.dumps(record))
 
 
 def _prepare(items: list[Item], encoding: Encoding | None, threads: int) -> list[tuple[bytes, Header | str]]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from dist_train.context import usable_cpus
 from dist_train.errors import UserError
 
 Task = TypeVar("Task")
@@ -23,10 +24,6 @@ Result = TypeVar("Result")
 
 class Stopped(Exception):
     """Raised in a worker by ``advance`` after the parent has given up."""
-
-
-def usable_cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def progress_bar(total: int, what: str, unit: str, show: bool, done: int = 0) -> tqdm[Any]:
@@ -66,8 +63,10 @@ def run_tasks(
 
     Raises:
         What a task raises, after the others have been stopped; likewise KeyboardInterrupt.
-        UserError: a process was killed from outside.
+        UserError: negative ``workers``, or a process was killed from outside.
     """
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be >= 0")
     if total == 0:
         return []
     cpus = workers or usable_cpus()

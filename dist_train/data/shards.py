@@ -178,8 +178,7 @@ def write_index(
         entry = {"shards": [vars(shard) for shard in shards], "samples": len(samples)}
         index["subsets"][name] = {**entry, "samples_sha256": file_sha256(table)}
     index["hash"] = _content_hash(classes, index["subsets"])
-    with atomic_write(root / "index.json") as file:
-        file.write(json.dumps(index, indent=1).encode())
+    write_text(root / "index.json", json.dumps(index, indent=1))
     return open_shards(root)
 
 
@@ -258,6 +257,12 @@ class atomic_write:
                 self.file.close()
             finally:
                 self.temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def file_sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import configs_dir
-from dist_train.data.shards import Subset, atomic_write
+from dist_train.data.shards import Subset, write_text
 from dist_train.errors import UserError
 
 
@@ -94,8 +94,7 @@ def save_split(split: Split, path: Path) -> None:
         "base": split.base,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(entry, indent=1) + "\n").encode())
+    write_text(path, json.dumps(entry, indent=1) + "\n")
 
 
 def load_split(name_or_path: str) -> Split:

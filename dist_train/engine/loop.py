@@ -59,7 +59,7 @@ def train(
     """
     context = strategy.context
     strategy.module.train()
-    sums = torch.zeros(3, device=context.device)  # loss, correct, images
+    sums = torch.zeros(2, device=context.device)  # loss and correct, summed over images
     clock, began = Clock(), time.perf_counter()
     for step in range(start, total):
         lr = warmup_cosine(step, total, warmup, config.lr)
@@ -71,10 +71,9 @@ def train(
                     logits = strategy.module(batch.images)
                     loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
                 precision.backward(loss / config.accumulate)
-            n = len(batch.labels)
             with torch.no_grad():
                 correct = (logits.argmax(1) == batch.labels).sum()
-                sums += torch.stack([loss * n, correct.float(), loss.new_tensor(n)])
+                sums += torch.stack([loss * len(batch.labels), correct.float()])
         precision.unscale(optimizer)
         number = step + 1
         clock.steps += 1
@@ -82,7 +81,8 @@ def train(
         norm = _gradient_norm(strategy.model) if due else None
         precision.step(optimizer)
         if due:
-            loss_sum, correct_sum, images = context.sum(sums).tolist()
+            loss_sum, correct_sum = context.sum(sums).tolist()
+            images = clock.steps * config.global_batch
             clock.total = time.perf_counter() - began
             if not math.isfinite(loss_sum):
                 raise UserError(

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from dist_train.data.shards import atomic_write
+from dist_train.data.shards import write_text
 
 
 class Metrics:
@@ -31,8 +29,7 @@ class Metrics:
         rows = read(self.path)
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows) or (self.path.exists() and not self.path.read_bytes().endswith(b"\n")):
-            with atomic_write(self.path) as file:
-                file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder / "tb"), purge_step=step + 1, flush_secs=10)
 
@@ -56,12 +53,6 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
-
-
-def progress(total: int, done: int, what: str, unit: str, show: bool = True) -> tqdm[Any]:
-    """A progress bar with rate and ETA on stderr; calm in a log file (a line every 30 s)."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, disable=not show)
 
 
 def peak_memory_gib(device: torch.device) -> float:

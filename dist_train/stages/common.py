@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 import dist_train
-from dist_train.config import Config, digest, to_dict
+from dist_train.config import STAGES, Config, digest, to_dict
 from dist_train.context import Context
 from dist_train.data.order import Order, rank_slice
-from dist_train.data.shards import ShardSet, atomic_write, open_shards
+from dist_train.data.shards import ShardSet, open_shards, write_text
 from dist_train.data.splits import Split, View, load_split, make_view
 from dist_train.errors import UserError
 from dist_train.models.backbone import check_name
@@ -35,7 +35,6 @@ _NEUTRAL = {
     "learn": ("log_every", "checkpoint_every", "methods"),
     "evaluate": (),
 }
-STAGES = ("pretrain", "extract", "learn", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,6 @@ class Stage:
         self.name = name
         self.context = context
         self.inputs = inputs(run, name)
-        self.done = False
         if context.main:
             self._check(run, redo)
             if redo:  # what was made from this stage's results goes with them
@@ -155,7 +153,6 @@ class Stage:
         if self.context.main:
             _write(self.folder / "done.json", {"inputs": digest(self.inputs), **facts})
         self.context.barrier(f"{self.name}-finished")
-        self.done = True
 
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:
@@ -194,5 +191,4 @@ def _version(package: str) -> str | None:
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -11,7 +11,8 @@ import torch
 
 from dist_train.context import Context
 from dist_train.data.activations import Activations, load
-from dist_train.data.shards import atomic_write
+from dist_train.data.pool import progress_bar
+from dist_train.data.shards import write_text
 from dist_train.engine import metrics
 from dist_train.fewshot.methods import Prepared, make
 from dist_train.fewshot.protocol import METRICS, JointScorer, Queries, assert_disjoint, summary, support_rows
@@ -36,7 +37,7 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
     mine = range(context.rank, config.draws, context.world)
     rows = {d: support_rows(tables["novel_train"], max(config.shots), config.seed, d) for d in mine}
     methods: dict[str, Any] = {}
-    bar = metrics.progress(len(config.methods) * len(mine), 0, "evaluate", "draw", context.main)
+    bar = progress_bar(len(config.methods) * len(mine), "evaluate", "draw", context.main)
     with torch.inference_mode():
         for name in config.methods:
             scorer = JointScorer(make(name, prepared), base, novel)
@@ -66,9 +67,9 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
             "command": facts["command"],
         }
         text = table_markdown(results)
-        _write(stage.folder / "results.json", json.dumps(results, indent=1) + "\n")
-        _write(stage.folder / "table.md", text)
-        _write(stage.folder / "report.html", report_html(results, curves(run.dir), facts))
+        write_text(stage.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_text(stage.folder / "table.md", text)
+        write_text(stage.folder / "report.html", report_html(results, curves(run.dir), facts))
         _tensorboard(stage.folder, results)
         print(text)
         log.info("report: %s", stage.folder / "report.html")
@@ -98,8 +99,3 @@ def _tensorboard(folder: Path, results: dict[str, Any]) -> None:
             for metric, value in values.items():
                 writer.add_scalar(f"fewshot/{metric}(%)", value["mean"], int(shots))
         writer.close()
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())

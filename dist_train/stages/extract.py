@@ -10,8 +10,8 @@ import torch
 from dist_train.context import Context
 from dist_train.data.activations import Store, load
 from dist_train.data.loader import eval_batches
+from dist_train.data.pool import progress_bar
 from dist_train.data.shards import atomic_write
-from dist_train.engine.metrics import progress
 from dist_train.engine.precision import MixedPrecision
 from dist_train.stages.common import Run, Stage, log
 from dist_train.stages.pretrain import load_backbone
@@ -44,7 +44,7 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
         mine = todo[context.rank :: context.world]
         spans = [store.span(int(block)) for block in mine]
         ids = np.concatenate([view.ids[a:b] for a, b in spans]) if spans else np.zeros(0, np.int64)
-        bar = progress(len(ids), 0, f"extract {role} {subset}", "img", context.main)
+        bar = progress_bar(len(ids), f"extract {role} {subset}", "img", context.main)
         rows: list[np.ndarray] = []
         pending = list(zip(mine, spans, strict=True))
         with torch.inference_mode():

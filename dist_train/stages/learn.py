@@ -13,8 +13,9 @@ from dist_train.config import PREDICTORS, LearnConfig
 from dist_train.context import Context
 from dist_train.data.activations import Activations, load
 from dist_train.data.augment import uniforms
+from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
-from dist_train.engine.metrics import Metrics, progress
+from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import release_steps, set_lr
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.strategy import sum_gradients
@@ -103,7 +104,7 @@ def train(method: str, bank: Bank, config: LearnConfig, folder: Path, seed: int,
         precision.scaler.load_state_dict(saved.tensors["scaler"])
         start = saved.state["step"]
     metrics = Metrics(folder, start) if context.main else None
-    bar = progress(config.steps, start, f"learn {method}", "it", context.main)
+    bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
     loss_sum = torch.zeros((), device=context.device)
     began, paused, logged = time.perf_counter(), 0.0, start

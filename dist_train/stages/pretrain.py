@@ -10,9 +10,10 @@ import torch
 from dist_train.context import Context
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
+from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
 from dist_train.engine.loop import evaluate, train
-from dist_train.engine.metrics import Metrics, progress
+from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.strategy import Strategy
@@ -59,7 +60,7 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
             config.model, len(base), len(base.classes), total, config.global_batch,
             f", continued at step {start}" if start else "",
         )  # fmt: skip
-    bar = progress(total * config.global_batch, start * config.global_batch, "pretrain", "img", context.main)
+    bar = progress_bar(total * config.global_batch, "pretrain", "img", context.main, start * config.global_batch)
     began = time.perf_counter() - seconds
 
     def on_log(step: int, values: dict[str, float]) -> None:

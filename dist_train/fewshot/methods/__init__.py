@@ -9,6 +9,9 @@ import torch
 
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
+from dist_train.fewshot.methods.class_mean import ClassMean
+from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
+from dist_train.fewshot.methods.predicted import Predicted
 from dist_train.fewshot.protocol import Method
 
 
@@ -30,10 +33,6 @@ class Prepared:
 
 def make(name: str, prepared: Prepared) -> Method:
     """The method of a name in ``config.METHODS``."""
-    from dist_train.fewshot.methods.class_mean import ClassMean
-    from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
-    from dist_train.fewshot.methods.predicted import Predicted
-
     if name == "nn":
         return NearestNeighbour(prepared)
     if name == "mean":
