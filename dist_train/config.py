@@ -50,6 +50,7 @@ class DrawConfig:
     def __post_init__(self) -> None:
         _at_least(self, "draw", 1, "base_classes", "novel_classes", "train_per_class", "val_per_class")
         _at_least(self, "draw", 16, "size")
+        _require(0 <= self.seed < 2**32, "draw.seed", self.seed, "in [0, 2^32)")
 
 
 @dataclass(kw_only=True)
@@ -88,8 +89,8 @@ class PackConfig:
 class DataConfig:
     """Where the images are, how they are split and how they become tensors."""
 
-    shards: Path = Path("shards")
-    """Folder made by ``dist-train pack``."""
+    shards: str = "shards"
+    """Folder made by ``dist-train pack``, or its URL (s3://, gs://, http(s)://) once it is uploaded."""
     split: str = "imagenet_900_100"
     """A published split by name (configs/splits/NAME.json), or the path of a split file."""
     holdout: Literal["novel", "pseudo-novel"] = "novel"
@@ -105,6 +106,12 @@ class DataConfig:
     """Random resized crop: share of the area (Szegedy et al. 2015; torchvision's default)."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: aspect ratio, width / height (torchvision's default)."""
+    block_shards: int = 0
+    """Shuffle in blocks of so many shards, drawn anew each epoch, so that a cache smaller than the
+    data serves; 0 = one permutation of all images (docs/reliability.md compares them)."""
+    max_bad_fraction: float = 1e-3
+    """Training images that cannot be read or decoded are replaced by the next of their class and
+    counted; past this share of the images seen (at least one epoch's) the run fails."""
     threads: int = 0
     """DALI's CPU threads per rank; 0 = this rank's share of the usable CPUs."""
     prefetch: int = 2
@@ -114,12 +121,49 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "data", 1, "train_size", "eval_resize", "eval_size", "prefetch")
-        _at_least(self, "data", 0, "threads")
+        _at_least(self, "data", 0, "threads", "block_shards")
+        _require(bool(self.shards), "data.shards", self.shards, "a folder or a URL")
+        _require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
         _require(self.eval_size <= self.eval_resize, "data.eval_size", self.eval_size, "<= data.eval_resize")
         low, high = self.scale
         _require(0 < low <= high <= 1, "data.scale", self.scale, "two shares, 0 < low <= high <= 1")
         low, high = self.ratio
         _require(0 < low <= high, "data.ratio", self.ratio, "two ratios, 0 < low <= high")
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    """Shards of a URL on this node's disk: shared by all ranks and runs, each fetched once."""
+
+    dir: Path = Path("~/.cache/dist_train")
+    """Folder on a local disk of the node."""
+    gb: float = 200.0
+    """Limit in gigabytes (10^9 bytes); the least recently used shards make room."""
+    retries: int = 5
+    """Further attempts for a file, after 1, 2, 4, ... seconds."""
+    timeout: float = 60.0
+    """Seconds without a byte until an attempt is given up."""
+    downloads: int = 4
+    """Shards fetched at the same time on a node."""
+
+    def __post_init__(self) -> None:
+        _require(self.gb > 0, "cache.gb", self.gb, "> 0")
+        _require(self.timeout > 0, "cache.timeout", self.timeout, "> 0")
+        _at_least(self, "cache", 0, "retries")
+        _at_least(self, "cache", 1, "downloads")
+
+
+@dataclass(kw_only=True)
+class MonitorConfig:
+    """When ranks give up on each other."""
+
+    rank_timeout: float = 60.0
+    """Seconds without a sign of life until a rank counts as dead and the others leave."""
+    hang_timeout: float = 1800.0
+    """Seconds without progress (a step, a block, a draw) until a rank counts as hung and all leave."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "monitor", 1, "rank_timeout", "hang_timeout")
 
 
 @dataclass(kw_only=True)
@@ -151,17 +195,22 @@ class PretrainConfig:
     """Autocast type over float32 master weights; fp16 adds a gradient scaler."""
     channels_last: bool = True
     """Memory format of the convolutions (NHWC is the fast one on GPUs and on oneDNN CPUs)."""
+    sync_batchnorm: bool = False
+    """Batch norm statistics over all ranks (GPUs only): the training then does not depend on the
+    number of ranks either; without it each rank normalises by its own part of the batch."""
     checkpoint_every: int = 1000
     """Optimiser steps between checkpoints."""
     keep: int = 2
-    """Checkpoints kept, the best one not counted."""
+    """Newest checkpoints kept; the best one is kept besides."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0 = none."""
     log_every: int = 20
     """Optimiser steps between lines in TensorBoard and metrics.jsonl."""
 
     def __post_init__(self) -> None:
         names = ("global_batch", "accumulate", "checkpoint_every", "log_every", "keep")
         _at_least(self, "pretrain", 1, *names)
-        _at_least(self, "pretrain", 0, "lr", "momentum", "weight_decay", "warmup_epochs")
+        _at_least(self, "pretrain", 0, "keep_every", "lr", "momentum", "weight_decay", "warmup_epochs")
         _require(self.epochs > 0, "pretrain.epochs", self.epochs, "> 0")
         ok = self.warmup_epochs < self.epochs
         _require(ok, "pretrain.warmup_epochs", self.warmup_epochs, "< pretrain.epochs")
@@ -248,8 +297,10 @@ class EvaluateConfig:
         _require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "in [0, 2^32)")
         ok = bool(self.shots) and min(self.shots) >= 1
         _require(ok, "evaluate.shots", self.shots, "positive numbers")
-        ok = bool(self.methods) and set(self.methods) <= set(METHODS)
-        _require(ok, "evaluate.methods", self.methods, f"some of {', '.join(METHODS)}")
+        ok = len(set(self.shots)) == len(self.shots)
+        _require(ok, "evaluate.shots", self.shots, "different numbers")
+        ok = bool(self.methods) and set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods)
+        _require(ok, "evaluate.methods", self.methods, f"some of {', '.join(METHODS)}, each once")
 
 
 @dataclass(kw_only=True)
@@ -264,7 +315,12 @@ class Config:
     """Seed of weights, order, augmentation and predictor training."""
     pack: PackConfig | None = None
     """Where given, ``run`` packs first when the shards are not there."""
+    max_minutes: float | None = None
+    """Stop cleanly after so many minutes, as on a signal; the same command continues. Under SLURM the
+    job's own end is a deadline too."""
     data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
@@ -277,6 +333,8 @@ class Config:
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         _require(ok, "name", self.name, "a folder name")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
+        ok = self.max_minutes is None or self.max_minutes > 0
+        _require(ok, "max_minutes", self.max_minutes, "> 0")
 
     @property
     def run_dir(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,21 @@ from dist_train.errors import UserError
 # Variables that together name a rank: torchrun's own, and those that srun sets for each task.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass
+class Progress:
+    """What this process is doing, for whoever watches it.
+
+    Attributes:
+        text: "pretrain: step 120".
+        since: ``time.monotonic()`` of the last progress.
+        patient: nothing is expected to move for a long time (waiting for another rank).
+    """
+
+    text: str = "starting"
+    since: float = field(default_factory=time.monotonic)
+    patient: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,11 @@ class Context:
     local_rank: int = 0
     local_world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = field(default_factory=Progress, compare=False, repr=False)
+
+    def doing(self, text: str, patient: bool = False) -> None:
+        """Note progress. Costs nothing worth naming: call it at every step."""
+        self.progress.text, self.progress.patient, self.progress.since = text, patient, time.monotonic()
 
     @property
     def main(self) -> bool:
@@ -48,12 +69,15 @@ class Context:
         """
         if self.world == 1:
             return
+        before = self.progress.text
+        self.doing(f"waiting for the other ranks at {name}", patient=True)
         store = dist.distributed_c10d._get_default_store()
         count = store.add(f"barrier/{name}", 1)
         turn = (count - 1) // self.world  # a name may be used again
         if count % self.world == 0:
             store.set(f"barrier/{name}/{turn}", "open")
         store.wait([f"barrier/{name}/{turn}"], timedelta(days=7))
+        self.doing(before)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in order of ranks, on every rank."""

@@ -63,6 +63,15 @@ def build_parser() -> Parser:
     draw.add_argument("--out", type=Path, required=True, help="Folder: gets train/, val/ and split.json.")
     commands.add_subcommand("draw", draw, help="draw example images")
 
+    resume = Parser(
+        description="Prove for a run and its data that resuming is exact: sample ids, crop windows and pixel "
+        "checksums of the batches after the newest checkpoint, from a stream that comes from before it and from "
+        "new ones on 1, 2 and 4 ranks."
+    )
+    resume.add_argument("run", type=Path, help="Folder of the run (RUNS/NAME).")
+    resume.add_argument("--batches", type=int, default=4, help="Global batches to compare.")
+    commands.add_subcommand("verify-resume", resume, help="prove that resuming is exact")
+
     whole = "all stages in turn (pack where asked, pretrain, extract, learn, evaluate), skipping what is done"
     for name in ("run", *STAGES):
         stage = Parser(description=f"Run {whole}." if name == "run" else f"Run the stage {name}.")
@@ -74,7 +83,8 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit code 0; 1 for bad input, 130 for Ctrl-C."""
+    """Entry point. Exit code 0; 1 for bad input; 75 for told to stop, saved, start me again; 130 for
+    Ctrl-C where there was nothing to save."""
     warnings.filterwarnings("ignore", message=".*jsonargparse.*")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dist_train").setLevel(logging.INFO)
@@ -83,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = build_parser()
         options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
         command: str = options.command
-        actions = {"pack": _pack, "verify": _verify, "split": _split, "draw": _draw}
+        actions = {"pack": _pack, "verify": _verify, "split": _split, "draw": _draw, "verify-resume": _verify_resume}
         return actions[command](options[command]) if command in actions else _stages(parser, options)
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
@@ -168,6 +178,41 @@ def _draw(given: Namespace) -> int:
     return 0
 
 
+def _verify_resume(given: Namespace) -> int:
+    from dist_train.stages.common import open_run
+    from dist_train.stages.verify_resume import verify_resume
+
+    if given.batches < 1:
+        raise UserError(f"--batches {given.batches}: must be >= 1")
+    run = open_run(load_config(given.run))
+    lines, differences = verify_resume(run, given.batches)
+    print("batch  first sample (window)  uninterrupted  resumed")
+    for line in lines:
+        print(f"{line.number}  {line.sample} ({line.window})  {line.before}  {line.after}")
+    for difference in differences:
+        print(difference)
+    state = f"{len(differences)} difference(s)" if differences else "resuming is exact, on 1, 2 and 4 ranks"
+    print(f"{given.run}: {state}")
+    return 1 if differences else 0
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration of a run that was started.
+
+    Raises:
+        UserError: no run there.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
+    parser = Parser()
+    parser.add_class_arguments(Config)
+    made = parser.instantiate_classes(parser.parse_path(str(path.absolute())))
+    values = {key: getattr(made, key) for key in Config.__dataclass_fields__}
+    where = folder.absolute()
+    return Config(**{**values, "name": where.name, "runs": where.parent})
+
+
 def _stages(parser: Parser, options: Namespace) -> int:
     command = options.command
     redo = options[command].pop("redo")
@@ -179,18 +224,40 @@ def _stages(parser: Parser, options: Namespace) -> int:
         raise UserError(_one_line(str(error))) from None
 
     from dist_train import context as contexts
+    from dist_train.engine.monitor import Monitor
+    from dist_train.engine.preempt import STOPPED, Stopped, Stopper
     from dist_train.stages import common, evaluate, extract, learn, pretrain
     from dist_train.stages.prepare import prepare
 
     chapters = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
-    with contexts.start() as context:
+    with contexts.start() as context, Monitor(context, config.monitor) as monitor:
         if not context.main:
             logging.getLogger("dist_train").setLevel(logging.WARNING)
-        if command == "run":
-            prepare(config, context)
-        run = common.open_run(config, context.world)
-        for name in STAGES if command == "run" else (command,):
-            chapters[name].run(run, context, redo and name in (command, STAGES[0]))  # redo takes the later ones along
+        try:
+            if command == "run":
+                prepare(config, context)
+            with Stopper(context, config.max_minutes) as stop:
+                run = common.open_run(config, context.world)
+                for name in STAGES if command == "run" else (command,):
+                    # redo takes the later ones along
+                    chapters[name].run(run, context, stop, redo and name in (command, STAGES[0]))
+        except Stopped as reason:
+            if context.main:
+                print(f"dist-train: stopped ({stop.reason or 'another rank was told to'}); {reason}; "
+                      f"the same command continues", file=sys.stderr)  # fmt: skip
+            return STOPPED
+        except (UserError, OSError) as error:
+            monitor.failed(str(error))
+            raise
+        except RuntimeError as error:
+            # An exchange that broke because another rank went: say which, not where it was noticed.
+            culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 else None
+            if culprit is None:
+                monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0])
+                raise
+            raise UserError(f"rank {context.rank} leaves: {culprit}; the same command continues") from None
+        finally:
+            monitor.left()
     return 0
 
 

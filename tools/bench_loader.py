@@ -65,7 +65,7 @@ def images_into(folder: Path, source: Path | None) -> None:
 def ours(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     order = Order(len(view), BATCH, 0)
-    data = DataConfig(shards=shards.root, threads=threads)
+    data = DataConfig(shards=str(shards.root), threads=threads)
     for batch in train_batches(view, order, data, 0, Context(), 0, order.steps(passes)):
         yield len(batch.images)
 

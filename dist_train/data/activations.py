@@ -7,6 +7,7 @@ extract/base_train.blocks    one byte a block of rows, 1 = written (only until f
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.shards import atomic_write
+from dist_train.data.files import atomic_write
 from dist_train.data.splits import View
 from dist_train.errors import UserError
 
@@ -53,6 +54,7 @@ class Store:
         self.table = folder / f"{name}.f16.npy"
         self.marks = folder / f"{name}.blocks"
         self.folder, self.name, self.view, self.dim, self.block = folder, name, view, dim, block
+        self._by_shard = np.argsort(view.ids)  # sample ids number the images as they lie in the shards
 
     def create(self) -> None:
         """Make the files where they are not there yet (one rank does this). A table of another shape
@@ -72,9 +74,10 @@ class Store:
         """Blocks that are not written yet."""
         return np.flatnonzero(np.fromfile(self.marks, np.uint8) == 0)
 
-    def span(self, block: int) -> tuple[int, int]:
-        """First and last + 1 row of a block."""
-        return block * self.block, min((block + 1) * self.block, len(self.view))
+    def places(self, block: int) -> npt.NDArray[np.int64]:
+        """The rows of a block. Rows lie by class, images by shard: a block takes images as they lie in
+        the shards, so that disks and caches read forward."""
+        return self._by_shard[block * self.block : (block + 1) * self.block]
 
     def write(self, block: int, rows: npt.NDArray[np.float16]) -> None:
         """Rows of a block, on disk before its mark is.
@@ -84,13 +87,14 @@ class Store:
         """
         if not np.isfinite(rows).all():
             raise UserError(f"{self.table}: activations of block {block} do not fit float16; the backbone diverged")
-        first, last = self.span(block)
         table: Any = np.lib.format.open_memmap(self.table, "r+")
-        table[first:last] = rows
+        table[self.places(block)] = rows
         table.flush()
         with self.marks.open("r+b") as marks:
             marks.seek(block)
             marks.write(b"\1")
+            marks.flush()
+            os.fsync(marks.fileno())
 
 
 def load(folder: Path, name: str) -> Activations:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,15 @@ import torch
 from dist_train.config import DataConfig
 from dist_train.context import Context, usable_cpus
 from dist_train.data import augment
+from dist_train.data.cache import Prefetcher
 from dist_train.data.dali import DecodeError, Request, decode, decode_errors
 from dist_train.data.order import Order, rank_slice
-from dist_train.data.source import ShardSource
+from dist_train.data.quarantine import Quarantine
+from dist_train.data.source import BadSample, ShardSource
 from dist_train.data.splits import View
 from dist_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]
-Step = tuple[Ints, Ints]
-Made = tuple[Ints, Request]
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,75 @@ class Batch:
         images: float32 [B, 3, side, side], normalised, channels_last, on the device.
         labels: int64 [B] on the device, positions in the view's classes.
         ids: int64 [B], sample ids.
+        replaced: how many of them stand in for an image that cannot be used.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: Ints
+    replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch to be made: sample ids and, in training, the epoch of each."""
+
+    ids: Ints
+    epochs: Ints
+
+
+Made = tuple[Ints, Request]
 
 
 def train_batches(
     view: View, order: Order, data: DataConfig, seed: int, context: Context, start: int, stop: int, accumulate: int = 1
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This rank's share of global batches ``start`` to ``stop``, ``accumulate`` pieces for each.
 
     The same numbers give the same pixels on any number of ranks; ``start`` is all there is to resume.
     """
     parts = context.world * accumulate
     share = rank_slice(order.batch(start)[0], 0, parts)  # refuses a world that does not divide
+    subset = view.subset
 
-    def plan() -> Iterator[tuple[Ints, Ints]]:
-        for number in range(start, stop):
-            positions, epochs = order.batch(number)
-            for piece in range(accumulate):
-                part = piece * context.world + context.rank
-                yield view.ids[rank_slice(positions, part, parts)], rank_slice(epochs, part, parts)
+    def plan() -> Generator[Step]:
+        ahead = Prefetcher(subset, lambda n: view.ids[order.batch(n)[0]], start, stop, context)
+        try:
+            for number in range(start, stop):
+                ahead.at(number)
+                positions, epochs = order.batch(number)
+                for piece in range(accumulate):
+                    part = piece * context.world + context.rank
+                    yield Step(view.ids[rank_slice(positions, part, parts)], rank_slice(epochs, part, parts))
+        finally:
+            ahead.close()
 
     def request(source: ShardSource, ids: Ints, epochs: Ints) -> Request:
-        rows = view.subset.samples[ids]
-        h, w = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-        windows = augment.random_resized_crop(seed, epochs, ids, h, w, data.scale, data.ratio)
+        windows = train_windows(view, ids, epochs, data, seed)
         side = np.full((len(ids), 2), data.train_size, np.int32)
-        blobs = source.read(ids)
-        return Request(blobs, windows.anchor, windows.shape, side, np.zeros_like(side), windows.flip)
+        return Request(source.read(ids), windows.anchor, windows.shape, side, np.zeros_like(side), windows.flip)
 
     return _batches(view, plan(), request, len(share), data.train_size, data, context)
 
 
-def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: Context) -> Iterator[Batch]:
-    """The given samples once each, in order, with torchvision's Resize and CenterCrop; the last batch
-    may be short, and no ids is no batch."""
+def train_windows(view: View, ids: Ints, epochs: Ints, data: DataConfig, seed: int) -> augment.Windows:
+    """Crop windows and flips of samples in their epochs."""
+    rows = view.subset.samples[ids]
+    h, w = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
+    return augment.random_resized_crop(seed, epochs, ids, h, w, data.scale, data.ratio)
 
-    def plan() -> Iterator[tuple[Ints, Ints]]:
+
+def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: Context) -> Generator[Batch]:
+    """The given samples once each, in order, with torchvision's Resize and CenterCrop; the last batch
+    may be short, and no ids is no batch.
+
+    Raises:
+        UserError: a validation image cannot be used. A training image is replaced, as in training.
+    """
+
+    def plan() -> Generator[Step]:
         for first in range(0, len(ids), batch):
-            yield ids[first : first + batch], np.zeros(0, np.int64)
+            yield Step(ids[first : first + batch], np.zeros(0, np.int64))
 
     def request(source: ShardSource, ids: Ints, _: Ints) -> Request:
         rows = view.subset.samples[ids]
@@ -90,40 +118,98 @@ def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: C
 
 def _batches(
     view: View,
-    plan: Iterator[Step],
+    plan: Generator[Step],
     request: Callable[[ShardSource, Ints, Ints], Request],
     max_batch: int,
     side: int,
     data: DataConfig,
     context: Context,
-) -> Iterator[Batch]:
-    """``plan`` gives (ids, their epochs) of each batch, ``request`` what DALI needs for them."""
-    source = ShardSource(view.subset)
-    planned: list[Ints] = []  # what is on its way through the decoder, oldest first
+) -> Generator[Batch]:
+    """``plan`` gives the steps, ``request`` what DALI needs for one.
 
-    def build(step: Step) -> Made:
-        return step[0], request(source, *step)
-
-    def requests() -> Iterator[Request]:
-        for ids, made in _ahead(build, plan, data.prefetch):
-            planned.append(ids)
-            yield made
-
+    A pipeline that met a bad image is spent: the image goes to the quarantine, and a new pipeline
+    starts at the oldest batch that is not out yet.
+    """
     gpu = context.device.index if context.device.type == "cuda" else None
     mixed = gpu is not None and data.decoder != "cpu"
     if data.decoder == "mixed" and not mixed:
         raise UserError("data.decoder=mixed: needs a GPU, this rank has none; use auto or cpu")
-    images = decode(requests(), max_batch, side, decode_threads(data, context), data.prefetch, gpu, mixed)
+    threads = decode_threads(data, context)
+    quarantine = Quarantine(view)
+    source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
+    planned: deque[Step] = deque()  # all that is not out yet, oldest first
+    decoding: deque[Ints] = deque()  # of these, what the decoder has: the ids it was given
+
+    def build(step: Step) -> Made:
+        while True:
+            ids = quarantine.stand_ins(step.ids)
+            try:
+                return ids, request(source, ids, step.epochs)
+            except BadSample as error:
+                _take_out(quarantine, error)
+
+    def steps(again: list[Step]) -> Iterator[Step]:
+        for step in chain(again, plan):
+            planned.append(step)
+            yield step
+
+    def requests(again: list[Step]) -> Generator[Request]:
+        for ids, made in _ahead(build, steps(again), data.prefetch):
+            decoding.append(ids)
+            yield made
+
+    again: list[Step] = []
     try:
-        for tensor in images:
-            ids = planned.pop(0)
-            labels = torch.from_numpy(view.labels_of(ids)).to(context.device, non_blocking=True)
-            yield Batch(tensor.to(context.device, non_blocking=True), labels, ids)
-    except DecodeError as error:
-        raise UserError(_blame(view, planned[0] if planned else np.zeros(0, np.int64), error)) from error
+        while True:
+            wanted = requests(again)
+            images = decode(wanted, max_batch, side, threads, data.prefetch, gpu, mixed)
+            try:
+                for tensor in images:
+                    step, ids = planned.popleft(), decoding.popleft()
+                    labels = torch.from_numpy(view.labels_of(ids)).to(context.device, non_blocking=True)
+                    replaced = int((ids != step.ids).sum())
+                    yield Batch(tensor.to(context.device, non_blocking=True), labels, ids, replaced)
+                return
+            except DecodeError as error:
+                wanted.close()  # waits for the reader thread
+                _find_bad(quarantine, [step.ids for step in planned], error)
+                again = list(planned)
+                planned.clear()
+                decoding.clear()
+            finally:
+                images.close()
+                wanted.close()
     finally:
-        images.close()
         source.close()
+        plan.close()
+
+
+def _take_out(quarantine: Quarantine, error: BadSample) -> None:
+    """Training goes on without the sample. An evaluation that leaves one out, or counts another
+    twice, would not be exact: it stops."""
+    if quarantine.view.subset.name != "train":
+        raise error
+    quarantine.add(error.sample, error.reason)
+
+
+def _find_bad(quarantine: Quarantine, batches: list[Ints], error: DecodeError) -> None:
+    """DALI says that a batch failed, not which image: find them."""
+    subset = quarantine.view.subset
+    source, found = ShardSource(subset), False  # the reader thread has its own
+    try:
+        for ids in map(quarantine.stand_ins, batches):
+            try:
+                blobs = [blob.tobytes() for blob in source.read(ids)]
+            except BadSample:
+                continue  # the reader will meet it again
+            for sample, reason in zip(ids.tolist(), decode_errors(blobs, threads=1), strict=True):
+                if reason is not None:
+                    _take_out(quarantine, BadSample(subset, sample, f"cannot be decoded ({reason})"))
+                    found = True
+    finally:
+        source.close()
+    if not found:
+        raise UserError(f"a batch of {subset.source} cannot be decoded, though each of its images can: {error}")
 
 
 def _ahead(build: Callable[[Step], Made], plan: Iterator[Step], depth: int) -> Iterator[Made]:
@@ -135,16 +221,6 @@ def _ahead(build: Callable[[Step], Made], plan: Iterator[Step], depth: int) -> I
             ready = queue.pop(0).result()
             queue += [pool.submit(build, step) for step in islice(plan, 1)]
             yield ready
-
-
-def _blame(view: View, ids: Ints, error: DecodeError) -> str:
-    """One line that names the sample that DALI only counts."""
-    blobs = [blob.tobytes() for blob in ShardSource(view.subset).read(ids)]  # the reader thread has its own
-    for sample, reason in zip(ids, decode_errors(blobs, threads=1), strict=True):
-        if reason:
-            root = view.subset.root
-            return f"{view.subset.where(int(sample))}: cannot be decoded ({reason}); run dist-train verify {root}"
-    return f"a batch of {view.subset.root} cannot be decoded: {error}"
 
 
 def decode_threads(data: DataConfig, context: Context) -> int:

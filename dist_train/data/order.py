@@ -8,8 +8,7 @@ the next epoch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +18,35 @@ from dist_train.errors import UserError
 Ints = npt.NDArray[np.int64]
 
 
-@lru_cache(maxsize=2)
 def permutation(num_samples: int, seed: int, epoch: int) -> Ints:
     """Positions 0..num_samples-1 in the order of an epoch.
 
     ``RandomState`` because NumPy freezes its stream (NEP 19): the order of a run stays what it was
     under every later NumPy.
     """
-    order: Ints = np.random.RandomState([seed, epoch]).permutation(num_samples).astype(np.int64)
-    order.setflags(write=False)  # shared by the cache
-    return order
+    return np.random.RandomState([seed, epoch]).permutation(num_samples).astype(np.int64)
+
+
+def block_permutation(shards: Ints, block_shards: int, seed: int, epoch: int) -> Ints:
+    """The same, but block after block of ``block_shards`` shards, so that few are in use at a time.
+
+    Which shards form a block is drawn anew each epoch; within a block all samples are shuffled.
+
+    Args:
+        shards: int64 [num_samples], the shard of each position.
+    """
+    random = np.random.RandomState([seed, epoch])
+    place = random.permutation(int(shards.max()) + 1)
+    shuffled = random.permutation(len(shards)).astype(np.int64)
+    return shuffled[np.argsort(place[shards[shuffled]] // block_shards, kind="stable")]
 
 
 @dataclass(frozen=True)
 class Order:
     """The row of global batches.
+
+    Attributes:
+        shards, block_shards: see ``block_permutation``; 0 = one permutation of all samples.
 
     Raises:
         UserError: fewer samples than one batch holds.
@@ -42,6 +55,9 @@ class Order:
     num_samples: int
     global_batch: int
     seed: int
+    shards: Ints | None = None
+    block_shards: int = 0
+    _epochs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
@@ -50,6 +66,18 @@ class Order:
                 f"choose a global batch of at most that"
             )
 
+    def epoch(self, number: int) -> Ints:
+        """All positions in the order of epoch ``number``."""
+        if number not in self._epochs:
+            if self.block_shards and self.shards is not None:
+                order = block_permutation(self.shards, self.block_shards, self.seed, number)
+            else:
+                order = permutation(self.num_samples, self.seed, number)
+            while len(self._epochs) > 1:  # a batch reaches over two epochs at most
+                self._epochs.pop(next(iter(self._epochs)))
+            self._epochs[number] = order
+        return self._epochs[number]
+
     def batch(self, number: int) -> tuple[Ints, Ints]:
         """Global batch ``number``: (positions [global_batch], epoch of each [global_batch])."""
         row = np.arange(number * self.global_batch, (number + 1) * self.global_batch, dtype=np.int64)
@@ -57,7 +85,7 @@ class Order:
         positions = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            positions[here] = permutation(self.num_samples, self.seed, int(epoch))[places[here]]
+            positions[here] = self.epoch(int(epoch))[places[here]]
         return positions, epochs
 
     def steps(self, epochs: float) -> int:

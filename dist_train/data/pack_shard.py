@@ -18,13 +18,16 @@ from webdataset import TarWriter
 from dist_train.config import PackConfig
 from dist_train.data.archives import Item
 from dist_train.data.dali import decode_errors
+from dist_train.data.files import atomic_write, file_sha256, write_text
 from dist_train.data.pool import advance
-from dist_train.data.shards import atomic_write, dali_index, file_sha256, tar_members, write_text
+from dist_train.data.shards import dali_index, tar_members
 from dist_train.errors import UserError
 
 DEFAULT_QUALITY = 90
 # Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
 BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
+# PIL's own bound for a decompression bomb: a few bytes that decode to gigabytes.
+MAX_PIXELS = 178_956_970
 
 
 class Encoding(NamedTuple):
@@ -132,9 +135,11 @@ def recode(blob: bytes, encoding: Encoding) -> bytes | str:
 
 
 def read_header(blob: bytes) -> Header | str:
-    """The header by PIL, or why it cannot be read. No limit on the size: nothing is decoded here."""
+    """The header by PIL, or why the image cannot be used: no header, or more than MAX_PIXELS."""
     try:
         with _any_header(), Image.open(io.BytesIO(blob)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{image.width} x {image.height} pixels: larger than {MAX_PIXELS}, a decompression bomb"
             return Header(*image.size, image.mode, image.format or "?")
     except Exception as error:  # see recode
         return _pil_reason(error)

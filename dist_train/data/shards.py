@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from dist_train.config import CacheConfig
+from dist_train.data.cache import Cache
+from dist_train.data.files import atomic_write, file_sha256, write_text
 from dist_train.errors import UserError
 
 VERSION = 1
@@ -59,86 +62,175 @@ class Shard:
 
 @dataclass(frozen=True)
 class Subset:
-    """``train`` or ``val``: its shards and the table of its samples (memory-mapped)."""
+    """``train`` or ``val``: its shards and the table of its samples (memory-mapped).
+
+    Attributes:
+        root: the pack's folder, or the cache's where the pack is at a URL.
+        cache: None for local shards.
+    """
 
     name: str
     root: Path
     shards: tuple[Shard, ...]
     samples: npt.NDArray[Any]
+    cache: Cache | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the pack is, for messages: folder or URL."""
+        return self.cache.url if self.cache else str(self.root)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def path(self, shard: int) -> Path:
+        """The file of a shard; for a URL, where the cache has it once it is fetched."""
+        if self.cache:
+            return self.root / self.shards[shard].sha256
         return self.root / self.name / self.shards[shard].name
+
+    def fetch(self, shard: int) -> Path:
+        """The same, and the file is there."""
+        if self.cache:
+            entry = self.shards[shard]
+            return self.cache.get(f"{self.name}/{entry.name}", entry.sha256, entry.bytes)
+        return self.path(shard)
 
     def key(self, sample: int) -> str:
         return bytes(self.samples["key"][sample]).decode()
 
     def where(self, sample: int) -> str:
         """For messages: the sample's key and shard."""
-        return f"sample {self.key(sample)} in {self.path(int(self.samples['shard'][sample]))}"
+        shard = self.shards[int(self.samples["shard"][sample])]
+        return f"sample {self.key(sample)} in {self.source}/{self.name}/{shard.name}"
 
 
 @dataclass(frozen=True)
 class ShardSet:
     """A finished pack. ``hash`` identifies its content: classes, samples and every shard's sha256."""
 
-    root: Path
+    source: str
     classes: tuple[str, ...]
     subsets: dict[str, Subset]
     hash: str
 
+    @property
+    def root(self) -> Path:
+        """The folder of local shards."""
+        return Path(self.source)
+
     def __getitem__(self, subset: str) -> Subset:
         if subset not in self.subsets:
-            raise UserError(f"{self.root}: has no {subset!r} images; pack it again with --{subset}")
+            raise UserError(f"{self.source}: has no {subset!r} images; pack it again with --{subset}")
         return self.subsets[subset]
 
 
-def open_shards(root: Path, sizes: bool = True) -> ShardSet:
+def open_shards(
+    source: str | Path, cache: CacheConfig | None = None, block_shards: int = 0, sizes: bool = True
+) -> ShardSet:
     """Read the index of a finished pack.
 
     Args:
+        source: a folder or a URL.
+        cache: for a URL, where shards are kept on this node.
+        block_shards: how many shards are in use at a time (0 = all); decides what a cache must hold.
         sizes: check that every shard is there with the index's size (``verify`` lists them itself).
 
     Raises:
         UserError: no index (missing or unfinished pack), a damaged index, or a shard file that is
-            missing or whose size is not the index's.
+            missing or whose size is not the index's; or the cache is too small.
     """
-    index = read_index(root)
+    remote = Cache(str(source), cache or CacheConfig(), block_shards) if "://" in str(source) else None
+    index = read_index(source, remote)
     subsets = {}
     for name, entry in index["subsets"].items():
-        table = root / f"{name}.samples.npy"
-        if not table.is_file() or file_sha256(table) != entry["samples_sha256"]:
-            raise UserError(f"{table}: missing or not the one index.json names; copy it again or pack again")
         shards = tuple(Shard(**shard) for shard in entry["shards"])
-        subsets[name] = Subset(name, root, shards, np.load(table, mmap_mode="r"))
+        if remote:
+            table, root = remote.get(f"{name}.samples.npy", entry["samples_sha256"]), remote.dir
+        else:
+            root = Path(source)
+            table = root / f"{name}.samples.npy"
+            if not table.is_file() or file_sha256(table) != entry["samples_sha256"]:
+                raise UserError(f"{table}: missing or not the one index.json names; copy it again or pack again")
+        subsets[name] = Subset(name, root, shards, _load_table(table), remote)
         if sizes:
+            _check_table(table, subsets[name], len(index["classes"]))
+        if sizes and not remote:
             check_sizes(subsets[name])
-    return ShardSet(root, tuple(index["classes"]), subsets, index["hash"])
+    if remote:
+        remote.check_capacity([shard.bytes for subset in subsets.values() for shard in subset.shards])
+    return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"])
 
 
-def read_index(root: Path) -> dict[str, Any]:
+def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]:
     """``index.json`` of a finished pack as it was written: also the packer's plan and summary.
 
     Raises:
         UserError: it is missing, damaged or of another version.
     """
-    path = root / "index.json"
-    if not path.is_file():
-        what = "an unfinished pack" if (root / ".pack").exists() else "no index.json"
-        raise UserError(f"{root}: {what}; make the shards with: dist-train pack --out {root} ...")
+    path = f"{source}/index.json"
+    if cache:
+        content = cache.read("index.json")
+    elif (file := Path(path)).is_file():
+        content = file.read_bytes()
+    else:
+        what = "an unfinished pack" if (file.parent / ".pack").exists() else "no index.json"
+        raise UserError(f"{source}: {what}; make the shards with: dist-train pack --out {source} ...")
     try:
-        index: dict[str, Any] = json.loads(path.read_text())
+        index: dict[str, Any] = json.loads(content)
         version, stated = index["version"], index["hash"]
         found = _content_hash(index["classes"], index["subsets"])
-    except (ValueError, KeyError, TypeError) as error:
+        if version == VERSION and found == stated:
+            _check_index(index)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a shard index ({error!r}); copy it again or pack again") from None
     if version != VERSION:
         raise UserError(f"{path}: index version {version}, this program reads {VERSION}; pack again")
     if found != stated:
         raise UserError(f"{path}: was changed, its content does not match its hash; copy it again or pack again")
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Whoever made the index: its names stay below its folder, its numbers are numbers.
+
+    Raises:
+        ValueError and its like.
+    """
+    for name, entry in index["subsets"].items():
+        if name not in SUBSETS:
+            raise ValueError(f"unknown subset {name!r}")
+        hashes = [entry["samples_sha256"], *(shard["sha256"] for shard in entry["shards"])]
+        if not all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes):
+            raise ValueError("a sha256 is not 64 hex digits")
+        for shard in entry["shards"]:
+            if not re.fullmatch(r"\w[\w.-]*\.tar", Shard(**shard).name):
+                raise ValueError(f"shard name {shard['name']!r}")
+            if not all(type(shard[key]) is int and shard[key] >= 0 for key in ("samples", "bytes")):
+                raise ValueError(f"shard {shard['name']!r}: samples and bytes must be whole numbers")
+    if not all(isinstance(wnid, str) for wnid in index["classes"]):
+        raise ValueError("classes must be strings")
+
+
+def _load_table(path: Path) -> npt.NDArray[Any]:
+    """``samples.npy``, memory-mapped."""
+    try:
+        table: npt.NDArray[Any] = np.load(path, mmap_mode="r")  # refuses pickled objects
+        if table.ndim != 1 or table.dtype != sample_dtype(table.dtype["key"].itemsize):
+            raise ValueError(f"its type is {table.dtype}")
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise UserError(f"{path}: not a table of samples ({error}); copy it again or pack again") from None
+    return table
+
+
+def _check_table(path: Path, subset: Subset, classes: int) -> None:
+    """Every row points into a shard that the index names, and names one of its classes."""
+    table = subset.samples
+    ends = np.array([shard.bytes for shard in subset.shards] or [0])
+    known = (table["shard"] >= 0) & (table["shard"] < len(ends)) & (table["label"] >= 0) & (table["label"] < classes)
+    known &= (table["offset"] >= 512) & (table["size"] >= 0)
+    if not known.all() or (table["offset"] + table["size"] > ends[table["shard"]]).any():
+        raise UserError(f"{path}: rows do not fit the index; dist-train verify {subset.source} names them")
 
 
 def _content_hash(classes: list[str], subsets: dict[str, Any]) -> str:
@@ -229,43 +321,3 @@ def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"{name}: not a complete tar ({error}); fetch or copy it again") from None
     if len(block) < 512 or block.strip(b"\0"):
         raise UserError(f"{name}: the tar is truncated after byte {end}; fetch or copy it again")
-
-
-class atomic_write:
-    """``with atomic_write(path) as file``: all of it under the final name, or nothing.
-
-    Writes to a temporary name in the same folder, then fsync and rename; removed on an error.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-
-    def __enter__(self) -> IO[bytes]:
-        self.file = self.temporary.open("w+b")
-        return self.file
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
-                os.replace(self.temporary, self.path)
-        finally:
-            try:
-                self.file.close()
-            finally:
-                self.temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import configs_dir
-from dist_train.data.shards import Subset, write_text
+from dist_train.data.files import write_text
+from dist_train.data.shards import Subset
 from dist_train.errors import UserError
 
 
@@ -166,7 +167,7 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
     missing = [wnid for wnid in classes if wnid not in position]
     if missing:
         raise UserError(
-            f"split {split}: class {missing[0]!r} is not in {subset.root} "
+            f"split {split}: class {missing[0]!r} is not in {subset.source} "
             f"({len(missing)} of {len(classes)} are missing); use the split made for these shards"
         )
     lookup = np.full(len(all_classes), -1, np.int64)
@@ -178,5 +179,5 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
     counts = np.bincount(labels[ids], minlength=len(classes))
     if counts.min() == 0:
         wnid = classes[int(np.argmin(counts))]
-        raise UserError(f"{subset.root}: class {wnid!r} has no {subset.name} image; pack it or change the split")
+        raise UserError(f"{subset.source}: class {wnid!r} has no {subset.name} image; pack it or change the split")
     return View(subset, ids, labels[ids], tuple(classes), lookup)

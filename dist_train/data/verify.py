@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.dali import decode_errors
+from dist_train.data.files import file_sha256
 from dist_train.data.pack_shard import batches, read_header
 from dist_train.data.pool import advance, progress_bar, run_tasks
-from dist_train.data.shards import Shard, Subset, dali_index, file_sha256, open_shards, tar_members
+from dist_train.data.shards import Shard, Subset, dali_index, open_shards, tar_members
 from dist_train.errors import UserError
 
 

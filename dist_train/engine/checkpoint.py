@@ -13,13 +13,16 @@ import json
 import logging
 import os
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_train.data.shards import file_sha256
+from dist_train.data.files import file_sha256
 from dist_train.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -116,10 +119,97 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint 
     return None
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` step checkpoints."""
+def retain(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Delete all step checkpoints but the newest ``keep`` and those at multiples of ``keep_every``."""
     for path in steps(folder)[:-keep]:
-        shutil.rmtree(path)
+        if not keep_every or int(path.name.removeprefix(_PREFIX)) % keep_every:
+            shutil.rmtree(path)
+
+
+class Writer:
+    """Writes checkpoints beside the training: the step waits for the copy of the tensors, and for the
+    write before this one where that is still going on, but not for the disk.
+
+    A write that fails (a full disk) is told aloud and counted; the training goes on, and the
+    checkpoints that are there stay.
+
+    Attributes:
+        failures: writes that failed.
+        blocked: milliseconds that the training waited in the last ``save``.
+        wrote: seconds that the last finished write took.
+    """
+
+    def __init__(self) -> None:
+        self.failures, self.blocked, self.wrote = 0, 0.0, 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._error: OSError | None = None
+
+    def save(
+        self, path: Path, tensors: dict[str, Any], state: dict[str, Any], then: Callable[[], None] | None = None
+    ) -> None:
+        """As ``checkpoint.save``; ``then`` runs once it is written."""
+        began = time.perf_counter()
+        self._wait()
+        copied = _copy(tensors)
+        self._pending = self._pool.submit(self._write, path, copied, state, then)
+        self.blocked = 1000 * (time.perf_counter() - began)
+
+    def finish(self) -> None:
+        """Wait for the last write.
+
+        Raises:
+            UserError: it failed; what the run leaves with is older than it should be.
+        """
+        self._wait()
+        if self._error is not None:
+            raise UserError(f"the last checkpoint could not be written ({self._error}); make room and start again")
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, path: Path, tensors: Any, state: dict[str, Any], then: Callable[[], None] | None) -> None:
+        began = time.perf_counter()
+        try:
+            save(path, tensors, state)
+            if then is not None:
+                then()
+            self._error = None
+        except OSError as error:
+            self.failures += 1
+            self._error = error
+            log.error("%s: CHECKPOINT NOT WRITTEN (%s); training goes on, make room on the disk", path, error.strerror)
+        self.wrote = time.perf_counter() - began
+
+
+def _copy(value: Any) -> Any:
+    """Nested tensors, copied to the CPU; equal structure."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(item) for item in value)
+    return value
+
+
+def check_inputs(saved: Checkpoint, inputs: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of other data, another split or another model, wherever it was copied from.
+
+    Raises:
+        UserError: it says what differs.
+    """
+    before = saved.state.get("inputs", {})
+    differs = [f"{key}: {before.get(key)!r} -> {inputs[key]!r}" for key in inputs if before.get(key) != inputs[key]]
+    if differs:
+        raise UserError(
+            f"{folder}: its checkpoint is of another run ({'; '.join(differs[:4])}); remove it, or start again with --redo"
+        )
 
 
 def _flush(file: Any) -> None:

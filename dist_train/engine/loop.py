@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +23,46 @@ from dist_train.errors import UserError
 
 
 @dataclass
-class Clock:
-    """Seconds of one log window: waiting for data, and everything else."""
+class Window:
+    """Sums over the steps since the last log line.
 
+    Attributes:
+        sums: of this rank: loss and correct, over images; images replaced.
+        steps: steps so far.
+        data, total: seconds waiting for data, and altogether.
+    """
+
+    sums: torch.Tensor
+    steps: int = 0
     data: float = 0.0
     total: float = 0.0
-    steps: int = 0
 
     def next(self, batches: Iterator[Batch]) -> Batch:
         start = time.perf_counter()
         batch = next(batches)
         self.data += time.perf_counter() - start
         return batch
+
+    def clear(self) -> None:
+        self.sums.zero_()
+        self.steps, self.data, self.total = 0, 0.0, 0.0
+
+    def save(self, context: Context) -> dict[str, Any]:
+        """For a checkpoint between two log lines. All ranks call it."""
+        return {"steps": self.steps, "sums": context.gather(self.sums.tolist())}
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any] | None, context: Context) -> Window:
+        """The window as it was saved; on another number of ranks its sums are rank 0's."""
+        window = cls(torch.zeros(3, dtype=torch.float64, device=context.device))
+        if saved:
+            window.steps = saved["steps"]
+            parts = torch.tensor(saved["sums"], dtype=torch.float64)
+            if len(parts) == context.world:
+                window.sums += parts[context.rank].to(context.device)
+            elif context.main:
+                window.sums += parts.sum(0).to(context.device)
+        return window
 
 
 def train(
@@ -45,27 +74,28 @@ def train(
     start: int,
     total: int,
     warmup: int,
+    window: Window,
     on_log: Callable[[int, dict[str, float]], None],
     on_step: Callable[[int], None],
 ) -> None:
     """Optimiser steps ``start`` to ``total``; ``batches`` gives ``config.accumulate`` batches a step.
 
-    The device is asked for numbers every ``log_every`` steps only. ``on_log(step, values)`` gets
-    them, meaned over the window and over all ranks; ``on_step(step)`` runs after each step (it
-    saves and evaluates). Steps count from 1 there.
+    The device is asked for numbers every ``log_every`` steps and before a checkpoint only.
+    ``on_log(step, values)`` gets them, meaned over the window and over all ranks; ``on_step(step)``
+    runs after each step (it saves, evaluates and stops). Steps count from 1 there.
 
     Raises:
         UserError: the loss is not finite.
     """
     context = strategy.context
     strategy.module.train()
-    sums = torch.zeros(2, device=context.device)  # loss and correct, summed over images
-    clock, began = Clock(), time.perf_counter()
+    began = time.perf_counter()
     for step in range(start, total):
+        context.doing(f"pretrain: step {step + 1} of {total}")
         lr = warmup_cosine(step, total, warmup, config.lr)
         set_lr(optimizer, lr)
         for piece in range(config.accumulate):
-            batch = clock.next(batches)
+            batch = window.next(batches)
             with strategy.accumulating(last=piece == config.accumulate - 1):
                 with precision.autocast():
                     logits = strategy.module(batch.images)
@@ -73,24 +103,26 @@ def train(
                 precision.backward(loss / config.accumulate)
             with torch.no_grad():
                 correct = (logits.argmax(1) == batch.labels).sum()
-                sums += torch.stack([loss * len(batch.labels), correct.float()])
+                window.sums[:2] += torch.stack([loss * len(batch.labels), correct.float()])
+                if batch.replaced:
+                    window.sums[2] += batch.replaced
         precision.unscale(optimizer)
         number = step + 1
-        clock.steps += 1
-        due = number % config.log_every == 0 or number == total
+        window.steps += 1
+        due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
         norm = _gradient_norm(strategy.model) if due else None
         precision.step(optimizer)
         if due:
-            loss_sum, correct_sum = context.sum(sums).tolist()
-            images = clock.steps * config.global_batch
-            clock.total = time.perf_counter() - began
+            loss_sum, correct_sum, replaced = context.sum(window.sums).tolist()
+            images = window.steps * config.global_batch
+            window.total += time.perf_counter() - began
             if not math.isfinite(loss_sum):
                 raise UserError(
                     f"loss is {loss_sum / images} at step {number}: lower pretrain.lr, or use precision bf16"
                 )
-            on_log(number, _values(loss_sum, correct_sum, images, clock, lr, norm, precision, context))
-            sums.zero_()
-            clock, began = Clock(), time.perf_counter()
+            on_log(number, _values(loss_sum, correct_sum, replaced, images, window, lr, norm, precision, context))
+            window.clear()
+            began = time.perf_counter()
         paused = time.perf_counter()
         on_step(number)
         began += time.perf_counter() - paused  # evaluation and saving are not training time
@@ -99,8 +131,9 @@ def train(
 def _values(
     loss: float,
     correct: float,
+    replaced: float,
     images: float,
-    clock: Clock,
+    clock: Window,
     lr: float,
     norm: torch.Tensor | None,
     precision: MixedPrecision,
@@ -116,7 +149,7 @@ def _values(
         "time/data_wait(ms/step)": 1000 * clock.data / clock.steps,
         "time/compute(ms/step)": 1000 * (clock.total - clock.data) / clock.steps,
         "memory/peak(GiB)": peak_memory_gib(context.device),
-        "data/skipped_samples": 0.0,
+        "data/replaced_samples": replaced,
     }
 
 
@@ -138,6 +171,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=context.device)
     for batch in batches:
+        context.doing("evaluation of the base classes")
         with precision.autocast():
             logits = model(batch.images)
         top = logits.float().topk(min(5, logits.shape[1])).indices == batch.labels[:, None]

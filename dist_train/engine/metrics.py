@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dist_train.data.shards import write_text
+from dist_train.data.files import write_text
 
 
 class Metrics:

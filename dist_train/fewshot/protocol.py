@@ -71,7 +71,7 @@ def assert_disjoint(support: Subset, support_ids: npt.NDArray[Any], query: Subse
     both = np.intersect1d(support.samples["key"][support_ids], query.samples["key"][query_ids])
     if len(both):
         raise UserError(
-            f"{query.root}: image {both[0].decode()} is in {support.name} and in {query.name}; "
+            f"{query.source}: image {both[0].decode()} is in {support.name} and in {query.name}; "
             f"remove it from one and pack again"
         )
 

@@ -19,8 +19,9 @@ import numpy as np
 import dist_train
 from dist_train.config import STAGES, Config, digest, to_dict
 from dist_train.context import Context
+from dist_train.data.files import write_text
 from dist_train.data.order import Order, rank_slice
-from dist_train.data.shards import ShardSet, open_shards, write_text
+from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
 from dist_train.errors import UserError
 from dist_train.models.backbone import check_name
@@ -29,8 +30,8 @@ log = logging.getLogger("dist_train")
 
 # Keys that change how fast, how often or where, but not what comes out.
 _NEUTRAL = {
-    "data": ("shards", "split", "threads", "prefetch"),
-    "pretrain": ("checkpoint_every", "keep", "log_every"),
+    "data": ("shards", "split", "threads", "prefetch", "max_bad_fraction"),
+    "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every"),
     "extract": ("batch",),
     "learn": ("log_every", "checkpoint_every", "methods"),
     "evaluate": (),
@@ -66,7 +67,8 @@ def open_run(config: Config, world: int = 1) -> Run:
     git_commit()  # now, while it is the code that runs
     split = load_split(config.data.split)
     base, novel = split.roles(config.data.holdout)
-    run = Run(config, open_shards(config.data.shards), split, base, novel)
+    shards = open_shards(config.data.shards, config.cache, config.data.block_shards)
+    run = Run(config, shards, split, base, novel)
     sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
     # What would only fail hours later, or after a stage has begun, fails here.
     order = Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)

@@ -11,18 +11,23 @@ import torch
 
 from dist_train.context import Context
 from dist_train.data.activations import Activations, load
+from dist_train.data.files import write_text
 from dist_train.data.pool import progress_bar
-from dist_train.data.shards import write_text
 from dist_train.engine import metrics
+from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.fewshot.methods import Prepared, make
 from dist_train.fewshot.protocol import METRICS, JointScorer, Queries, assert_disjoint, summary, support_rows
 from dist_train.fewshot.report import report_html, table_markdown
 from dist_train.stages.common import Run, Stage, log, provenance
 
 
-def run(run: Run, context: Context, redo: bool = False) -> None:
+def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws; leaves
-    ``results.json``, ``table.md`` and ``report.html``. Ranks share the draws."""
+    ``results.json``, ``table.md`` and ``report.html``. Ranks share the draws.
+
+    Raises:
+        Stopped: told to leave; this stage, of minutes, starts again.
+    """
     stage = Stage(run, "evaluate", context, redo)
     if stage.done:
         return
@@ -43,10 +48,13 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
             scorer = JointScorer(make(name, prepared), base, novel)
             found = {}
             for draw in mine:
+                context.doing(f"evaluate {name}: draw {draw}")
                 support = torch.from_numpy(tables["novel_train"].rows[rows[draw]].astype(np.float32)).to(context.device)
                 found[draw] = {str(k): scorer.draw(support[:, :k]) for k in config.shots}
                 bar.update(1)
             merged = {d: values for part in context.gather(found) for d, values in part.items()}
+            if stop.agreed_now():
+                raise Stopped(f"evaluate: left after {name}")
             methods[name] = {
                 str(k): {metric: summary([merged[d][str(k)][metric] for d in sorted(merged)]) for metric in METRICS}
                 for k in config.shots

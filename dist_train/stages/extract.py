@@ -9,21 +9,26 @@ import torch
 
 from dist_train.context import Context
 from dist_train.data.activations import Store, load
+from dist_train.data.files import atomic_write
 from dist_train.data.loader import eval_batches
 from dist_train.data.pool import progress_bar
-from dist_train.data.shards import atomic_write
 from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.stages.common import Run, Stage, log
 from dist_train.stages.pretrain import load_backbone
 
 TABLES = [(role, subset) for role in ("base", "novel") for subset in ("train", "val")]
 
 
-def run(run: Run, context: Context, redo: bool = False) -> None:
+def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """Write the activations of base and novel, train and val, and the base classes' means.
 
     The images go by in blocks; ranks share the blocks that are not written yet, so an interrupted
-    pass continues on any number of ranks, and memory holds one block.
+    pass continues on any number of ranks, and memory holds one block. A training image that cannot
+    be used is represented by the one that replaced it in training.
+
+    Raises:
+        Stopped: told to leave; the blocks that are written stay.
     """
     stage = Stage(run, "extract", context, redo)
     if stage.done:
@@ -42,26 +47,33 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
         todo = store.missing()
         context.barrier(f"extract-{role}-{subset}-seen")
         mine = todo[context.rank :: context.world]
-        spans = [store.span(int(block)) for block in mine]
-        ids = np.concatenate([view.ids[a:b] for a, b in spans]) if spans else np.zeros(0, np.int64)
+        places = [store.places(int(block)) for block in mine]
+        ids = np.concatenate([view.ids[p] for p in places]) if places else np.zeros(0, np.int64)
         bar = progress_bar(len(ids), f"extract {role} {subset}", "img", context.main)
         rows: list[np.ndarray] = []
-        pending = list(zip(mine, spans, strict=True))
+        pending = list(zip(mine, places, strict=True))
+        leave = False
         with torch.inference_mode():
             for batch in eval_batches(view, ids, data, config.batch, context) if len(ids) else ():
                 with precision.autocast():
                     features = model.features(batch.images)
                 rows.append(features.to(torch.float16).cpu().numpy())
                 bar.update(len(batch.ids))
+                context.doing(f"extract {role} {subset}: {len(pending)} blocks left")
                 have = sum(map(len, rows))
-                while pending and have >= (size := pending[0][1][1] - pending[0][1][0]):
+                while pending and have >= (size := len(pending[0][1])):
                     table = np.concatenate(rows)
                     store.write(int(pending.pop(0)[0]), table[:size])
                     rows, have = [table[size:]], have - size
-        assert not pending, "every block is written"
+                    leave = stop.announced()
+                if leave:
+                    break
+        assert leave or not pending, "every block is written"
         bar.close()
         images += len(ids)
         context.barrier(f"extract-{role}-{subset}-written")
+        if stop.agreed_now():
+            raise Stopped(f"extract {role} {subset}: {len(store.missing())} blocks left")
     if context.main:
         means = load(stage.folder, "base_train").means()
         with atomic_write(stage.folder / "means.f32.npy") as file:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from dist_train.engine import checkpoint
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import release_steps, set_lr
 from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import sum_gradients
 from dist_train.errors import UserError
 from dist_train.models.predictor import Predictor
@@ -26,8 +29,12 @@ from dist_train.stages.common import Run, Stage, log
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
 
-def run(run: Run, context: Context, redo: bool = False) -> None:
-    """Train each of ``learn.methods`` on the base activations; leaves ``learn/METHOD/final``."""
+def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
+    """Train each of ``learn.methods`` on the base activations; leaves ``learn/METHOD/final``.
+
+    Raises:
+        Stopped: told to leave; all is saved.
+    """
     stage = Stage(run, "learn", context, redo)
     if stage.done:
         stage.done = all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods)
@@ -39,9 +46,8 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
     for method in run.config.learn.methods:
         folder = stage.folder / method
         if not (folder / "final").is_dir():
-            facts[method] = train(
-                method, bank, run.config.learn, folder, run.config.seed + PREDICTORS.index(method), context
-            )
+            seed = run.config.seed + PREDICTORS.index(method)
+            facts[method] = train(method, bank, run.config.learn, folder, seed, context, stage.inputs, stop)
         context.barrier(f"learn-{method}")
     stage.finish(iterations_per_s=facts)
 
@@ -81,14 +87,27 @@ class Bank:
         return use_mean, support, query
 
 
-def train(method: str, bank: Bank, config: LearnConfig, folder: Path, seed: int, context: Context) -> float:
+def train(
+    method: str,
+    bank: Bank,
+    config: LearnConfig,
+    folder: Path,
+    seed: int,
+    context: Context,
+    inputs: dict[str, Any],
+    stop: Stopper,
+) -> float:
     """Train one predictor; continues from its last checkpoint. Returns iterations/s.
 
     One step: one statistic and one query a class; every rank computes all rows and classifies its
     share of the queries, so that the gradient is the same on any number of ranks.
 
+    Args:
+        inputs: what the stage is made from; a checkpoint of other inputs is refused.
+
     Raises:
         UserError: the loss is not finite.
+        Stopped: told to leave; all is saved.
     """
     p_mean = 1.0 if method == "phi2star" else config.p_mean
     torch.manual_seed(seed)
@@ -96,68 +115,108 @@ def train(method: str, bank: Bank, config: LearnConfig, folder: Path, seed: int,
     assert_float32(model)
     optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     precision = MixedPrecision(config.precision, context.device)
-    saved = checkpoint.load_latest(folder / "checkpoints", context.device)
-    start = 0
+    checkpoints = folder / "checkpoints"
+    saved = checkpoint.load_latest(checkpoints, context.device)
+    start, window = 0, None
     if saved:
+        checkpoint.check_inputs(saved, inputs, folder)
         model.load_state_dict(saved.tensors["model"])
         optimizer.load_state_dict(saved.tensors["optimizer"])
         precision.scaler.load_state_dict(saved.tensors["scaler"])
-        start = saved.state["step"]
+        start, window = saved.state["step"], saved.state["window"]
     metrics = Metrics(folder, start) if context.main else None
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
-    loss_sum = torch.zeros((), device=context.device)
-    began, paused, logged = time.perf_counter(), 0.0, start
-    for step in range(start, config.steps):
-        if step == start or step % _DRAW_AHEAD == 0:
-            block = step - step % _DRAW_AHEAD
-            use_mean, support, query = bank.draw(seed, block, p_mean)
-        row = step % _DRAW_AHEAD
-        statistics = bank.means.clone()
-        single = (~use_mean[row]).nonzero().squeeze(1)
-        statistics[single] = bank.train[support[row, single]].float()
-        queries = bank.train[query[row, labels]].float()
-        with precision.autocast():
-            logits = model.query(queries) @ model(statistics).T
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum") / len(bank.count)
-        set_lr(optimizer, release_steps(step, config.steps, config.lr) if config.schedule == "release" else config.lr)
-        precision.backward(loss)
-        sum_gradients(model, context)
-        precision.step(optimizer)
-        loss_sum += loss.detach()
-        number = step + 1
-        if number % config.log_every == 0 or number == config.steps:
-            stop = time.perf_counter()
-            mean_loss = context.sum(loss_sum).item() / (number - logged)
-            if not np.isfinite(mean_loss):
-                raise UserError(f"learn {method}: loss is {mean_loss} at step {number}: lower learn.lr")
-            top1 = base_top1(model, bank, context)
-            if metrics:
-                rate = (number - start) / (stop - began - paused)
-                values = {
-                    "train/loss": mean_loss,
-                    "eval/base_top1(%)": top1,
-                    "optim/lr": optimizer.param_groups[0]["lr"],
-                }
-                metrics.write(number, {**values, "time/throughput(it/s)": rate})
-                bar.set_postfix(loss=f"{mean_loss:.3f}", base=f"{top1:.1f}%")
-                bar.update(number - bar.n)
-            loss_sum.zero_()
-            logged = number
-            paused += time.perf_counter() - stop
-        if number % config.checkpoint_every == 0 and number < config.steps and context.main:
+    loss_sum, logged = _restore(window, start, context)
+    writer = checkpoint.Writer()
+
+    def keep(step: int) -> None:
+        """All that the next step needs. All ranks call it."""
+        state = {"step": step, "inputs": inputs, "window": [logged, context.gather(loss_sum.item())]}
+        if context.main:
             tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             tensors["scaler"] = precision.scaler.state_dict()
-            checkpoint.save(checkpoint.step_path(folder / "checkpoints", number), tensors, {"step": number})
-            checkpoint.retain(folder / "checkpoints", 2)
+            path, retain = checkpoint.step_path(checkpoints, step), partial(checkpoint.retain, checkpoints, 2)
+            writer.save(path, tensors, state, retain)
+
+    began, paused = time.perf_counter(), 0.0
+    try:
+        for step in range(start, config.steps):
+            if step == start or step % _DRAW_AHEAD == 0:
+                context.doing(f"learn {method}: step {step} of {config.steps}")
+                block = step - step % _DRAW_AHEAD
+                use_mean, support, query = bank.draw(seed, block, p_mean)
+            row = step % _DRAW_AHEAD
+            statistics = bank.means.clone()
+            single = (~use_mean[row]).nonzero().squeeze(1)
+            statistics[single] = bank.train[support[row, single]].float()
+            queries = bank.train[query[row, labels]].float()
+            with precision.autocast():
+                logits = model.query(queries) @ model(statistics).T
+                loss = F.cross_entropy(logits.float(), labels, reduction="sum") / len(bank.count)
+            set_lr(
+                optimizer, release_steps(step, config.steps, config.lr) if config.schedule == "release" else config.lr
+            )
+            precision.backward(loss)
+            sum_gradients(model, context)
+            precision.step(optimizer)
+            loss_sum += loss.detach()
+            number = step + 1
+            if number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == config.steps:
+                now = time.perf_counter()
+                mean_loss = context.sum(loss_sum).item() / (number - logged)
+                if not np.isfinite(mean_loss):
+                    raise UserError(f"learn {method}: loss is {mean_loss} at step {number}: lower learn.lr")
+                top1 = base_top1(model, bank, context)
+                if metrics:
+                    rate = (number - start) / (now - began - paused)
+                    values = {
+                        "train/loss": mean_loss,
+                        "eval/base_top1(%)": top1,
+                        "optim/lr": optimizer.param_groups[0]["lr"],
+                    }
+                    metrics.write(number, {**values, "time/throughput(it/s)": rate})
+                    bar.set_postfix(loss=f"{mean_loss:.3f}", base=f"{top1:.1f}%")
+                    bar.update(number - bar.n)
+                loss_sum.zero_()
+                logged = number
+                paused += time.perf_counter() - now
+            if number % config.checkpoint_every == 0 and number < config.steps:
+                keep(number)
+            if number % _DRAW_AHEAD == 0 and number < config.steps and stop.agreed():
+                keep(number)
+                _finish(writer, context)
+                raise Stopped(f"learn {method}: saved at step {number} of {config.steps}")
+        stop.finish()
+        _finish(writer, context)
+    finally:
+        bar.close()
+        writer.close()
+        if metrics:
+            metrics.close()
     rate = (config.steps - start) / max(time.perf_counter() - began - paused, 1e-9)
-    bar.close()
     if context.main:
-        assert metrics is not None
-        metrics.close()
         checkpoint.save(folder / "final", {"model": model.state_dict()}, {"method": method, "step": config.steps})
         log.info("learn: %s, %d steps, %.1f it/s", method, config.steps - start, rate)
     return round(rate, 2)
+
+
+def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[torch.Tensor, int]:
+    """Sum of losses of this rank since the last log line, and that line's step."""
+    if window is None:
+        return torch.zeros((), dtype=torch.float64, device=context.device), start
+    logged, sums = window
+    if len(sums) == context.world:
+        mine = sums[context.rank]
+    else:  # another number of ranks: rank 0 takes it all
+        mine = sum(sums) if context.main else 0.0
+    return torch.tensor(mine, dtype=torch.float64, device=context.device), logged
+
+
+def _finish(writer: checkpoint.Writer, context: Context) -> None:
+    if context.main:
+        writer.finish()
+    context.barrier("learn-saved")
 
 
 @torch.inference_mode()

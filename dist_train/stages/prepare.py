@@ -9,6 +9,7 @@ from dist_train.context import Context
 from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
 from dist_train.data.splits import save_split
+from dist_train.errors import UserError
 
 
 def prepare(config: Config, context: Context) -> None:
@@ -17,13 +18,19 @@ def prepare(config: Config, context: Context) -> None:
     Raises:
         UserError: an archive is missing or wrong (see ``pack``).
     """
-    there = (config.data.shards / "index.json").is_file()
+    shards = Path(config.data.shards)
+    if config.pack and "://" in config.data.shards:
+        raise UserError(
+            f"data.shards={config.data.shards}: pack into a local folder and upload that; leave pack out here"
+        )
+    there = (shards / "index.json").is_file()
+    context.doing("pack", patient=True)
     if context.main and config.pack and (not there or _sources_exist(config.pack)):
         # Where the shards are there already, pack says so, or refuses options they were not made with.
         if config.pack.draw and config.pack.train and config.pack.val:
             draw(config.pack.draw, config.pack.train, config.pack.val)
             save_split(split_of(config.pack.draw), Path(config.data.split))
-        pack(config.pack, config.data.shards)
+        pack(config.pack, shards)
     context.barrier("prepare")
 
 

@@ -2,56 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import nn
 
 from dist_train.context import Context
-from dist_train.data.loader import eval_batches, train_batches
+from dist_train.data.loader import eval_batches, train_batches, train_windows
 from dist_train.data.order import Order
 from dist_train.data.pool import progress_bar
+from dist_train.data.splits import View
 from dist_train.engine import checkpoint
-from dist_train.engine.loop import evaluate, train
+from dist_train.engine.loop import Window, evaluate, train
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy
+from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
 from dist_train.stages.common import Run, Stage, log
 
 
-def run(run: Run, context: Context, redo: bool = False) -> None:
+def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """Train ``pretrain.model`` on the base classes; leaves ``pretrain/final`` and ``pretrain/best``.
 
     The final weights, not the best, go on to ``extract``: choosing by validation accuracy would be
     choosing on the images that are reported.
+
+    Raises:
+        Stopped: told to leave; all is saved.
     """
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:
         return
     config, data, seed = run.config.pretrain, run.config.data, run.config.seed
     base, val = run.view("train", "base"), run.view("val", "base")
-    order = Order(len(base), config.global_batch, seed)
+    order = base_order(run)
     total, warmup = order.steps(config.epochs), round(config.warmup_epochs * len(base) / config.global_batch)
 
     torch.manual_seed(seed)
-    model = Backbone(config.model, len(base.classes), config.small_stem).to(context.device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    assert_float32(model)
+    model = build(run, context)
     optimizer = sgd(model, config.momentum, config.weight_decay)
     precision = MixedPrecision(config.precision, context.device)
 
     folder = stage.folder / "checkpoints"
     saved = checkpoint.load_latest(folder, context.device)
-    start, best, seconds = 0, -1.0, 0.0
+    state: dict[str, Any] = {"step": 0, "best": -1.0, "seconds": 0.0, "replaced": 0.0}
     if saved:
+        checkpoint.check_inputs(saved, stage.inputs, folder)
         model.load_state_dict(saved.tensors["model"])
         optimizer.load_state_dict(saved.tensors["optimizer"])
         precision.scaler.load_state_dict(saved.tensors["scaler"])
-        start, best, seconds = saved.state["step"], saved.state["best"], saved.state["seconds"]
+        state = saved.state
+    start = state["step"]
     strategy = Strategy(model, context)
+    window = Window.restore(state.get("window"), context)
+    keep = Keeper(run, stage, order, strategy, optimizer, precision, window, state)
 
     metrics = Metrics(stage.folder, start) if context.main else None
     if context.main:
@@ -61,53 +72,162 @@ def run(run: Run, context: Context, redo: bool = False) -> None:
             f", continued at step {start}" if start else "",
         )  # fmt: skip
     bar = progress_bar(total * config.global_batch, "pretrain", "img", context.main, start * config.global_batch)
-    began = time.perf_counter() - seconds
 
     def on_log(step: int, values: dict[str, float]) -> None:
+        state["replaced"] += values["data/replaced_samples"]
+        values["data/replaced_samples"] = state["replaced"]
+        if base.subset.cache:
+            retries = torch.tensor([float(base.subset.cache.retries)], device=context.device)
+            values["data/download_retries"] = context.sum(retries).item()
+        check_bad_fraction(state["replaced"], step * config.global_batch, base, data.max_bad_fraction)
         if metrics:
-            metrics.write(step, values)
+            metrics.write(step, {**values, **keep.timings()})
             bar.set_postfix(loss=f"{values['train/loss']:.3f}", top1=f"{values['train/top1(%)']:.1f}%")
             bar.update(step * config.global_batch - bar.n)
 
     def on_step(step: int) -> None:
-        nonlocal best
         last = step == total
-        improved = False
+        state["step"] = step
         if order.ends_epoch(step - 1) or last:
-            ids = val.ids[context.rank :: context.world]
+            ids = np.sort(val.ids)[context.rank :: context.world]  # in the order of the shards
             batch = max(1, config.global_batch // context.world // config.accumulate)
             scores = evaluate(strategy, precision, eval_batches(val, ids, data, batch, context), len(val))
-            improved = scores["eval/top1(%)"] > best
-            best = max(best, scores["eval/top1(%)"])
             if metrics:
                 metrics.write(step, scores)
                 bar.write(f"step {step}/{total}: base top-1 {scores['eval/top1(%)']:.2f}%")
-        if step % config.checkpoint_every == 0 or last or improved:
-            strategy.sync_buffers()
-            if context.main:
-                tensors = {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": precision.scaler.state_dict(),
-                }
-                state = {"step": step, "best": best, "seconds": time.perf_counter() - began}
-                if step % config.checkpoint_every == 0 or last:
-                    checkpoint.save(checkpoint.step_path(folder, step), tensors, state)
-                    checkpoint.retain(folder, config.keep)
-                if improved:
-                    checkpoint.save(stage.folder / "best", {"model": tensors["model"]}, state)
+            if scores["eval/top1(%)"] > state["best"]:
+                state["best"] = scores["eval/top1(%)"]
+                keep.best()
+        if step % config.checkpoint_every == 0 or last:
+            keep.step()
+        if not last and stop.agreed():
+            keep.step()
+            keep.finish()
+            raise Stopped(f"pretrain: saved at step {step} of {total}")
 
-    batches = (
-        train_batches(base, order, data, seed, context, start, total, config.accumulate) if start < total else iter(())
-    )
-    train(strategy, optimizer, precision, batches, config, start, total, warmup, on_log, on_step)
-    bar.close()
+    batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
+    try:
+        train(strategy, optimizer, precision, batches, config, start, total, warmup, window, on_log, on_step)
+        stop.finish()
+        keep.finish()
+    finally:
+        batches.close()
+        bar.close()
+        if metrics:
+            metrics.close()
+        keep.close()
     if context.main:
-        assert metrics is not None
-        metrics.close()
         facts: dict[str, Any] = {"model": config.model, "small_stem": config.small_stem, "classes": list(base.classes)}
-        checkpoint.save(stage.folder / "final", {"model": model.state_dict()}, {**facts, "step": total, "best": best})
-    stage.finish(step=total, best_top1=best, seconds=round(time.perf_counter() - began, 1))
+        facts |= {"step": total, "best": state["best"]}
+        checkpoint.save(stage.folder / "final", {"model": model.state_dict()}, facts)
+    stage.finish(step=total, best_top1=state["best"], seconds=round(keep.seconds(), 1))
+
+
+class Keeper:
+    """What this stage saves, and when it was there."""
+
+    def __init__(
+        self,
+        run: Run,
+        stage: Stage,
+        order: Order,
+        strategy: Strategy,
+        optimizer: torch.optim.Optimizer,
+        precision: MixedPrecision,
+        window: Window,
+        state: dict[str, Any],
+    ) -> None:
+        self.run, self.stage, self.order, self.state = run, stage, order, state
+        self.strategy, self.optimizer, self.precision, self.window = strategy, optimizer, precision, window
+        self.folder, self.writer = stage.folder / "checkpoints", checkpoint.Writer()
+        self.began = time.perf_counter() - state["seconds"]
+
+    def seconds(self) -> float:
+        """Of all starts together."""
+        return time.perf_counter() - self.began
+
+    def timings(self) -> dict[str, float]:
+        return {
+            "checkpoint/blocked(ms)": self.writer.blocked,
+            "checkpoint/write(s)": self.writer.wrote,
+            "checkpoint/failures": float(self.writer.failures),
+        }
+
+    def step(self) -> None:
+        """All that the next step needs. All ranks call it."""
+        config, step = self.run.config.pretrain, self.state["step"]
+        self.strategy.sync_buffers()
+        state = {**self.state, "inputs": self.stage.inputs, "seconds": self.seconds()}
+        state["window"] = self.window.save(self.strategy.context) if self.window.steps else None
+        if step < self.order.steps(config.epochs):
+            state["next"] = fingerprint(self.run, self.order, step)
+        if self.strategy.context.main:
+            tensors = {
+                "model": self.strategy.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.precision.scaler.state_dict(),
+            }
+            path = checkpoint.step_path(self.folder, step)
+            if not path.exists():
+                retain = partial(checkpoint.retain, self.folder, config.keep, config.keep_every)
+                self.writer.save(path, tensors, state, retain)
+
+    def best(self) -> None:
+        if self.strategy.context.main:
+            tensors = {"model": self.strategy.model.state_dict()}
+            self.writer.save(self.stage.folder / "best", tensors, dict(self.state))
+
+    def finish(self) -> None:
+        """Everything is on disk; all ranks know."""
+        if self.strategy.context.main:
+            self.writer.finish()
+        self.strategy.context.barrier("pretrain-saved")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def base_order(run: Run) -> Order:
+    """The order of the base training images."""
+    base, data, config = run.view("train", "base"), run.config.data, run.config.pretrain
+    shards = base.subset.samples["shard"][base.ids].astype(np.int64) if data.block_shards else None
+    return Order(len(base), config.global_batch, run.config.seed, shards, data.block_shards)
+
+
+def fingerprint(run: Run, order: Order, step: int) -> str:
+    """Hash of what global batch ``step`` will be: sample ids, crop windows, flips. A checkpoint keeps
+    it, so that ``verify-resume`` can compare with what the run itself was about to do."""
+    view = run.view("train", "base")
+    positions, epochs = order.batch(step)
+    ids = view.ids[positions]
+    windows = train_windows(view, ids, epochs, run.config.data, run.config.seed)
+    parts = (ids, windows.anchor, windows.shape, windows.flip)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
+
+def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> None:
+    """Raises UserError past ``data.max_bad_fraction`` of the images seen, counted as at least an epoch's."""
+    share = replaced / max(seen, len(base))
+    if share > limit:
+        raise UserError(
+            f"data.max_bad_fraction={limit:g}: {replaced:.0f} images were replaced, {share:.2%} of those seen; "
+            f"the log names them; run dist-train verify {base.subset.source}"
+        )
+
+
+def build(run: Run, context: Context) -> Backbone:
+    """The backbone to be trained, in its memory format on its device."""
+    config = run.config.pretrain
+    model: nn.Module = Backbone(config.model, len(run.base), config.small_stem)
+    if config.sync_batchnorm:
+        if context.device.type != "cuda":
+            raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(context.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert_float32(model)
+    return cast(Backbone, model)
 
 
 def load_backbone(run: Run, device: torch.device) -> Backbone:

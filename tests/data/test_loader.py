@@ -122,22 +122,6 @@ def test_evaluation_pixels_are_torchvisions_on_imagenet(real_images: Path, confi
     assert len(apart) == 250 and apart.mean() < 2 and apart.max() < 2
 
 
-def test_a_damaged_image_is_named(shards: ShardSet, config: Config, tmp_path: Path) -> None:
-    import shutil
-
-    root = tmp_path / "copy"
-    shutil.copytree(shards.root, root)
-    copy = open_shards(root)["train"]
-    sample = 5
-    row = copy.samples[sample]
-    with copy.path(int(row["shard"])).open("r+b") as file:
-        file.seek(int(row["offset"]))
-        file.write(b"\0" * 64)
-    view = make_view(copy, shards.classes, shards.classes, "s")
-    with pytest.raises(UserError, match=f"sample {copy.key(sample)} in .*cannot be decoded.*verify"):
-        list(eval_batches(view, view.ids, config.data, 16, Context()))
-
-
 def test_a_cut_or_missing_shard_is_named(shards: ShardSet, tmp_path: Path) -> None:
     import shutil
 

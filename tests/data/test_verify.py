@@ -8,7 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from dist_train.data.shards import Shard, dali_index, file_sha256, open_shards, tar_members, write_index
+from dist_train.data.files import file_sha256
+from dist_train.data.shards import Shard, dali_index, open_shards, tar_members, write_index
 from dist_train.data.verify import verify
 from dist_train.errors import UserError
 

@@ -20,6 +20,7 @@ from dist_train.config import Config, to_dict
 from dist_train.context import Context
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
+from dist_train.engine.preempt import Stopper
 from dist_train.errors import UserError
 from dist_train.stages import common, evaluate, extract, learn, pretrain
 
@@ -72,7 +73,7 @@ def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun
 def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> None:
     config = replace(config, pretrain=replace(config.pretrain, epochs=4, checkpoint_every=3))
     run = common.open_run(replace(config, name="whole"))
-    pretrain.run(run, Context())
+    pretrain.run(run, Context(), Stopper(Context()))
 
     path = write(config, tmp_path, name="killed")
     command = [sys.executable, "-m", "dist_train", "pretrain", "--config", str(path)]
@@ -84,7 +85,7 @@ def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> No
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    pretrain.run(common.open_run(replace(config, name="killed")), Context())
+    pretrain.run(common.open_run(replace(config, name="killed")), Context(), Stopper(Context()))
 
     whole, killed = (final(config.runs / name) for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
@@ -112,8 +113,8 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = common.open_run(config)
-    pretrain.run(run, Context())
-    extract.run(run, Context())
+    pretrain.run(run, Context(), Stopper(Context()))
+    extract.run(run, Context(), Stopper(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
     reference = extract.load(run.dir / "extract", "base_train")
     labels = run.shards["train"].samples["label"][reference.ids]
@@ -132,10 +133,10 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
     monkeypatch.setattr(extract.Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
-        extract.run(run, Context(), redo=True)
+        extract.run(run, Context(), Stopper(Context()), redo=True)
     monkeypatch.setattr(extract.Store, "write", true)
     assert not (run.dir / "extract" / "done.json").exists()
-    extract.run(run, Context())
+    extract.run(run, Context(), Stopper(Context()))
     again = extract.load(run.dir / "extract", "base_train")
     assert abs(again.rows.astype(float) - reference.rows.astype(float)).max() < 1e-2
     assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
@@ -144,24 +145,24 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
     run = common.open_run(config)
     for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context())
+        chapter.run(run, Context(), Stopper(Context()))
     changed = common.open_run(replace(config, learn=replace(config.learn, lr=0.5)))
-    pretrain.run(changed, Context())  # its inputs are the same
+    pretrain.run(changed, Context(), Stopper(Context()))  # its inputs are the same
     with pytest.raises(UserError, match=r"learn: was made from other inputs \(learn.lr: 0.001 -> 0.5\).*--redo"):
-        learn.run(changed, Context())
-    learn.run(changed, Context(), redo=True)
+        learn.run(changed, Context(), Stopper(Context()))
+    learn.run(changed, Context(), Stopper(Context()), redo=True)
     assert not (run.dir / "evaluate").exists()  # it was made from the predictor that is gone
-    evaluate.run(changed, Context())
+    evaluate.run(changed, Context(), Stopper(Context()))
 
 
 def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(config: Config) -> None:
     run = common.open_run(config)
     for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context())
-    pretrain.run(run, Context(), redo=True)
+        chapter.run(run, Context(), Stopper(Context()))
+    pretrain.run(run, Context(), Stopper(Context()), redo=True)
     assert sorted(p.name for p in run.dir.iterdir() if p.is_dir()) == ["pretrain"]
     with pytest.raises(UserError, match="extract is not finished"):
-        learn.run(run, Context(), redo=True)
+        learn.run(run, Context(), Stopper(Context()), redo=True)
     assert (run.dir / "pretrain" / "done.json").is_file()
 
 
@@ -189,18 +190,20 @@ def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
             replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"]))
         )
         for chapter in (pretrain, extract, learn):
-            chapter.run(run, Context())
+            chapter.run(run, Context(), Stopper(Context()))
         kept.append(checkpoint.load(run.dir / "learn" / "phi2" / "final").tensors["model"])
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
 def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> None:
     run = common.open_run(config)
-    pretrain.run(run, Context())
+    pretrain.run(run, Context(), Stopper(Context()))
     (run.dir / "extract").mkdir()
     common.Stage(run, "extract", Context())  # started
     with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):
-        extract.run(common.open_run(replace(config, extract=replace(config.extract, block=15))), Context())
+        extract.run(
+            common.open_run(replace(config, extract=replace(config.extract, block=15))), Context(), Stopper(Context())
+        )
 
 
 def test_accumulation_is_one_larger_batch(config: Config) -> None:
@@ -208,6 +211,6 @@ def test_accumulation_is_one_larger_batch(config: Config) -> None:
     losses = []
     for accumulate in (1, 2):
         c = replace(config, name=f"a{accumulate}", pretrain=replace(config.pretrain, accumulate=accumulate, epochs=1))
-        pretrain.run(common.open_run(c), Context())
+        pretrain.run(common.open_run(c), Context(), Stopper(Context()))
         losses.append([r["train/loss"] for r in read(c.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in r])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.1)

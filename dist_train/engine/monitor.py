@@ -1,0 +1,179 @@
+"""Ranks watch each other: a dead one is named and the others leave, a hung one is ended.
+
+Each rank has a thread that tells the ranks' store every second what its rank is doing, and reads
+what the others told. A rank that failed says so before it goes; one that was killed falls silent.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from dist_train.config import MonitorConfig
+from dist_train.context import Context
+
+log = logging.getLogger(__name__)
+_PERIOD = 1.0  # seconds
+FAILED = 1
+
+
+class Monitor:
+    """``with Monitor(context, config) as monitor:`` around all the work of a rank."""
+
+    def __init__(self, context: Context, config: MonitorConfig) -> None:
+        self.context, self.config = context, config
+        self._closed = threading.Event()
+        self._store: Any = None
+        self._lock = threading.Lock()
+        if context.world > 1:
+            # A connection of its own: a wait on the process group's store would block it.
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            timeout = timedelta(seconds=config.rank_timeout)
+            store = dist.TCPStore(host, port, context.world, False, timeout, wait_for_workers=False)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = dist.PrefixStore(f"monitor/{attempt}", store)
+            self._store.set(f"beat/{context.rank}", self._beat(0))
+
+    def __enter__(self) -> Monitor:
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join(5 * _PERIOD)
+
+    def failed(self, message: str) -> None:
+        """Tell the others why this rank leaves."""
+        if self._store is not None:
+            try:
+                self._store.set(f"failed/{self.context.rank}", message)
+            except RuntimeError:  # the rank that holds the store is gone
+                pass
+
+    def culprit(self, wait: float) -> str | None:
+        """After an exchange between ranks failed: the rank that caused it, as one line, or None if none
+        is found within ``wait`` seconds."""
+        if self._store is None:
+            return None
+        end, last = time.monotonic() + wait, dict.fromkeys(range(self.context.world), ("", time.monotonic()))
+        while time.monotonic() < end:
+            found = self._trouble(last, min(self.config.rank_timeout, 3 * _PERIOD))
+            if found:
+                return found
+            time.sleep(_PERIOD / 4)
+        return None
+
+    def _beat(self, count: int) -> str:
+        progress = self.context.progress
+        age = time.monotonic() - progress.since
+        return json.dumps(
+            {
+                "count": count,
+                "doing": progress.text,
+                "age": round(age, 1),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            }
+        )
+
+    def _watch(self) -> None:
+        count = 0
+        last = dict.fromkeys(range(self.context.world), ("", time.monotonic()))
+        while not self._closed.wait(_PERIOD):
+            count += 1
+            progress = self.context.progress
+            age = time.monotonic() - progress.since
+            if age > self.config.hang_timeout and not progress.patient:
+                self._end_hang(age)
+            if self._store is None:
+                continue
+            try:
+                self._store.set(f"beat/{self.context.rank}", self._beat(count))
+            except RuntimeError:
+                pass  # _trouble finds out
+            trouble = self._trouble(last, self.config.rank_timeout)
+            if trouble and not self._closed.is_set():
+                # Give the main thread, which may have seen the same, the time to leave in its own way.
+                if not self._closed.wait(3 * _PERIOD):
+                    self._leave(trouble)
+
+    def _trouble(self, last: dict[int, tuple[str, float]], silence: float) -> str | None:
+        """The first rank that failed or has been silent for so many seconds."""
+        with self._lock:
+            now = time.monotonic()
+            try:
+                for rank in range(self.context.world):
+                    if rank == self.context.rank:
+                        continue
+                    if self._store.check([f"failed/{rank}"]):
+                        return f"rank {rank} failed: {self._store.get(f'failed/{rank}').decode()}"
+                    if not self._store.check([f"beat/{rank}"]):
+                        continue  # not there yet: the process group waits for it
+                    beat = self._store.get(f"beat/{rank}").decode()
+                    if beat != last[rank][0]:
+                        last[rank] = (beat, now)
+                    elif now - last[rank][1] > silence and not self._store.check([f"left/{rank}"]):
+                        told = json.loads(beat)
+                        return (
+                            f"rank {rank} (pid {told['pid']} on {told['host']}) is dead: no sign of life for "
+                            f"{now - last[rank][1]:.0f} s, last at {told['doing']!r}"
+                        )
+            except RuntimeError as error:
+                return f"the ranks' store does not answer, its rank (0, or the launcher) is gone ({_first(error)})"
+        return None
+
+    def left(self) -> None:
+        """This rank is through with its work: its silence means nothing."""
+        if self._store is not None:
+            try:
+                self._store.set(f"left/{self.context.rank}", "1")
+            except RuntimeError:
+                pass
+
+    def _end_hang(self, age: float) -> None:
+        lines = [f"no progress for {age:.0f} s (monitor.hang_timeout); what the ranks were doing:"]
+        for rank in range(self.context.world):
+            told = json.loads(self._beat(0)) if rank == self.context.rank else self._told(rank)
+            lines.append(
+                f"  rank {rank}: {told['doing']} (for {told['age']:.0f} s)" if told else f"  rank {rank}: no sign"
+            )
+        self.failed(f"{lines[0].split(';')[0]} at {self.context.progress.text!r}")
+        print(
+            "\n".join([f"dist-train: error: rank {self.context.rank}: {lines[0]}", *lines[1:]]),
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(sys.stderr)
+        os._exit(FAILED)
+
+    def _told(self, rank: int) -> dict[str, Any] | None:
+        try:
+            if self._store.check([f"beat/{rank}"]):
+                told: dict[str, Any] = json.loads(self._store.get(f"beat/{rank}"))
+                return told
+        except RuntimeError:
+            pass
+        return None
+
+    def _leave(self, trouble: str) -> None:
+        text = f"dist-train: error: rank {self.context.rank} leaves: {trouble}; the same command continues"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(FAILED)
+
+
+def _first(error: BaseException) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

@@ -1,0 +1,129 @@
+"""Leaving in order: a signal or a deadline sets a flag, the ranks agree, save together and go.
+
+USR2 and TERM are what SLURM sends before it takes a job's nodes, INT is Ctrl-C. A second signal
+leaves at once, for whoever does not want to wait for the save.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_train.context import Context
+
+log = logging.getLogger(__name__)
+
+STOPPED = 75
+"""Exit code "saved and left, start me again" (EX_TEMPFAIL of sysexits.h)."""
+
+_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+_SAME = 1.0  # seconds: a launcher may pass on what a terminal already sent to the whole group
+_MARGIN = 120.0  # seconds before the job's end: a step, a save and the way out
+
+
+class Stopped(Exception):
+    """Everything is saved; leave with ``STOPPED``."""
+
+
+class Stopper:
+    """``with Stopper(context, minutes) as stop:`` and ``stop.agreed()`` at each step boundary.
+
+    Args:
+        max_minutes: stop after so many minutes; None: never.
+        env: ``SLURM_JOB_END_TIME`` (seconds since 1970) is a deadline too, two minutes ahead.
+    """
+
+    def __init__(self, context: Context, max_minutes: float | None = None, env: Mapping[str, str] = os.environ) -> None:
+        self.context = context
+        self.reason: str | None = None
+        self._first = 0.0
+        self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
+        self._why = f"max_minutes={max_minutes:g} are over" if max_minutes else ""
+        if env.get("SLURM_JOB_END_TIME", "").isdigit():
+            left = int(env["SLURM_JOB_END_TIME"]) - time.time() - _MARGIN
+            if time.monotonic() + left < self._deadline:
+                self._deadline, self._why = time.monotonic() + left, "the job's time is nearly over"
+        self._before: dict[int, Any] = {}
+        self._flag = torch.zeros(1)
+        self._work: Any = None
+
+    def __enter__(self) -> Stopper:
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._on_signal)
+        os.register_at_fork(after_in_child=self._reset)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        """The handlers as they were; also in a forked child, which must die of a signal like any other."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now, name = time.monotonic(), signal.Signals(number).name
+        if self.reason is None:
+            self.reason, self._first = f"signal {name}", now
+            self._say(f"{name}: saving at the next step and leaving; once more to leave at once")
+        elif now - self._first > _SAME:
+            self._say(f"{name} again: leaving at once; the last checkpoint stays")
+            os._exit(128 + number)
+
+    def _say(self, text: str) -> None:
+        # Not the logger: a handler may interrupt one that holds its lock.
+        os.write(2, f"dist-train: rank {self.context.rank}: {text}\n".encode())
+
+    def requested(self) -> bool:
+        """Whether this rank was told to stop. The others may not know yet."""
+        if self.reason is None and time.monotonic() > self._deadline:
+            self.reason, self._first = self._why, time.monotonic()
+        return self.reason is not None
+
+    def agreed(self) -> bool:
+        """Whether all ranks stop here. Every rank calls it at the same step boundaries, and all get
+        the same answer: one step after the first rank was told, for the exchange of one step is read
+        at the next, when it has long arrived. So it costs no waiting, and no device synchronisation."""
+        if self.context.world == 1:
+            return self.requested()
+        stop = False
+        if self._work is not None:
+            self._work.wait()
+            stop = bool(self._flag.item())
+        self._flag.fill_(float(self.requested()))
+        self._work = None if stop else dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
+        return stop
+
+    def finish(self) -> None:
+        """At the end of a loop: take in the exchange that is still on its way."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+
+    def agreed_now(self) -> bool:
+        """The same, asked and answered at once: for boundaries that are seconds apart."""
+        self.finish()
+        flag = torch.tensor([float(self.requested())])
+        if self.context.world > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def announced(self) -> bool:
+        """For work without common steps (``extract``): whether any rank was told to stop, by the
+        ranks' store. What a rank finds here the others may find later."""
+        if self.context.world == 1:
+            return self.requested()
+        store = dist.distributed_c10d._get_default_store()
+        if self.requested():
+            store.set("stop", "1")
+        return self.requested() or bool(store.check(["stop"]))

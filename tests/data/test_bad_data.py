@@ -1,0 +1,204 @@
+"""Images that cannot be used: left out by pack, found by verify, replaced in training."""
+
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_train.config import Config, PackConfig
+from dist_train.context import Context
+from dist_train.data.loader import eval_batches, train_batches
+from dist_train.data.order import Order
+from dist_train.data.pack import pack
+from dist_train.data.shards import ShardSet, Subset, open_shards, read_index
+from dist_train.data.splits import View, make_view
+from dist_train.data.verify import verify
+from dist_train.engine.metrics import read
+from dist_train.engine.preempt import Stopper
+from dist_train.errors import UserError
+from dist_train.stages import common, extract, pretrain
+
+
+@pytest.fixture
+def copy(shards: ShardSet, tmp_path: Path) -> ShardSet:
+    """A copy of the shards, to be damaged."""
+    shutil.copytree(shards.root, tmp_path / "copy")
+    return open_shards(tmp_path / "copy")
+
+
+def jpeg(size: tuple[int, int] = (40, 40), mode: str = "RGB", **options: object) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(out, options.pop("format", "JPEG"), **options)
+    return out.getvalue()
+
+
+def ycck() -> bytes:
+    """A CMYK JPEG whose Adobe marker says YCCK (transform 2)."""
+    blob = bytearray(jpeg(mode="CMYK"))
+    marker = blob.index(b"Adobe")
+    blob[marker + 11] = 2
+    return bytes(blob)
+
+
+def bomb() -> bytes:
+    """A small JPEG whose header claims 65,000 x 65,000 pixels."""
+    blob = bytearray(jpeg())
+    frame = blob.index(b"\xff\xc0")
+    blob[frame + 5 : frame + 9] = (65_000).to_bytes(2, "big") * 2
+    return bytes(blob)
+
+
+def gif() -> bytes:
+    return jpeg(mode="P", format="GIF")
+
+
+def webp() -> bytes:
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
+    out = io.BytesIO()
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
+def png16() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(out, "PNG")
+    return out.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg((60, 30), exif=exif)
+
+
+USABLE: dict[str, Callable[[], bytes]] = {
+    "cmyk": lambda: jpeg(mode="CMYK"),
+    "ycck": ycck,
+    "gray": lambda: jpeg(mode="L"),
+    "png16": png16,
+    "palette": lambda: jpeg(mode="P", format="PNG"),
+    "turned": turned,
+}
+UNUSABLE: dict[str, Callable[[], bytes]] = {
+    "truncated": lambda: jpeg((200, 200))[:-9000],
+    "empty": lambda: b"",
+    "garbage": lambda: b"no image" * 40,
+    "bomb": bomb,
+    "gif": gif,
+}
+
+
+def test_what_decodes_trains_and_the_rest_is_left_out_by_pack(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "c"
+    folder.mkdir(parents=True)
+    for name, make in {**USABLE, **UNUSABLE, "webp": webp}.items():
+        (folder / f"{name}.JPEG").write_bytes(make())
+    shards = pack(PackConfig(train=tmp_path / "train", workers=1), tmp_path / "shards", progress=False)
+    left_out = {entry["key"].removeprefix("c_") for entry in read_index(tmp_path / "shards")["summary"]["undecodable"]}
+    assert set(UNUSABLE) <= left_out and not left_out & set(USABLE)
+    # An animated WebP is as the decoder takes it: its first frame, or left out; never a surprise later.
+    assert verify(tmp_path / "shards", progress=False) == []
+    view = make_view(shards["train"], shards.classes, shards.classes, "s")
+    order = Order(len(view), len(view), 0)
+    (batch,) = train_batches(view, order, config.data, 0, Context(), 0, 1)
+    assert batch.replaced == 0 and bool(batch.images.isfinite().all())
+    assert sorted(batch.ids) == sorted(view.ids)
+
+
+def damage(subset: Subset, sample: int, content: bytes) -> None:
+    """Overwrite an image in its shard; what is left of it becomes zeros."""
+    row = subset.samples[sample]
+    size = int(row["size"])
+    with subset.path(int(row["shard"])).open("r+b") as file:
+        file.seek(int(row["offset"]))
+        file.write(content[:size].ljust(size, b"\0"))
+
+
+def stream(view: View, config: Config, world: int, start: int, stop: int) -> list[dict[int, bytes]]:
+    order = Order(len(view), 24, 0)
+    found: list[dict[int, bytes]] = [{} for _ in range(start, stop)]
+    for rank in range(world):
+        batches = train_batches(view, order, config.data, 0, Context(rank, world, rank, world), start, stop)
+        for number, batch in enumerate(batches):
+            for sample, label, image in zip(batch.ids, batch.labels.tolist(), batch.images, strict=True):
+                assert view.labels_of(np.array([sample]))[0] == label
+                found[number][int(sample)] = image.numpy().tobytes()
+    return found
+
+
+def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
+    copy: ShardSet, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
+    neighbours = view.ids[3:5].tolist()  # two of one class, one after the other
+    bad = [*neighbours, int(view.ids[50]), int(view.ids[90])]
+    for sample, content in zip(bad, [b"", jpeg((30, 30))[:300], b"GIF89a", b"\xff\xd8\xff"], strict=True):
+        damage(copy["train"], sample, content)
+    whole = stream(view, config, 1, 0, 7)
+    seen = {sample for batch in whole for sample in batch}
+    assert not seen & set(bad) and len(seen) == len(view) - len(bad)
+    text = caplog.text
+    assert all(text.count(f"sample {copy['train'].key(s)} in") == 1 for s in bad)
+    # The first of the two neighbours is replaced by the one after both.
+    assert f"replaced by sample {copy['train'].key(int(view.ids[5]))}" in text
+    assert stream(view, config, 2, 0, 7) == whole
+    assert stream(view, config, 4, 3, 7) == whole[3:]
+
+
+def test_a_bad_validation_image_stops_with_its_name(copy: ShardSet, config: Config) -> None:
+    damage(copy["val"], 5, b"no image")
+    view = make_view(copy["val"], copy.classes, copy.classes, "s")
+    with pytest.raises(UserError, match=rf"sample {copy['val'].key(5)} in .*cannot be decoded.*verify"):
+        list(eval_batches(view, view.ids, config.data, 16, Context()))
+
+
+def test_a_replaced_shard_is_noticed_though_its_images_decode(
+    copy: ShardSet, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = copy["train"]
+    one, two = train.path(0), train.path(1)
+    size = one.stat().st_size
+    one.write_bytes(two.read_bytes()[:size].ljust(size, b"\0"))  # the size that the index names
+    view = make_view(train, copy.classes, copy.classes[:6], "s")
+    seen = {
+        int(i) for b in train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 5) for i in b.ids
+    }
+    assert not {i for i in seen if train.samples["shard"][i] == 0}
+    assert "replaced under the index" in caplog.text
+    assert any("sha256" in line for line in verify(copy.root, progress=False))
+
+
+def test_a_shard_that_vanishes_in_training_is_fatal_past_the_fraction(
+    copy: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = common.open_run(replace(config, data=replace(config.data, shards=str(copy.root))))
+    copy["train"].path(0).unlink()
+    with pytest.raises(UserError, match=r"max_bad_fraction=0.001.*images were replaced.*verify"):
+        pretrain.run(run, Context(), Stopper(Context()))
+
+
+def test_replaced_images_are_counted_and_extract_goes_on(copy: ShardSet, config: Config) -> None:
+    view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
+    damage(copy["train"], int(view.ids[7]), b"no image")
+    config = replace(config, data=replace(config.data, shards=str(copy.root), max_bad_fraction=0.05))
+    run = common.open_run(config)
+    pretrain.run(run, Context(), Stopper(Context()))
+    rows = [row for row in read(run.dir / "pretrain" / "metrics.jsonl") if "data/replaced_samples" in row]
+    assert rows[-1]["data/replaced_samples"] == 2  # one image, two epochs
+    extract.run(run, Context(), Stopper(Context()))
+    table = extract.load(run.dir / "extract", "base_train")
+    assert (table.rows[7] == table.rows[8]).all()
+
+
+def test_a_class_without_a_usable_image_is_named(copy: ShardSet, config: Config) -> None:
+    view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
+    for sample in view.ids[view.labels == 2]:
+        damage(copy["train"], int(sample), b"no image")
+    with pytest.raises(UserError, match=f"no image of class {view.classes[2]} in train can be used"):
+        list(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 5))

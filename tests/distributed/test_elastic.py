@@ -1,0 +1,123 @@
+"""Other numbers of ranks, and the proof for a user's own run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.config import Config
+from dist_train.context import Context
+from dist_train.data.loader import train_batches
+from dist_train.data.splits import make_view
+from dist_train.engine import checkpoint
+from dist_train.engine.metrics import read
+from dist_train.engine.preempt import STOPPED, Stopper
+from dist_train.errors import UserError
+from dist_train.stages import common, pretrain
+from dist_train.stages.pretrain import base_order
+from dist_train.stages.verify_resume import verify_resume
+from launch.cli import main
+
+
+def samples(config: Config, world: int, start: int, stop: int) -> list[dict[int, bytes]]:
+    """Sample id -> pixels of each global batch."""
+    run = common.open_run(config)
+    view, found = run.view("train", "base"), [{} for _ in range(start, stop)]  # type: ignore[var-annotated]
+    for rank in range(world):
+        context = Context(rank, world, rank, world)
+        for number, batch in enumerate(train_batches(view, base_order(run), config.data, 0, context, start, stop)):
+            found[number].update((int(i), x.numpy().tobytes()) for i, x in zip(batch.ids, batch.images, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_other_ranks_see_the_same_samples_and_pixels_from_any_step(config: Config, blocks: int) -> None:
+    config = replace(config, data=replace(config.data, block_shards=blocks))
+    whole = samples(config, 1, 0, 8)
+    for world, start in ((2, 3), (4, 5), (1, 6)):
+        assert samples(config, world, start, 8) == whole[start:]
+
+
+@pytest.mark.parametrize("worlds", [(1, 2, 4), (4, 2, 1)])
+def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
+    config: Config, ranks: Callable[..., Any], until: Callable[..., None], worlds: tuple[int, ...]
+) -> None:
+    config = replace(config, pretrain=replace(config.pretrain, epochs=8, checkpoint_every=7, log_every=7))
+    run = common.open_run(config)
+    order, total = base_order(run), base_order(run).steps(8)
+    for part, world in enumerate(worlds):
+        last = part == len(worlds) - 1
+        minutes = ["--max-minutes", "0.0001"] if not last else []  # a step or two, then stop
+        assert set(ranks(world, config, "pretrain", *minutes).wait()) == {0 if last else STOPPED}
+        newest = checkpoint.load_latest(config.run_dir / "pretrain" / "checkpoints")
+        assert newest and newest.state["step"] > 0
+        if not last:
+            assert newest.state["next"] == pretrain.fingerprint(run, order, newest.state["step"])
+    steps = [row["step"] for row in read(config.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in row]
+    assert steps == [*range(7, total, 7), total]
+
+
+def test_verify_resume_proves_it_and_fails_on_a_difference(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = common.open_run(config)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        verify_resume(run, 2)
+    pretrain.run(run, Context(), Stopper(Context()))
+    assert main(["verify-resume", str(run.dir), "--batches", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "resuming is exact, on 1, 2 and 4 ranks" in out and out.count("+") >= 4
+
+    # Other pixels for one rank of two: a loader whose windows depend on the rank.
+    import dist_train.data.loader as loader
+
+    true = loader.train_windows
+
+    def wrong(view, ids, epochs, data, seed):  # type: ignore[no-untyped-def]
+        return true(view, ids, epochs, data, seed + (len(ids) == 12))
+
+    monkeypatch.setattr(loader, "train_windows", wrong)
+    assert main(["verify-resume", str(run.dir), "--batches", "2"]) == 1
+    assert "on 2 ranks: sample" in (out := capsys.readouterr().out) and "has other pixels" in out
+    monkeypatch.setattr(loader, "train_windows", true)
+
+    # A record of other samples in the checkpoint.
+    newest = checkpoint.steps(run.dir / "pretrain" / "checkpoints")[-1]
+    saved = checkpoint.load(newest)
+    checkpoint.save(newest, saved.tensors, {**saved.state, "next": "0" * 64})
+    assert main(["verify-resume", str(run.dir)]) == 1
+    assert "not those that the run recorded" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_data_split_or_model_is_refused(config: Config) -> None:
+    run = common.open_run(config)
+    pretrain.run(run, Context(), Stopper(Context()))
+    other = replace(config, name="other", pretrain=replace(config.pretrain, lr=0.01))
+    target = other.run_dir / "pretrain" / "checkpoints"
+    target.parent.mkdir(parents=True)
+    (run.dir / "pretrain" / "checkpoints").rename(target)
+    with pytest.raises(UserError, match=r"checkpoint is of another run \(pretrain.lr: 0.05 -> 0.01\)"):
+        pretrain.run(common.open_run(other), Context(), Stopper(Context()))
+
+
+def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-resume", str(tmp_path)]) == 1
+    assert "not a run (no config.yaml)" in capsys.readouterr().err
+
+
+def test_blocks_keep_the_working_set_small_and_see_every_sample_once(config: Config) -> None:
+    run = common.open_run(replace(config, data=replace(config.data, block_shards=2)))
+    view, order = make_view(run.shards["train"], run.shards.classes, run.base, "s"), base_order(run)
+    shards = run.shards["train"].samples["shard"][view.ids]
+    for epoch in range(3):
+        positions = order.epoch(epoch)
+        assert sorted(positions) == list(range(len(view)))
+        changes = [int(shards[p]) for p in positions]
+        first = {s: changes.index(s) for s in set(changes)}
+        last = {s: len(changes) - 1 - changes[::-1].index(s) for s in set(changes)}
+        open_at = [sum(first[s] <= n <= last[s] for s in first) for n in range(len(changes))]
+        assert max(open_at) <= 2

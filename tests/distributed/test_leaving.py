@@ -1,0 +1,175 @@
+"""Signals, deadlines, dead and hung ranks: everyone leaves, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dist_train.config import Config, MonitorConfig
+from dist_train.context import Context
+from dist_train.engine import checkpoint
+from dist_train.engine.metrics import read
+from dist_train.engine.preempt import STOPPED, Stopper
+
+Start = Callable[..., Any]
+Until = Callable[..., None]
+
+
+def long(config: Config, **changes: Any) -> Config:
+    """A pretraining of some hundred quick steps, with a checkpoint at the end of each fifty."""
+    options = replace(config.pretrain, epochs=40, checkpoint_every=50, log_every=10, **changes)
+    return replace(config, pretrain=options, monitor=MonitorConfig(rank_timeout=6, hang_timeout=600))
+
+
+def rows(config: Config, stage: str = "pretrain") -> list[dict[str, Any]]:
+    return read(config.run_dir / stage / "metrics.jsonl")
+
+
+def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what is measured in seconds and bytes."""
+    drop = ("time/", "memory/", "checkpoint/")
+    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in found]
+
+
+def final(config: Config) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = checkpoint.load(config.run_dir / "pretrain" / "final").tensors["model"]
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_one_rank_is_told_all_save_at_one_step_and_the_run_continues_bit_for_bit(
+    config: Config, ranks: Start, until: Until, number: int
+) -> None:
+    config = long(config)
+    whole = replace(config, name="whole")
+    assert ranks(2, whole, "pretrain").wait() == [0, 0]
+    started = ranks(2, config, "pretrain")
+    until(lambda: len(rows(config)) >= 2)
+    started.signal(number, [1])  # the one that does not save
+    assert started.wait() == [STOPPED, STOPPED]
+    assert "saved at step" in started.error(0) and "the same command continues" in started.error(0)
+    (saved,) = checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")[-1:]
+    assert 0 < int(saved.name[-8:]) < 200
+    assert ranks(2, config, "pretrain").wait() == [0, 0]
+    assert all(torch.equal(value, final(whole)[name]) for name, value in final(config).items())
+    assert plain(rows(config)) == plain(rows(whole))
+
+
+def test_the_handler_leaves_at_once_at_the_second_signal(capfd: pytest.CaptureFixture[str]) -> None:
+    child = os.fork()
+    if child == 0:
+        with Stopper(Context()) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested() and stop.agreed()
+            os.kill(os.getpid(), signal.SIGTERM)  # at the same moment: a launcher that passes on
+            stop._first -= 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    assert "leaving at once" in capfd.readouterr().err
+
+
+def test_children_do_not_inherit_the_handlers() -> None:
+    with Stopper(Context()) as stop:
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert not stop.requested()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_deadlines(config: Config, ranks: Start) -> None:
+    now = time.time()
+    assert not Stopper(Context(), None, {"SLURM_JOB_END_TIME": str(int(now + 500))}).requested()
+    assert Stopper(Context(), None, {"SLURM_JOB_END_TIME": str(int(now + 100))}).requested()
+    config = long(config)
+    started = ranks(2, config, "pretrain", "--max-minutes", "0.001")
+    assert started.wait() == [STOPPED, STOPPED]
+    assert "max_minutes=0.001 are over" in started.error(0)
+    assert checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_rank_is_named_and_the_others_leave(config: Config, ranks: Start, until: Until, victim: int) -> None:
+    config = long(config)
+    started = ranks(3, config, "pretrain")
+    until(lambda: len(rows(config)) >= 2)
+    started.signal(signal.SIGKILL, [victim])
+    codes = started.wait(45)
+    assert codes[victim] == -signal.SIGKILL and all(code == 1 for r, code in enumerate(codes) if r != victim)
+    for rank in {0, 1, 2} - {victim}:
+        text = started.error(rank)
+        assert (f"rank {victim}" in text and "is dead" in text) or "is gone" in text, text
+        assert "Traceback" not in text
+
+
+def test_a_rank_that_fails_tells_the_others_why(config: Config, ranks: Start) -> None:
+    config = long(config)
+    bad = replace(config, data=replace(config.data, shards="nowhere"))
+    started = ranks(2, [config, bad], "pretrain")
+    assert started.wait(60) == [1, 1]
+    assert "nowhere: no index.json" in started.error(1)
+    assert "rank 1 failed: nowhere: no index.json" in started.error(0) and "Traceback" not in started.error(0)
+
+
+def test_a_hang_is_ended_and_says_what_each_rank_was_doing(config: Config, ranks: Start, until: Until) -> None:
+    config = long(config)
+    config = replace(config, monitor=MonitorConfig(rank_timeout=60, hang_timeout=4))
+    started = ranks(2, config, "pretrain")
+    until(lambda: len(rows(config)) >= 2)
+    started.signal(signal.SIGSTOP, [1])  # silent for less than rank_timeout: rank 0 waits in an exchange
+    until(lambda: started.processes[0].poll() is not None, 45)
+    started.signal(signal.SIGCONT, [1])
+    assert started.wait(30) == [1, 1]
+    text = started.error(0)
+    assert "no progress for" in text and "rank 0: pretrain: step" in text and "rank 1: pretrain: step" in text
+    assert "in train" in text  # where in the code
+
+
+def test_the_flag_costs_no_exchange_of_its_own_time(config: Config) -> None:
+    """A lone process pays nothing; on several ranks the exchange of a step is read at the next."""
+    stop = Stopper(Context())
+    assert [stop.agreed() for _ in range(3)] == [False] * 3
+    stop.reason = "test"
+    assert stop.agreed()
+
+
+def test_learn_and_extract_stop_and_continue(config: Config, ranks: Start, until: Until) -> None:
+    config = replace(config, learn=replace(config.learn, steps=2000, log_every=100, checkpoint_every=1000))
+    whole = replace(config, name="whole")
+    for one in (config, whole):
+        assert ranks(2, one, "pretrain").wait() == [0, 0]
+        assert ranks(2, one, "extract").wait() == [0, 0]
+    assert ranks(2, whole, "learn").wait() == [0, 0]
+    stopped = 0
+    for _ in range(20):
+        started = ranks(2, config, "learn")
+        seen = len(rows(config, "learn/phi2")) + len(rows(config, "learn/phi1"))
+        until(
+            lambda seen=seen: (
+                len(rows(config, "learn/phi2")) + len(rows(config, "learn/phi1")) > seen
+                or started.processes[0].poll() is not None
+            )
+        )
+        if started.processes[0].poll() is None:
+            started.signal(signal.SIGUSR2, [0])
+        codes = started.wait()
+        if codes == [0, 0]:
+            break
+        assert codes == [STOPPED, STOPPED]
+        stopped += 1
+    assert stopped
+    for method in ("phi1", "phi2", "phi2star"):
+        assert plain(rows(config, f"learn/{method}")) == plain(rows(whole, f"learn/{method}"))
+        one, other = (checkpoint.load(c.run_dir / "learn" / method / "final").tensors["model"] for c in (config, whole))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
