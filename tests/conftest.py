@@ -62,7 +62,8 @@ def config(drawn: Path, shards: ShardSet, tmp_path: Path) -> Config:
         name="test",
         runs=tmp_path / "runs",
         data=DataConfig(
-            shards=str(shards.root), split=str(drawn / "split.json"), train_size=32, eval_resize=32, eval_size=32, threads=1
+            shards=str(shards.root), split=str(drawn / "split.json"), train_size=32, eval_resize=32, eval_size=32,
+            threads=1,
         ),
         pretrain=PretrainConfig(
             model="resnet10", epochs=2, global_batch=24, lr=0.05, warmup_epochs=0.5, precision="fp32", log_every=2,

@@ -18,9 +18,12 @@ import statistics
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,7 @@ from dist_train.data.drawing import draw
 from dist_train.data.loader import train_batches
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
-from dist_train.data.shards import ShardSet
+from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import make_view
 
 BATCH, SIDE = 64, 224
@@ -152,6 +155,19 @@ def limit(blobs: list[bytes], threads: int, passes: int) -> Iterator[int]:
         yield from pool.map(decode, blobs * passes)
 
 
+def serve(folder: Path) -> str:
+    """The folder by HTTP on loopback, as long as this process lives."""
+    handler = partial(QuietHandler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 def rate(batches: Iterator[int]) -> float:
     """Images/s after the first batch, which carries the start-up."""
     next(batches)
@@ -175,9 +191,13 @@ def main() -> None:
         shards = pack(PackConfig(train=folder / "train", shard_mb=8), folder / "shards", progress=False)
         blobs = [path.read_bytes() for path in sorted((folder / "train").rglob("*.*")) if path.is_file()]
         n, p = given.threads, given.passes
+        remote = open_shards(serve(folder / "shards"), CacheConfig(dir=folder / "cache"))
+        for number in range(len(remote["train"].shards)):
+            remote["train"].fetch(number)
         contestants: dict[str, Callable[[], Iterator[int]]] = {
             "limit: bare libjpeg-turbo decode": lambda: limit(blobs, n, p),
             "dist_train": lambda: ours(shards, n, p),
+            "dist_train, from a URL, cache warm": lambda: ours(remote, n, p),
             "DALI's own webdataset reader": lambda: dali_reader(shards, n, p),
             "DALI over the webdataset library": lambda: dali_over_webdataset(shards, n, p),
             "torchvision DataLoader": lambda: torchvision_loader(folder, n, p),

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Not there, not allowed, no such kind of URL, its library not installed: no attempt will do better.
+_FINAL = (FileNotFoundError, PermissionError, ValueError, ImportError)
+
 
 class Cache:
     """One URL's files, by way of a folder on this node.
@@ -138,9 +141,9 @@ class Cache:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise UserError(f"cache.dir={self.dir}: {error.strerror}; make room, or lower cache.gb") from None
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                if attempt == self.config.retries:
+                if attempt == self.config.retries or isinstance(error, _FINAL):
                     raise UserError(
-                        f"{self.url}/{name}: cannot be fetched, {attempt + 1} attempts ({reason}); "
+                        f"{self.url}/{name}: cannot be fetched, {attempt + 1} attempt(s) ({reason}); "
                         f"check the URL and the credentials; what is fetched already stays in {self.dir}"
                     ) from None
                 self.retries += 1

@@ -24,6 +24,7 @@ import PIL
 
 from dist_train.config import PackConfig, digest
 from dist_train.data.archives import Items, Scan, scan
+from dist_train.data.files import write_text
 from dist_train.data.pack_report import print_report, summarise
 from dist_train.data.pack_shard import Encoding, ShardTask, read_blobs, recode, write_shard
 from dist_train.data.pool import progress_bar, run_tasks
@@ -36,7 +37,6 @@ from dist_train.data.shards import (
     read_index,
     sample_dtype,
     write_index,
-    write_text,
 )
 from dist_train.errors import UserError
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle  # for the name of an error only
 import shutil
 import time
 from collections.abc import Callable
@@ -89,7 +90,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         file = path / name
         if not file.is_file() or file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
             raise UserError(f"{file}: missing or damaged (its hash is not the manifest's); use another checkpoint")
-    tensors = torch.load(path / "tensors.pt", map_location=device, weights_only=True)
+    try:
+        tensors = torch.load(path / "tensors.pt", map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path / 'tensors.pt'}: holds not only tensors; it is not loaded, use another one") from None
     return Checkpoint(tensors, json.loads((path / "state.json").read_text()))
 
 
@@ -208,7 +212,8 @@ def check_inputs(saved: Checkpoint, inputs: dict[str, Any], folder: Path) -> Non
     differs = [f"{key}: {before.get(key)!r} -> {inputs[key]!r}" for key in inputs if before.get(key) != inputs[key]]
     if differs:
         raise UserError(
-            f"{folder}: its checkpoint is of another run ({'; '.join(differs[:4])}); remove it, or start again with --redo"
+            f"{folder}: its checkpoint is of another run ({'; '.join(differs[:4])}); "
+            f"remove it, or start again with --redo"
         )
 
 

@@ -6,7 +6,10 @@ Tags carry their units: ``throughput (images/s)``. Only rank 0 writes.
 from __future__ import annotations
 
 import json
+import logging
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from dist_train.data.files import write_text
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -34,14 +39,27 @@ class Metrics:
         self.board = SummaryWriter(str(folder / "tb"), purge_step=step + 1, flush_secs=10)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and one scalar each in TensorBoard."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        for tag, value in values.items():
-            self.board.add_scalar(tag, value, step)
+        """One line of metrics.jsonl, and one scalar each in TensorBoard.
+
+        A full disk does not end a run of days: it is told, and the line is missing.
+        """
+        with self._alive(f"step {step} is missing"):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+        with self._alive(f"step {step} is missing in TensorBoard"):
+            for tag, value in values.items():
+                self.board.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        for part in (self.file, self.board):
+            with self._alive("closed early"):
+                part.close()
+
+    @contextmanager
+    def _alive(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.error("%s: NOT WRITTEN (%s), %s; make room on the disk", self.path, error.strerror, what)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -59,10 +60,8 @@ class Monitor:
     def failed(self, message: str) -> None:
         """Tell the others why this rank leaves."""
         if self._store is not None:
-            try:
+            with suppress(RuntimeError):  # the rank that holds the store may be gone
                 self._store.set(f"failed/{self.context.rank}", message)
-            except RuntimeError:  # the rank that holds the store is gone
-                pass
 
     def culprit(self, wait: float) -> str | None:
         """After an exchange between ranks failed: the rank that caused it, as one line, or None if none
@@ -101,15 +100,12 @@ class Monitor:
                 self._end_hang(age)
             if self._store is None:
                 continue
-            try:
+            with suppress(RuntimeError):  # _trouble finds out
                 self._store.set(f"beat/{self.context.rank}", self._beat(count))
-            except RuntimeError:
-                pass  # _trouble finds out
             trouble = self._trouble(last, self.config.rank_timeout)
-            if trouble and not self._closed.is_set():
-                # Give the main thread, which may have seen the same, the time to leave in its own way.
-                if not self._closed.wait(3 * _PERIOD):
-                    self._leave(trouble)
+            # Give the main thread, which may have seen the same, the time to leave in its own way.
+            if trouble and not self._closed.wait(3 * _PERIOD):
+                self._leave(trouble)
 
     def _trouble(self, last: dict[int, tuple[str, float]], silence: float) -> str | None:
         """The first rank that failed or has been silent for so many seconds."""
@@ -139,10 +135,8 @@ class Monitor:
     def left(self) -> None:
         """This rank is through with its work: its silence means nothing."""
         if self._store is not None:
-            try:
+            with suppress(RuntimeError):
                 self._store.set(f"left/{self.context.rank}", "1")
-            except RuntimeError:
-                pass
 
     def _end_hang(self, age: float) -> None:
         lines = [f"no progress for {age:.0f} s (monitor.hang_timeout); what the ranks were doing:"]
@@ -161,12 +155,10 @@ class Monitor:
         os._exit(FAILED)
 
     def _told(self, rank: int) -> dict[str, Any] | None:
-        try:
+        with suppress(RuntimeError):
             if self._store.check([f"beat/{rank}"]):
                 told: dict[str, Any] = json.loads(self._store.get(f"beat/{rank}"))
                 return told
-        except RuntimeError:
-            pass
         return None
 
     def _leave(self, trouble: str) -> None:

@@ -206,10 +206,8 @@ def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[to
     if window is None:
         return torch.zeros((), dtype=torch.float64, device=context.device), start
     logged, sums = window
-    if len(sums) == context.world:
-        mine = sums[context.rank]
-    else:  # another number of ranks: rank 0 takes it all
-        mine = sum(sums) if context.main else 0.0
+    # On another number of ranks rank 0 takes it all.
+    mine = sums[context.rank] if len(sums) == context.world else sum(sums) * context.main
     return torch.tensor(mine, dtype=torch.float64, device=context.device), logged
 
 

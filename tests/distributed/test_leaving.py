@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -144,7 +145,15 @@ def test_the_flag_costs_no_exchange_of_its_own_time(config: Config) -> None:
     assert stop.agreed()
 
 
-def test_learn_and_extract_stop_and_continue(config: Config, ranks: Start, until: Until) -> None:
+def lines(config: Config) -> int:
+    return sum(len(rows(config, f"learn/{method}")) for method in ("phi1", "phi2", "phi2star"))
+
+
+def moved_on(config: Config, process: Any, before: int) -> bool:
+    return lines(config) > before or process.poll() is not None
+
+
+def test_learn_stops_and_continues_bit_for_bit(config: Config, ranks: Start, until: Until) -> None:
     config = replace(config, learn=replace(config.learn, steps=2000, log_every=100, checkpoint_every=1000))
     whole = replace(config, name="whole")
     for one in (config, whole):
@@ -154,13 +163,8 @@ def test_learn_and_extract_stop_and_continue(config: Config, ranks: Start, until
     stopped = 0
     for _ in range(20):
         started = ranks(2, config, "learn")
-        seen = len(rows(config, "learn/phi2")) + len(rows(config, "learn/phi1"))
-        until(
-            lambda seen=seen: (
-                len(rows(config, "learn/phi2")) + len(rows(config, "learn/phi1")) > seen
-                or started.processes[0].poll() is not None
-            )
-        )
+        first = started.processes[0]
+        until(partial(moved_on, config, first, lines(config)))
         if started.processes[0].poll() is None:
             started.signal(signal.SIGUSR2, [0])
         codes = started.wait()
