@@ -238,9 +238,10 @@ def _stages(parser: Parser, options: Namespace) -> int:
                 prepare(config, context)
             with Stopper(context, config.max_minutes) as stop:
                 run = common.open_run(config, context.world)
-                for name in STAGES if command == "run" else (command,):
-                    # redo takes the later ones along
-                    chapters[name].run(run, context, stop, redo and name in (command, STAGES[0]))
+                with common.exclusive(run, context):
+                    for name in STAGES if command == "run" else (command,):
+                        # redo takes the later ones along
+                        chapters[name].run(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as reason:
             if context.main:
                 print(f"dist-train: stopped ({stop.reason or 'another rank was told to'}); {reason}; "

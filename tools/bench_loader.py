@@ -34,7 +34,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from torchvision.transforms import v2
 
-from dist_train.config import DataConfig, DrawConfig, PackConfig
+from dist_train.config import CacheConfig, DataConfig, DrawConfig, PackConfig
 from dist_train.context import Context
 from dist_train.data import dali
 from dist_train.data.drawing import draw

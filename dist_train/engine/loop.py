@@ -29,11 +29,12 @@ class Window:
     Attributes:
         sums: of this rank: loss and correct, over images; images replaced.
         steps: steps so far.
-        data, total: seconds waiting for data, and altogether.
+        timed: those of this start; ``data``, ``total``: their seconds waiting for data, and altogether.
     """
 
     sums: torch.Tensor
     steps: int = 0
+    timed: int = 0
     data: float = 0.0
     total: float = 0.0
 
@@ -45,7 +46,7 @@ class Window:
 
     def clear(self) -> None:
         self.sums.zero_()
-        self.steps, self.data, self.total = 0, 0.0, 0.0
+        self.steps, self.timed, self.data, self.total = 0, 0, 0.0, 0.0
 
     def save(self, context: Context) -> dict[str, Any]:
         """For a checkpoint between two log lines. All ranks call it."""
@@ -109,6 +110,7 @@ def train(
         precision.unscale(optimizer)
         number = step + 1
         window.steps += 1
+        window.timed += 1
         due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
         norm = _gradient_norm(strategy.model) if due else None
         precision.step(optimizer)
@@ -133,7 +135,7 @@ def _values(
     correct: float,
     replaced: float,
     images: float,
-    clock: Window,
+    window: Window,
     lr: float,
     norm: torch.Tensor | None,
     precision: MixedPrecision,
@@ -145,9 +147,9 @@ def _values(
         "optim/lr": lr,
         "optim/gradient_norm": float(norm) if norm is not None else math.nan,
         "optim/loss_scale": precision.loss_scale,
-        "time/throughput(images/s)": images / clock.total,
-        "time/data_wait(ms/step)": 1000 * clock.data / clock.steps,
-        "time/compute(ms/step)": 1000 * (clock.total - clock.data) / clock.steps,
+        "time/throughput(images/s)": images / window.steps * window.timed / window.total,
+        "time/data_wait(ms/step)": 1000 * window.data / window.timed,
+        "time/compute(ms/step)": 1000 * (window.total - window.data) / window.timed,
         "memory/peak(GiB)": peak_memory_gib(context.device),
         "data/replaced_samples": replaced,
     }

@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 import dist_train
 from dist_train.config import STAGES, Config, digest, to_dict
@@ -82,6 +85,33 @@ def open_run(config: Config, world: int = 1) -> Run:
     if max(config.evaluate.shots) > fewest:
         raise UserError(f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images")
     return run
+
+
+@contextmanager
+def exclusive(run: Run, context: Context) -> Iterator[None]:
+    """Keep a second start of the same run out as long as this one lives (a lock of the kernel: a killed
+    process holds none).
+
+    Raises:
+        UserError: another one is at work.
+    """
+    if not context.main:
+        yield
+        return
+    run.dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{run.dir}: another process is at work on this run; wait for it, or take another --name"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s: this file system has no locks (%s); start a run once at a time", run.dir, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def inputs(run: Run, stage: str) -> dict[str, Any]:

@@ -177,3 +177,16 @@ def test_learn_stops_and_continues_bit_for_bit(config: Config, ranks: Start, unt
         assert plain(rows(config, f"learn/{method}")) == plain(rows(whole, f"learn/{method}"))
         one, other = (checkpoint.load(c.run_dir / "learn" / method / "final").tensors["model"] for c in (config, whole))
         assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_run_in_use_is_locked(config: Config, ranks: Start, until: Until) -> None:
+    config = long(config)
+    first = ranks(1, config, "pretrain")
+    until(lambda: len(rows(config)) >= 1)
+    second = ranks(1, config, "pretrain")
+    assert second.wait() == [1]
+    assert "another process is at work on this run" in second.error(0)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    third = ranks(1, config, "pretrain", "--max-minutes", "0.001")
+    assert third.wait() == [STOPPED]  # a killed process holds no lock

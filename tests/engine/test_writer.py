@@ -57,7 +57,7 @@ def test_a_full_disk_is_loud_and_not_fatal_until_the_end(small_disk: Path, caplo
     writer = checkpoint.Writer()
     writer.save(small_disk / "step-00000001", {"w": torch.zeros(1000)}, {"step": 1})
     writer.save(small_disk / "step-00000002", {"w": torch.zeros(10**6)}, {"step": 2})
-    with pytest.raises(UserError, match="last checkpoint could not be written.*make room"):
+    with pytest.raises(UserError, match=r"last checkpoint could not be written.*make room"):
         writer.finish()
     assert writer.failures == 1 and "CHECKPOINT NOT WRITTEN" in caplog.text
     assert [p.name for p in small_disk.iterdir()] == ["step-00000001"]
