@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,8 @@ def _batches(
     threads = decode_threads(data, context)
     quarantine = Quarantine(view)
     source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
-    planned: deque[Step] = deque()  # all that is not out yet, oldest first
+    again: deque[Step] = deque()  # to be made once more, by a new pipeline
+    planned: deque[Step] = deque()  # being made, oldest first
     decoding: deque[Ints] = deque()  # of these, what the decoder has: the ids it was given
 
     def build(step: Step) -> Made:
@@ -148,20 +149,19 @@ def _batches(
             except BadSample as error:
                 _take_out(quarantine, error)
 
-    def steps(again: list[Step]) -> Iterator[Step]:
-        for step in chain(again, plan):
+    def steps() -> Iterator[Step]:
+        while step := again.popleft() if again else next(plan, None):
             planned.append(step)
             yield step
 
-    def requests(again: list[Step]) -> Generator[Request]:
-        for ids, made in _ahead(build, steps(again), data.prefetch):
+    def requests() -> Generator[Request]:
+        for ids, made in _ahead(build, steps(), data.prefetch):
             decoding.append(ids)
             yield made
 
-    again: list[Step] = []
     try:
         while True:
-            wanted = requests(again)
+            wanted = requests()
             images = decode(wanted, max_batch, side, threads, data.prefetch, gpu, mixed)
             try:
                 for tensor in images:
@@ -173,7 +173,7 @@ def _batches(
             except DecodeError as error:
                 wanted.close()  # waits for the reader thread
                 _find_bad(quarantine, [step.ids for step in planned], error)
-                again = list(planned)
+                again.extendleft(reversed(planned))
                 planned.clear()
                 decoding.clear()
             finally:
