@@ -24,6 +24,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Record:
     """What was done, and what it hit."""
 
     kills: int = 0
+    killed: int = 0
     stops: int = 0
     starts: int = 0
     runs: int = 0
@@ -116,6 +118,8 @@ def start(config: Config, world: int, log: Path) -> list[int]:
                 os.dup2(descriptor, 2)
                 torch.set_num_threads(1)
                 code = dist_train(["run", "--config", str(path)])
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)
@@ -158,22 +162,24 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
         end = time.monotonic() + rng.uniform(0.3, 9.0)
         while time.monotonic() < end and not (config.run_dir / "evaluate" / "done.json").exists():
             time.sleep(0.005)
+        gentle, victims = False, []
         if record.kills < kills and not (config.run_dir / "evaluate" / "done.json").exists():
             victims = rng.sample(children, rng.choice([1, len(children)]))
             gentle = rng.random() < 0.2
-            record.where[moment(config)] += len(victims)
+            record.where[moment(config)] += 1
             for victim in victims:
                 os.kill(victim, signal.SIGUSR2 if gentle else signal.SIGKILL)
             if gentle:
-                record.stops += len(victims)
+                record.stops += 1
             else:
-                record.kills += len(victims)
+                record.kills += 1
+                record.killed += len(victims)
         codes = wait(children, LIMIT)
         if codes == [0] * world:
             record.runs += 1
             return
         allowed = {0, 1, STOPPED, -signal.SIGKILL, -signal.SIGUSR2}
-        if not set(codes) <= allowed:
+        if not victims or not set(codes) <= allowed:
             raise SystemExit(f"soak: FAILED: exit codes {codes}, see {log}")
 
 
@@ -224,11 +230,12 @@ def differences(config: Config, reference: Config, exact: bool) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="ranks to kill (SIGKILL) altogether")
+    parser.add_argument("--kills", type=int, default=200, help="how many times to kill one rank or all (SIGKILL)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the victims and the numbers of ranks")
     parser.add_argument("--elastic", default="1,2,4", help="numbers of ranks of the elastic run; empty: none")
     parser.add_argument("--out", type=Path, help="write the record here (Markdown)")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # no thread pool before a fork
     rng, record, began = random.Random(given.seed), Record(), time.monotonic()
     elastic = [int(world) for world in given.elastic.split(",") if world]
     found: list[str] = []
@@ -270,7 +277,8 @@ def main() -> int:
             "",
             f"```\npython tools/soak.py --kills {given.kills} --seed {given.seed} --elastic {given.elastic}\n```",
             "",
-            f"- {record.kills} ranks killed (SIGKILL) and {record.stops} told to stop (USR2) in {record.starts} starts "
+            f"- {record.kills} times one or all ranks killed (SIGKILL, {record.killed} processes), {record.stops} times told "
+            f"to stop (USR2) in {record.starts} starts "
             f"of {record.runs} runs; {(time.monotonic() - began) / 60:.0f} minutes; commit {common.git_commit()}",
             f"- hit: {', '.join(f'{where} {n}' for where, n in record.where.most_common())}",
             f"- starts on so many ranks: {', '.join(f'{world}: {n}' for world, n in sorted(record.worlds.items()))}",

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,7 @@ class Cache:
         self.url, self.config, self.block_shards = url.rstrip("/"), config, block_shards
         self.dir = config.dir.expanduser()
         self.fetched = self.retries = 0
+        self._held: list[IO[bytes]] = []
         try:
             (self.dir / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,6 +97,11 @@ class Cache:
                 temporary.unlink(missing_ok=True)
         self.fetched += 1
         return target
+
+    def hold(self, path: Path) -> None:
+        """Keep a file from eviction as long as this object lives (a table that stays mapped)."""
+        self._held.append(path.open("rb"))
+        fcntl.flock(self._held[-1], fcntl.LOCK_SH)
 
     def read(self, name: str) -> bytes:
         """A small file, never cached."""

@@ -68,15 +68,16 @@ class Order:
 
     def epoch(self, number: int) -> Ints:
         """All positions in the order of epoch ``number``."""
-        if number not in self._epochs:
+        order = self._epochs.get(number)
+        if order is None:
             if self.block_shards and self.shards is not None:
                 order = block_permutation(self.shards, self.block_shards, self.seed, number)
             else:
                 order = permutation(self.num_samples, self.seed, number)
-            while len(self._epochs) > 1:  # a batch reaches over two epochs at most
-                self._epochs.pop(next(iter(self._epochs)))
+            if len(self._epochs) > 2:  # a batch reaches over two epochs at most; a reader ahead may be in a third
+                self._epochs.pop(min(list(self._epochs)), None)
             self._epochs[number] = order
-        return self._epochs[number]
+        return order
 
     def batch(self, number: int) -> tuple[Ints, Ints]:
         """Global batch ``number``: (positions [global_batch], epoch of each [global_batch])."""

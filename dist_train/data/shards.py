@@ -147,6 +147,7 @@ def open_shards(
         shards = tuple(Shard(**shard) for shard in entry["shards"])
         if remote:
             table, root = remote.get(f"{name}.samples.npy", entry["samples_sha256"]), remote.dir
+            remote.hold(table)
         else:
             root = Path(source)
             table = root / f"{name}.samples.npy"
@@ -208,8 +209,8 @@ def _check_index(index: dict[str, Any]) -> None:
                 raise ValueError(f"shard name {shard['name']!r}")
             if not all(type(shard[key]) is int and shard[key] >= 0 for key in ("samples", "bytes")):
                 raise ValueError(f"shard {shard['name']!r}: samples and bytes must be whole numbers")
-    if not all(isinstance(wnid, str) for wnid in index["classes"]):
-        raise ValueError("classes must be strings")
+    if type(index["classes"]) is not list or not all(isinstance(wnid, str) for wnid in index["classes"]):
+        raise ValueError("classes must be a list of strings")
 
 
 def _load_table(path: Path) -> npt.NDArray[Any]:
@@ -218,8 +219,9 @@ def _load_table(path: Path) -> npt.NDArray[Any]:
         table: npt.NDArray[Any] = np.load(path, mmap_mode="r")  # refuses pickled objects
         if table.ndim != 1 or table.dtype != sample_dtype(table.dtype["key"].itemsize):
             raise ValueError(f"its type is {table.dtype}")
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"{path}: not a table of samples ({error}); copy it again or pack again") from None
+    except Exception as error:  # NumPy's header parser has many
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a table of samples ({reason}); copy it again or pack again") from None
     return table
 
 
@@ -317,7 +319,8 @@ def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
             end = tar.offset
         file.seek(end)
         block = file.read(512)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{name}: not a complete tar ({error}); fetch or copy it again") from None
+    except (tarfile.TarError, EOFError, OSError, ValueError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{name}: not a complete tar ({reason}); fetch or copy it again") from None
     if len(block) < 512 or block.strip(b"\0"):
         raise UserError(f"{name}: the tar is truncated after byte {end}; fetch or copy it again")

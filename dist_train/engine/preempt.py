@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -56,8 +57,15 @@ class Stopper:
         self._work: Any = None
 
     def __enter__(self) -> Stopper:
+        # The main thread may be in a library's wait, where Python's handlers do not run: the numbers go
+        # through a pipe to a thread of our own.
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
+            self._before[number] = signal.signal(number, lambda number, frame: None)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
         os.register_at_fork(after_in_child=self._reset)
         return self
 
@@ -65,13 +73,27 @@ class Stopper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reset()
+        os.write(self._write, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
 
     def _reset(self) -> None:
         """The handlers as they were; also in a forked child, which must die of a signal like any other."""
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self) -> None:
+        while True:
+            for number in os.read(self._read, 64):
+                if number == 0:
+                    return
+                if number in _SIGNALS:
+                    self._on_signal(number)
+
+    def _on_signal(self, number: int) -> None:
         now, name = time.monotonic(), signal.Signals(number).name
         if self.reason is None:
             self.reason, self._first = f"signal {name}", now
@@ -81,7 +103,6 @@ class Stopper:
             os._exit(128 + number)
 
     def _say(self, text: str) -> None:
-        # Not the logger: a handler may interrupt one that holds its lock.
         os.write(2, f"dist-train: rank {self.context.rank}: {text}\n".encode())
 
     def requested(self) -> bool:

@@ -138,7 +138,7 @@ def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
     view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
     neighbours = view.ids[3:5].tolist()  # two of one class, one after the other
     bad = [*neighbours, int(view.ids[50]), int(view.ids[90])]
-    for sample, content in zip(bad, [b"", jpeg((30, 30))[:300], b"GIF89a", b"\xff\xd8\xff"], strict=True):
+    for sample, content in zip(bad, [b"", b"RIFF", b"GIF89a", b"\xff\xd8\xff"], strict=True):
         damage(copy["train"], sample, content)
     whole = stream(view, config, 1, 0, 7)
     seen = {sample for batch in whole for sample in batch}

@@ -172,7 +172,7 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_is_in_use(
 ) -> None:
     train = shards["train"]
     tables = sum((shards.root / f"{name}.samples.npy").stat().st_size for name in ("train", "val"))
-    largest = max(shard.bytes for shard in train.shards)
+    largest = max(shard.bytes for name in ("train", "val") for shard in shards[name].shards)
     limit = tables + 3 * largest + 1000
     remote = open_shards(server.url, options(tmp_path, gb=limit / 1e9), block_shards=1)["train"]
     first = remote.fetch(0)
@@ -193,7 +193,7 @@ def test_a_small_cache_trains_in_blocks_with_the_same_pixels(
 ) -> None:
     train = shards["train"]
     tables = sum((shards.root / f"{name}.samples.npy").stat().st_size for name in ("train", "val"))
-    limit = tables + 4 * max(shard.bytes for shard in train.shards)
+    limit = tables + 4 * max(shard.bytes for name in ("train", "val") for shard in shards[name].shards)
     assert limit < sum(shard.bytes for shard in train.shards)
     with pytest.raises(UserError, match=r"cache.gb=.*needs .*set data.block_shards"):
         open_shards(server.url, options(tmp_path, gb=limit / 1e9))
@@ -204,7 +204,7 @@ def test_a_small_cache_trains_in_blocks_with_the_same_pixels(
 
 def test_a_cache_full_of_shards_in_use_says_so(server: Server, shards: ShardSet, tmp_path: Path) -> None:
     tables = sum((shards.root / f"{name}.samples.npy").stat().st_size for name in ("train", "val"))
-    limit = tables + 3 * max(shard.bytes for shard in shards["train"].shards)
+    limit = tables + 3 * max(shard.bytes for name in ("train", "val") for shard in shards[name].shards)
     remote = open_shards(server.url, options(tmp_path, gb=limit / 1e9, timeout=0.5), block_shards=1)["train"]
     held = []
     with pytest.raises(UserError, match="full of shards in use"):

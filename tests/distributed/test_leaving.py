@@ -68,10 +68,13 @@ def test_the_handler_leaves_at_once_at_the_second_signal(capfd: pytest.CaptureFi
     if child == 0:
         with Stopper(Context()) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.requested() and stop.agreed()
+            while not stop.requested():
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)  # at the same moment: a launcher that passes on
+            time.sleep(0.2)
             stop._first -= 2
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
     assert "leaving at once" in capfd.readouterr().err
@@ -125,11 +128,11 @@ def test_a_rank_that_fails_tells_the_others_why(config: Config, ranks: Start) ->
 
 def test_a_hang_is_ended_and_says_what_each_rank_was_doing(config: Config, ranks: Start, until: Until) -> None:
     config = long(config)
-    config = replace(config, monitor=MonitorConfig(rank_timeout=60, hang_timeout=4))
+    config = replace(config, monitor=MonitorConfig(rank_timeout=60, hang_timeout=15))
     started = ranks(2, config, "pretrain")
     until(lambda: len(rows(config)) >= 2)
     started.signal(signal.SIGSTOP, [1])  # silent for less than rank_timeout: rank 0 waits in an exchange
-    until(lambda: started.processes[0].poll() is not None, 45)
+    until(lambda: started.processes[0].poll() is not None, 60)
     started.signal(signal.SIGCONT, [1])
     assert started.wait(30) == [1, 1]
     text = started.error(0)
@@ -161,18 +164,15 @@ def test_learn_stops_and_continues_bit_for_bit(config: Config, ranks: Start, unt
         assert ranks(2, one, "extract").wait() == [0, 0]
     assert ranks(2, whole, "learn").wait() == [0, 0]
     stopped = 0
-    for _ in range(20):
+    for last in (False, False, False, True):
         started = ranks(2, config, "learn")
-        first = started.processes[0]
-        until(partial(moved_on, config, first, lines(config)))
-        if started.processes[0].poll() is None:
+        if not last:
+            until(partial(moved_on, config, started.processes[0], lines(config)))
             started.signal(signal.SIGUSR2, [0])
         codes = started.wait()
-        if codes == [0, 0]:
-            break
-        assert codes == [STOPPED, STOPPED]
-        stopped += 1
-    assert stopped
+        assert codes in ([STOPPED, STOPPED], [0, 0]) and (codes == [0, 0] or not last)
+        stopped += codes != [0, 0]
+    assert stopped >= 2
     for method in ("phi1", "phi2", "phi2star"):
         assert plain(rows(config, f"learn/{method}")) == plain(rows(whole, f"learn/{method}"))
         one, other = (checkpoint.load(c.run_dir / "learn" / method / "final").tensors["model"] for c in (config, whole))
