@@ -277,9 +277,9 @@ def main() -> int:
             "",
             f"```\npython tools/soak.py --kills {given.kills} --seed {given.seed} --elastic {given.elastic}\n```",
             "",
-            f"- {record.kills} times one or all ranks killed (SIGKILL, {record.killed} processes), {record.stops} times told "
-            f"to stop (USR2) in {record.starts} starts "
-            f"of {record.runs} runs; {(time.monotonic() - began) / 60:.0f} minutes; commit {common.git_commit()}",
+            f"- {record.kills} times one or all ranks killed (SIGKILL, {record.killed} processes), "
+            f"{record.stops} times told to stop (USR2), in {record.starts} starts of {record.runs} runs; "
+            f"{(time.monotonic() - began) / 60:.0f} minutes; commit {common.git_commit()}",
             f"- hit: {', '.join(f'{where} {n}' for where, n in record.where.most_common())}",
             f"- starts on so many ranks: {', '.join(f'{world}: {n}' for world, n in sorted(record.worlds.items()))}",
             f"- result: {'; '.join(found) or 'nothing lost, nothing repeated'}",
