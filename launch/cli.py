@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,14 @@ def build_parser() -> Parser:
     draw.add_argument("--out", type=Path, required=True, help="Folder: gets train/, val/ and split.json.")
     commands.add_subcommand("draw", draw, help="draw example images")
 
+    status = Parser(
+        description="What a run, or every run of a folder, is doing: stages, step, epoch, loss, images/s, time left, "
+        "last checkpoint, last sign of life, and what it died of. Reads the run's folder alone."
+    )
+    status.add_argument("run", type=Path, nargs="?", default=Path("runs"), help="RUNS/NAME, or RUNS for all.")
+    status.add_argument("--watch", action="store_true", help="Again every few seconds, until Ctrl-C.")
+    commands.add_subcommand("status", status, help="what a run is doing")
+
     resume = Parser(
         description="Prove for a run and its data that resuming is exact: sample ids, crop windows and pixel "
         "checksums of the batches after the newest checkpoint, from a stream that comes from before it and from "
@@ -93,7 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = build_parser()
         options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
         command: str = options.command
-        actions = {"pack": _pack, "verify": _verify, "split": _split, "draw": _draw, "verify-resume": _verify_resume}
+        actions = {
+            "pack": _pack,
+            "verify": _verify,
+            "split": _split,
+            "draw": _draw,
+            "verify-resume": _verify_resume,
+            "status": _status,
+        }
         return actions[command](options[command]) if command in actions else _stages(parser, options)
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
@@ -178,6 +194,18 @@ def _draw(given: Namespace) -> int:
     return 0
 
 
+def _status(given: Namespace) -> int:
+    from launch.status import show
+
+    while True:
+        text = show(given.run)
+        if not given.watch:
+            print(text)
+            return 0
+        print(f"\x1b[2J\x1b[H{text}", flush=True)
+        time.sleep(5)
+
+
 def _verify_resume(given: Namespace) -> int:
     from dist_train.stages.common import open_run
     from dist_train.stages.verify_resume import verify_resume
@@ -230,7 +258,7 @@ def _stages(parser: Parser, options: Namespace) -> int:
     from dist_train.stages.prepare import prepare
 
     chapters = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
-    with contexts.start() as context, Monitor(context, config.monitor) as monitor:
+    with contexts.start() as context, Monitor(context, config.monitor, config.run_dir) as monitor:
         if not context.main:
             logging.getLogger("dist_train").setLevel(logging.WARNING)
         try:

@@ -185,7 +185,7 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
 
 def numbers(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Every metrics.jsonl, without what is measured in seconds and bytes."""
-    drop = ("time/", "memory/", "checkpoint/")
+    drop = ("time/", "memory/", "checkpoint/", "progress/seconds")
     return {
         str(path.relative_to(config.run_dir)): [
             {k: v for k, v in row.items() if not k.startswith(drop)} for row in read(path)

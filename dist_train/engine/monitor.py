@@ -2,6 +2,9 @@
 
 Each rank has a thread that tells the ranks' store every second what its rank is doing, and reads
 what the others told. A rank that failed says so before it goes; one that was killed falls silent.
+
+For those who watch from outside, rank 0 keeps ``RUN/heartbeat.json``, and the first rank that
+fails leaves ``RUN/error.json`` (see ``launch/status.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,17 +27,20 @@ import torch.distributed as dist
 
 from dist_train.config import MonitorConfig
 from dist_train.context import Context
+from dist_train.data.files import write_text
 
 log = logging.getLogger(__name__)
 _PERIOD = 1.0  # seconds
+_HEARTBEAT = 5.0  # seconds between writes to the run's folder, which may be on a slow file system
 FAILED = 1
 
 
 class Monitor:
     """``with Monitor(context, config) as monitor:`` around all the work of a rank."""
 
-    def __init__(self, context: Context, config: MonitorConfig) -> None:
-        self.context, self.config = context, config
+    def __init__(self, context: Context, config: MonitorConfig, run: Path) -> None:
+        self.context, self.config, self.run = context, config, run
+        self._written = 0.0
         self._closed = threading.Event()
         self._store: Any = None
         self._lock = threading.Lock()
@@ -56,9 +63,11 @@ class Monitor:
     ) -> None:
         self._closed.set()
         self._thread.join(5 * _PERIOD)
+        self._heartbeat(left=True)
 
     def failed(self, message: str) -> None:
-        """Tell the others why this rank leaves."""
+        """Tell the others, and those who watch, why this rank leaves."""
+        self._note(message)
         if self._store is not None:
             with suppress(RuntimeError):  # the rank that holds the store may be gone
                 self._store.set(f"failed/{self.context.rank}", message)
@@ -75,6 +84,23 @@ class Monitor:
                 return found
             time.sleep(_PERIOD / 4)
         return None
+
+    def _note(self, message: str) -> None:
+        """``error.json``, by the first rank that has something to say: what follows are consequences."""
+        note = {"time": time.time(), "rank": self.context.rank, "message": message}
+        with suppress(OSError), (self.run / "error.json").open("x") as file:
+            json.dump(note, file)
+
+    def _heartbeat(self, left: bool = False) -> None:
+        if not self.context.main or not self.run.is_dir():
+            return
+        if self._written == 0:  # what an earlier start died of
+            (self.run / "error.json").unlink(missing_ok=True)
+        self._written = time.monotonic()
+        beat = {**json.loads(self._beat(0)), "time": time.time(), "ranks": self.context.world, "left": left}
+        beat["job"] = os.environ.get("SLURM_JOB_ID")
+        with suppress(OSError):  # a full disk is reported by those whose numbers matter
+            write_text(self.run / "heartbeat.json", json.dumps(beat))
 
     def _beat(self, count: int) -> str:
         progress = self.context.progress
@@ -98,6 +124,8 @@ class Monitor:
             age = time.monotonic() - progress.since
             if age > self.config.hang_timeout and not progress.patient:
                 self._end_hang(age)
+            if time.monotonic() - self._written > _HEARTBEAT:
+                self._heartbeat()
             if self._store is None:
                 continue
             with suppress(RuntimeError):  # _trouble finds out
@@ -162,6 +190,7 @@ class Monitor:
         return None
 
     def _leave(self, trouble: str) -> None:
+        self._note(trouble)
         text = f"dist-train: error: rank {self.context.rank} leaves: {trouble}; the same command continues"
         print(text, file=sys.stderr, flush=True)
         os._exit(FAILED)

@@ -175,6 +175,10 @@ def train(
                         "eval/base_top1(%)": top1,
                         "optim/lr": optimizer.param_groups[0]["lr"],
                     }
+                    values |= {
+                        "progress/steps": float(config.steps),
+                        "progress/seconds_left": (config.steps - number) / rate,
+                    }
                     metrics.write(number, {**values, "time/throughput(it/s)": rate})
                     bar.set_postfix(loss=f"{mean_loss:.3f}", base=f"{top1:.1f}%")
                     bar.update(number - bar.n)

@@ -81,6 +81,10 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             values["data/download_retries"] = context.sum(retries).item()
         check_bad_fraction(state["replaced"], step * config.global_batch, base, data.max_bad_fraction)
         if metrics:
+            rate = values["time/throughput(images/s)"]
+            values["progress/epoch"] = step * config.global_batch / len(base)
+            values["progress/steps"] = float(total)
+            values["progress/seconds_left"] = (total - step) * config.global_batch / rate
             metrics.write(step, {**values, **keep.timings()})
             bar.set_postfix(loss=f"{values['train/loss']:.3f}", top1=f"{values['train/top1(%)']:.1f}%")
             bar.update(step * config.global_batch - bar.n)

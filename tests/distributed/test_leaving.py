@@ -35,7 +35,7 @@ def rows(config: Config, stage: str = "pretrain") -> list[dict[str, Any]]:
 
 def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without what is measured in seconds and bytes."""
-    drop = ("time/", "memory/", "checkpoint/")
+    drop = ("time/", "memory/", "checkpoint/", "progress/seconds")
     return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in found]
 
 

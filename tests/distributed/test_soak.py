@@ -1,5 +1,6 @@
 """A short soak: kills at random moments, compared with the run that nobody disturbed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_soak(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "soak.py"), "--kills", "6", "--seed", "1", "--elastic", "1,2,4"]
-    done = subprocess.run([*command, "--out", str(tmp_path / "soak.md")], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*command, "--out", str(tmp_path / "soak.md")], capture_output=True, text=True, timeout=900,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     record = (tmp_path / "soak.md").read_text()
     assert "nothing lost, nothing repeated" in record
