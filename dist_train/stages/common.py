@@ -187,6 +187,20 @@ class Stage:
         self.context.barrier(f"{self.name}-finished")
 
 
+def check_same_start(step: int, context: Context, folder: Path) -> None:
+    """All ranks found the same newest checkpoint.
+
+    Raises:
+        UserError: they did not: a network file system may show some nodes an old state for a while.
+    """
+    found = context.gather(step)
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{folder}: ranks see different newest checkpoints (steps {sorted(set(found))}): the file system shows "
+            f"some nodes an old state; wait a minute and start again"
+        )
+
+
 def provenance(run: Run, context: Context) -> dict[str, Any]:
     """Enough to make a number again: commit, versions, hashes, seeds, machine, command."""
     packages = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy")

@@ -24,7 +24,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import sum_gradients
 from dist_train.errors import UserError
 from dist_train.models.predictor import Predictor
-from dist_train.stages.common import Run, Stage, log
+from dist_train.stages.common import Run, Stage, check_same_start, log
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
@@ -124,6 +124,7 @@ def train(
         optimizer.load_state_dict(saved.tensors["optimizer"])
         precision.scaler.load_state_dict(saved.tensors["scaler"])
         start, window = saved.state["step"], saved.state["window"]
+    check_same_start(start, context, checkpoints)
     metrics = Metrics(folder, start) if context.main else None
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]

@@ -25,7 +25,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import Run, Stage, log
+from dist_train.stages.common import Run, Stage, check_same_start, log
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
@@ -60,6 +60,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         precision.scaler.load_state_dict(saved.tensors["scaler"])
         state = saved.state
     start = state["step"]
+    check_same_start(start, context, folder)
     strategy = Strategy(model, context)
     window = Window.restore(state.get("window"), context)
     keep = Keeper(run, stage, order, strategy, optimizer, precision, window, state)
