@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ from dist_train.data.shards import ShardSet
 from dist_train.data.splits import save_split
 
 torch.set_num_threads(1)
+
+# Ranks of tests/distributed, and pack's workers, fork from a process that has loaded everything.
+forkserver.set_forkserver_preload(["launch.cli", "dist_train.stages.evaluate", "dist_train.stages.extract",
+                                   "dist_train.stages.learn", "dist_train.data.verify", "nvidia.dali.fn"])  # fmt: skip
+forkserver.ensure_running()
 DRAWN = DrawConfig(base_classes=6, novel_classes=3, train_per_class=20, val_per_class=6, size=40)
 REAL = Path(__file__).parents[2] / "shared" / "data"
 

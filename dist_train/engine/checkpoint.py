@@ -50,7 +50,10 @@ def save(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
     temporary.mkdir()
     try:
         with (temporary / "tensors.pt").open("wb") as file:
-            torch.save(tensors, file)
+            try:
+                torch.save(tensors, file)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             _flush(file)
         with (temporary / "state.json").open("w") as file:
             json.dump(state, file)

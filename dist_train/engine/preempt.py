@@ -66,7 +66,7 @@ class Stopper:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
-        os.register_at_fork(after_in_child=self._reset)
+        os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._forked)
         return self
 
     def __exit__(
@@ -78,8 +78,24 @@ class Stopper:
         os.close(self._read)
         os.close(self._write)
 
+    # A forked child must die of a signal like any other process, from its first moment on: signals wait
+    # until its handlers are reset, or they would reach this process through the pipe.
+
+    def _hold(self) -> None:
+        if self._before:
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def _release(self) -> None:
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _forked(self) -> None:
+        if self._before:
+            self._reset()
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
     def _reset(self) -> None:
-        """The handlers as they were; also in a forked child, which must die of a signal like any other."""
+        """The handlers as they were."""
         if self._before:
             signal.set_wakeup_fd(self._wakeup)
         while self._before:

@@ -127,7 +127,9 @@ def test_a_fault_is_retried_and_counted(server: Server, shards: ShardSet, tmp_pa
     path = remote["train"].fetch(0)
     assert path.read_bytes() == shards["train"].path(0).read_bytes()
     cache = remote["train"].cache
-    assert cache is not None and cache.retries == 2
+    # aiohttp itself repeats a request once that got no answer at all
+    assert cache is not None and cache.retries == (1 if fault == "refuse" else 2)
+    assert server.requests[f"/train/{name}"] == 3
     assert not [p for p in files(tmp_path) if p.name.startswith(".")]
 
 
@@ -236,7 +238,7 @@ def test_a_full_disk_is_one_line(server: Server, shards: ShardSet, tmp_path: Pat
             for number in range(len(remote.shards)):
                 remote.fetch(number)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
-"""Real processes over gloo: started, signalled, killed and stopped, rank by rank."""
+"""Real processes over gloo: started, signalled, killed and stopped, rank by rank.
+
+They fork from a process that has the libraries loaded (tests/conftest.py), so a start takes a second.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -22,22 +26,45 @@ from dist_train.config import Config, to_dict
 class Ranks:
     """The processes of one start; ``errors[r]`` is what rank r wrote to stderr."""
 
-    processes: list[subprocess.Popen[str]]
+    processes: list[BaseProcess]
     errors: list[Path]
-    codes: list[int] = field(default_factory=list)
 
     def signal(self, number: int, ranks: list[int] | None = None) -> None:
         for rank in range(len(self.processes)) if ranks is None else ranks:
-            self.processes[rank].send_signal(number)
+            pid = self.processes[rank].pid
+            assert pid is not None
+            os.kill(pid, number)
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def running(self, rank: int) -> bool:
+        return self.processes[rank].is_alive()
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
         """Exit codes; a rank that is still there after ``seconds`` fails the test."""
         end = time.monotonic() + seconds
-        self.codes = [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
-        return self.codes
+        for rank, process in enumerate(self.processes):
+            process.join(max(0.1, end - time.monotonic()))
+            assert not process.is_alive(), f"rank {rank} is still there after {seconds} s: {self.error(rank)[-2000:]}"
+        return [process.exitcode for process in self.processes]
 
     def error(self, rank: int) -> str:
         return self.errors[rank].read_text()
+
+
+def _rank(env: dict[str, str], arguments: list[str], error: str) -> None:
+    """One rank, in its own process."""
+    descriptor = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    os.environ |= {**env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
+    import torch
+
+    from launch.cli import main
+
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
 
 
 @pytest.fixture
@@ -45,33 +72,36 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """``ranks(world, config, "pretrain", ...)`` starts a command on so many ranks; a list of
     configurations is one for each."""
     started: list[Ranks] = []
+    context = multiprocessing.get_context("forkserver")
 
     def start(world: int, config: Config | list[Config], command: str, *arguments: str) -> Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        processes, errors = [], []
+        one = Ranks([], [])
+        started.append(one)
         for rank, options in enumerate(config if isinstance(config, list) else [config] * world):
             path = tmp_path / f"config-{len(started)}-{rank}.yaml"
             path.write_text(yaml.safe_dump(to_dict(options)))
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            env = {}
             if world > 1:
                 names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-                env |= {name: str(value) for name, value in names.items()}
+                env = {name: str(value) for name, value in names.items()}
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            errors.append(tmp_path / f"stderr-{len(started)}-{rank}")
-            line = [sys.executable, "-m", "dist_train", command, "--config", str(path), *arguments]
-            processes.append(subprocess.Popen(line, env=env, stderr=errors[-1].open("w"), text=True))
-        started.append(Ranks(processes, errors))
-        return started[-1]
+            one.errors.append(tmp_path / f"stderr-{len(started)}-{rank}")
+            one.errors[-1].touch()
+            line = [command, "--config", str(path), *arguments]
+            one.processes.append(context.Process(target=_rank, args=(env, line, str(one.errors[-1]))))
+            one.processes[-1].start()
+        return one
 
     yield start
     for one in started:
-        for process in one.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
+        for rank, process in enumerate(one.processes):
+            if process.is_alive():
+                one.signal(signal.SIGCONT, [rank])
                 process.kill()
-                process.wait()
+                process.join()
 
 
 @pytest.fixture
