@@ -157,13 +157,15 @@ class CacheConfig:
 class MonitorConfig:
     """When ranks give up on each other."""
 
+    start_timeout: float = 600.0
+    """Seconds for all ranks to come; nodes of a cluster do not start at the same moment."""
     rank_timeout: float = 60.0
     """Seconds without a sign of life until a rank counts as dead and the others leave."""
     hang_timeout: float = 1800.0
     """Seconds without progress (a step, a block, a draw) until a rank counts as hung and all leave."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "monitor", 1, "rank_timeout", "hang_timeout")
+        _at_least(self, "monitor", 1, "start_timeout", "rank_timeout", "hang_timeout")
 
 
 @dataclass(kw_only=True)

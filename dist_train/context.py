@@ -43,6 +43,7 @@ class Context:
         rank, world: number of this process and of all processes.
         local_rank, local_world: the same on this node.
         device: ``cuda:LOCAL_RANK`` or ``cpu``.
+        store: where the ranks met; None for a lone process.
     """
 
     rank: int = 0
@@ -50,6 +51,7 @@ class Context:
     local_rank: int = 0
     local_world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: Any = field(default=None, compare=False, repr=False)
     progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
     def doing(self, text: str, patient: bool = False) -> None:
@@ -132,8 +134,17 @@ def usable_cpus() -> int:
 
 
 @contextmanager
-def start(env: Mapping[str, str] = os.environ) -> Iterator[Context]:
-    """Join the process group (gloo on CPUs, NCCL on GPUs) for as long as the block runs."""
+def start(env: Mapping[str, str] = os.environ, timeout: float = 600.0, join: bool = True) -> Iterator[Context]:
+    """Meet the other ranks, and join the process group (gloo on CPUs, NCCL on GPUs) for as long as the
+    block runs.
+
+    Args:
+        timeout: seconds until all ranks must have come.
+        join: False: meet only, and leave ``join(context)`` to the caller.
+
+    Raises:
+        UserError: a rank did not come, or the environment is wrong.
+    """
     rank, world, local_rank, local_world = read_environment(env)
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -146,11 +157,28 @@ def start(env: Mapping[str, str] = os.environ) -> Iterator[Context]:
     elif "OMP_NUM_THREADS" not in env or world > 1:
         # torchrun sets one thread a rank; take this rank's share of the CPUs instead.
         torch.set_num_threads(max(1, usable_cpus() // local_world))
+    store = None
     if world > 1:
-        backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world)
+        try:
+            store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=timeout)))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"rank {rank}: the {world} ranks did not meet at {env['MASTER_ADDR']}:{env['MASTER_PORT']} within "
+                f"{timeout:g} s (monitor.start_timeout): {reason}"
+            ) from None
+    context = Context(rank, world, local_rank, local_world, device, store)
+    if join:
+        join_group(context)
     try:
-        yield Context(rank, world, local_rank, local_world, device)
+        yield context
     finally:
-        if world > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def join_group(context: Context) -> None:
+    """Connect all ranks that have met."""
+    if context.world > 1:
+        backend = "cuda:nccl,cpu:gloo" if context.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=context.store, rank=context.rank, world_size=context.world)

@@ -258,10 +258,14 @@ def _stages(parser: Parser, options: Namespace) -> int:
     from dist_train.stages.prepare import prepare
 
     chapters = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
-    with contexts.start() as context, Monitor(context, config.monitor, config.run_dir) as monitor:
+    with (
+        contexts.start(timeout=config.monitor.start_timeout, join=False) as context,
+        Monitor(context, config.monitor, config.run_dir) as monitor,
+    ):
         if not context.main:
             logging.getLogger("dist_train").setLevel(logging.WARNING)
         try:
+            contexts.join_group(context)
             if command == "run":
                 prepare(config, context)
             with Stopper(context, config.max_minutes) as stop:
@@ -307,6 +311,13 @@ def _words(path: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
+def _check_text(path: Path) -> None:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"--config {path}: not a text file; give a YAML file") from None
+
+
 def _named_configs(arguments: list[str]) -> list[str]:
     """``--config demo`` is the packaged configs/demo.yaml, unless a file of that name is there; and
     options may be written with dashes (``--shorter-side``)."""
@@ -320,6 +331,8 @@ def _named_configs(arguments: list[str]) -> list[str]:
                 names = ", ".join(sorted(path.stem for path in configs_dir().glob("*.yaml")))
                 raise UserError(f"--config {value}: no such file, and no packaged one of that name ({names})")
             value = str(packaged)
+        if (flag or before == "--config") and Path(value).is_file():
+            _check_text(Path(value))
         found.append(flag + value)
     return found
 

@@ -85,7 +85,7 @@ def options(root: Path, name: str) -> Config:
         name=name,
         runs=root / "runs",
         data=data,
-        monitor=MonitorConfig(rank_timeout=5, hang_timeout=60),
+        monitor=MonitorConfig(start_timeout=20, rank_timeout=5, hang_timeout=60),
         pretrain=PretrainConfig(
             model="resnet10", epochs=12, global_batch=24, lr=0.05, warmup_epochs=1, precision="fp32", log_every=3,
             checkpoint_every=4, keep=2,
@@ -127,7 +127,7 @@ def start(config: Config, world: int, log: Path) -> list[int]:
     return children
 
 
-def wait(children: list[int], seconds: float) -> list[int]:
+def wait(children: list[int], seconds: float, log: Path) -> list[int]:
     """Exit codes of all; those that are still there are killed and count as a failure."""
     end, codes = time.monotonic() + seconds, {}
     while len(codes) < len(children):
@@ -139,7 +139,8 @@ def wait(children: list[int], seconds: float) -> list[int]:
         if time.monotonic() > end:
             for child in set(children) - set(codes):
                 os.kill(child, signal.SIGKILL)
-            raise SystemExit(f"soak: FAILED: {len(children) - len(codes)} ranks did not leave in {seconds:.0f} s")
+            tail = log.read_text()[-3000:] if log.exists() else ""
+            raise SystemExit(f"{tail}\nsoak: FAILED: {len(children) - len(codes)} did not leave in {seconds:.0f} s")
         time.sleep(0.01)
     return [codes[child] for child in children]
 
@@ -174,13 +175,13 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
             else:
                 record.kills += 1
                 record.killed += len(victims)
-        codes = wait(children, LIMIT)
+        codes = wait(children, LIMIT, log)
         if codes == [0] * world:
             record.runs += 1
             return
         allowed = {0, 1, STOPPED, -signal.SIGKILL, -signal.SIGUSR2}
         if not victims or not set(codes) <= allowed:
-            raise SystemExit(f"soak: FAILED: exit codes {codes}, see {log}")
+            raise SystemExit(f"{log.read_text()[-3000:]}\nsoak: FAILED: exit codes {codes}")
 
 
 def numbers(config: Config) -> dict[str, list[dict[str, Any]]]:
@@ -253,12 +254,12 @@ def main() -> int:
                 progress=False,
             )
             os._exit(0)
-        if wait([child], LIMIT) != [0]:
+        if wait([child], LIMIT, root / "log") != [0]:
             raise SystemExit("soak: the images could not be packed")
         import nvidia.dali.fn  # noqa: F401  (loaded once, for all forks)
 
         log, reference = root / "log", options(root, "reference")
-        if wait(start(reference, 2, log), 600) != [0, 0]:
+        if wait(start(reference, 2, log), 600, log) != [0, 0]:
             raise SystemExit(f"soak: FAILED: the undisturbed run: {log.read_text()[-2000:]}")
         print(f"the undisturbed run took {time.monotonic() - began:.0f} s with packing", flush=True)
         while record.kills < given.kills:

@@ -54,6 +54,8 @@ class Monitor:
             self._store.set(f"beat/{context.rank}", self._beat(0))
 
     def __enter__(self) -> Monitor:
+        if self.context.main:  # what an earlier start died of
+            (self.run / "error.json").unlink(missing_ok=True)
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         self._thread.start()
         return self
@@ -94,8 +96,6 @@ class Monitor:
     def _heartbeat(self, left: bool = False) -> None:
         if not self.context.main or not self.run.is_dir():
             return
-        if self._written == 0:  # what an earlier start died of
-            (self.run / "error.json").unlink(missing_ok=True)
         self._written = time.monotonic()
         beat = {**json.loads(self._beat(0)), "time": time.time(), "ranks": self.context.world, "left": left}
         beat["job"] = os.environ.get("SLURM_JOB_ID")

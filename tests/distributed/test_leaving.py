@@ -196,3 +196,13 @@ def test_a_run_in_use_is_locked(config: Config, ranks: Start, until: Until) -> N
     first.wait()
     third = ranks(1, config, "pretrain", "--max-minutes", "0.001")
     assert third.wait() == [STOPPED]  # a killed process holds no lock
+
+
+def test_a_rank_that_never_comes_is_a_line_after_the_start_timeout(config: Config, ranks: Start) -> None:
+    config = replace(config, monitor=MonitorConfig(start_timeout=3, rank_timeout=5))
+    late = ranks(2, config, "pretrain")
+    late.signal(signal.SIGKILL, [1])
+    assert late.wait(40)[0] == 1
+    text = late.error(0)
+    assert "did not meet" in text or "is dead" in text or "is gone" in text, text
+    assert "Traceback" not in text

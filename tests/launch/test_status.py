@@ -24,7 +24,7 @@ def test_a_run_is_followed_from_start_to_end(
     assert main(["run", "--config", str(path)]) == 0
     assert main(["status", str(config.runs)]) == 0
     out = capsys.readouterr().out
-    assert out.count("  done  ") == 4 and "waiting" not in out
+    assert out.count("  done") == 4 and "waiting" not in out
 
 
 def test_alive_silent_and_dead(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
