@@ -91,8 +91,8 @@ def options(root: Path, name: str) -> Config:
             checkpoint_every=4, keep=2,
         ),
         extract=ExtractConfig(batch=8, block=8, precision="fp32"),
-        learn=LearnConfig(steps=1200, precision="fp32", log_every=100, checkpoint_every=150),
-        evaluate=EvaluateConfig(draws=20),
+        learn=LearnConfig(steps=400, precision="fp32", log_every=50, checkpoint_every=50),
+        evaluate=EvaluateConfig(draws=5),
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
         record.starts += 1
         record.worlds[world] += 1
         children = start(config, world, log)
-        end = time.monotonic() + rng.uniform(0.3, 9.0)
+        end = time.monotonic() + rng.uniform(0.2, 5.0)
         while time.monotonic() < end and not (config.run_dir / "evaluate" / "done.json").exists():
             time.sleep(0.005)
         gentle, victims = False, []
@@ -218,7 +218,7 @@ def differences(config: Config, reference: Config, exact: bool) -> list[str]:
     run = common.open_run(config)
     for path in checkpoint.steps(config.run_dir / "pretrain" / "checkpoints"):
         state = checkpoint.load(path).state
-        if "next" in state and state["next"] != pretrain.fingerprint(run, pretrain.base_order(run), state["step"]):
+        if state["next"] != pretrain.fingerprint(run, pretrain.base_order(run), state["step"]):
             found.append(f"{path.name}: other samples in the next batch")
     if exact:
         results = [
@@ -233,6 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many times to kill one rank or all (SIGKILL)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the victims and the numbers of ranks")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after these, let the last run finish and report")
     parser.add_argument("--elastic", default="1,2,4", help="numbers of ranks of the elastic run; empty: none")
     parser.add_argument("--out", type=Path, help="write the record here (Markdown)")
     given = parser.parse_args()
@@ -262,7 +263,7 @@ def main() -> int:
         if wait(start(reference, 2, log), 600, log) != [0, 0]:
             raise SystemExit(f"soak: FAILED: the undisturbed run: {log.read_text()[-2000:]}")
         print(f"the undisturbed run took {time.monotonic() - began:.0f} s with packing", flush=True)
-        while record.kills < given.kills:
+        while record.kills < given.kills and time.monotonic() - began < 60 * given.minutes:
             exact = not elastic or record.runs % 2 == 0
             config = options(root, f"run-{record.runs}")
             soak(config, [2] if exact else elastic, rng, record, given.kills, log)

@@ -164,8 +164,7 @@ class Keeper:
         self.strategy.sync_buffers()
         state = {**self.state, "inputs": self.stage.inputs, "seconds": self.seconds()}
         state["window"] = self.window.save(self.strategy.context) if self.window.steps else None
-        if step < self.order.steps(config.epochs):
-            state["next"] = fingerprint(self.run, self.order, step)
+        state["next"] = fingerprint(self.run, self.order, step)
         if self.strategy.context.main:
             tensors = {
                 "model": self.strategy.model.state_dict(),

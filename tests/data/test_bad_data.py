@@ -15,6 +15,7 @@ from dist_train.context import Context
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
+from dist_train.data.pack_shard import Header, read_header
 from dist_train.data.shards import ShardSet, Subset, open_shards, read_index
 from dist_train.data.splits import View, make_view
 from dist_train.data.verify import verify
@@ -109,6 +110,11 @@ def test_what_decodes_trains_and_the_rest_is_left_out_by_pack(config: Config, tm
     (batch,) = train_batches(view, order, config.data, 0, Context(), 0, 1)
     assert batch.replaced == 0 and bool(batch.images.isfinite().all())
     assert sorted(batch.ids) == sorted(view.ids)
+
+
+def test_a_decompression_bomb_is_known_by_its_header() -> None:
+    assert "decompression bomb" in str(read_header(bomb()))
+    assert isinstance(read_header(jpeg()), Header)
 
 
 def damage(subset: Subset, sample: int, content: bytes) -> None:

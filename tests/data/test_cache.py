@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class Server:
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 half = len(content) // 2
+                if fault == "slow":
+                    time.sleep(0.8)
                 if fault == "corrupt":
                     content[half] ^= 1
                 self.wfile.write(content[:half])
@@ -153,19 +156,29 @@ def test_what_cannot_be_there_is_not_tried_again(server: Server, tmp_path: Path,
         open_shards(url, options(tmp_path))
 
 
+def test_many_readers_share_one_download(server: Server, shards: ShardSet, tmp_path: Path) -> None:
+    """Each with a cache of its own, as processes have: the locks are files."""
+    name = shards["train"].shards[0].name
+    server.faults[f"/train/{name}"] = ["slow"]
+    caches = [open_shards(server.url, options(tmp_path))["train"] for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda train: train.fetch(0), caches))
+    assert len(set(paths)) == 1 and server.requests[f"/train/{name}"] == 1
+    assert sum(train.cache.fetched for train in caches if train.cache) == 1 + 2  # and the two tables
+
+
 def _read(url: str, config: CacheConfig, number: int) -> int:
     train = open_shards(url, config)["train"]
-    order = np.random.RandomState(number).permutation(len(train.shards))
-    for shard in order:
+    for shard in np.random.RandomState(number).permutation(len(train.shards)):
         assert train.fetch(int(shard)).stat().st_size == train.shards[shard].bytes
     assert train.cache is not None
     return train.cache.fetched
 
 
-def test_many_processes_share_one_download(server: Server, shards: ShardSet, tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        fetched = pool.starmap(_read, [(server.url, options(tmp_path), n) for n in range(3)])
-    assert sum(fetched) == len(shards["train"].shards) + 2  # and the two tables
+def test_processes_share_the_cache(server: Server, shards: ShardSet, tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        fetched = pool.starmap(_read, [(server.url, options(tmp_path), n) for n in range(2)])
+    assert sum(fetched) == len(shards["train"].shards) + 2
     assert {n for path, n in server.requests.items() if path.endswith(".tar")} == {1}
 
 
@@ -278,13 +291,19 @@ def test_the_prefetcher_runs_a_block_ahead(server: Server, shards: ShardSet, con
     remote = open_shards(server.url, options(tmp_path), block_shards=2)
     view = make_view(remote["train"], remote.classes, remote.classes[:6], "s")
     order = Order(len(view), 24, 0, remote["train"].samples["shard"][view.ids].astype(np.int64), 2)
+    shard_of = remote["train"].samples["shard"]
+    ahead = caching.Prefetcher(remote["train"], lambda n: view.ids[order.batch(n)[0]], 0, 5, Context())
+    first, second = ({int(s) for s in shard_of[view.ids[order.batch(n)[0]]]} for n in (0, 1))
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not all(remote["train"].path(s).exists() for s in first | second):
+        time.sleep(0.05)
+    assert all(remote["train"].path(s).exists() for s in first | second)  # though nobody reads
+    time.sleep(0.3)
+    seen = [s for s in range(len(remote["train"].shards)) if remote["train"].path(s).exists()]
+    assert len(seen) < len(remote["train"].shards)  # but not all at once
+    ahead.close()
     batches = train_batches(view, order, config.data, 0, Context(), 0, 5)
     next(batches)
-    needed = {int(s) for n in range(4) for s in remote["train"].samples["shard"][view.ids[order.batch(n)[0]]]}
-    end = time.monotonic() + 20
-    while time.monotonic() < end and not all(remote["train"].path(s).exists() for s in needed):
-        time.sleep(0.05)
-    assert all(remote["train"].path(s).exists() for s in needed)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
 

@@ -55,10 +55,10 @@ def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
         assert set(ranks(world, config, "pretrain", *minutes).wait()) == {0 if last else STOPPED}
         newest = checkpoint.load_latest(config.run_dir / "pretrain" / "checkpoints")
         assert newest and newest.state["step"] > 0
-        if not last:
-            assert newest.state["next"] == pretrain.fingerprint(run, order, newest.state["step"])
+        assert newest.state["next"] == pretrain.fingerprint(run, order, newest.state["step"])
     steps = [row["step"] for row in read(config.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in row]
     assert steps == [*range(7, total, 7), total]
+    assert main(["verify-resume", str(config.run_dir), "--batches", "1"]) == 0  # also of a finished run
 
 
 def test_verify_resume_proves_it_and_fails_on_a_difference(
