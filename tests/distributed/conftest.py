@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rank_process import run_rank
 
 from dist_train.config import Config, to_dict
 
@@ -50,23 +50,6 @@ class Ranks:
         return self.errors[rank].read_text()
 
 
-def _rank(env: dict[str, str], arguments: list[str], error: str) -> None:
-    """One rank, in its own process."""
-    descriptor = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-    os.environ |= {**env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
-    import torch
-
-    from launch.cli import main
-
-    torch.set_num_threads(1)
-    sys.exit(main(arguments))
-
-
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """``ranks(world, config, "pretrain", ...)`` starts a command on so many ranks; a list of
@@ -91,7 +74,7 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
             one.errors.append(tmp_path / f"stderr-{len(started)}-{rank}")
             one.errors[-1].touch()
             line = [command, "--config", str(path), *arguments]
-            one.processes.append(context.Process(target=_rank, args=(env, line, str(one.errors[-1]))))
+            one.processes.append(context.Process(target=run_rank, args=(env, line, str(one.errors[-1]))))
             one.processes[-1].start()
         return one
 
