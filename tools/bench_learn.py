@@ -20,6 +20,7 @@ from dist_train import context as contexts
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.engine.metrics import peak_memory_gib
+from dist_train.engine.preempt import Stopper
 from dist_train.stages.learn import Bank, train
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         bank = Bank(table, val, means, context)
         config = LearnConfig(steps=given.steps, precision=given.precision, log_every=given.steps)
         start = time.perf_counter()
-        rate = train(given.method, bank, config, Path(temporary) / "learn", 0, context)
+        rate = train(given.method, bank, config, Path(temporary) / "learn", 0, context, {}, Stopper(context))
         print(
             f"{given.method}, {given.classes} classes, {given.dim} channels, {given.precision}, {context.device}: "
             f"{rate:.2f} it/s ({75_000 / rate / 3600:.1f} h for 75,000 steps), "

@@ -18,6 +18,7 @@ from dist_train.context import Context
 from dist_train.data.activations import Activations
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
+from dist_train.engine.preempt import Stopper
 from dist_train.models.predictor import Predictor
 from dist_train.stages.learn import Bank, train
 
@@ -41,7 +42,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=1, momentum=0.0, weight_decay=0.0, p_mean=0.5)
     data = bank(Context())
-    train("phi2", data, config, tmp_path, 3, Context())
+    train("phi2", data, config, tmp_path, 3, Context(), {}, Stopper(Context()))
     use_mean, support, query = (d[0] for d in data.draw(3, 0, 0.5))
     assert use_mean.any() and not use_mean.all()
     phi = Predictor("phi2", 12, config)
@@ -65,22 +66,22 @@ def test_draws_stay_within_their_class_and_follow_p_mean() -> None:
 
 
 def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
-    train("phi2", bank(Context()), CONFIG, tmp_path / "whole", 0, Context())
+    train("phi2", bank(Context()), CONFIG, tmp_path / "whole", 0, Context(), {}, Stopper(Context()))
     rows = read(tmp_path / "whole" / "metrics.jsonl")
     assert [r["step"] for r in rows] == [10, 20, 30] and rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert {"eval/base_top1(%)", "time/throughput(it/s)", "optim/lr"} <= set(rows[0])
 
     part = tmp_path / "part"
-    train("phi2", bank(Context()), replace(CONFIG, steps=21), part, 0, Context())
+    train("phi2", bank(Context()), replace(CONFIG, steps=21), part, 0, Context(), {}, Stopper(Context()))
     (part / "final" / "manifest.json").unlink()  # as if it was killed after the checkpoint of step 20
-    train("phi2", bank(Context()), CONFIG, part, 0, Context())
+    train("phi2", bank(Context()), CONFIG, part, 0, Context(), {}, Stopper(Context()))
     assert [r["step"] for r in read(part / "metrics.jsonl")] == [10, 20, 30]
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(part)[name]), name
 
 
 def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None:  # type: ignore[no-untyped-def]
-    train("phi2", bank(Context()), CONFIG, tmp_path / "one", 0, Context())
+    train("phi2", bank(Context()), CONFIG, tmp_path / "one", 0, Context(), {}, Stopper(Context()))
     torchrun(3, __file__, str(tmp_path / "three"))
     for name, value in weights(tmp_path / "one").items():
         assert torch.allclose(value, weights(tmp_path / "three")[name], atol=1e-5), name
@@ -91,4 +92,4 @@ def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None: 
 
 if __name__ == "__main__":  # a rank of the test above
     with contexts.start() as me:
-        train("phi2", bank(me), CONFIG, Path(sys.argv[1]), 0, me)
+        train("phi2", bank(me), CONFIG, Path(sys.argv[1]), 0, me, {}, Stopper(me))
