@@ -140,7 +140,7 @@ def start(env: Mapping[str, str] = os.environ, timeout: float = 600.0, join: boo
 
     Args:
         timeout: seconds until all ranks must have come.
-        join: False: meet only, and leave ``join(context)`` to the caller.
+        join: False: meet only, and leave ``join_group`` to the caller.
 
     Raises:
         UserError: a rank did not come, or the environment is wrong.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from dist_train.config import (
     PackConfig,
     PretrainConfig,
 )
+from dist_train.context import Context
 from dist_train.data.drawing import draw, split_of
+from dist_train.data.loader import train_batches
+from dist_train.data.order import Order
 from dist_train.data.pack import pack
 from dist_train.data.shards import ShardSet
-from dist_train.data.splits import save_split
+from dist_train.data.splits import View, save_split
 
 torch.set_num_threads(1)
 
@@ -79,6 +82,47 @@ def config(drawn: Path, shards: ShardSet, tmp_path: Path) -> Config:
         learn=LearnConfig(steps=40, precision="fp32", log_every=10, checkpoint_every=20),
         evaluate=EvaluateConfig(draws=4),
     )  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """``small_disk("148k")``: a real file system of that size."""
+    folder = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("mounting a small tmpfs needs root")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # lazy: a test may still have files open
+
+
+GlobalBatches = Callable[..., list[dict[int, bytes]]]
+
+
+@pytest.fixture
+def global_batches() -> GlobalBatches:
+    """``global_batches(view, order, data, world, start, stop)``: sample id -> pixels of each global batch,
+    put together from the ranks' loaders; labels are checked against the view."""
+
+    def make(
+        view: View, order: Order, data: DataConfig, world: int, start: int, stop: int, accumulate: int = 1
+    ) -> list[dict[int, bytes]]:
+        found: list[dict[int, bytes]] = [{} for _ in range(start, stop)]
+        for rank in range(world):
+            context = Context(rank, world, rank, world)
+            batches = train_batches(view, order, data, 0, context, start, stop, accumulate)
+            for number, batch in enumerate(batches):
+                assert batch.labels.tolist() == view.labels_of(batch.ids).tolist()
+                pixels = [image.numpy().tobytes() for image in batch.images]
+                found[number // accumulate].update(zip(batch.ids.tolist(), pixels, strict=True))
+        return found
+
+    return make
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ import torch
 import yaml
 
 from dist_train.config import (
+    STAGES,
     Config,
     DataConfig,
     DrawConfig,
@@ -50,7 +51,7 @@ from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
 from dist_train.data.splits import save_split
 from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read
+from dist_train.engine.metrics import read, reproducible
 from dist_train.engine.preempt import STOPPED
 from dist_train.stages import common, pretrain
 from launch.cli import main as dist_train
@@ -149,7 +150,7 @@ def moment(config: Config) -> str:
     """What a kill hits now: the stage, and whether a checkpoint was being written."""
     if list(config.run_dir.rglob(".step-*.tmp")) or list(config.run_dir.rglob(".best.tmp")):
         return "checkpoint being written"
-    done = [stage for stage in ("pretrain", "extract", "learn", "evaluate") if (config.run_dir / stage).is_dir()]
+    done = [stage for stage in STAGES if (config.run_dir / stage).is_dir()]
     return done[-1] if done else "start"
 
 
@@ -186,13 +187,8 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
 
 def numbers(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Every metrics.jsonl, without what is measured in seconds and bytes."""
-    drop = ("time/", "memory/", "checkpoint/", "progress/seconds")
-    return {
-        str(path.relative_to(config.run_dir)): [
-            {k: v for k, v in row.items() if not k.startswith(drop)} for row in read(path)
-        ]
-        for path in sorted(config.run_dir.rglob("metrics.jsonl"))
-    }
+    paths = sorted(config.run_dir.rglob("metrics.jsonl"))
+    return {str(path.relative_to(config.run_dir)): reproducible(read(path)) for path in paths}
 
 
 def differences(config: Config, reference: Config, exact: bool) -> list[str]:

@@ -117,7 +117,7 @@ class Cache:
     def _touch(self, path: Path, size: int) -> bool:
         """Whether the file is there; counts as a use of it."""
         try:
-            if path.stat().st_size != size > 0:
+            if size and path.stat().st_size != size:
                 return False
             os.utime(path)
         except FileNotFoundError:
@@ -134,7 +134,7 @@ class Cache:
         filesystem, path = self._open_url(name)
         filesystem.get_file(path, str(temporary))
         found = temporary.stat().st_size
-        if found != size > 0:
+        if size and found != size:
             raise OSError(f"{found} bytes came, the index says {size}")
         if file_sha256(temporary) != sha256:
             raise OSError("its sha256 is not the one in the index")

@@ -73,6 +73,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def reproducible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what is measured in seconds and bytes: the part that a repeated run repeats."""
+    measured = ("time/", "memory/", "checkpoint/", "progress/seconds")
+    return [{tag: value for tag, value in row.items() if not tag.startswith(measured)} for row in rows]
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Peak memory in GiB: allocated on the GPU, or resident of this process."""
     if device.type == "cuda":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import logging
 import os
 import socket
 import sys
@@ -29,7 +28,6 @@ from dist_train.config import MonitorConfig
 from dist_train.context import Context
 from dist_train.data.files import write_text
 
-log = logging.getLogger(__name__)
 _PERIOD = 1.0  # seconds
 _HEARTBEAT = 5.0  # seconds between writes to the run's folder, which may be on a slow file system
 FAILED = 1

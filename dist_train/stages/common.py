@@ -10,14 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 import dist_train
 from dist_train.config import STAGES, Config, digest, to_dict
@@ -26,6 +28,8 @@ from dist_train.data.files import write_text
 from dist_train.data.order import Order, rank_slice
 from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
+from dist_train.engine import checkpoint
+from dist_train.engine.precision import MixedPrecision
 from dist_train.errors import UserError
 from dist_train.models.backbone import check_name
 
@@ -50,15 +54,19 @@ class Run:
     split: Split
     base: tuple[str, ...]
     novel: tuple[str, ...]
+    _views: dict[tuple[str, str], View] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def dir(self) -> Path:
         return self.config.run_dir
 
     def view(self, subset: str, role: str) -> View:
-        """The images of the ``base`` or ``novel`` classes in ``train`` or ``val``."""
-        classes = self.base if role == "base" else self.novel
-        return make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
+        """The images of the ``base`` or ``novel`` classes in ``train`` or ``val``; made once."""
+        if (subset, role) not in self._views:
+            classes = self.base if role == "base" else self.novel
+            view = make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
+            self._views[subset, role] = view
+        return self._views[subset, role]
 
 
 def open_run(config: Config, world: int = 1) -> Run:
@@ -187,18 +195,48 @@ class Stage:
         self.context.barrier(f"{self.name}-finished")
 
 
-def check_same_start(step: int, context: Context, folder: Path) -> None:
-    """All ranks found the same newest checkpoint.
+def continue_training(
+    folder: Path,
+    inputs: dict[str, Any],
+    context: Context,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: MixedPrecision,
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint of ``folder`` into what is trained; its state, or None where there is none.
 
     Raises:
-        UserError: they did not: a network file system may show some nodes an old state for a while.
+        UserError: it is of other ``inputs``, all are damaged, or ranks found different ones: a network
+            file system may show some nodes an old state for a while.
     """
-    found = context.gather(step)
+    saved = checkpoint.load_latest(folder, context.device)
+    if saved:
+        checkpoint.check_inputs(saved, inputs, folder)
+        model.load_state_dict(saved.tensors["model"])
+        optimizer.load_state_dict(saved.tensors["optimizer"])
+        precision.scaler.load_state_dict(saved.tensors["scaler"])
+    found = context.gather(saved.state["step"] if saved else 0)
     if len(set(found)) > 1:
         raise UserError(
             f"{folder}: ranks see different newest checkpoints (steps {sorted(set(found))}): the file system shows "
             f"some nodes an old state; wait a minute and start again"
         )
+    return saved.state if saved else None
+
+
+def training_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, precision: MixedPrecision
+) -> dict[str, dict[str, Any]]:
+    """What ``continue_training`` loads."""
+    parts = {"model": model, "optimizer": optimizer, "scaler": precision.scaler}
+    return {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+
+
+def finish_writes(writer: checkpoint.Writer, context: Context, stage: str) -> None:
+    """Everything that rank 0 saved is on disk; all ranks know."""
+    if context.main:
+        writer.finish()
+    context.barrier(f"{stage}-saved")
 
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:

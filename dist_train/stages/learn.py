@@ -24,7 +24,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import sum_gradients
 from dist_train.errors import UserError
 from dist_train.models.predictor import Predictor
-from dist_train.stages.common import Run, Stage, check_same_start, log
+from dist_train.stages.common import Run, Stage, continue_training, finish_writes, log, training_tensors
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
@@ -116,15 +116,8 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     precision = MixedPrecision(config.precision, context.device)
     checkpoints = folder / "checkpoints"
-    saved = checkpoint.load_latest(checkpoints, context.device)
-    start, window = 0, None
-    if saved:
-        checkpoint.check_inputs(saved, inputs, folder)
-        model.load_state_dict(saved.tensors["model"])
-        optimizer.load_state_dict(saved.tensors["optimizer"])
-        precision.scaler.load_state_dict(saved.tensors["scaler"])
-        start, window = saved.state["step"], saved.state["window"]
-    check_same_start(start, context, checkpoints)
+    saved = continue_training(checkpoints, inputs, context, model, optimizer, precision)
+    start, window = (saved["step"], saved["window"]) if saved else (0, None)
     metrics = Metrics(folder, start) if context.main else None
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
@@ -135,8 +128,7 @@ def train(
         """All that the next step needs. All ranks call it."""
         state = {"step": step, "inputs": inputs, "window": [logged, context.gather(loss_sum.item())]}
         if context.main:
-            tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            tensors["scaler"] = precision.scaler.state_dict()
+            tensors = training_tensors(model, optimizer, precision)
             path, retain = checkpoint.step_path(checkpoints, step), partial(checkpoint.retain, checkpoints, 2)
             writer.save(path, tensors, state, retain)
 
@@ -190,10 +182,10 @@ def train(
                 keep(number)
             if number % _DRAW_AHEAD == 0 and number < config.steps and stop.agreed():
                 keep(number)
-                _finish(writer, context)
+                finish_writes(writer, context, "learn")
                 raise Stopped(f"learn {method}: saved at step {number} of {config.steps}")
         stop.finish()
-        _finish(writer, context)
+        finish_writes(writer, context, "learn")
     finally:
         bar.close()
         writer.close()
@@ -214,12 +206,6 @@ def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[to
     # On another number of ranks rank 0 takes it all.
     mine = sums[context.rank] if len(sums) == context.world else sum(sums) * context.main
     return torch.tensor(mine, dtype=torch.float64, device=context.device), logged
-
-
-def _finish(writer: checkpoint.Writer, context: Context) -> None:
-    if context.main:
-        writer.finish()
-    context.barrier("learn-saved")
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import Run, Stage, check_same_start, log
+from dist_train.stages.common import Run, Stage, continue_training, finish_writes, log, training_tensors
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
@@ -51,16 +51,9 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     precision = MixedPrecision(config.precision, context.device)
 
     folder = stage.folder / "checkpoints"
-    saved = checkpoint.load_latest(folder, context.device)
-    state: dict[str, Any] = {"step": 0, "best": -1.0, "seconds": 0.0, "replaced": 0.0}
-    if saved:
-        checkpoint.check_inputs(saved, stage.inputs, folder)
-        model.load_state_dict(saved.tensors["model"])
-        optimizer.load_state_dict(saved.tensors["optimizer"])
-        precision.scaler.load_state_dict(saved.tensors["scaler"])
-        state = saved.state
+    saved = continue_training(folder, stage.inputs, context, model, optimizer, precision)
+    state = saved or {"step": 0, "best": -1.0, "seconds": 0.0, "replaced": 0.0}
     start = state["step"]
-    check_same_start(start, context, folder)
     strategy = Strategy(model, context)
     window = Window.restore(state.get("window"), context)
     keep = Keeper(run, stage, order, strategy, optimizer, precision, window, state)
@@ -107,20 +100,20 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             keep.step()
         if not last and stop.agreed():
             keep.step()
-            keep.finish()
+            finish_writes(keep.writer, context, "pretrain")
             raise Stopped(f"pretrain: saved at step {step} of {total}")
 
     batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
     try:
         train(strategy, optimizer, precision, batches, config, start, total, warmup, window, on_log, on_step)
         stop.finish()
-        keep.finish()
+        finish_writes(keep.writer, context, "pretrain")
     finally:
         batches.close()
         bar.close()
         if metrics:
             metrics.close()
-        keep.close()
+        keep.writer.close()
     if context.main:
         facts: dict[str, Any] = {"model": config.model, "small_stem": config.small_stem, "classes": list(base.classes)}
         facts |= {"step": total, "best": state["best"]}
@@ -164,31 +157,17 @@ class Keeper:
         self.strategy.sync_buffers()
         state = {**self.state, "inputs": self.stage.inputs, "seconds": self.seconds()}
         state["window"] = self.window.save(self.strategy.context) if self.window.steps else None
-        state["next"] = fingerprint(self.run, self.order, step)
-        if self.strategy.context.main:
-            tensors = {
-                "model": self.strategy.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.precision.scaler.state_dict(),
-            }
-            path = checkpoint.step_path(self.folder, step)
-            if not path.exists():
-                retain = partial(checkpoint.retain, self.folder, config.keep, config.keep_every)
-                self.writer.save(path, tensors, state, retain)
+        path = checkpoint.step_path(self.folder, step)
+        if self.strategy.context.main and not path.exists():
+            state["next"] = fingerprint(self.run, self.order, step)
+            tensors = training_tensors(self.strategy.model, self.optimizer, self.precision)
+            retain = partial(checkpoint.retain, self.folder, config.keep, config.keep_every)
+            self.writer.save(path, tensors, state, retain)
 
     def best(self) -> None:
         if self.strategy.context.main:
             tensors = {"model": self.strategy.model.state_dict()}
             self.writer.save(self.stage.folder / "best", tensors, dict(self.state))
-
-    def finish(self) -> None:
-        """Everything is on disk; all ranks know."""
-        if self.strategy.context.main:
-            self.writer.finish()
-        self.strategy.context.barrier("pretrain-saved")
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 def base_order(run: Run) -> Order:

@@ -17,7 +17,7 @@ from dist_train.data.order import Order
 from dist_train.data.pack import pack
 from dist_train.data.pack_shard import Header, read_header
 from dist_train.data.shards import ShardSet, Subset, open_shards, read_index
-from dist_train.data.splits import View, make_view
+from dist_train.data.splits import make_view
 from dist_train.data.verify import verify
 from dist_train.engine.metrics import read
 from dist_train.engine.preempt import Stopper
@@ -126,35 +126,27 @@ def damage(subset: Subset, sample: int, content: bytes) -> None:
         file.write(content[:size].ljust(size, b"\0"))
 
 
-def stream(view: View, config: Config, world: int, start: int, stop: int) -> list[dict[int, bytes]]:
-    order = Order(len(view), 24, 0)
-    found: list[dict[int, bytes]] = [{} for _ in range(start, stop)]
-    for rank in range(world):
-        batches = train_batches(view, order, config.data, 0, Context(rank, world, rank, world), start, stop)
-        for number, batch in enumerate(batches):
-            for sample, label, image in zip(batch.ids, batch.labels.tolist(), batch.images, strict=True):
-                assert view.labels_of(np.array([sample]))[0] == label
-                found[number][int(sample)] = image.numpy().tobytes()
-    return found
-
-
 def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
-    copy: ShardSet, config: Config, caplog: pytest.LogCaptureFixture
+    copy: ShardSet,
+    config: Config,
+    caplog: pytest.LogCaptureFixture,
+    global_batches: Callable[..., list[dict[int, bytes]]],
 ) -> None:
     view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
     neighbours = view.ids[3:5].tolist()  # two of one class, one after the other
     bad = [*neighbours, int(view.ids[50]), int(view.ids[90])]
     for sample, content in zip(bad, [b"", b"RIFF", b"GIF89a", b"\xff\xd8\xff"], strict=True):
         damage(copy["train"], sample, content)
-    whole = stream(view, config, 1, 0, 7)
+    order, data = Order(len(view), 24, 0), config.data
+    whole = global_batches(view, order, data, 1, 0, 7)
     seen = {sample for batch in whole for sample in batch}
     assert not seen & set(bad) and len(seen) == len(view) - len(bad)
     text = caplog.text
     assert all(text.count(f"sample {copy['train'].key(s)} in") == 1 for s in bad)
     # The first of the two neighbours is replaced by the one after both.
     assert f"replaced by sample {copy['train'].key(int(view.ids[5]))}" in text
-    assert stream(view, config, 2, 0, 7) == whole
-    assert stream(view, config, 4, 3, 7) == whole[3:]
+    assert global_batches(view, order, data, 2, 0, 7) == whole
+    assert global_batches(view, order, data, 4, 3, 7) == whole[3:]
 
 
 def test_a_bad_validation_image_stops_with_its_name(copy: ShardSet, config: Config) -> None:

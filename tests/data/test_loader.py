@@ -1,5 +1,6 @@
 import io
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,24 +26,14 @@ def view(shards: ShardSet) -> View:
     return make_view(shards["train"], shards.classes, shards.classes[:6], "s")
 
 
-def global_batches(view: View, config: Config, world: int, start: int, stop: int, accumulate: int = 1) -> list[dict]:  # type: ignore[type-arg]
-    """Sample id -> pixels, for each global batch."""
-    order = Order(len(view), 24, 0)
-    found: list[dict[int, bytes]] = [{} for _ in range(start, stop)]
-    for rank in range(world):
-        context = Context(rank, world, rank, world)
-        batches = train_batches(view, order, config.data, 0, context, start, stop, accumulate)
-        for number, batch in enumerate(batches):
-            pixels = [image.numpy().tobytes() for image in batch.images]
-            found[number // accumulate].update(zip(batch.ids.tolist(), pixels, strict=True))
-    return found
-
-
-def test_same_pixels_on_any_number_of_ranks_and_after_a_resume(view: View, config: Config) -> None:
-    alone = global_batches(view, config, 1, 0, 7)
+def test_same_pixels_on_any_number_of_ranks_and_after_a_resume(
+    view: View, config: Config, global_batches: Callable[..., list[dict[int, bytes]]]
+) -> None:
+    order, data = Order(len(view), 24, 0), config.data
+    alone = global_batches(view, order, data, 1, 0, 7)
     assert all(len(batch) == 24 or b == 4 for b, batch in enumerate(alone))  # batch 4 joins two epochs
-    assert global_batches(view, config, 2, 0, 7) == alone
-    assert global_batches(view, config, 4, 3, 7, accumulate=2) == alone[3:]
+    assert global_batches(view, order, data, 2, 0, 7) == alone
+    assert global_batches(view, order, data, 4, 3, 7, accumulate=2) == alone[3:]
 
 
 def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(

@@ -285,28 +285,17 @@ def test_too_little_space_is_seen_before_the_start(official, tmp_path, monkeypat
     assert not list((tmp_path / "out").rglob("*.tar*"))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 150 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=148k", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_disk_full_while_writing(official, packed, small_disk, monkeypatch, files):
     # The check in advance must not see it: as when something else fills the disk meanwhile.
     monkeypatch.setattr(packing, "_check_space", lambda *_: None)
-    out = small_disk / "out"
+    disk = small_disk("148k")
+    out = disk / "out"
     with pytest.raises(UserError, match=r"^No space left on .* are still needed") as error:
         pack(official.options(workers=1), out, progress=False)
     assert "\n" not in str(error.value)
     assert not list(out.rglob(".*.tmp-*")) and not (out / "index.json").exists()
     assert list(out.rglob("*.tar"))
-    subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
     pack(official.options(), out, progress=False)
     assert files(out) == files(packed)
 

@@ -11,7 +11,6 @@ import pytest
 
 from dist_train.config import Config
 from dist_train.context import Context
-from dist_train.data.loader import train_batches
 from dist_train.data.splits import make_view
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
@@ -23,23 +22,15 @@ from dist_train.stages.verify_resume import verify_resume
 from launch.cli import main
 
 
-def samples(config: Config, world: int, start: int, stop: int) -> list[dict[int, bytes]]:
-    """Sample id -> pixels of each global batch."""
-    run = common.open_run(config)
-    view, found = run.view("train", "base"), [{} for _ in range(start, stop)]  # type: ignore[var-annotated]
-    for rank in range(world):
-        context = Context(rank, world, rank, world)
-        for number, batch in enumerate(train_batches(view, base_order(run), config.data, 0, context, start, stop)):
-            found[number].update((int(i), x.numpy().tobytes()) for i, x in zip(batch.ids, batch.images, strict=True))
-    return found
-
-
 @pytest.mark.parametrize("blocks", [0, 2])
-def test_other_ranks_see_the_same_samples_and_pixels_from_any_step(config: Config, blocks: int) -> None:
-    config = replace(config, data=replace(config.data, block_shards=blocks))
-    whole = samples(config, 1, 0, 8)
+def test_other_ranks_see_the_same_samples_and_pixels_from_any_step(
+    config: Config, blocks: int, global_batches: Callable[..., list[dict[int, bytes]]]
+) -> None:
+    run = common.open_run(replace(config, data=replace(config.data, block_shards=blocks)))
+    view, data = run.view("train", "base"), run.config.data
+    whole = global_batches(view, base_order(run), data, 1, 0, 8)
     for world, start in ((2, 3), (4, 5), (1, 6)):
-        assert samples(config, world, start, 8) == whole[start:]
+        assert global_batches(view, base_order(run), data, world, start, 8) == whole[start:]
 
 
 @pytest.mark.parametrize("worlds", [(1, 2, 4), (4, 2, 1)])

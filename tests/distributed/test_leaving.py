@@ -16,7 +16,7 @@ import torch
 from dist_train.config import Config, MonitorConfig
 from dist_train.context import Context
 from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read
+from dist_train.engine.metrics import read, reproducible
 from dist_train.engine.preempt import STOPPED, Stopper
 
 Start = Callable[..., Any]
@@ -31,12 +31,6 @@ def long(config: Config, **changes: Any) -> Config:
 
 def rows(config: Config, stage: str = "pretrain") -> list[dict[str, Any]]:
     return read(config.run_dir / stage / "metrics.jsonl")
-
-
-def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what is measured in seconds and bytes."""
-    drop = ("time/", "memory/", "checkpoint/", "progress/seconds")
-    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in found]
 
 
 def final(config: Config) -> dict[str, torch.Tensor]:
@@ -62,7 +56,7 @@ def test_one_rank_is_told_all_save_at_one_step_and_the_run_continues_bit_for_bit
         before = len(rows(config))
     assert ranks(2, config, "pretrain").wait() == [0, 0]
     assert all(torch.equal(value, final(whole)[name]) for name, value in final(config).items())
-    assert plain(rows(config)) == plain(rows(whole))
+    assert reproducible(rows(config)) == reproducible(rows(whole))
 
 
 def more_than(config: Config, number: int) -> bool:
@@ -180,7 +174,7 @@ def test_learn_stops_and_continues_bit_for_bit(config: Config, ranks: Start, unt
         stopped += codes != [0, 0]
     assert stopped >= 2
     for method in ("phi1", "phi2", "phi2star"):
-        assert plain(rows(config, f"learn/{method}")) == plain(rows(whole, f"learn/{method}"))
+        assert reproducible(rows(config, f"learn/{method}")) == reproducible(rows(whole, f"learn/{method}"))
         one, other = (checkpoint.load(c.run_dir / "learn" / method / "final").tensors["model"] for c in (config, whole))
         assert all(torch.equal(value, other[name]) for name, value in one.items())
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,6 @@ from dist_train.engine.metrics import Metrics, read
 from dist_train.engine.preempt import Stopper
 from dist_train.errors import UserError
 from dist_train.stages import common, pretrain
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_the_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,25 +40,31 @@ def test_the_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
     writer.close()
 
 
-def test_a_full_disk_is_loud_and_not_fatal_until_the_end(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_loud_and_not_fatal_until_the_end(
+    small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = small_disk("1m")
     writer = checkpoint.Writer()
-    writer.save(small_disk / "step-00000001", {"w": torch.zeros(1000)}, {"step": 1})
-    writer.save(small_disk / "step-00000002", {"w": torch.zeros(10**6)}, {"step": 2})
+    writer.save(disk / "step-00000001", {"w": torch.zeros(1000)}, {"step": 1})
+    writer.save(disk / "step-00000002", {"w": torch.zeros(10**6)}, {"step": 2})
     with pytest.raises(UserError, match=r"last checkpoint could not be written.*make room"):
         writer.finish()
     assert writer.failures == 1 and "CHECKPOINT NOT WRITTEN" in caplog.text
-    assert [p.name for p in small_disk.iterdir()] == ["step-00000001"]
-    latest = checkpoint.load_latest(small_disk)
+    assert [p.name for p in disk.iterdir()] == ["step-00000001"]
+    latest = checkpoint.load_latest(disk)
     assert latest and latest.state["step"] == 1
-    writer.save(small_disk / "step-00000003", {"w": torch.zeros(1000)}, {"step": 3})
+    writer.save(disk / "step-00000003", {"w": torch.zeros(1000)}, {"step": 3})
     writer.finish()  # there is room again: all is well
     writer.close()
 
 
-def test_metrics_on_a_full_disk_leave_the_run_alive(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    metrics = Metrics(small_disk, 0)
+def test_metrics_on_a_full_disk_leave_the_run_alive(
+    small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = small_disk("1m")
+    metrics = Metrics(disk, 0)
     metrics.write(1, {"train/loss": 1.0})
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(bytes(4096))
@@ -80,7 +73,7 @@ def test_metrics_on_a_full_disk_leave_the_run_alive(small_disk: Path, caplog: py
     assert "NOT WRITTEN" in caplog.text
     filler.unlink()
     metrics.close()
-    assert read(small_disk / "metrics.jsonl")[0]["step"] == 1
+    assert read(disk / "metrics.jsonl")[0]["step"] == 1
 
 
 def test_retention(tmp_path: Path) -> None:
