@@ -40,6 +40,14 @@ DRAWN = DrawConfig(base_classes=6, novel_classes=3, train_per_class=20, val_per_
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The command line, called in this process, takes all CPUs for torch; other sums, other last bits."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def real_images() -> Path:
     """Folder with imagenet-sample/ and tiny-imagenet/, beside the checkout."""
