@@ -2,12 +2,12 @@
 
 from setuptools import find_packages, setup
 
-configs = ["", *(f".{name}" for name in ("splits",))]
+configs = ["", *(f".{name}" for name in ("splits", "clusters"))]
 setup(
     packages=[
         *find_packages(include=["dist_train*", "launch*"]),
         *(f"dist_train.configs{name}" for name in configs),
     ],
     package_dir={"dist_train.configs": "configs"},
-    package_data={"dist_train.configs": ["*.yaml"], "dist_train.configs.splits": ["*.json"]},
+    package_data={"dist_train.configs": ["*.yaml"], "dist_train.configs.splits": ["*.json"], "dist_train.configs.clusters": ["*.yaml"]},
 )

@@ -266,6 +266,8 @@ class LearnConfig:
     """Linear layers start as the identity (release); else torch's default."""
     bias: bool = True
     """Trainable biases, zero at the start (release)."""
+    seed: int = 0
+    """Seed of the predictors' training, on top of the run's: the backbone stays as it is."""
     precision: Precision = "bf16"
     """Autocast type over float32 master weights."""
     log_every: int = 500
@@ -275,7 +277,7 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "learn", 1, "steps", "log_every", "checkpoint_every")
-        _at_least(self, "learn", 0, "lr", "momentum", "weight_decay")
+        _at_least(self, "learn", 0, "lr", "momentum", "weight_decay", "seed")
         _require(0 <= self.p_mean <= 1, "learn.p_mean", self.p_mean, "in [0, 1]")
         ok = bool(self.methods) and set(self.methods) <= set(PREDICTORS)
         _require(ok, "learn.methods", self.methods, f"some of {', '.join(PREDICTORS)}")

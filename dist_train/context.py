@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dist_train.errors import UserError
-
-# Variables that together name a rank: torchrun's own, and those that srun sets for each task.
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+from dist_train.rendezvous import meet, read_environment
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Context:
         rank, world: number of this process and of all processes.
         local_rank, local_world: the same on this node.
         device: ``cuda:LOCAL_RANK`` or ``cpu``.
-        store: where the ranks met; None for a lone process.
+        store, address: where the ranks met; None for a lone process.
     """
 
     rank: int = 0
@@ -52,6 +51,7 @@ class Context:
     local_world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     store: Any = field(default=None, compare=False, repr=False)
+    address: tuple[str, int] = ("", 0)
     progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
     def doing(self, text: str, patient: bool = False) -> None:
@@ -96,78 +96,50 @@ class Context:
         return tensor
 
 
-def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, int]:
-    """(rank, world, local rank, local world) from the environment.
-
-    torchrun's variables win where they are all set, then SLURM's; none of either is a lone process.
-
-    Raises:
-        UserError: torchrun's variables are set in part, or contradict each other.
-    """
-    have = [name for name in _TORCHRUN if name in env]
-    if "RANK" in env or "WORLD_SIZE" in env:
-        lacking = [name for name in _TORCHRUN if name not in env]
-        if lacking:
-            raise UserError(
-                f"environment: {', '.join(have)} set but {', '.join(lacking)} not; start with torchrun, "
-                f"or unset them for a lone process"
-            )
-        names: tuple[str, ...] = _TORCHRUN[:4]
-    elif all(name in env for name in _SLURM):
-        names = _SLURM[:4]
-    else:
-        return 0, 1, 0, 1
-    try:
-        rank, world, local_rank, local_world = (int(env[name]) for name in names)
-    except ValueError:
-        raise UserError(f"environment: {', '.join(names)} must be whole numbers") from None
-    if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
-        raise UserError(
-            f"environment: rank {rank} of {world}, local {local_rank} of {local_world} contradict each other"
-        )
-    return rank, world, local_rank, local_world
-
-
 def usable_cpus() -> int:
     """CPUs that this process may run on (fewer than the machine has, under SLURM or taskset)."""
     return len(os.sched_getaffinity(0))
 
 
+def cpus_per_rank(local_world: int, env: Mapping[str, str] = os.environ) -> int:
+    """This rank's share of the node's CPUs: what SLURM gave its task, else an equal part."""
+    asked = env.get("SLURM_CPUS_PER_TASK", "")
+    if asked.isdigit() and "SLURM_STEP_NUM_TASKS" in env:
+        return max(1, min(usable_cpus(), int(asked)))
+    return max(1, usable_cpus() // local_world)
+
+
 @contextmanager
-def start(env: Mapping[str, str] = os.environ, timeout: float = 600.0, join: bool = True) -> Iterator[Context]:
+def start(
+    env: Mapping[str, str] = os.environ, timeout: float = 600.0, join: bool = True, folder: Path | None = None
+) -> Iterator[Context]:
     """Meet the other ranks, and join the process group (gloo on CPUs, NCCL on GPUs) for as long as the
     block runs.
 
     Args:
         timeout: seconds until all ranks must have come.
         join: False: meet only, and leave ``join_group`` to the caller.
+        folder: where ranks that have no address yet find each other (SLURM), seen by all of them.
 
     Raises:
         UserError: a rank did not come, or the environment is wrong.
     """
-    rank, world, local_rank, local_world = read_environment(env)
+    place = read_environment(env)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         visible = torch.cuda.device_count()
-        index = local_rank if visible > 1 else 0
-        if index >= visible or (visible == 1 and local_world > 1 and "SLURM_PROCID" not in env):
-            raise UserError(f"rank {rank}: local rank {local_rank} but {visible} visible GPU(s); start one rank a GPU")
+        index = place.local_rank if visible > 1 else 0
+        if index >= visible or (visible == 1 and place.local_world > 1 and place.launcher != "slurm"):
+            raise UserError(
+                f"rank {place.rank}: local rank {place.local_rank} but {visible} visible GPU(s); start one rank a GPU"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in env or world > 1:
+    elif "OMP_NUM_THREADS" not in env or place.world > 1:
         # torchrun sets one thread a rank; take this rank's share of the CPUs instead.
-        torch.set_num_threads(max(1, usable_cpus() // local_world))
-    store = None
-    if world > 1:
-        try:
-            store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=timeout)))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"rank {rank}: the {world} ranks did not meet at {env['MASTER_ADDR']}:{env['MASTER_PORT']} within "
-                f"{timeout:g} s (monitor.start_timeout): {reason}"
-            ) from None
-    context = Context(rank, world, local_rank, local_world, device, store)
+        torch.set_num_threads(cpus_per_rank(place.local_world, env))
+    store, address = meet(place, env, folder, timeout) if place.world > 1 else (None, ("", 0))
+    context = Context(place.rank, place.world, place.local_rank, place.local_world, device, store, address)
     if join:
         join_group(context)
     try:
@@ -182,3 +154,21 @@ def join_group(context: Context) -> None:
     if context.world > 1:
         backend = "cuda:nccl,cpu:gloo" if context.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=context.store, rank=context.rank, world_size=context.world)
+
+
+def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str]:
+    """Where the ranks are and what they have, in a line, and a warning for each that has less than it
+    should. Every rank calls it."""
+    name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "CPU"
+    cpus, asked = usable_cpus(), env.get("SLURM_CPUS_PER_TASK", "")
+    warning = None
+    if asked.isdigit() and int(asked) > cpus:
+        warning = f"rank {context.rank} may use {cpus} CPU(s) of the {asked} asked for; pass --cpus-per-task to srun"
+    host = env.get("SLURMD_NODENAME") or socket.gethostname()
+    found = context.gather((host, name, cpus_per_rank(context.local_world, env), warning))
+    nodes = list(dict.fromkeys(node for node, *_ in found))
+    kinds = ", ".join(dict.fromkeys(kind for _, kind, *_ in found))
+    over = env.get("GLOO_SOCKET_IFNAME")
+    line = f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, " \
+           f"{min(share for *_, share, _ in found)} CPU(s) each" + (f", over {over})" if over else ")")
+    return [line, *(text for *_, text in found if text)]

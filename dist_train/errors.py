@@ -1,9 +1,25 @@
-"""The one exception that users are meant to see."""
+"""The exceptions that users are meant to see, and the exit codes that launchers go by.
+
+0 done; 1 bad input: starting again changes nothing; 75 told to stop and saved (EX_TEMPFAIL of sysexits.h);
+76 another rank died or hung: starting again continues; anything else (a crash, a kill) too.
+"""
+
+from __future__ import annotations
+
+FAILED, STOPPED, LOST, CRASHED = 1, 75, 76, 70
 
 
 class UserError(Exception):
     """Bad input: one line that names the thing (file, key, value) and the remedy.
 
-    The command line prints it as ``dist-train: error: ...`` and leaves with exit code 1. Anything
+    The command line prints it as ``dist-train: error: ...`` and leaves with ``code``. Anything
     else that escapes is a defect of this program and keeps its traceback.
     """
+
+    code = FAILED
+
+
+class LostError(UserError):
+    """Another rank is gone. Nothing is wrong with the input: starting again continues."""
+
+    code = LOST

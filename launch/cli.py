@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import dist_train
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir
-from dist_train.errors import UserError
+from dist_train.errors import STOPPED, UserError
+from launch import commands as commands_around
 
 
 class Parser(ArgumentParser):
@@ -81,19 +82,21 @@ def build_parser() -> Parser:
     resume.add_argument("--batches", type=int, default=4, help="Global batches to compare.")
     commands.add_subcommand("verify-resume", resume, help="prove that resuming is exact")
 
+    commands_around.add(commands, Parser)
+
     whole = "all stages in turn (pack where asked, pretrain, extract, learn, evaluate), skipping what is done"
-    for name in ("run", *STAGES):
-        stage = Parser(description=f"Run {whole}." if name == "run" else f"Run the stage {name}.")
+    told = {"run": whole, "prepare": "draw and pack, where the configuration asks for it"}
+    for name in ("run", "prepare", *STAGES):
+        stage = Parser(description=f"Run {told[name]}." if name == "run" else f"Run the stage {name}.")
         stage.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
         stage.add_class_arguments(Config)
         stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
-        commands.add_subcommand(name, stage, help=whole if name == "run" else f"the stage {name} alone")
+        commands.add_subcommand(name, stage, help=told.get(name, f"the stage {name} alone"))
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit code 0; 1 for bad input; 75 for told to stop, saved, start me again; 130 for
-    Ctrl-C where there was nothing to save."""
+    """Entry point. Exit codes: see ``dist_train.errors``; 130 for Ctrl-C where there was nothing to save."""
     warnings.filterwarnings("ignore", message=".*jsonargparse.*")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dist_train").setLevel(logging.INFO)
@@ -109,11 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "draw": _draw,
             "verify-resume": _verify_resume,
             "status": _status,
+            "launch": lambda given: _launch(parser, options),
+            "logs": commands_around.logs,
+            "cancel": commands_around.cancel,
+            "collect": commands_around.collect,
+            "doctor": commands_around.doctor,
         }
         return actions[command](options[command]) if command in actions else _stages(parser, options)
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
-        return 1
+        return error.code
     except OSError as error:
         if error.filename is None:
             raise
@@ -244,30 +252,29 @@ def load_config(folder: Path) -> Config:
 def _stages(parser: Parser, options: Namespace) -> int:
     command = options.command
     redo = options[command].pop("redo")
-    options[command].pop("config", None)
-    try:
-        made = parser.instantiate_classes(options)[command]
-        config = Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
-    except (ValueError, TypeError) as error:
-        raise UserError(_one_line(str(error))) from None
+    config = _config(parser, options, command)
 
     from dist_train import context as contexts
     from dist_train.engine.monitor import Monitor
-    from dist_train.engine.preempt import STOPPED, Stopped, Stopper
+    from dist_train.engine.preempt import Stopped, Stopper
     from dist_train.stages import common, evaluate, extract, learn, pretrain
     from dist_train.stages.prepare import prepare
 
     chapters = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
     with (
-        contexts.start(timeout=config.monitor.start_timeout, join=False) as context,
+        contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
         Monitor(context, config.monitor, config.run_dir) as monitor,
     ):
         if not context.main:
             logging.getLogger("dist_train").setLevel(logging.WARNING)
         try:
             contexts.join_group(context)
-            if command == "run":
+            for line in contexts.placement(context):
+                log.info("%s", line)
+            if command in ("run", "prepare"):
                 prepare(config, context)
+                if command == "prepare":
+                    return 0
             with Stopper(context, config.max_minutes) as stop:
                 run = common.open_run(config, context.world)
                 with common.exclusive(run, context):
@@ -288,10 +295,34 @@ def _stages(parser: Parser, options: Namespace) -> int:
             if culprit is None:
                 monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
-            raise UserError(f"rank {context.rank} leaves: {culprit}; the same command continues") from None
+            raise type(culprit)(f"rank {context.rank} leaves: {culprit}; the same command continues") from None
         finally:
             monitor.left()
     return 0
+
+
+def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
+    """The configuration that was given to a command (of a command)."""
+    given = options
+    for command in commands:
+        given = given[command]
+    given.pop("config", None)
+    try:
+        made = parser.instantiate_classes(options)
+        for command in commands:
+            made = made[command]
+        return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
+    except (ValueError, TypeError) as error:
+        raise UserError(_one_line(str(error))) from None
+
+
+def _launch(parser: Parser, options: Namespace) -> int:
+    given = options.launch
+    if given.launcher == "tensorboard":
+        return commands_around.tensorboard(given.tensorboard)
+    chosen = given[given.launcher]
+    config = _config(parser, options, "launch", given.launcher)
+    return (commands_around.launch_slurm if given.launcher == "slurm" else commands_around.launch_local)(config, chosen)
 
 
 def _make(kind: type[Any], values: dict[str, Any]) -> Any:
@@ -311,7 +342,7 @@ def _words(path: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def _check_text(path: Path) -> None:
+def check_text(path: Path) -> None:
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -332,7 +363,7 @@ def _named_configs(arguments: list[str]) -> list[str]:
                 raise UserError(f"--config {value}: no such file, and no packaged one of that name ({names})")
             value = str(packaged)
         if (flag or before == "--config") and Path(value).is_file():
-            _check_text(Path(value))
+            check_text(Path(value))
         found.append(flag + value)
     return found
 

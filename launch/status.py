@@ -1,4 +1,4 @@
-"""What a run is doing, from its folder alone: no SLURM, no connection, no GPU."""
+"""What a run is doing: from its folder, and from SLURM where it was submitted there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_train.config import STAGES
 from dist_train.errors import UserError
+from launch import jobs
 
 _SILENT = 60.0  # seconds without a heartbeat (one comes every five) until a run counts as gone
 
@@ -19,10 +20,17 @@ def show(folder: Path) -> str:
     Raises:
         UserError: no run there.
     """
-    runs = [folder] if (folder / "config.yaml").is_file() else sorted(p.parent for p in folder.glob("*/config.yaml"))
+    if _is_run(folder):
+        runs = [folder]
+    else:
+        runs = sorted(path for path in folder.glob("*") if _is_run(path)) if folder.is_dir() else []
     if not runs:
         raise UserError(f"{folder}: no run here (no config.yaml); give RUNS/NAME, or the folder of all runs")
     return "\n\n".join(_run(run) for run in runs)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "launch" / "config.yaml").is_file()
 
 
 def _run(run: Path) -> str:
@@ -32,7 +40,7 @@ def _run(run: Path) -> str:
     table = [_stage(run, name, alive) for name in STAGES]
     table = [row for row in table if row]
     widths = [max(len(row[column]) for row in table) for column in range(2)]
-    lines = [f"{run}", *(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table)]
+    lines = [f"{run}", *_jobs(run), *(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table)]
     if beat:
         where = f"{beat['ranks']} rank(s), rank 0 on {beat['host']}" + (f", job {beat['job']}" if beat["job"] else "")
         state = "now" if alive else "left" if beat["left"] else "NO SIGN OF LIFE"
@@ -40,6 +48,27 @@ def _run(run: Path) -> str:
     if error and not alive:
         lines.append(f"  died of: rank {error['rank']}: {error['message']}")
     return "\n".join(lines)
+
+
+def _jobs(run: Path) -> list[str]:
+    """A line for each stage's newest job."""
+    entries = [entry for entry in jobs.newest(run) if not entry["local"]]
+    states = jobs.states([entry["job"] for entry in entries])
+    lines = []
+    for entry in entries:
+        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry["job"]}
+        counts: dict[str, int] = {}
+        for state in mine.values():
+            counts[state.state] = counts.get(state.state, 0) + 1
+        told = next(iter(mine.values()), None)
+        text = ", ".join(name if entry["size"] == 1 else f"{count} {name}" for name, count in counts.items())
+        parts = [text or "not known to SLURM any more"]
+        if told and told.reason and told.state != "COMPLETED" and told.reason != "exit code 0":
+            parts.append(f"({told.reason})")
+        if told and told.nodes and told.nodes != "None assigned":
+            parts.append(f"on {told.nodes}")
+        lines.append(f"  job {entry['job']} {entry['stage']}: {' '.join(parts)}")
+    return lines
 
 
 def _stage(run: Path, name: str, alive: bool) -> tuple[str, str, str]:

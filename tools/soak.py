@@ -52,7 +52,7 @@ from dist_train.data.pack import pack
 from dist_train.data.splits import save_split
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read, reproducible
-from dist_train.engine.preempt import STOPPED
+from dist_train.errors import STOPPED
 from dist_train.stages import common, pretrain
 from launch.cli import main as dist_train
 

@@ -54,7 +54,7 @@ class Cache:
 
     def __init__(self, url: str, config: CacheConfig, block_shards: int = 0) -> None:
         self.url, self.config, self.block_shards = url.rstrip("/"), config, block_shards
-        self.dir = config.dir.expanduser()
+        self.dir = Path(os.path.expandvars(config.dir)).expanduser()  # a cluster profile names $USER
         self.fetched = self.retries = 0
         self._held: list[IO[bytes]] = []
         try:

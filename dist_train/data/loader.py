@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from dist_train.config import DataConfig
-from dist_train.context import Context, usable_cpus
+from dist_train.context import Context, cpus_per_rank
 from dist_train.data import augment
 from dist_train.data.cache import Prefetcher
 from dist_train.data.dali import DecodeError, Request, decode, decode_errors
@@ -225,4 +225,4 @@ def _ahead(build: Callable[[Step], Made], plan: Iterator[Step], depth: int) -> I
 
 def decode_threads(data: DataConfig, context: Context) -> int:
     """CPU threads for one rank's decoder: as configured, or an equal share of the usable CPUs."""
-    return data.threads or max(1, usable_cpus() // context.local_world)
+    return data.threads or cpus_per_rank(context.local_world)

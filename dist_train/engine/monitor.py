@@ -27,10 +27,10 @@ import torch.distributed as dist
 from dist_train.config import MonitorConfig
 from dist_train.context import Context
 from dist_train.data.files import write_text
+from dist_train.errors import LOST, LostError, UserError
 
 _PERIOD = 1.0  # seconds
 _HEARTBEAT = 5.0  # seconds between writes to the run's folder, which may be on a slow file system
-FAILED = 1
 
 
 class Monitor:
@@ -44,9 +44,8 @@ class Monitor:
         self._lock = threading.Lock()
         if context.world > 1:
             # A connection of its own: a wait on the process group's store would block it.
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             timeout = timedelta(seconds=config.rank_timeout)
-            store = dist.TCPStore(host, port, context.world, False, timeout, wait_for_workers=False)
+            store = dist.TCPStore(*context.address, context.world, False, timeout, wait_for_workers=False)
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self._store = dist.PrefixStore(f"monitor/{attempt}", store)
             self._store.set(f"beat/{context.rank}", self._beat(0))
@@ -72,9 +71,9 @@ class Monitor:
             with suppress(RuntimeError):  # the rank that holds the store may be gone
                 self._store.set(f"failed/{self.context.rank}", message)
 
-    def culprit(self, wait: float) -> str | None:
-        """After an exchange between ranks failed: the rank that caused it, as one line, or None if none
-        is found within ``wait`` seconds."""
+    def culprit(self, wait: float) -> UserError | None:
+        """After an exchange between ranks failed: the rank that caused it, as an error to raise, or None if
+        none is found within ``wait`` seconds."""
         if self._store is None:
             return None
         end, last = time.monotonic() + wait, dict.fromkeys(range(self.context.world), ("", time.monotonic()))
@@ -133,8 +132,9 @@ class Monitor:
             if trouble and not self._closed.wait(3 * _PERIOD):
                 self._leave(trouble)
 
-    def _trouble(self, last: dict[int, tuple[str, float]], silence: float) -> str | None:
-        """The first rank that failed or has been silent for so many seconds."""
+    def _trouble(self, last: dict[int, tuple[str, float]], silence: float) -> UserError | None:
+        """The first rank that failed (bad input, most likely: see its line) or has been silent for so many
+        seconds (lost)."""
         with self._lock:
             now = time.monotonic()
             try:
@@ -142,7 +142,7 @@ class Monitor:
                     if rank == self.context.rank:
                         continue
                     if self._store.check([f"failed/{rank}"]):
-                        return f"rank {rank} failed: {self._store.get(f'failed/{rank}').decode()}"
+                        return UserError(f"rank {rank} failed: {self._store.get(f'failed/{rank}').decode()}")
                     if not self._store.check([f"beat/{rank}"]):
                         continue  # not there yet: the process group waits for it
                     beat = self._store.get(f"beat/{rank}").decode()
@@ -150,12 +150,14 @@ class Monitor:
                         last[rank] = (beat, now)
                     elif now - last[rank][1] > silence and not self._store.check([f"left/{rank}"]):
                         told = json.loads(beat)
-                        return (
+                        return LostError(
                             f"rank {rank} (pid {told['pid']} on {told['host']}) is dead: no sign of life for "
                             f"{now - last[rank][1]:.0f} s, last at {told['doing']!r}"
                         )
             except RuntimeError as error:
-                return f"the ranks' store does not answer, its rank (0, or the launcher) is gone ({_first(error)})"
+                return LostError(
+                    f"the ranks' store does not answer, its rank (0, or the launcher) is gone ({_first(error)})"
+                )
         return None
 
     def left(self) -> None:
@@ -178,7 +180,7 @@ class Monitor:
             flush=True,
         )
         faulthandler.dump_traceback(sys.stderr)
-        os._exit(FAILED)
+        os._exit(LOST)
 
     def _told(self, rank: int) -> dict[str, Any] | None:
         with suppress(RuntimeError):
@@ -187,11 +189,11 @@ class Monitor:
                 return told
         return None
 
-    def _leave(self, trouble: str) -> None:
-        self._note(trouble)
+    def _leave(self, trouble: UserError) -> None:
+        self._note(str(trouble))
         text = f"dist-train: error: rank {self.context.rank} leaves: {trouble}; the same command continues"
         print(text, file=sys.stderr, flush=True)
-        os._exit(FAILED)
+        os._exit(trouble.code)
 
 
 def _first(error: BaseException) -> str:

@@ -22,16 +22,18 @@ from dist_train.context import Context
 
 log = logging.getLogger(__name__)
 
-STOPPED = 75
-"""Exit code "saved and left, start me again" (EX_TEMPFAIL of sysexits.h)."""
-
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 _SAME = 1.0  # seconds: a launcher may pass on what a terminal already sent to the whole group
-_MARGIN = 120.0  # seconds before the job's end: a step, a save and the way out
 
 
 class Stopped(Exception):
-    """Everything is saved; leave with ``STOPPED``."""
+    """Everything is saved; leave with exit code ``errors.STOPPED``."""
+
+
+def margin(seconds: float) -> float:
+    """How long before a job's end to stop: a step, a save and the way out. Two minutes, or a fifth of a
+    job that is shorter than ten."""
+    return min(120.0, seconds / 5)
 
 
 class Stopper:
@@ -39,7 +41,7 @@ class Stopper:
 
     Args:
         max_minutes: stop after so many minutes; None: never.
-        env: ``SLURM_JOB_END_TIME`` (seconds since 1970) is a deadline too, two minutes ahead.
+        env: ``SLURM_JOB_END_TIME`` (seconds since 1970) is a deadline too, ``margin`` ahead.
     """
 
     def __init__(self, context: Context, max_minutes: float | None = None, env: Mapping[str, str] = os.environ) -> None:
@@ -49,7 +51,9 @@ class Stopper:
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
         self._why = f"max_minutes={max_minutes:g} are over" if max_minutes else ""
         if env.get("SLURM_JOB_END_TIME", "").isdigit():
-            left = int(env["SLURM_JOB_END_TIME"]) - time.time() - _MARGIN
+            end = int(env["SLURM_JOB_END_TIME"])
+            began = env.get("SLURM_JOB_START_TIME", "")
+            left = end - time.time() - margin(end - int(began) if began.isdigit() else 3600)
             if time.monotonic() + left < self._deadline:
                 self._deadline, self._why = time.monotonic() + left, "the job's time is nearly over"
         self._before: dict[int, Any] = {}

@@ -257,9 +257,14 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
 @cache
 def git_commit() -> str:
     """The checkout's commit when this process first asked (it may move under a long run), ``-dirty``
-    where files are changed; "not a checkout" in a wheel."""
+    where files are changed; "not a checkout" in a wheel. A snapshot (launch/snapshot.py) carries it."""
     here = Path(dist_train.__file__).parent.parent
+    if (here / "COMMIT").is_file():
+        return (here / "COMMIT").read_text().strip()
     try:
+        # A wheel inside another project's checkout is none of that project's files.
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", "dist_train/__init__.py"]
+        subprocess.run(tracked, check=True, capture_output=True)
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -46,7 +46,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     for method in run.config.learn.methods:
         folder = stage.folder / method
         if not (folder / "final").is_dir():
-            seed = run.config.seed + PREDICTORS.index(method)
+            seed = run.config.seed + len(PREDICTORS) * run.config.learn.seed + PREDICTORS.index(method)
             facts[method] = train(method, bank, run.config.learn, folder, seed, context, stage.inputs, stop)
         context.barrier(f"learn-{method}")
     stage.finish(iterations_per_s=facts)

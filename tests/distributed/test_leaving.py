@@ -17,7 +17,7 @@ from dist_train.config import Config, MonitorConfig
 from dist_train.context import Context
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read, reproducible
-from dist_train.engine.preempt import STOPPED, Stopper
+from dist_train.engine.preempt import Stopper
 
 Start = Callable[..., Any]
 Until = Callable[..., None]
@@ -110,7 +110,7 @@ def test_a_dead_rank_is_named_and_the_others_leave(config: Config, ranks: Start,
     until(lambda: len(rows(config)) >= 2)
     started.signal(signal.SIGKILL, [victim])
     codes = started.wait(45)
-    assert codes[victim] == -signal.SIGKILL and all(code == 1 for r, code in enumerate(codes) if r != victim)
+    assert codes[victim] == -signal.SIGKILL and all(code == LOST for r, code in enumerate(codes) if r != victim)
     for rank in {0, 1, 2} - {victim}:
         text = started.error(rank)
         assert (f"rank {victim}" in text and "is dead" in text) or "is gone" in text, text
@@ -134,7 +134,7 @@ def test_a_hang_is_ended_and_says_what_each_rank_was_doing(config: Config, ranks
     started.signal(signal.SIGSTOP, [1])  # silent for less than rank_timeout: rank 0 waits in an exchange
     until(lambda: not started.running(0), 60)
     started.signal(signal.SIGCONT, [1])
-    assert started.wait(30) == [1, 1]
+    assert started.wait(30)[0] == LOST
     text = started.error(0)
     assert "no progress for" in text and "  rank 0: " in text and "  rank 1: " in text
     assert text.count(" s)") >= 2 and "loop.py" in text  # for how long, and where in the code
@@ -196,7 +196,7 @@ def test_a_rank_that_never_comes_is_a_line_after_the_start_timeout(config: Confi
     config = replace(config, monitor=MonitorConfig(start_timeout=3, rank_timeout=5))
     late = ranks(2, config, "pretrain")
     late.signal(signal.SIGKILL, [1])
-    assert late.wait(40)[0] == 1
+    assert late.wait(40)[0] == LOST
     text = late.error(0)
     assert "did not meet" in text or "is dead" in text or "is gone" in text, text
     assert "Traceback" not in text

@@ -1,0 +1,213 @@
+"""Where the ranks meet. torchrun says where; under SLURM (and submitit's local executor) rank 0 takes a
+port that the system gives it and leaves its address in the run's folder, which all nodes see: no port
+is guessed, none is used twice, and a requeued job gets a new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from dist_train.errors import LostError, UserError
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Set by srun for the tasks of a step, and only there: a shell inside a job is a lone process.
+_SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID")
+_SUBMITIT = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
+_SIOCGIFADDR = 0x8915  # <linux/sockios.h>: an interface's IPv4 address
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all: its number, theirs, the same on this node, and who started it
+    (``torchrun``, ``slurm``, ``submitit``; "" for a lone process)."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    launcher: str = ""
+
+
+def read_environment(env: Mapping[str, str]) -> Place:
+    """Who am I, from the environment: torchrun's variables win where they are all set, then srun's, then
+    those of submitit's local executor; none of them is a lone process.
+
+    Raises:
+        UserError: torchrun's variables are set in part, or contradict each other.
+    """
+    have = [name for name in _TORCHRUN if name in env]
+    try:
+        if "RANK" in env or "WORLD_SIZE" in env:
+            lacking = [name for name in _TORCHRUN if name not in env]
+            if lacking:
+                raise UserError(
+                    f"environment: {', '.join(have)} set but {', '.join(lacking)} not; start with torchrun, "
+                    f"or unset them for a lone process"
+                )
+            place = Place(*(int(env[name]) for name in _TORCHRUN[:4]), "torchrun")
+        elif all(name in env for name in _SLURM):
+            tasks = _tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]
+            place = Place(*(int(env[name]) for name in _SLURM[:3]), tasks, "slurm")
+        elif all(name in env for name in _SUBMITIT):
+            rank, world, local = (int(env[name]) for name in _SUBMITIT)
+            place = Place(rank, world, local, world, "submitit")
+        else:
+            return Place()
+    except (ValueError, IndexError):
+        raise UserError("environment: the ranks' variables (RANK, SLURM_PROCID, ...) must be whole numbers") from None
+    if not (0 <= place.rank < place.world and 0 <= place.local_rank < place.local_world <= place.world):
+        raise UserError(
+            f"environment: rank {place.rank} of {place.world}, local {place.local_rank} of {place.local_world} "
+            f"contradict each other"
+        )
+    return place
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's "2(x3),1" as [2, 2, 2, 1]."""
+    found = []
+    for part in text.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        found += [int(count)] * int(times or 1)
+    return found
+
+
+def meet(place: Place, env: Mapping[str, str], folder: Path | None, timeout: float) -> tuple[Any, tuple[str, int]]:
+    """The ranks' store, once all have come, and its address.
+
+    Args:
+        folder: where rank 0 leaves its address, unless torchrun gives one.
+        timeout: seconds.
+
+    Raises:
+        LostError: a rank did not come.
+        UserError: rank 0 is there but cannot be reached.
+    """
+    if place.launcher == "torchrun":
+        address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+        try:
+            store, _, _ = next(
+                dist.rendezvous("env://", place.rank, place.world, timeout=timedelta(seconds=timeout))
+            )
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:200]
+            raise LostError(
+                f"rank {place.rank}: the {place.world} ranks did not meet at {address[0]}:{address[1]} within "
+                f"{timeout:g} s (monitor.start_timeout): {reason}"
+            ) from None
+    else:
+        if folder is None:
+            raise UserError(f"{place.world} ranks of {place.launcher}: this command runs as one process only")
+        end = time.monotonic() + timeout
+        path = folder / f"meet-{_attempt(env)}.json"
+        store, address = _host(path) if place.rank == 0 else _join(path, place, end)
+        _wait_for_all(store, place, end, timeout)
+        if place.rank == 0:
+            path.unlink(missing_ok=True)
+    if place.world > place.local_world and (name := interface_towards(address[0])):
+        # gloo takes the address that the host's own name has, which on Debian is a loopback one.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    return store, address
+
+
+def _attempt(env: Mapping[str, str]) -> str:
+    """A name for this start of this job."""
+    if "SLURM_JOB_ID" in env:
+        return "-".join(env.get(n, "0") for n in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
+    return env.get("SUBMITIT_LOCAL_JOB_ID", "0")
+
+
+def _host(path: Path) -> tuple[Any, tuple[str, int]]:
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    token = secrets.token_hex(8)
+    store.set("token", token)
+    # The outside first: a loopback address leads somewhere on every node.
+    addresses = sorted((a for _, a in _interfaces()), key=lambda a: a.startswith("127."))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    note = {"host": socket.gethostname(), "addresses": addresses, "port": store.port, "token": token}
+    temporary.write_text(json.dumps(note))
+    os.replace(temporary, path)
+    return store, (addresses[0] if addresses else "127.0.0.1", store.port)
+
+
+def _join(path: Path, place: Place, end: float) -> tuple[Any, tuple[str, int]]:
+    problem = f"rank 0 left no address in {path.parent} (is the folder shared by all nodes?)"
+    while time.monotonic() < end:
+        os.listdir(path.parent) if path.parent.is_dir() else None  # makes a network file system look again
+        try:
+            note = json.loads(path.read_text())
+        except (OSError, ValueError):
+            time.sleep(0.2)
+            continue
+        for address in note["addresses"]:
+            store = _connect(address, note["port"], note["token"])
+            if store is not None:
+                return store, (address, note["port"])
+        tried = ", ".join(note["addresses"])
+        problem = f"rank 0 on {note['host']} answers at none of {tried}, port {note['port']} (a firewall between nodes?)"
+        time.sleep(1)
+    raise UserError(f"rank {place.rank} on {socket.gethostname()}: {problem}; dist-train doctor looks closer")
+
+
+def _connect(address: str, port: int, token: str) -> Any:
+    """The store at this address if it is ours."""
+    try:
+        socket.create_connection((address, port), timeout=3).close()
+        store = dist.TCPStore(address, port, None, False, timedelta(seconds=10), wait_for_workers=False)
+        return store if store.check(["token"]) and store.get("token").decode() == token else None
+    except (OSError, RuntimeError):
+        return None
+
+
+def _wait_for_all(store: Any, place: Place, end: float, timeout: float) -> None:
+    store.set(f"here/{place.rank}", socket.gethostname())
+    missing = list(range(place.world))
+    while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
+        if time.monotonic() > end:
+            raise LostError(
+                f"rank {place.rank}: of {place.world} ranks these did not come within {timeout:g} s "
+                f"(monitor.start_timeout): {', '.join(map(str, missing[:20]))}; their logs say why"
+            )
+        time.sleep(0.1)
+    # Rank 0 holds the store and must not leave before all have seen everyone.
+    if store.add("seen", 1) == place.world:
+        store.set("all-seen", "1")
+    store.wait(["all-seen"], timedelta(seconds=max(5.0, end - time.monotonic())))
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface that leads to ``host`` ("eth0"); None where it cannot be told."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    return next((name for name, address in _interfaces() if address == own), None)
+
+
+def _interfaces() -> list[tuple[str, str]]:
+    """(name, IPv4 address) of every interface that has one."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue
+            found.append((name, socket.inet_ntoa(answer[20:24])))
+    return found

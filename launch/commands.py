@@ -1,0 +1,206 @@
+"""The commands around a run: launch, logs, cancel, collect, doctor. ``launch/cli.py`` has the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from dist_train.config import Config, to_dict
+from dist_train.data.files import write_text
+from dist_train.errors import UserError
+from launch.cluster import CHAIN, Cluster, load_cluster, resources
+
+ASKED = ("partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "minutes")
+
+
+def add(commands: Any, parser: Callable[..., Any]) -> None:
+    """Add the parsers of these commands."""
+    local = parser(description="Run all stages on this machine with torch's launcher; a dead worker's group starts "
+                               "again and continues. Ctrl-C saves and leaves.")  # fmt: skip
+    _run_options(local)
+    local.add_argument("--workers", type=int, default=1, help="Ranks: one a GPU, or a few on CPUs.")
+    local.add_argument("--starts", type=int, default=3, help="Give up after so many starts without progress.")
+
+    slurm = parser(description="Submit the stages as a chain of SLURM jobs. Stopped by preemption or a time limit, "
+                               "a job saves, requeues itself and continues.")  # fmt: skip
+    _run_options(slurm)
+    slurm.add_argument("--cluster", required=True, help="Profile: a YAML file, or the name of one in configs/clusters/.")
+    for name in ASKED:
+        kind = str if name in ("partition", "account", "qos") else int
+        slurm.add_argument(f"--{name}", type=kind, help=f"In place of the profile's {name}.")
+    slurm.add_argument("--stages", help=f"Some of {','.join(CHAIN)}; default: all that are not done.")
+    slurm.add_argument("--sweep", nargs="+", default=[],
+                       help="learn.* and evaluate.* over values, as arrays: learn.p_mean=0.3,0.9 evaluate.seed=0,1")  # fmt: skip
+    slurm.add_argument("--dry_run", action="store_true", help="Print every script and the chain; submit nothing.")
+    slurm.add_argument("--here", action="store_true", help="Run the chain on this machine, without SLURM.")
+
+    board = parser(description="TensorBoard for a run or all runs, and the SSH tunnel that leads to it.")
+    board.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="RUNS/NAME, or RUNS for all.")
+    board.add_argument("--port", type=int, default=6006, help="First port to try.")
+
+    launch = parser(description="Start a run: on this machine (local) or as SLURM jobs (slurm); or TensorBoard.")
+    commands.add_subcommand("launch", launch, help="start a run here or on SLURM")
+    kinds = launch.add_subcommands(dest="launcher", required=True)
+    kinds.add_subcommand("local", local, help="on this machine")
+    kinds.add_subcommand("slurm", slurm, help="as a chain of SLURM jobs")
+    kinds.add_subcommand("tensorboard", board, help="TensorBoard, and how to reach it")
+
+    logs = parser(description="What a rank of the newest job printed.")
+    logs.add_argument("run", type=Path, help="RUNS/NAME.")
+    logs.add_argument("--stage", help="Of this stage's newest job.")
+    logs.add_argument("--rank", type=int, default=0, help="Of this rank.")
+    logs.add_argument("--member", type=int, default=0, help="Of this member of an array.")
+    logs.add_argument("-f", "--follow", action="store_true", help="Go on until the job has ended.")
+    commands.add_subcommand("logs", logs, help="what a job printed")
+
+    cancel = parser(description="End a run's queued and running jobs; what runs saves first.")
+    cancel.add_argument("run", type=Path, help="RUNS/NAME.")
+    commands.add_subcommand("cancel", cancel, help="end a run's jobs")
+
+    collect = parser(description="One table of a sweep's members, in RUN/sweep/table.md.")
+    collect.add_argument("run", type=Path, help="RUNS/NAME.")
+    commands.add_subcommand("collect", collect, help="the table of a sweep")
+
+    doctor = parser(description="What this machine or cluster can do, and what to mend: one line each.")
+    doctor.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs: speed, locks, clock.")
+    doctor.add_argument("--cluster", help="Try this profile too: a short job on two nodes that exchanges data.")
+    doctor.add_argument("--wait", type=float, default=10, help="Minutes to wait for that job.")
+    doctor.add_argument("--inside", type=Path, help="(what that job runs)")
+    commands.add_subcommand("doctor", doctor, help="check this machine or cluster")
+
+
+def _run_options(parser: Any) -> None:
+    parser.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
+    parser.add_class_arguments(Config)
+
+
+def freeze(config: Config) -> Path:
+    """The configuration as a file in the run's folder, for those who are started later."""
+    path = (config.run_dir / "launch" / "config.yaml").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(to_dict(config), indent=1) + "\n")  # JSON is YAML
+    return path
+
+
+def launch_local(config: Config, options: Namespace) -> int:
+    from launch.local import launch
+
+    if options.workers < 1 or options.starts < 1:
+        raise UserError("--workers and --starts: must be >= 1")
+    return launch(["run", "--config", str(freeze(config))], config.run_dir, options.workers, options.starts)
+
+
+def launch_slurm(config: Config, options: Namespace) -> int:
+    from launch import jobs, slurm, sweep
+    from launch.slurm import Job, Start
+
+    cluster = load_cluster(options.cluster)
+    if options.account:
+        cluster = replace(cluster, account=options.account)
+    asked = {name: getattr(options, name) for name in ASKED}
+    config = replace(config, runs=config.runs.absolute())
+    if cluster.scratch:
+        config = replace(config, cache=replace(config.cache, dir=Path(cluster.scratch)))
+    stages = _stages(config, options.stages)
+    _check(config, cluster, stages, asked)
+    points = sweep.members(options.sweep) if options.sweep else {}
+    first = sweep.first_stage(options.sweep) if points else None
+    path = config.run_dir / "launch" / "config.yaml"
+    if not options.dry_run:
+        busy = jobs.active(config.run_dir)
+        if busy:
+            raise UserError(
+                f"{config.run_dir}: jobs {', '.join(busy)} of this run are queued or running; "
+                f"dist-train status shows them, dist-train cancel ends them"
+            )
+        path = freeze(config)
+    chain: list[Job] = []
+    for stage in stages:
+        start = [stage, "--config", str(path)]
+        job = Job(stage, resources(cluster, stage, asked), [Start(start)], chain[-1].stage if chain else None)
+        if first and stage in ("learn", "evaluate") and CHAIN.index(stage) >= CHAIN.index(first):
+            where = config.run_dir / "sweep" if options.dry_run else sweep.link(config.run_dir, list(points), first)
+            job.names = list(points)
+            job.starts = [Start([*start, "--runs", str(where), "--name", n, *o]) for n, o in points.items()]
+            job.matching = bool(chain) and len(chain[-1].starts) > 1 and len(points) > 1
+        chain.append(job)
+    if points and "evaluate" in stages:
+        one = replace(resources(cluster, "evaluate", asked), nodes=1, tasks_per_node=1, gpus_per_node=0)
+        chain.append(Job("collect", one, [Start(["collect", str(config.run_dir)])], "evaluate", anyhow=True))
+    if not chain:
+        print(f"{config.run_dir}: all stages are done; nothing to submit")
+        return 0
+    if options.dry_run:
+        print(slurm.show(config, cluster, chain))
+        return 0
+    if options.here:
+        return slurm.run_here(config, chain)
+    for stage, job_id in slurm.submit(config, cluster, chain):
+        print(f"{stage}: job {job_id}")
+    print(f"watch: dist-train status {config.run_dir} --watch; dist-train logs {config.run_dir} -f")
+    return 0
+
+
+def _stages(config: Config, given: str | None) -> list[str]:
+    """The stages of a chain, in order."""
+    if given is None:
+        packed = "://" in config.data.shards or (Path(config.data.shards) / "index.json").is_file()
+        skipped = {"prepare"} if packed or config.pack is None else set()
+        return [stage for stage in CHAIN if stage not in skipped]
+    wanted = [stage.strip() for stage in given.split(",") if stage.strip()]
+    wrong = [stage for stage in wanted if stage not in CHAIN]
+    if wrong or not wanted:
+        raise UserError(f"--stages {given}: {wrong[0] if wrong else 'none'!r} is no stage; some of {','.join(CHAIN)}")
+    return [stage for stage in CHAIN if stage in wanted]
+
+
+def _check(config: Config, cluster: Cluster, stages: list[str], asked: dict[str, Any]) -> None:
+    """What would fail after hours in a queue fails here."""
+    from dist_train.stages.common import open_run
+
+    if "prepare" not in stages:
+        wanted = resources(cluster, "pretrain", asked)
+        open_run(config, (wanted.nodes or 1) * wanted.ranks_per_node if "pretrain" in stages else 1)
+
+
+def collect(given: Namespace) -> int:
+    from launch.sweep import collect
+
+    print(collect(given.run))
+    return 0
+
+
+def logs(given: Namespace) -> int:
+    from launch.jobs import logs
+
+    try:
+        logs(given.run, given.stage, given.rank, given.follow, given.member)
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def cancel(given: Namespace) -> int:
+    from launch.jobs import cancel
+
+    print(f"{given.run}: cancelled {', '.join(cancel(given.run))}")
+    return 0
+
+
+def doctor(given: Namespace) -> int:
+    from launch import doctor
+
+    return doctor.inside(given.inside) if given.inside else doctor.examine(given.runs, given.cluster, given.wait)
+
+
+def tensorboard(given: Namespace) -> int:
+    from launch.local import tensorboard
+
+    if not given.folder.is_dir():
+        raise UserError(f"{given.folder}: no such folder; give RUNS/NAME or the folder of all runs")
+    return tensorboard(given.folder, given.port)

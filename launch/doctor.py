@@ -1,0 +1,258 @@
+"""``dist-train doctor``: what this machine, or a cluster, can do, and what to mend. A line a check."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import distributions
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dist_train.config import CacheConfig, Config
+from dist_train.context import usable_cpus
+from dist_train.errors import UserError
+from dist_train.rendezvous import interface_towards
+
+Line = tuple[str, str, str]  # ok, warning or error; what; what is so, and the remedy
+_PROBE = 64 * 2**20  # bytes written and exchanged to measure a speed
+
+
+def examine(runs: Path, cluster: str | None, minutes: float) -> int:
+    """Print every check; exit code 1 where one is an error."""
+    checks: list[Callable[[], Iterator[Line]]] = [
+        software,
+        accelerators,
+        processors,
+        network,
+        lambda: folder("runs", runs),
+        lambda: folder("cache", CacheConfig().dir.expanduser()),
+        slurm,
+    ]
+    if cluster:
+        checks.append(lambda: nodes(runs, cluster, minutes))
+    worst = 0
+    for check in checks:
+        for level, what, text in check():
+            worst = max(worst, ("ok", "warning", "error").index(level))
+            print(f"{level:8} {what:12} {text}", flush=True)
+    return 1 if worst == 2 else 0
+
+
+def software() -> Iterator[Line]:
+    import platform
+
+    yield "ok", "python", platform.python_version()
+    yield "ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    wheels = {d.metadata["Name"]: d.version for d in distributions() if "nvidia-dali" in (d.metadata["Name"] or "")}
+    real = {name: version for name, version in wheels.items() if re.search(r"cuda\d+$", name)}
+    if not real:
+        yield "error", "dali", "no wheel; pip install nvidia-dali-cuda130 (its suffix is the CUDA version)"
+        return
+    for name, version in real.items():
+        major, ours = name.rpartition("cuda")[2][:2], (torch.version.cuda or "").split(".")[0]
+        if ours and major != ours and torch.cuda.is_available():
+            yield "error", "dali", f"{name} {version} beside torch for CUDA {ours}; pip install nvidia-dali-cuda{ours}0"
+        else:
+            yield "ok", "dali", f"{name} {version}"
+
+
+def accelerators() -> Iterator[Line]:
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            yield "ok", "gpu", f"{index}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            yield "warning", "bf16", "not in hardware; set the three precisions to fp16"
+        if not dist.is_nccl_available():
+            yield "error", "nccl", "this torch has none; install torch from PyPI"
+        return
+    if shutil.which("nvidia-smi"):
+        with suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+            if "GPU 0" in found.stdout:
+                hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+                why = f"CUDA_VISIBLE_DEVICES={hidden!r}" if hidden is not None else "its driver is older than torch's CUDA"
+                yield "error", "gpu", f"there is one, but torch cannot use it: {why}"
+                return
+    yield "warning", "gpu", "none here; everything runs on the CPU"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if not re.search(r"\b(amx_bf16|avx512_bf16)\b", flags):
+        yield "warning", "bf16", "this CPU emulates it; set the three precisions to fp32, as demo does"
+
+
+def processors() -> Iterator[Line]:
+    usable, there = usable_cpus(), os.cpu_count() or 1
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    text = f"{usable} of {there} usable"
+    if asked.isdigit() and usable < int(asked):
+        yield "error", "cpus", f"{text}, {asked} asked for; srun does not take them over: --cpus-per-task={asked}"
+    elif usable == 1 and there > 1:
+        yield "warning", "cpus", f"{text}: decoding will be slow; ask for more CPUs a task, or check taskset"
+    else:
+        yield "ok", "cpus", text
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < 4096:
+        yield "warning", "files", f"{files} may be open at a time; ImageNet has about 1,200 shards: ulimit -n 8192"
+
+
+def network() -> Iterator[Line]:
+    host = socket.gethostname()
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        yield "warning", "host name", f"{host} has no address; ranks find each other by interface, torchrun may not"
+        address = "127.0.0.1"
+    local = address.startswith("127.")
+    under = interface_towards(address)
+    text = f"{host} is {address}" + (f" on {under}" if under else "")
+    yield "ok", "network", text + (", a loopback address: set --rdzv-endpoint to another name under torchrun" if local else "")
+    try:
+        with socket.socket() as server:
+            server.bind(("", 0))
+            server.listen(1)
+            socket.create_connection((address, server.getsockname()[1]), timeout=5).close()
+        yield "ok", "ports", "a free port can be taken and reached"
+    except OSError as error:
+        yield "error", "ports", f"cannot reach a port of this machine at {address}: {error}; look at its firewall"
+
+
+def folder(what: str, path: Path) -> Iterator[Line]:
+    """Speed, locks, rename and clock of a folder."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path, prefix=".doctor-") as temporary:
+            file = Path(temporary) / "a"
+            began = time.perf_counter()
+            with file.open("wb") as out:
+                out.write(os.urandom(2**20) * (_PROBE // 2**20))
+                out.flush()
+                os.fsync(out.fileno())
+            speed = _PROBE / 1e6 / (time.perf_counter() - began)
+            skew = file.stat().st_mtime - time.time()
+            os.replace(file, file.with_name("b"))
+            locks = True
+            with file.with_name("b").open("r+") as out:
+                try:
+                    fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    locks = False
+        free = shutil.disk_usage(path).free / 1e9
+    except OSError as error:
+        yield "error", what, f"{path}: {error.strerror}; choose another folder, or mend its permissions"
+        return
+    text = f"{path}: {speed:.0f} MB/s written and synced, {free:.0f} GB free"
+    yield "ok" if speed > 20 and free > 5 else "warning", what, text + ("" if free > 5 else "; make room")
+    if not locks:
+        yield "warning", what, f"{path}: no file locks; never start a run twice at a time"
+    if abs(skew) > 5:
+        yield "warning", what, f"{path}: its clock is {skew:+.0f} s from this machine's; status shows wrong ages"
+
+
+def slurm() -> Iterator[Line]:
+    if shutil.which("sbatch") is None:
+        yield "warning", "slurm", "no sbatch here; dist-train launch local and torchrun work without"
+        return
+    version = _output(["sinfo", "-V"]).strip()
+    settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", _output(["scontrol", "show", "config"]), re.MULTILINE))
+    if not settings:
+        yield "error", "slurm", f"{version}: its controller does not answer (scontrol show config)"
+        return
+    yield "ok", "slurm", f"{version}, cluster {settings.get('ClusterName', '?')}"
+    yield "ok" if _output(["sacct", "-n", "-X", "-S", "now"], fail=None) is not None else "warning", "sacct", (
+        "answers" if _output(["sacct", "-n", "-X", "-S", "now"], fail=None) is not None
+        else "does not answer: status then knows queued and running jobs only"
+    )  # fmt: skip
+    if settings.get("JobRequeue") == "0":
+        yield "ok", "requeue", "off by default here (JobRequeue=0); our jobs ask for it with --requeue"
+    mode, how = settings.get("PreemptMode", ""), settings.get("PreemptParameters", "") + settings.get("SlurmctldParameters", "")
+    if "OFF" in mode:
+        yield "ok", "preemption", "off: only time limits and failures end a job"
+    elif "user_send_user_signal" in how or "send_user_signal" in how:
+        yield "ok", "preemption", f"{mode}; jobs get USR2 first"
+    else:
+        yield "ok", "preemption", f"{mode}; jobs get TERM, and KillWait={settings.get('KillWait', '?')} to save"
+    if "affinity" not in settings.get("TaskPlugin", "") and "cgroup" not in settings.get("TaskPlugin", ""):
+        yield "warning", "task plugin", f"{settings.get('TaskPlugin')}: tasks are not bound to the CPUs they asked for"
+
+
+def _output(command: list[str], fail: str | None = "") -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return fail
+    return done.stdout if done.returncode == 0 else fail
+
+
+def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
+    """A short job of the profile on two nodes: do the ranks meet, and how fast do they exchange?"""
+    from launch import jobs
+    from launch.cluster import load_cluster, resources
+    from launch.slurm import Job, Start, submit
+
+    cluster = load_cluster(name)
+    wanted = resources(cluster, "pretrain", {"nodes": min(2, cluster.nodes or 2), "minutes": 5})
+    config = Config(name="doctor", runs=runs.absolute())
+    here = config.run_dir
+    shutil.rmtree(here, ignore_errors=True)
+    here.mkdir(parents=True)
+    try:
+        ((_, job),) = submit(config, cluster, [Job("doctor", wanted, [Start(["doctor", "--inside", str(here)])])])
+    except UserError as error:
+        yield "error", "job", str(error)
+        return
+    end = time.monotonic() + 60 * minutes
+    state = None
+    while time.monotonic() < end and not (here / "nodes.json").is_file():
+        state = jobs.states([job]).get(job, state)
+        if state and not state.active:
+            break
+        time.sleep(1)
+    if (here / "nodes.json").is_file():
+        for level, what, text in json.loads((here / "nodes.json").read_text()):
+            yield level, what, text
+        shutil.rmtree(here, ignore_errors=True)
+        return
+    jobs.cancel_ids([job])
+    found = f"{state.state} {state.reason}".strip() if state else "unknown"
+    yield "error", "job", f"job {job} did not report within {minutes:g} min (state {found}); its log is in {jobs.folder(here)}"
+
+
+def inside(folder: Path) -> int:
+    """What that job runs on every rank."""
+    from dist_train import context as contexts
+
+    with contexts.start(timeout=120, folder=folder / "launch") as context:
+        lines: list[Line] = [("ok", "ranks", contexts.placement(context)[0])]
+        lines += [("warning", "ranks", text) for text in contexts.placement(context)[1:]]
+        data = torch.ones(_PROBE // 4, device=context.device)
+        context.sum(data[:1])
+        began = time.perf_counter()
+        for _ in range(3):
+            context.sum(data)
+        if context.device.type == "cuda":
+            torch.cuda.synchronize()
+        speed = 3 * _PROBE / 1e9 / (time.perf_counter() - began)
+        how = "NCCL" if context.device.type == "cuda" else "gloo"
+        lines.append(("ok", "all-reduce", f"{speed:.2f} GB/s over {how} between {context.world} rank(s)"))
+        context.sum(torch.zeros(1))  # all leave the exchange together: their clocks can be compared
+        clocks = context.gather(time.time())
+        spread = max(clocks) - min(clocks)
+        lines.append(("ok" if spread < 5 else "warning", "clocks", f"{spread:.2f} s apart between the ranks"))
+        if context.main:
+            temporary = folder / "nodes.tmp"
+            temporary.write_text(json.dumps(lines))
+            os.replace(temporary, folder / "nodes.json")
+        context.barrier("doctor")
+    return 0

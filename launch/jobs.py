@@ -1,0 +1,163 @@
+"""The SLURM jobs of a run: which there are, how they are, what they print, and how to end them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.errors import UserError
+
+ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
+
+
+@dataclass(frozen=True)
+class State:
+    """What SLURM says of a job: its state, the reason or exit code, and its nodes."""
+
+    state: str
+    reason: str = ""
+    nodes: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+
+def folder(run: Path) -> Path:
+    """Where submitit keeps a run's scripts and logs."""
+    return (run / "launch" / "jobs").absolute()
+
+
+def record(run: Path, stage: str, job: str, names: Sequence[str], size: int, local: bool = False) -> None:
+    """Note a submitted job."""
+    entry = {"stage": stage, "job": job, "names": list(names), "size": size, "local": local, "time": time.time()}
+    path = run / "launch" / "jobs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def recorded(run: Path) -> list[dict[str, Any]]:
+    """The jobs of a run, oldest first."""
+    found = []
+    try:
+        lines = (run / "launch" / "jobs.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def newest(run: Path) -> list[dict[str, Any]]:
+    """The last submitted job of every stage, in the order of submission."""
+    return sorted({entry["stage"]: entry for entry in recorded(run)}.values(), key=lambda entry: entry["time"])
+
+
+def states(ids: Sequence[str]) -> dict[str, State]:
+    """Job id (of an array's members, ``12_0``) -> state. squeue knows those that are queued or run, sacct
+    the others; where one of the two is missing or does not answer, the other's word stands."""
+    found: dict[str, State] = {}
+    if not ids:
+        return found
+    asked = ",".join(sorted(set(ids)))
+    for line in _ask(["sacct", "-n", "-X", "-P", "-j", asked, "-o", "JobID,State,ExitCode,NodeList"]):
+        job, state, code, nodes = (line.split("|") + [""] * 4)[:4]
+        found[job] = State(state.split(" ")[0], f"exit code {code.split(':')[0]}", nodes)
+    known = ",".join(sorted(set(ids) & {job.split("_")[0] for job in _queued()}))
+    for line in _ask(["squeue", "-h", "-r", "-j", known, "-o", "%i|%T|%r|%N"]) if known else []:
+        job, state, reason, nodes = (line.split("|") + [""] * 4)[:4]
+        found[job] = State(state, "" if reason == "None" else reason, nodes)
+    return found
+
+
+def _queued() -> list[str]:
+    """All that squeue knows; asked about an id that it has forgotten, it fails for all of them."""
+    return [line.strip() for line in _ask(["squeue", "-h", "-r", "-o", "%i"])]
+
+
+def _ask(command: list[str]) -> list[str]:
+    if shutil.which(command[0]) is None:
+        return []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def active(run: Path) -> list[str]:
+    """Ids of the run's jobs that are queued or running, in the order of submission."""
+    ids = [entry["job"] for entry in recorded(run) if not entry["local"]]
+    now = states(ids)
+    return [job for job in ids if any(key.split("_")[0] == job and state.active for key, state in now.items())]
+
+
+def cancel(run: Path) -> list[str]:
+    """End the run's jobs, the last of the chain first, and return their ids. What runs saves first.
+
+    Raises:
+        UserError: no scancel here, or nothing to cancel.
+    """
+    if shutil.which("scancel") is None:
+        raise UserError("no scancel on this machine: go to a login node; a run without SLURM ends by Ctrl-C")
+    ids = active(run)
+    if not ids:
+        raise UserError(f"{run}: no job of it is queued or running")
+    cancel_ids(ids)
+    return ids
+
+
+def cancel_ids(ids: Sequence[str]) -> None:
+    for job in reversed(ids):
+        subprocess.run(["scancel", job], check=False)
+
+
+def logs(run: Path, stage: str | None, rank: int, follow: bool, member: int = 0) -> None:
+    """Print the log of the newest job (of ``stage``); ``follow``: until it has ended.
+
+    Raises:
+        UserError: no such job or log.
+    """
+    entries = [entry for entry in recorded(run) if stage in (None, entry["stage"])]
+    if not entries:
+        raise UserError(f"{run}: no job{f' of {stage}' if stage else ''} was submitted; without SLURM the output is in your terminal")
+    found = [(path, entry) for entry in entries if (path := _log(run, entry, rank, member)) is not None]
+    if not found:
+        last = entries[-1]
+        raise UserError(f"{last['stage']}: job {last['job']} has no log of rank {rank} yet; dist-train status {run} says how it is")
+    path, entry = max(found, key=lambda pair: pair[0].stat().st_mtime)
+    print(f"==> {entry['stage']}, job {entry['job']}, rank {rank}: {path}", file=sys.stderr)
+    with path.open(errors="replace") as file:
+        quiet = 0.0
+        while True:
+            text = file.read()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            if not follow:
+                return
+            quiet = 0.0 if text else quiet + 0.5
+            if quiet >= 5 and quiet % 5 == 0 and not entry["local"] and entry["job"] not in active(run):
+                return
+            time.sleep(0.5)
+
+
+def _log(run: Path, entry: dict[str, Any], rank: int, member: int) -> Path | None:
+    job = entry["job"] if entry["size"] == 1 else f"{entry['job']}_{member}"
+    # Ranks that are another program's child may not have one: then what the job's shell said.
+    for name in (f"{job}_{rank}_log.out", f"{job}_log.out"):
+        path = folder(run) / name
+        if path.is_file() and os.path.getsize(path):
+            return path
+    return None

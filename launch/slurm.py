@@ -1,0 +1,229 @@
+"""A run as a chain of SLURM jobs, through submitit: each stage waits for the one before it.
+
+A job's tasks, one a rank, are started by srun and call the same command line as everywhere. What
+happens when they have left, done or stopped or dead, the job's script decides (``launch/after.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core import utils as submitit_utils
+
+from dist_train.config import Config
+from dist_train.engine.preempt import margin
+from dist_train.errors import CRASHED, STOPPED, UserError
+from launch import jobs, snapshot
+from launch.cluster import Cluster, Resources
+
+
+@dataclass
+class Start:
+    """What each rank of a job calls.
+
+    Attributes:
+        arguments: of the command line.
+    """
+
+    arguments: list[str]
+
+    def __call__(self) -> None:
+        # Until the command line has handlers of its own there is nothing to save: leave, to be started
+        # again. submitit's would act on rank 0 alone.
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(STOPPED))
+        environment = submitit.JobEnvironment()
+        for stale in environment.paths.folder.glob(f"{environment.job_id}_{environment.global_rank}_*.save_tmp"):
+            stale.unlink(missing_ok=True)  # a kill while submitit wrote it would fail every later start
+        from launch.cli import main
+
+        sys.argv = ["dist-train", *self.arguments]  # for the record of how a number was made
+        try:
+            code = main(self.arguments)
+        except Exception:
+            traceback.print_exc()
+            code = CRASHED
+        if code:
+            sys.stdout.flush()
+            sys.exit(code)
+
+
+@dataclass
+class Job:
+    """One job, or an array of them.
+
+    Attributes:
+        stage: its name in the chain.
+        starts: what it runs; several are an array.
+        after: the stage it waits for; None: nothing.
+        matching: each member of the array waits for its own of ``after`` only.
+        anyhow: runs even where ``after`` failed.
+        names: of the members.
+    """
+
+    stage: str
+    resources: Resources
+    starts: list[Start]
+    after: str | None = None
+    matching: bool = False
+    anyhow: bool = False
+    names: list[str] = field(default_factory=list)
+
+
+class _Executor(submitit.SlurmExecutor):
+    """submitit's, which may also be made where there is no SLURM, to show the scripts."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, array: int) -> str:
+        if array > 1:
+            self.parameters["map_count"] = array
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency: str | None) -> _Executor:
+    """submitit's executor with everything a job is told."""
+    wanted = job.resources
+    python = " ".join(filter(None, [cluster.container, cluster.python or shlex.quote(sys.executable)]))
+    made = _Executor(jobs.folder(config.run_dir), python=python)
+    limit = 60 * (wanted.minutes or 60)
+    variables = {
+        "PYTHONPATH": f"{code}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "PYTHONSAFEPATH": "1",  # or the working directory's code would win over the snapshot
+        "OMP_NUM_THREADS": None,
+        **cluster.environment,
+    }
+    if wanted.cpus_per_task:
+        variables["SRUN_CPUS_PER_TASK"] = str(wanted.cpus_per_task)
+    # After srun, in the job's own shell: it outlives every rank, and scontrol is at hand.
+    after = [
+        "code=$?",
+        f"{python} -m launch.after {shlex.quote(str(config.run_dir.absolute()))} $code {cluster.starts}; code=$?",
+        f'if [ $code -eq {STOPPED} ] && ! scontrol -o show job "$SLURM_JOB_ID" | grep -q CANCELLED; then',
+        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60',
+        "fi",
+        "exit $code",
+    ]
+    parameters: dict[str, Any] = {
+        "job_name": f"{config.name}.{job.stage}",
+        "partition": wanted.partition,
+        "account": cluster.account,
+        "qos": wanted.qos,
+        "constraint": wanted.constraint,
+        "time": wanted.minutes or None,
+        "nodes": wanted.nodes or 1,
+        "ntasks_per_node": wanted.ranks_per_node,
+        "gpus_per_node": wanted.gpus_per_node or None,
+        "cpus_per_task": wanted.cpus_per_task,
+        "mem": wanted.mem_gb,
+        "dependency": dependency,
+        "signal_delay_s": int(margin(limit)),
+        "stderr_to_stdout": True,
+        # One rank that leaves must not take the others along while they save.
+        "srun_args": [*([f"--cpus-per-task={wanted.cpus_per_task}"] if wanted.cpus_per_task else []),
+                      "--kill-on-bad-exit=0", *cluster.srun],
+        "setup": [*cluster.setup, *(_export(name, value) for name, value in variables.items()),
+                  "trap : TERM  # let the ranks save, and what follows decide"],
+        "teardown": after,
+        "additional_parameters": {"requeue": True, **({"kill-on-invalid-dep": "yes"} if dependency else {}),
+                                  **cluster.sbatch},
+    }  # fmt: skip
+    made.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
+    return made
+
+
+def _export(name: str, value: str | None) -> str:
+    return f'export {name}="{value}"' if value is not None else f"unset {name}"
+
+
+def show(config: Config, cluster: Cluster, chain: list[Job]) -> str:
+    """Every script and the chain, as ``submit`` would hand them to sbatch."""
+    code = jobs.folder(config.run_dir).parent / "code"
+    parts = []
+    for job in chain:
+        script = executor(config, cluster, job, code, _dependency(job, {job.after: f"<{job.after}>"} if job.after else {}))
+        parts.append(f"# ---- {job.stage}\n{script.script(len(job.starts))}")
+        for name, start in zip(job.names or [job.stage], job.starts, strict=True):
+            parts.append(f"# {name}: dist-train {shlex.join(start.arguments)}")
+    arrows = " -> ".join(f"{job.stage}{f' x {len(job.starts)}' if len(job.starts) > 1 else ''}" for job in chain)
+    return "\n".join([*parts, "", f"chain: {arrows}"])
+
+
+def _dependency(job: Job, ids: Mapping[str | None, str]) -> str | None:
+    if job.after not in ids:
+        return None
+    kind = "aftercorr" if job.matching else "afterany" if job.anyhow else "afterok"
+    return f"{kind}:{ids[job.after]}"
+
+
+def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str, str]]:
+    """Hand the chain to SLURM: all of it, or nothing. Returns (stage, job id).
+
+    Raises:
+        UserError: no sbatch here, or it refused a job.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError("no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local")
+    code = snapshot.take(config.run_dir / "launch")
+    ids: dict[str | None, str] = {}
+    for job in chain:
+        made = executor(config, cluster, job, code, _dependency(job, ids))
+        try:
+            if len(job.starts) > 1:
+                found = made.map_array(Start.__call__, job.starts)
+            else:
+                found = [made.submit(job.starts[0])]
+        except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError, OSError) as error:
+            jobs.cancel_ids(list(ids.values()))
+            raise UserError(f"sbatch refused {job.stage}: {_reason(str(error))}; nothing was submitted") from None
+        ids[job.stage] = found[0].job_id.split("_")[0]
+        jobs.record(config.run_dir, job.stage, ids[job.stage], job.names, len(job.starts))
+    return [(str(stage), job_id) for stage, job_id in ids.items()]
+
+
+def run_here(config: Config, chain: list[Job]) -> int:
+    """The same chain by submitit's local executor, one job after the other, where there is no SLURM."""
+    code = snapshot.take(config.run_dir / "launch")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    for job in chain:
+        made = submitit.LocalExecutor(jobs.folder(config.run_dir))
+        made.update_parameters(timeout_min=60 * 24 * 365, tasks_per_node=job.resources.ranks_per_node)
+        for start in job.starts:
+            work = made.submit(start)
+            jobs.record(config.run_dir, job.stage, work.job_id, job.names, 1, local=True)
+            print(f"{job.stage}: {job.resources.ranks_per_node} process(es), log {work.paths.stdout}", flush=True)
+            while not work.done():
+                time.sleep(0.5)
+            with suppress(Exception):
+                work.wait()
+            if work.exception() is not None:
+                raise UserError(f"{job.stage} did not end well: {_last_line(work.paths.stderr)} ({work.paths.stderr})")
+    return 0
+
+
+def _reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line.partition("error: ")[2] or line for line in lines if "error" in line.lower()), lines[-1] if lines else "?")
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("dist-train: ")]
+    except OSError:
+        lines = []
+    return lines[0] if lines else "no reason in its log"

@@ -1,0 +1,88 @@
+"""Many settings of ``learn`` and ``evaluate`` over one backbone: ``--sweep learn.p_mean=0.3,0.5,0.9``.
+
+Each member is a run of its own in RUN/sweep/, whose earlier stages are links to RUN's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_train.config import STAGES
+from dist_train.data.files import write_text
+from dist_train.errors import UserError
+from dist_train.fewshot.report import name_of
+
+_SWEPT = ("learn", "evaluate")
+
+
+def members(sweep: Sequence[str]) -> dict[str, list[str]]:
+    """"KEY=V1,V2" and more -> {name: options} of every combination.
+
+    Raises:
+        UserError: not of that form, or a key of an earlier stage.
+    """
+    axes = []
+    for entry in sweep:
+        key, equals, values = entry.partition("=")
+        found = [value.strip() for value in re.split(r",(?![^\[]*\])", values) if value.strip()]
+        if not equals or not found:
+            raise UserError(f"--sweep {entry}: give KEY=VALUE,VALUE,..., as in learn.p_mean=0.3,0.9")
+        if key.split(".")[0] not in _SWEPT or "." not in key:
+            raise UserError(f"--sweep {key}: members share one backbone, so only learn.* and evaluate.* can vary")
+        axes.append([(key, value) for value in dict.fromkeys(found)])
+    if len({axis[0][0] for axis in axes}) < len(axes):
+        raise UserError("--sweep: a key is given twice; give all its values at once")
+    return {
+        ",".join(f"{key}={value}" for key, value in point).replace("/", "_"): [
+            part for key, value in point for part in (f"--{key}", value)
+        ]
+        for point in itertools.product(*axes)
+    }
+
+
+def first_stage(sweep: Sequence[str]) -> str:
+    """The first stage that differs between members."""
+    return "learn" if any(entry.startswith("learn.") for entry in sweep) else "evaluate"
+
+
+def link(run: Path, names: Sequence[str], first: str) -> Path:
+    """Make the members' folders; returns RUN/sweep."""
+    for name in names:
+        folder = run / "sweep" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for stage in STAGES[: STAGES.index(first)]:
+            if not (folder / stage).is_symlink():
+                os.symlink(Path("..") / ".." / stage, folder / stage)
+    return run / "sweep"
+
+
+def collect(run: Path) -> str:
+    """One table of all members, left in RUN/sweep/table.md.
+
+    Raises:
+        UserError: no member has results.
+    """
+    rows, missing = [], []
+    for folder in sorted(p for p in (run / "sweep").glob("*") if p.is_dir()):
+        try:
+            results = json.loads((folder / "evaluate" / "results.json").read_text())
+        except (OSError, ValueError):
+            missing.append(folder.name)
+            continue
+        for method, by_shots in results["methods"].items():
+            for shots, values in by_shots.items():
+                cells = [f"{values[m]['mean']:.2f} ± {values[m]['ci95']:.2f}"
+                         for m in ("base_top1", "novel_top1", "harmonic")]  # fmt: skip
+                rows.append(f"| {folder.name} | {name_of(method)} | {shots} | {' | '.join(cells)} |")
+    if not rows:
+        raise UserError(f"{run / 'sweep'}: no member has results yet; dist-train status {run / 'sweep'}")
+    head = ["| setting | method | shots | base top-1 | novel top-1 | H |", "|---|---|---:|---:|---:|---:|"]
+    tail = [f"Without results: {', '.join(missing)}"] if missing else []
+    text = "\n".join([*head, *rows, "", "Percent; mean ± half-width of the 95% interval over support draws.", *tail]) + "\n"
+    write_text(run / "sweep" / "table.md", text)
+    return text
