@@ -46,7 +46,8 @@ def again(run: Path, code: int, starts: int, job: str) -> tuple[int, str]:
 
 
 def _progress(run: Path) -> str:
-    newest = max((p.stat().st_mtime_ns for mark in _MARKS for p in run.glob(mark) if p.name != "inputs.json"),
+    newest = max((p.stat().st_mtime_ns for mark in _MARKS for where in (mark, f"sweep/*/{mark}")
+                  for p in run.glob(where) if p.name != "inputs.json"),
                  default=0)  # fmt: skip
     return str(newest)
 

@@ -71,7 +71,9 @@ def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int,
     Raises:
         UserError: not enough classes.
     """
-    if novel < 1 or pseudo_novel < 0 or novel + pseudo_novel >= len(classes):
+    if novel < 1 or pseudo_novel < 0:
+        raise UserError(f"--novel {novel} --pseudo-novel {pseudo_novel}: give at least 1 and at least 0 classes")
+    if novel + pseudo_novel >= len(classes):
         raise UserError(
             f"--novel {novel} --pseudo-novel {pseudo_novel}: {len(classes)} classes leave no base class; ask for fewer"
         )

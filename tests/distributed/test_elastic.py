@@ -15,7 +15,7 @@ from dist_train.data.splits import make_view
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
 from dist_train.engine.preempt import Stopper
-from dist_train.errors import UserError
+from dist_train.errors import STOPPED, UserError
 from dist_train.stages import common, pretrain
 from dist_train.stages.pretrain import base_order
 from dist_train.stages.verify_resume import verify_resume

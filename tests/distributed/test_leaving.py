@@ -18,6 +18,7 @@ from dist_train.context import Context
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read, reproducible
 from dist_train.engine.preempt import Stopper
+from dist_train.errors import LOST, STOPPED
 
 Start = Callable[..., Any]
 Until = Callable[..., None]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dist_train.engine import checkpoint
+from dist_train.errors import UserError
 from dist_train.models.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 class Predicted:
     def __init__(self, prepared: Prepared, method: str) -> None:
         means = prepared.means
-        saved = checkpoint.load(prepared.learn / method / "final", means.device)
+        folder = prepared.learn / method / "final"
+        if not folder.is_dir():
+            raise UserError(f"{folder}: {method} is not trained; dist-train learn with it in learn.methods, or leave it out of evaluate.methods")
+        saved = checkpoint.load(folder, means.device)
         self.phi = Predictor(method, means.shape[1], prepared.options).to(means.device)
         self.phi.load_state_dict(saved.tensors["model"])
         self.phi.eval().requires_grad_(False)

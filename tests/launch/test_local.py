@@ -1,0 +1,117 @@
+"""``launch local``: torch's launcher in process, and the chain without SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dist_train.config import Config, MonitorConfig, to_dict
+from dist_train.engine.metrics import read, reproducible
+from dist_train.errors import STOPPED
+from launch.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(config: Config, *arguments: str) -> list[str]:
+    path = config.run_dir.parent / f"{config.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    return [sys.executable, "-m", "dist_train", *arguments, "--config", str(path)]
+
+
+def start(line: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.1)
+
+
+def table(config: Config) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((config.run_dir / "evaluate" / "results.json").read_text())["methods"]
+    return found
+
+
+def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config) -> None:
+    config = replace(config, monitor=MonitorConfig(rank_timeout=8),
+                     pretrain=replace(config.pretrain, epochs=12, checkpoint_every=10))  # fmt: skip
+    whole, hurt = replace(config, name="whole"), replace(config, name="hurt")
+    assert subprocess.run(command(whole, "launch", "local", "--workers", "2"), cwd=ROOT).returncode == 0
+
+    def rows() -> int:
+        return len(read(hurt.run_dir / "pretrain" / "metrics.jsonl"))
+
+    running = start(command(hurt, "launch", "local", "--workers", "2"))
+    wait_for(lambda: rows() > 6)
+    before = rows()
+    workers = [c for c in children(running.pid) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(workers[-1], signal.SIGKILL)
+    wait_for(lambda: rows() > before + 4)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=90)
+    assert running.returncode == STOPPED, error[-3000:]
+    assert "a rank died (exit code 137); starting again" in error
+    assert subprocess.run(command(hurt, "launch", "local", "--workers", "2"), cwd=ROOT).returncode == 0
+    assert table(hurt) == table(whole)
+    curves = [reproducible(read(c.run_dir / "pretrain" / "metrics.jsonl")) for c in (hurt, whole)]
+    assert curves[0] == curves[1]
+
+
+def test_bad_input_is_not_started_again(config: Config) -> None:
+    wrong = replace(config, data=replace(config.data, shards="nowhere"))
+    done = subprocess.run(command(wrong, "launch", "local", "--workers", "2"), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "nowhere: no index.json" in done.stderr
+    assert "Traceback" not in done.stderr and "starting again" not in done.stderr
+
+
+def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    one = replace(config, name="chain")
+    done = subprocess.run(command(one, "launch", "slurm", "--here", "--cluster", "dev", "--tasks-per-node", "2"),
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "evaluate: 2 process(es), log " in done.stdout and table(one)
+    assert main(["logs", str(one.run_dir), "--stage", "evaluate"]) == 0
+    assert "report: " in capsys.readouterr().out
+    broken = replace(one, name="broken", pretrain=replace(config.pretrain, lr=1e9))
+    done = subprocess.run(command(broken, "launch", "slurm", "--here", "--cluster", "dev", "--stages", "extract"),
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1 and "pretrain is not finished" in done.stderr
+
+
+def test_without_a_run_or_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(tmp_path)]) == 1
+    assert "no job was submitted" in capsys.readouterr().err
+    assert main(["launch", "tensorboard", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["collect", str(tmp_path)]) == 1
+    assert "no member has results" in capsys.readouterr().err
+
+
+def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--runs", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(line.split()[0] in ("ok", "warning") for line in told.splitlines())
+    for what in ("python", "torch", "dali", "cpus", "ports", "runs"):
+        assert f" {what} " in told
+    (tmp_path / "file").touch()
+    assert main(["doctor", "--runs", str(tmp_path / "file" / "runs")]) == 1
+    assert "choose another folder" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""A run on a real SLURM, and what a test does to it. A module of its own: several are named conftest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_train.config import Config, to_dict
+from dist_train.engine import metrics
+from launch import jobs
+from launch.cli import main
+
+TOOL = Path(__file__).parents[2] / "tools" / "dev_slurm.sh"
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+@dataclass
+class Chain:
+    """A run submitted to SLURM."""
+
+    config: Config
+
+    @property
+    def run(self) -> Path:
+        return self.config.run_dir
+
+    def submit(self, *options: str) -> int:
+        path = self.run.parent / f"{self.run.name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(to_dict(self.config)))
+        return main(["launch", "slurm", "--config", str(path), "--cluster", "dev", *options])
+
+    def job(self, stage: str) -> str:
+        return next(str(entry["job"]) for entry in jobs.newest(self.run) if entry["stage"] == stage)
+
+    def state(self, stage: str) -> str:
+        states = jobs.states([self.job(stage)])
+        return states[self.job(stage)].state if self.job(stage) in states else ""
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 180) -> None:
+        """Until it is so; a chain that has ended before fails with its logs."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"did not happen in {seconds} s\n{self.logs()}"
+            time.sleep(0.2)
+
+    def finished(self, stage: str = "evaluate") -> bool:
+        if (self.run / stage / "done.json").is_file():
+            return True
+        assert jobs.active(self.run), f"the chain has ended without {stage}\n{self.logs()}"
+        return False
+
+    def logs(self) -> str:
+        files = sorted(jobs.folder(self.run).glob("*.out"), key=lambda path: path.stat().st_mtime)
+        states = output("squeue", "-a") + output("sacct", "-X", "-o", "JobID,JobName%30,State,ExitCode")[-1500:]
+        return "\n".join([states, *(f"==> {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in files)])
+
+    def ranks(self, stage: str) -> dict[int, int]:
+        """rank -> pid of the Python that runs it."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+                program = (folder / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            mine = variables.get("SLURM_JOB_ID") == self.job(stage) and "SLURM_STEP_NUM_TASKS" in variables
+            if mine and "submitit.core._submit" in program:
+                found[int(variables["SLURM_PROCID"])] = int(folder.name)
+        return found
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        return metrics.read(self.run / stage / "metrics.jsonl")
+
+    def table(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run / "evaluate" / "results.json").read_text())["methods"]
+        return found
+
+    def restarts(self, stage: str) -> int:
+        text = output("scontrol", "-o", "show", "job", self.job(stage))
+        return int(text.partition("Restarts=")[2].split(" ")[0])
+
+    def kill(self, stage: str, rank: int) -> None:
+        os.kill(self.ranks(stage)[rank], signal.SIGKILL)

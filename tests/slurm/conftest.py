@@ -1,0 +1,43 @@
+"""A real SLURM (tools/dev_slurm.sh up), or these tests are skipped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from chain import Chain, output
+
+from dist_train.config import Config, MonitorConfig
+from launch import jobs
+
+
+@pytest.fixture(scope="session")
+def cluster() -> None:
+    """Skips where there is none."""
+    if shutil.which("scontrol") is None or " UP" not in output("scontrol", "ping"):
+        pytest.skip("no SLURM answers here; as root: tools/dev_slurm.sh up")
+    if "dev" not in output("sinfo", "-h", "-o", "%R"):
+        pytest.skip("this SLURM is not that of tools/dev_slurm.sh")
+
+
+@pytest.fixture
+def chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
+    """``chain(pretrain={...}, ...)``: a run with changed options, for ``submit``; its jobs end with the test."""
+    made: list[Chain] = []
+
+    def make(name: str = "test", **changes: dict[str, Any]) -> Chain:
+        parts = {key: replace(getattr(config, key), **values) for key, values in changes.items()}
+        monitor = MonitorConfig(rank_timeout=8)
+        made.append(Chain(replace(config, name=name, **{"monitor": monitor, **parts})))
+        return made[-1]
+
+    yield make
+    for one in made:
+        jobs.cancel_ids([entry["job"] for entry in jobs.recorded(one.run) if not entry["local"]])
+    end = time.monotonic() + 60
+    while any(jobs.active(one.run) for one in made) and time.monotonic() < end:
+        time.sleep(0.5)

@@ -1,0 +1,233 @@
+"""Chains of jobs on a real SLURM of two nodes: whatever happens to them, the table is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chain import TOOL, Chain, output
+
+from dist_train.config import Config, to_dict
+from dist_train.engine import checkpoint, metrics
+from launch import jobs
+from launch.cli import main
+
+Make = Callable[..., Chain]
+SLOW = {
+    "pretrain": {"epochs": 16, "checkpoint_every": 10, "log_every": 2},
+    "learn": {"steps": 4000, "checkpoint_every": 200, "log_every": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of runs under torchrun, by the configuration's text; each is made once."""
+    return {"folder": tmp_path_factory.mktemp("reference")}
+
+
+def under_torchrun(config: Config, reference: dict[str, Any]) -> Path:
+    key = json.dumps([to_dict(config.pretrain), to_dict(config.learn)])
+    if key not in reference:
+        config = replace(config, runs=reference["folder"], name=f"run-{len(reference)}")
+        path = reference["folder"] / f"{config.name}.yaml"
+        path.write_text(yaml.safe_dump(to_dict(config)))
+        command = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "dist_train", "run", "--config", str(path)]
+        done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], capture_output=True,
+                              text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        reference[key] = config.run_dir
+    found: Path = reference[key]
+    return found
+
+
+def same(chain: Chain, reference: dict[str, Any]) -> None:
+    """The same table, weights and curves as under torchrun."""
+    whole = under_torchrun(chain.config, reference)
+    assert chain.table() == json.loads((whole / "evaluate" / "results.json").read_text())["methods"]
+    for part in ("pretrain", "learn/phi1", "learn/phi2", "learn/phi2star"):
+        assert metrics.reproducible(chain.rows(part)) == metrics.reproducible(metrics.read(whole / part / "metrics.jsonl"))
+
+
+def test_a_chain_over_two_nodes_equals_torchrun(chain: Make, reference: dict[str, Any], capsys: Any) -> None:
+    one = chain()
+    assert one.submit() == 0
+    told = capsys.readouterr().out
+    assert [line.split(":")[0] for line in told.splitlines()[:4]] == ["pretrain", "extract", "learn", "evaluate"]
+    assert one.submit() == 1  # while it is on its way
+    assert "are queued or running" in capsys.readouterr().err
+    one.wait(lambda: one.finished())
+    same(one, reference)
+    assert "2 rank(s) on n1, n2" in (jobs.folder(one.run) / f"{one.job('pretrain')}_0_log.out").read_text()
+    # done: watch, read, submit again
+    assert main(["status", str(one.run)]) == 0
+    told = capsys.readouterr().out
+    assert f"job {one.job('pretrain')} pretrain: COMPLETED" in told and "done" in told
+    assert main(["logs", str(one.run), "--stage", "pretrain", "--rank", "1"]) == 0
+    assert "Job completed successfully" in capsys.readouterr().out
+    assert main(["cancel", str(one.run)]) == 1
+    assert "no job of it is queued or running" in capsys.readouterr().err
+    before = one.table()
+    one.wait(lambda: not jobs.active(one.run))
+    assert one.submit() == 0
+    one.wait(lambda: not jobs.active(one.run))
+    assert one.table() == before and one.state("evaluate") == "COMPLETED"
+
+
+def usr2(one: Chain, stage: str) -> None:
+    output("scancel", "--signal=USR2", one.job(stage))
+
+
+def requeue(one: Chain, stage: str) -> None:
+    output("scontrol", "requeue", one.job(stage))
+
+
+def killed_rank(one: Chain, stage: str) -> None:
+    one.kill(stage, 1)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        {"pretrain": usr2, "extract": requeue, "learn": killed_rank},
+        {"pretrain": requeue, "extract": killed_rank, "learn": usr2},
+        {"pretrain": killed_rank, "extract": usr2, "learn": requeue},
+    ],
+    ids=lambda events: "-".join(event.__name__ for event in events.values()),
+)
+def test_preempted_requeued_and_killed_ends_in_the_same_table(
+    events: dict[str, Any], chain: Make, reference: dict[str, Any]
+) -> None:
+    one = chain(**SLOW)
+    assert one.submit() == 0
+    for stage, event in events.items():
+        at_work = {
+            "pretrain": lambda: len(one.rows("pretrain")) > 5,
+            "extract": lambda: (one.run / "extract" / "inputs.json").is_file(),
+            "learn": lambda: len(one.rows("learn/phi1")) > 3,
+        }[stage]
+        one.wait(at_work)
+        event(one, stage)
+        one.wait(lambda stage=stage: one.restarts(stage) >= 1)  # type: ignore[misc]
+    one.wait(lambda: one.finished(), 240)
+    same(one, reference)
+
+
+def test_a_reached_time_limit_and_a_lost_node(chain: Make, reference: dict[str, Any]) -> None:
+    """One minute a start is not enough for the pretraining; then the second node's daemon dies."""
+    one = chain(pretrain={"epochs": 130, "checkpoint_every": 50, "log_every": 10}, learn=SLOW["learn"])
+    try:
+        assert one.submit("--minutes", "1") == 0
+        one.wait(lambda: one.finished("pretrain"), 400)
+        assert one.restarts("pretrain") >= 1
+        one.wait(lambda: len(one.rows("learn/phi1")) > 3)
+        output("pkill", "-9", "-f", "slurmd -N n2")
+        one.wait(lambda: one.restarts("learn") >= 1, 120)
+    finally:
+        subprocess.run([str(TOOL), "up"], check=True, capture_output=True)
+    one.wait(lambda: one.finished(), 240)
+    same(one, reference)
+
+
+def test_a_sweep_is_an_array_with_a_table(chain: Make) -> None:
+    one = chain()
+    assert one.submit("--sweep", "learn.p_mean=0.3,0.9") == 0
+    one.wait(lambda: (one.run / "sweep" / "table.md").is_file() or not jobs.active(one.run), 240)
+    text = (one.run / "sweep" / "table.md").read_text()
+    assert "learn.p_mean=0.3 | φ2 | 1 |" in text and "learn.p_mean=0.9" in text and "Without results" not in text
+    a, b = (json.loads((one.run / "sweep" / f"learn.p_mean={p}" / "evaluate" / "results.json").read_text())
+            for p in ("0.3", "0.9"))  # fmt: skip
+    assert a["methods"]["mean"] == b["methods"]["mean"] and a["methods"]["phi2"] != b["methods"]["phi2"]
+
+
+def test_a_failed_chain_says_why_and_continues_when_submitted_again(chain: Make, capsys: Any) -> None:
+    one = chain()
+    hidden = Path(one.config.data.shards)
+    (hidden / "train-00000.tar").rename(hidden / "away") if (hidden / "train-00000.tar").is_file() else None
+    moved = (hidden / "away").is_file()
+    assert moved, sorted(hidden.iterdir())
+    try:
+        assert one.submit("--stages", "pretrain") in (0, 1)
+        told = capsys.readouterr()
+        if "job" in told.out:
+            one.wait(lambda: not jobs.active(one.run))
+            assert main(["status", str(one.run)]) == 0
+            assert "died of: rank" in capsys.readouterr().out
+        else:
+            assert "train-00000.tar" in told.err
+    finally:
+        (hidden / "away").rename(hidden / "train-00000.tar")
+    assert one.submit() == 0
+    one.wait(lambda: one.finished())
+
+
+def test_cancelled_is_not_started_again(chain: Make, capsys: Any) -> None:
+    one = chain(**SLOW)
+    assert one.submit() == 0
+    one.wait(lambda: len(one.rows("pretrain")) > 3)
+    assert main(["cancel", str(one.run)]) == 0
+    one.wait(lambda: not jobs.active(one.run))
+    assert checkpoint.steps(one.run / "pretrain" / "checkpoints"), "what ran saved first"
+    time.sleep(3)
+    assert not jobs.active(one.run) and one.state("pretrain") == "CANCELLED"
+
+
+def test_code_edited_while_a_job_waits_does_not_change_it(chain: Make, tmp_path: Path, capsys: Any) -> None:
+    """The snapshot runs, though the job starts in the folder of the checkout."""
+    one = chain()
+    assert one.submit("--stages", "pretrain") == 0
+    (code,) = (one.run / "launch").glob("code-*")
+    (code / "COMMIT").write_text("of-the-snapshot\n")  # only the snapshot says this
+    one.wait(lambda: one.finished("pretrain"))
+    assert json.loads((one.run / "provenance.json").read_text())["commit"] == "of-the-snapshot"
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--partition", "nowhere"], "sbatch refused pretrain: "),
+        (["--nodes", "9"], "sbatch refused pretrain: "),
+        (["--minutes", "100000"], "sbatch refused pretrain: "),
+        (["--tasks_per_node", "5"], "pretrain.global_batch"),
+    ],
+)
+def test_what_slurm_refuses_is_one_line(options: list[str], wanted: str, chain: Make, capsys: Any) -> None:
+    one = chain()
+    assert one.submit(*options) == 1
+    error = capsys.readouterr().err
+    assert wanted in error and error.count("\n") == 1
+    assert not jobs.active(one.run)
+
+
+def test_without_sbatch(chain: Make, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = chain()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert one.submit() == 1
+    assert "no sbatch on this machine" in capsys.readouterr().err
+
+
+def test_doctor_on_two_nodes(cluster: None, tmp_path: Path, capsys: Any) -> None:
+    assert main(["doctor", "--runs", str(tmp_path), "--cluster", "dev", "--wait", "2"]) == 0
+    told = capsys.readouterr().out
+    for what in ("python", "dali", "slurm", "sacct", "all-reduce", "clocks"):
+        assert what in told, told
+    assert "between 2 rank(s)" in told
+
+
+def test_srun_needs_nothing_but_the_command(chain: Make) -> None:
+    one = chain()
+    path = one.run.parent / "plain.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(to_dict(one.config)))
+    done = subprocess.run(["srun", "-p", "dev", "-N2", "-n2", sys.executable, "-m", "dist_train", "pretrain", "--config",
+                           str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 rank(s) on" in done.stderr
