@@ -19,6 +19,8 @@ from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_di
 from dist_train.errors import STOPPED, UserError
 from launch import commands as commands_around
 
+log = logging.getLogger("dist_train")
+
 
 class Parser(ArgumentParser):
     """jsonargparse's parser; bad input becomes one line, with the nearest valid key."""

@@ -83,7 +83,8 @@ CONF
     cat > /etc/slurm/slurmdbd.conf <<CONF
 $MARK
 AuthType=auth/munge
-DbdHost=127.0.0.1
+DbdHost=$host
+DbdAddr=127.0.0.1
 SlurmUser=root
 StorageType=accounting_storage/mysql
 StorageHost=localhost
