@@ -33,13 +33,13 @@ class Resources:
     cpus_per_task: int | None = None
     """CPUs of each rank: DALI's threads. 8 to 12 a GPU keep it fed."""
     mem_gb: float | None = None
-    """Memory a node, in gigabytes."""
+    """Memory a node, in gigabytes (2^30 bytes)."""
     minutes: int | None = None
     """Time limit of one start. A run that is not done by then saves, requeues itself and continues."""
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("cpus_per_task", 1),
-                            ("minutes", 1)):  # fmt: skip
+                            ("minutes", 1), ("mem_gb", 0)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value!r}: must be >= {least}")

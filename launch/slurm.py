@@ -129,7 +129,7 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
         "ntasks_per_node": wanted.ranks_per_node,
         "gpus_per_node": wanted.gpus_per_node or None,
         "cpus_per_task": wanted.cpus_per_task,
-        "mem": wanted.mem_gb,
+        "mem": f"{wanted.mem_gb * 1024:.0f}M" if wanted.mem_gb else None,
         "dependency": dependency,
         "signal_delay_s": int(margin(limit)),
         "stderr_to_stdout": True,
