@@ -52,7 +52,7 @@ from dist_train.data.pack import pack
 from dist_train.data.splits import save_split
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read, reproducible
-from dist_train.errors import STOPPED
+from dist_train.errors import FAILED, LOST, STOPPED
 from dist_train.stages import common, pretrain
 from launch.cli import main as dist_train
 
@@ -180,7 +180,7 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
         if codes == [0] * world:
             record.runs += 1
             return
-        allowed = {0, 1, STOPPED, -signal.SIGKILL, -signal.SIGUSR2}
+        allowed = {0, FAILED, LOST, STOPPED, -signal.SIGKILL, -signal.SIGUSR2}
         if not victims or not set(codes) <= allowed:
             raise SystemExit(f"{log.read_text()[-3000:]}\nsoak: FAILED: exit codes {codes}")
 
