@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long lint clean
 demo: $(STAMP)  ## drawn images to the table, 2 workers
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dist_train run --config demo
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-long: $(STAMP)  ## what takes minutes more, on the SLURM of tools/dev_slurm.sh
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -9,5 +9,9 @@ setup(
         *(f"dist_train.configs{name}" for name in configs),
     ],
     package_dir={"dist_train.configs": "configs"},
-    package_data={"dist_train.configs": ["*.yaml"], "dist_train.configs.splits": ["*.json"], "dist_train.configs.clusters": ["*.yaml"]},
+    package_data={
+        "dist_train.configs": ["*.yaml"],
+        "dist_train.configs.splits": ["*.json"],
+        "dist_train.configs.clusters": ["*.yaml"],
+    },
 )

@@ -169,6 +169,8 @@ def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str
     nodes = list(dict.fromkeys(node for node, *_ in found))
     kinds = ", ".join(dict.fromkeys(kind for _, kind, *_ in found))
     over = env.get("GLOO_SOCKET_IFNAME")
-    line = f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, " \
-           f"{min(share for *_, share, _ in found)} CPU(s) each" + (f", over {over})" if over else ")")
+    line = (
+        f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, "
+        f"{min(share for *_, share, _ in found)} CPU(s) each" + (f", over {over})" if over else ")")
+    )
     return [line, *(text for *_, text in found if text)]

@@ -99,9 +99,7 @@ def meet(place: Place, env: Mapping[str, str], folder: Path | None, timeout: flo
     if place.launcher == "torchrun":
         address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
         try:
-            store, _, _ = next(
-                dist.rendezvous("env://", place.rank, place.world, timeout=timedelta(seconds=timeout))
-            )
+            store, _, _ = next(dist.rendezvous("env://", place.rank, place.world, timeout=timedelta(seconds=timeout)))
         except RuntimeError as error:
             reason = str(error).splitlines()[0][:200]
             raise LostError(
@@ -158,7 +156,9 @@ def _join(path: Path, place: Place, end: float) -> tuple[Any, tuple[str, int]]:
             if store is not None:
                 return store, (address, note["port"])
         tried = ", ".join(note["addresses"])
-        problem = f"rank 0 on {note['host']} answers at none of {tried}, port {note['port']} (a firewall between nodes?)"
+        problem = (
+            f"rank 0 on {note['host']} answers at none of {tried}, port {note['port']} (a firewall between nodes?)"
+        )
         time.sleep(1)
     raise UserError(f"rank {place.rank} on {socket.gethostname()}: {problem}; dist-train doctor looks closer")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,15 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
     slurm = parser(description="Submit the stages as a chain of SLURM jobs. Stopped by preemption or a time limit, "
                                "a job saves, requeues itself and continues.")  # fmt: skip
     _run_options(slurm)
-    slurm.add_argument("--cluster", required=True, help="Profile: a YAML file, or the name of one in configs/clusters/.")
+    slurm.add_argument(
+        "--cluster", required=True, help="Profile: a YAML file, or the name of one in configs/clusters/."
+    )
     for name in ASKED:
         kind = str if name in ("partition", "account", "qos") else int
         slurm.add_argument(f"--{name}", type=kind, help=f"In place of the profile's {name}.")
     slurm.add_argument("--stages", help=f"Some of {','.join(CHAIN)}; default: all that are not done.")
-    slurm.add_argument("--sweep", nargs="+", default=[],
-                       help="learn.* and evaluate.* over values, as arrays: learn.p_mean=0.3,0.9 evaluate.seed=0,1")  # fmt: skip
+    swept = "learn.* and evaluate.* over values, as arrays: learn.p_mean=0.3,0.9 evaluate.seed=0,1"
+    slurm.add_argument("--sweep", nargs="+", default=[], help=swept)
     slurm.add_argument("--dry_run", action="store_true", help="Print every script and the chain; submit nothing.")
     slurm.add_argument("--here", action="store_true", help="Run the chain on this machine, without SLURM.")
 
@@ -178,10 +181,8 @@ def collect(given: Namespace) -> int:
 def logs(given: Namespace) -> int:
     from launch.jobs import logs
 
-    try:
+    with suppress(KeyboardInterrupt):
         logs(given.run, given.stage, given.rank, given.follow, given.member)
-    except KeyboardInterrupt:
-        pass
     return 0
 
 

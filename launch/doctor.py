@@ -83,7 +83,11 @@ def accelerators() -> Iterator[Line]:
             found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
             if "GPU 0" in found.stdout:
                 hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-                why = f"CUDA_VISIBLE_DEVICES={hidden!r}" if hidden is not None else "its driver is older than torch's CUDA"
+                why = (
+                    f"CUDA_VISIBLE_DEVICES={hidden!r}"
+                    if hidden is not None
+                    else "its driver is older than torch's CUDA"
+                )
                 yield "error", "gpu", f"there is one, but torch cannot use it: {why}"
                 return
     yield "warning", "gpu", "none here; everything runs on the CPU"
@@ -117,7 +121,11 @@ def network() -> Iterator[Line]:
     local = address.startswith("127.")
     under = interface_towards(address)
     text = f"{host} is {address}" + (f" on {under}" if under else "")
-    yield "ok", "network", text + (", a loopback address: set --rdzv-endpoint to another name under torchrun" if local else "")
+    yield (
+        "ok",
+        "network",
+        text + (", a loopback address: set --rdzv-endpoint to another name under torchrun" if local else ""),
+    )
     try:
         with socket.socket() as server:
             server.bind(("", 0))
@@ -176,7 +184,10 @@ def slurm() -> Iterator[Line]:
     )  # fmt: skip
     if settings.get("JobRequeue") == "0":
         yield "ok", "requeue", "off by default here (JobRequeue=0); our jobs ask for it with --requeue"
-    mode, how = settings.get("PreemptMode", ""), settings.get("PreemptParameters", "") + settings.get("SlurmctldParameters", "")
+    mode, how = (
+        settings.get("PreemptMode", ""),
+        settings.get("PreemptParameters", "") + settings.get("SlurmctldParameters", ""),
+    )
     if "OFF" in mode:
         yield "ok", "preemption", "off: only time limits and failures end a job"
     elif "user_send_user_signal" in how or "send_user_signal" in how:
@@ -220,13 +231,16 @@ def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
             break
         time.sleep(1)
     if (here / "nodes.json").is_file():
-        for level, what, text in json.loads((here / "nodes.json").read_text()):
-            yield level, what, text
+        yield from json.loads((here / "nodes.json").read_text())
         shutil.rmtree(here, ignore_errors=True)
         return
     jobs.cancel_ids([job])
     found = f"{state.state} {state.reason}".strip() if state else "unknown"
-    yield "error", "job", f"job {job} did not report within {minutes:g} min (state {found}); its log is in {jobs.folder(here)}"
+    yield (
+        "error",
+        "job",
+        f"job {job} did not report within {minutes:g} min (state {found}); its log is in {jobs.folder(here)}",
+    )
 
 
 def inside(folder: Path) -> int:

@@ -132,11 +132,15 @@ def logs(run: Path, stage: str | None, rank: int, follow: bool, member: int = 0)
     """
     entries = [entry for entry in recorded(run) if stage in (None, entry["stage"])]
     if not entries:
-        raise UserError(f"{run}: no job{f' of {stage}' if stage else ''} was submitted; without SLURM the output is in your terminal")
+        raise UserError(
+            f"{run}: no job{f' of {stage}' if stage else ''} was submitted; without SLURM, look at your terminal"
+        )
     found = [(path, entry) for entry in entries if (path := _log(run, entry, rank, member)) is not None]
     if not found:
         last = entries[-1]
-        raise UserError(f"{last['stage']}: job {last['job']} has no log of rank {rank} yet; dist-train status {run} says how it is")
+        raise UserError(
+            f"{last['stage']}: job {last['job']} has no log of rank {rank} yet; dist-train status {run} says how it is"
+        )
     path, entry = max(found, key=lambda pair: pair[0].stat().st_mtime)
     print(f"==> {entry['stage']}, job {entry['job']}, rank {rank}: {path}", file=sys.stderr)
     with path.open(errors="replace") as file:

@@ -70,7 +70,17 @@ def tensorboard(folder: Path, port: int) -> int:
     host = socket.gethostname()
     print(f"from your own machine: ssh -N -L {free}:localhost:{free} {getpass.getuser()}@{host}\n"
           f"then open http://localhost:{free}; Ctrl-C ends it", flush=True)  # fmt: skip
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(free), "--host", "localhost"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--port",
+        str(free),
+        "--host",
+        "localhost",
+    ]
     try:
         return subprocess.run(command, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}).returncode
     except KeyboardInterrupt:

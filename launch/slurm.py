@@ -13,8 +13,8 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,9 @@ def show(config: Config, cluster: Cluster, chain: list[Job]) -> str:
     code = jobs.folder(config.run_dir).parent / "code"
     parts = []
     for job in chain:
-        script = executor(config, cluster, job, code, _dependency(job, {job.after: f"<{job.after}>"} if job.after else {}))
+        script = executor(
+            config, cluster, job, code, _dependency(job, {job.after: f"<{job.after}>"} if job.after else {})
+        )
         parts.append(f"# ---- {job.stage}\n{script.script(len(job.starts))}")
         for name, start in zip(job.names or [job.stage], job.starts, strict=True):
             parts.append(f"# {name}: dist-train {shlex.join(start.arguments)}")
@@ -177,16 +179,16 @@ def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str
         UserError: no sbatch here, or it refused a job.
     """
     if shutil.which("sbatch") is None:
-        raise UserError("no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local")
+        raise UserError(
+            "no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local"
+        )
     code = snapshot.take(config.run_dir / "launch")
     ids: dict[str | None, str] = {}
     for job in chain:
         made = executor(config, cluster, job, code, _dependency(job, ids))
         try:
-            if len(job.starts) > 1:
-                found = made.map_array(Start.__call__, job.starts)
-            else:
-                found = [made.submit(job.starts[0])]
+            with made.batch():  # several become an array
+                found = [made.submit(start) for start in job.starts]
         except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError, OSError) as error:
             jobs.cancel_ids(list(ids.values()))
             raise UserError(f"sbatch refused {job.stage}: {_reason(str(error))}; nothing was submitted") from None
@@ -218,7 +220,9 @@ def run_here(config: Config, chain: list[Job]) -> int:
 
 def _reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line.partition("error: ")[2] or line for line in lines if "error" in line.lower()), lines[-1] if lines else "?")
+    return next(
+        (line.partition("error: ")[2] or line for line in lines if "error" in line.lower()), lines[-1] if lines else "?"
+    )
 
 
 def _last_line(path: Path) -> str:

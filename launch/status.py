@@ -40,7 +40,11 @@ def _run(run: Path) -> str:
     table = [_stage(run, name, alive) for name in STAGES]
     table = [row for row in table if row]
     widths = [max(len(row[column]) for row in table) for column in range(2)]
-    lines = [f"{run}", *_jobs(run), *(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table)]
+    lines = [
+        f"{run}",
+        *_jobs(run),
+        *(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table),
+    ]
     if beat:
         where = f"{beat['ranks']} rank(s), rank 0 on {beat['host']}" + (f", job {beat['job']}" if beat["job"] else "")
         state = "now" if alive else "left" if beat["left"] else "NO SIGN OF LIFE"

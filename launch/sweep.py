@@ -21,7 +21,7 @@ _SWEPT = ("learn", "evaluate")
 
 
 def members(sweep: Sequence[str]) -> dict[str, list[str]]:
-    """"KEY=V1,V2" and more -> {name: options} of every combination.
+    """ "KEY=V1,V2" and more -> {name: options} of every combination.
 
     Raises:
         UserError: not of that form, or a key of an earlier stage.
@@ -83,6 +83,9 @@ def collect(run: Path) -> str:
         raise UserError(f"{run / 'sweep'}: no member has results yet; dist-train status {run / 'sweep'}")
     head = ["| setting | method | shots | base top-1 | novel top-1 | H |", "|---|---|---:|---:|---:|---:|"]
     tail = [f"Without results: {', '.join(missing)}"] if missing else []
-    text = "\n".join([*head, *rows, "", "Percent; mean ± half-width of the 95% interval over support draws.", *tail]) + "\n"
+    text = (
+        "\n".join([*head, *rows, "", "Percent; mean ± half-width of the 95% interval over support draws.", *tail])
+        + "\n"
+    )
     write_text(run / "sweep" / "table.md", text)
     return text

@@ -6,7 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # What each folder may import from; a folder may always import itself.
 FLOORS = [
-    ["errors"], ["config"], ["rendezvous"], ["context"], ["data", "models"], ["engine"], ["fewshot"], ["stages"], ["launch"],
+    ["errors"], ["config"], ["rendezvous"], ["context"],
+    ["data", "models"], ["engine"], ["fewshot"], ["stages"], ["launch"],
 ]  # fmt: skip
 
 

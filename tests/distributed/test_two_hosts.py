@@ -45,8 +45,8 @@ def test_two_hosts_under_torchrun(config: Config, hosts: list[str], tmp_path: Pa
     torchrun = str(Path(sys.executable).parent / "torchrun")
     started = []
     for rank, name in enumerate(hosts):
-        line = ["ip", "netns", "exec", name, torchrun, "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1",
-                "--master-addr", "10.77.0.1", "--master-port", "29511", "-m", "dist_train", "pretrain",
+        line = ["ip", "netns", "exec", name, torchrun, "--nnodes", "2", "--node-rank", str(rank),
+                "--nproc-per-node", "1", "--master-addr", "10.77.0.1", "--master-port", "29511", "-m", "dist_train", "pretrain",
                 "--config", str(path)]  # fmt: skip
         started.append(subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                         env={**os.environ, "OMP_NUM_THREADS": "1"}))  # fmt: skip

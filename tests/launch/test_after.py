@@ -52,7 +52,9 @@ def test_points_of_a_sweep() -> None:
     found = members(["learn.p_mean=0.3,0.9", "evaluate.shots=[1,2],[1]"])
     assert len(found) == 4
     assert found["learn.p_mean=0.3,evaluate.shots=[1,2]"] == ["--learn.p_mean", "0.3", "--evaluate.shots", "[1,2]"]
-    assert first_stage(["evaluate.seed=1,2"]) == "evaluate" and first_stage(["evaluate.seed=1", "learn.lr=1"]) == "learn"
+    assert (
+        first_stage(["evaluate.seed=1,2"]) == "evaluate" and first_stage(["evaluate.seed=1", "learn.lr=1"]) == "learn"
+    )
 
 
 def test_members_share_what_comes_before(tmp_path: Path) -> None:

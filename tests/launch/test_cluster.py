@@ -17,7 +17,16 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("profile", ["example_gpu", "example_container"])
 def test_the_scripts_of_a_site(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Word for word as in tests/launch/golden. After a change that is meant, read the difference and copy."""
-    arguments = ["--config", "demo", "--cluster", profile, "--runs", str(tmp_path), "--data.shards", str(tmp_path / "none")]
+    arguments = [
+        "--config",
+        "demo",
+        "--cluster",
+        profile,
+        "--runs",
+        str(tmp_path),
+        "--data.shards",
+        str(tmp_path / "none"),
+    ]
     more = ["--sweep", "learn.p_mean=0.3,0.9", "--dry-run"] if profile == "example_gpu" else ["--dry-run"]
     assert main(["launch", "slurm", *arguments, *more]) == 0
     text = capsys.readouterr().out.replace(str(tmp_path), "/shared/runs").replace(sys.executable, "/env/bin/python")
@@ -73,6 +82,15 @@ def test_no_such_profile(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_options(options: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config", "demo", "--cluster", "dev", "--runs", str(tmp_path), "--data.shards", str(tmp_path / "none")]
+    arguments = [
+        "--config",
+        "demo",
+        "--cluster",
+        "dev",
+        "--runs",
+        str(tmp_path),
+        "--data.shards",
+        str(tmp_path / "none"),
+    ]
     assert main(["launch", "slurm", *arguments, "--dry-run", *options]) == 1
     assert wanted in capsys.readouterr().err

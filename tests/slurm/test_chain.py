@@ -40,7 +40,17 @@ def under_torchrun(config: Config, reference: dict[str, Any]) -> Path:
         config = replace(config, runs=reference["folder"], name=f"run-{len(reference)}")
         path = reference["folder"] / f"{config.name}.yaml"
         path.write_text(yaml.safe_dump(to_dict(config)))
-        command = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "dist_train", "run", "--config", str(path)]
+        command = [
+            "torchrun",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "dist_train",
+            "run",
+            "--config",
+            str(path),
+        ]
         done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], capture_output=True,
                               text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
@@ -54,7 +64,9 @@ def same(chain: Chain, reference: dict[str, Any]) -> None:
     whole = under_torchrun(chain.config, reference)
     assert chain.table() == json.loads((whole / "evaluate" / "results.json").read_text())["methods"]
     for part in ("pretrain", "learn/phi1", "learn/phi2", "learn/phi2star"):
-        assert metrics.reproducible(chain.rows(part)) == metrics.reproducible(metrics.read(whole / part / "metrics.jsonl"))
+        assert metrics.reproducible(chain.rows(part)) == metrics.reproducible(
+            metrics.read(whole / part / "metrics.jsonl")
+        )
 
 
 def test_a_chain_over_two_nodes_equals_torchrun(chain: Make, reference: dict[str, Any], capsys: Any) -> None:
@@ -98,10 +110,10 @@ def killed_rank(one: Chain, stage: str) -> None:
     "events",
     [
         {"pretrain": usr2, "extract": requeue, "learn": killed_rank},
-        {"pretrain": requeue, "extract": killed_rank, "learn": usr2},
-        {"pretrain": killed_rank, "extract": usr2, "learn": requeue},
+        pytest.param({"pretrain": requeue, "extract": killed_rank, "learn": usr2}, marks=pytest.mark.long),
+        pytest.param({"pretrain": killed_rank, "extract": usr2, "learn": requeue}, marks=pytest.mark.long),
     ],
-    ids=lambda events: "-".join(event.__name__ for event in events.values()),
+    ids=["usr2-requeue-killed", "requeue-killed-usr2", "killed-usr2-requeue"],
 )
 def test_preempted_requeued_and_killed_ends_in_the_same_table(
     events: dict[str, Any], chain: Make, reference: dict[str, Any]
@@ -121,6 +133,7 @@ def test_preempted_requeued_and_killed_ends_in_the_same_table(
     same(one, reference)
 
 
+@pytest.mark.long
 def test_a_reached_time_limit_and_a_lost_node(chain: Make, reference: dict[str, Any]) -> None:
     """One minute a start is not enough for the pretraining; then the second node's daemon dies."""
     one = chain(pretrain={"epochs": 130, "checkpoint_every": 50, "log_every": 10}, learn=SLOW["learn"])
@@ -227,7 +240,7 @@ def test_srun_needs_nothing_but_the_command(chain: Make) -> None:
     path = one.run.parent / "plain.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(to_dict(one.config)))
-    done = subprocess.run(["srun", "-p", "dev", "-N2", "-n2", sys.executable, "-m", "dist_train", "pretrain", "--config",
-                           str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(["srun", "-p", "dev", "-N2", "-n2", sys.executable, "-m", "dist_train", "pretrain",
+                           "--config", str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 rank(s) on" in done.stderr

@@ -23,7 +23,9 @@ class Predicted:
         means = prepared.means
         folder = prepared.learn / method / "final"
         if not folder.is_dir():
-            raise UserError(f"{folder}: {method} is not trained; dist-train learn with it in learn.methods, or leave it out of evaluate.methods")
+            raise UserError(
+                f"{folder}: {method} is not trained; run learn with it in learn.methods, or leave it out of evaluate"
+            )
         saved = checkpoint.load(folder, means.device)
         self.phi = Predictor(method, means.shape[1], prepared.options).to(means.device)
         self.phi.load_state_dict(saved.tensors["model"])
