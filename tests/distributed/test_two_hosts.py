@@ -46,8 +46,8 @@ def test_two_hosts_under_torchrun(config: Config, hosts: list[str], tmp_path: Pa
     started = []
     for rank, name in enumerate(hosts):
         line = ["ip", "netns", "exec", name, torchrun, "--nnodes", "2", "--node-rank", str(rank),
-                "--nproc-per-node", "1", "--master-addr", "10.77.0.1", "--master-port", "29511", "-m", "dist_train", "pretrain",
-                "--config", str(path)]  # fmt: skip
+                "--nproc-per-node", "1", "--master-addr", "10.77.0.1", "--master-port", "29511", "-m", "dist_train",
+                "pretrain", "--config", str(path)]  # fmt: skip
         started.append(subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
                                         env={**os.environ, "OMP_NUM_THREADS": "1"}))  # fmt: skip
     errors = [process.communicate(timeout=180)[1] for process in started]

@@ -241,6 +241,7 @@ def test_srun_needs_nothing_but_the_command(chain: Make) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(to_dict(one.config)))
     done = subprocess.run(["srun", "-p", "dev", "-N2", "-n2", sys.executable, "-m", "dist_train", "pretrain",
-                           "--config", str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+                           "--config", str(path)], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 rank(s) on" in done.stderr
