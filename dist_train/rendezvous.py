@@ -93,7 +93,7 @@ def meet(place: Place, env: Mapping[str, str], folder: Path | None, timeout: flo
         timeout: seconds.
 
     Raises:
-        LostError: a rank did not come.
+        LostError: a rank did not come, or rank 0 left no address.
         UserError: rank 0 is there but cannot be reached.
     """
     if place.launcher == "torchrun":
@@ -143,6 +143,7 @@ def _host(path: Path) -> tuple[Any, tuple[str, int]]:
 
 
 def _join(path: Path, place: Place, end: float) -> tuple[Any, tuple[str, int]]:
+    error: type[UserError] = LostError  # it may come at the next start
     problem = f"rank 0 left no address in {path.parent} (is the folder shared by all nodes?)"
     while time.monotonic() < end:
         os.listdir(path.parent) if path.parent.is_dir() else None  # makes a network file system look again
@@ -155,12 +156,12 @@ def _join(path: Path, place: Place, end: float) -> tuple[Any, tuple[str, int]]:
             store = _connect(address, note["port"], note["token"])
             if store is not None:
                 return store, (address, note["port"])
-        tried = ", ".join(note["addresses"])
+        tried, error = ", ".join(note["addresses"]), UserError
         problem = (
             f"rank 0 on {note['host']} answers at none of {tried}, port {note['port']} (a firewall between nodes?)"
         )
         time.sleep(1)
-    raise UserError(f"rank {place.rank} on {socket.gethostname()}: {problem}; dist-train doctor looks closer")
+    raise error(f"rank {place.rank} on {socket.gethostname()}: {problem}; dist-train doctor looks closer")
 
 
 def _connect(address: str, port: int, token: str) -> Any:
@@ -183,6 +184,7 @@ def _wait_for_all(store: Any, place: Place, end: float, timeout: float) -> None:
                 f"(monitor.start_timeout): {', '.join(map(str, missing[:20]))}; their logs say why"
             )
         time.sleep(0.1)
+    store.set_timeout(timedelta(seconds=timeout))  # of what follows; to find it took less
     # Rank 0 holds the store and must not leave before all have seen everyone.
     if store.add("seen", 1) == place.world:
         store.set("all-seen", "1")

@@ -15,11 +15,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import dist_train
-from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir
-from dist_train.errors import STOPPED, UserError
+from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
+from dist_train.errors import UserError
 from launch import commands as commands_around
-
-log = logging.getLogger("dist_train")
 
 
 class Parser(ArgumentParser):
@@ -125,15 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dist-train: error: {error}", file=sys.stderr)
         return error.code
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
+        where = f"{error.filename}: " if error.filename else ""
         print(
-            f"dist-train: error: {error.filename}: {error.strerror}; check the path and its permissions",
-            file=sys.stderr,
+            f"dist-train: error: {where}{error.strerror}; check the path, its permissions and its disk", file=sys.stderr
         )
         return 1
     except KeyboardInterrupt:
-        print("dist-train: interrupted; the same command continues", file=sys.stderr)
+        print("dist-train: interrupted; what had to be saved is", file=sys.stderr)
         return 130
 
 
@@ -160,6 +158,8 @@ def _split(given: Namespace) -> int:
     from dist_train.data.shards import open_shards
     from dist_train.data.splits import Split, draw_split, save_split
 
+    if given.out.is_dir():
+        raise UserError(f"--out {given.out}: is a folder; give the .json file to write")
     if (given.shards is None) == (given.wnids is None):
         raise UserError("split: give the classes by --shards or by --wnids, one of the two")
     if (given.novel is None) == (given.novel_list is None):
@@ -256,51 +256,9 @@ def _stages(parser: Parser, options: Namespace) -> int:
     redo = options[command].pop("redo")
     config = _config(parser, options, command)
 
-    from dist_train import context as contexts
-    from dist_train.engine.monitor import Monitor
-    from dist_train.engine.preempt import Stopped, Stopper
-    from dist_train.stages import common, evaluate, extract, learn, pretrain
-    from dist_train.stages.prepare import prepare
+    from launch.run import work
 
-    chapters = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
-    with (
-        contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
-        Monitor(context, config.monitor, config.run_dir) as monitor,
-    ):
-        if not context.main:
-            logging.getLogger("dist_train").setLevel(logging.WARNING)
-        try:
-            contexts.join_group(context)
-            for line in contexts.placement(context):
-                log.info("%s", line)
-            if command in ("run", "prepare"):
-                prepare(config, context)
-                if command == "prepare":
-                    return 0
-            with Stopper(context, config.max_minutes) as stop:
-                run = common.open_run(config, context.world)
-                with common.exclusive(run, context):
-                    for name in STAGES if command == "run" else (command,):
-                        # redo takes the later ones along
-                        chapters[name].run(run, context, stop, redo and name in (command, STAGES[0]))
-        except Stopped as reason:
-            if context.main:
-                print(f"dist-train: stopped ({stop.reason or 'another rank was told to'}); {reason}; "
-                      f"the same command continues", file=sys.stderr)  # fmt: skip
-            return STOPPED
-        except (UserError, OSError) as error:
-            monitor.failed(str(error))
-            raise
-        except RuntimeError as error:
-            # An exchange that broke because another rank went: say which, not where it was noticed.
-            culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 else None
-            if culprit is None:
-                monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0])
-                raise
-            raise type(culprit)(f"rank {context.rank} leaves: {culprit}; the same command continues") from None
-        finally:
-            monitor.left()
-    return 0
+    return work(config, command, redo)
 
 
 def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
@@ -313,6 +271,22 @@ def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
         made = parser.instantiate_classes(options)
         for command in commands:
             made = made[command]
+        return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
+    except (ValueError, TypeError) as error:
+        raise UserError(_one_line(str(error))) from None
+
+
+def changed(config: Config, options: Sequence[str]) -> Config:
+    """A configuration with some options changed, checked.
+
+    Raises:
+        UserError: an unknown key or a wrong value.
+    """
+    parser = Parser()
+    parser.add_class_arguments(Config)
+    given = parser.parse_object(to_dict(config))
+    try:
+        made = parser.instantiate_classes(parser.parse_args(list(options), namespace=given))
         return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
     except (ValueError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None

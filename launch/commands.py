@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import Namespace
 
-from dist_train.config import Config, to_dict
+from dist_train.config import STAGES, Config, to_dict
 from dist_train.data.files import write_text
 from dist_train.errors import UserError
+from launch import jobs
 from launch.cluster import CHAIN, Cluster, load_cluster, resources
 
 ASKED = ("partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "minutes")
@@ -90,16 +92,27 @@ def freeze(config: Config) -> Path:
     return path
 
 
+def _not_busy(config: Config) -> None:
+    """Jobs of a run read its configuration when they start."""
+    busy = jobs.active(config.run_dir)
+    if busy:
+        raise UserError(
+            f"{config.run_dir}: jobs {', '.join(busy)} of this run are queued or running; "
+            f"dist-train status shows them, dist-train cancel ends them"
+        )
+
+
 def launch_local(config: Config, options: Namespace) -> int:
     from launch.local import launch
 
+    _not_busy(config)
     if options.workers < 1 or options.starts < 1:
         raise UserError("--workers and --starts: must be >= 1")
     return launch(["run", "--config", str(freeze(config))], config.run_dir, options.workers, options.starts)
 
 
 def launch_slurm(config: Config, options: Namespace) -> int:
-    from launch import jobs, slurm, sweep
+    from launch import slurm, sweep
     from launch.slurm import Job, Start
 
     cluster = load_cluster(options.cluster)
@@ -109,18 +122,13 @@ def launch_slurm(config: Config, options: Namespace) -> int:
     config = replace(config, runs=config.runs.absolute())
     if cluster.scratch:
         config = replace(config, cache=replace(config.cache, dir=Path(cluster.scratch)))
-    stages = _stages(config, options.stages)
-    _check(config, cluster, stages, asked)
     points = sweep.members(options.sweep) if options.sweep else {}
     first = sweep.first_stage(options.sweep) if points else None
+    stages = _stages(config, options.stages, first)
+    _check(config, cluster, stages, asked, list(points.values()))
     path = config.run_dir / "launch" / "config.yaml"
     if not options.dry_run:
-        busy = jobs.active(config.run_dir)
-        if busy:
-            raise UserError(
-                f"{config.run_dir}: jobs {', '.join(busy)} of this run are queued or running; "
-                f"dist-train status shows them, dist-train cancel ends them"
-            )
+        _not_busy(config)
         path = freeze(config)
     chain: list[Job] = []
     for stage in stages:
@@ -128,7 +136,7 @@ def launch_slurm(config: Config, options: Namespace) -> int:
         job = Job(stage, resources(cluster, stage, asked), [Start(start)], chain[-1].stage if chain else None)
         if first and stage in ("learn", "evaluate") and CHAIN.index(stage) >= CHAIN.index(first):
             where = config.run_dir / "sweep" if options.dry_run else sweep.link(config.run_dir, list(points), first)
-            job.names = list(points)
+            job.names, job.runs = list(points), [where / name for name in points]
             job.starts = [Start([*start, "--runs", str(where), "--name", n, *o]) for n, o in points.items()]
             job.matching = bool(chain) and len(chain[-1].starts) > 1 and len(points) > 1
         chain.append(job)
@@ -149,26 +157,45 @@ def launch_slurm(config: Config, options: Namespace) -> int:
     return 0
 
 
-def _stages(config: Config, given: str | None) -> list[str]:
-    """The stages of a chain, in order."""
-    if given is None:
-        packed = "://" in config.data.shards or (Path(config.data.shards) / "index.json").is_file()
-        skipped = {"prepare"} if packed or config.pack is None else set()
-        return [stage for stage in CHAIN if stage not in skipped]
-    wanted = [stage.strip() for stage in given.split(",") if stage.strip()]
-    wrong = [stage for stage in wanted if stage not in CHAIN]
-    if wrong or not wanted:
-        raise UserError(f"--stages {given}: {wrong[0] if wrong else 'none'!r} is no stage; some of {','.join(CHAIN)}")
-    return [stage for stage in CHAIN if stage in wanted]
+def _stages(config: Config, given: str | None, swept: str | None) -> list[str]:
+    """The stages of a chain, in order: those that were asked for, or those that are not done."""
+    if given is not None:
+        wanted = [stage.strip() for stage in given.split(",") if stage.strip()]
+        wrong = [stage for stage in wanted if stage not in CHAIN]
+        if wrong or not wanted:
+            told = repr(wrong[0]) if wrong else "none"
+            raise UserError(f"--stages {given}: {told} is no stage; some of {','.join(CHAIN)}")
+        return [stage for stage in CHAIN if stage in wanted]
+    packed = "://" in config.data.shards or (Path(config.data.shards) / "index.json").is_file()
+    done = {"prepare"} if packed or config.pack is None else set()
+    before = STAGES[: STAGES.index(swept)] if swept else STAGES
+    done |= {stage for stage in before if (config.run_dir / stage / "done.json").is_file()}
+    return [stage for stage in CHAIN if stage not in done]
 
 
-def _check(config: Config, cluster: Cluster, stages: list[str], asked: dict[str, Any]) -> None:
+def _check(
+    config: Config, cluster: Cluster, stages: list[str], asked: dict[str, Any], members: list[list[str]]
+) -> None:
     """What would fail after hours in a queue fails here."""
-    from dist_train.stages.common import open_run
+    from dist_train.data.order import rank_slice
+    from dist_train.models.backbone import check_name
+    from dist_train.stages.common import check_inputs, open_run
+    from launch.cli import changed
 
+    for options in members:
+        changed(config, options)
+    wanted = resources(cluster, "pretrain", asked)
+    world = (wanted.nodes or 1) * wanted.ranks_per_node if "pretrain" in stages else 1
+    check_name(config.pretrain.model)
+    rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if "prepare" not in stages:
-        wanted = resources(cluster, "pretrain", asked)
-        open_run(config, (wanted.nodes or 1) * wanted.ranks_per_node if "pretrain" in stages else 1)
+        run = open_run(config, world)
+        for stage in STAGES:
+            check_inputs(run, stage)
+    elif config.pack and not config.pack.draw:
+        for source in (config.pack.train, config.pack.val, config.pack.devkit):
+            if source is not None and not source.exists():
+                raise UserError(f"{source}: no such archive or folder; mend pack.train, pack.val or pack.devkit")
 
 
 def collect(given: Namespace) -> int:

@@ -214,10 +214,9 @@ def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
 
     cluster = load_cluster(name)
     wanted = resources(cluster, "pretrain", {"nodes": min(2, cluster.nodes or 2), "minutes": 5})
-    config = Config(name="doctor", runs=runs.absolute())
-    here = config.run_dir
-    shutil.rmtree(here, ignore_errors=True)
-    here.mkdir(parents=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    here = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs.absolute()))
+    config = Config(name=here.name, runs=here.parent)
     try:
         ((_, job),) = submit(config, cluster, [Job("doctor", wanted, [Start(["doctor", "--inside", str(here)])])])
     except UserError as error:
@@ -232,6 +231,8 @@ def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
         time.sleep(1)
     if (here / "nodes.json").is_file():
         yield from json.loads((here / "nodes.json").read_text())
+        while time.monotonic() < end and jobs.active(here):
+            time.sleep(1)
         shutil.rmtree(here, ignore_errors=True)
         return
     jobs.cancel_ids([job])

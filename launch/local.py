@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from dist_train.errors import CRASHED, FAILED, STOPPED
-from launch.after import again
+from launch.after import again, begin
 
 
 def work(arguments: list[str]) -> int:
@@ -45,7 +45,9 @@ def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,  # whether to start again depends on the exit code and on progress
             monitor_interval=0.2,
+            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2",
         )
+        begin(run, job)
         try:
             return max(elastic_launch(options, work)(arguments).values())
         except SignalException:
@@ -53,10 +55,10 @@ def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
         except ChildFailedError as error:
             codes = [failure.exitcode for failure in error.failures.values()]
             code = max(128 - exitcode if exitcode < 0 else exitcode for exitcode in codes)
-        code, reason = again(run, code, starts, job)
+        code, reason = again(run, job, code, starts)
         print(f"dist-train: {reason}", file=sys.stderr, flush=True)
         if code != STOPPED:
-            (run / "launch" / f"starts-{job}.json").unlink(missing_ok=True)
+            (run / "launch" / f"start-{job}.json").unlink(missing_ok=True)
             return code
 
 

@@ -6,6 +6,7 @@ happens when they have left, done or stopped or dead, the job's script decides (
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Job:
         after: the stage it waits for; None: nothing.
         matching: each member of the array waits for its own of ``after`` only.
         anyhow: runs even where ``after`` failed.
-        names: of the members.
+        names, runs: of the members, and their folders.
     """
 
     stage: str
@@ -80,6 +81,7 @@ class Job:
     matching: bool = False
     anyhow: bool = False
     names: list[str] = field(default_factory=list)
+    runs: list[Path] = field(default_factory=list)
 
 
 class _Executor(submitit.SlurmExecutor):
@@ -98,6 +100,7 @@ class _Executor(submitit.SlurmExecutor):
 def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency: str | None) -> _Executor:
     """submitit's executor with everything a job is told."""
     wanted = job.resources
+    packing = f" {shlex.quote(str(Path(config.data.shards).absolute()))}" if job.stage == "prepare" else ""
     python = " ".join(filter(None, [cluster.container, cluster.python or shlex.quote(sys.executable)]))
     made = _Executor(jobs.folder(config.run_dir), python=python)
     limit = 60 * (wanted.minutes or 60)
@@ -109,12 +112,23 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
     }
     if wanted.cpus_per_task:
         variables["SRUN_CPUS_PER_TASK"] = str(wanted.cpus_per_task)
-    # After srun, in the job's own shell: it outlives every rank, and scontrol is at hand.
+    # Around srun, in the job's own shell: it outlives every rank, and scontrol is at hand. The only member
+    # of an array whose job id is the array's is its last one: name members in full.
+    runs = " ".join(shlex.quote(str(run)) for run in job.runs or [config.run_dir.absolute()])
+    before = [
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
+        f"runs=({runs}); run=${{runs[${{SLURM_ARRAY_TASK_ID:-0}}]}}",
+        f'{python} -m launch.after begin "$run" "$job"',
+        "trap ended=1 TERM  # cancelled, out of time or preempted: let the ranks save first",
+    ]
     after = [
         "code=$?",
-        f"{python} -m launch.after {shlex.quote(str(config.run_dir.absolute()))} $code {cluster.starts}; code=$?",
-        f'if [ $code -eq {STOPPED} ] && ! scontrol -o show job "$SLURM_JOB_ID" | grep -q CANCELLED; then',
-        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60',
+        f'{python} -m launch.after again "$run" "$job" $code {cluster.starts}{packing}; code=$?',
+        'state=$(scontrol -o show job "$job")',
+        'if [ -n "$ended" ] && [[ $state == *PreemptTime=None* && $state != *Reason=TimeLimit* ]]; then',
+        '    echo "dist-train: job $job: cancelled; submitted again, the run continues"',
+        f"elif [ $code -eq {STOPPED} ]; then",
+        '    scontrol requeue "$job" && sleep 60',
         "fi",
         "exit $code",
     ]
@@ -137,7 +151,7 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
         "srun_args": [*([f"--cpus-per-task={wanted.cpus_per_task}"] if wanted.cpus_per_task else []),
                       "--kill-on-bad-exit=0", *cluster.srun],
         "setup": [*cluster.setup, *(_export(name, value) for name, value in variables.items()),
-                  "trap : TERM  # let the ranks save, and what follows decide"],
+                  *before],
         "teardown": after,
         "additional_parameters": {"requeue": True, **({"kill-on-invalid-dep": "yes"} if dependency else {}),
                                   **cluster.sbatch},
@@ -147,7 +161,11 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
 
 
 def _export(name: str, value: str | None) -> str:
-    return f'export {name}="{value}"' if value is not None else f"unset {name}"
+    if value is None:
+        return f"unset {name}"
+    for special in '\\"`':  # a $VARIABLE is meant
+        value = value.replace(special, "\\" + special)
+    return f'export {name}="{value}"'
 
 
 def show(config: Config, cluster: Cluster, chain: list[Job]) -> str:
@@ -187,7 +205,8 @@ def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str
     for job in chain:
         made = executor(config, cluster, job, code, _dependency(job, ids))
         try:
-            with made.batch():  # several become an array
+            # Several become an array; what sbatch says is in the error too.
+            with redirect_stderr(io.StringIO()), made.batch():
                 found = [made.submit(start) for start in job.starts]
         except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError, OSError) as error:
             jobs.cancel_ids(list(ids.values()))
@@ -203,19 +222,35 @@ def run_here(config: Config, chain: list[Job]) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"
     for job in chain:
-        made = submitit.LocalExecutor(jobs.folder(config.run_dir))
-        made.update_parameters(timeout_min=60 * 24 * 365, tasks_per_node=job.resources.ranks_per_node)
         for start in job.starts:
+            made = submitit.LocalExecutor(jobs.folder(config.run_dir))
+            made.update_parameters(timeout_min=60 * 24 * 365, tasks_per_node=job.resources.ranks_per_node)
+            # submitit's process ends its tasks at once on Ctrl-C; the ranks have handlers of their own.
+            ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
             work = made.submit(start)
+            signal.signal(signal.SIGINT, ours)
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
             jobs.record(config.run_dir, job.stage, work.job_id, job.names, 1, local=True)
             print(f"{job.stage}: {job.resources.ranks_per_node} process(es), log {work.paths.stdout}", flush=True)
-            while not work.done():
-                time.sleep(0.5)
-            with suppress(Exception):
-                work.wait()
+            try:
+                _wait(work)
+            except KeyboardInterrupt:
+                os.kill(int(work.job_id), signal.SIGTERM)  # goes on to the ranks
+                _wait(work)
             if work.exception() is not None:
-                raise UserError(f"{job.stage} did not end well: {_last_line(work.paths.stderr)} ({work.paths.stderr})")
+                reason = _last_line(work.paths.stderr)
+                if reason.startswith("dist-train: stopped"):
+                    print(f"{job.stage}: {reason}", file=sys.stderr)
+                    return STOPPED
+                raise UserError(f"{job.stage} did not end well: {reason} ({work.paths.stderr})")
     return 0
+
+
+def _wait(work: Any) -> None:
+    while not work.done():
+        time.sleep(0.3)
+    with suppress(Exception):
+        work.wait()
 
 
 def _reason(text: str) -> str:

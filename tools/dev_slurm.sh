@@ -71,6 +71,7 @@ SlurmdTimeout=20
 KillWait=10
 MinJobAge=3600
 OverTimeLimit=0
+EnforcePartLimits=ALL
 JobRequeue=1
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
 JobAcctGatherType=jobacct_gather/none

@@ -39,6 +39,7 @@ class Monitor:
     def __init__(self, context: Context, config: MonitorConfig, run: Path) -> None:
         self.context, self.config, self.run = context, config, run
         self._written = 0.0
+        self._published = False
         self._closed = threading.Event()
         self._store: Any = None
         self._lock = threading.Lock()
@@ -50,9 +51,13 @@ class Monitor:
             self._store = dist.PrefixStore(f"monitor/{attempt}", store)
             self._store.set(f"beat/{context.rank}", self._beat(0))
 
-    def __enter__(self) -> Monitor:
+    def publish(self) -> None:
+        """From now on the run's folder says how this start is doing."""
+        self._published = True
         if self.context.main:  # what an earlier start died of
             (self.run / "error.json").unlink(missing_ok=True)
+
+    def __enter__(self) -> Monitor:
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         self._thread.start()
         return self
@@ -86,12 +91,14 @@ class Monitor:
 
     def _note(self, message: str) -> None:
         """``error.json``, by the first rank that has something to say: what follows are consequences."""
+        if not self._published:
+            return
         note = {"time": time.time(), "rank": self.context.rank, "message": message}
         with suppress(OSError), (self.run / "error.json").open("x") as file:
             json.dump(note, file)
 
     def _heartbeat(self, left: bool = False) -> None:
-        if not self.context.main or not self.run.is_dir():
+        if not self.context.main or not self._published or not self.run.is_dir():
             return
         self._written = time.monotonic()
         beat = {**json.loads(self._beat(0)), "time": time.time(), "ranks": self.context.world, "left": left}

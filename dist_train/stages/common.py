@@ -8,8 +8,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -95,31 +93,40 @@ def open_run(config: Config, world: int = 1) -> Run:
     return run
 
 
-@contextmanager
-def exclusive(run: Run, context: Context) -> Iterator[None]:
-    """Keep a second start of the same run out as long as this one lives (a lock of the kernel: a killed
-    process holds none).
+class RunLock:
+    """Keeps a second start of the same run out as long as this one lives (a lock of the kernel: a killed
+    process holds none). Rank 0 holds it for all."""
 
-    Raises:
-        UserError: another one is at work.
-    """
-    if not context.main:
-        yield
-        return
-    run.dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.dir / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{run.dir}: another process is at work on this run; wait for it, or take another --name"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        log.warning("%s: this file system has no locks (%s); start a run once at a time", run.dir, error)
-    try:
-        yield
-    finally:
-        lock.release()
+    def __init__(self, folder: Path, context: Context) -> None:
+        self.folder, self.context = folder, context
+        self._lock: FileLock | None = None
+
+    def acquire(self) -> None:
+        """Once is enough; again does nothing. Makes the folder.
+
+        Raises:
+            UserError: another process is at work.
+        """
+        if not self.context.main or self._lock is not None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: another process is at work on this run; wait for it, or take another --name"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            log.warning("%s: this file system has no locks (%s); start a run once at a time", self.folder, error)
+        self._lock = lock
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
 
 def inputs(run: Run, stage: str) -> dict[str, Any]:
@@ -133,6 +140,28 @@ def inputs(run: Run, stage: str) -> dict[str, Any]:
     if stage == "evaluate":
         found["learn.methods"] = plain["learn"]["methods"]
     return found
+
+
+def check_inputs(run: Run, stage: str) -> None:
+    """Raises UserError where a stage was started from other inputs than it would be now."""
+    path = run.dir / stage / "inputs.json"
+    if not path.is_file():
+        return
+    now = inputs(run, stage)
+    try:
+        before = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path}: damaged; dist-train {stage} --redo makes this stage again") from None
+    changed = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{path.parent}: was made from other inputs ({'; '.join(changed[:4])}); "
+            f"take another --name, or make this stage and those after it again: dist-train {stage} --redo"
+        )
 
 
 class Stage:
@@ -169,23 +198,8 @@ class Stage:
         for stage in STAGES[: STAGES.index(self.name)]:
             if not (run.dir / stage / "done.json").is_file():
                 raise UserError(f"{run.dir / stage}: {stage} is not finished; run dist-train {stage} first")
-        path = self.folder / "inputs.json"
-        if redo or not path.is_file():
-            return
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path}: damaged; dist-train {self.name} --redo makes this stage again") from None
-        changed = [
-            f"{key}: {before.get(key)!r} -> {self.inputs.get(key)!r}"
-            for key in sorted({*before, *self.inputs})
-            if before.get(key) != self.inputs.get(key)
-        ]
-        if changed:
-            raise UserError(
-                f"{self.folder}: was made from other inputs ({'; '.join(changed[:4])}); "
-                f"take another --name, or make this stage and those after it again: dist-train {self.name} --redo"
-            )
+        if not redo:
+            check_inputs(run, self.name)
 
     def finish(self, **facts: Any) -> None:
         """All ranks are through: mark the stage as done."""

@@ -5,33 +5,49 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from dist_train.errors import CRASHED, FAILED, LOST, STOPPED
-from launch.after import again
+from launch.after import again, begin
 from launch.jobs import newest, record
 from launch.snapshot import take
 from launch.sweep import collect, first_stage, link, members
 
 
 def test_done_and_bad_input_end_it(tmp_path: Path) -> None:
-    assert again(tmp_path, 0, 3, "1")[0] == 0
-    assert again(tmp_path, FAILED, 3, "1")[0] == FAILED
+    begin(tmp_path, "1")
+    assert again(tmp_path, "1", 0, 3)[0] == 0
+    assert again(tmp_path, "1", FAILED, 3)[0] == FAILED
 
 
 @pytest.mark.parametrize("code", [STOPPED, LOST, CRASHED, 137])
 def test_anything_else_starts_again_while_there_is_progress(tmp_path: Path, code: int) -> None:
-    (tmp_path / "launch").mkdir()
     for step in range(6):
+        begin(tmp_path, "1")
+        time.sleep(0.01)
         (tmp_path / "pretrain" / "checkpoints" / f"step-{step}").mkdir(parents=True)
-        os.utime(tmp_path / "pretrain" / "checkpoints" / f"step-{step}", (step + 1, step + 1))
-        assert again(tmp_path, code, 2, "1")[0] == STOPPED
-    assert again(tmp_path, code, 2, "1")[0] == STOPPED
-    result, reason = again(tmp_path, code, 2, "1")
-    assert result == CRASHED and "2 starts in a row made no progress" in reason
-    assert again(tmp_path, code, 2, "other")[0] == STOPPED, "each job counts its own"
+        assert again(tmp_path, "1", code, 1)[0] == STOPPED
+    results = []
+    for _ in range(2):
+        time.sleep(0.01)
+        begin(tmp_path, "1")
+        results.append(again(tmp_path, "1", code, 2))
+    assert [result for result, _ in results] == [STOPPED, CRASHED]
+    assert "2 start(s) in a row made no progress" in results[1][1]
+    begin(tmp_path, "other")
+    assert again(tmp_path, "other", code, 2)[0] == STOPPED, "each job counts its own"
+
+
+def test_packing_is_progress(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        begin(tmp_path, "1")
+        time.sleep(0.01)
+        (tmp_path / "shards" / f"{number}.tar").touch()
+        assert again(tmp_path, "1", 137, 1, tmp_path / "shards")[0] == STOPPED
 
 
 def test_a_snapshot_is_what_runs_later(tmp_path: Path) -> None:

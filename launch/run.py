@@ -1,0 +1,69 @@
+"""The stages of a run, on this rank: meet the others, watch them, work, and leave in order."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from dist_train import context as contexts
+from dist_train.config import STAGES, Config
+from dist_train.engine.monitor import Monitor
+from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.errors import STOPPED, UserError
+from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.stages.prepare import prepare
+
+log = logging.getLogger("dist_train")
+
+_CHAPTERS = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
+
+
+def work(config: Config, command: str, redo: bool) -> int:
+    """``run``, ``prepare`` or one stage; returns 0, or ``STOPPED``.
+
+    Raises:
+        UserError: bad input; LostError: another rank is gone.
+    """
+    with (
+        contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
+        Monitor(context, config.monitor, config.run_dir) as monitor,
+        common.RunLock(config.run_dir, context) as lock,
+    ):
+        if not context.main:
+            log.setLevel(logging.WARNING)
+        try:
+            contexts.join_group(context)
+            for line in contexts.placement(context):
+                log.info("%s", line)
+            if config.run_dir.is_dir():
+                lock.acquire()
+            context.barrier("locked")
+            monitor.publish()  # not before: another start may be at work, and the record is its own
+            if command in ("run", "prepare"):
+                prepare(config, context)
+            if command == "prepare":
+                return 0
+            with Stopper(context, config.max_minutes) as stop:
+                run = common.open_run(config, context.world)
+                lock.acquire()
+                for name in STAGES if command == "run" else (command,):
+                    # redo takes the later ones along
+                    _CHAPTERS[name].run(run, context, stop, redo and name in (command, STAGES[0]))
+        except Stopped as reason:
+            if context.main:
+                why = stop.reason or "another rank was told to"
+                print(f"dist-train: stopped ({why}); {reason}; the same command continues", file=sys.stderr)
+            return STOPPED
+        except (UserError, OSError) as error:
+            monitor.failed(str(error))
+            raise
+        except RuntimeError as error:
+            # An exchange that broke because another rank went: say which, not where it was noticed.
+            culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 else None
+            if culprit is None:
+                monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0])
+                raise
+            raise type(culprit)(f"rank {context.rank} leaves: {culprit}; the same command continues") from None
+        finally:
+            monitor.left()
+    return 0
