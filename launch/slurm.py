@@ -125,7 +125,7 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
         "code=$?",
         f'{python} -m launch.after again "$run" "$job" $code {cluster.starts}{packing}; code=$?',
         'state=$(scontrol -o show job "$job")',
-        'if [ -n "$ended" ] && [[ $state == *PreemptTime=None* && $state != *Reason=TimeLimit* ]]; then',
+        'if [ -n "$ended" ] && [[ $state != *Reason=TimeLimit* && ! $state =~ PreemptTime=[0-9] ]]; then',
         '    echo "dist-train: job $job: cancelled; submitted again, the run continues"',
         f"elif [ $code -eq {STOPPED} ]; then",
         '    scontrol requeue "$job" && sleep 60',
@@ -224,7 +224,9 @@ def run_here(config: Config, chain: list[Job]) -> int:
     for job in chain:
         for start in job.starts:
             made = submitit.LocalExecutor(jobs.folder(config.run_dir))
-            made.update_parameters(timeout_min=60 * 24 * 365, tasks_per_node=job.resources.ranks_per_node)
+            made.update_parameters(
+                timeout_min=60 * 24 * 365, tasks_per_node=job.resources.ranks_per_node, stderr_to_stdout=True
+            )
             # submitit's process ends its tasks at once on Ctrl-C; the ranks have handlers of their own.
             ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
             work = made.submit(start)
@@ -238,11 +240,11 @@ def run_here(config: Config, chain: list[Job]) -> int:
                 os.kill(int(work.job_id), signal.SIGTERM)  # goes on to the ranks
                 _wait(work)
             if work.exception() is not None:
-                reason = _last_line(work.paths.stderr)
+                reason = _last_line(work.paths.stdout)
                 if reason.startswith("dist-train: stopped"):
                     print(f"{job.stage}: {reason}", file=sys.stderr)
                     return STOPPED
-                raise UserError(f"{job.stage} did not end well: {reason} ({work.paths.stderr})")
+                raise UserError(f"{job.stage} did not end well: {reason} ({work.paths.stdout})")
     return 0
 
 
