@@ -49,7 +49,7 @@ class Chain:
         states = jobs.states([self.job(stage)])
         return states[self.job(stage)].state if self.job(stage) in states else ""
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 180) -> None:
+    def wait(self, condition: Callable[[], Any], seconds: float = 300) -> None:
         """Until it is so; a chain that has ended before fails with its logs."""
         end = time.monotonic() + seconds
         while not condition():
@@ -88,8 +88,8 @@ class Chain:
         found: dict[str, Any] = json.loads((self.run / "evaluate" / "results.json").read_text())["methods"]
         return found
 
-    def restarts(self, stage: str) -> int:
-        text = output("scontrol", "-o", "show", "job", self.job(stage))
+    def restarts(self, stage: str, member: str = "") -> int:
+        text = output("scontrol", "-o", "show", "job", self.job(stage) + member)
         return int(text.partition("Restarts=")[2].split(" ")[0])
 
     def kill(self, stage: str, rank: int) -> None:

@@ -90,7 +90,7 @@ def test_a_chain_over_two_nodes_equals_torchrun(chain: Make, reference: dict[str
     before = one.table()
     one.wait(lambda: not jobs.active(one.run))
     assert one.submit() == 0
-    one.wait(lambda: not jobs.active(one.run))
+    assert "all stages are done; nothing to submit" in capsys.readouterr().out
     assert one.table() == before and one.state("evaluate") == "COMPLETED"
 
 
@@ -129,7 +129,7 @@ def test_preempted_requeued_and_killed_ends_in_the_same_table(
         one.wait(at_work)
         event(one, stage)
         one.wait(lambda stage=stage: one.restarts(stage) >= 1)  # type: ignore[misc]
-    one.wait(lambda: one.finished(), 240)
+    one.wait(lambda: one.finished(), 600)
     same(one, reference)
 
 
@@ -146,18 +146,26 @@ def test_a_reached_time_limit_and_a_lost_node(chain: Make, reference: dict[str, 
         one.wait(lambda: one.restarts("learn") >= 1, 120)
     finally:
         subprocess.run([str(TOOL), "up"], check=True, capture_output=True)
-    one.wait(lambda: one.finished(), 240)
+    one.wait(lambda: one.finished(), 600)
     same(one, reference)
 
 
 def test_a_sweep_is_an_array_with_a_table(chain: Make) -> None:
-    one = chain()
-    assert one.submit("--sweep", "learn.p_mean=0.3,0.9") == 0
-    one.wait(lambda: (one.run / "sweep" / "table.md").is_file() or not jobs.active(one.run), 240)
+    """Its last member has the array's own job id, and is preempted: that restarts it, and no other."""
+    one = chain(learn=SLOW["learn"])
+    assert one.submit("--sweep", "learn.p_mean=0.3,0.5,0.9") == 0
+    last = one.run / "sweep" / "learn.p_mean=0.9"
+    one.wait(lambda: len(metrics.read(last / "learn" / "phi1" / "metrics.jsonl")) > 3)
+    output("scancel", "--signal=USR2", f"{one.job('learn')}_2")
+    one.wait(lambda: one.restarts("learn", "_2") == 1)
+    one.wait(lambda: (one.run / "sweep" / "table.md").is_file() or not jobs.active(one.run), 600)
     text = (one.run / "sweep" / "table.md").read_text()
     assert "learn.p_mean=0.3 | φ2 | 1 |" in text and "learn.p_mean=0.9" in text and "Without results" not in text
-    a, b = (json.loads((one.run / "sweep" / f"learn.p_mean={p}" / "evaluate" / "results.json").read_text())
-            for p in ("0.3", "0.9"))  # fmt: skip
+    assert [one.restarts("learn", member) for member in ("_0", "_1", "_2")] == [0, 0, 1]
+    a, b = (
+        json.loads((one.run / "sweep" / f"learn.p_mean={p}" / "evaluate" / "results.json").read_text())
+        for p in ("0.3", "0.9")
+    )
     assert a["methods"]["mean"] == b["methods"]["mean"] and a["methods"]["phi2"] != b["methods"]["phi2"]
 
 
