@@ -24,7 +24,7 @@ from launch.cli import main
 Make = Callable[..., Chain]
 SLOW = {
     "pretrain": {"epochs": 16, "checkpoint_every": 10, "log_every": 2},
-    "learn": {"steps": 4000, "checkpoint_every": 200, "log_every": 100},
+    "learn": {"steps": 1500, "checkpoint_every": 100, "log_every": 20},
 }
 
 
@@ -150,6 +150,7 @@ def test_a_reached_time_limit_and_a_lost_node(chain: Make, reference: dict[str, 
     same(one, reference)
 
 
+@pytest.mark.long
 def test_a_sweep_is_an_array_with_a_table(chain: Make) -> None:
     """Its last member has the array's own job id, and is preempted: that restarts it, and no other."""
     one = chain(learn=SLOW["learn"])
