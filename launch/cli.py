@@ -7,8 +7,10 @@ import logging
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import dist_train
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
-from dist_train.errors import UserError
+from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
 
 
@@ -135,6 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def main_of_rank(arguments: Sequence[str]) -> int:
+    """``main`` for a launcher's rank: a crash has its own exit code, and is started again."""
+    sys.argv = ["dist-train", *arguments]  # for the record of how a number was made
+    try:
+        return main(arguments)
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
+
+
 def _pack(given: Namespace) -> int:
     from dist_train.data.pack import pack
 
@@ -246,9 +258,13 @@ def load_config(folder: Path) -> Config:
     parser = Parser()
     parser.add_class_arguments(Config)
     made = parser.instantiate_classes(parser.parse_path(str(path.absolute())))
-    values = {key: getattr(made, key) for key in Config.__dataclass_fields__}
     where = folder.absolute()
-    return Config(**{**values, "name": where.name, "runs": where.parent})
+    return replace(_config_of(made), name=where.name, runs=where.parent)
+
+
+def _config_of(made: Namespace) -> Config:
+    """The configuration in what a parser instantiated."""
+    return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
 
 
 def _stages(parser: Parser, options: Namespace) -> int:
@@ -271,7 +287,7 @@ def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
         made = parser.instantiate_classes(options)
         for command in commands:
             made = made[command]
-        return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
+        return _config_of(made)
     except (ValueError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None
 
@@ -287,7 +303,7 @@ def changed(config: Config, options: Sequence[str]) -> Config:
     given = parser.parse_object(to_dict(config))
     try:
         made = parser.instantiate_classes(parser.parse_args(list(options), namespace=given))
-        return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
+        return _config_of(made)
     except (ValueError, TypeError) as error:
         raise UserError(_one_line(str(error))) from None
 

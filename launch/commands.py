@@ -134,7 +134,7 @@ def launch_slurm(config: Config, options: Namespace) -> int:
     for stage in stages:
         start = [stage, "--config", str(path)]
         job = Job(stage, resources(cluster, stage, asked), [Start(start)], chain[-1].stage if chain else None)
-        if first and stage in ("learn", "evaluate") and CHAIN.index(stage) >= CHAIN.index(first):
+        if first and CHAIN.index(stage) >= CHAIN.index(first):
             where = config.run_dir / "sweep" if options.dry_run else sweep.link(config.run_dir, list(points), first)
             job.names, job.runs = list(points), [where / name for name in points]
             job.starts = [Start([*start, "--runs", str(where), "--name", n, *o]) for n, o in points.items()]

@@ -22,8 +22,10 @@ import torch.distributed as dist
 
 from dist_train.config import CacheConfig, Config
 from dist_train.context import usable_cpus
+from dist_train.data.files import write_text
 from dist_train.errors import UserError
 from dist_train.rendezvous import interface_towards
+from launch import jobs
 
 Line = tuple[str, str, str]  # ok, warning or error; what; what is so, and the remedy
 _PROBE = 64 * 2**20  # bytes written and exchanged to measure a speed
@@ -172,16 +174,18 @@ def slurm() -> Iterator[Line]:
     if shutil.which("sbatch") is None:
         yield "warning", "slurm", "no sbatch here; dist-train launch local and torchrun work without"
         return
-    version = _output(["sinfo", "-V"]).strip()
-    settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", _output(["scontrol", "show", "config"]), re.MULTILINE))
+    version = " ".join(jobs.ask(["sinfo", "-V"]) or [])
+    settings = dict(
+        re.findall(r"^(\w+)\s*= (.*?)\s*$", "\n".join(jobs.ask(["scontrol", "show", "config"]) or []), re.MULTILINE)
+    )
     if not settings:
         yield "error", "slurm", f"{version}: its controller does not answer (scontrol show config)"
         return
     yield "ok", "slurm", f"{version}, cluster {settings.get('ClusterName', '?')}"
-    yield "ok" if _output(["sacct", "-n", "-X", "-S", "now"], fail=None) is not None else "warning", "sacct", (
-        "answers" if _output(["sacct", "-n", "-X", "-S", "now"], fail=None) is not None
-        else "does not answer: status then knows queued and running jobs only"
-    )  # fmt: skip
+    if jobs.ask(["sacct", "-n", "-X", "-S", "now"]) is not None:
+        yield "ok", "sacct", "answers"
+    else:
+        yield "warning", "sacct", "does not answer: status then knows queued and running jobs only"
     if settings.get("JobRequeue") == "0":
         yield "ok", "requeue", "off by default here (JobRequeue=0); our jobs ask for it with --requeue"
     mode, how = (
@@ -190,7 +194,7 @@ def slurm() -> Iterator[Line]:
     )
     if "OFF" in mode:
         yield "ok", "preemption", "off: only time limits and failures end a job"
-    elif "user_send_user_signal" in how or "send_user_signal" in how:
+    elif "send_user_signal" in how:
         yield "ok", "preemption", f"{mode}; jobs get USR2 first"
     else:
         yield "ok", "preemption", f"{mode}; jobs get TERM, and KillWait={settings.get('KillWait', '?')} to save"
@@ -198,17 +202,8 @@ def slurm() -> Iterator[Line]:
         yield "warning", "task plugin", f"{settings.get('TaskPlugin')}: tasks are not bound to the CPUs they asked for"
 
 
-def _output(command: list[str], fail: str | None = "") -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return fail
-    return done.stdout if done.returncode == 0 else fail
-
-
 def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
     """A short job of the profile on two nodes: do the ranks meet, and how fast do they exchange?"""
-    from launch import jobs
     from launch.cluster import load_cluster, resources
     from launch.slurm import Job, Start, submit
 
@@ -249,8 +244,8 @@ def inside(folder: Path) -> int:
     from dist_train import context as contexts
 
     with contexts.start(timeout=120, folder=folder / "launch") as context:
-        lines: list[Line] = [("ok", "ranks", contexts.placement(context)[0])]
-        lines += [("warning", "ranks", text) for text in contexts.placement(context)[1:]]
+        where, *warnings = contexts.placement(context)
+        lines: list[Line] = [("ok", "ranks", where), *(("warning", "ranks", text) for text in warnings)]
         data = torch.ones(_PROBE // 4, device=context.device)
         context.sum(data[:1])
         began = time.perf_counter()
@@ -266,8 +261,6 @@ def inside(folder: Path) -> int:
         spread = max(clocks) - min(clocks)
         lines.append(("ok" if spread < 5 else "warning", "clocks", f"{spread:.2f} s apart between the ranks"))
         if context.main:
-            temporary = folder / "nodes.tmp"
-            temporary.write_text(json.dumps(lines))
-            os.replace(temporary, folder / "nodes.json")
+            write_text(folder / "nodes.json", json.dumps(lines))
         context.barrier("doctor")
     return 0

@@ -72,29 +72,24 @@ def states(ids: Sequence[str]) -> dict[str, State]:
     if not ids:
         return found
     asked = ",".join(sorted(set(ids)))
-    for line in _ask(["sacct", "-n", "-X", "-P", "-j", asked, "-o", "JobID,State,ExitCode,NodeList"]):
+    for line in ask(["sacct", "-n", "-X", "-P", "-j", asked, "-o", "JobID,State,ExitCode,NodeList"]) or []:
         job, state, code, nodes = (line.split("|") + [""] * 4)[:4]
         found[job] = State(state.split(" ")[0], f"exit code {code.split(':')[0]}", nodes)
-    known = ",".join(sorted(set(ids) & {job.split("_")[0] for job in _queued()}))
-    for line in _ask(["squeue", "-h", "-r", "-j", known, "-o", "%i|%T|%r|%N"]) if known else []:
+    # About all jobs: asked about an id that it has forgotten, squeue fails for all of them.
+    for line in ask(["squeue", "-h", "-r", "-o", "%i|%T|%r|%N"]) or []:
         job, state, reason, nodes = (line.split("|") + [""] * 4)[:4]
-        found[job] = State(state, "" if reason == "None" else reason, nodes)
+        if job.split("_")[0] in ids:
+            found[job] = State(state, "" if reason == "None" else reason, nodes)
     return found
 
 
-def _queued() -> list[str]:
-    """All that squeue knows; asked about an id that it has forgotten, it fails for all of them."""
-    return [line.strip() for line in _ask(["squeue", "-h", "-r", "-o", "%i"])]
-
-
-def _ask(command: list[str]) -> list[str]:
-    if shutil.which(command[0]) is None:
-        return []
+def ask(command: list[str]) -> list[str] | None:
+    """The lines that one of SLURM's programs prints; None where it is not there or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+        return None
+    return [line for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else None
 
 
 def active(run: Path) -> list[str]:

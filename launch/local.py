@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 import uuid
 from pathlib import Path
 
-from dist_train.errors import CRASHED, FAILED, STOPPED
+from dist_train.errors import FAILED, STOPPED
 from launch.after import again, begin
 
 
 def work(arguments: list[str]) -> int:
     """One worker. What needs no new start is returned; anything else ends the process, and with it the group."""
-    from launch.cli import main
+    from launch.cli import main_of_rank
 
-    sys.argv = ["dist-train", *arguments]
-    try:
-        code = main(arguments)
-    except Exception:
-        traceback.print_exc()
-        code = CRASHED
+    code = main_of_rank(arguments)
     if code not in (0, FAILED, STOPPED):
         sys.exit(code)
     return code

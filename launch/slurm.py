@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from submitit.core import utils as submitit_utils
 
 from dist_train.config import Config
 from dist_train.engine.preempt import margin
-from dist_train.errors import CRASHED, STOPPED, UserError
+from dist_train.errors import STOPPED, UserError
 from launch import jobs, snapshot
 from launch.cluster import Cluster, Resources
 
@@ -48,14 +47,9 @@ class Start:
         environment = submitit.JobEnvironment()
         for stale in environment.paths.folder.glob(f"{environment.job_id}_{environment.global_rank}_*.save_tmp"):
             stale.unlink(missing_ok=True)  # a kill while submitit wrote it would fail every later start
-        from launch.cli import main
+        from launch.cli import main_of_rank
 
-        sys.argv = ["dist-train", *self.arguments]  # for the record of how a number was made
-        try:
-            code = main(self.arguments)
-        except Exception:
-            traceback.print_exc()
-            code = CRASHED
+        code = main_of_rank(self.arguments)
         if code:
             sys.stdout.flush()
             sys.exit(code)
@@ -138,7 +132,7 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
         "account": cluster.account,
         "qos": wanted.qos,
         "constraint": wanted.constraint,
-        "time": wanted.minutes or None,
+        "time": wanted.minutes,
         "nodes": wanted.nodes or 1,
         "ntasks_per_node": wanted.ranks_per_node,
         "gpus_per_node": wanted.gpus_per_node or None,
