@@ -36,7 +36,7 @@ from torchvision.transforms import v2
 
 from dist_train.config import CacheConfig, DataConfig, DrawConfig, PackConfig
 from dist_train.context import Context
-from dist_train.data import dali
+from dist_train.data import pixels
 from dist_train.data.drawing import draw
 from dist_train.data.loader import train_batches
 from dist_train.data.order import Order
@@ -45,7 +45,7 @@ from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import make_view
 
 BATCH, SIDE = 64, 224
-MEAN, STD = [255 * v for v in dali.MEAN], [255 * v for v in dali.STD]
+MEAN, STD = [255 * v for v in pixels.MEAN], [255 * v for v in pixels.STD]
 
 
 def images_into(folder: Path, source: Path | None) -> None:
@@ -123,7 +123,7 @@ def dali_over_webdataset(shards: ShardSet, threads: int, passes: int) -> Iterato
 def transform() -> v2.Compose:
     return v2.Compose(
         [v2.PILToTensor(), v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(),
-         v2.ToDtype(torch.float32, scale=True), v2.Normalize(dali.MEAN, dali.STD)]
+         v2.ToDtype(torch.float32, scale=True), v2.Normalize(pixels.MEAN, pixels.STD)]
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 One graph serves training and evaluation: decode (only the window, where there is one), resize to a
 given size, crop, flip, normalise. Everything random is drawn before, in ``augment``, and comes in
-as numbers, so DALI keeps no state of its own. On the CPU (``device_id=None``) or, with
-``decoder="mixed"``, on the GPU.
+as numbers, so DALI keeps no state of its own. With ``decoder="mixed"`` all of it is done on the GPU;
+on the CPU the graph ends after decoding, and ``pixels`` does the rest.
 """
 
 from __future__ import annotations
@@ -18,11 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dist_train.data.pixels import MEAN, STD, Batch, Finisher
 from dist_train.errors import UserError
-
-# ImageNet channel statistics in [0, 1], RGB (torchvision's reference transforms).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,8 @@ def build_pipeline(
             output_type=types.RGB,
             adjust_orientation=False,
         )
+        if not mixed:
+            return images
         images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.crop_mirror_normalize(
             images,
@@ -130,6 +129,7 @@ def decode(
 
     # no_copy lends our arrays to DALI: hold them until their batch must be through.
     lent: deque[tuple[Any, ...]] = deque(maxlen=prefetch + 3)
+    decoding: deque[Request] = deque()
 
     def feed() -> tuple[Any, ...]:
         request = next(requests)
@@ -140,18 +140,32 @@ def decode(
         y, x = np.ascontiguousarray(place.T)
         fields = (request.blobs, request.anchor, request.shape, size, y, x, request.flip)
         lent.append(fields)
+        decoding.append(request)
         return fields
 
     pipeline = build_pipeline(feed, max_batch, side, threads, prefetch, device_id, mixed)
-    while True:
-        try:
-            (images,) = pipeline.run()
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise DecodeError(_reason(error)) from error
-        # The dynamic executor lends its buffer to the tensor: no copy, and no reuse while it lives.
-        yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+    finisher = Finisher(side, threads)
+    making: deque[Batch] = deque()
+    try:
+        while True:
+            try:
+                (images,) = pipeline.run()
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                raise DecodeError(_reason(error)) from error
+            request = decoding.popleft()
+            # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
+            if mixed:
+                yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+                continue
+            making.append(finisher.start(list(images), request.size, request.crop, request.flip))
+            if len(making) > 1:  # one is made while the one before it is used
+                yield making.popleft().wait()
+        while making:
+            yield making.popleft().wait()
+    finally:
+        finisher.close()
 
 
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:

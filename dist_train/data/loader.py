@@ -162,7 +162,7 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, side, threads, data.prefetch, gpu, mixed)
+            images = decode(wanted, max_batch, side, threads, data.prefetch, gpu if mixed else None, mixed)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()

@@ -12,7 +12,7 @@ from torchvision import transforms
 
 from dist_train.config import Config, PackConfig
 from dist_train.context import Context
-from dist_train.data import dali
+from dist_train.data import pixels
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
@@ -68,7 +68,7 @@ def torchvision_pixels(blob: bytes, resize: int, crop: int) -> torch.Tensor:
 
 def difference(images: torch.Tensor, blobs: list[bytes], resize: int, crop: int) -> torch.Tensor:
     """Mean absolute difference to torchvision, per image, in steps of 255."""
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (dali.MEAN, dali.STD))
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (pixels.MEAN, pixels.STD))
     reference = torch.stack([torchvision_pixels(blob, resize, crop) for blob in blobs])
     return (images * std + mean - reference).abs().mean((1, 2, 3))
 
