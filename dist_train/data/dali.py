@@ -11,35 +11,14 @@ from __future__ import annotations
 import importlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_train.data.pixels import MEAN, STD, Batch, Finisher
+from dist_train.data.pixels import MEAN, STD, Request, finished
 from dist_train.errors import UserError
-
-
-@dataclass(frozen=True)
-class Request:
-    """What DALI needs for one batch of B images.
-
-    Attributes:
-        blobs: B encoded images, uint8 [size].
-        anchor, shape: int32 [B, 2], the window to decode (top, left; height, width).
-        size: int32 [B, 2], height and width after resizing.
-        crop: int32 [B, 2], top left of the final crop in the resized image.
-        flip: int32 [B].
-    """
-
-    blobs: list[npt.NDArray[np.uint8]]
-    anchor: npt.NDArray[np.int32]
-    shape: npt.NDArray[np.int32]
-    size: npt.NDArray[np.int32]
-    crop: npt.NDArray[np.int32]
-    flip: npt.NDArray[np.int32]
 
 
 class DecodeError(Exception):
@@ -65,15 +44,16 @@ def build_pipeline(
     device_id: int | None,
     mixed: bool,
 ) -> Any:
-    """The graph. ``source`` gives, a call a batch, the fields of a ``Request`` with crops as shares of
-    the free border (DALI's convention); its StopIteration ends the stream. Output: uint8 to float32
-    [B, side, side, 3], normalised."""
+    """The graph. ``source`` gives, a call a batch, blobs, anchors and shapes of a ``Request`` and, when
+    ``mixed``, its sizes, crops (y, then x) as shares of the free border (DALI's convention) and flips;
+    its StopIteration ends the stream. Output: windows, uint8 [height, width, 3]; when ``mixed``
+    float32 [B, side, side, 3], normalised."""
     dali, fn, types = _dali()
 
     @dali.pipeline_def  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        blobs, anchor, shape, size, crop_y, crop_x, flip = fn.external_source(
-            source=source, num_outputs=7, batch=True, no_copy=True
+        blobs, anchor, shape, *rest = fn.external_source(
+            source=source, num_outputs=7 if mixed else 3, batch=True, no_copy=True
         )
         # adjust_orientation=False: the index holds stored sizes, and torchvision ignores EXIF too.
         images = fn.decoders.image_slice(
@@ -87,6 +67,7 @@ def build_pipeline(
         )
         if not mixed:
             return images
+        size, crop_y, crop_x, flip = rest
         images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.crop_mirror_normalize(
             images,
@@ -133,39 +114,33 @@ def decode(
 
     def feed() -> tuple[Any, ...]:
         request = next(requests)
-        # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
-        border = np.maximum(request.size - side, 1)
-        place = (request.crop / border).astype(np.float32)
-        size = request.size.astype(np.float32)
-        y, x = np.ascontiguousarray(place.T)
-        fields = (request.blobs, request.anchor, request.shape, size, y, x, request.flip)
+        fields: tuple[Any, ...] = (request.blobs, request.anchor, request.shape)
+        if mixed:
+            # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
+            border = np.maximum(request.size - side, 1)
+            y, x = np.ascontiguousarray((request.crop / border).astype(np.float32).T)
+            fields += (request.size.astype(np.float32), y, x, request.flip)
         lent.append(fields)
         decoding.append(request)
         return fields
 
-    pipeline = build_pipeline(feed, max_batch, side, threads, prefetch, device_id, mixed)
-    finisher = Finisher(side, threads)
-    making: deque[Batch] = deque()
-    try:
+    def outputs() -> Iterator[tuple[Any, Request]]:
         while True:
             try:
                 (images,) = pipeline.run()
             except StopIteration:
-                break
+                return
             except RuntimeError as error:
                 raise DecodeError(_reason(error)) from error
-            request = decoding.popleft()
-            # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
-            if mixed:
-                yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
-                continue
-            making.append(finisher.start(list(images), request.size, request.crop, request.flip))
-            if len(making) > 1:  # one is made while the one before it is used
-                yield making.popleft().wait()
-        while making:
-            yield making.popleft().wait()
-    finally:
-        finisher.close()
+            yield images, decoding.popleft()
+
+    # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
+    pipeline = build_pipeline(feed, max_batch, side, threads, prefetch, device_id, mixed)
+    if mixed:
+        for images, _ in outputs():
+            yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+    else:
+        yield from finished(((list(windows), request) for windows, request in outputs()), side, threads)
 
 
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:

@@ -16,8 +16,9 @@ from dist_train.config import DataConfig
 from dist_train.context import Context, cpus_per_rank
 from dist_train.data import augment
 from dist_train.data.cache import Prefetcher
-from dist_train.data.dali import DecodeError, Request, decode, decode_errors
+from dist_train.data.dali import DecodeError, decode, decode_errors
 from dist_train.data.order import Order, rank_slice
+from dist_train.data.pixels import Request
 from dist_train.data.quarantine import Quarantine
 from dist_train.data.source import BadSample, ShardSource
 from dist_train.data.splits import View
