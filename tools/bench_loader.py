@@ -1,11 +1,11 @@
 """Images/s of this loader beside its neighbours, in one run, as ratios.
 
-    python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2]
+    python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2] [--only NAME]
 
 All do the same work: read, decode, random resized crop to 224, flip, normalise, in batches of 64,
 without a model. ``limit`` decodes whole JPEGs with libjpeg-turbo and does nothing else. The rounds
-go through all contestants in turn, and medians are compared, so that a machine that slows down
-slows all of them. Images: full-size JPEGs (a tar or a folder); drawn ones where none are given.
+go through all contestants in turn, forwards and backwards, and medians are compared, so that a
+machine that slows down slows all of them. Images: full-size JPEGs (a tar or a folder); drawn ones where none are given.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=4, help="over the images, in each round")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="loaders whose names hold this text, and dist_train")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -203,9 +204,10 @@ def main() -> None:
             "torchvision DataLoader": lambda: torchvision_loader(folder, n, p),
             "webdataset + PIL": lambda: webdataset_pil(shards, n, p),
         }
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
+        chosen = {name: make for name, make in contestants.items() if given.only in name or name == "dist_train"}
+        rates: dict[str, list[float]] = {name: [] for name in chosen}
         for number in range(given.rounds):
-            for name, make in contestants.items():
+            for name, make in list(chosen.items())[:: -1 if number % 2 else 1]:
                 rates[name].append(rate(make()))
                 print(f"round {number + 1}: {name}: {rates[name][-1]:.0f} images/s", file=sys.stderr)
     print(
