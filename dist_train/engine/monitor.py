@@ -1,7 +1,9 @@
 """Ranks watch each other: a dead one is named and the others leave, a hung one is ended.
 
-Each rank has a thread that tells the ranks' store every second what its rank is doing, and reads
-what the others told. A rank that failed says so before it goes; one that was killed falls silent.
+Each rank has a thread that tells the ranks' store every second what its rank is doing, and watches
+the rank after it: as many requests to the store for each of a thousand ranks as for each of two. A
+rank that failed says so before it goes; one that was killed falls silent, and who sees that tells all.
+A second thread, which never waits for anybody, watches this rank and whether the store answers.
 
 For those who watch from outside, rank 0 keeps ``RUN/heartbeat.json``, and the first rank that
 fails leaves ``RUN/error.json`` (see ``launch/status.py``).
@@ -43,6 +45,8 @@ class Monitor:
         self._closed = threading.Event()
         self._store: Any = None
         self._lock = threading.Lock()
+        self._answered = time.monotonic()
+        self._threads = [threading.Thread(target=self._watch, name="monitor", daemon=True)]
         if context.world > 1:
             # A connection of its own: a wait on the process group's store would block it.
             timeout = timedelta(seconds=config.rank_timeout)
@@ -50,6 +54,7 @@ class Monitor:
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self._store = dist.PrefixStore(f"monitor/{attempt}", store)
             self._store.set(f"beat/{context.rank}", self._beat(0))
+            self._threads.append(threading.Thread(target=self._exchange, name="monitor-store", daemon=True))
 
     def publish(self) -> None:
         """From now on the run's folder says how this start is doing."""
@@ -58,32 +63,39 @@ class Monitor:
             (self.run / "error.json").unlink(missing_ok=True)
 
     def __enter__(self) -> Monitor:
-        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
-        self._thread.start()
+        self._answered = time.monotonic()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        self._thread.join(5 * _PERIOD)
+        for thread in self._threads:
+            thread.join(5 * _PERIOD)
         self._heartbeat(left=True)
 
     def failed(self, message: str) -> None:
         """Tell the others, and those who watch, why this rank leaves."""
         self._note(message)
+        self._tell(f"rank {self.context.rank} failed: {message}", lost=False)
+
+    def _tell(self, message: str, lost: bool) -> None:
+        """The first to tell is heard: what follows are consequences."""
         if self._store is not None:
+            trouble = json.dumps({"rank": self.context.rank, "message": message, "lost": lost})
             with suppress(RuntimeError):  # the rank that holds the store may be gone
-                self._store.set(f"failed/{self.context.rank}", message)
+                self._store.compare_set("trouble", "", trouble)
 
     def culprit(self, wait: float) -> UserError | None:
         """After an exchange between ranks failed: the rank that caused it, as an error to raise, or None if
         none is found within ``wait`` seconds."""
         if self._store is None:
             return None
-        end, last = time.monotonic() + wait, dict.fromkeys(range(self.context.world), ("", time.monotonic()))
+        end, others = time.monotonic() + wait, self._others()
         while time.monotonic() < end:
-            found = self._trouble(last, min(self.config.rank_timeout, 3 * _PERIOD))
+            found = self._trouble(others, min(self.config.rank_timeout, 3 * _PERIOD))
             if found:
                 return found
             time.sleep(_PERIOD / 4)
@@ -120,52 +132,68 @@ class Monitor:
         )
 
     def _watch(self) -> None:
-        count = 0
-        last = dict.fromkeys(range(self.context.world), ("", time.monotonic()))
+        """Nothing here touches the store: a store whose machine is frozen never answers."""
         while not self._closed.wait(_PERIOD):
-            count += 1
             progress = self.context.progress
             age = time.monotonic() - progress.since
             if age > self.config.hang_timeout and not progress.patient:
                 self._end_hang(age)
             if time.monotonic() - self._written > _HEARTBEAT:
                 self._heartbeat()
-            if self._store is None:
-                continue
+            silent = time.monotonic() - self._answered
+            if self._store is not None and silent > self.config.rank_timeout:
+                self._leave(LostError(f"the ranks' store has not answered for {silent:.0f} s, its machine is gone"))
+
+    def _exchange(self) -> None:
+        count = 0
+        following = (self.context.rank + 1) % self.context.world
+        watched = {following: self._others()[following]}
+        while not self._closed.wait(_PERIOD):
+            count += 1
             with suppress(RuntimeError):  # _trouble finds out
                 self._store.set(f"beat/{self.context.rank}", self._beat(count))
-            trouble = self._trouble(last, self.config.rank_timeout)
+            trouble = self._trouble(watched, self.config.rank_timeout)
+            self._answered = time.monotonic()
+            if isinstance(trouble, LostError):
+                self._tell(str(trouble), lost=True)
             # Give the main thread, which may have seen the same, the time to leave in its own way.
             if trouble and not self._closed.wait(3 * _PERIOD):
                 self._leave(trouble)
 
-    def _trouble(self, last: dict[int, tuple[str, float]], silence: float) -> UserError | None:
-        """The first rank that failed (bad input, most likely: see its line) or has been silent for so many
-        seconds (lost)."""
+    def _others(self) -> dict[int, tuple[str, float]]:
+        """For each other rank its last beat, and when it was first seen."""
+        return {rank: ("", time.monotonic()) for rank in range(self.context.world) if rank != self.context.rank}
+
+    def _trouble(self, watched: dict[int, tuple[str, float]], silence: float) -> UserError | None:
+        """What a rank told of (bad input, most likely: see its line), or the first of ``watched`` that has been
+        silent for so many seconds (lost)."""
         with self._lock:
             now = time.monotonic()
             try:
-                for rank in range(self.context.world):
-                    if rank == self.context.rank:
-                        continue
-                    if self._store.check([f"failed/{rank}"]):
-                        return UserError(f"rank {rank} failed: {self._store.get(f'failed/{rank}').decode()}")
-                    if not self._store.check([f"beat/{rank}"]):
+                if self._store.check(["trouble"]):
+                    told = json.loads(self._store.get("trouble"))
+                    if told["rank"] != self.context.rank:
+                        return (LostError if told["lost"] else UserError)(told["message"])
+                for rank, (before, since) in watched.items():
+                    beat = self._beat_of(rank)
+                    if beat is None:
                         continue  # not there yet: the process group waits for it
-                    beat = self._store.get(f"beat/{rank}").decode()
-                    if beat != last[rank][0]:
-                        last[rank] = (beat, now)
-                    elif now - last[rank][1] > silence and not self._store.check([f"left/{rank}"]):
+                    if beat != before:
+                        watched[rank] = (beat, now)
+                    elif now - since > silence and not self._store.check([f"left/{rank}"]):
                         told = json.loads(beat)
                         return LostError(
                             f"rank {rank} (pid {told['pid']} on {told['host']}) is dead: no sign of life for "
-                            f"{now - last[rank][1]:.0f} s, last at {told['doing']!r}"
+                            f"{now - since:.0f} s, last at {told['doing']!r}"
                         )
             except RuntimeError as error:
                 return LostError(
                     f"the ranks' store does not answer, its rank (0, or the launcher) is gone ({_first(error)})"
                 )
         return None
+
+    def _beat_of(self, rank: int) -> str | None:
+        return self._store.get(f"beat/{rank}").decode() if self._store.check([f"beat/{rank}"]) else None
 
     def left(self) -> None:
         """This rank is through with its work: its silence means nothing."""
@@ -174,27 +202,31 @@ class Monitor:
                 self._store.set(f"left/{self.context.rank}", "1")
 
     def _end_hang(self, age: float) -> None:
-        lines = [f"no progress for {age:.0f} s (monitor.hang_timeout); what the ranks were doing:"]
+        doing = {self.context.rank: self._beat(0)}
+        reason = f"no progress for {age:.0f} s"
+
+        def ask() -> None:
+            message = f"{reason} at {self.context.progress.text!r}"
+            self._note(message)
+            self._tell(f"rank {self.context.rank} hangs: {message}", lost=True)
+            with suppress(RuntimeError):
+                for rank in self._others() if self._store is not None else ():
+                    doing[rank] = self._beat_of(rank) or ""
+
+        asking = threading.Thread(target=ask, daemon=True)  # the store may be what hangs
+        asking.start()
+        asking.join(5 * _PERIOD)
+        lines = [
+            f"dist-train: error: rank {self.context.rank}: {reason} (monitor.hang_timeout); what the ranks were doing:"
+        ]
         for rank in range(self.context.world):
-            told = json.loads(self._beat(0)) if rank == self.context.rank else self._told(rank)
+            told = json.loads(doing.get(rank) or "{}")
             lines.append(
                 f"  rank {rank}: {told['doing']} (for {told['age']:.0f} s)" if told else f"  rank {rank}: no sign"
             )
-        self.failed(f"{lines[0].split(';')[0]} at {self.context.progress.text!r}")
-        print(
-            "\n".join([f"dist-train: error: rank {self.context.rank}: {lines[0]}", *lines[1:]]),
-            file=sys.stderr,
-            flush=True,
-        )
+        print("\n".join(lines), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.stderr)
         os._exit(LOST)
-
-    def _told(self, rank: int) -> dict[str, Any] | None:
-        with suppress(RuntimeError):
-            if self._store.check([f"beat/{rank}"]):
-                told: dict[str, Any] = json.loads(self._store.get(f"beat/{rank}"))
-                return told
-        return None
 
     def _leave(self, trouble: UserError) -> None:
         self._note(str(trouble))
