@@ -268,7 +268,7 @@ def main() -> int:
             state = "; ".join(wrong) or "nothing lost, nothing repeated"
             print(f"{record.kills} kills, {record.starts} starts: {config.name} {state}", flush=True)
         if found:
-            (Path.cwd() / "soak.log").write_bytes(log.read_bytes())
+            (given.out or Path("soak")).with_suffix(".log").write_bytes(log.read_bytes())
     text = "\n".join(
         [
             "# Soak: killed at random, compared with the run that nobody disturbed",
