@@ -41,11 +41,21 @@ def again(run: Path, job: str, code: int, starts: int, shards: Path | None = Non
         return FAILED, "failed; its error says what to mend"
     path = _note(run, job)
     idle = 0 if _newest(run, shards) > path.stat().st_mtime_ns else _idle(path) + 1
-    write_text(path, json.dumps({"idle": idle}))
-    what = "stopped and saved" if code == STOPPED else f"a rank died (exit code {code})"
+    result, reason = STOPPED, "stopped and saved" if code == STOPPED else f"a rank died (exit code {code})"
     if idle >= starts:
-        return CRASHED, f"{what}; given up: {starts} start(s) in a row made no progress (too short a time limit?)"
-    return STOPPED, f"{what}; starting again" + (f" ({idle} of {starts} start(s) without progress)" if idle else "")
+        result = CRASHED
+        reason += f"; given up: {starts} start(s) in a row made no progress (too short a time limit?)"
+    else:
+        reason += "; starting again" + (f" ({idle} of {starts} start(s) without progress)" if idle else "")
+    write_text(path, json.dumps({"idle": idle, "reason": reason}))
+    return result, reason
+
+
+def told(run: Path, job: str) -> str:
+    """How the last start of a job ended, where ``again`` had to decide."""
+    with suppress(OSError, ValueError, KeyError):
+        return str(json.loads(_note(run, job).read_text())["reason"])
+    return ""
 
 
 def _note(run: Path, job: str) -> Path:

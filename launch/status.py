@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_train.config import STAGES
 from dist_train.errors import UserError
-from launch import jobs
+from launch import after, jobs
 
 _SILENT = 60.0  # seconds without a heartbeat (one comes every five) until a run counts as gone
 
@@ -71,6 +71,8 @@ def _jobs(run: Path) -> list[str]:
             parts.append(f"({told.reason})")
         if told and told.nodes and told.nodes != "None assigned":
             parts.append(f"on {told.nodes}")
+        if entry["size"] == 1 and told and told.state != "COMPLETED" and (ended := after.told(run, entry["job"])):
+            parts.append(f"[last start: {ended}]")
         lines.append(f"  job {entry['job']} {entry['stage']}: {' '.join(parts)}")
     return lines
 

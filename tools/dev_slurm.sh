@@ -73,13 +73,16 @@ MinJobAge=3600
 OverTimeLimit=0
 EnforcePartLimits=ALL
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=$cpus RealMemory=$memory State=UNKNOWN
-PartitionName=dev Nodes=n1,n2 Default=YES MaxTime=60 State=UP OverSubscribe=NO
+PartitionName=dev Nodes=n1,n2 Default=YES MaxTime=60 State=UP OverSubscribe=NO GraceTime=30
+PartitionName=urgent Nodes=n1,n2 MaxTime=60 State=UP OverSubscribe=NO PriorityTier=10 PreemptMode=OFF
 CONF
     cat > /etc/slurm/slurmdbd.conf <<CONF
 $MARK

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.errors import CRASHED, FAILED, LOST, STOPPED
-from launch.after import again, begin
+from launch.after import again, begin, told
 from launch.jobs import newest, record
 from launch.snapshot import take
 from launch.sweep import collect, first_stage, link, members
@@ -37,7 +37,9 @@ def test_anything_else_starts_again_while_there_is_progress(tmp_path: Path, code
         results.append(again(tmp_path, "1", code, 2))
     assert [result for result, _ in results] == [STOPPED, CRASHED]
     assert "2 start(s) in a row made no progress" in results[1][1]
+    assert told(tmp_path, "1") == results[1][1]
     begin(tmp_path, "other")
+    assert told(tmp_path, "other") == "", "it is running"
     assert again(tmp_path, "other", code, 2)[0] == STOPPED, "each job counts its own"
 
 

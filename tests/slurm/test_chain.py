@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -106,14 +107,20 @@ def killed_rank(one: Chain, stage: str) -> None:
     one.kill(stage, 1)
 
 
+def preempted(one: Chain, stage: str) -> None:
+    """By a job of a partition of higher priority, which takes both nodes for a moment."""
+    output("sbatch", "-p", "urgent", "-N2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
 @pytest.mark.parametrize(
     "events",
     [
         {"pretrain": usr2, "extract": requeue, "learn": killed_rank},
         pytest.param({"pretrain": requeue, "extract": killed_rank, "learn": usr2}, marks=pytest.mark.long),
         pytest.param({"pretrain": killed_rank, "extract": usr2, "learn": requeue}, marks=pytest.mark.long),
+        pytest.param({"pretrain": preempted, "learn": preempted}, marks=pytest.mark.long),
     ],
-    ids=["usr2-requeue-killed", "requeue-killed-usr2", "killed-usr2-requeue"],
+    ids=["usr2-requeue-killed", "requeue-killed-usr2", "killed-usr2-requeue", "preempted"],
 )
 def test_preempted_requeued_and_killed_ends_in_the_same_table(
     events: dict[str, Any], chain: Make, reference: dict[str, Any]
@@ -189,12 +196,27 @@ def test_a_failed_chain_says_why_and_continues_when_submitted_again(chain: Make,
     one.wait(lambda: one.finished())
 
 
-def test_cancelled_is_not_started_again(chain: Make, capsys: Any) -> None:
+def test_watched_and_cancelled_is_not_started_again(
+    chain: Make, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = chain(pretrain={**SLOW["pretrain"], "epochs": 200})
     assert one.submit() == 0
     one.wait(lambda: len(one.rows("pretrain")) > 3)
+    command = [sys.executable, "-m", "dist_train", "logs", str(one.run), "-f"]
+    following = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "squeue").symlink_to(str(shutil.which("squeue")))
+    for path, wanted in ((str(tmp_path / "bin"), "pretrain: RUNNING on n[1-2]"), ("/nonexistent", "not known")):
+        with monkeypatch.context() as without:  # sacct, then squeue too
+            without.setenv("PATH", path)
+            capsys.readouterr()
+            assert main(["status", str(one.run)]) == 0
+            told = capsys.readouterr().out
+            assert wanted in told and "checkpoint step-" in told and "now: pretrain" in told, told
     assert main(["cancel", str(one.run)]) == 0
     one.wait(lambda: not jobs.active(one.run))
+    followed, _ = following.communicate(timeout=60)  # ends with the job
+    assert "2 rank(s) on n1, n2" in followed and "saved at step" in followed
     assert checkpoint.steps(one.run / "pretrain" / "checkpoints"), "what ran saved first"
     time.sleep(3)
     assert not jobs.active(one.run) and one.state("pretrain") == "CANCELLED"
@@ -217,6 +239,7 @@ def test_code_edited_while_a_job_waits_does_not_change_it(chain: Make, tmp_path:
         (["--nodes", "8"], "sbatch refused pretrain: "),
         (["--minutes", "100000"], "sbatch refused pretrain: "),
         (["--tasks_per_node", "5"], "pretrain.global_batch"),
+        (["--runs", "/proc/runs"], "/proc/runs"),
     ],
 )
 def test_what_slurm_refuses_is_one_line(options: list[str], wanted: str, chain: Make, capsys: Any) -> None:
@@ -225,6 +248,20 @@ def test_what_slurm_refuses_is_one_line(options: list[str], wanted: str, chain: 
     error = capsys.readouterr().err
     assert wanted in error and error.count("\n") == 1
     assert not jobs.active(one.run)
+
+
+@pytest.mark.long
+def test_too_short_a_time_limit_is_given_up(chain: Make, tmp_path: Path, capsys: Any) -> None:
+    """The site's set-up takes most of the minute: no start gets anywhere."""
+    profile = yaml.safe_load((Path(__file__).parents[2] / "configs" / "clusters" / "dev.yaml").read_text())
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({**profile, "setup": ["sleep 56"], "starts": 1}))
+    one = chain()
+    assert one.submit("--cluster", str(tmp_path / "site.yaml"), "--minutes", "1") == 0
+    one.wait(lambda: not jobs.active(one.run))
+    capsys.readouterr()
+    assert main(["status", str(one.run)]) == 0
+    told = capsys.readouterr().out
+    assert "made no progress (too short a time limit?)" in told, told
 
 
 def test_without_sbatch(chain: Make, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
