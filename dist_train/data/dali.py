@@ -14,9 +14,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from dist_train.data.headers import parses
 from dist_train.data.pixels import MEAN, STD, Request, finished
 from dist_train.errors import UserError
 
@@ -146,27 +146,33 @@ def decode(
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:
     """Whether the training decoder takes each image: None, or its reason (one line).
 
-    DALI fails a batch as a whole, so a failing one is halved until the culprits are found.
+    DALI fails a batch as a whole, so a failing one is halved until the culprits are found. Images with
+    a doubtful header are tried alone (``headers``).
     """
-    if not blobs:
-        return []
-    error = _decodes([np.frombuffer(blob, np.uint8) for blob in blobs], threads)
-    if error is None:
-        return [None] * len(blobs)
-    if len(blobs) == 1:
-        return [error]
-    half = len(blobs) // 2
-    return decode_errors(blobs[:half], threads) + decode_errors(blobs[half:], threads)
+    reasons: list[str | None] = [None] * len(blobs)
+    sound = [n for n, blob in enumerate(blobs) if parses(blob)]
+    for n in set(range(len(blobs))) - set(sound):
+        reasons[n] = _decodes([blobs[n]], threads)
+    groups = [sound]
+    while groups:
+        group = groups.pop()
+        reason = _decodes([blobs[n] for n in group], threads) if group else None
+        if reason is not None and len(group) == 1:
+            reasons[group[0]] = reason
+        elif reason is not None:
+            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+    return reasons
 
 
-def _decodes(blobs: list[npt.NDArray[np.uint8]], threads: int) -> str | None:
+def _decodes(blobs: list[bytes], threads: int) -> str | None:
     if any(len(blob) == 0 for blob in blobs):
         return "empty file"  # DALI's own words for it are "nvImageCodec failure: '#2'"
     dali, fn, types = _dali()
+    arrays = [np.frombuffer(blob, np.uint8) for blob in blobs]
 
     @dali.pipeline_def  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        encoded = fn.external_source(source=lambda: blobs, batch=True)
+        encoded = fn.external_source(source=lambda: arrays, batch=True)
         return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
 
     try:

@@ -17,6 +17,7 @@ from dist_train.context import Context, cpus_per_rank
 from dist_train.data import augment
 from dist_train.data.cache import Prefetcher
 from dist_train.data.dali import DecodeError, decode, decode_errors
+from dist_train.data.headers import parses
 from dist_train.data.order import Order, rank_slice
 from dist_train.data.pixels import Request
 from dist_train.data.quarantine import Quarantine
@@ -146,7 +147,9 @@ def _batches(
         while True:
             ids = quarantine.stand_ins(step.ids)
             try:
-                return ids, request(source, ids, step.epochs)
+                made = request(source, ids, step.epochs)
+                _check_headers(view, ids, made)
+                return ids, made
             except BadSample as error:
                 _take_out(quarantine, error)
 
@@ -183,6 +186,12 @@ def _batches(
     finally:
         source.close()
         plan.close()
+
+
+def _check_headers(view: View, ids: Ints, made: Request) -> None:
+    for sample, blob in zip(ids.tolist(), made.blobs, strict=True):
+        if not parses(blob) and (reason := decode_errors([blob.tobytes()], threads=1)[0]):
+            raise BadSample(view.subset, sample, f"cannot be decoded ({reason})")
 
 
 def _take_out(quarantine: Quarantine, error: BadSample) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from dist_train.config import Config, PackConfig
 from dist_train.context import Context
+from dist_train.data.dali import decode_errors
+from dist_train.data.headers import parses
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
@@ -147,6 +149,44 @@ def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
     assert f"replaced by sample {copy['train'].key(int(view.ids[5]))}" in text
     assert global_batches(view, order, data, 2, 0, 7) == whole
     assert global_batches(view, order, data, 4, 3, 7) == whole[3:]
+
+
+def test_a_bad_header_in_a_large_batch_is_an_image_and_not_a_crash(copy: ShardSet, config: Config) -> None:
+    """DALI itself dies of a segmentation fault here (see ``headers``)."""
+    good = jpeg()
+    for bad in (
+        b"",
+        b"garbage!" * 20,
+        good[:2] + bytes(900),
+        good[: good.index(b"\xff\xda")],
+        gif(),
+        b"BM" + bytes(99),
+    ):
+        blobs = [good] * 60 + [bad] + [good] * 40
+        reasons = decode_errors(blobs, 2)
+        assert [n for n, reason in enumerate(reasons) if reason] == [60]
+    view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
+    for sample in view.ids[[7, 70]].tolist():
+        damage(copy["train"], sample, b"garbage!" * 20)
+    (batch,) = train_batches(view, Order(len(view), 120, 0), config.data, 0, Context(), 0, 1)
+    assert batch.replaced == 2
+
+
+def test_what_the_header_check_lets_through_dalis_parser_takes() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 50
+    good = jpeg(exif=exif)
+    rng, end = np.random.default_rng(1), good.index(b"\xff\xda") + 14
+    refused = 0
+    for _ in range(400):
+        blob = bytearray(good)
+        for place in rng.integers(2, end, rng.integers(1, 4)):
+            blob[place] = rng.choice([0, 255, rng.integers(256)])
+        (reason,) = decode_errors([bytes(blob)], 1)
+        refused += not parses(bytes(blob))
+        assert not parses(bytes(blob)) or "not an image format" not in (reason or "")
+    assert parses(good) and 10 < refused < 100
+    assert all(parses(make()) for make in USABLE.values())
 
 
 def test_a_bad_validation_image_stops_with_its_name(copy: ShardSet, config: Config) -> None:
