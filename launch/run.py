@@ -63,7 +63,7 @@ def work(config: Config, command: str, redo: bool) -> int:
             if culprit is None:
                 monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
-            raise type(culprit)(f"rank {context.rank} leaves: {culprit}; the same command continues") from None
+            raise type(culprit)(monitor.farewell(culprit)) from None
         finally:
             monitor.left()
     return 0

@@ -133,8 +133,12 @@ class Monitor:
 
     def _watch(self) -> None:
         """Nothing here touches the store: a store whose machine is frozen never answers."""
-        while not self._closed.wait(_PERIOD):
-            progress = self.context.progress
+        while True:
+            progress, suspended = self.context.progress, self._suspended()
+            if self._closed.is_set():
+                return
+            progress.since += suspended
+            self._answered += suspended
             age = time.monotonic() - progress.since
             if age > self.config.hang_timeout and not progress.patient:
                 self._end_hang(age)
@@ -144,11 +148,23 @@ class Monitor:
             if self._store is not None and silent > self.config.rank_timeout:
                 self._leave(LostError(f"the ranks' store has not answered for {silent:.0f} s, its machine is gone"))
 
+    def _suspended(self) -> float:
+        """Wait for one period; the seconds that it took longer. A job that was suspended (Ctrl-Z, ``scontrol
+        suspend``) must not take that time for a hang or for the others' silence."""
+        start = time.monotonic()
+        self._closed.wait(_PERIOD)
+        late = time.monotonic() - start - _PERIOD
+        return late if late > 2 * _PERIOD else 0.0
+
     def _exchange(self) -> None:
         count = 0
         following = (self.context.rank + 1) % self.context.world
         watched = {following: self._others()[following]}
-        while not self._closed.wait(_PERIOD):
+        while True:
+            if self._suspended():  # the others most likely too: count anew
+                watched = {following: self._others()[following]}
+            if self._closed.is_set():
+                return
             count += 1
             with suppress(RuntimeError):  # _trouble finds out
                 self._store.set(f"beat/{self.context.rank}", self._beat(count))
@@ -224,14 +240,18 @@ class Monitor:
             lines.append(
                 f"  rank {rank}: {told['doing']} (for {told['age']:.0f} s)" if told else f"  rank {rank}: no sign"
             )
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(["", *lines]), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.stderr)
         os._exit(LOST)
 
-    def _leave(self, trouble: UserError) -> None:
+    def farewell(self, trouble: UserError) -> str:
+        """The line with which this rank leaves because of another; also for those who watch."""
         self._note(str(trouble))
-        text = f"dist-train: error: rank {self.context.rank} leaves: {trouble}; the same command continues"
-        print(text, file=sys.stderr, flush=True)
+        then = "; the same command continues" if isinstance(trouble, LostError) else ""
+        return f"rank {self.context.rank} leaves: {trouble}{then}"
+
+    def _leave(self, trouble: UserError) -> None:
+        print(f"\ndist-train: error: {self.farewell(trouble)}", file=sys.stderr, flush=True)  # after a progress bar
         os._exit(trouble.code)
 
 

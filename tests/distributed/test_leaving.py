@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -124,6 +125,18 @@ def test_a_dead_rank_is_named_and_the_others_leave(
         text = started.error(rank)
         assert (f"rank {victim}" in text and "is dead" in text) or "is gone" in text, text
         assert "Traceback" not in text, text
+    assert json.loads((config.run_dir / "error.json").read_text())["rank"] in others
+
+
+def test_a_job_that_was_suspended_goes_on(config: Config, ranks: Start, until: Until) -> None:
+    """Ctrl-Z or ``scontrol suspend``: longer than both timeouts, all ranks."""
+    config = replace(long(config), monitor=MonitorConfig(rank_timeout=4, hang_timeout=4))
+    started = ranks(2, config, "pretrain")
+    until(lambda: len(rows(config)) >= 2)
+    started.signal(signal.SIGSTOP)
+    time.sleep(7)
+    started.signal(signal.SIGCONT)
+    assert started.wait() == [0, 0], started.error(0) + started.error(1)
 
 
 def test_a_rank_that_fails_tells_the_others_why(config: Config, ranks: Start) -> None:
