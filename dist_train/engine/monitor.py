@@ -29,7 +29,7 @@ import torch.distributed as dist
 from dist_train.config import MonitorConfig
 from dist_train.context import Context
 from dist_train.data.files import write_text
-from dist_train.errors import LOST, LostError, UserError
+from dist_train.errors import CRASHED, LOST, LostError, UserError
 
 _PERIOD = 1.0  # seconds
 _HEARTBEAT = 5.0  # seconds between writes to the run's folder, which may be on a slow file system
@@ -75,6 +75,15 @@ class Monitor:
         for thread in self._threads:
             thread.join(5 * _PERIOD)
         self._heartbeat(left=True)
+        if error is not None and self.context.world > 1:
+            # Closing a process group whose ranks are gone was once seen to wait for ever.
+            last = threading.Timer(self.config.rank_timeout, self._abandon, [error])
+            last.daemon = True
+            last.start()
+
+    def _abandon(self, error: BaseException) -> None:
+        print(f"dist-train: error: {error}", file=sys.stderr, flush=True)
+        os._exit(getattr(error, "code", CRASHED))
 
     def failed(self, message: str) -> None:
         """Tell the others, and those who watch, why this rank leaves."""
