@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import dist_train
@@ -334,11 +335,20 @@ def _words(path: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def check_text(path: Path) -> None:
+def check_yaml(path: Path) -> None:
+    """jsonargparse names neither the file nor the remedy.
+
+    Raises:
+        UserError: not a YAML file of keys and values.
+    """
     try:
-        path.read_text(encoding="utf-8")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise UserError(f"--config {path}: not a text file; give a YAML file") from None
+        raise UserError(f"{path}: not a text file; give a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({_one_line(str(error))}); mend that line") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: no keys in it; give a YAML file of 'key: value' lines")
 
 
 def _named_configs(arguments: list[str]) -> list[str]:
@@ -355,7 +365,7 @@ def _named_configs(arguments: list[str]) -> list[str]:
                 raise UserError(f"--config {value}: no such file, and no packaged one of that name ({names})")
             value = str(packaged)
         if (flag or before == "--config") and Path(value).is_file():
-            check_text(Path(value))
+            check_yaml(Path(value))
         found.append(flag + value)
     return found
 

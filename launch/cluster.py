@@ -89,7 +89,7 @@ def load_cluster(name: str) -> Cluster:
     Raises:
         UserError: no such profile, or a key or value of it is wrong.
     """
-    from launch.cli import Parser, check_text
+    from launch.cli import Parser, check_yaml
 
     path = Path(name)
     if not path.is_file():
@@ -97,7 +97,7 @@ def load_cluster(name: str) -> Cluster:
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise UserError(f"--cluster {name}: no such file, and no profile of that name ({names}); copy one and edit it")
-    check_text(path)
+    check_yaml(path)
     parser = Parser()
     parser.add_class_arguments(Cluster)
     try:

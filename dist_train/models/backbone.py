@@ -20,7 +20,7 @@ def resnet_names() -> list[str]:
 def check_name(name: str) -> None:
     """Raises UserError for a name that is not one of ``resnet_names()``."""
     if name not in resnet_names():
-        raise UserError(f"pretrain.model={name!r}: not a ResNet of torchvision; one of {', '.join(resnet_names())}")
+        raise UserError(f"pretrain.model={name!r}: not a known ResNet; give one of {', '.join(resnet_names())}")
 
 
 class Backbone(nn.Module):

@@ -151,7 +151,9 @@ def check_inputs(run: Run, stage: str) -> None:
     try:
         before = json.loads(path.read_text())
     except ValueError:
-        raise UserError(f"{path}: damaged; dist-train {stage} --redo makes this stage again") from None
+        raise UserError(
+            f"{path}: damaged; dist-train {stage} --redo, with the same options, makes this stage again"
+        ) from None
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
@@ -160,7 +162,8 @@ def check_inputs(run: Run, stage: str) -> None:
     if changed:
         raise UserError(
             f"{path.parent}: was made from other inputs ({'; '.join(changed[:4])}); "
-            f"take another --name, or make this stage and those after it again: dist-train {stage} --redo"
+            f"take another --name, or make this stage and those after it again: "
+            f"dist-train {stage} --redo, with the same options"
         )
 
 

@@ -75,6 +75,18 @@ def test_paths_that_cannot_be_written(
     assert "--workers -1" in refused(capsys, "verify", shards.root, "--workers", "-1")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"), [("pretrain: {epochs: 3\nfoo: [", "line 2"), ("- a", "no keys"), (b"\xff\xfe", "not a text")]
+)
+def test_a_file_that_is_not_yaml_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | bytes, told: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refused(capsys, "pretrain", "--config", path)
+    assert str(path) in message and told in message
+
+
 def test_exponents_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("learn: {lr: 1e-4}\ndata: {shards: /nowhere}\n")
