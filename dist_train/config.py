@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Strategy = Literal["ddp", "zero0", "zero1", "zero2", "zero3"]
 METHODS = ("nn", "mean", "phi1", "phi2", "phi2star")
 STAGES = ("pretrain", "extract", "learn", "evaluate")
 PREDICTORS = ("phi1", "phi2", "phi2star")
@@ -193,8 +194,21 @@ class PretrainConfig:
     """Share of the target spread over all classes."""
     warmup_epochs: float = 5
     """Linear warm-up from zero."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 = not clipped."""
+    strategy: Strategy = "ddp"
+    """How ranks train together: PyTorch's DDP, or DeepSpeed's ZeRO of stage 0 to 3. Checkpoints are the
+    same: a run may change it on the way."""
+    offload: bool = False
+    """Keep the optimiser's state, and make its step, on the CPU (zero1 to zero3)."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further options of DeepSpeed's configuration, as its documentation names them."""
+    compile: bool = False
+    """Train through torch.compile (strategy ddp)."""
     precision: Precision = "bf16"
     """Autocast type over float32 master weights; fp16 adds a gradient scaler."""
+    tf32: bool = True
+    """Let GPUs compute float32 products in TF32."""
     channels_last: bool = True
     """Memory format of the convolutions (NHWC is the fast one on GPUs and on oneDNN CPUs)."""
     sync_batchnorm: bool = False
@@ -218,6 +232,13 @@ class PretrainConfig:
         _require(ok, "pretrain.warmup_epochs", self.warmup_epochs, "< pretrain.epochs")
         ok = 0 <= self.label_smoothing < 1
         _require(ok, "pretrain.label_smoothing", self.label_smoothing, "in [0, 1)")
+        _at_least(self, "pretrain", 0, "clip_norm")
+        ok = not self.offload or self.strategy in ("zero1", "zero2", "zero3")
+        _require(ok, "pretrain.offload", self.offload, "false unless pretrain.strategy is zero1, zero2 or zero3")
+        ok = not self.deepspeed or self.strategy != "ddp"
+        _require(ok, "pretrain.deepspeed", self.deepspeed, "empty unless pretrain.strategy is zero0 to zero3")
+        ok = not self.compile or self.strategy == "ddp"
+        _require(ok, "pretrain.compile", self.compile, "false unless pretrain.strategy is ddp")
         ok = self.global_batch % self.accumulate == 0
         _require(ok, "pretrain.global_batch", self.global_batch, "a multiple of pretrain.accumulate")
 

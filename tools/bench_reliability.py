@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from dist_train import context as contexts
 from dist_train.engine import checkpoint
 from dist_train.engine.optim import sgd
+from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.preempt import Stopper
-from dist_train.engine.strategy import Strategy
+from dist_train.engine.strategy import DataParallel
 from dist_train.models.backbone import Backbone
 
 
@@ -35,7 +36,8 @@ def main() -> None:
     with contexts.start() as context, Stopper(context) as stop, tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = Backbone("resnet10", 100).to(context.device)
-        strategy, optimizer = Strategy(model, context), sgd(model, 0.9, 1e-4)
+        optimizer = sgd(model, 0.9, 1e-4)
+        strategy = DataParallel(model, optimizer, MixedPrecision("fp32", context.device), context)
         images = torch.randn(given.batch, 3, 64, 64, device=context.device)
         labels = torch.randint(100, (given.batch,), device=context.device)
         large = {f"w{n}": torch.randn(2_560_000) for n in range(20)}  # 51 M numbers: ResNet-50 and its momentum
@@ -43,9 +45,8 @@ def main() -> None:
 
         def step(agree: bool) -> float:
             began = time.perf_counter()
-            F.cross_entropy(strategy.module(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            strategy.backward(F.cross_entropy(strategy.forward(images), labels))
+            strategy.step(clip_norm=0.0, norm=False)
             if agree:
                 assert not stop.agreed()
             return 1000 * (time.perf_counter() - began)

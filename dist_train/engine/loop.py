@@ -19,7 +19,14 @@ from dist_train.engine.metrics import peak_memory_gib
 from dist_train.engine.optim import set_lr, warmup_cosine
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import Strategy
-from dist_train.errors import UserError
+
+
+class NonFiniteLoss(Exception):
+    """The loss of ``step`` is not a number, or infinite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 @dataclass
@@ -28,15 +35,17 @@ class Window:
 
     Attributes:
         sums: of this rank: loss and correct, over images; images replaced.
+        bad: the first step whose loss was not finite, on the device; infinity where all are.
         steps: steps so far.
-        timed: those of this start; ``data``, ``total``: their seconds waiting for data, and altogether.
+        timed: those of this start; ``data``, ``seconds``: theirs waiting for data, and altogether.
     """
 
     sums: torch.Tensor
+    bad: torch.Tensor
     steps: int = 0
     timed: int = 0
     data: float = 0.0
-    total: float = 0.0
+    seconds: float = 0.0
 
     def next(self, batches: Iterator[Batch]) -> Batch:
         start = time.perf_counter()
@@ -44,18 +53,44 @@ class Window:
         self.data += time.perf_counter() - start
         return batch
 
+    def add(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, replaced: int) -> None:
+        """A batch's numbers, without asking the device for any."""
+        correct = (logits.argmax(1) == labels).sum()
+        self.sums[:2] += torch.stack([loss * len(labels), correct.float()])
+        if replaced:
+            self.sums[2] += replaced
+        self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=step))
+
+    def total(self, context: Context) -> list[float]:
+        """The sums of all ranks. All ranks call it.
+
+        Raises:
+            NonFiniteLoss: a loss since the last log line was not finite.
+        """
+        sums: list[float] = context.sum(self.sums.clone()).tolist()
+        if not math.isfinite(sums[0]):
+            raise NonFiniteLoss(int(min(context.gather(self.bad.item()))))
+        return sums
+
     def clear(self) -> None:
         self.sums.zero_()
-        self.steps, self.timed, self.data, self.total = 0, 0, 0.0, 0.0
+        self.steps, self.timed, self.data, self.seconds = 0, 0, 0.0, 0.0
 
     def save(self, context: Context) -> dict[str, Any]:
-        """For a checkpoint between two log lines. All ranks call it."""
+        """For a checkpoint between two log lines. All ranks call it.
+
+        Raises:
+            NonFiniteLoss: as ``total``: such weights are not saved.
+        """
+        self.total(context)
         return {"steps": self.steps, "sums": context.gather(self.sums.tolist())}
 
     @classmethod
     def restore(cls, saved: dict[str, Any] | None, context: Context) -> Window:
         """The window as it was saved; on another number of ranks its sums are rank 0's."""
-        window = cls(torch.zeros(3, dtype=torch.float64, device=context.device))
+        window = cls(
+            torch.zeros(3, dtype=torch.float64, device=context.device), torch.full((), math.inf, device=context.device)
+        )
         if saved:
             window.steps = saved["steps"]
             parts = torch.tensor(saved["sums"], dtype=torch.float64)
@@ -68,8 +103,6 @@ class Window:
 
 def train(
     strategy: Strategy,
-    optimizer: torch.optim.Optimizer,
-    precision: MixedPrecision,
     batches: Iterator[Batch],
     config: PretrainConfig,
     start: int,
@@ -86,43 +119,32 @@ def train(
     runs after each step (it saves, evaluates and stops). Steps count from 1 there.
 
     Raises:
-        UserError: the loss is not finite.
+        NonFiniteLoss: it names the first such step.
     """
     context = strategy.context
     strategy.module.train()
     began = time.perf_counter()
     for step in range(start, total):
-        context.doing(f"pretrain: step {step + 1} of {total}")
+        number = step + 1
+        context.doing(f"pretrain: step {number} of {total}")
         lr = warmup_cosine(step, total, warmup, config.lr)
-        set_lr(optimizer, lr)
+        set_lr(strategy.optimizer, lr)
         for piece in range(config.accumulate):
             batch = window.next(batches)
             with strategy.accumulating(last=piece == config.accumulate - 1):
-                with precision.autocast():
-                    logits = strategy.module(batch.images)
-                    loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
-                precision.backward(loss / config.accumulate)
+                logits = strategy.forward(batch.images)
+                loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
+                strategy.backward(loss / config.accumulate)
             with torch.no_grad():
-                correct = (logits.argmax(1) == batch.labels).sum()
-                window.sums[:2] += torch.stack([loss * len(batch.labels), correct.float()])
-                if batch.replaced:
-                    window.sums[2] += batch.replaced
-        precision.unscale(optimizer)
-        number = step + 1
+                window.add(number, loss, logits, batch.labels, batch.replaced)
+        due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
+        norm = strategy.step(config.clip_norm, due)
         window.steps += 1
         window.timed += 1
-        due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
-        norm = _gradient_norm(strategy.model) if due else None
-        precision.step(optimizer)
         if due:
-            loss_sum, correct_sum, replaced = context.sum(window.sums).tolist()
-            images = window.steps * config.global_batch
-            window.total += time.perf_counter() - began
-            if not math.isfinite(loss_sum):
-                raise UserError(
-                    f"loss is {loss_sum / images} at step {number}: lower pretrain.lr, or use precision bf16"
-                )
-            on_log(number, _values(loss_sum, correct_sum, replaced, images, window, lr, norm, precision, context))
+            sums = window.total(context)
+            window.seconds += time.perf_counter() - began
+            on_log(number, _values(sums, window, lr, norm, config.global_batch, strategy))
             window.clear()
             began = time.perf_counter()
         paused = time.perf_counter()
@@ -131,45 +153,34 @@ def train(
 
 
 def _values(
-    loss: float,
-    correct: float,
-    replaced: float,
-    images: float,
-    window: Window,
-    lr: float,
-    norm: torch.Tensor | None,
-    precision: MixedPrecision,
-    context: Context,
+    sums: list[float], window: Window, lr: float, norm: torch.Tensor | None, global_batch: int, strategy: Strategy
 ) -> dict[str, float]:
+    loss, correct, replaced = sums
+    images = window.steps * global_batch
     return {
         "train/loss": loss / images,
         "train/top1(%)": 100 * correct / images,
         "optim/lr": lr,
         "optim/gradient_norm": float(norm) if norm is not None else math.nan,
-        "optim/loss_scale": precision.loss_scale,
-        "time/throughput(images/s)": images / window.steps * window.timed / window.total,
+        "optim/loss_scale": strategy.precision.loss_scale,
+        "optim/skipped_steps": strategy.precision.skipped.item(),
+        "time/throughput(images/s)": images / window.steps * window.timed / window.seconds,
         "time/data_wait(ms/step)": 1000 * window.data / window.timed,
-        "time/compute(ms/step)": 1000 * (window.total - window.data) / window.timed,
-        "memory/peak(GiB)": peak_memory_gib(context.device),
+        "time/compute(ms/step)": 1000 * (window.seconds - window.data) / window.timed,
+        "memory/peak(GiB)": peak_memory_gib(strategy.context.device),
         "data/replaced_samples": replaced,
     }
 
 
-def _gradient_norm(model: nn.Module) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-
-
 @torch.inference_mode()
 def evaluate(
-    strategy: Strategy, precision: MixedPrecision, batches: Iterator[Batch], expected: int
+    model: nn.Module, precision: MixedPrecision, batches: Iterator[Batch], expected: int, context: Context
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent over all ranks' batches.
 
     Raises:
         AssertionError: the ranks together did not see each of ``expected`` images once.
     """
-    strategy.sync_buffers()
-    model, context = strategy.model, strategy.context
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=context.device)
     for batch in batches:

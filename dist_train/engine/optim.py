@@ -10,13 +10,14 @@ from torch import nn
 
 def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum; no weight decay on norms and biases (Goyal et al. 2017,
-    He et al. 2019: everything of one dimension). The rate is set before each step."""
+    He et al. 2019: everything of one dimension). The rate is set before each step. Fused: it leaves a
+    step out by the scaler's word on the device, without a host's reading it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

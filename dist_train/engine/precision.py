@@ -11,41 +11,67 @@ import torch
 from torch import nn
 
 from dist_train.config import Precision
+from dist_train.errors import UserError
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class MixedPrecision:
-    """One object for the loop: ``autocast`` around the forward pass, ``backward``, ``step``.
+    """One object for every strategy: ``autocast`` around a forward pass, ``scale`` for the loss, ``step``.
+
+    Args:
+        tf32: let a GPU round the factors of float32 products to TF32, in fp32 too.
 
     Attributes:
         scaler: scales losses in fp16; does nothing in bf16 and fp32.
+        skipped: float64, on the device: steps left out since it was last cleared because a scaled
+            gradient overflowed.
+
+    Raises:
+        UserError: fp16 on a device that has none.
     """
 
-    def __init__(self, precision: Precision, device: torch.device) -> None:
+    def __init__(self, precision: Precision, device: torch.device, tf32: bool = True) -> None:
         self.device = device
         self.dtype = _TYPES[precision]
+        if device.type == "cpu" and precision != "fp32" and not cpu_has(precision):
+            if precision == "fp16":
+                raise UserError("precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
+            warnings.warn("this CPU emulates bf16, slower than fp32: set precision to fp32", stacklevel=2)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        if device.type == "cpu" and precision != "fp32" and not _cpu_has(precision):
-            warnings.warn(
-                f"this CPU emulates {precision}, many times slower than fp32: set precision to fp32", stacklevel=2
-            )
+        self.skipped = torch.zeros((), dtype=torch.float64, device=device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        self.scaler.scale(loss).backward()
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients in their true size, for exchange or for their norm; before ``step``."""
+        """Gradients in their true size, for their norm; once before ``step``."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimiser's step (left out by the scaler where a gradient overflowed)."""
+        """The optimiser's step (left out where a gradient overflowed: on the device, by a fused optimiser).
+
+        A step that is left out shows in the scale, which then shrinks; no host waits to see it.
+        """
+        before = self.scaler._get_scale_async().clone() if self.scaler.is_enabled() else None  # type: ignore[union-attr]
         self.scaler.step(optimizer)
         self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        if before is not None:
+            self.skipped += (self.scaler._get_scale_async() < before).double()
+
+    def told(self, overflow: bool) -> None:
+        """What ``step`` does to the scale, where something else has looked at the gradients (DeepSpeed):
+        the scaler is shown one gradient that tells it."""
+        if self.scaler.is_enabled():
+            probe = torch.zeros((), device=self.device, requires_grad=True)
+            probe.grad = torch.full_like(probe, float("inf") if overflow else 0.0)
+            self.scaler.scale(probe)  # makes the scale, where this is the first step
+            self.step(torch.optim.SGD([probe], lr=0.0))
 
     @property
     def loss_scale(self) -> float:
@@ -53,11 +79,12 @@ class MixedPrecision:
 
 
 def assert_float32(model: nn.Module) -> None:
-    """Master weights are float32 whatever the autocast type."""
-    assert all(p.dtype == torch.float32 for p in model.parameters()), "master weights must be float32"
+    """Master weights and batch norm's statistics are float32 whatever the autocast type."""
+    tensors = (*model.parameters(), *model.buffers())
+    assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()), "master weights must be float32"
 
 
-def _cpu_has(precision: str) -> bool:
+def cpu_has(precision: Precision) -> bool:
     """Whether the CPU computes in this type itself (AMX or AVX-512 instructions; ARM's bf16)."""
     if not os.path.exists("/proc/cpuinfo"):
         return True

@@ -1,55 +1,165 @@
-"""How ranks train one model together. Today DDP; the loop sees only these few calls."""
+"""How ranks train one model together. The loop, precision, checkpoints and evaluation see only these calls.
+
+``DataParallel`` is PyTorch's DDP; DeepSpeed's ZeRO is in ``zero``. Both keep the same checkpoints.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_train.config import PretrainConfig
 from dist_train.context import Context
+from dist_train.engine.precision import MixedPrecision
 
 
 class Strategy:
-    """Wraps a model for all ranks; a lone process needs no wrapper.
+    """A lone process, and what all strategies share.
 
     Attributes:
-        module: the model to call in training.
-        model: the bare model, for evaluation and checkpoints.
+        module: what is called in training.
+        model: the bare model.
     """
 
-    def __init__(self, model: nn.Module, context: Context) -> None:
-        self.model = model
-        self.context = context
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: MixedPrecision, context: Context
+    ) -> None:
+        self.model, self.optimizer, self.precision, self.context = model, optimizer, precision, context
         self.module: nn.Module = model
-        if context.world > 1:
-            devices = [context.device.index] if context.device.type == "cuda" else None
-            self.module = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [B, classes] in the autocast type."""
+        with self.precision.autocast():
+            return self.module(images)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """Around a forward and backward pass: gradients are exchanged in the last one only."""
-        ddp = self.module if isinstance(self.module, DistributedDataParallel) else None
-        with nullcontext() if last or ddp is None else ddp.no_sync():
-            yield
+        yield
 
-    def sync_buffers(self) -> None:
-        """Rank 0's batch norm statistics for all, as DDP does before each forward pass: what is
-        evaluated and what is saved is then the same model on every rank."""
+    def backward(self, loss: torch.Tensor) -> None:
+        self.precision.scale(loss).backward()
+
+    def step(self, clip_norm: float, norm: bool) -> torch.Tensor | None:
+        """The optimiser's step, and gradients cleared.
+
+        Args:
+            clip_norm: the gradient's largest norm; 0 = as it is.
+            norm: whether the norm is wanted where nothing is clipped.
+
+        Returns:
+            The gradient's norm before clipping, on the device, where it was wanted.
+        """
+        self.precision.unscale(self.optimizer)
+        found = None
+        if clip_norm or norm:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            found = torch.nn.utils.get_total_norm(gradients)
+            if clip_norm:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_norm, found)
+        self.precision.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def whole(self) -> nn.Module:
+        """The model with all its weights on this rank, the same on every rank: for evaluation and
+        checkpoints. Batch norm's statistics are rank 0's, as DDP takes them before each forward pass.
+        All ranks call it."""
         if self.context.world > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
+        return self.model
+
+    def tensors(self) -> dict[str, Any]:
+        """What ``load`` takes: full tensors, the same for every strategy. All ranks call it."""
+        model = self.whole()
+        return {
+            "model": model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def load(self, tensors: dict[str, Any]) -> None:
+        """Continue from a checkpoint of any strategy."""
+        self.model.load_state_dict(tensors["model"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.precision.scaler.load_state_dict(tensors["scaler"])
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    # In the parameter's memory format, whatever the strategy that saved it used.
+                    state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-def sum_gradients(model: nn.Module, context: Context) -> None:
-    """Sum of all ranks' gradients, in place, in one exchange. For small models whose ranks already
-    scale their losses by their share of the whole."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if context.world > 1 and gradients:
-        flat = torch.cat([g.flatten() for g in gradients])
-        context.sum(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+class SummedGradients(Strategy):
+    """For small models whose ranks already scale their losses by their share of the whole: gradients
+    are summed in one exchange after the backward pass."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.context.world > 1 and gradients:
+            flat = torch.cat([g.flatten() for g in gradients])
+            self.context.sum(flat)
+            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+class DataParallel(Strategy):
+    """PyTorch's DistributedDataParallel.
+
+    Args:
+        channels_last: memory format of the weights.
+        compiled: forward and backward pass through ``torch.compile``; evaluation is not compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: MixedPrecision,
+        context: Context,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__(model, optimizer, precision, context)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            self.module = torch.compile(model)  # type: ignore[assignment]  # before DDP, as PyTorch's docs ask for
+        if context.world > 1:
+            devices = [context.device.index] if context.device.type == "cuda" else None
+            self.module = DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True)
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        if last or not isinstance(self.module, DistributedDataParallel):
+            yield
+        else:
+            with self.module.no_sync():
+                yield
+
+
+def make_strategy(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: MixedPrecision,
+    config: PretrainConfig,
+    context: Context,
+) -> Strategy:
+    """The strategy that ``pretrain.strategy`` names.
+
+    Raises:
+        UserError: DeepSpeed does not take the options.
+    """
+    if config.strategy == "ddp":
+        return DataParallel(model, optimizer, precision, context, config.channels_last, config.compile)
+    from dist_train.engine.zero import DeepSpeed
+
+    return DeepSpeed(model, optimizer, precision, config, context)

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from torch import nn
 
 import dist_train
 from dist_train.config import STAGES, Config, digest, to_dict
@@ -27,7 +25,8 @@ from dist_train.data.order import Order, rank_slice
 from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
 from dist_train.engine import checkpoint
-from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.loop import NonFiniteLoss
+from dist_train.engine.strategy import Strategy
 from dist_train.errors import UserError
 from dist_train.models.backbone import check_name
 
@@ -36,7 +35,17 @@ log = logging.getLogger("dist_train")
 # Keys that change how fast, how often or where, but not what comes out.
 _NEUTRAL = {
     "data": ("shards", "split", "threads", "prefetch", "max_bad_fraction"),
-    "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every"),
+    "pretrain": (
+        "checkpoint_every",
+        "keep",
+        "keep_every",
+        "log_every",
+        "strategy",
+        "offload",
+        "deepspeed",
+        "compile",
+        "tf32",
+    ),
     "extract": ("batch",),
     "learn": ("log_every", "checkpoint_every", "methods"),
     "evaluate": (),
@@ -213,12 +222,7 @@ class Stage:
 
 
 def continue_training(
-    folder: Path,
-    inputs: dict[str, Any],
-    context: Context,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    precision: MixedPrecision,
+    folder: Path, inputs: dict[str, Any], context: Context, strategy: Strategy
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint of ``folder`` into what is trained; its state, or None where there is none.
 
@@ -229,24 +233,23 @@ def continue_training(
     saved = checkpoint.load_latest(folder, context.device)
     if saved:
         checkpoint.check_inputs(saved, inputs, folder)
-        model.load_state_dict(saved.tensors["model"])
-        optimizer.load_state_dict(saved.tensors["optimizer"])
-        precision.scaler.load_state_dict(saved.tensors["scaler"])
     found = context.gather(saved.state["step"] if saved else 0)
     if len(set(found)) > 1:
         raise UserError(
             f"{folder}: ranks see different newest checkpoints (steps {sorted(set(found))}): the file system shows "
             f"some nodes an old state; wait a minute and start again"
         )
+    if saved:
+        strategy.load(saved.tensors)
     return saved.state if saved else None
 
 
-def training_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, precision: MixedPrecision
-) -> dict[str, dict[str, Any]]:
-    """What ``continue_training`` loads."""
-    parts = {"model": model, "optimizer": optimizer, "scaler": precision.scaler}
-    return {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+def diverged(error: NonFiniteLoss, stage: str, folder: Path, writer: checkpoint.Writer, keys: str) -> UserError:
+    """What to tell where the loss is not finite: the step, the last good checkpoint, what to change."""
+    writer.finish()
+    good = checkpoint.steps(folder)
+    last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    return UserError(f"{stage}: the loss is not finite at step {error.step}; {last}; {keys}")
 
 
 def finish_writes(writer: checkpoint.Writer, context: Context, stage: str) -> None:
@@ -258,7 +261,16 @@ def finish_writes(writer: checkpoint.Writer, context: Context, stage: str) -> No
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:
     """Enough to make a number again: commit, versions, hashes, seeds, machine, command."""
-    packages = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy")
+    packages = (
+        "torch",
+        "torchvision",
+        "nvidia-dali-cuda130",
+        "nvidia-dali-cuda120",
+        "webdataset",
+        "numpy",
+        "deepspeed",
+        "timm",
+    )
     return {
         "dist_train": dist_train.__version__,
         "commit": git_commit(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,14 @@ from dist_train.data.activations import Activations, load
 from dist_train.data.augment import uniforms
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
+from dist_train.engine.loop import NonFiniteLoss
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import release_steps, set_lr
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.engine.strategy import sum_gradients
-from dist_train.errors import UserError
+from dist_train.engine.strategy import SummedGradients
 from dist_train.models.predictor import Predictor
-from dist_train.stages.common import Run, Stage, continue_training, finish_writes, log, training_tensors
+from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
@@ -74,17 +76,20 @@ class Bank:
         self.val_labels = torch.from_numpy(val.labels[mine]).to(device)
         self.queries = len(val.ids)
 
-    def draw(self, seed: int, step: int, p_mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For ``_DRAW_AHEAD`` steps from ``step`` and every class: whether the mean stands for it, the
-        row that stands for it otherwise, and the query's row: [steps, classes] each. A pure function
-        of (seed, step, class): the same on any number of ranks, and after a resume."""
+    def draw(self, seed: int, step: int, p_mean: float) -> tuple[Sequence[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """For ``_DRAW_AHEAD`` steps from ``step``: the classes that a single row stands for and not their
+        mean, the row of every class [steps, classes], and its query's row [steps, classes]. A pure
+        function of (seed, step, class): the same on any number of ranks, and after a resume."""
         classes = len(self.count)
         steps = np.repeat(np.arange(step, step + _DRAW_AHEAD, dtype=np.int64), classes)
         labels = np.tile(np.arange(classes, dtype=np.int64), _DRAW_AHEAD)
-        u = torch.from_numpy(uniforms(seed, steps, labels, 3)).to(self.device).view(_DRAW_AHEAD, classes, 3)
-        use_mean = u[..., 0] < p_mean
+        drawn = uniforms(seed, steps, labels, 3).reshape(_DRAW_AHEAD, classes, 3)
+        # Here, so that the steps need not ask the device how many they are.
+        of_step, single = np.nonzero(drawn[..., 0] >= p_mean)
+        counts = np.bincount(of_step, minlength=_DRAW_AHEAD).tolist()
+        u = torch.from_numpy(drawn).to(self.device)
         support, query = (self.first + (u[..., k] * self.count).long() for k in (1, 2))
-        return use_mean, support, query
+        return torch.from_numpy(single).to(self.device).split(counts), support, query
 
 
 def train(
@@ -113,22 +118,32 @@ def train(
     torch.manual_seed(seed)
     model = Predictor(method, bank.means.shape[1], config).to(context.device)
     assert_float32(model)
-    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
+    )
     precision = MixedPrecision(config.precision, context.device)
     checkpoints = folder / "checkpoints"
-    saved = continue_training(checkpoints, inputs, context, model, optimizer, precision)
+    strategy = SummedGradients(model, optimizer, precision, context)
+    saved = continue_training(checkpoints, inputs, context, strategy)
     start, window = (saved["step"], saved["window"]) if saved else (0, None)
     metrics = Metrics(folder, start) if context.main else None
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
     loss_sum, logged = _restore(window, start, context)
+    bad = torch.full((), math.inf, device=context.device)  # the first step whose loss was not finite
     writer = checkpoint.Writer()
+
+    def check(sums: list[float]) -> None:
+        if not np.isfinite(sums).all():
+            raise NonFiniteLoss(int(min(context.gather(bad.item()))))
 
     def keep(step: int) -> None:
         """All that the next step needs. All ranks call it."""
-        state = {"step": step, "inputs": inputs, "window": [logged, context.gather(loss_sum.item())]}
+        sums = context.gather(loss_sum.item())
+        check(sums)
+        state = {"step": step, "inputs": inputs, "window": [logged, sums]}
+        tensors = strategy.tensors()
         if context.main:
-            tensors = training_tensors(model, optimizer, precision)
             path, retain = checkpoint.step_path(checkpoints, step), partial(checkpoint.retain, checkpoints, 2)
             writer.save(path, tensors, state, retain)
 
@@ -138,10 +153,9 @@ def train(
             if step == start or step % _DRAW_AHEAD == 0:
                 context.doing(f"learn {method}: step {step} of {config.steps}")
                 block = step - step % _DRAW_AHEAD
-                use_mean, support, query = bank.draw(seed, block, p_mean)
+                singles, support, query = bank.draw(seed, block, p_mean)
             row = step % _DRAW_AHEAD
-            statistics = bank.means.clone()
-            single = (~use_mean[row]).nonzero().squeeze(1)
+            statistics, single = bank.means.clone(), singles[row]
             statistics[single] = bank.train[support[row, single]].float()
             queries = bank.train[query[row, labels]].float()
             with precision.autocast():
@@ -150,16 +164,15 @@ def train(
             set_lr(
                 optimizer, release_steps(step, config.steps, config.lr) if config.schedule == "release" else config.lr
             )
-            precision.backward(loss)
-            sum_gradients(model, context)
-            precision.step(optimizer)
-            loss_sum += loss.detach()
+            strategy.backward(loss)
+            strategy.step(clip_norm=0.0, norm=False)
             number = step + 1
+            loss_sum += loss.detach()
+            bad = torch.where(loss.detach().isfinite(), bad, bad.clamp(max=number))
             if number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == config.steps:
                 now = time.perf_counter()
                 mean_loss = context.sum(loss_sum).item() / (number - logged)
-                if not np.isfinite(mean_loss):
-                    raise UserError(f"learn {method}: loss is {mean_loss} at step {number}: lower learn.lr")
+                check([mean_loss])
                 top1 = base_top1(model, bank, context)
                 if metrics:
                     rate = (number - start) / (now - began - paused)
@@ -167,6 +180,8 @@ def train(
                         "train/loss": mean_loss,
                         "eval/base_top1(%)": top1,
                         "optim/lr": optimizer.param_groups[0]["lr"],
+                        "optim/loss_scale": precision.loss_scale,
+                        "optim/skipped_steps": precision.skipped.item(),
                     }
                     values |= {
                         "progress/steps": float(config.steps),
@@ -186,6 +201,8 @@ def train(
                 raise Stopped(f"learn {method}: saved at step {number} of {config.steps}")
         stop.finish()
         finish_writes(writer, context, "learn")
+    except NonFiniteLoss as error:
+        raise diverged(error, f"learn {method}", checkpoints, writer, "lower learn.lr") from None
     finally:
         bar.close()
         writer.close()

@@ -17,15 +17,15 @@ from dist_train.data.order import Order
 from dist_train.data.pool import progress_bar
 from dist_train.data.splits import View
 from dist_train.engine import checkpoint
-from dist_train.engine.loop import Window, evaluate, train
+from dist_train.engine.loop import NonFiniteLoss, Window, evaluate, train
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.engine.strategy import Strategy
+from dist_train.engine.strategy import Strategy, make_strategy
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import Run, Stage, continue_training, finish_writes, log, training_tensors
+from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
@@ -48,15 +48,16 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     torch.manual_seed(seed)
     model = build(run, context)
     optimizer = sgd(model, config.momentum, config.weight_decay)
-    precision = MixedPrecision(config.precision, context.device)
+    precision = MixedPrecision(config.precision, context.device, config.tf32)
+
+    strategy = make_strategy(model, optimizer, precision, config, context)
 
     folder = stage.folder / "checkpoints"
-    saved = continue_training(folder, stage.inputs, context, model, optimizer, precision)
+    saved = continue_training(folder, stage.inputs, context, strategy)
     state = saved or {"step": 0, "best": -1.0, "seconds": 0.0, "replaced": 0.0}
     start = state["step"]
-    strategy = Strategy(model, context)
     window = Window.restore(state.get("window"), context)
-    keep = Keeper(run, stage, order, strategy, optimizer, precision, window, state)
+    keep = Keeper(run, stage, order, strategy, window, state)
 
     metrics = Metrics(stage.folder, start) if context.main else None
     if context.main:
@@ -89,13 +90,14 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         if order.ends_epoch(step - 1) or last:
             ids = np.sort(val.ids)[context.rank :: context.world]  # in the order of the shards
             batch = max(1, config.global_batch // context.world // config.accumulate)
-            scores = evaluate(strategy, precision, eval_batches(val, ids, data, batch, context), len(val))
+            whole = strategy.whole()
+            scores = evaluate(whole, precision, eval_batches(val, ids, data, batch, context), len(val), context)
             if metrics:
                 metrics.write(step, scores)
                 bar.write(f"step {step}/{total}: base top-1 {scores['eval/top1(%)']:.2f}%")
             if scores["eval/top1(%)"] > state["best"]:
                 state["best"] = scores["eval/top1(%)"]
-                keep.best()
+                keep.best(whole)
         if step % config.checkpoint_every == 0 or last:
             keep.step()
         if not last and stop.agreed():
@@ -105,19 +107,24 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
 
     batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
     try:
-        train(strategy, optimizer, precision, batches, config, start, total, warmup, window, on_log, on_step)
+        train(strategy, batches, config, start, total, warmup, window, on_log, on_step)
         stop.finish()
         finish_writes(keep.writer, context, "pretrain")
+    except NonFiniteLoss as error:
+        raise diverged(
+            error, "pretrain", folder, keep.writer, "lower pretrain.lr, or clip (pretrain.clip_norm)"
+        ) from None
     finally:
         batches.close()
         bar.close()
         if metrics:
             metrics.close()
         keep.writer.close()
+    whole = strategy.whole()
     if context.main:
         facts: dict[str, Any] = {"model": config.model, "small_stem": config.small_stem, "classes": list(base.classes)}
         facts |= {"step": total, "best": state["best"]}
-        checkpoint.save(stage.folder / "final", {"model": model.state_dict()}, facts)
+        checkpoint.save(stage.folder / "final", {"model": whole.state_dict()}, facts)
     stage.finish(step=total, best_top1=state["best"], seconds=round(keep.seconds(), 1))
 
 
@@ -130,13 +137,11 @@ class Keeper:
         stage: Stage,
         order: Order,
         strategy: Strategy,
-        optimizer: torch.optim.Optimizer,
-        precision: MixedPrecision,
         window: Window,
         state: dict[str, Any],
     ) -> None:
         self.run, self.stage, self.order, self.state = run, stage, order, state
-        self.strategy, self.optimizer, self.precision, self.window = strategy, optimizer, precision, window
+        self.strategy, self.window = strategy, window
         self.folder, self.writer = stage.folder / "checkpoints", checkpoint.Writer()
         self.began = time.perf_counter() - state["seconds"]
 
@@ -154,19 +159,18 @@ class Keeper:
     def step(self) -> None:
         """All that the next step needs. All ranks call it."""
         config, step = self.run.config.pretrain, self.state["step"]
-        self.strategy.sync_buffers()
         state = {**self.state, "inputs": self.stage.inputs, "seconds": self.seconds()}
         state["window"] = self.window.save(self.strategy.context) if self.window.steps else None
         path = checkpoint.step_path(self.folder, step)
+        tensors = self.strategy.tensors()
         if self.strategy.context.main and not path.exists():
             state["next"] = fingerprint(self.run, self.order, step)
-            tensors = training_tensors(self.strategy.model, self.optimizer, self.precision)
             retain = partial(checkpoint.retain, self.folder, config.keep, config.keep_every)
             self.writer.save(path, tensors, state, retain)
 
-    def best(self) -> None:
+    def best(self, model: nn.Module) -> None:
         if self.strategy.context.main:
-            tensors = {"model": self.strategy.model.state_dict()}
+            tensors = {"model": model.state_dict()}
             self.writer.save(self.stage.folder / "best", tensors, dict(self.state))
 
 
@@ -199,7 +203,7 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
 
 
 def build(run: Run, context: Context) -> Backbone:
-    """The backbone to be trained, in its memory format on its device."""
+    """The backbone to be trained, on its device."""
     config = run.config.pretrain
     model: nn.Module = Backbone(config.model, len(run.base), config.small_stem)
     if config.sync_batchnorm:
@@ -207,8 +211,6 @@ def build(run: Run, context: Context) -> Backbone:
             raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(context.device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert_float32(model)
     return cast(Backbone, model)
 

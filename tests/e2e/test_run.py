@@ -163,7 +163,7 @@ def test_options_that_do_not_fit_claim_nothing(config: Config) -> None:
     wrong = {
         "50 images a rank|only 120": replace(config.pretrain, global_batch=500),
         "batch norm needs 2": replace(config.pretrain, global_batch=1),
-        "not a ResNet": replace(config.pretrain, model="alexnet"),
+        "not a known ResNet": replace(config.pretrain, model="alexnet"),
     }
     for message, options in wrong.items():
         with pytest.raises(UserError, match=message):

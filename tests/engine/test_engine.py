@@ -96,7 +96,7 @@ def test_precision_computes_in_its_type_over_float32_weights(precision: str) -> 
     with mixed.autocast():
         out = model(torch.ones(1, 4))
     assert out.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    mixed.backward(out.float().sum())
+    mixed.scale(out.float().sum()).backward()
     mixed.step(optimizer)
     assert model.weight.dtype == torch.float32 and not torch.equal(model.weight, before)
     assert math.isfinite(mixed.loss_scale)
