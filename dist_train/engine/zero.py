@@ -187,14 +187,19 @@ class DeepSpeed(Strategy):
                 state[key] = torch.zeros_like(flat, requires_grad=False)
             if not state:
                 del self.optimizer.state[flat]
-        if keys and self.stage < 3:
-            # DeepSpeed links parameters to the state after its first step; it is there earlier here.
+        self._link()
+
+    def _link(self) -> None:
+        """DeepSpeed links parameters to the state once, in its first step, after the first group's part of
+        it: the other groups have no state yet, and one that is loaded is there before."""
+        if self.stage < 3:
             self.engine_optimizer._hp_optimizer_states_linked = False
             self.engine_optimizer._lazy_init_hp_params_optimizer_state()
 
     def _full_state(self) -> dict[str, Any]:
         """As the bare optimiser's ``state_dict``: state by the parameter's number, whole tensors."""
         full = _utils().safe_get_full_optimizer_state
+        self._link()
         groups, state, number = [], {}, 0
         for parameters, group, flat in zip(self._groups, self.optimizer.param_groups, self._flat(), strict=True):
             numbers = list(range(number, number + len(parameters)))
@@ -267,12 +272,14 @@ def deepspeed_options(config: PretrainConfig, world: int) -> dict[str, Any]:
 def _deepspeed(context: Context) -> Any:
     if context.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    os.environ.setdefault("LOCAL_RANK", str(context.local_rank))  # it asks for it, under SLURM too
     try:
         deepspeed = importlib.import_module("deepspeed")
     except ImportError as error:
         raise UserError(f"DeepSpeed cannot be imported ({error}); pip install deepspeed") from None
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # An operator for small exchanges on CPUs; building it takes a compiler and minutes.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what is set on purpose
     return deepspeed
 
 
