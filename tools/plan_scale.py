@@ -247,14 +247,14 @@ def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
         f"{given.rounds} x {given.repeats}, {time.perf_counter() - began:.0f} s\nfitted to 2 processes: "
         f"{link.bandwidth / GB:.2f} GB/s a rank, {1e6 * link.latency:.0f} µs a hop\n"
     )
-    print("| processes | MB | measured, ms | predicted, ms | predicted/measured | of a ring with a core a rank | |")
+    print("| processes | MB | measured, ms | predicted, ms | predicted/measured | if each rank had a core | |")
     print("|---:|---:|---:|---:|---:|---:|---|")
     for ranks, size, measured, predicted in rows:
         how = "fitted" if ranks == 2 and size in sizes else "predicted"
         ratios = f"{predicted / measured:.2f} | {ring(ranks, size, link) / measured:.2f}"
         if ranks == 1:
             how, ratios = "the call alone", "| "
-        print(f"| {ranks} | {size / MB:.3g} | {1e3 * measured:.3f} | {1e3 * predicted:.3f} | {ratios} | {how} |")
+        print(f"| {ranks} | {size / MB:.3g} | {1e3 * measured:.2f} | {1e3 * predicted:.2f} | {ratios} | {how} |")
     return rows
 
 
