@@ -15,10 +15,12 @@ The model, each constant of which is an option:
   Distributed, VLDB). Gradients are taken to come evenly over the backward pass.
 * data: loading runs beside the step, so that the slower of the two sets the pace.
 * efficiency: images/s over GPUs times the images/s of the step given.
+* bottleneck: decode or storage where the GPUs wait for them, else the longer of compute and all-reduce.
 
-Not in it: stragglers, kernels and all-reduce fighting for the GPU, batch norm's buffers (0.2 MB a step),
-start, evaluation, checkpoints. It is an upper bound. It says nothing of accuracy either: large global
-batches need more epochs or other recipes (Goyal et al. 2017: up to 8,192 without loss).
+Not in it: stragglers, the loader and NCCL taking cores and GPU from the step, batch norm's buffers (0.2 MB a
+step), start, evaluation, checkpoints: real runs are slower. Over many nodes NCCL changes from rings to trees
+of less latency: there all-reduce may be faster. It says nothing of accuracy: large global batches need more
+epochs or other recipes (Goyal et al. 2017: up to 8,192 without loss).
 """
 
 from __future__ import annotations
