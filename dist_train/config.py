@@ -185,13 +185,34 @@ class PretrainConfig:
     accumulate: int = 1
     """Forward/backward passes per optimiser step."""
     lr: float = 0.4
-    """Peak learning rate for the whole global batch: 0.1 per 256 images (Goyal et al. 2017)."""
+    """Peak learning rate: 0.1 per 256 images (Goyal et al. 2017), for the whole global batch."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """none: lr is for the whole global batch; linear, sqrt: it is for 256 images, and multiplied by
+    global_batch / 256 (Goyal et al. 2017) or by its square root."""
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """After the warm-up: half a cosine to zero, a line to zero, or a tenth at each of the milestones."""
+    milestones: list[float] = field(default_factory=lambda: [30, 60, 80])
+    """Epochs of schedule step (Goyal et al. 2017)."""
+    optimizer: Literal["sgd", "lamb", "lars"] = "sgd"
+    """sgd in Nesterov's form; lamb and lars adapt the rate of each layer (timm's)."""
     momentum: float = 0.9
-    """SGD momentum, Nesterov's form."""
+    """Momentum of sgd and lars."""
     weight_decay: float = 1e-4
     """On weights of convolutions and of the classifier only; norms and biases have none."""
+    loss: Literal["ce", "bce"] = "ce"
+    """Cross entropy, or binary cross entropy of each class (Wightman et al. 2021)."""
+    bce_threshold: float = 0.2
+    """bce: a class with more than this share of a mixed image is a target of 1, else of 0."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Share of the target spread over all classes (where images are mixed, by ce only)."""
+    mixup: float = 0.0
+    """Alpha of mixup's beta distribution; 0 = none. With cutmix, one of both is drawn for each batch."""
+    cutmix: float = 0.0
+    """Alpha of cutmix's; 0 = none."""
+    stochastic_depth: float = 0.0
+    """Probability that the last residual branch is left out, growing from 0 at the first (Huang et al. 2016)."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then evaluated and goes on; 0 = none."""
     warmup_epochs: float = 5
     """Linear warm-up from zero."""
     clip_norm: float = 0.0
@@ -232,7 +253,15 @@ class PretrainConfig:
         _require(ok, "pretrain.warmup_epochs", self.warmup_epochs, "< pretrain.epochs")
         ok = 0 <= self.label_smoothing < 1
         _require(ok, "pretrain.label_smoothing", self.label_smoothing, "in [0, 1)")
-        _at_least(self, "pretrain", 0, "clip_norm")
+        _at_least(self, "pretrain", 0, "clip_norm", "mixup", "cutmix")
+        for name in ("stochastic_depth", "ema", "bce_threshold"):
+            _require(0 <= getattr(self, name) < 1, f"pretrain.{name}", getattr(self, name), "in [0, 1)")
+        ok = self.milestones == sorted(self.milestones) and all(mark > 0 for mark in self.milestones)
+        _require(ok, "pretrain.milestones", self.milestones, "epochs in order")
+        ok = self.optimizer == "sgd" or self.strategy in ("ddp", "zero0")
+        _require(ok, "pretrain.optimizer", self.optimizer, f"sgd with {self.strategy}, which cuts layers into pieces")
+        ok = not self.ema or self.strategy != "zero3"
+        _require(ok, "pretrain.ema", self.ema, "0 with pretrain.strategy=zero3, where no rank has the weights")
         ok = not self.offload or self.strategy in ("zero1", "zero2", "zero3")
         _require(ok, "pretrain.offload", self.offload, "false unless pretrain.strategy is zero1, zero2 or zero3")
         ok = not self.deepspeed or self.strategy != "ddp"

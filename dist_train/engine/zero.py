@@ -86,6 +86,8 @@ class DeepSpeed(Strategy):
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         # DeepSpeed replaces the groups' parameters by flat ones.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        if self.stage > 0:
+            optimizer.state.clear()
         # Evaluation must not depend on all ranks making the same number of forward passes.
         self._twin = copy.deepcopy(model) if self.stage == 3 else None
         try:
@@ -99,6 +101,7 @@ class DeepSpeed(Strategy):
             # Not before: DeepSpeed's first broadcast views weights as bytes. Not from stage 1 on: it lays
             # weights in a row; channels_last images alone give convolutions the format.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.align()
         if self.stage > 0:
             self._clear_state()
 
@@ -123,10 +126,12 @@ class DeepSpeed(Strategy):
 
     def step(self, clip_norm: float, norm: bool) -> torch.Tensor | None:
         if self.stage == 0:
-            return self._plain_step(norm)
-        self.engine.step()
-        self.precision.told(self.engine_optimizer.overflow)
-        found = self.engine.get_global_grad_norm()
+            found = self._plain_step(norm)
+        else:
+            self.engine.step()
+            self.precision.told(self.engine_optimizer.overflow)
+            found = self.engine.get_global_grad_norm()
+        self.update_average()
         return None if found is None else torch.as_tensor(found)
 
     def _plain_step(self, norm: bool) -> torch.Tensor | None:
@@ -156,19 +161,16 @@ class DeepSpeed(Strategy):
                 mine.copy_(buffer)
         return self._twin
 
-    def tensors(self) -> dict[str, Any]:
-        found = {"model": self.whole().state_dict(), "scaler": self.precision.scaler.state_dict()}
-        return {**found, "optimizer": self.optimizer.state_dict() if self.stage == 0 else self._full_state()}
+    def _optimizer_state(self) -> dict[str, Any]:
+        return super()._optimizer_state() if self.stage == 0 else self._full_state()
 
-    def load(self, tensors: dict[str, Any]) -> None:
+    def _load(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
         if self.stage == 0:
-            return super().load(tensors)
-        self.precision.scaler.load_state_dict(tensors["scaler"])
-        self._load_model(tensors["model"])
-        keys = sorted({key for state in tensors["optimizer"]["state"].values() for key in state})
-        self._clear_state(keys)
+            return super()._load(model, optimizer)
+        self._load_model(model)
+        self._clear_state(sorted({key for state in optimizer["state"].values() for key in state}))
         for index, parameter in enumerate(p for group in self._groups for p in group):
-            for key, value in tensors["optimizer"]["state"].get(index, {}).items():
+            for key, value in optimizer["state"].get(index, {}).items():
                 self._set(parameter, value, key)
 
     # From stage 1 on, the optimiser's state lies in flat pieces on the ranks.

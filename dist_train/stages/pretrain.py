@@ -19,7 +19,8 @@ from dist_train.data.splits import View
 from dist_train.engine import checkpoint
 from dist_train.engine.loop import NonFiniteLoss, Window, evaluate, train
 from dist_train.engine.metrics import Metrics
-from dist_train.engine.optim import sgd
+from dist_train.engine.objective import Objective
+from dist_train.engine.optim import learning_rate, make_optimizer
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy, make_strategy
@@ -47,10 +48,12 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
 
     torch.manual_seed(seed)
     model = build(run, context)
-    optimizer = sgd(model, config.momentum, config.weight_decay)
+    optimizer = make_optimizer(model, config)
     precision = MixedPrecision(config.precision, context.device, config.tf32)
 
     strategy = make_strategy(model, optimizer, precision, config, context)
+    rate = partial(learning_rate, total=total, warmup=warmup, epochs=config.epochs, config=config)
+    objective = Objective(config, len(base.classes))
 
     folder = stage.folder / "checkpoints"
     saved = continue_training(folder, stage.inputs, context, strategy)
@@ -90,14 +93,14 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         if order.ends_epoch(step - 1) or last:
             ids = np.sort(val.ids)[context.rank :: context.world]  # in the order of the shards
             batch = max(1, config.global_batch // context.world // config.accumulate)
-            whole = strategy.whole()
-            scores = evaluate(whole, precision, eval_batches(val, ids, data, batch, context), len(val), context)
+            model = strategy.evaluated()
+            scores = evaluate(model, precision, eval_batches(val, ids, data, batch, context), len(val), context)
             if metrics:
                 metrics.write(step, scores)
                 bar.write(f"step {step}/{total}: base top-1 {scores['eval/top1(%)']:.2f}%")
             if scores["eval/top1(%)"] > state["best"]:
                 state["best"] = scores["eval/top1(%)"]
-                keep.best(whole)
+                keep.best(model)
         if step % config.checkpoint_every == 0 or last:
             keep.step()
         if not last and stop.agreed():
@@ -107,7 +110,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
 
     batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
     try:
-        train(strategy, batches, config, start, total, warmup, window, on_log, on_step)
+        train(strategy, batches, config, seed, start, total, rate, objective, window, on_log, on_step)
         stop.finish()
         finish_writes(keep.writer, context, "pretrain")
     except NonFiniteLoss as error:
@@ -120,11 +123,11 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         if metrics:
             metrics.close()
         keep.writer.close()
-    whole = strategy.whole()
+    final = strategy.evaluated()
     if context.main:
         facts: dict[str, Any] = {"model": config.model, "small_stem": config.small_stem, "classes": list(base.classes)}
         facts |= {"step": total, "best": state["best"]}
-        checkpoint.save(stage.folder / "final", {"model": whole.state_dict()}, facts)
+        checkpoint.save(stage.folder / "final", {"model": final.state_dict()}, facts)
     stage.finish(step=total, best_top1=state["best"], seconds=round(keep.seconds(), 1))
 
 
@@ -205,7 +208,7 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
 def build(run: Run, context: Context) -> Backbone:
     """The backbone to be trained, on its device."""
     config = run.config.pretrain
-    model: nn.Module = Backbone(config.model, len(run.base), config.small_stem)
+    model: nn.Module = Backbone(config.model, len(run.base), config.small_stem, config.stochastic_depth)
     if config.sync_batchnorm:
         if context.device.type != "cuda":
             raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
