@@ -51,6 +51,7 @@ def build_pipeline(
     [B, side, side, 3], normalised, where the graph is ``_whole``, else windows, uint8 [height, width, 3]."""
     dali, fn, types = _dali()
     whole = _whole(data, device_id)
+    augmented = _augmenter(data) if data.operations else None
 
     @dali.pipeline_def(enable_conditionals=data.operations > 0)  # type: ignore[untyped-decorator]
     def graph() -> Any:
@@ -70,9 +71,8 @@ def build_pipeline(
 
     def finish(images: Any, size: Any, crop_y: Any, crop_x: Any, side: Any, flip: Any, chosen: Any = None) -> Any:
         images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        if data.operations:
-            images = _augmented(fn.flip(images, horizontal=flip), size, chosen, data)
-            flip = 0
+        if augmented is not None:
+            images, flip = augmented(fn.flip(images, horizontal=flip), size, chosen), 0
         return fn.crop_mirror_normalize(
             images,
             crop_h=side,
@@ -116,22 +116,25 @@ def _inputs(request: Request, whole: bool) -> tuple[Any, ...]:
     return fields
 
 
-def _augmented(images: Any, size: Any, chosen: Any, data: DataConfig) -> Any:
-    """``chosen`` (see ``augment.operations``) done to uint8 images [H, W, 3] of ``size`` by DALI's own
-    operations. Their fill is DALI's grey, 128."""
-    core = importlib.import_module("nvidia.dali.auto_aug.core")
-    suite = _suite(data)
-    for turn in range(data.operations):
-        images = core.select(
-            suite,
-            chosen[turn, 0],
-            images,
-            magnitude_bin=core.signed_bin(chosen[turn, 1], chosen[turn, 2]),
-            num_magnitude_bins=BINS,
-            shape=size,
-            fill_value=128,
-        )
-    return images
+def _augmenter(data: DataConfig) -> Callable[[Any, Any, Any], Any]:
+    """For the graph: what is ``chosen`` (see ``augment.operations``), done to uint8 images [H, W, 3] of
+    ``size`` by DALI's own operations. What they uncover gets DALI's grey, 128."""
+    core, suite = importlib.import_module("nvidia.dali.auto_aug.core"), _suite(data)
+
+    def augmented(images: Any, size: Any, chosen: Any) -> Any:
+        for turn in range(data.operations):
+            images = core.select(
+                suite,
+                chosen[turn, 0],
+                images,
+                magnitude_bin=core.signed_bin(chosen[turn, 1], chosen[turn, 2]),
+                num_magnitude_bins=BINS,
+                shape=size,
+                fill_value=128,
+            )
+        return images
+
+    return augmented
 
 
 def _suite(data: DataConfig) -> list[Any]:
