@@ -107,6 +107,20 @@ class DataConfig:
     """Random resized crop: share of the area (Szegedy et al. 2015; torchvision's default)."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: aspect ratio, width / height (torchvision's default)."""
+    augment: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Operations on the training crops, by DALI's suites: RandAugment (Cubuk et al. 2020) with timm's noise
+    on the magnitude, or TrivialAugment (Mueller, Hutter 2021): one operation of any magnitude."""
+    augment_ops: int = 2
+    """RandAugment: operations an image (its paper and timm)."""
+    augment_magnitude: float = 7
+    """RandAugment: mean magnitude, 0 to 10 (timm's m7: ResNet strikes back, Wightman et al. 2021)."""
+    augment_std: float = 0.5
+    """RandAugment: standard deviation of the magnitude (timm's mstd0.5, as above)."""
+    ramp_from: int | None = None
+    """Progressive resizing: side of the training crop at the start; it grows to train_size. Small
+    crops are cheap, and the last epochs see the large ones (FFCV's recipes: 160 to 192)."""
+    ramp_epochs: tuple[float, float] = (65, 76)
+    """Progressive resizing: first and last epoch of the growth, linear in multiples of 32 (FFCV's, of 88)."""
     block_shards: int = 0
     """Shuffle in blocks of so many shards, drawn anew each epoch, so that a cache smaller than the
     data serves; 0 = one permutation of all images (docs/reliability.md compares them)."""
@@ -130,6 +144,18 @@ class DataConfig:
         _require(0 < low <= high <= 1, "data.scale", self.scale, "two shares, 0 < low <= high <= 1")
         low, high = self.ratio
         _require(0 < low <= high, "data.ratio", self.ratio, "two ratios, 0 < low <= high")
+        _at_least(self, "data", 1, "augment_ops", "ramp_from")
+        _at_least(self, "data", 0, "augment_std")
+        _require(0 <= self.augment_magnitude <= 10, "data.augment_magnitude", self.augment_magnitude, "in [0, 10]")
+        ok = self.ramp_from is None or self.ramp_from <= self.train_size
+        _require(ok, "data.ramp_from", self.ramp_from, "<= data.train_size")
+        begin, end = self.ramp_epochs
+        _require(0 <= begin < end, "data.ramp_epochs", self.ramp_epochs, "two epochs, 0 <= first < last")
+
+    @property
+    def operations(self) -> int:
+        """Operations that ``augment`` applies to a training image."""
+        return {"none": 0, "randaugment": self.augment_ops, "trivialaugment": 1}[self.augment]
 
 
 @dataclass(kw_only=True)
@@ -387,6 +413,8 @@ class Config:
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         _require(ok, "name", self.name, "a folder name")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
+        ok = self.data.ramp_from is None or self.data.ramp_epochs[1] < self.pretrain.epochs
+        _require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
         ok = self.max_minutes is None or self.max_minutes > 0
         _require(ok, "max_minutes", self.max_minutes, "> 0")
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from dist_train.context import Context
-from dist_train.data.loader import eval_batches, train_batches, train_windows
+from dist_train.data.augment import operations
+from dist_train.data.loader import eval_batches, train_batches, train_side, train_windows
 from dist_train.data.order import Order
 from dist_train.data.pool import progress_bar
 from dist_train.data.splits import View
@@ -185,13 +186,14 @@ def base_order(run: Run) -> Order:
 
 
 def fingerprint(run: Run, order: Order, step: int) -> str:
-    """Hash of what global batch ``step`` will be: sample ids, crop windows, flips. A checkpoint keeps
-    it, so that ``verify-resume`` can compare with what the run itself was about to do."""
+    """Hash of what global batch ``step`` will be: sample ids, crop windows, flips, augmentations, side. A
+    checkpoint keeps it, so that ``verify-resume`` can compare with what the run itself was about to do."""
     view = run.view("train", "base")
     positions, epochs = order.batch(step)
-    ids = view.ids[positions]
-    windows = train_windows(view, ids, epochs, run.config.data, run.config.seed)
-    parts = (ids, windows.anchor, windows.shape, windows.flip)
+    ids, data, seed = view.ids[positions], run.config.data, run.config.seed
+    windows = train_windows(view, ids, epochs, data, seed)
+    chosen, side = operations(data, seed, epochs, ids), np.asarray(train_side(data, int(epochs[0])))
+    parts = (ids, windows.anchor, windows.shape, windows.flip, chosen, side)
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
