@@ -19,7 +19,7 @@ from dist_train.config import Config, PretrainConfig
 from dist_train.context import Context
 from dist_train.engine import checkpoint, precision
 from dist_train.engine.metrics import read
-from dist_train.engine.optim import set_lr, sgd
+from dist_train.engine.optim import make_optimizer, set_lr
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.strategy import Strategy, make_strategy
 from dist_train.engine.zero import deepspeed_options
@@ -42,7 +42,7 @@ def make(me: Context, name: str, kind: str = "fp32", **options: Any) -> Strategy
     torch.manual_seed(0)
     model = small() if kind != "fp32" else Backbone(config.model, 10, small_stem=True)
     mixed = MixedPrecision(kind, me.device)  # type: ignore[arg-type]
-    strategy = make_strategy(model, sgd(model, config.momentum, config.weight_decay), mixed, config, me)
+    strategy = make_strategy(model, make_optimizer(model, config), mixed, config, me)
     strategy.module.train()
     return strategy
 
@@ -203,7 +203,9 @@ def test_options_of_deepspeed_are_checked(options: dict[str, Any], told: str) ->
     torch.manual_seed(0)
     model = Backbone("resnet10", 10)
     with pytest.raises(UserError, match=told):
-        make_strategy(model, sgd(model, 0.9, 0.0), MixedPrecision("fp32", torch.device("cpu")), config, Context())
+        make_strategy(
+            model, make_optimizer(model, config), MixedPrecision("fp32", torch.device("cpu")), config, Context()
+        )
 
 
 def test_options_of_deepspeed_pass_through() -> None:
