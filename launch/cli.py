@@ -94,6 +94,9 @@ def build_parser() -> Parser:
         stage.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
         stage.add_class_arguments(Config)
         stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
+        if name == "run":
+            stage.add_argument("--dry_run", action="store_true", help="Print steps, memory and time; start nothing.")
+            stage.add_argument("--ranks", type=int, default=1, help="Ranks to plan for, with --dry-run.")
         commands.add_subcommand(name, stage, help=told.get(name, f"the stage {name} alone"))
     return parser
 
@@ -271,7 +274,15 @@ def _config_of(made: Namespace) -> Config:
 def _stages(parser: Parser, options: Namespace) -> int:
     command = options.command
     redo = options[command].pop("redo")
+    dry, ranks = options[command].pop("dry_run", False), options[command].pop("ranks", 1)
     config = _config(parser, options, command)
+    if dry:
+        from dist_train.stages.plan import plan
+
+        if ranks < 1:
+            raise UserError(f"--ranks {ranks}: must be >= 1")
+        print("\n".join(plan(config, ranks)))
+        return 0
 
     from launch.run import work
 
@@ -361,7 +372,8 @@ def _named_configs(arguments: list[str]) -> list[str]:
         if (flag or before == "--config") and not Path(value).exists():
             packaged = configs_dir() / f"{value.removesuffix('.yaml')}.yaml"
             if not packaged.is_file():
-                names = ", ".join(sorted(path.stem for path in configs_dir().glob("*.yaml")))
+                found_there = [*configs_dir().glob("*.yaml"), *configs_dir().glob("recipes/*.yaml")]
+                names = ", ".join(sorted(str(path.relative_to(configs_dir()).with_suffix("")) for path in found_there))
                 raise UserError(f"--config {value}: no such file, and no packaged one of that name ({names})")
             value = str(packaged)
         if (flag or before == "--config") and Path(value).is_file():
