@@ -138,7 +138,8 @@ def _augmenter(data: DataConfig) -> Callable[[Any, Any, Any], Any]:
 
 
 def _suite(data: DataConfig) -> list[Any]:
-    """DALI's suite for ``data.augment``, in the order of ``OPERATIONS``.
+    """DALI's suite for ``data.augment``, in the order of ``OPERATIONS``. In RandAugment's a higher magnitude
+    is always a stronger effect (its monotonic one; timm's ``inc1``).
 
     Translations go by the side, which may change in training: at most 100/224 of it in RandAugment and
     32/224 in TrivialAugment, DALI's numbers of pixels for its crops of 224.
