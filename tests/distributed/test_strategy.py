@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -233,3 +234,6 @@ if __name__ == "__main__":  # a rank of the tests above
         result = {"one_step": one_step, "mixed": mixed}[sys.argv[1]](me)
         if me.main:
             Path(sys.argv[2]).write_text(json.dumps(result))
+        # DeepSpeed's process groups outlive ours; their threads must be through before the interpreter ends.
+        me.barrier("end")
+        time.sleep(1)
