@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,9 @@ def build_parser() -> Parser:
         stage.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
         stage.add_class_arguments(Config)
         stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
+        if name == "run":
+            stage.add_argument("--dry_run", action="store_true", help="Print steps, memory and time; start nothing.")
+            stage.add_argument("--ranks", type=int, default=1, help="Ranks to plan for, with --dry-run.")
         commands.add_subcommand(name, stage, help=told.get(name, f"the stage {name} alone"))
     return parser
 
@@ -92,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dist_train").setLevel(logging.INFO)
     warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)  # type: ignore[assignment]
+    command = ""
     try:
         parser = build_parser()
         options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
-        command: str = options.command
+        command = options.command
         actions = {
             "pack": _pack,
             "verify": _verify,
@@ -109,10 +115,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "collect": commands_around.collect,
             "doctor": commands_around.doctor,
         }
-        return actions[command](options[command]) if command in actions else _stages(parser, options)
+        if command not in actions:
+            return _stages(parser, options)
+        code = actions[command](options[command])
+        sys.stdout.flush()  # or a closed pipe is found when it is too late
+        return code
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        if command not in ("status", "logs", "collect", "doctor", "verify", "launch"):
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # whoever read has enough: dist-train status | head
+        return 0
     except OSError as error:
         if error.errno is None:
             raise
@@ -208,13 +225,14 @@ def _draw(given: Namespace) -> int:
 def _status(given: Namespace) -> int:
     from launch.status import show
 
-    while True:
-        text = show(given.run)
-        if not given.watch:
-            print(text)
-            return 0
-        print(f"\x1b[2J\x1b[H{text}", flush=True)
-        time.sleep(5)
+    if not given.watch:
+        print(show(given.run))
+        return 0
+    with suppress(KeyboardInterrupt):
+        while True:
+            print(f"\x1b[2J\x1b[H{show(given.run)}", flush=True)
+            time.sleep(5)
+    return 0
 
 
 def _verify_resume(given: Namespace) -> int:
@@ -259,7 +277,15 @@ def _config_of(made: Namespace) -> Config:
 def _stages(parser: Parser, options: Namespace) -> int:
     command = options.command
     redo = options[command].pop("redo")
+    dry, ranks = options[command].pop("dry_run", False), options[command].pop("ranks", 1)
     config = _config(parser, options, command)
+    if dry:
+        from dist_train.stages.plan import plan
+
+        if ranks < 1:
+            raise UserError(f"--ranks {ranks}: must be >= 1")
+        print("\n".join(plan(config, ranks)))
+        return 0
 
     from launch.run import work
 
@@ -331,7 +357,7 @@ def _named_configs(arguments: list[str]) -> list[str]:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
         if flag or before == "--config":
-            value = str(find_yaml("--config", value, configs_dir()))
+            value = str(find_yaml("--config", value, configs_dir(), "*.yaml", "recipes/*.yaml"))
             if Path(value).is_file():  # a pipe can be read once
                 check_yaml(Path(value), Config)
         found.append(flag + value)

@@ -87,7 +87,7 @@ def load_cluster(name: str) -> Cluster:
     Raises:
         UserError: no such profile, or a key or value of it is wrong.
     """
-    path = find_yaml("--cluster", name, configs_dir() / "clusters")
+    path = find_yaml("--cluster", name, configs_dir() / "clusters", "*.yaml")
     content = check_yaml(path, Cluster)
     own = content.pop("stages", None) or {}
     if not isinstance(own, dict):

@@ -105,21 +105,23 @@ def _inner(kind: type[Any]) -> dict[str, Any]:
     return found
 
 
-def find_yaml(option: str, value: str, folder: Path) -> Path:
-    """A YAML file by its path, or by its name in a folder.
+def find_yaml(option: str, value: str, folder: Path, *patterns: str) -> Path:
+    """A YAML file by its path, or by its name among those of a folder that match the patterns.
 
     Raises:
         UserError: neither is there.
     """
-    path, named = Path(value), folder / f"{Path(value).name.removesuffix('.yaml')}.yaml"
+    path = Path(value)
     if path.exists() and not path.is_dir():
         return path
-    if "/" not in value and named.is_file():
-        return named
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    named = {str(file.relative_to(folder).with_suffix("")): file for file in files}
+    found = named.get(value.removesuffix(".yaml"))
+    if found:
+        return found
     if path.is_dir():
         raise UserError(f"{option} {value}: is a folder; give a YAML file")
-    names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise UserError(f"{option} {value}: no such file, and none of that name comes with it ({names})")
+    raise UserError(f"{option} {value}: no such file, and none of that name comes with it ({', '.join(named)})")
 
 
 def check_yaml(path: Path, kind: type[Any]) -> dict[str, Any]:

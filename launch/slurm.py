@@ -193,16 +193,21 @@ def _dependency(job: Job, ids: Mapping[str | None, str]) -> str | None:
     return f"{kind}:{ids[job.after]}"
 
 
+def require_sbatch() -> None:
+    """Raises UserError where this machine has none."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local"
+        )
+
+
 def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str, str]]:
     """Hand the chain to SLURM: all of it, or nothing. Returns (stage, job id).
 
     Raises:
         UserError: no sbatch here, or it refused a job.
     """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local"
-        )
+    require_sbatch()
     code = snapshot.take(config.run_dir / "launch")
     ids: dict[str | None, str] = {}
     for job in chain:
@@ -213,6 +218,7 @@ def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str
                 found = [made.submit(start) for start in job.starts]
         except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError, OSError) as error:
             jobs.cancel_ids(list(ids.values()))
+            shutil.rmtree(code)
             raise UserError(f"sbatch refused {job.stage}: {_reason(str(error))}; nothing was submitted") from None
         ids[job.stage] = found[0].job_id.split("_")[0]
         ranks = (job.resources.nodes or 1) * job.resources.ranks_per_node

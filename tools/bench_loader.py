@@ -3,9 +3,10 @@
     python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2] [--only NAME]
 
 All do the same work: read, decode, random resized crop to 224, flip, normalise, in batches of 64,
-without a model. ``limit`` decodes whole JPEGs with libjpeg-turbo and does nothing else. The rounds
-go through all contestants in turn, forwards and backwards, and medians are compared, so that a
-machine that slows down slows all of them. Images: full-size JPEGs (a tar or a folder); drawn ones where none are given.
+without a model; dist_train also with its augmentations. ``limit`` decodes whole JPEGs with libjpeg-
+turbo and does nothing else. The rounds go through all contestants in turn, forwards and backwards, and
+medians are compared, so that a machine that slows down slows all of them. Images: full-size JPEGs (a
+tar or a folder); drawn ones where none are given.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,10 +67,10 @@ def images_into(folder: Path, source: Path | None) -> None:
         (target / name).write_bytes(blob)
 
 
-def ours(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
+def ours(shards: ShardSet, threads: int, passes: int, **options: Any) -> Iterator[int]:
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     order = Order(len(view), BATCH, 0)
-    data = DataConfig(shards=str(shards.root), threads=threads)
+    data = DataConfig(shards=str(shards.root), threads=threads, **options)
     for batch in train_batches(view, order, data, 0, Context(), 0, order.steps(passes)):
         yield len(batch.images)
 
@@ -199,6 +201,8 @@ def main() -> None:
             "limit: bare libjpeg-turbo decode": lambda: limit(blobs, n, p),
             "dist_train": lambda: ours(shards, n, p),
             "dist_train, from a URL, cache warm": lambda: ours(remote, n, p),
+            "dist_train, RandAugment": lambda: ours(shards, n, p, augment="randaugment"),
+            "dist_train, TrivialAugment": lambda: ours(shards, n, p, augment="trivialaugment"),
             "DALI's own webdataset reader": lambda: dali_reader(shards, n, p),
             "DALI over the webdataset library": lambda: dali_over_webdataset(shards, n, p),
             "torchvision DataLoader": lambda: torchvision_loader(folder, n, p),

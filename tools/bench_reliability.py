@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from dist_train import context as contexts
+from dist_train.config import PretrainConfig
 from dist_train.engine import checkpoint
-from dist_train.engine.optim import sgd
+from dist_train.engine.optim import make_optimizer
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.preempt import Stopper
 from dist_train.engine.strategy import DataParallel
@@ -36,7 +37,7 @@ def main() -> None:
     with contexts.start() as context, Stopper(context) as stop, tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = Backbone("resnet10", 100).to(context.device)
-        optimizer = sgd(model, 0.9, 1e-4)
+        optimizer = make_optimizer(model, PretrainConfig())
         strategy = DataParallel(model, optimizer, MixedPrecision("fp32", context.device), context)
         images = torch.randn(given.batch, 3, 64, 64, device=context.device)
         labels = torch.randint(100, (given.batch,), device=context.device)

@@ -1,7 +1,7 @@
-"""Crop windows and flips: a pure function of (seed, epoch, sample id) and the image's size.
+"""Crop windows, flips and augmentations: a pure function of (seed, epoch, sample id) and the image's size.
 
-Windows are drawn before decoding, from the sizes in the index, so that only the window is decoded;
-and a resumed run, or one on another number of ranks, sees the same pixels.
+All is drawn before decoding: windows from the sizes in the index, so that only the window is decoded.
+A resumed run, or one on another number of ranks, sees the same pixels.
 """
 
 from __future__ import annotations
@@ -11,9 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dist_train.config import DataConfig
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often
+
+# The operations of DALI's suites for RandAugment and for TrivialAugment, by DALI's names. A draw is a
+# place in this list, so it keeps its meaning under a DALI that lists them otherwise.
+OPERATIONS = (
+    "translate_x", "translate_y", "shear_x", "shear_y", "rotate", "brightness", "contrast", "color",
+    "sharpness", "posterize", "solarize", "equalize", "auto_contrast", "identity",
+)  # fmt: skip
+BINS = 31  # steps from no effect to the strongest (TrivialAugment's paper, and DALI's default)
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,14 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def uniforms(seed: int, epochs: Ints, ids: Ints, count: int) -> Floats:
-    """``count`` numbers in [0, 1) for each (epoch, id): float64 [B, count]."""
+def uniforms(seed: int, epochs: Ints, ids: Ints, count: int, stream: int = 0) -> Floats:
+    """``count`` numbers in [0, 1) for each (epoch, id): float64 [B, count]; others in each ``stream``."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         key = _mix(np.full(len(ids), seed, np.uint64) + golden)
         key = _mix(key ^ (epochs.astype(np.uint64) + np.uint64(1)) * golden)
         key = _mix(key ^ (ids.astype(np.uint64) + np.uint64(1)) * golden)
-        steps = (np.arange(1, count + 1, dtype=np.uint64)) * golden
+        steps = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(stream << 32)) * golden
         bits = _mix(key[:, None] + steps[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -92,6 +102,26 @@ def random_resized_crop(
     anchor = np.stack([y, x], axis=1).astype(np.int32)
     shape = np.stack([h, w], axis=1).astype(np.int32)
     return Windows(anchor, shape, (draws[:, -1] < 0.5).astype(np.int32))
+
+
+def operations(data: DataConfig, seed: int, epochs: Ints, ids: Ints) -> npt.NDArray[np.int32]:
+    """What ``data.augment`` does to each image, in order: int32 [B, data.operations, 3].
+
+    The three: a place in ``OPERATIONS``, all alike likely; the magnitude as a bin in [0, BINS); 1 = its
+    sign is turned, for the operations that have one. TrivialAugment's bin is uniform. RandAugment's is
+    timm's ``mstd``: normal about the magnitude, clipped to the scale, 0 to 10.
+
+    timm also skips each operation with probability 1/2 and knows two more (invert, solarize_add). As in
+    DALI's suite and the paper, none is skipped here, and one of them is the identity.
+    """
+    draws = uniforms(seed, epochs, ids, 4 * data.operations, stream=1).reshape(len(ids), data.operations, 4)
+    chosen, sign, first, second = (draws[..., k] for k in range(4))
+    if data.augment == "trivialaugment":
+        level = np.floor(first * BINS)
+    else:
+        normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box, Muller 1958
+        level = np.rint(np.clip(data.augment_magnitude + data.augment_std * normal, 0, 10) / 10 * (BINS - 1))
+    return np.stack([np.floor(chosen * len(OPERATIONS)), level, sign < 0.5], axis=-1).astype(np.int32)
 
 
 def resized_sizes(heights: Ints, widths: Ints, shorter: int) -> npt.NDArray[np.int32]:

@@ -1,14 +1,16 @@
 """Bytes and windows in, normalised tensors out: the only module that imports NVIDIA DALI.
 
 One graph serves training and evaluation: decode (only the window, where there is one), resize to a
-given size, crop, flip, normalise. Everything random is drawn before, in ``augment``, and comes in
-as numbers, so DALI keeps no state of its own. With ``decoder="mixed"`` all of it is done on the GPU;
-on the CPU the graph ends after decoding, and ``pixels`` does the rest.
+given size, crop, flip, augment, normalise. Everything random is drawn before, in ``augment``, and comes
+in as numbers, so DALI keeps no state of its own. With ``decoder="mixed"`` all of it is done on the GPU.
+On the CPU it is where there is something to augment; else the graph ends after decoding, and
+``pixels``, which is faster, does the rest.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dist_train.config import DataConfig
+from dist_train.data.augment import BINS, OPERATIONS
 from dist_train.data.headers import parses
 from dist_train.data.pixels import MEAN, STD, Request, finished
 from dist_train.errors import UserError
@@ -38,40 +42,41 @@ def _dali() -> tuple[Any, Any, Any]:
 def build_pipeline(
     source: Callable[[], tuple[Any, ...]],
     max_batch: int,
-    side: int,
+    data: DataConfig,
     threads: int,
-    prefetch: int,
     device_id: int | None,
-    mixed: bool,
 ) -> Any:
-    """The graph. ``source`` gives, a call a batch, blobs, anchors and shapes of a ``Request`` and, when
-    ``mixed``, its sizes, crops (y, then x) as shares of the free border (DALI's convention) and flips;
-    its StopIteration ends the stream. Output: windows, uint8 [height, width, 3]; when ``mixed``
-    float32 [B, side, side, 3], normalised."""
+    """The graph, on GPU ``device_id`` or, where None, on the CPU. ``source`` gives, a call a batch, what
+    ``_inputs`` makes of a ``Request``; its StopIteration ends the stream. Output: float32
+    [B, side, side, 3], normalised, where the graph is ``_whole``, else windows, uint8 [height, width, 3]."""
     dali, fn, types = _dali()
+    whole = _whole(data, device_id)
+    augmented = _augmenter(data) if data.operations else None
 
-    @dali.pipeline_def  # type: ignore[untyped-decorator]
+    @dali.pipeline_def(enable_conditionals=data.operations > 0)  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        blobs, anchor, shape, *rest = fn.external_source(
-            source=source, num_outputs=7 if mixed else 3, batch=True, no_copy=True
-        )
+        inputs = 3 + (5 if whole else 0) + (1 if data.operations else 0)
+        blobs, anchor, shape, *rest = fn.external_source(source=source, num_outputs=inputs, batch=True, no_copy=True)
         # adjust_orientation=False: the index holds stored sizes, and torchvision ignores EXIF too.
         images = fn.decoders.image_slice(
             blobs,
             start=anchor,
             shape=shape,
             axis_names="HW",
-            device="mixed" if mixed else "cpu",
+            device="cpu" if device_id is None else "mixed",
             output_type=types.RGB,
             adjust_orientation=False,
         )
-        if not mixed:
-            return images
-        size, crop_y, crop_x, flip = rest
+        return finish(images, *rest) if whole else images
+
+    def finish(images: Any, size: Any, crop_y: Any, crop_x: Any, side: Any, flip: Any, chosen: Any = None) -> Any:
         images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        if augmented is not None:
+            images, flip = augmented(fn.flip(images, horizontal=flip), size, chosen), 0
         return fn.crop_mirror_normalize(
             images,
-            crop=(side, side),
+            crop_h=side,
+            crop_w=side,
             crop_pos_y=crop_y,
             crop_pos_x=crop_x,
             mirror=flip,
@@ -81,45 +86,103 @@ def build_pipeline(
             output_layout="HWC",  # seen as NCHW below, this is channels_last without a copy
         )
 
-    pipeline = graph(
-        batch_size=max_batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True
-    )
-    pipeline.build()
+    with warnings.catch_warnings(record=True):  # DALI's suites use old names of its own, and warn of them
+        pipeline = graph(
+            batch_size=max_batch,
+            num_threads=threads,
+            device_id=device_id,
+            prefetch_queue_depth=data.prefetch,
+            exec_dynamic=True,
+        )
+        pipeline.build()
     return pipeline
+
+
+def _whole(data: DataConfig, device_id: int | None) -> bool:
+    """Whether DALI does all the work, or ``pixels`` what comes after decoding."""
+    return device_id is not None or data.operations > 0
+
+
+def _inputs(request: Request, whole: bool) -> tuple[Any, ...]:
+    """A request as the graph takes it."""
+    fields: tuple[Any, ...] = (request.blobs, request.anchor, request.shape)
+    if whole:
+        # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
+        border = np.maximum(request.size - request.side, 1)
+        y, x = np.ascontiguousarray((request.crop / border).astype(np.float32).T)
+        fields += (request.size.astype(np.float32), y, x, np.full(len(y), request.side, np.float32), request.flip)
+        if request.operations.size:
+            fields += (request.operations,)
+    return fields
+
+
+def _augmenter(data: DataConfig) -> Callable[[Any, Any, Any], Any]:
+    """For the graph: what is ``chosen`` (see ``augment.operations``), done to uint8 images [H, W, 3] of
+    ``size`` by DALI's own operations. What they uncover gets DALI's grey, 128."""
+    core, suite = importlib.import_module("nvidia.dali.auto_aug.core"), _suite(data)
+
+    def augmented(images: Any, size: Any, chosen: Any) -> Any:
+        for turn in range(data.operations):
+            images = core.select(
+                suite,
+                chosen[turn, 0],
+                images,
+                magnitude_bin=core.signed_bin(chosen[turn, 1], chosen[turn, 2]),
+                num_magnitude_bins=BINS,
+                shape=size,
+                fill_value=128,
+            )
+        return images
+
+    return augmented
+
+
+def _suite(data: DataConfig) -> list[Any]:
+    """DALI's suite for ``data.augment``, in the order of ``OPERATIONS``. In RandAugment's a higher magnitude
+    is always a stronger effect (its monotonic one; timm's ``inc1``).
+
+    Translations go by the side, which may change in training: at most 100/224 of it in RandAugment and
+    32/224 in TrivialAugment, DALI's numbers of pixels for its crops of 224.
+    """
+    if data.augment == "randaugment":
+        module = importlib.import_module("nvidia.dali.auto_aug.rand_augment")
+        suite = module.get_rand_augment_suite(use_shape=True, max_translate_rel=100 / 224)
+    else:
+        module = importlib.import_module("nvidia.dali.auto_aug.trivial_augment")
+        suite = module.get_trivial_augment_wide_suite(use_shape=True, max_translate_rel=32 / 224)
+    named = {operation.name: operation for operation in suite}
+    # DALI rewrites all that a graph calls, so that an `if` works on batches. In the operations there is
+    # none, and to rewrite them takes seconds.
+    keep = importlib.import_module("nvidia.dali.pipeline").do_not_convert
+    return [keep(named[name].__call__) for name in OPERATIONS]
 
 
 def decode(
     requests: Iterator[Request],
     max_batch: int,
-    side: int,
+    data: DataConfig,
     threads: int,
-    prefetch: int = 2,
     device_id: int | None = None,
-    mixed: bool = False,
 ) -> Generator[torch.Tensor, None, None]:
     """Images of each request: float32 [B, 3, side, side], normalised, in channels_last memory.
 
     Args:
         requests: one a batch, each of at most ``max_batch`` images.
-        device_id: the GPU, or None for the CPU.
-        mixed: decode on the GPU.
+        threads: of the CPU.
+        device_id: the GPU that decodes, or None for the CPU.
 
     Raises:
         DecodeError: an image of a batch cannot be decoded.
     """
 
+    whole = _whole(data, device_id)
     # no_copy lends our arrays to DALI: hold them until their batch must be through.
-    lent: deque[tuple[Any, ...]] = deque(maxlen=prefetch + 3)
+    lent: deque[tuple[Any, ...]] = deque(maxlen=data.prefetch + 3)
     decoding: deque[Request] = deque()
 
     def feed() -> tuple[Any, ...]:
         request = next(requests)
-        fields: tuple[Any, ...] = (request.blobs, request.anchor, request.shape)
-        if mixed:
-            # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
-            border = np.maximum(request.size - side, 1)
-            y, x = np.ascontiguousarray((request.crop / border).astype(np.float32).T)
-            fields += (request.size.astype(np.float32), y, x, request.flip)
+        fields = _inputs(request, whole)
         lent.append(fields)
         decoding.append(request)
         return fields
@@ -135,12 +198,12 @@ def decode(
             yield images, decoding.popleft()
 
     # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
-    pipeline = build_pipeline(feed, max_batch, side, threads, prefetch, device_id, mixed)
-    if mixed:
+    pipeline = build_pipeline(feed, max_batch, data, threads, device_id)
+    if whole:
         for images, _ in outputs():
             yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
     else:
-        yield from finished(((list(windows), request) for windows, request in outputs()), side, threads)
+        yield from finished(((list(windows), request) for windows, request in outputs()), threads)
 
 
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:

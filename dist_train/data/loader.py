@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -47,10 +47,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """A batch to be made: sample ids and, in training, the epoch of each."""
+    """A batch to be made: sample ids, in training the epoch of each, and the side of the images."""
 
     ids: Ints
     epochs: Ints
+    side: int
 
 
 Made = tuple[Ints, Request]
@@ -73,18 +74,21 @@ def train_batches(
             for number in range(start, stop):
                 ahead.at(number)
                 positions, epochs = order.batch(number)
+                side = train_side(data, int(epochs[0]))
                 for piece in range(accumulate):
                     part = piece * context.world + context.rank
-                    yield Step(view.ids[rank_slice(positions, part, parts)], rank_slice(epochs, part, parts))
+                    yield Step(view.ids[rank_slice(positions, part, parts)], rank_slice(epochs, part, parts), side)
         finally:
             ahead.close()
 
-    def request(source: ShardSource, ids: Ints, epochs: Ints) -> Request:
-        windows = train_windows(view, ids, epochs, data, seed)
-        side = np.full((len(ids), 2), data.train_size, np.int32)
-        return Request(source.read(ids), windows.anchor, windows.shape, side, np.zeros_like(side), windows.flip)
+    def request(source: ShardSource, ids: Ints, step: Step) -> Request:
+        windows = train_windows(view, ids, step.epochs, data, seed)
+        chosen = augment.operations(data, seed, step.epochs, ids)
+        size = np.full((len(ids), 2), step.side, np.int32)
+        blobs, crop = source.read(ids), np.zeros_like(size)
+        return Request(blobs, windows.anchor, windows.shape, size, crop, windows.flip, step.side, chosen)
 
-    return _batches(view, plan(), request, len(share), data.train_size, data, context)
+    return _batches(view, plan(), request, len(share), data, context)
 
 
 def train_windows(view: View, ids: Ints, epochs: Ints, data: DataConfig, seed: int) -> augment.Windows:
@@ -94,9 +98,21 @@ def train_windows(view: View, ids: Ints, epochs: Ints, data: DataConfig, seed: i
     return augment.random_resized_crop(seed, epochs, ids, h, w, data.scale, data.ratio)
 
 
+def train_side(data: DataConfig, epoch: int) -> int:
+    """Side of the training crops, in pixels, of a global batch whose first sample is of ``epoch``: a batch
+    has one side, though it may reach into the next epoch.
+
+    FFCV's rule (``get_resolution`` of its train_imagenet.py).
+    """
+    if data.ramp_from is None or epoch >= data.ramp_epochs[1]:
+        return data.train_size
+    side = 32 * round(float(np.interp(epoch, data.ramp_epochs, (data.ramp_from, data.train_size))) / 32)
+    return data.ramp_from if epoch <= data.ramp_epochs[0] else min(max(side, data.ramp_from), data.train_size)
+
+
 def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: Context) -> Generator[Batch]:
     """The given samples once each, in order, with torchvision's Resize and CenterCrop; the last batch
-    may be short, and no ids is no batch.
+    may be short, and no ids is no batch. Nothing is augmented.
 
     Raises:
         UserError: a validation image cannot be used. A training image is replaced, as in training.
@@ -104,30 +120,30 @@ def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: C
 
     def plan() -> Generator[Step]:
         for first in range(0, len(ids), batch):
-            yield Step(ids[first : first + batch], np.zeros(0, np.int64))
+            yield Step(ids[first : first + batch], np.zeros(0, np.int64), data.eval_size)
 
-    def request(source: ShardSource, ids: Ints, _: Ints) -> Request:
+    def request(source: ShardSource, ids: Ints, step: Step) -> Request:
         rows = view.subset.samples[ids]
         h, w = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
         size = augment.resized_sizes(h, w, data.eval_resize)
         crop = augment.centre_anchor(size, data.eval_size)
         whole = np.stack([h, w], axis=1).astype(np.int32)
         zero = np.zeros_like(whole)
-        return Request(source.read(ids), zero, whole, size, crop, np.zeros(len(ids), np.int32))
+        flip, chosen = np.zeros(len(ids), np.int32), np.zeros((len(ids), 0, 3), np.int32)
+        return Request(source.read(ids), zero, whole, size, crop, flip, step.side, chosen)
 
-    return _batches(view, plan(), request, batch, data.eval_size, data, context)
+    return _batches(view, plan(), request, batch, replace(data, augment="none"), context)
 
 
 def _batches(
     view: View,
     plan: Generator[Step],
-    request: Callable[[ShardSource, Ints, Ints], Request],
+    request: Callable[[ShardSource, Ints, Step], Request],
     max_batch: int,
-    side: int,
     data: DataConfig,
     context: Context,
 ) -> Generator[Batch]:
-    """``plan`` gives the steps, ``request`` what DALI needs for one.
+    """``plan`` gives the steps, ``request`` what DALI needs for one, with the ids that it is to use.
 
     A pipeline that met a bad image is spent: the image goes to the quarantine, and a new pipeline
     starts at the oldest batch that is not out yet.
@@ -147,7 +163,7 @@ def _batches(
         while True:
             ids = quarantine.stand_ins(step.ids)
             try:
-                made = request(source, ids, step.epochs)
+                made = request(source, ids, step)
                 _check_headers(view, ids, made)
                 return ids, made
             except BadSample as error:
@@ -166,7 +182,7 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, side, threads, data.prefetch, gpu if mixed else None, mixed)
+            images = decode(wanted, max_batch, data, threads, gpu if mixed else None)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()

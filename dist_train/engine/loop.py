@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dist_train.config import PretrainConfig
 from dist_train.context import Context
 from dist_train.data.loader import Batch
 from dist_train.engine.metrics import peak_memory_gib
-from dist_train.engine.optim import set_lr, warmup_cosine
+from dist_train.engine.objective import Objective, seed_step
+from dist_train.engine.optim import set_lr
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import Strategy
 
@@ -105,14 +105,17 @@ def train(
     strategy: Strategy,
     batches: Iterator[Batch],
     config: PretrainConfig,
+    seed: int,
     start: int,
     total: int,
-    warmup: int,
+    rate: Callable[[int], float],
+    objective: Objective,
     window: Window,
     on_log: Callable[[int, dict[str, float]], None],
     on_step: Callable[[int], None],
 ) -> None:
-    """Optimiser steps ``start`` to ``total``; ``batches`` gives ``config.accumulate`` batches a step.
+    """Optimiser steps ``start`` to ``total``; ``batches`` gives ``config.accumulate`` batches a step, and
+    ``rate(step)`` the learning rate.
 
     The device is asked for numbers every ``log_every`` steps and before a checkpoint only.
     ``on_log(step, values)`` gets them, meaned over the window and over all ranks; ``on_step(step)``
@@ -127,13 +130,15 @@ def train(
     for step in range(start, total):
         number = step + 1
         context.doing(f"pretrain: step {number} of {total}")
-        lr = warmup_cosine(step, total, warmup, config.lr)
+        lr = rate(step)
         set_lr(strategy.optimizer, lr)
         for piece in range(config.accumulate):
             batch = window.next(batches)
+            seed_step(seed, step, piece, context.rank)
+            images, targets = objective.mix(batch.images, batch.labels)
             with strategy.accumulating(last=piece == config.accumulate - 1):
-                logits = strategy.forward(batch.images)
-                loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=config.label_smoothing)
+                logits = strategy.forward(images)
+                loss = objective.loss(logits.float(), targets)
                 strategy.backward(loss / config.accumulate)
             with torch.no_grad():
                 window.add(number, loss, logits, batch.labels, batch.replaced)

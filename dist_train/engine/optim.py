@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from dist_train.config import PretrainConfig
 
-def sgd(model: nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; no weight decay on norms and biases (Goyal et al. 2017,
-    He et al. 2019: everything of one dimension). The rate is set before each step. Fused: it leaves a
-    step out by the scaler's word on the device, without a host's reading it."""
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No weight decay on norms and biases: everything of one dimension (Goyal et al. 2017, He et al. 2019)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]], momentum: float, nesterov: bool = True) -> torch.optim.SGD:
+    """SGD; the rate is set before each step. Fused: it leaves a step out by the scaler's word on the
+    device, without a host's reading it."""
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
+    if momentum:
+        # PyTorch (2.14) makes this buffer without filling it, and a first step that is left out does not either.
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
+
+
+def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """The optimiser that ``pretrain.optimizer`` names: our SGD, or timm's LAMB (You et al. 2020) and LARS
+    (You et al. 2017), which adapt the rate of each layer. They do not clip: ``pretrain.clip_norm`` does."""
+    groups = decay_groups(model, config.weight_decay)
+    if config.optimizer == "sgd":
+        return sgd(groups, config.momentum)
+    from timm.optim import Lamb, Lars
+
+    if config.optimizer == "lamb":
+        return Lamb(groups, lr=0.0, max_grad_norm=None)
+    return Lars(groups, lr=0.0, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -25,11 +50,23 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def warmup_cosine(step: int, total: int, warmup: int, peak: float) -> float:
-    """Rate of step 0..total-1: linear from ``peak / warmup`` to ``peak``, then half a cosine to zero."""
+def peak_lr(config: PretrainConfig) -> float:
+    """The peak rate for the whole batch: as given, or as given for 256 images and scaled, by the linear
+    (Goyal et al. 2017) or the square-root rule (Krizhevsky 2014; You et al. 2020 for LAMB)."""
+    power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.lr_scaling]
+    return float(config.lr * (config.global_batch / 256) ** power)
+
+
+def learning_rate(step: int, total: int, warmup: int, epochs: float, config: PretrainConfig) -> float:
+    """Rate of step 0..total-1, of ``epochs`` epochs: linear from ``peak / warmup`` to the peak, then half a
+    cosine or a line to zero, or a tenth at each milestone."""
+    peak = peak_lr(config)
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    if config.schedule == "step":
+        return float(peak * 0.1 ** sum(step >= total * mark / epochs for mark in config.milestones))
+    share = (step - warmup) / max(1, total - warmup)
+    return peak * (0.5 * (1 + math.cos(math.pi * share)) if config.schedule == "cosine" else 1 - share)
 
 
 def release_steps(step: int, total: int, peak: float) -> float:

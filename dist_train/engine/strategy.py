@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,6 +33,11 @@ class Strategy:
     ) -> None:
         self.model, self.optimizer, self.precision, self.context = model, optimizer, precision, context
         self.module: nn.Module = model
+        self.average: ModelEmaV3 | None = None
+
+    def keep_average(self, decay: float) -> None:
+        """From now on, a moving average of the weights and statistics, by timm."""
+        self.average = ModelEmaV3(self.model, decay=decay)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, classes] in the autocast type."""
@@ -65,35 +71,61 @@ class Strategy:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_norm, found)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
+        self.update_average()
         return found
+
+    def update_average(self) -> None:
+        if self.average is not None:
+            self.average.update(self.model)
+
+    def evaluated(self) -> nn.Module:
+        """What is evaluated and goes on to the next stage: the average where one is kept, else the whole
+        model. All ranks call it."""
+        if self.average is None:
+            return self.whole()
+        self._share_buffers(self.average.module)
+        averaged: nn.Module = self.average.module
+        return averaged
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        if self.context.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
 
     def whole(self) -> nn.Module:
         """The model with all its weights on this rank, the same on every rank: for evaluation and
         checkpoints. Batch norm's statistics are rank 0's, as DDP takes them before each forward pass.
         All ranks call it."""
-        if self.context.world > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
+        self._share_buffers(self.model)
         return self.model
 
     def tensors(self) -> dict[str, Any]:
         """What ``load`` takes: full tensors, the same for every strategy. All ranks call it."""
-        model = self.whole()
-        return {
-            "model": model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
-        }
+        found = {"model": self.whole().state_dict(), "scaler": self.precision.scaler.state_dict()}
+        if self.average is not None:
+            found["average"] = self.evaluated().state_dict()
+        return {**found, "optimizer": self._optimizer_state()}
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
 
     def load(self, tensors: dict[str, Any]) -> None:
         """Continue from a checkpoint of any strategy."""
-        self.model.load_state_dict(tensors["model"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
         self.precision.scaler.load_state_dict(tensors["scaler"])
+        if self.average is not None:
+            self.average.module.load_state_dict(tensors["average"])
+        self._load(tensors["model"], tensors["optimizer"])
+
+    def _load(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        self.align()
+
+    def align(self) -> None:
+        """The optimiser's state in the memory format of the weights, which it may be older than."""
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
-                    # In the parameter's memory format, whatever the strategy that saved it used.
                     state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
@@ -131,8 +163,9 @@ class DataParallel(Strategy):
         super().__init__(model, optimizer, precision, context)
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.align()
         if compiled:
-            self.module = torch.compile(model)  # type: ignore[assignment]  # before DDP, as PyTorch's docs ask for
+            self.module = torch.compile(model, dynamic=False)  # type: ignore[assignment]  # before DDP, as PyTorch's docs ask for
         if context.world > 1:
             devices = [context.device.index] if context.device.type == "cuda" else None
             self.module = DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True)
@@ -158,8 +191,13 @@ def make_strategy(
     Raises:
         UserError: DeepSpeed does not take the options.
     """
+    strategy: Strategy
     if config.strategy == "ddp":
-        return DataParallel(model, optimizer, precision, context, config.channels_last, config.compile)
-    from dist_train.engine.zero import DeepSpeed
+        strategy = DataParallel(model, optimizer, precision, context, config.channels_last, config.compile)
+    else:
+        from dist_train.engine.zero import DeepSpeed
 
-    return DeepSpeed(model, optimizer, precision, config, context)
+        strategy = DeepSpeed(model, optimizer, precision, config, context)
+    if config.ema:
+        strategy.keep_average(config.ema)
+    return strategy

@@ -86,6 +86,8 @@ class DeepSpeed(Strategy):
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         # DeepSpeed replaces the groups' parameters by flat ones.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        if self.stage > 0:
+            optimizer.state.clear()
         # Evaluation must not depend on all ranks making the same number of forward passes.
         self._twin = copy.deepcopy(model) if self.stage == 3 else None
         try:
@@ -99,6 +101,7 @@ class DeepSpeed(Strategy):
             # Not before: DeepSpeed's first broadcast views weights as bytes. Not from stage 1 on: it lays
             # weights in a row; channels_last images alone give convolutions the format.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.align()
         if self.stage > 0:
             self._clear_state()
 
@@ -123,10 +126,12 @@ class DeepSpeed(Strategy):
 
     def step(self, clip_norm: float, norm: bool) -> torch.Tensor | None:
         if self.stage == 0:
-            return self._plain_step(norm)
-        self.engine.step()
-        self.precision.told(self.engine_optimizer.overflow)
-        found = self.engine.get_global_grad_norm()
+            found = self._plain_step(norm)
+        else:
+            self.engine.step()
+            self.precision.told(self.engine_optimizer.overflow)
+            found = self.engine.get_global_grad_norm()
+        self.update_average()
         return None if found is None else torch.as_tensor(found)
 
     def _plain_step(self, norm: bool) -> torch.Tensor | None:
@@ -156,19 +161,16 @@ class DeepSpeed(Strategy):
                 mine.copy_(buffer)
         return self._twin
 
-    def tensors(self) -> dict[str, Any]:
-        found = {"model": self.whole().state_dict(), "scaler": self.precision.scaler.state_dict()}
-        return {**found, "optimizer": self.optimizer.state_dict() if self.stage == 0 else self._full_state()}
+    def _optimizer_state(self) -> dict[str, Any]:
+        return super()._optimizer_state() if self.stage == 0 else self._full_state()
 
-    def load(self, tensors: dict[str, Any]) -> None:
+    def _load(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
         if self.stage == 0:
-            return super().load(tensors)
-        self.precision.scaler.load_state_dict(tensors["scaler"])
-        self._load_model(tensors["model"])
-        keys = sorted({key for state in tensors["optimizer"]["state"].values() for key in state})
-        self._clear_state(keys)
+            return super()._load(model, optimizer)
+        self._load_model(model)
+        self._clear_state(sorted({key for state in optimizer["state"].values() for key in state}))
         for index, parameter in enumerate(p for group in self._groups for p in group):
-            for key, value in tensors["optimizer"]["state"].get(index, {}).items():
+            for key, value in optimizer["state"].get(index, {}).items():
                 self._set(parameter, value, key)
 
     # From stage 1 on, the optimiser's state lies in flat pieces on the ranks.
@@ -187,14 +189,19 @@ class DeepSpeed(Strategy):
                 state[key] = torch.zeros_like(flat, requires_grad=False)
             if not state:
                 del self.optimizer.state[flat]
-        if keys and self.stage < 3:
-            # DeepSpeed links parameters to the state after its first step; it is there earlier here.
+        self._link()
+
+    def _link(self) -> None:
+        """DeepSpeed links parameters to the state once, in its first step, after the first group's part of
+        it: the other groups have no state yet, and one that is loaded is there before."""
+        if self.stage < 3:
             self.engine_optimizer._hp_optimizer_states_linked = False
             self.engine_optimizer._lazy_init_hp_params_optimizer_state()
 
     def _full_state(self) -> dict[str, Any]:
         """As the bare optimiser's ``state_dict``: state by the parameter's number, whole tensors."""
         full = _utils().safe_get_full_optimizer_state
+        self._link()
         groups, state, number = [], {}, 0
         for parameters, group, flat in zip(self._groups, self.optimizer.param_groups, self._flat(), strict=True):
             numbers = list(range(number, number + len(parameters)))
@@ -267,12 +274,14 @@ def deepspeed_options(config: PretrainConfig, world: int) -> dict[str, Any]:
 def _deepspeed(context: Context) -> Any:
     if context.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    os.environ.setdefault("LOCAL_RANK", str(context.local_rank))  # it asks for it, under SLURM too
     try:
         deepspeed = importlib.import_module("deepspeed")
     except ImportError as error:
         raise UserError(f"DeepSpeed cannot be imported ({error}); pip install deepspeed") from None
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # An operator for small exchanges on CPUs; building it takes a compiler and minutes.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what is set on purpose
     return deepspeed
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import stochastic_depth as drop_rows
 
 from dist_train.errors import UserError
 
@@ -23,6 +24,16 @@ def check_name(name: str) -> None:
         raise UserError(f"pretrain.model={name!r}: not a known ResNet; give one of {', '.join(resnet_names())}")
 
 
+class DropBranch:
+    """A forward hook that leaves the output out for some images of a training batch."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, layer: nn.Module, _: object, branch: torch.Tensor) -> torch.Tensor:
+        return drop_rows(branch, self.probability, "row", layer.training)
+
+
 class Backbone(nn.Module):
     """A ResNet as the paper uses it: a(x) = the pooled activation before the last layer, and the
     fully connected classifier on it.
@@ -32,12 +43,14 @@ class Backbone(nn.Module):
         num_classes: rows of the classifier.
         small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
             (He et al. 2016, section 4.2).
+        stochastic_depth: probability that the last block's residual branch is left out of an image's
+            training pass, growing linearly from 0 at the first (Huang et al. 2016).
 
     Raises:
         UserError: not one of ``resnet_names()``.
     """
 
-    def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
+    def __init__(self, name: str, num_classes: int, small_stem: bool = False, stochastic_depth: float = 0.0) -> None:
         super().__init__()
         check_name(name)
         if name == "resnet10":
@@ -51,6 +64,11 @@ class Backbone(nn.Module):
             self.body.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.body.maxpool = nn.Identity()
+        blocks = [block for block in self.body.modules() if isinstance(block, (BasicBlock, Bottleneck))]
+        for number, block in enumerate(blocks if stochastic_depth else ()):
+            last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            # A hook and not a layer, so that the weights keep torchvision's names.
+            last.register_forward_hook(DropBranch(stochastic_depth * number / (len(blocks) - 1)))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Activations a(x): [B, 3, H, W] -> [B, dim]."""

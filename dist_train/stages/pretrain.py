@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from dist_train.context import Context
-from dist_train.data.loader import eval_batches, train_batches, train_windows
+from dist_train.data.augment import operations
+from dist_train.data.loader import eval_batches, train_batches, train_side, train_windows
 from dist_train.data.order import Order
 from dist_train.data.pool import progress_bar
 from dist_train.data.splits import View
 from dist_train.engine import checkpoint
 from dist_train.engine.loop import NonFiniteLoss, Window, evaluate, train
 from dist_train.engine.metrics import Metrics
-from dist_train.engine.optim import sgd
+from dist_train.engine.objective import Objective
+from dist_train.engine.optim import learning_rate, make_optimizer
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy, make_strategy
@@ -47,10 +49,12 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
 
     torch.manual_seed(seed)
     model = build(run, context)
-    optimizer = sgd(model, config.momentum, config.weight_decay)
+    optimizer = make_optimizer(model, config)
     precision = MixedPrecision(config.precision, context.device, config.tf32)
 
     strategy = make_strategy(model, optimizer, precision, config, context)
+    rate = partial(learning_rate, total=total, warmup=warmup, epochs=config.epochs, config=config)
+    objective = Objective(config, len(base.classes))
 
     folder = stage.folder / "checkpoints"
     saved = continue_training(folder, stage.inputs, context, strategy)
@@ -90,14 +94,14 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         if order.ends_epoch(step - 1) or last:
             ids = np.sort(val.ids)[context.rank :: context.world]  # in the order of the shards
             batch = max(1, config.global_batch // context.world // config.accumulate)
-            whole = strategy.whole()
-            scores = evaluate(whole, precision, eval_batches(val, ids, data, batch, context), len(val), context)
+            model = strategy.evaluated()
+            scores = evaluate(model, precision, eval_batches(val, ids, data, batch, context), len(val), context)
             if metrics:
                 metrics.write(step, scores)
                 bar.write(f"step {step}/{total}: base top-1 {scores['eval/top1(%)']:.2f}%")
             if scores["eval/top1(%)"] > state["best"]:
                 state["best"] = scores["eval/top1(%)"]
-                keep.best(whole)
+                keep.best(model)
         if step % config.checkpoint_every == 0 or last:
             keep.step()
         if not last and stop.agreed():
@@ -107,7 +111,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
 
     batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
     try:
-        train(strategy, batches, config, start, total, warmup, window, on_log, on_step)
+        train(strategy, batches, config, seed, start, total, rate, objective, window, on_log, on_step)
         stop.finish()
         finish_writes(keep.writer, context, "pretrain")
     except NonFiniteLoss as error:
@@ -120,11 +124,11 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         if metrics:
             metrics.close()
         keep.writer.close()
-    whole = strategy.whole()
+    final = strategy.evaluated()
     if context.main:
         facts: dict[str, Any] = {"model": config.model, "small_stem": config.small_stem, "classes": list(base.classes)}
         facts |= {"step": total, "best": state["best"]}
-        checkpoint.save(stage.folder / "final", {"model": whole.state_dict()}, facts)
+        checkpoint.save(stage.folder / "final", {"model": final.state_dict()}, facts)
     stage.finish(step=total, best_top1=state["best"], seconds=round(keep.seconds(), 1))
 
 
@@ -182,13 +186,14 @@ def base_order(run: Run) -> Order:
 
 
 def fingerprint(run: Run, order: Order, step: int) -> str:
-    """Hash of what global batch ``step`` will be: sample ids, crop windows, flips. A checkpoint keeps
-    it, so that ``verify-resume`` can compare with what the run itself was about to do."""
+    """Hash of what global batch ``step`` will be: sample ids, crop windows, flips, augmentations, side. A
+    checkpoint keeps it, so that ``verify-resume`` can compare with what the run itself was about to do."""
     view = run.view("train", "base")
     positions, epochs = order.batch(step)
-    ids = view.ids[positions]
-    windows = train_windows(view, ids, epochs, run.config.data, run.config.seed)
-    parts = (ids, windows.anchor, windows.shape, windows.flip)
+    ids, data, seed = view.ids[positions], run.config.data, run.config.seed
+    windows = train_windows(view, ids, epochs, data, seed)
+    chosen, side = operations(data, seed, epochs, ids), np.asarray(train_side(data, int(epochs[0])))
+    parts = (ids, windows.anchor, windows.shape, windows.flip, chosen, side)
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
@@ -205,7 +210,7 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
 def build(run: Run, context: Context) -> Backbone:
     """The backbone to be trained, on its device."""
     config = run.config.pretrain
-    model: nn.Module = Backbone(config.model, len(run.base), config.small_stem)
+    model: nn.Module = Backbone(config.model, len(run.base), config.small_stem, config.stochastic_depth)
     if config.sync_batchnorm:
         if context.device.type != "cuda":
             raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")

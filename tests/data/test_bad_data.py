@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,9 +129,11 @@ def damage(subset: Subset, sample: int, content: bytes) -> None:
         file.write(content[:size].ljust(size, b"\0"))
 
 
+@pytest.mark.parametrize("suite", ["none", "randaugment"])
 def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
     copy: ShardSet,
     config: Config,
+    suite: Any,
     caplog: pytest.LogCaptureFixture,
     global_batches: Callable[..., list[dict[int, bytes]]],
 ) -> None:
@@ -139,7 +142,7 @@ def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
     bad = [*neighbours, int(view.ids[50]), int(view.ids[90])]
     for sample, content in zip(bad, [b"", b"RIFF", b"GIF89a", b"\xff\xd8\xff"], strict=True):
         damage(copy["train"], sample, content)
-    order, data = Order(len(view), 24, 0), config.data
+    order, data = Order(len(view), 24, 0), replace(config.data, augment=suite)
     whole = global_batches(view, order, data, 1, 0, 7)
     seen = {sample for batch in whole for sample in batch}
     assert not seen & set(bad) and len(seen) == len(view) - len(bad)

@@ -59,12 +59,12 @@ def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None
             held.append(batch.images[1:])  # a view holds its batch too
     assert all(torch.equal(images, fresh[3 * number][1:]) for number, images in enumerate(held))
 
-    buffers = pixels.Buffers((2, 3))
-    first, second = buffers.lend(4), buffers.lend(4)
+    buffers = pixels.Buffers()
+    first, second = buffers.lend(4, (2, 3)), buffers.lend(4, (2, 3))
     assert not np.shares_memory(first, second)
     whole = first.base
     del first
-    assert buffers.lend(3).base is whole
+    assert buffers.lend(3, (2, 3)).base is whole
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -52,9 +52,12 @@ def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
     assert main(["verify-resume", str(config.run_dir), "--batches", "1"]) == 0  # also of a finished run
 
 
+# The ramp: a step up at the end of the run, in the middle of the batches that are compared.
+@pytest.mark.parametrize("options", [{}, {"augment": "randaugment", "ramp_from": 16, "ramp_epochs": (1, 1.5)}])
 def test_verify_resume_proves_it_and_fails_on_a_difference(
-    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
+    config = replace(config, data=replace(config.data, **options))
     run = common.open_run(config)
     with pytest.raises(UserError, match="no checkpoint yet"):
         verify_resume(run, 2)
@@ -75,6 +78,13 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     assert main(["verify-resume", str(run.dir), "--batches", "2"]) == 1
     assert "on 2 ranks: sample" in (out := capsys.readouterr().out) and "has other pixels" in out
     monkeypatch.setattr(loader, "train_windows", true)
+
+    # Other augmentations and another side than the run recorded.
+    order, step = base_order(run), 10
+    recorded = pretrain.fingerprint(run, order, step)
+    for key, value in {"augment": "trivialaugment", "train_size": 48}.items():
+        other = replace(run, config=replace(config, data=replace(run.config.data, **{key: value})))
+        assert pretrain.fingerprint(other, order, step) != recorded
 
     # A record of other samples in the checkpoint.
     newest = checkpoint.steps(run.dir / "pretrain" / "checkpoints")[-1]

@@ -1,30 +1,40 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from dist_train.config import PretrainConfig
 from dist_train.engine import checkpoint, metrics
-from dist_train.engine.optim import release_steps, sgd, warmup_cosine
+from dist_train.engine.optim import decay_groups, learning_rate, make_optimizer, peak_lr, release_steps, sgd
 from dist_train.engine.precision import MixedPrecision
 from dist_train.errors import UserError
 
 
 def test_schedule_is_a_pure_function_with_known_values() -> None:
-    rates = [warmup_cosine(s, 100, 10, 2.0) for s in range(100)]
+    config = PretrainConfig(lr=2.0, epochs=100)
+    rates = [learning_rate(s, 100, 10, 100, config) for s in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0) and rates[-1] < 0.01
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert warmup_cosine(0, 10, 0, 1.0) == 1.0
+    assert learning_rate(0, 10, 0, 1, replace(config, lr=1.0)) == 1.0
+    line = replace(config, schedule="linear")
+    assert [learning_rate(s, 100, 10, 100, line) for s in (10, 55, 100)] == pytest.approx([2.0, 1.0, 0.0])
+    tenths = replace(config, schedule="step", epochs=90)
+    found = [learning_rate(s, 900, 50, 90, tenths) for s in (50, 299, 300, 599, 600, 800)]
+    assert found == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.002])
+    scaled = [peak_lr(replace(config, global_batch=4096, lr_scaling=rule)) for rule in ("none", "linear", "sqrt")]
+    assert scaled == [2.0, 32.0, 8.0]
     assert [release_steps(s, 200, 1e-3) for s in (0, 49, 50, 120, 175)] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-4, 1e-5])
 
 
 def test_no_weight_decay_on_norms_and_biases() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    optimizer = sgd(model, 0.9, 0.1)
+    optimizer = make_optimizer(model, PretrainConfig(weight_decay=0.1))
     decayed, free = (group["params"] for group in optimizer.param_groups)
     assert [p.ndim for p in decayed] == [4, 2] and all(p.ndim == 1 for p in free) and len(free) == 4
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
@@ -90,7 +100,7 @@ def test_metrics_take_back_what_came_after_the_checkpoint(tmp_path: Path) -> Non
 def test_precision_computes_in_its_type_over_float32_weights(precision: str) -> None:
     mixed = MixedPrecision(precision, torch.device("cpu"))  # type: ignore[arg-type]
     model = nn.Linear(4, 2)
-    optimizer = sgd(model, 0.0, 0.0)
+    optimizer = sgd(decay_groups(model, 0.0), 0.0)
     optimizer.param_groups[0]["lr"] = 1.0
     before = model.weight.detach().clone()
     with mixed.autocast():

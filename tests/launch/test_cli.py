@@ -52,7 +52,7 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert "unknown key 'pretrain.lerning_rate'" in refused(capsys, "pretrain", "--config", path)
     path.write_text("data:\n  shards: [\n")
     refused(capsys, "pretrain", "--config", path)
-    assert "(demo, imagenet, tiny_imagenet)" in refused(capsys, "pretrain", "--config", "nowhere")
+    assert "(demo, imagenet, recipes/classic_90, " in refused(capsys, "pretrain", "--config", "nowhere")
 
 
 def test_published_configs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def test_backbone_is_torchvisions_network() -> None:
 def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
     model = Backbone("resnet10", 3, small_stem=True)
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
-    with pytest.raises(UserError, match=r"'vit_b_16': not a ResNet.*resnet50"):
+    with pytest.raises(UserError, match=r"'vit_b_16': not a known ResNet.*resnet50"):
         Backbone("vit_b_16", 3)
 
 

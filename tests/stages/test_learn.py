@@ -19,6 +19,7 @@ from dist_train.data.activations import Activations
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
 from dist_train.engine.preempt import Stopper
+from dist_train.errors import UserError
 from dist_train.models.predictor import Predictor
 from dist_train.stages.learn import Bank, train
 
@@ -80,6 +81,18 @@ def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
     assert [r["step"] for r in read(part / "metrics.jsonl")] == [10, 20, 30]
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(part)[name]), name
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> None:
+    data = bank(Context())
+    data.train[data.draw(0, 0, 0.0)[2][12, 3]] = float("nan")  # the query of class 3 in step 13
+    config = replace(CONFIG, p_mean=0.0, checkpoint_every=5)
+    with pytest.raises(UserError, match=r"phi2: the loss is not finite at step (\d+); .*step-0000\d+") as told:
+        train("phi2", data, config, tmp_path, 0, Context(), {}, Stopper(Context()))
+    step = int(str(told.value).split("at step ")[1].split(";")[0])
+    rows = [data.draw(0, 0, 0.0)[k] for k in (1, 2)]
+    bad = [n for n in range(30) if any(data.train[r[n]].isnan().any() for r in rows)]
+    assert step == bad[0] + 1 and checkpoint.steps(tmp_path / "checkpoints")[-1].name == f"step-{bad[0] // 5 * 5:08d}"
 
 
 def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,117 @@
+"""The typed configuration of a run: one YAML file, the same names as command-line options.
+
+Every default carries its source. Values are checked when the object is made, so a run never
+starts on a value that would fail hours later. ``launch/cli.py`` does the parsing (jsonargparse).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.checks import at_least, require
+from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, PackConfig
+from dist_train.config.fewshot import METHODS, PREDICTORS, EvaluateConfig, ExtractConfig, LearnConfig
+from dist_train.config.pretrain import Precision, PretrainConfig, Strategy
+
+STAGES = ("pretrain", "extract", "learn", "evaluate")
+
+__all__ = [
+    "METHODS",
+    "PREDICTORS",
+    "STAGES",
+    "CacheConfig",
+    "Config",
+    "DataConfig",
+    "DrawConfig",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "LearnConfig",
+    "MonitorConfig",
+    "PackConfig",
+    "Precision",
+    "PretrainConfig",
+    "Strategy",
+    "configs_dir",
+    "digest",
+    "to_dict",
+]
+
+
+@dataclass(kw_only=True)
+class MonitorConfig:
+    """When ranks give up on each other."""
+
+    start_timeout: float = 600.0
+    """Seconds for all ranks to come; nodes of a cluster do not start at the same moment."""
+    rank_timeout: float = 60.0
+    """Seconds without a sign of life until a rank counts as dead and the others leave."""
+    hang_timeout: float = 1800.0
+    """Seconds without progress (a step, a block, a draw) until a rank counts as hung and all leave."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "monitor", 1, "start_timeout", "rank_timeout", "hang_timeout")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One run: images to table."""
+
+    name: str = "run"
+    """Name of the run: it lives in RUNS/NAME, and starting it again continues it."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and predictor training."""
+    pack: PackConfig | None = None
+    """Where given, ``run`` packs first when the shards are not there."""
+    max_minutes: float | None = None
+    """Stop cleanly after so many minutes, as on a signal; the same command continues. Under SLURM the
+    job's own end is a deadline too."""
+    data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        for method in self.evaluate.methods:
+            ok = method not in PREDICTORS or method in self.learn.methods
+            require(ok, "evaluate.methods", method, f"in learn.methods ({', '.join(self.learn.methods)}) too")
+        ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
+        ok = ok and self.name.isprintable() and len(self.name.encode()) <= 200
+        require(ok, "name", self.name, "a folder name of at most 200 bytes")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
+        ok = self.data.ramp_from is None or self.data.ramp_epochs[1] < self.pretrain.epochs
+        require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
+        ok = self.max_minutes is None or self.max_minutes > 0
+        require(ok, "max_minutes", self.max_minutes, "> 0")
+
+    @property
+    def run_dir(self) -> Path:
+        return self.runs / self.name
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON types (paths as strings, tuples as lists)."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON value, independent of key order: 16 hex digits of sha256."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def configs_dir() -> Path:
+    """The folder of packaged configurations: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent.parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"

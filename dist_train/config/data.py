@@ -1,0 +1,158 @@
+"""Images: drawn, packed, split, loaded and cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dist_train.config.checks import at_least, require
+
+
+@dataclass(kw_only=True)
+class DrawConfig:
+    """Images drawn by the program, so that everything can be tried without data."""
+
+    base_classes: int = 90
+    """Classes for the base set."""
+    novel_classes: int = 10
+    """Classes for the novel set."""
+    train_per_class: int = 100
+    """Training images a class."""
+    val_per_class: int = 20
+    """Validation images a class."""
+    size: int = 64
+    """Typical longer side in pixels; every image has its own size around it."""
+    seed: int = 0
+    """Seed of the drawing."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "draw", 1, "base_classes", "novel_classes", "train_per_class", "val_per_class")
+        at_least(self, "draw", 16, "size")
+        require(0 <= self.seed < 2**32, "draw.seed", self.seed, "in [0, 2^32)")
+
+
+@dataclass(kw_only=True)
+class PackConfig:
+    """From archives or folders to shards."""
+
+    train: Path | None = None
+    """ILSVRC2012_img_train.tar (a tar of one tar per wnid) or a folder with one folder per class."""
+    val: Path | None = None
+    """ILSVRC2012_img_val.tar (needs --devkit) or a folder with one folder per class."""
+    devkit: Path | None = None
+    """ILSVRC2012_devkit_t12.tar.gz, for the labels of a flat validation set."""
+    shard_mb: float = 128.0
+    """Target size of a shard in megabytes (10^6 bytes). 128 is large enough for sequential disks
+    and object stores and small enough to cache and to verify one at a time."""
+    shorter_side: int | None = None
+    """Re-encode: shrink so that the shorter side has this many pixels. Default: bytes as they are."""
+    quality: int | None = None
+    """Re-encode: JPEG quality, 1 to 100 (default 90 where --shorter_side is given)."""
+    workers: int = 0
+    """Processes; 0 = one per usable CPU."""
+    seed: int = 0
+    """Seed of the global shuffle."""
+    draw: DrawConfig | None = None
+    """Draw the images first, into the folders named by train and val (the demo)."""
+
+    def __post_init__(self) -> None:
+        require(self.shard_mb > 0, "pack.shard_mb", self.shard_mb, "> 0")
+        at_least(self, "pack", 1, "shorter_side", "quality")
+        at_least(self, "pack", 0, "workers")
+        require(0 <= self.seed < 2**32, "pack.seed", self.seed, "in [0, 2^32)")
+        require(self.quality is None or self.quality <= 100, "pack.quality", self.quality, "<= 100")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where the images are, how they are split and how they become tensors."""
+
+    shards: str = "shards"
+    """Folder made by ``dist-train pack``, or its URL (s3://, gs://, http(s)://) once it is uploaded."""
+    split: str = "imagenet_900_100"
+    """A published split by name (configs/splits/NAME.json), or the path of a split file."""
+    holdout: Literal["novel", "pseudo-novel"] = "novel"
+    """Which classes play the novel ones. ``pseudo-novel`` takes the split's marked base classes
+    out of the base and evaluates on them: the honest way to choose hyper-parameters."""
+    train_size: int = 224
+    """Side of the training crop in pixels."""
+    eval_resize: int = 256
+    """Evaluation: shorter side after resizing, in pixels (torchvision's reference)."""
+    eval_size: int = 224
+    """Evaluation: side of the centre crop, in pixels."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Random resized crop: share of the area (Szegedy et al. 2015; torchvision's default)."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: aspect ratio, width / height (torchvision's default)."""
+    augment: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Operations on the training crops, by DALI's suites: RandAugment (Cubuk et al. 2020) with timm's noise
+    on the magnitude, or TrivialAugment (Mueller, Hutter 2021): one operation of any magnitude."""
+    augment_ops: int = 2
+    """RandAugment: operations an image (its paper and timm)."""
+    augment_magnitude: float = 7
+    """RandAugment: mean magnitude, 0 to 10 (timm's m7: ResNet strikes back, Wightman et al. 2021)."""
+    augment_std: float = 0.5
+    """RandAugment: standard deviation of the magnitude (timm's mstd0.5, as above)."""
+    ramp_from: int | None = None
+    """Progressive resizing: side of the training crop at the start; it grows to train_size. Small
+    crops are cheap, and the last epochs see the large ones (FFCV's recipes: 160 to 192)."""
+    ramp_epochs: tuple[float, float] = (65, 76)
+    """Progressive resizing: first and last epoch of the growth, linear in multiples of 32 (FFCV's, of 88)."""
+    block_shards: int = 0
+    """Shuffle in blocks of so many shards, drawn anew each epoch, so that a cache smaller than the
+    data serves; 0 = one permutation of all images (docs/reliability.md compares them)."""
+    max_bad_fraction: float = 1e-3
+    """Training images that cannot be read or decoded are replaced by the next of their class and
+    counted; past this share of the images seen (at least one epoch's) the run fails."""
+    threads: int = 0
+    """DALI's CPU threads per rank; 0 = this rank's share of the usable CPUs."""
+    prefetch: int = 2
+    """Batches made ahead of the one in use."""
+    decoder: Literal["auto", "cpu", "mixed"] = "auto"
+    """Where JPEGs are decoded: ``mixed`` is nvJPEG on the GPU; auto takes it where there is one."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 1, "train_size", "eval_resize", "eval_size", "prefetch")
+        at_least(self, "data", 0, "threads", "block_shards")
+        require(bool(self.shards), "data.shards", self.shards, "a folder or a URL")
+        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
+        require(self.eval_size <= self.eval_resize, "data.eval_size", self.eval_size, "<= data.eval_resize")
+        low, high = self.scale
+        require(0 < low <= high <= 1, "data.scale", self.scale, "two shares, 0 < low <= high <= 1")
+        low, high = self.ratio
+        require(0 < low <= high, "data.ratio", self.ratio, "two ratios, 0 < low <= high")
+        at_least(self, "data", 1, "augment_ops", "ramp_from")
+        at_least(self, "data", 0, "augment_std")
+        require(0 <= self.augment_magnitude <= 10, "data.augment_magnitude", self.augment_magnitude, "in [0, 10]")
+        ok = self.ramp_from is None or self.ramp_from <= self.train_size
+        require(ok, "data.ramp_from", self.ramp_from, "<= data.train_size")
+        begin, end = self.ramp_epochs
+        require(0 <= begin < end, "data.ramp_epochs", self.ramp_epochs, "two epochs, 0 <= first < last")
+
+    @property
+    def operations(self) -> int:
+        """Operations that ``augment`` applies to a training image."""
+        return {"none": 0, "randaugment": self.augment_ops, "trivialaugment": 1}[self.augment]
+
+
+@dataclass(kw_only=True)
+class CacheConfig:
+    """Shards of a URL on this node's disk: shared by all ranks and runs, each fetched once."""
+
+    dir: Path = Path("~/.cache/dist_train")
+    """Folder on a local disk of the node."""
+    gb: float = 200.0
+    """Limit in gigabytes (10^9 bytes); the least recently used shards make room."""
+    retries: int = 5
+    """Further attempts for a file, after 1, 2, 4, ... seconds."""
+    timeout: float = 60.0
+    """Seconds without a byte until an attempt is given up."""
+    downloads: int = 4
+    """Shards fetched at the same time on a node."""
+
+    def __post_init__(self) -> None:
+        require(self.gb > 0, "cache.gb", self.gb, "> 0")
+        require(self.timeout > 0, "cache.timeout", self.timeout, "> 0")
+        at_least(self, "cache", 0, "retries")
+        at_least(self, "cache", 1, "downloads")

@@ -1,0 +1,97 @@
+"""Activations, predictor and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dist_train.config.checks import at_least, require
+from dist_train.config.pretrain import Precision
+
+METHODS = ("nn", "mean", "phi1", "phi2", "phi2star")
+PREDICTORS = ("phi1", "phi2", "phi2star")
+
+
+@dataclass(kw_only=True)
+class ExtractConfig:
+    """The frozen backbone once over every image."""
+
+    batch: int = 256
+    """Images per forward pass on one rank."""
+    block: int = 4096
+    """Rows between two marks of progress; an interruption costs at most one block a rank."""
+    precision: Precision = "bf16"
+    """Autocast type of the forward pass; activations are stored as float16."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "extract", 1, "batch", "block")
+
+
+@dataclass(kw_only=True)
+class LearnConfig:
+    """The predictor (METHOD: paper section 3; release = the authors' MiniImageNet code)."""
+
+    methods: list[str] = field(default_factory=lambda: list(PREDICTORS))
+    """Which predictors: phi1 (one layer), phi2 (two), phi2star (two, on class means only)."""
+    steps: int = 75_000
+    """Optimiser steps (paper: 300 epochs of 250 batches)."""
+    lr: float = 1e-3
+    """Peak learning rate (paper and release)."""
+    schedule: Literal["constant", "release"] = "constant"
+    """constant (the paper names one rate), or the release's steps: x 0.5, 0.1, 0.01 of lr after
+    50, 120 and 175 of its 200 epochs, stretched over ``steps``."""
+    momentum: float = 0.9
+    """SGD momentum (paper)."""
+    weight_decay: float = 5e-4
+    """The lambda of the loss (paper)."""
+    p_mean: float = 0.9
+    """Probability that a class is represented by its mean (paper 0.9, release 0.3)."""
+    normalise_input: bool = True
+    """L2-normalise the statistic before phi (release; the paper does not say)."""
+    normalise_output: bool = True
+    """L2-normalise the predicted rows (paper and release)."""
+    normalise_query: bool = False
+    """L2-normalise the query (release: no, so that its norm acts as a temperature)."""
+    identity_init: bool = True
+    """Linear layers start as the identity (release); else torch's default."""
+    bias: bool = True
+    """Trainable biases, zero at the start (release)."""
+    seed: int = 0
+    """Seed of the predictors' training, on top of the run's: the backbone stays as it is."""
+    precision: Precision = "bf16"
+    """Autocast type over float32 master weights."""
+    log_every: int = 500
+    """Steps between lines in TensorBoard and metrics.jsonl."""
+    checkpoint_every: int = 5000
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "learn", 1, "steps", "log_every", "checkpoint_every")
+        at_least(self, "learn", 0, "lr", "momentum", "weight_decay", "seed")
+        require(0 <= self.p_mean <= 1, "learn.p_mean", self.p_mean, "in [0, 1]")
+        ok = bool(self.methods) and set(self.methods) <= set(PREDICTORS)
+        require(ok, "learn.methods", self.methods, f"some of {', '.join(PREDICTORS)}")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """All classes scored together, over seeded draws of support images."""
+
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    """Rows of the table: nn, mean, phi1, phi2, phi2star."""
+    shots: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Support images a novel class (paper: 1, 2, 3)."""
+    draws: int = 100
+    """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "evaluate", 2, "draws")
+        require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "in [0, 2^32)")
+        ok = bool(self.shots) and min(self.shots) >= 1
+        require(ok, "evaluate.shots", self.shots, "positive numbers")
+        ok = len(set(self.shots)) == len(self.shots)
+        require(ok, "evaluate.shots", self.shots, "different numbers")
+        ok = bool(self.methods) and set(self.methods) <= set(METHODS) and len(set(self.methods)) == len(self.methods)
+        require(ok, "evaluate.methods", self.methods, f"some of {', '.join(METHODS)}, each once")

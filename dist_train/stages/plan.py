@@ -1,0 +1,171 @@
+"""What a run will be, before anything starts: steps, images, memory and time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dist_train.config import Config, PretrainConfig
+from dist_train.context import Context
+from dist_train.data.loader import train_side
+from dist_train.data.order import Order, rank_slice
+from dist_train.data.splits import load_split
+from dist_train.engine.objective import Objective
+from dist_train.engine.optim import make_optimizer, peak_lr
+from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.strategy import DataParallel
+from dist_train.errors import UserError
+from dist_train.models.backbone import Backbone
+from dist_train.stages.common import open_run
+
+_ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no shards yet
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image through the model.
+
+    Attributes:
+        flops: of the forward pass (multiply and add count as two).
+        saved: bytes that its backward pass needs.
+        parameters: numbers of the model.
+    """
+
+    flops: float
+    saved: float
+    parameters: int
+
+
+def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
+    """Counted on PyTorch's meta device: nothing is computed, no memory is taken.
+
+    In mixed precision activations have two bytes; batch norm and convolutions keep their inputs.
+    """
+    size = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    with torch.device("meta"):
+        model = Backbone(config.model, classes, config.small_stem).to(size)
+        images = torch.empty(2, 3, side, side, dtype=size)
+    weights = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # or another may come to lie at its address
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model(images)
+    numbers = sum(p.numel() for p in model.parameters())
+    return Cost(counter.get_total_flops() / 2, sum(kept.values()) / 2, numbers)
+
+
+def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
+    """Bytes of one rank in training, by what takes them. ``images`` are in flight at once.
+
+    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks.
+    """
+    stage = 0 if config.strategy == "ddp" else int(config.strategy.removeprefix("zero"))
+    whole = 4.0 * one.parameters
+    moments = {"sgd": 1, "lars": 1, "lamb": 2}[config.optimizer]
+    return {
+        "weights": whole / (world if stage == 3 else 1) * (2 if config.ema else 1),
+        "gradients": whole / (world if stage >= 2 else 1),
+        "optimiser": 0.0 if config.offload else moments * whole / (world if stage >= 1 else 1),
+        "activations": one.saved * images,
+    }
+
+
+def measured_rate(config: PretrainConfig, classes: int, side: int, device: torch.device, seconds: float = 5.0) -> float:
+    """Training images/s of one rank on this device: a few steps on synthetic images, without a loader."""
+    batch = 64 if device.type == "cuda" else 8
+    model: nn.Module = Backbone(config.model, classes, config.small_stem, config.stochastic_depth).to(device)
+    precision = MixedPrecision(config.precision, device, config.tf32)
+    strategy = DataParallel(
+        model, make_optimizer(model, config), precision, Context(device=device), config.channels_last
+    )
+    objective = Objective(config, classes)
+    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(classes, (batch,), device=device)
+    strategy.module.train()
+
+    def step() -> None:
+        mixed, targets = objective.mix(images, labels)
+        strategy.backward(objective.loss(strategy.forward(mixed).float(), targets))
+        strategy.step(config.clip_norm, norm=False)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(2):
+        step()
+    began, steps = time.perf_counter(), 0
+    while steps < 2 or time.perf_counter() - began < seconds:
+        step()
+        steps += 1
+    return batch * steps / (time.perf_counter() - began)
+
+
+def plan(config: Config, world: int) -> list[str]:
+    """The lines of ``--dry-run``.
+
+    Raises:
+        UserError: options that do not fit each other, the shards or ``world`` ranks.
+    """
+    options, data = config.pretrain, config.data
+    images, classes, source = _counted(config, world)
+    order = Order(images, options.global_batch, config.seed)
+    rank_slice(order.batch(0)[0], 0, world * options.accumulate)  # refuses what does not divide
+    steps = order.steps(options.epochs)
+    sides = [train_side(data, step * options.global_batch // images) for step in range(0, steps, max(1, steps // 500))]
+    each = options.global_batch // world // options.accumulate
+    costs = {side: cost(options, classes, side) for side in set(sides)}
+    flops = 3 * options.global_batch * sum(costs[side].flops for side in sides) / len(sides) * steps
+    parts = memory(options, costs[max(sides)], each, world)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # In the mean over the sides, by their operations.
+    share = flops / (3 * options.global_batch * steps) / costs[max(sides)].flops
+    rate = measured_rate(options, classes, max(sides), device) / share
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    seen = steps * options.global_batch
+    hours = seen / (rate * world) / 3600
+    shown = f"{min(sides)} to {max(sides)}" if len(set(sides)) > 1 else f"{max(sides)}"
+    return [
+        f"run         {config.run_dir}",
+        f"images      {images:,} of {classes} base classes ({source})",
+        f"pretrain    {options.model}, {options.strategy}, {options.optimizer}, {options.precision}: "
+        f"{options.epochs:g} epochs, {steps:,} steps, {seen:,} images of {shown} pixels",
+        f"batch       {options.global_batch} = {world} rank(s) x {options.accumulate} pass(es) x {each}; "
+        f"peak rate {peak_lr(options):g}",
+        f"model       {costs[max(sides)].parameters / 1e6:.1f} M parameters, "
+        f"{costs[max(sides)].flops / 1e9:.2f} GFLOP forward an image; {flops:.3g} FLOP in all",
+        f"memory      about {sum(parts.values()) / _GIB:.1f} GiB a rank: "
+        + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items())
+        + "; working buffers come on top",
+        f"time        {hours:,.1f} h for pretrain at {rate:,.1f} images/s a rank, measured now on this machine's "
+        f"{name} without a loader; exchanges and evaluation come on top",
+        f"then        extract {images:,} images, learn {len(config.learn.methods)} predictor(s) of "
+        f"{config.learn.steps:,} steps, evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots",
+    ]
+
+
+def _counted(config: Config, world: int) -> tuple[int, int, str]:
+    """Base training images and classes, and where they were counted."""
+    try:
+        run = open_run(config, world)
+    except UserError as error:
+        drawn = config.pack.draw if config.pack else None
+        if drawn is not None:
+            return drawn.base_classes * drawn.train_per_class, drawn.base_classes, "to be drawn"
+        if "no index.json" not in str(error):
+            raise
+        classes = len(load_split(config.data.split).roles(config.data.holdout)[0])
+        where = f"no shards at {config.data.shards} yet: {_ILSVRC2012:.0f} a class, as in ILSVRC2012"
+        return round(classes * _ILSVRC2012), classes, where
+    return len(run.view("train", "base")), len(run.base), config.data.shards

@@ -1,0 +1,107 @@
+"""A small version of every recipe trains, and continues where it was; the plan of each is printed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train.config import Config, configs_dir
+from dist_train.context import Context
+from dist_train.engine import checkpoint
+from dist_train.engine.metrics import read
+from dist_train.engine.optim import peak_lr
+from dist_train.engine.preempt import Stopper
+from dist_train.stages import common, pretrain
+from dist_train.stages.plan import cost, memory
+from launch.cli import Parser, main
+
+RECIPES = sorted(path.stem for path in (configs_dir() / "recipes").glob("*.yaml"))
+
+
+def recipe(name: str) -> Config:
+    parser = Parser()
+    parser.add_class_arguments(Config)
+    made = parser.instantiate_classes(parser.parse_path(str(configs_dir() / "recipes" / f"{name}.yaml")))
+    return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
+
+
+def small(name: str, config: Config) -> Config:
+    """The recipe in seconds: its options, on the drawn images, with a small model for three epochs."""
+    whole = recipe(name)
+    data = replace(
+        whole.data, shards=config.data.shards, split=config.data.split, train_size=64, eval_resize=72, eval_size=64,
+        ramp_from=32 if whole.data.ramp_from else None, ramp_epochs=(0, 2), threads=1,
+    )  # fmt: skip
+    sgd = whole.pretrain.optimizer == "sgd"
+    options = replace(
+        whole.pretrain, model="resnet10", epochs=3 if sgd else 8, global_batch=24, warmup_epochs=1, milestones=[2],
+        log_every=5, checkpoint_every=8, precision="fp32", lr=whole.pretrain.lr / peak_lr(whole.pretrain) * 0.02 if sgd else 5e-3,
+    )  # fmt: skip
+    return replace(config, data=data, pretrain=options)
+
+
+def train(config: Config) -> dict[str, torch.Tensor]:
+    pretrain.run(common.open_run(config), Context(), Stopper(Context()))
+    found: dict[str, torch.Tensor] = checkpoint.load(config.run_dir / "pretrain" / "final").tensors["model"]
+    return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_small_version_trains(name: str, config: Config) -> None:
+    weights = train(small(name, config))
+    assert all(value.isfinite().all() for value in weights.values())
+    rows = read(config.run_dir / "pretrain" / "metrics.jsonl")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    best = max(row["eval/top1(%)"] for row in rows if "eval/top1(%)" in row)
+    assert losses[-1] < losses[0] or best > 30, (losses, best)  # of 6 classes; a mixed batch's loss is noise
+
+
+def test_what_is_drawn_in_a_step_is_drawn_again_after_a_resume(config: Config) -> None:
+    config = small("rsb_a2", config)
+    config = replace(config, pretrain=replace(config.pretrain, stochastic_depth=0.5, ema=0.8))
+    whole = train(config)
+    folder = config.run_dir / "pretrain"
+    average = checkpoint.load(checkpoint.steps(folder / "checkpoints")[-1]).tensors
+    assert torch.equal(average["average"]["head.weight"], whole["head.weight"])  # the average goes on
+    assert not torch.equal(average["model"]["head.weight"], whole["head.weight"])
+    for gone in (checkpoint.steps(folder / "checkpoints")[-1], folder / "final"):
+        shutil.rmtree(gone)
+    (folder / "done.json").unlink()
+    again = train(config)
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_headers_say_what_a_recipe_is(name: str) -> None:
+    head = (configs_dir() / "recipes" / f"{name}.yaml").read_text()
+    for word in (f"--config recipes/{name}\n", "Hardware:", "Expected time:", "Anchor:", "What differs:"):
+        assert word in head, word
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--pretrain.model", "resnet10", "--data.train_size", "64", "--data.ramp_from", "32"]
+    assert main(["run", "--config", "recipes/rn50_16", *options, "--dry-run", "--ranks", "8"]) == 0
+    told = capsys.readouterr().out
+    for word in ("1,153,050 of 900", "18,016 steps", "8 rank(s) x 1 pass(es) x 128", "32 to 64", "GiB", "images/s"):
+        assert word in told, (word, told)
+    assert not list(tmp_path.iterdir())
+    assert main(["run", "--config", "recipes/rn50_16", "--dry-run", "--ranks", "7"]) == 1
+    assert "divide into 7 ranks" in capsys.readouterr().err
+
+
+def test_estimates_are_what_a_real_pass_keeps() -> None:
+    config = replace(recipe("rn50_16").pretrain, model="resnet18", precision="fp32", optimizer="lamb")
+    one = cost(config, 1000, 224)
+    assert one.parameters == 11_689_512 and one.flops == pytest.approx(2 * 1.81e9, rel=0.01)  # torchvision's 1.81 GMACs
+    parts = memory(replace(config, optimizer="sgd", strategy="zero2"), one, 8, 4)
+    assert parts["gradients"] == parts["optimiser"] == one.parameters and parts["weights"] == 4 * one.parameters
+    assert memory(config, one, 8, 4)["optimiser"] == 8 * one.parameters
+    # ResNet-18 at 224: 2.5 M activations before and as many after each batch norm, of 4 bytes.
+    assert 15e6 < one.saved < 30e6

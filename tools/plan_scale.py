@@ -1,0 +1,376 @@
+"""Scale on paper: what 1, 2, 4 ... 1024 GPUs would train, from the measured step of one.
+
+    python tools/plan_scale.py --batch 256 --step-ms 102.4              # weak scaling: 256 images a GPU
+    python tools/plan_scale.py --batch 256 --step-ms 102.4 --global-batch 1024    # strong scaling
+    python tools/plan_scale.py --check          # the all-reduce formula against gloo on this machine
+
+The step (forward, backward, update; no data loading, no communication) is to be measured on one worker.
+The model, each constant of which is an option:
+
+* all-reduce: a ring, 2 (n-1)/n bytes/bandwidth + 2 (n-1) latency (Patarasuk & Yuan 2009, Bandwidth optimal
+  all-reduce algorithms). Over several nodes in three parts: reduce-scatter within each node, a ring over the
+  nodes of every GPU's part (bytes / GPUs per node), all-gather within.
+* overlap: DDP starts a bucket's all-reduce once its gradients are there, one after the other, while the
+  backward pass goes on; the last bucket has nothing left to hide behind (Li et al. 2020, PyTorch
+  Distributed, VLDB). Gradients are taken to come evenly over the backward pass.
+* data: loading runs beside the step, so that the slower of the two sets the pace.
+* efficiency: images/s over GPUs times the images/s of the step given.
+* bottleneck: decode or storage where the GPUs wait for them, else the longer of compute and all-reduce.
+
+Not in it: stragglers, the loader and NCCL taking cores and GPU from the step, batch norm's buffers (0.2 MB a
+step), start, evaluation, checkpoints: real runs are slower. Over many nodes NCCL changes from rings to trees
+of less latency: there all-reduce may be faster. It says nothing of accuracy: large global batches need more
+epochs or other recipes (Goyal et al. 2017: up to 8,192 without loss).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+MB, GB, MIB = 1e6, 1e9, 2**20
+RESNET50 = 4 * 25_557_032  # bytes of fp32 gradients, what --check predicts
+
+
+@dataclass(frozen=True)
+class Link:
+    """What one rank sends, in bytes/s, and the seconds until its message's first byte arrives."""
+
+    bandwidth: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step on so many GPUs; times in seconds, ``data`` in bytes/s."""
+
+    gpus: int
+    nodes: int
+    images: int  # in a step, over all GPUs
+    step: float
+    compute: float
+    all_reduce: float
+    exposed: float  # of all_reduce, what the backward pass does not hide
+    efficiency: float
+    data: float  # needed by all nodes together, were loading never in the way
+    bottleneck: str
+
+    @property
+    def rate(self) -> float:
+        return self.images / self.step
+
+
+def ring(ranks: int, size: float, link: Link) -> float:
+    """Seconds of a ring all-reduce of ``size`` bytes: 2 (n-1) hops of size/n bytes each. A
+    reduce-scatter is half of it, an all-gather the other half."""
+    return 2 * (ranks - 1) * (size / ranks / link.bandwidth + link.latency)
+
+
+def all_reduce(gpus: int, per_node: int, size: float, intra: Link, inter: Link) -> float:
+    """Seconds of an all-reduce of ``size`` bytes over all GPUs, node by node."""
+    local = min(gpus, per_node)
+    return ring(local, size, intra) + ring(gpus // local, size / local, inter)
+
+
+def buckets(size: float, first: float, cap: float) -> list[float]:
+    """Sizes of DDP's buckets in the order of the backward pass. (DDP does not cut tensors in two, and so
+    comes near these only.)"""
+    sizes = [min(first, size)]
+    while (rest := size - sum(sizes)) > 1:
+        sizes.append(min(cap, rest))
+    return sizes
+
+
+def not_hidden(compute: float, backward: float, sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Seconds by which the all-reduces outlast the backward pass.
+
+    Args:
+        compute: seconds of the step.
+        backward: its part that is backward pass.
+        sizes, times: bytes of each bucket, and seconds of its all-reduce.
+    """
+    ready, end = compute * (1 - backward), 0.0
+    for size, seconds in zip(sizes, times, strict=True):
+        ready += compute * backward * size / sum(sizes)
+        end = max(end, ready) + seconds
+    return max(0.0, end - compute)
+
+
+def plan(gpus: int, given: argparse.Namespace) -> Row:
+    """The step on ``gpus`` GPUs. ``given`` holds the options, see ``parse``."""
+    nodes = -(-gpus // given.gpus_per_node)
+    images = given.global_batch or given.batch * gpus
+    whole, fixed, part = given.step_ms / 1e3, given.fixed_ms / 1e3, images / gpus / given.batch
+    # A smaller batch is a shorter step; a larger one is several steps, whose gradients are exchanged once.
+    last = fixed + (whole - fixed) * part if part < 1 else whole
+    compute = last * max(1.0, part)
+    intra = Link(given.intra_bandwidth * GB, given.intra_latency / 1e6)
+    inter = Link(given.inter_bandwidth * GB, given.inter_latency / 1e6)
+    sizes = buckets(given.gradient_mb * MB, given.first_bucket * MIB, given.bucket * MIB)
+    times = [all_reduce(gpus, given.gpus_per_node, size, intra, inter) for size in sizes]
+    exposed = not_hidden(last, given.backward, sizes, times)
+
+    decode = images / nodes / (given.decode_per_node or given.decode_per_core * given.cores_per_node)
+    read = images * given.image_kb * 1e3
+    storage = max(read / nodes / (given.storage_node * GB), read / (given.storage_total * GB))
+    step = max(compute + exposed, decode, storage)
+    if step > compute + exposed:
+        bottleneck = "decode" if decode >= storage else "storage"
+    else:
+        bottleneck = "compute" if compute >= sum(times) else "all-reduce"
+    ideal = gpus * given.batch / (given.step_ms / 1e3)
+    data = read / (compute + exposed)
+    return Row(gpus, nodes, images, step, compute, sum(times), exposed, images / step / ideal, data, bottleneck)
+
+
+def gradient_mb(model: str) -> float:
+    """MB of a torchvision model's gradients in fp32, which is what DDP exchanges under autocast too."""
+    import torch
+    from torchvision.models import get_model
+
+    with torch.device("meta"):
+        return 4 * sum(p.numel() for p in get_model(model).parameters()) / MB
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def show(rows: Sequence[Row], given: argparse.Namespace) -> None:
+    print(
+        f"{given.batch} images in {given.step_ms:g} ms on one GPU (as given: {1e3 * given.batch / given.step_ms:,.0f} "
+        f"images/s), {given.gradient_mb:.1f} MB of gradients, {given.gpus_per_node} GPUs a node; within a node "
+        f"{given.intra_bandwidth:g} GB/s and {given.intra_latency:g} µs, between nodes {given.inter_bandwidth:g} GB/s "
+        f"a GPU and {given.inter_latency:g} µs; decoding "
+        f"{given.decode_per_node or given.decode_per_core * given.cores_per_node:,.0f} images/s a node; storage "
+        f"{given.storage_node:g} GB/s a node, {given.storage_total:g} GB/s in all; {given.dataset:,} images of "
+        f"{given.image_kb:g} kB, {given.epochs:g} epochs\n"
+    )
+    print("| GPUs | nodes | global batch | step, ms | all-reduce, ms | not hidden, ms | images/s | efficiency "
+          "| data, GB/s a node | data, GB/s | training | bottleneck |")  # fmt: skip
+    print("|---:|" + "---:|" * 10 + "---|")
+    for row in rows:
+        print(
+            f"| {row.gpus} | {row.nodes} | {row.images:,} | {1e3 * row.step:.1f} | {1e3 * row.all_reduce:.2f} "
+            f"| {1e3 * row.exposed:.2f} | {row.rate:,.0f} | {row.efficiency:.1%} | {row.data / row.nodes / GB:.2f} "
+            f"| {row.data / GB:.2f} | {duration(given.dataset * given.epochs / row.rate)} | {row.bottleneck} |"
+        )
+
+
+# --check: the ring formula against gloo
+
+
+def shared(ranks: int, size: float, link: Link, cores: int) -> float:
+    """``ring`` on one host, whose cores do the sending. Over loopback every byte is copied by a CPU,
+    and a rank keeps one core busy; more ranks than cores take turns, and each gets so much less."""
+    turns = max(1.0, ranks / cores)
+    return ring(ranks, size, Link(link.bandwidth / turns, link.latency * turns))
+
+
+def fit(ranks: int, times: dict[int, float]) -> Link:
+    """Bandwidth and latency from seconds by bytes: least squares of the relative errors, so that small
+    and large sizes count alike; neither may be negative."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    sizes, seconds = np.array(list(times)), np.array(list(times.values()))
+    hops = 2 * (ranks - 1)
+    terms = np.stack([hops * sizes / ranks, np.full(len(sizes), hops)], 1)
+    (inverse, latency), _ = nnls(terms / seconds[:, None], np.ones(len(sizes)))
+    return Link(1 / inverse if inverse else math.inf, float(latency))
+
+
+def measure_rank(rank: int, ranks: int, folder: str, sizes: Sequence[int], repeats: int) -> None:
+    """One process of ``measure``: rank 0 leaves the seconds by bytes in ``folder``."""
+    import torch
+    import torch.distributed as dist
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look up the host's name, which not all have
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=300))
+    found = {}
+    for size in sizes:
+        data = torch.zeros(size // 4)
+        chain = max(1, int(4 * MB) // size)  # small ones in a row, or the clock and the start would count
+        blocks = torch.empty(repeats + 1)
+        for number in range(repeats + 1):
+            began = time.perf_counter()
+            for _ in range(chain):
+                dist.all_reduce(data)
+            blocks[number] = (time.perf_counter() - began) / chain
+        dist.all_reduce(blocks, dist.ReduceOp.MAX)  # an all-reduce lasts until all have it
+        # The fastest: whatever else runs on the machine only ever adds. The first one warms up.
+        found[size] = float(blocks[1:].min())
+    if rank == 0:
+        Path(folder, "times.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def measure(ranks: int, sizes: Sequence[int], repeats: int) -> dict[int, float]:
+    """Seconds of gloo's all-reduce by bytes, over processes started for it on this machine."""
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(measure_rank, (ranks, folder, sizes, repeats), nprocs=ranks)
+        return {int(size): t for size, t in json.loads(Path(folder, "times.json").read_text()).items()}
+
+
+def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
+    """Fit to the small and large sizes on 2 processes; predict ResNet-50's size on 2, and all on the others.
+
+    Returns:
+        (processes, bytes, measured, predicted) in seconds.
+    """
+    sizes = [int(mb * MB) // 4 * 4 for mb in given.sizes_mb]
+    cores = len(os.sched_getaffinity(0))
+    best: dict[int, dict[int, float]] = {}
+    began, load = time.perf_counter(), []
+    for _ in range(given.rounds):  # in turns, so that a busy minute of the machine hits all alike
+        for ranks in sorted({2, *given.processes}):
+            times = measure(ranks, [*sizes, RESNET50], given.repeats)
+            old = best.setdefault(ranks, times)
+            best[ranks] = {size: min(t, old[size]) for size, t in times.items()}
+            load.append(os.getloadavg()[0])
+    link = fit(2, {size: best[2][size] for size in sizes})
+    rows = [(n, size, t, shared(n, size, link, cores)) for n, times in best.items() for size, t in times.items()]
+
+    print(
+        f"gloo over loopback, {cores} core(s), load average {min(load):.1f} to {max(load):.1f}, fastest of "
+        f"{given.rounds} x {given.repeats}, {time.perf_counter() - began:.0f} s\nfitted to 2 processes: "
+        f"{link.bandwidth / GB:.2f} GB/s a rank, {1e6 * link.latency:.0f} µs a hop\n"
+    )
+    print("| processes | MB | measured, ms | predicted, ms | predicted/measured | if each rank had a core | |")
+    print("|---:|---:|---:|---:|---:|---:|---|")
+    for ranks, size, measured, predicted in rows:
+        if ranks > 1:
+            how = "fitted" if ranks == 2 and size in sizes else "predicted"
+            alone = ring(ranks, size, link) / measured
+            print(f"| {ranks} | {size / MB:.3g} | {1e3 * measured:.2f} | {1e3 * predicted:.2f} "
+                  f"| {predicted / measured:.2f} | {alone:.2f} | {how} |")  # fmt: skip
+    for ranks, size, measured, _ in rows:
+        if ranks == 1 and size == RESNET50:
+            print(f"\n1 process: {1e3 * measured:.2f} ms, the call alone; predicted 0")
+    return rows
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without three screens of usage
+
+
+def above(low: float, infinite: bool = False, allow: bool = False) -> Callable[[str], float]:
+    """An argument's type: a number above ``low``; ``allow`` that one as well, ``infinite`` as well."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not (value > low or (allow and value == low)) or (math.isinf(value) and not infinite):
+            raise argparse.ArgumentTypeError(f"must be {'at least' if allow else 'above'} {low:g}, got {text}")
+        return value
+
+    return number
+
+
+def count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="plan_scale.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive, limit, least = above(0), above(0, infinite=True), above(0, allow=True)
+
+    step = parser.add_argument_group("the measured step of one worker").add_argument
+    step("--batch", type=count, help="images of a step")
+    step("--step-ms", type=positive, help="ms of it")
+    step("--model", default="resnet50", help="torchvision's name, for the bytes of gradients; %(default)s")
+    step("--gradient-mb", type=positive, help="MB of gradients, in place of --model's parameters x 4 bytes")
+    step("--backward", type=above(0), default=2 / 3, help="its part that is backward pass; 2/3: a convolution "
+         "has one product forward and two backward")  # fmt: skip
+    step("--bucket", type=positive, default=25, help="MiB of DDP's buckets; %(default)s, its bucket_cap_mb")
+    step("--first-bucket", type=positive, default=1, help="MiB of the first; %(default)s, as in DDP")
+
+    size = parser.add_argument_group("how many").add_argument
+    size("--gpus", type=count, nargs="+", help="default: 1, 2, 4 ... a node, then nodes doubled up to 1024 GPUs")
+    size("--gpus-per-node", type=count, default=8, help="%(default)s")
+    size("--global-batch", type=count, help="images of a step over all GPUs: strong scaling. Default: --batch on "
+         "each GPU, weak scaling")  # fmt: skip
+    size("--fixed-ms", type=least, default=0, help="ms of the step that do not shrink with the batch, in strong "
+         "scaling: kernel starts, update; measure two batches to know it. %(default)s flatters")  # fmt: skip
+    size("--dataset", type=count, default=1_281_167, help="images; %(default)s, ImageNet")
+    size("--epochs", type=positive, default=90, help="%(default)s")
+
+    net = parser.add_argument_group("network, of each GPU").add_argument
+    net("--intra-bandwidth", type=limit, default=370, help="GB/s within a node; %(default)s, what NCCL gets of an "
+        "H100's NVLink in a ring (nccl-tests issue 212)")  # fmt: skip
+    net("--intra-latency", type=least, default=3.4, help="µs a hop; %(default)s, NCCL's own figure for a ring over "
+        "NVLink (src/graph/tuning.cc, hwLat, Simple)")  # fmt: skip
+    net("--inter-bandwidth", type=limit, default=47, help="GB/s between nodes; %(default)s, of a 400 Gbit/s card a "
+        "GPU (nccl-tests issue 290: 46 to 48)")  # fmt: skip
+    net("--inter-latency", type=least, default=14, help="µs a hop; %(default)s, as above, over the network")
+
+    data = parser.add_argument_group("data; inf: no limit").add_argument
+    data("--decode-per-core", type=limit, default=593, help="images/s a core; %(default)s: half of what 2 cores did in "
+         "docs/results/loader.md")  # fmt: skip
+    data("--cores-per-node", type=count, default=112, help="%(default)s, 2 x Xeon 8480C of a DGX H100")
+    data("--decode-per-node", type=limit, help="images/s a node, in place of these two (GPU decoding)")
+    data("--image-kb", type=positive, default=110, help="mean kB of a stored image; %(default)s, ImageNet")
+    data("--storage-node", type=limit, default=12.5, help="GB/s that a node can read; %(default)s: a 100 Gbit/s "
+         "link, an assumption")  # fmt: skip
+    data("--storage-total", type=limit, default=40, help="GB/s that storage gives all nodes together; %(default)s, an "
+         "assumption: measure yours. inf once the nodes have the data (data.cache)")  # fmt: skip
+
+    test = parser.add_argument_group("checking the all-reduce formula here").add_argument
+    test("--check", action="store_true", help="measure gloo's all-reduce and compare; no plan")
+    test("--processes", type=count, nargs="+", default=[1, 2, 4], help="%(default)s; fitted to 2 in any case")
+    test("--sizes-mb", type=above(0.0001), nargs="+", default=[0.1, 1, 4, 16, 64], help="%(default)s; all are "
+        "fitted to, and ResNet-50's 102.2 is predicted")  # fmt: skip
+    test("--rounds", type=count, default=3, help="times all processes are started anew; %(default)s")
+    test("--repeats", type=count, default=10, help="measurements a round; %(default)s")
+
+    given = parser.parse_args(argv)
+    if given.check:
+        return given
+    if not (given.batch and given.step_ms):
+        parser.error("--batch and --step-ms of a measured step are needed (or --check)")
+    if given.backward >= 1:
+        parser.error(f"--backward must be below 1, got {given.backward:g}")
+    if given.fixed_ms > given.step_ms:
+        parser.error(f"--fixed-ms {given.fixed_ms:g} is more than the whole step, {given.step_ms:g}")
+    node = given.gpus_per_node
+    if not given.gpus:
+        doubled = [2**power for power in range(11)]
+        given.gpus = [n for n in doubled if n < node] + [node * n for n in doubled if node * n <= 1024]
+    for gpus in given.gpus:
+        if gpus > node and gpus % node:
+            parser.error(f"--gpus {gpus} is not a multiple of --gpus-per-node {node}")
+        if given.global_batch and given.global_batch % gpus:
+            parser.error(f"--global-batch {given.global_batch} is not a multiple of {gpus} GPUs; choose --gpus")
+    if given.gradient_mb is None:
+        try:
+            given.gradient_mb = gradient_mb(given.model)
+        except ValueError as error:
+            parser.error(f"--model: {error}")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = parse(argv)
+    if given.check:
+        check(given)
+    else:
+        show([plan(gpus, given) for gpus in given.gpus], given)
+
+
+if __name__ == "__main__":
+    main()
