@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import signal
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dist_train.errors import FAILED, STOPPED
@@ -18,16 +23,49 @@ def work(arguments: list[str]) -> int:
     code = main_of_rank(arguments)
     if code not in (0, FAILED, STOPPED):
         sys.exit(code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing left to do
     return code
+
+
+class _Told(Exception):
+    """A signal before there was a worker to pass it on to."""
+
+
+@contextmanager
+def _passing_on() -> Iterator[list[int]]:
+    """The signals that this process gets go to its workers, which save and leave; yields those that came.
+
+    torch's launcher would end the workers itself, after 30 seconds by force: long saves would be cut, and
+    workers that have saved wait for it to take their results.
+    """
+    came: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        came.append(number)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, number if number in (signal.SIGINT, signal.SIGUSR2) else signal.SIGTERM)
+        if not workers:
+            raise _Told
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
     """Run a command on ``workers`` ranks; when a rank dies, start all again and continue. Gives up after
     ``starts`` starts in a row that made no progress. Returns the exit code."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # a traceback for every dead worker
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     job = f"local-{uuid.uuid4().hex[:8]}"
     while True:
         options = LaunchConfig(
@@ -39,16 +77,19 @@ def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,  # whether to start again depends on the exit code and on progress
             monitor_interval=0.2,
-            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2",
+            signals_to_handle="",
         )
         begin(run, job)
-        try:
-            return max(elastic_launch(options, work)(arguments).values())
-        except SignalException:
-            return STOPPED  # the workers got the signal too, and saved
-        except ChildFailedError as error:
-            codes = [failure.exitcode for failure in error.failures.values()]
-            code = max(128 - exitcode if exitcode < 0 else exitcode for exitcode in codes)
+        with _passing_on() as came:
+            try:
+                return max(elastic_launch(options, work)(arguments).values())
+            except _Told:
+                return STOPPED
+            except ChildFailedError as error:
+                codes = [failure.exitcode for failure in error.failures.values()]
+                code = max(128 - exitcode if exitcode < 0 else exitcode for exitcode in codes)
+        if came:
+            return STOPPED
         code, reason = again(run, job, code, starts)
         print(f"dist-train: {reason}", file=sys.stderr, flush=True)
         if code != STOPPED:

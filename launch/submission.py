@@ -40,9 +40,10 @@ def reserved(run: Path) -> Iterator[None]:
                     f"dist-train status shows them, dist-train cancel ends them"
                 )
             yield
-    finally:
-        if new and not jobs.recorded(run) and not (run / "config.yaml").exists():
+    except BaseException:
+        if new and not jobs.recorded(run):
             shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def freeze(config: Config) -> Path:
@@ -85,7 +86,7 @@ def choose(config: Config, given: str | None, swept: str | None, members: list[s
         before = [other for other in STAGES if CHAIN.index(other) < CHAIN.index(stage)]
         missing = [other for other in before if other not in chosen and not done(other)]
         if missing:
-            told = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not done"
+            told = f"{', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not done"
             raise UserError(f"--stages {given}: {stage} needs {told}; add to --stages: {','.join(missing)}")
     return chosen
 
@@ -127,7 +128,7 @@ def _check_members(config: Config, members: dict[str, list[str]]) -> None:
         try:
             text = json.dumps(to_dict(changed(config, options)))
         except UserError as error:
-            hint = "; a list is written [A],[B]" if "must be a list" in str(error) else ""
+            hint = ", and several of them [A],[B]" if "must be a list" in str(error) else ""
             raise UserError(f"--sweep {name}: {error}{hint}") from None
         if text in seen:
             raise UserError(f"--sweep: {seen[text]} and {name} are the same setting; leave one out")
