@@ -25,6 +25,7 @@ def test_a_run_is_followed_from_start_to_end(
     assert main(["status", str(config.runs)]) == 0
     out = capsys.readouterr().out
     assert out.count("  done") == 4 and "waiting" not in out
+    assert "  finished " in out and "left: " not in out, "it was not cut short"
 
 
 def test_alive_silent_and_dead(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +53,12 @@ def test_a_failed_run_says_why(config: Config, tmp_path: Path) -> None:
     assert main(["pretrain", "--config", str(path)]) == 0
     assert main(["learn", "--config", str(path)]) == 1
     assert "died of: rank 0: " in show(config.run_dir) and "extract is not finished" in show(config.run_dir)
+
+
+def test_a_run_that_never_got_to_work(tmp_path: Path) -> None:
+    (tmp_path / "run" / "launch").mkdir(parents=True)
+    (tmp_path / "run" / "launch" / "config.yaml").write_text("{}")
+    assert "no start of it has got to work yet" in show(tmp_path / "run")
 
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

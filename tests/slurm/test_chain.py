@@ -83,7 +83,11 @@ def test_a_chain_over_two_nodes_equals_torchrun(chain: Make, reference: dict[str
     # done: watch, read, submit again
     assert main(["status", str(one.run)]) == 0
     told = capsys.readouterr().out
-    assert f"job {one.job('pretrain')} pretrain: COMPLETED" in told and "done" in told
+    assert f"job {one.job('pretrain')} pretrain: COMPLETED" in told and "  finished " in told
+    for number in ("--rank", "--member"):
+        assert main(["logs", str(one.run), number, "9"]) == 1
+    told = capsys.readouterr().err
+    assert "--rank 9: this run has ranks 0..1" in told and "--member 9: this run has member 0 only" in told
     assert main(["logs", str(one.run), "--stage", "pretrain", "--rank", "1"]) == 0
     assert "Job completed successfully" in capsys.readouterr().out
     assert main(["cancel", str(one.run)]) == 1
@@ -206,7 +210,10 @@ def test_watched_and_cancelled_is_not_started_again(
     following = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "squeue").symlink_to(str(shutil.which("squeue")))
-    for path, wanted in ((str(tmp_path / "bin"), "pretrain: RUNNING on n[1-2]"), ("/nonexistent", "not known")):
+    for path, wanted in (
+        (str(tmp_path / "bin"), "pretrain: RUNNING on n[1-2]"),
+        ("/nonexistent", "state unknown: SLURM does not answer (squeue: "),
+    ):
         with monkeypatch.context() as without:  # sacct, then squeue too
             without.setenv("PATH", path)
             capsys.readouterr()
@@ -220,6 +227,9 @@ def test_watched_and_cancelled_is_not_started_again(
     assert checkpoint.steps(one.run / "pretrain" / "checkpoints"), "what ran saved first"
     time.sleep(3)
     assert not jobs.active(one.run) and one.state("pretrain") == "CANCELLED"
+    capsys.readouterr()
+    assert main(["status", str(one.run)]) == 0
+    assert "[last start: cancelled; " in capsys.readouterr().out
 
 
 def test_code_edited_while_a_job_waits_does_not_change_it(chain: Make, tmp_path: Path, capsys: Any) -> None:
@@ -289,6 +299,41 @@ def test_srun_needs_nothing_but_the_command(chain: Make) -> None:
                           cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 rank(s) on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("site", "wanted"),
+    [
+        ({"setup": ["true", "nosuchcommand x"]}, "setup: nosuchcommand x: exit code 127; mend it in the profile"),
+        ({"python": "/nonexistent/python"}, "/nonexistent/python: No such file or directory"),
+        ({"sbatch": {"nosuchopt": "x"}}, "unrecognized option '--nosuchopt=x'"),
+    ],
+)
+def test_what_is_wrong_with_a_profile_is_told(
+    site: dict[str, Any], wanted: str, chain: Make, tmp_path: Path, capsys: Any
+) -> None:
+    profile = yaml.safe_load((Path(__file__).parents[2] / "configs" / "clusters" / "dev.yaml").read_text())
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({**profile, **site}))
+    one = chain()
+    code = one.submit("--cluster", str(tmp_path / "site.yaml"), "--stages", "pretrain")
+    if code:
+        assert wanted in capsys.readouterr().err and not one.run.exists(), "a refused submission leaves no run"
+        return
+    one.wait(lambda: not jobs.active(one.run))
+    assert one.state("pretrain") == "FAILED"
+    assert main(["status", str(one.run)]) == 0
+    assert wanted in capsys.readouterr().out
+
+
+def test_of_two_submissions_at_once_one_is_refused(chain: Make) -> None:
+    one = chain()
+    assert one.submit("--dry-run") == 0  # writes the file
+    command = [sys.executable, "-m", "dist_train", "launch", "slurm", "--cluster", "dev", "--stages", "pretrain",
+               "--config", str(one.run.parent / f"{one.run.name}.yaml")]  # fmt: skip
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], told
+    assert len(jobs.recorded(one.run)) == 1
 
 
 def test_a_rank_killed_before_it_met_the_others_is_started_again(chain: Make, capsys: Any) -> None:

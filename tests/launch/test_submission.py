@@ -1,0 +1,228 @@
+"""What is refused before anything is submitted, and SLURM that does not answer: with stubs for its programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from dist_train.config import Config, DrawConfig, PackConfig, to_dict
+from launch import jobs
+from launch.cli import main
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``stubs(squeue="exit 1")``: shell scripts in place of SLURM's programs, which are not there otherwise."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun"):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+
+    def make(**programs: str) -> None:
+        for name, text in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+
+    return make
+
+
+@pytest.fixture
+def submit(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``submit(*options, **changes)`` -> (exit code, stdout, stderr) of a submission of ``config``."""
+
+    def run(*options: str, **changes: object) -> tuple[int, str, str]:
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(to_dict(replace(config, **changes))))
+        capsys.readouterr()
+        code = main(["launch", "slurm", "--config", str(tmp_path / "run.yaml"), "--cluster", "dev", *options])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+Submit = Callable[..., tuple[int, str, str]]
+Stubs = Callable[..., None]
+
+
+def test_no_answer_is_not_no_jobs(
+    stubs: Stubs, submit: Submit, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubs(squeue="echo squeue: error: Unable to contact slurm controller >&2; exit 1", sacct="exit 1")
+    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    (config.run_dir / "launch" / "config.yaml").write_text("{}")
+    code, _, error = submit()
+    assert code == 1 and "SLURM does not answer (squeue: error: Unable to contact" in error
+    assert main(["cancel", str(config.run_dir)]) == 1
+    assert "nothing was cancelled; its jobs: scancel 12" in capsys.readouterr().err
+    assert main(["status", str(config.run_dir)]) == 0
+    assert "job 12 pretrain: state unknown: SLURM does not answer (squeue: " in capsys.readouterr().out
+
+    jobs.folder(config.run_dir).mkdir()
+    (jobs.folder(config.run_dir) / "12_0_log.out").write_text("at work\n")
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if sum(slept) > 25:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs.time, "sleep", sleep)
+    assert main(["logs", str(config.run_dir), "-f"]) == 0
+    assert sum(slept) > 25 and capsys.readouterr().err.count("following on") == 1
+
+
+def test_sacct_alone_is_an_answer(stubs: Stubs, config: Config) -> None:
+    stubs(squeue="exit 1", sacct="echo '12|COMPLETED|0:0|n1'")
+    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    assert jobs.active(config.run_dir) == []
+    jobs.record(config.run_dir, "extract", "13", [], 1, 2)  # sacct has not heard of it yet
+    with pytest.raises(jobs.NoAnswer):
+        jobs.active(config.run_dir)
+
+
+def test_a_refused_scancel_is_told(stubs: Stubs, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    stubs(squeue="echo '12|RUNNING|None|n1'", scancel="echo Access denied >&2; exit 1")
+    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    assert main(["cancel", str(config.run_dir)]) == 1
+    assert "scancel 12: Access denied" in capsys.readouterr().err
+
+
+def test_cancel_without_a_folder(stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cancel", str(tmp_path / "gone")]) == 1
+    assert (
+        "gone: no such folder; its jobs, if any: squeue --name gone.prepare,gone.pretrain," in capsys.readouterr().err
+    )
+
+
+def test_a_submission_is_alone_with_its_run(stubs: Stubs, submit: Submit, config: Config) -> None:
+    (config.run_dir / "launch").mkdir(parents=True)
+    with FileLock(config.run_dir / "launch" / ".lock"):
+        code, _, error = submit()
+    assert code == 1 and "another process is at work on this run" in error
+
+
+def test_a_refused_submission_leaves_nothing(stubs: Stubs, submit: Submit, config: Config) -> None:
+    stubs(sbatch="echo \"sbatch: unrecognized option '--nosuchopt=x'\" >&2; echo 'Try \"sbatch --help\"' >&2; exit 1")
+    code, _, error = submit()
+    assert code == 1 and "sbatch refused pretrain: unrecognized option '--nosuchopt=x'" in error
+    assert not config.run_dir.exists()
+
+
+def test_shards_that_were_made_with_other_options(submit: Submit, drawn: Path) -> None:
+    pack = PackConfig(train=drawn / "train", val=drawn / "val", shard_mb=0.07)
+    code, _, error = submit("--dry-run", pack=pack)
+    assert code == 1 and "holds another pack (shard_mb 0.05 there, 0.07 now)" in error
+    code, _, error = submit("--dry-run", pack=replace(pack, shard_mb=0.05, draw=DrawConfig(train_per_class=7)))
+    assert code == 1 and "drawn with other options, see drawn.json" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--name", "a%j"], "a%j: SLURM gives % in a file's name a meaning"),
+        (["--name", "a\nb"], "must be a folder name"),
+        (["--name", "x" * 300], "must be a folder name of at most 200 bytes"),
+        (["--minutes", "0"], "--minutes=0: must be >= 1"),
+        (["--nodes", "0"], "--nodes=0: must be >= 1"),
+        (["--cpus_per_task", "0"], "--cpus_per_task=0: must be >= 1"),
+        (["--minutes", "x"], "minutes=x: must be a whole number"),
+        (["--partitoin", "x"], "did you mean 'partition'?"),
+        (["--cluster", "/etc"], "--cluster /etc: is a folder"),
+        (["--stages", "evaluate"], "evaluate needs pretrain, extract, learn, which are not done"),
+        (["--stages", "pretrain", "--sweep", "learn.p_mean=0.3,0.5"], "none of them is what --sweep varies; add learn"),
+        (["--sweep", "learn.p_mean", "=", "0.3"], "without spaces"),
+        (["--sweep", "learn.methods=phi1,phi2"], "and several of them [A],[B]"),
+        (["--sweep", "p_mean=0.3"], "did you mean 'learn.p_mean'?"),
+        (["--sweep", "learn.p_mean=0.3,0.30"], "learn.p_mean=0.3 and learn.p_mean=0.30 are the same setting"),
+        (["--sweep", "learn.p_mean=2,3"], "--sweep learn.p_mean=2: learn.p_mean=2.0: must be in [0, 1]"),
+        (["--sweep", "learn.seed=1,2", "--sweep", "learn.seed=3"], "a key is given twice"),
+    ],
+)
+def test_bad_options(options: list[str], wanted: str, submit: Submit) -> None:
+    code, _, error = submit("--dry-run", *options)
+    assert code == 1 and wanted in error and error.count("\n") == 1, error
+
+
+def test_sweeps_of_two_options_are_multiplied(submit: Submit) -> None:
+    code, out, _ = submit("--dry-run", "--sweep", "learn.p_mean = 0.3,0.5", "--sweep", "learn.seed=0,1")
+    assert code == 0 and "learn x 4 -> evaluate x 4" in out
+
+
+def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Submit, config: Config) -> None:
+    for stage in ("pretrain", "extract"):
+        (config.run_dir / stage).mkdir(parents=True)
+        (config.run_dir / stage / "done.json").write_text("{}")
+    code, out, _ = submit("--stages", "extract")
+    assert code == 0 and "nothing to submit" in out
+    code, out, _ = submit("--stages", "extract,learn", "--dry-run")
+    assert code == 0 and out.endswith("chain: learn\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("nodes: two", "nodes=two: must be a whole number"),
+        ("minutes: 1.5", "minutes=1.5: must be a whole number"),
+        ("setup: module load cuda", "setup=module load cuda: must be a list"),
+        ("stages: {pretrain: {gpus_per_nod: 1}}", "unknown key 'stages.pretrain.gpus_per_nod'; did you mean 'stages.pre"),
+        ("stages: {pretrain: {nodes: two}}", "stages.pretrain.nodes=two: must be a whole number"),
+        ("stages: {pretrain: 3}", "stages.pretrain=3: must be names and values"),
+        ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?"),
+        ("nodes: 1\nnodes: 2", "line 2: 'nodes' is there twice"),
+    ],
+)
+def test_a_wrong_profile(text: str, wanted: str, submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(text)
+    code, _, error = submit("--dry-run", "--cluster", str(tmp_path / "site.yaml"))
+    assert code == 1 and f"site.yaml: {wanted}" in error and error.count("\n") == 1, error
+
+
+def test_numbers_and_true_are_natural_in_a_profile(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("environment: {A: 1}\nsbatch: {exclusive: true, nice: 5, hold: false}")
+    code, out, error = submit("--dry-run", "--cluster", str(tmp_path / "site.yaml"))
+    assert code == 0, error
+    for line in ("#SBATCH --exclusive\n", "#SBATCH --nice=5\n", 'export A="1"\n'):
+        assert line in out
+    assert "hold" not in out
+
+
+def test_an_unknown_key_of_a_file_is_named_under_launch_too(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("learn: {p_men: 1}")
+    code, _, error = submit("--dry-run", "--config", str(tmp_path / "other.yaml"))
+    assert code == 1 and "other.yaml: unknown key 'learn.p_men'; did you mean 'learn.p_mean'?" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["launch", "slurm"], "--cluster is required"),
+        (["cancel"], "RUN is required"),
+        (["launch", "doctor"], "dist-train doctor"),
+        (["launch", "tensorboard", ".", "--port", "99999"], "--port 99999: must be in 1..65535"),
+        (["launch", "tensorboard", ".", "--port", "-1"], "--port -1: must be in 1..65535"),
+        (["doctor", "--cluster", "nosuch"], "--cluster nosuch: no such file"),
+    ],
+)
+def test_bad_commands(arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    out, error = capsys.readouterr()
+    assert not out and wanted in error and error.count("\n") == 1
+
+
+def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({}))
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "dist_train", "status", str(tmp_path)], stdout=write,
+                          stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
