@@ -114,7 +114,8 @@ def launch_slurm(config: Config, options: Namespace) -> int:
     stages = choose(config, options.stages, first, list(points))
     check(config, cluster, stages, asked, points)
     if not stages:
-        print(f"{config.run_dir}: all of these stages are done; nothing to submit")
+        told = f"{options.stages}: done" if options.stages else "all stages are done"
+        print(f"{config.run_dir}: {told}; nothing to submit")
         return 0
     if options.dry_run:
         path = config.run_dir / "launch" / "config.yaml"

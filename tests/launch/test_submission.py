@@ -17,6 +17,7 @@ from filelock import FileLock
 from dist_train.config import Config, DrawConfig, PackConfig, to_dict
 from launch import jobs
 from launch.cli import main
+from launch.status import show
 
 
 @pytest.fixture
@@ -87,6 +88,19 @@ def test_sacct_alone_is_an_answer(stubs: Stubs, config: Config) -> None:
     jobs.record(config.run_dir, "extract", "13", [], 1, 2)  # sacct has not heard of it yet
     with pytest.raises(jobs.NoAnswer):
         jobs.active(config.run_dir)
+
+
+def test_a_start_before_its_ranks_have_met(stubs: Stubs, config: Config) -> None:
+    stubs(squeue="echo '12|RUNNING|None|n[1-2]'")
+    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    beat = {"time": 0, "left": True, "ranks": 2, "host": "n1", "job": "11", "doing": "pretrain: step 3"}
+    (config.run_dir / "heartbeat.json").write_text(json.dumps(beat))
+    (config.run_dir / "config.yaml").write_text("{}")
+    (config.run_dir / "pretrain").mkdir()
+    (config.run_dir / "launch" / "meet-12-1-0.json").write_text(json.dumps({"host": "n1"}))
+    text = show(config.run_dir)
+    assert "  pretrain  starting" in text and "  last start: pretrain: step 3" in text
+    assert "  starting: rank 0 on n1 waits for the other ranks (" in text
 
 
 def test_a_refused_scancel_is_told(stubs: Stubs, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +187,10 @@ def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Subm
         ("nodes: two", "nodes=two: must be a whole number"),
         ("minutes: 1.5", "minutes=1.5: must be a whole number"),
         ("setup: module load cuda", "setup=module load cuda: must be a list"),
-        ("stages: {pretrain: {gpus_per_nod: 1}}", "unknown key 'stages.pretrain.gpus_per_nod'; did you mean 'stages.pre"),
+        (
+            "stages: {pretrain: {gpus_per_nod: 1}}",
+            "unknown key 'stages.pretrain.gpus_per_nod'; did you mean 'stages.pre",
+        ),
         ("stages: {pretrain: {nodes: two}}", "stages.pretrain.nodes=two: must be a whole number"),
         ("stages: {pretrain: 3}", "stages.pretrain=3: must be names and values"),
         ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?"),
