@@ -319,8 +319,8 @@ def test_what_is_wrong_with_a_profile_is_told(
     if code:
         assert wanted in capsys.readouterr().err and not one.run.exists(), "a refused submission leaves no run"
         return
-    one.wait(lambda: not jobs.active(one.run))
-    assert one.state("pretrain") == "FAILED"
+    one.wait(lambda: one.state("pretrain") == "FAILED", 60)  # sacct hears of it a little later
+    capsys.readouterr()
     assert main(["status", str(one.run)]) == 0
     assert wanted in capsys.readouterr().out
 
