@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,10 +32,12 @@ class Strategy:
     ) -> None:
         self.model, self.optimizer, self.precision, self.context = model, optimizer, precision, context
         self.module: nn.Module = model
-        self.average: ModelEmaV3 | None = None
+        self.average: Any = None
 
     def keep_average(self, decay: float) -> None:
         """From now on, a moving average of the weights and statistics, by timm."""
+        from timm.utils import ModelEmaV3  # not above: it takes seconds, and few want it
+
         self.average = ModelEmaV3(self.model, decay=decay)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
