@@ -51,6 +51,13 @@ def again(run: Path, job: str, code: int, starts: int, shards: Path | None = Non
     return result, reason
 
 
+def cancelled(run: Path, job: str) -> str:
+    """Note that a start was ended by ``scancel``; returns the words."""
+    reason = "cancelled; submitted again, the run continues"
+    write_text(_note(run, job), json.dumps({"idle": 0, "reason": reason}))
+    return reason
+
+
 def told(run: Path, job: str) -> str:
     """How the last start of a job ended, where ``again`` had to decide."""
     with suppress(OSError, ValueError, KeyError):
@@ -77,10 +84,13 @@ def _newest(run: Path, shards: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    # begin RUN JOB | again RUN JOB CODE STARTS [SHARDS]
+    # begin RUN JOB | cancelled RUN JOB | again RUN JOB CODE STARTS [SHARDS]
     what, folder, name, *more = sys.argv[1:]
     if what == "begin":
         begin(Path(folder), name)
+        sys.exit(0)
+    if what == "cancelled":
+        print(f"dist-train: job {name}: {cancelled(Path(folder), name)}", file=sys.stderr, flush=True)
         sys.exit(0)
     result, reason = again(Path(folder), name, int(more[0]), int(more[1]), Path(more[2]) if more[2:] else None)
     print(f"dist-train: job {name}: {reason}", file=sys.stderr, flush=True)

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
+import os
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 
 import dist_train
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
-
-
-class Parser(ArgumentParser):
-    """jsonargparse's parser; bad input becomes one line, with the nearest valid key."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)  # a shortened key is a mistyped key
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise UserError(_one_line(message))
+from launch.parsing import Parser, check_yaml, find_yaml, one_line
 
 
 def build_parser() -> Parser:
@@ -107,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dist_train").setLevel(logging.INFO)
     warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)  # type: ignore[assignment]
+    command = ""
     try:
         parser = build_parser()
         options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
-        command: str = options.command
+        command = options.command
         actions = {
             "pack": _pack,
             "verify": _verify,
@@ -124,10 +115,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "collect": commands_around.collect,
             "doctor": commands_around.doctor,
         }
-        return actions[command](options[command]) if command in actions else _stages(parser, options)
+        if command not in actions:
+            return _stages(parser, options)
+        code = actions[command](options[command])
+        sys.stdout.flush()  # or a closed pipe is found when it is too late
+        return code
     except UserError as error:
         print(f"dist-train: error: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        if command not in ("status", "logs", "collect", "doctor", "verify", "launch"):
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # whoever read has enough: dist-train status | head
+        return 0
     except OSError as error:
         if error.errno is None:
             raise
@@ -223,13 +225,14 @@ def _draw(given: Namespace) -> int:
 def _status(given: Namespace) -> int:
     from launch.status import show
 
-    while True:
-        text = show(given.run)
-        if not given.watch:
-            print(text)
-            return 0
-        print(f"\x1b[2J\x1b[H{text}", flush=True)
-        time.sleep(5)
+    if not given.watch:
+        print(show(given.run))
+        return 0
+    with suppress(KeyboardInterrupt):
+        while True:
+            print(f"\x1b[2J\x1b[H{show(given.run)}", flush=True)
+            time.sleep(5)
+    return 0
 
 
 def _verify_resume(given: Namespace) -> int:
@@ -301,7 +304,7 @@ def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
             made = made[command]
         return _config_of(made)
     except (ValueError, TypeError) as error:
-        raise UserError(_one_line(str(error))) from None
+        raise UserError(one_line(str(error))) from None
 
 
 def changed(config: Config, options: Sequence[str]) -> Config:
@@ -317,7 +320,7 @@ def changed(config: Config, options: Sequence[str]) -> Config:
         made = parser.instantiate_classes(parser.parse_args(list(options), namespace=given))
         return _config_of(made)
     except (ValueError, TypeError) as error:
-        raise UserError(_one_line(str(error))) from None
+        raise UserError(one_line(str(error))) from None
 
 
 def _launch(parser: Parser, options: Namespace) -> int:
@@ -346,22 +349,6 @@ def _words(path: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def check_yaml(path: Path) -> None:
-    """jsonargparse names neither the file nor the remedy.
-
-    Raises:
-        UserError: not a YAML file of keys and values.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; give a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({_one_line(str(error))}); mend that line") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: no keys in it; give a YAML file of 'key: value' lines")
-
-
 def _named_configs(arguments: list[str]) -> list[str]:
     """``--config demo`` is the packaged configs/demo.yaml, unless a file of that name is there; and
     options may be written with dashes (``--shorter-side``)."""
@@ -369,15 +356,10 @@ def _named_configs(arguments: list[str]) -> list[str]:
     found = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
-        if (flag or before == "--config") and not Path(value).exists():
-            packaged = configs_dir() / f"{value.removesuffix('.yaml')}.yaml"
-            if not packaged.is_file():
-                found_there = [*configs_dir().glob("*.yaml"), *configs_dir().glob("recipes/*.yaml")]
-                names = ", ".join(sorted(str(path.relative_to(configs_dir()).with_suffix("")) for path in found_there))
-                raise UserError(f"--config {value}: no such file, and no packaged one of that name ({names})")
-            value = str(packaged)
-        if (flag or before == "--config") and Path(value).is_file():
-            check_yaml(Path(value))
+        if flag or before == "--config":
+            value = str(find_yaml("--config", value, configs_dir(), "*.yaml", "recipes/*.yaml"))
+            if Path(value).is_file():  # a pipe can be read once
+                check_yaml(Path(value), Config)
         found.append(flag + value)
     return found
 
@@ -388,24 +370,3 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
-
-
-def _keys() -> list[str]:
-    """Every key of a run's configuration: ``pretrain.epochs`` and so on."""
-    keys = []
-    for name, entry in Config.__dataclass_fields__.items():
-        keys.append(name)
-        if callable(entry.default_factory):
-            keys += [f"{name}.{key}" for key in entry.default_factory.__dataclass_fields__]
-    return keys + [f"pack.{key}" for key in PackConfig.__dataclass_fields__]
-
-
-def _one_line(message: str) -> str:
-    """jsonargparse's message in one line, with the nearest key where one is unknown."""
-    line = re.sub(r"\s+", " ", message).strip()
-    unknown = re.search(r"(?:does not accept option|[Uu]nrecognized arguments:|Key) '?(?:--)?([\w.]+)", line)
-    if unknown is None or "Expected a" in line:
-        return line
-    key = unknown[1]
-    near = difflib.get_close_matches(key, _keys(), 1, 0.5)
-    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, configs_dir
 from dist_train.errors import UserError
+from launch.parsing import Parser, check_keys, check_yaml, find_yaml
 
 CHAIN = ("prepare", *STAGES)
 """The stages in the order of a chain; ``prepare`` draws and packs where the configuration asks for it."""
@@ -56,17 +57,17 @@ class Cluster(Resources):
     account: str | None = None
     """Account to charge."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell before the start: module load and the like."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables to set, such as NCCL_SOCKET_IFNAME."""
+    """Lines of shell before the start: module load and the like. One that fails ends the job."""
+    environment: dict[str, str | int | float] = field(default_factory=dict)
+    """Variables to set, such as NCCL_SOCKET_IFNAME; a $VARIABLE in a value is meant."""
     python: str | None = None
     """Python on the compute nodes; default: the one that submits."""
     container: str | None = None
     """Command that runs what follows it in a container: "apptainer exec --nv dist_train.sif"."""
     scratch: str | None = None
     """Folder on a node's own disk for cached shards (cache.dir), $VARIABLES allowed."""
-    sbatch: dict[str, str] = field(default_factory=dict)
-    """Further options of sbatch, name: value."""
+    sbatch: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Further options of sbatch, name: value; true = an option without a value (exclusive: true)."""
     srun: list[str] = field(default_factory=list)
     """Further options of srun, such as --cpu-bind=none."""
     starts: int = 3
@@ -78,9 +79,6 @@ class Cluster(Resources):
         super().__post_init__()
         if self.starts < 1:
             raise ValueError(f"starts={self.starts!r}: must be >= 1")
-        for name in self.stages:
-            if name not in CHAIN:
-                raise ValueError(f"stages.{name}: no such stage; one of {', '.join(CHAIN)}")
 
 
 def load_cluster(name: str) -> Cluster:
@@ -89,24 +87,32 @@ def load_cluster(name: str) -> Cluster:
     Raises:
         UserError: no such profile, or a key or value of it is wrong.
     """
-    from launch.cli import Parser, check_yaml
+    path = find_yaml("--cluster", name, configs_dir() / "clusters", "*.yaml")
+    content = check_yaml(path, Cluster)
+    own = content.pop("stages", None) or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: stages={own}: must be names and values: {{learn: {{nodes: 1}}}}")
+    stages = {}
+    for stage, wanted in own.items():
+        if stage not in CHAIN:
+            raise UserError(f"{path}: stages.{stage}: no such stage; one of {', '.join(CHAIN)}")
+        stages[stage] = _made(path, f"stages.{stage}", Resources, wanted)
+    return replace(_made(path, "", Cluster, content), stages=stages)
 
-    path = Path(name)
-    if not path.is_file():
-        path = configs_dir() / "clusters" / f"{name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"--cluster {name}: no such file, and no profile of that name ({names}); copy one and edit it")
-    check_yaml(path)
+
+def _made(path: Path, where: str, kind: type[Any], content: Any) -> Any:
+    """A part of a profile, checked."""
+    prefix = f"{where}." if where else ""
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {where}={content}: must be names and values: {{nodes: 1}}")
+    check_keys(path, content, kind, prefix)
     parser = Parser()
-    parser.add_class_arguments(Cluster)
+    parser.add_class_arguments(kind, skip={"stages"} if kind is Cluster else set())
     try:
-        made = parser.instantiate_classes(parser.parse_path(str(path.absolute())))
-        return Cluster(**{key: getattr(made, key) for key in Cluster.__dataclass_fields__})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        made = parser.instantiate_classes(parser.parse_object(content))
+        return kind(**{key: getattr(made, key) for key in kind.__dataclass_fields__ if key in made})
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {prefix}{' '.join(str(error).split())}") from None
 
 
 def resources(cluster: Cluster, stage: str, asked: dict[str, Any]) -> Resources:
@@ -122,4 +128,7 @@ def resources(cluster: Cluster, stage: str, asked: dict[str, Any]) -> Resources:
     own = cluster.stages.get(stage)
     for given in (dataclasses.asdict(own) if own else {}, asked):
         found |= {key: value for key, value in given.items() if value is not None and key in names}
-    return Resources(**found)
+    try:
+        return Resources(**found)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None  # the profile was checked before: it is the command line's

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jsonargparse import Namespace
 
-from dist_train.config import STAGES, Config, to_dict
-from dist_train.data.files import write_text
+from dist_train.config import Config
 from dist_train.errors import UserError
-from launch import jobs
 from launch.cluster import CHAIN, Cluster, load_cluster, resources
+
+if TYPE_CHECKING:
+    from launch.slurm import Job
 
 ASKED = ("partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "minutes")
 
@@ -33,14 +33,17 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
                                "a job saves, requeues itself and continues.")  # fmt: skip
     _run_options(slurm)
     slurm.add_argument(
-        "--cluster", required=True, help="Profile: a YAML file, or the name of one in configs/clusters/."
+        "--cluster",
+        required=True,
+        help="Profile: a YAML file, or the name of one in configs/clusters/. Its keys, explained in docs/slurm.md: "
+        + ", ".join(Cluster.__dataclass_fields__),
     )
     for name in ASKED:
         kind = str if name in ("partition", "account", "qos") else int
         slurm.add_argument(f"--{name}", type=kind, help=f"In place of the profile's {name}.")
     slurm.add_argument("--stages", help=f"Some of {','.join(CHAIN)}; default: all that are not done.")
     swept = "learn.* and evaluate.* over values, as arrays: learn.p_mean=0.3,0.9 evaluate.seed=0,1"
-    slurm.add_argument("--sweep", nargs="+", default=[], help=swept)
+    slurm.add_argument("--sweep", nargs="+", action="extend", default=[], help=swept)
     slurm.add_argument("--dry_run", action="store_true", help="Print every script and the chain; submit nothing.")
     slurm.add_argument("--here", action="store_true", help="Run the chain on this machine, without SLURM.")
 
@@ -84,36 +87,20 @@ def _run_options(parser: Any) -> None:
     parser.add_class_arguments(Config)
 
 
-def freeze(config: Config) -> Path:
-    """The configuration as a file in the run's folder, for those who are started later."""
-    path = (config.run_dir / "launch" / "config.yaml").absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_dict(config), indent=1) + "\n")  # JSON is YAML
-    return path
-
-
-def _not_busy(config: Config) -> None:
-    """Jobs of a run read its configuration when they start."""
-    busy = jobs.active(config.run_dir)
-    if busy:
-        raise UserError(
-            f"{config.run_dir}: jobs {', '.join(busy)} of this run are queued or running; "
-            f"dist-train status shows them, dist-train cancel ends them"
-        )
-
-
 def launch_local(config: Config, options: Namespace) -> int:
     from launch.local import launch
+    from launch.submission import freeze, reserved
 
-    _not_busy(config)
     if options.workers < 1 or options.starts < 1:
         raise UserError("--workers and --starts: must be >= 1")
-    return launch(["run", "--config", str(freeze(config))], config.run_dir, options.workers, options.starts)
+    with reserved(config.run_dir):
+        path = freeze(config)
+    return launch(["run", "--config", str(path)], config.run_dir, options.workers, options.starts)
 
 
 def launch_slurm(config: Config, options: Namespace) -> int:
     from launch import slurm, sweep
-    from launch.slurm import Job, Start
+    from launch.submission import check, choose, freeze, reserved
 
     cluster = load_cluster(options.cluster)
     if options.account:
@@ -124,18 +111,48 @@ def launch_slurm(config: Config, options: Namespace) -> int:
         config = replace(config, cache=replace(config.cache, dir=Path(cluster.scratch)))
     points = sweep.members(options.sweep) if options.sweep else {}
     first = sweep.first_stage(options.sweep) if points else None
-    stages = _stages(config, options.stages, first)
-    _check(config, cluster, stages, asked, list(points.values()))
-    path = config.run_dir / "launch" / "config.yaml"
-    if not options.dry_run:
-        _not_busy(config)
-        path = freeze(config)
+    stages = choose(config, options.stages, first, list(points))
+    check(config, cluster, stages, asked, points)
+    if not stages:
+        print(f"{config.run_dir}: all of these stages are done; nothing to submit")
+        return 0
+    if options.dry_run:
+        path = config.run_dir / "launch" / "config.yaml"
+        print(slurm.show(config, cluster, _chain(config, cluster, stages, asked, points, first, path)))
+        return 0
+    with reserved(config.run_dir):
+        if not options.here:
+            slurm.require_sbatch()
+        chain = _chain(config, cluster, stages, asked, points, first, freeze(config))
+        if points and first:
+            sweep.link(config.run_dir, list(points), first)
+        if options.here:
+            return slurm.run_here(config, chain)
+        for stage, job_id in slurm.submit(config, cluster, chain):
+            print(f"{stage}: job {job_id}")
+    run = shlex.quote(str(config.run_dir))
+    print(f"watch: dist-train status {run} --watch; dist-train logs {run} -f")
+    return 0
+
+
+def _chain(
+    config: Config,
+    cluster: Cluster,
+    stages: list[str],
+    asked: dict[str, Any],
+    points: dict[str, list[str]],
+    first: str | None,
+    path: Path,
+) -> list[Job]:
+    """The jobs of these stages, which read the configuration in ``path``."""
+    from launch.slurm import Job, Start
+
     chain: list[Job] = []
     for stage in stages:
         start = [stage, "--config", str(path)]
         job = Job(stage, resources(cluster, stage, asked), [Start(start)], chain[-1].stage if chain else None)
         if first and CHAIN.index(stage) >= CHAIN.index(first):
-            where = config.run_dir / "sweep" if options.dry_run else sweep.link(config.run_dir, list(points), first)
+            where = config.run_dir / "sweep"
             job.names, job.runs = list(points), [where / name for name in points]
             job.starts = [Start([*start, "--runs", str(where), "--name", n, *o]) for n, o in points.items()]
             job.matching = bool(chain) and len(chain[-1].starts) > 1 and len(points) > 1
@@ -143,59 +160,7 @@ def launch_slurm(config: Config, options: Namespace) -> int:
     if points and "evaluate" in stages:
         one = replace(resources(cluster, "evaluate", asked), nodes=1, tasks_per_node=1, gpus_per_node=0)
         chain.append(Job("collect", one, [Start(["collect", str(config.run_dir)])], "evaluate", anyhow=True))
-    if not chain:
-        print(f"{config.run_dir}: all stages are done; nothing to submit")
-        return 0
-    if options.dry_run:
-        print(slurm.show(config, cluster, chain))
-        return 0
-    if options.here:
-        return slurm.run_here(config, chain)
-    for stage, job_id in slurm.submit(config, cluster, chain):
-        print(f"{stage}: job {job_id}")
-    print(f"watch: dist-train status {config.run_dir} --watch; dist-train logs {config.run_dir} -f")
-    return 0
-
-
-def _stages(config: Config, given: str | None, swept: str | None) -> list[str]:
-    """The stages of a chain, in order: those that were asked for, or those that are not done."""
-    if given is not None:
-        wanted = [stage.strip() for stage in given.split(",") if stage.strip()]
-        wrong = [stage for stage in wanted if stage not in CHAIN]
-        if wrong or not wanted:
-            told = repr(wrong[0]) if wrong else "none"
-            raise UserError(f"--stages {given}: {told} is no stage; some of {','.join(CHAIN)}")
-        return [stage for stage in CHAIN if stage in wanted]
-    packed = "://" in config.data.shards or (Path(config.data.shards) / "index.json").is_file()
-    done = {"prepare"} if packed or config.pack is None else set()
-    before = STAGES[: STAGES.index(swept)] if swept else STAGES
-    done |= {stage for stage in before if (config.run_dir / stage / "done.json").is_file()}
-    return [stage for stage in CHAIN if stage not in done]
-
-
-def _check(
-    config: Config, cluster: Cluster, stages: list[str], asked: dict[str, Any], members: list[list[str]]
-) -> None:
-    """What would fail after hours in a queue fails here."""
-    from dist_train.data.order import rank_slice
-    from dist_train.models.backbone import check_name
-    from dist_train.stages.common import check_inputs, open_run
-    from launch.cli import changed
-
-    for options in members:
-        changed(config, options)
-    wanted = resources(cluster, "pretrain", asked)
-    world = (wanted.nodes or 1) * wanted.ranks_per_node if "pretrain" in stages else 1
-    check_name(config.pretrain.model)
-    rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
-    if "prepare" not in stages:
-        run = open_run(config, world)
-        for stage in STAGES:
-            check_inputs(run, stage)
-    elif config.pack and not config.pack.draw:
-        for source in (config.pack.train, config.pack.val, config.pack.devkit):
-            if source is not None and not source.exists():
-                raise UserError(f"{source}: no such archive or folder; mend pack.train, pack.val or pack.devkit")
+    return chain
 
 
 def collect(given: Namespace) -> int:
@@ -231,4 +196,6 @@ def tensorboard(given: Namespace) -> int:
 
     if not given.folder.is_dir():
         raise UserError(f"{given.folder}: no such folder; give RUNS/NAME or the folder of all runs")
+    if not 0 < given.port < 65536:
+        raise UserError(f"--port {given.port}: must be in 1..65535")
     return tensorboard(given.folder, given.port)

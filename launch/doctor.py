@@ -26,6 +26,7 @@ from dist_train.data.files import write_text
 from dist_train.errors import UserError
 from dist_train.rendezvous import interface_towards
 from launch import jobs
+from launch.cluster import Cluster, load_cluster
 
 Line = tuple[str, str, str]  # ok, warning or error; what; what is so, and the remedy
 _PROBE = 64 * 2**20  # bytes written and exchanged to measure a speed
@@ -33,6 +34,7 @@ _PROBE = 64 * 2**20  # bytes written and exchanged to measure a speed
 
 def examine(runs: Path, cluster: str | None, minutes: float) -> int:
     """Print every check; exit code 1 where one is an error."""
+    profile = load_cluster(cluster) if cluster else None
     checks: list[Callable[[], Iterator[Line]]] = [
         software,
         accelerators,
@@ -42,8 +44,8 @@ def examine(runs: Path, cluster: str | None, minutes: float) -> int:
         lambda: folder("cache", CacheConfig().dir.expanduser()),
         slurm,
     ]
-    if cluster:
-        checks.append(lambda: nodes(runs, cluster, minutes))
+    if profile:
+        checks.append(lambda: nodes(runs, profile, minutes))
     worst = 0
     for check in checks:
         for level, what, text in check():
@@ -174,18 +176,19 @@ def slurm() -> Iterator[Line]:
     if shutil.which("sbatch") is None:
         yield "warning", "slurm", "no sbatch here; dist-train launch local and torchrun work without"
         return
-    version = " ".join(jobs.ask(["sinfo", "-V"]) or [])
-    settings = dict(
-        re.findall(r"^(\w+)\s*= (.*?)\s*$", "\n".join(jobs.ask(["scontrol", "show", "config"]) or []), re.MULTILINE)
-    )
-    if not settings:
-        yield "error", "slurm", f"{version}: its controller does not answer (scontrol show config)"
+    try:
+        version = " ".join(jobs.ask(["sinfo", "-V"]))
+        told = "\n".join(jobs.ask(["scontrol", "show", "config"]))
+    except jobs.NoAnswer as error:
+        yield "error", "slurm", f"{error}; ask its administrators"
         return
+    settings = dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", told, re.MULTILINE))
     yield "ok", "slurm", f"{version}, cluster {settings.get('ClusterName', '?')}"
-    if jobs.ask(["sacct", "-n", "-X", "-S", "now"]) is not None:
+    try:
+        jobs.ask(["sacct", "-n", "-X", "-S", "now"])
         yield "ok", "sacct", "answers"
-    else:
-        yield "warning", "sacct", "does not answer: status then knows queued and running jobs only"
+    except jobs.NoAnswer as error:
+        yield "warning", "sacct", f"{error}: status then knows queued and running jobs only"
     if settings.get("JobRequeue") == "0":
         yield "ok", "requeue", "off by default here (JobRequeue=0); our jobs ask for it with --requeue"
     mode, how = (
@@ -202,12 +205,11 @@ def slurm() -> Iterator[Line]:
         yield "warning", "task plugin", f"{settings.get('TaskPlugin')}: tasks are not bound to the CPUs they asked for"
 
 
-def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
+def nodes(runs: Path, cluster: Cluster, minutes: float) -> Iterator[Line]:
     """A short job of the profile on two nodes: do the ranks meet, and how fast do they exchange?"""
-    from launch.cluster import load_cluster, resources
+    from launch.cluster import resources
     from launch.slurm import Job, Start, submit
 
-    cluster = load_cluster(name)
     wanted = resources(cluster, "pretrain", {"nodes": min(2, cluster.nodes or 2), "minutes": 5})
     runs.mkdir(parents=True, exist_ok=True)
     here = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs.absolute()))
@@ -215,28 +217,37 @@ def nodes(runs: Path, name: str, minutes: float) -> Iterator[Line]:
     try:
         ((_, job),) = submit(config, cluster, [Job("doctor", wanted, [Start(["doctor", "--inside", str(here)])])])
     except UserError as error:
+        shutil.rmtree(here)
         yield "error", "job", str(error)
         return
     end = time.monotonic() + 60 * minutes
     state = None
     while time.monotonic() < end and not (here / "nodes.json").is_file():
-        state = jobs.states([job]).get(job, state)
+        with suppress(jobs.NoAnswer):
+            state = jobs.states([job]).get(job, state)
         if state and not state.active:
             break
         time.sleep(1)
     if (here / "nodes.json").is_file():
         yield from json.loads((here / "nodes.json").read_text())
-        while time.monotonic() < end and jobs.active(here):
+        while time.monotonic() < end and _runs(here):
             time.sleep(1)
         shutil.rmtree(here, ignore_errors=True)
         return
     jobs.cancel_ids([job])
     found = f"{state.state} {state.reason}".strip() if state else "unknown"
-    yield (
-        "error",
-        "job",
-        f"job {job} did not report within {minutes:g} min (state {found}); its log is in {jobs.folder(here)}",
-    )
+    log = next(jobs.folder(here).glob("*_log.out"), None)
+    if log is None:  # it never started
+        shutil.rmtree(here, ignore_errors=True)
+    told = f"; its log is {log}" if log else ""
+    yield "error", "job", f"job {job} did not report within {minutes:g} min (state {found}){told}"
+
+
+def _runs(run: Path) -> bool:
+    try:
+        return bool(jobs.active(run))
+    except jobs.NoAnswer:
+        return True
 
 
 def inside(folder: Path) -> int:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.errors import UserError
+from launch.cluster import CHAIN
 
 ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
 
@@ -36,9 +39,14 @@ def folder(run: Path) -> Path:
     return (run / "launch" / "jobs").absolute()
 
 
-def record(run: Path, stage: str, job: str, names: Sequence[str], size: int, local: bool = False) -> None:
-    """Note a submitted job."""
-    entry = {"stage": stage, "job": job, "names": list(names), "size": size, "local": local, "time": time.time()}
+class NoAnswer(UserError):
+    """SLURM does not say how its jobs are. That is not the same as having none."""
+
+
+def record(run: Path, stage: str, job: str, names: Sequence[str], size: int, ranks: int, local: bool = False) -> None:
+    """Note a submitted job: an array of ``size`` members, each on ``ranks`` ranks."""
+    entry = {"stage": stage, "job": job, "names": list(names), "size": size, "ranks": ranks, "local": local}
+    entry["time"] = time.time()
     path = run / "launch" / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -67,34 +75,58 @@ def newest(run: Path) -> list[dict[str, Any]]:
 
 def states(ids: Sequence[str]) -> dict[str, State]:
     """Job id (of an array's members, ``12_0``) -> state. squeue knows those that are queued or run, sacct
-    the others; where one of the two is missing or does not answer, the other's word stands."""
+    the others; where one of the two is missing or does not answer, the other's word stands.
+
+    Raises:
+        NoAnswer: squeue does not answer, and sacct does not know all of them.
+    """
     found: dict[str, State] = {}
     if not ids:
         return found
     asked = ",".join(sorted(set(ids)))
-    for line in ask(["sacct", "-n", "-X", "-P", "-j", asked, "-o", "JobID,State,ExitCode,NodeList"]) or []:
-        job, state, code, nodes = (line.split("|") + [""] * 4)[:4]
-        found[job] = State(state.split(" ")[0], f"exit code {code.split(':')[0]}", nodes)
-    # About all jobs: asked about an id that it has forgotten, squeue fails for all of them.
-    for line in ask(["squeue", "-h", "-r", "-o", "%i|%T|%r|%N"]) or []:
+    with suppress(NoAnswer):
+        for line in ask(["sacct", "-n", "-X", "-P", "-j", asked, "-o", "JobID,State,ExitCode,NodeList"]):
+            job, state, code, nodes = (line.split("|") + [""] * 4)[:4]
+            found[job] = State(state.split(" ")[0], f"exit code {code.split(':')[0]}", nodes)
+    try:
+        # About all jobs: asked about an id that it has forgotten, squeue fails for all of them.
+        queue = ask(["squeue", "-h", "-r", "-o", "%i|%T|%r|%N"])
+    except NoAnswer:
+        if {job.split("_")[0] for job in found} >= set(ids):
+            return found
+        raise
+    for line in queue:
         job, state, reason, nodes = (line.split("|") + [""] * 4)[:4]
         if job.split("_")[0] in ids:
             found[job] = State(state, "" if reason == "None" else reason, nodes)
     return found
 
 
-def ask(command: list[str]) -> list[str] | None:
-    """The lines that one of SLURM's programs prints; None where it is not there or does not answer."""
+def ask(command: list[str]) -> list[str]:
+    """The lines that one of SLURM's programs prints.
+
+    Raises:
+        NoAnswer: it is not there, failed, or took too long.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return [line for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else None
+    except OSError as error:
+        raise NoAnswer(f"SLURM does not answer ({command[0]}: {error.strerror})") from None
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"SLURM does not answer ({command[0]}: nothing within 30 s)") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise NoAnswer(f"SLURM does not answer ({command[0]}: {reason.removeprefix(f'{command[0]}: ')})")
+    return [line for line in done.stdout.splitlines() if line.strip()]
 
 
 def active(run: Path) -> list[str]:
-    """Ids of the run's jobs that are queued or running, in the order of submission."""
-    ids = [entry["job"] for entry in recorded(run) if not entry["local"]]
+    """Ids of the run's jobs that are queued or running, in the order of submission.
+
+    Raises:
+        NoAnswer: SLURM does not say.
+    """
+    ids = _submitted(run)
     now = states(ids)
     return [job for job in ids if any(key.split("_")[0] == job and state.active for key, state in now.items())]
 
@@ -103,34 +135,58 @@ def cancel(run: Path) -> list[str]:
     """End the run's jobs, the last of the chain first, and return their ids. What runs saves first.
 
     Raises:
-        UserError: no scancel here, or nothing to cancel.
+        UserError: no scancel here, no such run, nothing to cancel, or SLURM does not answer.
     """
     if shutil.which("scancel") is None:
         raise UserError("no scancel on this machine: go to a login node; a run without SLURM ends by Ctrl-C")
-    ids = active(run)
+    if not run.is_dir():
+        names = ",".join(f"{run.name}.{stage}" for stage in CHAIN)
+        raise UserError(f"{run}: no such folder; its jobs, if any: squeue --name {shlex.quote(names)}")
+    try:
+        ids = active(run)
+    except NoAnswer as error:
+        raise UserError(
+            f"{run}: {error}; nothing was cancelled; its jobs: scancel {' '.join(_submitted(run))}"
+        ) from None
     if not ids:
         raise UserError(f"{run}: no job of it is queued or running")
-    cancel_ids(ids)
+    problems = cancel_ids(ids)
+    if problems:
+        raise UserError(f"{run}: {'; '.join(problems)}")
     return ids
 
 
-def cancel_ids(ids: Sequence[str]) -> None:
+def cancel_ids(ids: Sequence[str]) -> list[str]:
+    """End these jobs; returns what went wrong."""
+    problems = []
     for job in reversed(ids):
-        subprocess.run(["scancel", job], check=False)
+        done = subprocess.run(["scancel", job], stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            problems.append(f"scancel {job}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+    return problems
+
+
+def _submitted(run: Path) -> list[str]:
+    return [entry["job"] for entry in recorded(run) if not entry["local"]]
 
 
 def logs(run: Path, stage: str | None, rank: int, follow: bool, member: int = 0) -> None:
     """Print the log of the newest job (of ``stage``); ``follow``: until it has ended.
 
     Raises:
-        UserError: no such job or log.
+        UserError: no such job, rank, member or log.
     """
     entries = [entry for entry in recorded(run) if stage in (None, entry["stage"])]
     if not entries:
         raise UserError(
             f"{run}: no job{f' of {stage}' if stage else ''} was submitted; without SLURM, look at your terminal"
         )
-    found = [(path, entry) for entry in entries if (path := _log(run, entry, rank, member)) is not None]
+    for what, number, key in (("member", member, "size"), ("rank", rank, "ranks")):
+        last = max(entry[key] for entry in entries) - 1
+        if not 0 <= number <= last:
+            there = f"{what}s 0..{last}" if last else f"{what} 0 only"
+            raise UserError(f"--{what} {number}: {stage or 'this run'} has {there}")
+    found = [(path, entry) for entry in entries if (path := log(run, entry, rank, member)) is not None]
     if not found:
         last = entries[-1]
         raise UserError(
@@ -139,7 +195,7 @@ def logs(run: Path, stage: str | None, rank: int, follow: bool, member: int = 0)
     path, entry = max(found, key=lambda pair: pair[0].stat().st_mtime)
     print(f"==> {entry['stage']}, job {entry['job']}, rank {rank}: {path}", file=sys.stderr)
     with path.open(errors="replace") as file:
-        quiet = 0.0
+        quiet, told = 0.0, ""
         while True:
             text = file.read()
             sys.stdout.write(text)
@@ -147,12 +203,19 @@ def logs(run: Path, stage: str | None, rank: int, follow: bool, member: int = 0)
             if not follow:
                 return
             quiet = 0.0 if text else quiet + 0.5
-            if quiet >= 5 and quiet % 5 == 0 and not entry["local"] and entry["job"] not in active(run):
-                return
+            if quiet >= 5 and quiet % 5 == 0 and not entry["local"]:
+                try:
+                    if entry["job"] not in active(run):
+                        return
+                except NoAnswer as error:  # it may run: go on, and say so once
+                    if str(error) != told:
+                        told = str(error)
+                        print(f"dist-train: {told}; following on, Ctrl-C ends it", file=sys.stderr)
             time.sleep(0.5)
 
 
-def _log(run: Path, entry: dict[str, Any], rank: int, member: int) -> Path | None:
+def log(run: Path, entry: dict[str, Any], rank: int, member: int) -> Path | None:
+    """The log of a rank of a job, where there is one."""
     job = entry["job"] if entry["size"] == 1 else f"{entry['job']}_{member}"
     # Ranks that are another program's child may not have one: then what the job's shell said.
     for name in (f"{job}_{rank}_log.out", f"{job}_log.out"):

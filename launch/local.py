@@ -62,7 +62,7 @@ def tensorboard(folder: Path, port: int) -> int:
     import socket
     import subprocess
 
-    free = next((p for p in range(port, port + 50) if _free(p)), port)
+    free = next((p for p in range(port, min(port + 50, 65536)) if _free(p)), port)
     host = socket.gethostname()
     print(f"from your own machine: ssh -N -L {free}:localhost:{free} {getpass.getuser()}@{host}\n"
           f"then open http://localhost:{free}; Ctrl-C ends it", flush=True)  # fmt: skip

@@ -24,7 +24,7 @@ from submitit.core import utils as submitit_utils
 
 from dist_train.config import Config
 from dist_train.engine.preempt import margin
-from dist_train.errors import STOPPED, UserError
+from dist_train.errors import FAILED, STOPPED, UserError
 from launch import jobs, snapshot
 from launch.cluster import Cluster, Resources
 
@@ -98,7 +98,7 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
     python = " ".join(filter(None, [cluster.container, cluster.python or shlex.quote(sys.executable)]))
     made = _Executor(jobs.folder(config.run_dir), python=python)
     limit = 60 * (wanted.minutes or 60)
-    variables = {
+    variables: dict[str, str | float | None] = {
         "PYTHONPATH": f"{code}${{PYTHONPATH:+:$PYTHONPATH}}",
         "PYTHONSAFEPATH": "1",  # or the working directory's code would win over the snapshot
         "OMP_NUM_THREADS": None,
@@ -117,12 +117,12 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
     ]
     after = [
         "code=$?",
-        f'{python} -m launch.after again "$run" "$job" $code {cluster.starts}{packing}; code=$?',
         'state=$(scontrol -o show job "$job")',
         'if [ -n "$ended" ] && [[ $state != *Reason=TimeLimit* && ! $state =~ PreemptTime=[0-9] ]]; then',
-        '    echo "dist-train: job $job: cancelled; submitted again, the run continues"',
-        f"elif [ $code -eq {STOPPED} ]; then",
-        '    scontrol requeue "$job" && sleep 60',
+        f'    {python} -m launch.after cancelled "$run" "$job"',
+        "else",
+        f'    {python} -m launch.after again "$run" "$job" $code {cluster.starts}{packing}; code=$?',
+        f'    [ $code -ne {STOPPED} ] || {{ scontrol requeue "$job" && sleep 60; }}',
         "fi",
         "exit $code",
     ]
@@ -141,22 +141,31 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
         "dependency": dependency,
         "signal_delay_s": int(margin(limit)),
         "stderr_to_stdout": True,
-        # One rank that leaves must not take the others along while they save.
+        # One rank that leaves must not take the others along while they save, nor let them wait for long for
+        # one that was killed before it could meet them.
         "srun_args": [*([f"--cpus-per-task={wanted.cpus_per_task}"] if wanted.cpus_per_task else []),
-                      "--kill-on-bad-exit=0", *cluster.srun],
-        "setup": [*cluster.setup, *(_export(name, value) for name, value in variables.items()),
+                      "--kill-on-bad-exit=0", f"--wait={int(2 * config.monitor.rank_timeout) + 30}", *cluster.srun],
+        "setup": [*_setup(cluster.setup), *(_export(name, value) for name, value in variables.items()),
                   *before],
         "teardown": after,
         "additional_parameters": {"requeue": True, **({"kill-on-invalid-dep": "yes"} if dependency else {}),
-                                  **cluster.sbatch},
+                                  **{name: value for name, value in cluster.sbatch.items() if value is not False}},
     }  # fmt: skip
     made.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
     return made
 
 
-def _export(name: str, value: str | None) -> str:
+def _setup(lines: list[str]) -> list[str]:
+    """A site's lines: the first that fails is named, and ends the job. What they source may do as it likes."""
+    told = "dist-train: error: setup: $BASH_COMMAND: exit code $code; mend it in the profile, or add || true"
+    trap = f"trap 'code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || {{ echo \"{told}\"; exit {FAILED}; }}' ERR"
+    return [trap, *lines, "trap - ERR"] if lines else []
+
+
+def _export(name: str, value: str | float | None) -> str:
     if value is None:
         return f"unset {name}"
+    value = str(value)
     for special in '\\"`':  # a $VARIABLE is meant
         value = value.replace(special, "\\" + special)
     return f'export {name}="{value}"'
@@ -184,16 +193,21 @@ def _dependency(job: Job, ids: Mapping[str | None, str]) -> str | None:
     return f"{kind}:{ids[job.after]}"
 
 
+def require_sbatch() -> None:
+    """Raises UserError where this machine has none."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local"
+        )
+
+
 def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str, str]]:
     """Hand the chain to SLURM: all of it, or nothing. Returns (stage, job id).
 
     Raises:
         UserError: no sbatch here, or it refused a job.
     """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local"
-        )
+    require_sbatch()
     code = snapshot.take(config.run_dir / "launch")
     ids: dict[str | None, str] = {}
     for job in chain:
@@ -204,9 +218,11 @@ def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str
                 found = [made.submit(start) for start in job.starts]
         except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError, OSError) as error:
             jobs.cancel_ids(list(ids.values()))
+            shutil.rmtree(code)
             raise UserError(f"sbatch refused {job.stage}: {_reason(str(error))}; nothing was submitted") from None
         ids[job.stage] = found[0].job_id.split("_")[0]
-        jobs.record(config.run_dir, job.stage, ids[job.stage], job.names, len(job.starts))
+        ranks = (job.resources.nodes or 1) * job.resources.ranks_per_node
+        jobs.record(config.run_dir, job.stage, ids[job.stage], job.names, len(job.starts), ranks)
     return [(str(stage), job_id) for stage, job_id in ids.items()]
 
 
@@ -226,8 +242,9 @@ def run_here(config: Config, chain: list[Job]) -> int:
             work = made.submit(start)
             signal.signal(signal.SIGINT, ours)
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-            jobs.record(config.run_dir, job.stage, work.job_id, job.names, 1, local=True)
-            print(f"{job.stage}: {job.resources.ranks_per_node} process(es), log {work.paths.stdout}", flush=True)
+            ranks = job.resources.ranks_per_node
+            jobs.record(config.run_dir, job.stage, work.job_id, job.names, 1, ranks, local=True)
+            print(f"{job.stage}: {ranks} process(es), log {work.paths.stdout}", flush=True)
             try:
                 _wait(work)
             except KeyboardInterrupt:
@@ -250,10 +267,11 @@ def _wait(work: Any) -> None:
 
 
 def _reason(text: str) -> str:
+    """sbatch's own word in what submitit says: its first line of error, or its first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next(
-        (line.partition("error: ")[2] or line for line in lines if "error" in line.lower()), lines[-1] if lines else "?"
-    )
+    own = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines if line.startswith("sbatch: ")]
+    errors = [line.partition("error: ")[2] or line for line in lines if "error" in line.lower()]
+    return next(iter([*errors, *own, *lines[-1:], "?"]))
 
 
 def _last_line(path: Path) -> str:

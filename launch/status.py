@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from dist_train.config import STAGES
 from dist_train.errors import UserError
 from launch import after, jobs
 
+_NONE = jobs.State("")
+_FAILED = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL")
 _SILENT = 60.0  # seconds without a heartbeat (one comes every five) until a run counts as gone
 
 
@@ -37,56 +41,85 @@ def _run(run: Path) -> str:
     beat, error = _read(run / "heartbeat.json"), _read(run / "error.json")
     age = time.time() - beat["time"] if beat else None
     alive = age is not None and age < _SILENT and not beat["left"]
-    table = [_stage(run, name, alive) for name in STAGES]
-    table = [row for row in table if row]
+    entries = [entry for entry in jobs.newest(run) if not entry["local"]]
+    states, silence = _states(entries)
+    starting = (
+        {} if alive else {e["stage"]: e["job"] for e in entries if states.get(e["job"], _NONE).state == "RUNNING"}
+    )
+    table = [row for name in STAGES if (row := _stage(run, name, alive, name in starting))]
     widths = [max(len(row[column]) for row in table) for column in range(2)]
-    lines = [
-        f"{run}",
-        *_jobs(run),
-        *(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table),
-    ]
+    lines = [f"{run}"]
+    for entry in entries:
+        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry["job"]}
+        lines += _job(run, entry, mine, silence, bool(error))
+    lines += [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table]
     if beat:
         where = f"{beat['ranks']} rank(s), rank 0 on {beat['host']}" + (f", job {beat['job']}" if beat["job"] else "")
-        state = "now" if alive else "left" if beat["left"] else "NO SIGN OF LIFE"
-        lines.append(f"  {state}: {beat['doing']} ({_ago(age or 0)} ago; {where})")
+        told = f"{_ago(age or 0)} ago; {where}"
+        if all(row[1] == "done" for row in table):
+            lines.append(f"  finished {told}")
+        else:
+            state = "now" if alive else "last start" if starting else "left" if beat["left"] else "NO SIGN OF LIFE"
+            lines.append(f"  {state}: {beat['doing']} ({told})")
+    elif not entries and not error:
+        lines.append("  no start of it has got to work yet")
+    lines += [line for job in starting.values() if (line := _meeting(run, job))]
     if error and not alive:
         lines.append(f"  died of: rank {error['rank']}: {error['message']}")
     return "\n".join(lines)
 
 
-def _jobs(run: Path) -> list[str]:
-    """A line for each stage's newest job."""
-    entries = [entry for entry in jobs.newest(run) if not entry["local"]]
-    states = jobs.states([entry["job"] for entry in entries])
-    lines = []
-    for entry in entries:
-        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry["job"]}
-        counts: dict[str, int] = {}
-        for state in mine.values():
-            counts[state.state] = counts.get(state.state, 0) + 1
-        told = next(iter(mine.values()), None)
-        text = ", ".join(name if entry["size"] == 1 else f"{count} {name}" for name, count in counts.items())
-        parts = [text or "not known to SLURM any more"]
-        if told and told.reason and told.state != "COMPLETED" and told.reason != "exit code 0":
-            parts.append(f"({told.reason})")
-        if told and told.nodes and told.nodes != "None assigned":
-            parts.append(f"on {told.nodes}")
-        if entry["size"] == 1 and told and told.state != "COMPLETED" and (ended := after.told(run, entry["job"])):
-            parts.append(f"[last start: {ended}]")
-        lines.append(f"  job {entry['job']} {entry['stage']}: {' '.join(parts)}")
+def _states(entries: list[dict[str, Any]]) -> tuple[dict[str, jobs.State], str]:
+    """What SLURM says of these jobs, or why it does not."""
+    try:
+        return jobs.states([entry["job"] for entry in entries]), ""
+    except jobs.NoAnswer as error:
+        return {}, str(error)
+
+
+def _job(run: Path, entry: dict[str, Any], mine: dict[str, jobs.State], silence: str, explained: bool) -> list[str]:
+    """A line for a job (an array), and the end of its log where nothing else says why it failed."""
+    counts = Counter(state.state for state in mine.values())
+    told = next(iter(mine.values()), _NONE)
+    text = ", ".join(name if entry["size"] == 1 else f"{count} {name}" for name, count in counts.items())
+    unknown = f"state unknown: {silence}" if silence else "not known to SLURM any more"
+    parts = [text or unknown]
+    if told.reason and told.state != "COMPLETED" and told.reason != "exit code 0":
+        parts.append(f"({told.reason})")
+    if told.nodes and told.nodes != "None assigned":
+        parts.append(f"on {told.nodes}")
+    if entry["size"] == 1 and told.state != "COMPLETED" and (ended := after.told(run, entry["job"])):
+        parts.append(f"[last start: {ended}]")
+    lines = [f"  job {entry['job']} {entry['stage']}: {' '.join(parts)}"]
+    failed = [job for job, state in mine.items() if state.state in _FAILED]
+    if failed and not explained:
+        path = jobs.log(run, entry, 0, int(failed[0].partition("_")[2] or 0))
+        with suppress(OSError):
+            said = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path else []
+            lines += [f"    {line[:200]}" for line in said[-3:]]
     return lines
 
 
-def _stage(run: Path, name: str, alive: bool) -> tuple[str, str, str]:
+def _meeting(run: Path, job: str) -> str:
+    """What a start waits for before its ranks have met (dist_train/rendezvous.py)."""
+    for path in sorted((run / "launch").glob(f"meet-{job}-*.json"), reverse=True):
+        note = _read(path)
+        if note:
+            waited = _ago(time.time() - path.stat().st_mtime)
+            return f"  starting: rank 0 on {note['host']} waits for the other ranks ({waited}; monitor.start_timeout)"
+    return ""
+
+
+def _stage(run: Path, name: str, alive: bool, starting: bool) -> tuple[str, str, str]:
     folder = run / name
     done = _read(folder / "done.json")
     if done:
         facts = ", ".join(f"{k} {_short(v)}" for k, v in done.items() if k != "inputs" and not isinstance(v, dict))
         return name, "done", facts
     if not folder.is_dir():
-        return name, "waiting", ""
+        return name, "starting" if starting else "waiting", ""
     later = any((run / other).is_dir() for other in STAGES[STAGES.index(name) + 1 :])
-    state = "running" if alive and not later else "stopped"
+    state = "running" if alive and not later else "starting" if starting else "stopped"
     return name, state, _progress(folder)
 
 

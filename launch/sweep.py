@@ -12,12 +12,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_train.config import STAGES
+from dist_train.config import STAGES, Config
 from dist_train.data.files import write_text
 from dist_train.errors import UserError
 from dist_train.fewshot.report import name_of
+from launch.parsing import fields, unknown_key
 
-_SWEPT = ("learn", "evaluate")
+_SWEPT = ("learn.", "evaluate.")
 
 
 def members(sweep: Sequence[str]) -> dict[str, list[str]]:
@@ -28,11 +29,13 @@ def members(sweep: Sequence[str]) -> dict[str, list[str]]:
     """
     axes = []
     for entry in sweep:
-        key, equals, values = entry.partition("=")
+        key, equals, values = (part.strip() for part in entry.partition("="))
         found = [value.strip() for value in re.split(r",(?![^\[]*\])", values) if value.strip()]
         if not equals or not found:
-            raise UserError(f"--sweep {entry}: give KEY=VALUE,VALUE,..., as in learn.p_mean=0.3,0.9")
-        if key.split(".")[0] not in _SWEPT or "." not in key:
+            raise UserError(f"--sweep {entry}: give KEY=VALUE,VALUE,... without spaces, as in learn.p_mean=0.3,0.9")
+        if key not in (known := list(fields(Config))):
+            raise UserError(f"--sweep {entry}: {unknown_key(key, [k for k in known if k.startswith(_SWEPT)])}")
+        if not key.startswith(_SWEPT):
             raise UserError(f"--sweep {key}: members share one backbone, so only learn.* and evaluate.* can vary")
         axes.append([(key, value) for value in dict.fromkeys(found)])
     if len({axis[0][0] for axis in axes}) < len(axes):
@@ -47,7 +50,7 @@ def members(sweep: Sequence[str]) -> dict[str, list[str]]:
 
 def first_stage(sweep: Sequence[str]) -> str:
     """The first stage that differs between members."""
-    return "learn" if any(entry.startswith("learn.") for entry in sweep) else "evaluate"
+    return "learn" if any(entry.strip().startswith("learn.") for entry in sweep) else "evaluate"
 
 
 def link(run: Path, names: Sequence[str], first: str) -> Path:

@@ -85,7 +85,8 @@ class Config:
             ok = method not in PREDICTORS or method in self.learn.methods
             require(ok, "evaluate.methods", method, f"in learn.methods ({', '.join(self.learn.methods)}) too")
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
-        require(ok, "name", self.name, "a folder name")
+        ok = ok and self.name.isprintable() and len(self.name.encode()) <= 200
+        require(ok, "name", self.name, "a folder name of at most 200 bytes")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
         ok = self.data.ramp_from is None or self.data.ramp_epochs[1] < self.pretrain.epochs
         require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")

@@ -248,6 +248,12 @@ def draw(options: DrawConfig, train: Path, val: Path, progress: bool = True, wor
         os.replace(_partial(folder), folder)
 
 
+def check_drawn(options: DrawConfig, train: Path, val: Path) -> None:
+    """Raises UserError where the folders hold something else, as ``draw`` does."""
+    for subset, folder in (("train", train), ("val", val)):
+        _is_drawn(options, folder, subset)
+
+
 Task = tuple[DrawConfig, Path, str, str, int]
 """Options, folder, subset, class, pictures."""
 

@@ -90,20 +90,31 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
 def make_plan(options: PackConfig, found: Scan) -> dict[str, Any]:
     """What decides the content of every shard: packs with equal plans are equal byte for byte.
     Where the sources lie and the number of workers are no part of it."""
-    encoding = Encoding.of(options)
-    plan: dict[str, Any] = {
+    plan = {**_of_options(options), "classes": f"{len(found.classes)} (hash {digest(found.classes)})"}
+    for name in SUBSETS:
+        items = found.subsets.get(name)
+        plan[f"{name} images"] = f"{len(items)} (hash {items.hash})" if items else "none"
+    return plan
+
+
+def _of_options(options: PackConfig) -> dict[str, Any]:
+    """The part of a plan that needs no look at the images."""
+    return {
         "version": VERSION,
         "seed": options.seed,
         "shard_mb": options.shard_mb,
         "shorter_side": options.shorter_side,
         "quality": options.quality,
-        "encoder": f"Pillow {PIL.__version__}" if encoding else None,
-        "classes": f"{len(found.classes)} (hash {digest(found.classes)})",
+        "encoder": f"Pillow {PIL.__version__}" if Encoding.of(options) else None,
     }
-    for name in SUBSETS:
-        items = found.subsets.get(name)
-        plan[f"{name} images"] = f"{len(items)} (hash {items.hash})" if items else "none"
-    return plan
+
+
+def check_options(options: PackConfig, out: Path) -> None:
+    """Raises UserError where the finished pack in ``out`` was made with other options, as ``pack`` does; whether
+    from the same images, ``pack`` finds out."""
+    now = _of_options(options)
+    there = read_index(out).get("plan", {})
+    _same_plan(out, {key: there.get(key) for key in now}, now)
 
 
 def cut_parts(found: Scan, options: PackConfig) -> list[Part]:

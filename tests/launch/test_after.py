@@ -98,5 +98,5 @@ def test_a_table_of_members_names_those_that_lack_results(tmp_path: Path) -> Non
 
 def test_the_newest_job_of_each_stage(tmp_path: Path) -> None:
     for stage, job in (("pretrain", "1"), ("extract", "2"), ("pretrain", "3")):
-        record(tmp_path, stage, job, [], 1)
+        record(tmp_path, stage, job, [], 1, 2)
     assert [(entry["stage"], entry["job"]) for entry in newest(tmp_path)] == [("extract", "2"), ("pretrain", "3")]

@@ -289,3 +289,17 @@ def test_srun_needs_nothing_but_the_command(chain: Make) -> None:
                           cwd=Path(__file__).parents[2])  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 rank(s) on" in done.stderr
+
+
+def test_a_rank_killed_before_it_met_the_others_is_started_again(chain: Make, capsys: Any) -> None:
+    """Nobody but srun can know of it; rank 0 would wait for monitor.start_timeout."""
+    one = chain(monitor={"rank_timeout": 2})
+    assert one.submit("--stages", "pretrain") == 0
+    one.wait(lambda: 1 in one.ranks("pretrain"))
+    one.kill("pretrain", 1)
+    one.wait(lambda: list((one.run / "launch").glob("meet-*.json")))
+    capsys.readouterr()
+    assert main(["status", str(one.run)]) == 0
+    assert "waits for the other ranks" in capsys.readouterr().out
+    one.wait(lambda: one.restarts("pretrain") == 1, 60)
+    one.wait(lambda: one.finished("pretrain"))

@@ -1,0 +1,156 @@
+"""What comes before anything is submitted: which stages, and everything that can be refused at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.config import STAGES, Config, to_dict
+from dist_train.context import Context
+from dist_train.data.files import write_text
+from dist_train.errors import UserError
+from dist_train.stages.common import RunLock
+from launch import jobs
+from launch.cluster import CHAIN, Cluster, resources
+
+
+@contextmanager
+def reserved(run: Path) -> Iterator[None]:
+    """A run for this process alone, from the check to the last job. A run that was not there is gone again
+    where nothing was submitted.
+
+    Raises:
+        UserError: another submission is under way, or jobs of it are queued or running.
+    """
+    new = not run.exists()
+    try:
+        with RunLock(run / "launch", Context()) as lock:
+            lock.acquire()
+            busy = jobs.active(run) if shutil.which("squeue") else []
+            if busy:  # they read its configuration when they start
+                raise UserError(
+                    f"{run}: jobs {', '.join(busy)} of this run are queued or running; "
+                    f"dist-train status shows them, dist-train cancel ends them"
+                )
+            yield
+    finally:
+        if new and not jobs.recorded(run) and not (run / "config.yaml").exists():
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def freeze(config: Config) -> Path:
+    """The configuration as a file in the run's folder, for those who are started later."""
+    path = (config.run_dir / "launch" / "config.yaml").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(to_dict(config), indent=1) + "\n")  # JSON is YAML
+    return path
+
+
+def choose(config: Config, given: str | None, swept: str | None, members: list[str]) -> list[str]:
+    """The stages of a chain, in order: those that were asked for, or all, without those that are done.
+
+    Args:
+        given: of ``--stages``.
+        swept: the first stage that differs between the ``members`` of a sweep.
+
+    Raises:
+        UserError: no such stage, or one that it needs is neither done nor asked for.
+    """
+    wanted = list(CHAIN) if given is None else [stage.strip() for stage in given.split(",") if stage.strip()]
+    wrong = [stage for stage in wanted if stage not in CHAIN]
+    if wrong or not wanted:
+        raise UserError(
+            f"--stages {given}: {repr(wrong[0]) if wrong else 'none'} is no stage; some of {','.join(CHAIN)}"
+        )
+    if swept and not any(stage in wanted for stage in STAGES[STAGES.index(swept) :]):
+        raise UserError(f"--stages {given}: none of them is what --sweep varies; add {swept}, or leave --sweep out")
+
+    def done(stage: str) -> bool:
+        if stage == "prepare":
+            return config.pack is None or "://" in config.data.shards or _packed(config)
+        runs = [config.run_dir]
+        if swept and STAGES.index(stage) >= STAGES.index(swept):
+            runs = [config.run_dir / "sweep" / name for name in members]
+        return all((run / stage / "done.json").is_file() for run in runs)
+
+    chosen = [stage for stage in CHAIN if stage in wanted and not done(stage)]
+    for stage in chosen:
+        before = [other for other in STAGES if CHAIN.index(other) < CHAIN.index(stage)]
+        missing = [other for other in before if other not in chosen and not done(other)]
+        if missing:
+            told = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not done"
+            raise UserError(f"--stages {given}: {stage} needs {told}; add to --stages: {','.join(missing)}")
+    return chosen
+
+
+def check(
+    config: Config, cluster: Cluster, stages: list[str], asked: dict[str, Any], members: dict[str, list[str]]
+) -> None:
+    """What would fail after hours in a queue fails here.
+
+    Raises:
+        UserError: what and where.
+    """
+    from dist_train.data.order import rank_slice
+    from dist_train.models.backbone import check_name
+    from dist_train.stages.common import check_inputs, open_run
+
+    if "%" in str(config.run_dir):
+        raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
+    there = next(folder for folder in (config.run_dir, *config.run_dir.parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{there}: cannot write there; choose other --runs, or mend its permissions")
+    _check_members(config, members)
+    wanted = resources(cluster, "pretrain", asked)
+    world = (wanted.nodes or 1) * wanted.ranks_per_node if "pretrain" in stages else 1
+    check_name(config.pretrain.model)
+    rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
+    _check_pack(config)
+    if "prepare" not in stages:
+        run = open_run(config, world)
+        for stage in STAGES:
+            check_inputs(run, stage)
+
+
+def _check_members(config: Config, members: dict[str, list[str]]) -> None:
+    from launch.cli import changed
+
+    seen: dict[str, str] = {}
+    for name, options in members.items():
+        try:
+            text = json.dumps(to_dict(changed(config, options)))
+        except UserError as error:
+            hint = "; a list is written [A],[B]" if "must be a list" in str(error) else ""
+            raise UserError(f"--sweep {name}: {error}{hint}") from None
+        if text in seen:
+            raise UserError(f"--sweep: {seen[text]} and {name} are the same setting; leave one out")
+        seen[text] = name
+
+
+def _check_pack(config: Config) -> None:
+    """``stages/prepare.py`` refuses the same, but in a job."""
+    from dist_train.data.drawing import check_drawn
+    from dist_train.data.pack import check_options
+
+    pack = config.pack
+    if pack is None or "://" in config.data.shards:
+        return
+    if pack.draw and pack.train and pack.val:
+        check_drawn(pack.draw, pack.train, pack.val)
+    else:
+        for source in (pack.train, pack.val, pack.devkit) if not _packed(config) else ():
+            if source is not None and not source.exists():
+                raise UserError(f"{source}: no such archive or folder; mend pack.train, pack.val or pack.devkit")
+    if _packed(config) and pack.train is not None and pack.train.exists():  # else they are taken as they are
+        check_options(pack, Path(config.data.shards))
+
+
+def _packed(config: Config) -> bool:
+    return (Path(config.data.shards) / "index.json").is_file()
