@@ -9,10 +9,12 @@ Side by side, with the same architecture, batch, loss, precision, memory format 
 - ``trainer + loader``: the same, on images that its loader reads, decodes and crops: ``--shards``, or drawn ones;
 - ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch.
 
-A round is ``--steps`` steps of each in turn, forwards and backwards, after ``--lead`` steps that are not timed
-(the loader fills its buffers there; between the rounds it is closed, so that it works for nobody else's time).
+A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each, for
+``--lead`` steps before the clock, where its buffers fill: it neither works in another's time nor profits by it.
 Ratios are medians over rounds of the two rates of one round, so that a machine that slows down slows both.
-The interval is that of the median by order statistics, of at least 95% from 6 rounds on, and of min to max before.
+The interval is that of the median by order statistics, of at least 95% from 6 rounds on; min to max before.
+On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most: threads
+that wait for each other make every other process's turn theirs.
 
 A log line comes every ``--log-every`` steps and at the end of a round; evaluation and checkpoints are not
 part of a step. Where the time goes is measured afterwards, for on a GPU that needs a wait after each part.
@@ -257,7 +259,6 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
     batch, cuda = synthetic(given, setting, device), device.type == "cuda"
     trainer = Trainer(given, setting, device, folder)
     clock, whole = Clock(device), given.lead + given.steps
-    rates: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
 
     def feeds(name: str) -> Generator[Batch]:
@@ -268,7 +269,8 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
     def of_trainer(name: str) -> Callable[[], float]:
         def seconds() -> float:
             batches = feeds(name)
-            trainer.run(batches, given.lead)
+            if name != "trainer":
+                trainer.run(batches, given.lead)
             began = clock.now()
             trainer.run(batches, given.steps)
             taken = clock.now() - began
@@ -279,7 +281,6 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
 
     def of_loop(steps: Steps) -> Callable[[], float]:
         def seconds() -> float:
-            steps(given.lead)
             began = clock.now()
             steps(given.steps)
             return clock.now() - began
@@ -292,7 +293,7 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
     contestants["trainer + loader"] = of_trainer("trainer + loader")
     for seconds in contestants.values():
         seconds()  # compiles, and makes what is made once
-    rates = {name: [] for name in contestants}
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(given.rounds):
         for name in list(contestants)[:: -1 if number % 2 else 1]:
             if cuda:
@@ -339,7 +340,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each in a round")
-    parser.add_argument("--lead", type=int, default=4, help="steps before them that are not timed")
+    parser.add_argument("--lead", type=int, default=4, help="the loader's steps before them that are not timed")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--log-every", type=int, default=20, help="steps, as pretrain.log_every")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
