@@ -119,6 +119,9 @@ class Strategy:
     def _load(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)
+        for group in self.optimizer.param_groups:
+            if torch.is_tensor(group.get("step")):
+                group["step"] = group["step"].cpu()  # LAMB's count: timm reads it at every step, without waiting there
         self.align()
 
     def align(self) -> None:
