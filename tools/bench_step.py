@@ -7,7 +7,8 @@ Side by side, with the same architecture, batch, loss, precision, memory format 
 - ``bare``: forward, cross entropy, backward, optimiser, in five lines of PyTorch on one synthetic batch;
 - ``trainer``: ``engine.loop.train`` as ``pretrain`` calls it, metrics included, on the same batch;
 - ``trainer + loader``: the same, on images that its loader reads, decodes and crops: ``--shards``, or drawn ones;
-- ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch.
+- ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch;
+- ``bare, again`` (``--control``): a second bare loop, to see what two equal ones differ by on this machine.
 
 A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each, for
 ``--lead`` steps before the clock, where its buffers fill: it neither works in another's time nor profits by it.
@@ -290,6 +291,8 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
     contestants = {"bare": of_loop(bare(given, setting, batch)), "trainer": of_trainer("trainer")}
     if given.timm:
         contestants["timm"] = of_loop(timms(given, setting, batch))
+    if given.control:
+        contestants["bare, again"] = of_loop(bare(given, setting, batch))
     contestants["trainer + loader"] = of_trainer("trainer + loader")
     for seconds in contestants.values():
         seconds()  # compiles, and makes what is made once
@@ -348,6 +351,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-channels-last", action="store_true")
     parser.add_argument("--matrix", action="store_true", help="compile on and off, channels_last on and off")
     parser.add_argument("--timm", action="store_true", help="timm's training step too")
+    parser.add_argument("--control", action="store_true", help="a second bare loop: what two equal ones differ by")
     parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
     parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")
     return parser.parse_args(arguments)
