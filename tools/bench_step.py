@@ -14,8 +14,8 @@ A round is ``--steps`` steps of each in turn, forwards and backwards. The loader
 ``--lead`` steps before the clock, where its buffers fill: it neither works in another's time nor profits by it.
 Ratios are medians over rounds of the two rates of one round, so that a machine that slows down slows both.
 The interval is that of the median by order statistics, of at least 95% from 6 rounds on; min to max before.
-On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most: threads
-that wait for each other make every other process's turn theirs.
+On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most. There
+``--cpu-time`` also leaves out the time that the others have the core, but so it does waiting: look at both.
 
 A log line comes every ``--log-every`` steps and at the end of a round; evaluation and checkpoints are not
 part of a step. Where the time goes is measured afterwards, for on a GPU that needs a wait after each part.
@@ -169,14 +169,14 @@ def timms(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
 class Clock:
     """Seconds in wrapped calls; the device is waited for before and after each."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, cpu_time: bool = False) -> None:
+        self.device, self.read = device, time.process_time if cpu_time else time.perf_counter
         self.seconds: dict[str, float] = defaultdict(float)
 
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.read()
 
     def wrap(self, part: str, owner: Any, name: str) -> None:
         """Count what ``owner.name(...)`` takes as ``part``, in place of what it was."""
@@ -259,7 +259,7 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
     torch.compiler.reset()
     batch, cuda = synthetic(given, setting, device), device.type == "cuda"
     trainer = Trainer(given, setting, device, folder)
-    clock, whole = Clock(device), given.lead + given.steps
+    clock, whole = Clock(device, given.cpu_time), given.lead + given.steps
     memory: dict[str, float] = {}
 
     def feeds(name: str) -> Generator[Batch]:
@@ -352,6 +352,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--matrix", action="store_true", help="compile on and off, channels_last on and off")
     parser.add_argument("--timm", action="store_true", help="timm's training step too")
     parser.add_argument("--control", action="store_true", help="a second bare loop: what two equal ones differ by")
+    parser.add_argument("--cpu-time", action="store_true", help="rates per second of this process's CPU time")
     parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
     parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")
     return parser.parse_args(arguments)
@@ -387,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
     where = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(
         f"{given.model}, {given.batch} images of {given.size} pixels, {given.precision}, {given.rounds} rounds of "
-        f"{given.steps} steps; {where}, torch {torch.__version__}\n"
+        f"{given.steps} steps{', CPU time' if given.cpu_time else ''}; {where}, torch {torch.__version__}\n"
     )
     print("\n".join(table(results)))
 
