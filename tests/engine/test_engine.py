@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dist_train.config import PretrainConfig
 from dist_train.engine import checkpoint, metrics, precision
+from dist_train.engine.objective import seed_step
 from dist_train.engine.optim import decay_groups, learning_rate, make_optimizer, peak_lr, release_steps, sgd
 from dist_train.engine.precision import MixedPrecision
 from dist_train.errors import UserError
@@ -38,6 +40,16 @@ def test_no_weight_decay_on_norms_and_biases() -> None:
     decayed, free = (group["params"] for group in optimizer.param_groups)
     assert [p.ndim for p in decayed] == [4, 2] and all(p.ndim == 1 for p in free) and len(free) == 4
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_a_step_is_seeded_as_by_torch() -> None:
+    draws = []
+    for numbers in ((0, 1, 2, 3), (0, 1, 2, 4)):
+        seed_step(*numbers, torch.device("cpu"))
+        draws.append(torch.rand(4))
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1)
+        assert torch.equal(draws[-1], torch.rand(4))
+    assert not torch.equal(*draws)
 
 
 def save(folder: Path, step: int) -> None:
