@@ -134,7 +134,7 @@ def train(
         set_lr(strategy.optimizer, lr)
         for piece in range(config.accumulate):
             batch = window.next(batches)
-            seed_step(seed, step, piece, context.rank)
+            seed_step(seed, step, piece, context.rank, context.device)
             images, targets = objective.mix(batch.images, batch.labels)
             with strategy.accumulating(last=piece == config.accumulate - 1):
                 logits = strategy.forward(images)

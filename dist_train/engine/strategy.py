@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,10 +32,12 @@ class Strategy:
     ) -> None:
         self.model, self.optimizer, self.precision, self.context = model, optimizer, precision, context
         self.module: nn.Module = model
-        self.average: ModelEmaV3 | None = None
+        self.average: Any = None
 
     def keep_average(self, decay: float) -> None:
         """From now on, a moving average of the weights and statistics, by timm."""
+        from timm.utils import ModelEmaV3  # not above: it takes seconds, and few want it
+
         self.average = ModelEmaV3(self.model, decay=decay)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -119,6 +120,9 @@ class Strategy:
     def _load(self, model: dict[str, Any], optimizer: dict[str, Any]) -> None:
         self.model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)
+        for group in self.optimizer.param_groups:
+            if torch.is_tensor(group.get("step")):
+                group["step"] = group["step"].cpu()  # LAMB's count: timm reads it at every step, without waiting there
         self.align()
 
     def align(self) -> None:
@@ -147,7 +151,7 @@ class DataParallel(Strategy):
     """PyTorch's DistributedDataParallel.
 
     Args:
-        channels_last: memory format of the weights.
+        channels_last: memory format of the weights and of what convolutions compute.
         compiled: forward and backward pass through ``torch.compile``; evaluation is not compiled.
     """
 
@@ -161,6 +165,7 @@ class DataParallel(Strategy):
         compiled: bool = False,
     ) -> None:
         super().__init__(model, optimizer, precision, context)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.align()
@@ -169,6 +174,10 @@ class DataParallel(Strategy):
         if context.world > 1:
             devices = [context.device.index] if context.device.type == "cuda" else None
             self.module = DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # The loader's images are channels_last; convolutions take the format where either side has it.
+        return super().forward(images.contiguous(memory_format=self.memory_format))
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

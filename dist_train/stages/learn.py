@@ -87,9 +87,9 @@ class Bank:
         # Here, so that the steps need not ask the device how many they are.
         of_step, single = np.nonzero(drawn[..., 0] >= p_mean)
         counts = np.bincount(of_step, minlength=_DRAW_AHEAD).tolist()
-        u = torch.from_numpy(drawn).to(self.device)
+        u = torch.from_numpy(drawn).to(self.device, non_blocking=True)
         support, query = (self.first + (u[..., k] * self.count).long() for k in (1, 2))
-        return torch.from_numpy(single).to(self.device).split(counts), support, query
+        return torch.from_numpy(single).to(self.device, non_blocking=True).split(counts), support, query
 
 
 def train(

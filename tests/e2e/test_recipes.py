@@ -39,7 +39,8 @@ def small(name: str, config: Config) -> Config:
     sgd = whole.pretrain.optimizer == "sgd"
     options = replace(
         whole.pretrain, model="resnet10", epochs=3 if sgd else 8, global_batch=24, warmup_epochs=1, milestones=[2],
-        log_every=5, checkpoint_every=8, precision="fp32", lr=whole.pretrain.lr / peak_lr(whole.pretrain) * 0.02 if sgd else 5e-3,
+        log_every=5, checkpoint_every=8, precision="fp32",
+        lr=whole.pretrain.lr / peak_lr(whole.pretrain) * 0.02 if sgd else 5e-3,
     )  # fmt: skip
     return replace(config, data=data, pretrain=options)
 

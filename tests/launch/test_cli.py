@@ -39,11 +39,28 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("--data.scale", "[0.5, 0.2]", "data.scale"),
         ("--data.split", "nowhere", "no published split (imagenet_900_100"),
         ("--data.shards", "/nowhere", "/nowhere: no index.json"),
+        ("--pretrain.lr_scalling", "linear", "did you mean 'pretrain.lr_scaling'?"),
+        ("--pretrain.accumulate", "7", "pretrain.global_batch"),
+        ("--pretrain.offload", "true", "pretrain.offload=True: must be false unless pretrain.strategy is zero1"),
+        ("--pretrain.strategy", "zero4", "pretrain.strategy"),
+        ("--pretrain.deepspeed", "{steps_per_print: 1}", "empty unless pretrain.strategy is zero0"),
+        ("--pretrain.milestones", "[60, 30]", "pretrain.milestones=[60.0, 30.0]: must be epochs in order"),
         ("--name", "a/b", "name='a/b': must be a folder name"),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], option: str, value: str, message: str) -> None:
     assert message in refused(capsys, "pretrain", "--config", "tiny_imagenet", option, value)
+
+
+def test_strategies_refuse_what_they_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for strategy, option, value, message in (
+        ("zero2", "optimizer", "lamb", "pretrain.optimizer='lamb': must be sgd with zero2"),
+        ("zero1", "optimizer", "lars", "pretrain.optimizer='lars': must be sgd with zero1"),
+        ("zero3", "ema", "0.999", "pretrain.ema=0.999: must be 0 with pretrain.strategy=zero3"),
+        ("zero0", "compile", "true", "pretrain.compile=True: must be false unless pretrain.strategy is ddp"),
+    ):
+        options = ["--pretrain.strategy", strategy, f"--pretrain.{option}", value]
+        assert message in refused(capsys, "pretrain", "--config", "tiny_imagenet", *options)
 
 
 def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,397 @@
+"""Images/s of this trainer's step beside a bare PyTorch loop, in one run, as ratios.
+
+    python tools/bench_step.py [--model resnet18] [--size 64] [--batch 32] [--precision bf16] [--compile] [--matrix]
+
+Side by side, with the same architecture, batch, loss, precision, memory format and optimiser settings:
+
+- ``bare``: forward, cross entropy, backward, optimiser, in five lines of PyTorch on one synthetic batch;
+- ``trainer``: ``engine.loop.train`` as ``pretrain`` calls it, metrics included, on the same batch;
+- ``trainer + loader``: the same, on images that its loader reads, decodes and crops: ``--shards``, or drawn ones;
+- ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch;
+- ``bare, again`` (``--control``): a second bare loop, to see what two equal ones differ by on this machine.
+
+A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each, for
+``--lead`` steps before the clock, where its buffers fill: it neither works in another's time nor profits by it.
+Ratios are medians over rounds of the two rates of one round, so that a machine that slows down slows both.
+The interval is that of the median by order statistics, of at least 95% from 6 rounds on; min to max before.
+On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most. There
+``--cpu-time`` also leaves out the time that the others have the core, but so it does waiting: look at both.
+
+A log line comes every ``--log-every`` steps and at the end of a round; evaluation and checkpoints are not
+part of a step. Where the time goes is measured afterwards, for on a GPU that needs a wait after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from scipy.stats import binom
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from dist_train.config import DataConfig, DrawConfig, PackConfig, PretrainConfig
+from dist_train.context import Context
+from dist_train.data.drawing import draw
+from dist_train.data.loader import Batch, train_batches
+from dist_train.data.order import Order
+from dist_train.data.pack import pack
+from dist_train.data.shards import ShardSet, open_shards
+from dist_train.data.splits import make_view
+from dist_train.engine.loop import Window, train
+from dist_train.engine.metrics import Metrics
+from dist_train.engine.objective import Objective
+from dist_train.engine.optim import make_optimizer
+from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.preempt import Stopper
+from dist_train.engine.strategy import make_strategy
+from dist_train.models.backbone import Backbone
+
+LR = 0.01  # of all of them: small, for one batch is trained on again and again
+PARTS = ("data wait", "forward and loss", "backward", "optimiser", "sums", "logging", "other")
+Steps = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared under: one row of ``--matrix``."""
+
+    compiled: bool
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"compile {'on' if self.compiled else 'off'}, channels_last {'on' if self.channels_last else 'off'}"
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one setting.
+
+    Attributes:
+        rates: images/s of each round, by contestant.
+        parts: ms a step of each of ``PARTS``, by contestant (the trainer's two).
+        memory: peak GiB on the GPU, by contestant; empty on a CPU.
+    """
+
+    rates: dict[str, list[float]]
+    parts: dict[str, dict[str, float]]
+    memory: dict[str, float]
+
+    def ratio(self, name: str) -> tuple[float, float, float]:
+        """Median over rounds of the rate beside bare, and its interval."""
+        ratios = sorted(a / b for a, b in zip(self.rates[name], self.rates["bare"], strict=True))
+        k = max(1, int(binom.ppf(0.025, len(ratios), 0.5)))
+        return statistics.median(ratios), ratios[k - 1], ratios[-k]
+
+
+def synthetic(given: argparse.Namespace, setting: Setting, device: torch.device) -> Batch:
+    torch.manual_seed(0)
+    images = torch.randn(given.batch, 3, given.size, given.size, device=device)
+    labels = torch.randint(given.classes, (given.batch,), device=device)
+    return Batch(images.contiguous(memory_format=setting.memory_format), labels, np.arange(given.batch))
+
+
+def autocast(given: argparse.Namespace, device: torch.device) -> Any:
+    kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    return torch.autocast(device.type, kind, enabled=given.precision == "bf16")
+
+
+def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
+    """Nothing of this project: what anyone would write."""
+    device = batch.images.device
+    if given.model == "resnet10":  # torchvision does not name it
+        model: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], given.classes)
+    else:
+        model = torchvision.models.get_model(given.model, weights=None, num_classes=given.classes)
+    model = model.to(device, memory_format=setting.memory_format).train()  # type: ignore[call-overload]
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 1e-4},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=0.9, nesterov=True, fused=True)
+    called = torch.compile(model, dynamic=False) if setting.compiled else model
+    images, labels = batch.images, batch.labels
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            with autocast(given, device):
+                loss = F.cross_entropy(called(images), labels, label_smoothing=0.1)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return steps
+
+
+def timms(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
+    """The step of timm's train.py (1.0), without its meters and its EMA."""
+    import timm
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import create_optimizer_v2
+
+    device = batch.images.device
+    model: nn.Module = timm.create_model(given.model, num_classes=given.classes)
+    model = model.to(device, memory_format=setting.memory_format).train()  # type: ignore[call-overload]
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=LR, weight_decay=1e-4, momentum=0.9)
+    called = torch.compile(model, dynamic=False) if setting.compiled else model
+    loss_of = LabelSmoothingCrossEntropy(smoothing=0.1).to(device)
+    images, labels = batch.images, batch.labels
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            with autocast(given, device):
+                loss = loss_of(called(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return steps
+
+
+class Clock:
+    """Seconds in wrapped calls; the device is waited for before and after each."""
+
+    def __init__(self, device: torch.device, cpu_time: bool = False) -> None:
+        self.device, self.read = device, time.process_time if cpu_time else time.perf_counter
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.read()
+
+    def wrap(self, part: str, owner: Any, name: str) -> None:
+        """Count what ``owner.name(...)`` takes as ``part``, in place of what it was."""
+        call = getattr(owner, name)
+
+        def timed(*arguments: Any) -> Any:
+            began = self.now()
+            result = call(*arguments)
+            self.seconds[part] += self.now() - began
+            return result
+
+        setattr(owner, name, timed)
+
+
+class Trainer:
+    """This project's training as ``stages.pretrain`` sets it up: one model, fed by whom it is told.
+
+    Args:
+        folder: for metrics.jsonl and TensorBoard.
+    """
+
+    def __init__(self, given: argparse.Namespace, setting: Setting, device: torch.device, folder: Path) -> None:
+        self.config = PretrainConfig(
+            model=given.model, global_batch=given.batch, precision=given.precision, compile=setting.compiled,
+            channels_last=setting.channels_last, log_every=given.log_every, checkpoint_every=10**9,
+        )  # fmt: skip
+        self.context = Context(device=device)
+        model = Backbone(given.model, given.classes).to(device)
+        precision = MixedPrecision(given.precision, device)
+        self.strategy = make_strategy(model, make_optimizer(model, self.config), precision, self.config, self.context)
+        self.objective = Objective(self.config, given.classes)
+        self.window = Window.restore(None, self.context)
+        self.metrics = Metrics(folder, 0)
+        self.stop = Stopper(self.context)
+        self.step = 0
+
+    def run(self, batches: Iterator[Batch], count: int) -> None:
+        start, self.step = self.step, self.step + count
+        train(
+            self.strategy, batches, self.config, 0, start, self.step, lambda step: LR, self.objective, self.window,
+            self.log, lambda step: self.stop.agreed() and None,
+        )  # fmt: skip
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.metrics.write(step, values)
+
+    def parts(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """ms a step of each of ``PARTS``."""
+        clock = Clock(self.context.device)
+        wrapped = (
+            ("data wait", self.window, "next"), ("forward and loss", self.objective, "mix"),
+            ("forward and loss", self.strategy, "forward"), ("forward and loss", self.objective, "loss"),
+            ("backward", self.strategy, "backward"), ("optimiser", self.strategy, "step"), ("sums", self.window, "add"),
+            ("logging", self.window, "total"), ("logging", self, "log"),
+        )  # fmt: skip
+        for part, owner, name in wrapped:
+            clock.wrap(part, owner, name)
+        began = clock.now()
+        self.run(batches, count)
+        clock.seconds["other"] = clock.now() - began - sum(clock.seconds.values())
+        for _, owner, name in wrapped:
+            vars(owner).pop(name, None)  # the class's own shows again
+        return {part: 1000 * clock.seconds[part] / count for part in PARTS}
+
+
+def repeated(batch: Batch) -> Generator[Batch]:
+    while True:
+        yield batch
+
+
+def loaded(shards: ShardSet, given: argparse.Namespace, context: Context, start: int, stop: int) -> Generator[Batch]:
+    """What ``pretrain`` trains on, of all classes."""
+    view = make_view(shards["train"], shards.classes, shards.classes, "bench")
+    data = DataConfig(shards=str(shards.root), train_size=given.size, threads=given.threads)
+    return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, start, stop)
+
+
+def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folder: Path) -> Result:
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    torch.compiler.reset()
+    batch, cuda = synthetic(given, setting, device), device.type == "cuda"
+    trainer = Trainer(given, setting, device, folder)
+    clock, whole = Clock(device, given.cpu_time), given.lead + given.steps
+    memory: dict[str, float] = {}
+
+    def feeds(name: str) -> Generator[Batch]:
+        if name == "trainer":
+            return repeated(batch)
+        return loaded(shards, given, trainer.context, trainer.step, trainer.step + whole)
+
+    def of_trainer(name: str) -> Callable[[], float]:
+        def seconds() -> float:
+            batches = feeds(name)
+            if name != "trainer":
+                trainer.run(batches, given.lead)
+            began = clock.now()
+            trainer.run(batches, given.steps)
+            taken = clock.now() - began
+            batches.close()
+            return taken
+
+        return seconds
+
+    def of_loop(steps: Steps) -> Callable[[], float]:
+        def seconds() -> float:
+            began = clock.now()
+            steps(given.steps)
+            return clock.now() - began
+
+        return seconds
+
+    contestants = {"bare": of_loop(bare(given, setting, batch)), "trainer": of_trainer("trainer")}
+    if given.timm:
+        contestants["timm"] = of_loop(timms(given, setting, batch))
+    if given.control:
+        contestants["bare, again"] = of_loop(bare(given, setting, batch))
+    contestants["trainer + loader"] = of_trainer("trainer + loader")
+    for seconds in contestants.values():
+        seconds()  # compiles, and makes what is made once
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(given.rounds):
+        for name in list(contestants)[:: -1 if number % 2 else 1]:
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(device)
+                held = torch.cuda.memory_allocated(device)
+            rates[name].append(given.batch * given.steps / contestants[name]())
+            if cuda:  # above the weights and optimiser states of all of them
+                memory[name] = (torch.cuda.max_memory_allocated(device) - held) / 2**30
+        shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
+        print(f"{setting}: round {number + 1}: {shown} images/s", file=sys.stderr)
+    parts = {}
+    for name in ("trainer", "trainer + loader"):
+        batches = feeds(name)
+        trainer.run(batches, given.lead)
+        parts[name] = trainer.parts(batches, given.steps)
+        batches.close()
+    trainer.metrics.close()
+    return Result(rates, parts, memory)
+
+
+def table(results: dict[Setting, Result]) -> Iterator[str]:
+    """Markdown: the rates and ratios, then where the time goes."""
+    memory = any(result.memory for result in results.values())
+    yield "| setting | loop | images/s (median) | beside bare | interval |" + (" GiB of a step |" if memory else "")
+    yield "|---|---|---:|---:|---|" + ("---:|" if memory else "")
+    for setting, result in results.items():
+        for name, rates in result.rates.items():
+            middle, low, high = result.ratio(name)
+            compared = " 1 | |" if name == "bare" else f" {middle:.3f} | {low:.3f} to {high:.3f} |"
+            more = f" {result.memory[name]:.2f} |" if memory else ""
+            yield f"| {setting} | {name} | {statistics.median(rates):.1f} |{compared}{more}"
+    yield ""
+    yield f"| setting | loop | {' | '.join(f'{part}, ms' for part in PARTS)} |"
+    yield "|---|---|" + "---:|" * len(PARTS)
+    for setting, result in results.items():
+        for name, parts in result.parts.items():
+            yield f"| {setting} | {name} | {' | '.join(f'{parts[part]:.2f}' for part in PARTS)} |"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--size", type=int, default=64, help="side of the images in pixels")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each in a round")
+    parser.add_argument("--lead", type=int, default=4, help="the loader's steps before them that are not timed")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--log-every", type=int, default=20, help="steps, as pretrain.log_every")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--no-channels-last", action="store_true")
+    parser.add_argument("--matrix", action="store_true", help="compile on and off, channels_last on and off")
+    parser.add_argument("--timm", action="store_true", help="timm's training step too")
+    parser.add_argument("--control", action="store_true", help="a second bare loop: what two equal ones differ by")
+    parser.add_argument("--cpu-time", action="store_true", help="rates per second of this process's CPU time")
+    parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
+    parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")
+    return parser.parse_args(arguments)
+
+
+def settings(given: argparse.Namespace) -> list[Setting]:
+    if given.matrix:
+        return [Setting(*switches) for switches in itertools.product((False, True), (True, False))]
+    return [Setting(given.compile, not given.no_channels_last)]
+
+
+def drawn_shards(given: argparse.Namespace, folder: Path) -> ShardSet:
+    """Drawn images of twice the side of the crops, as ImageNet's are of 224 pixels."""
+    each = max(20, -(-2 * given.batch // 10))
+    options = DrawConfig(
+        base_classes=10, novel_classes=1, train_per_class=each, val_per_class=1, size=max(32, 2 * given.size)
+    )
+    draw(options, folder / "train", folder / "val", progress=False)
+    return pack(PackConfig(train=folder / "train", workers=1), folder / "shards", progress=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shards = open_shards(given.shards) if given.shards else drawn_shards(given, folder)
+        given.classes = max(given.classes, len(shards.classes))
+        results = {
+            setting: compare(given, setting, shards, folder / f"metrics{number}")
+            for number, setting in enumerate(settings(given))
+        }
+    cuda = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{given.model}, {given.batch} images of {given.size} pixels, {given.precision}, {given.rounds} rounds of "
+        f"{given.steps} steps{', CPU time' if given.cpu_time else ''}; {where}, torch {torch.__version__}\n"
+    )
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()
