@@ -8,6 +8,7 @@ import sys
 from dist_train import context as contexts
 from dist_train.config import STAGES, Config
 from dist_train.engine.monitor import Monitor
+from dist_train.engine.precision import set_tf32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import STOPPED, UserError
 from dist_train.stages import common, evaluate, extract, learn, pretrain
@@ -39,6 +40,8 @@ def work(config: Config, command: str, redo: bool) -> int:
                 lock.acquire()
             context.barrier("locked")
             monitor.publish()  # not before: another start may be at work, and the record is its own
+            common.check_options(config, context.world)
+            set_tf32(config.pretrain.tf32)
             if command in ("run", "prepare"):
                 prepare(config, context)
             if command == "prepare":

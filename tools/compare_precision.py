@@ -49,7 +49,9 @@ def base_config(folder: Path, epochs: float) -> Config:
         shards=str(folder / "shards"), split=str(folder / "split.json"), train_size=40, eval_resize=40, eval_size=40,
         scale=(0.3, 1.0),
     )  # fmt: skip
-    options = PretrainConfig(model="resnet10", epochs=epochs, global_batch=60, lr=0.08, warmup_epochs=1)
+    options = PretrainConfig(
+        model="resnet10", epochs=epochs, global_batch=60, lr=0.08, warmup_epochs=min(1, epochs / 4)
+    )
     return Config(
         runs=folder / "runs", data=data, pretrain=options, extract=ExtractConfig(precision="fp32"),
         learn=LearnConfig(methods=["phi2"], steps=400, lr=0.03, log_every=400, checkpoint_every=400),
@@ -86,29 +88,33 @@ def line(name: str, values: list[float], against: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind, 2 at least for an interval")
+    parser.add_argument("--epochs", type=float, default=8, help="of each training")
     parser.add_argument("--strategies", default="ddp,zero1", help="pretrain.strategy of each row")
-    parser.add_argument("--precisions", default=",".join(KINDS))
+    parser.add_argument(
+        "--precisions", default=",".join(KINDS), help="some of fp32, bf16, fp16; the first is compared with"
+    )
     given = parser.parse_args()
+    if given.seeds < 2 or given.epochs <= 0 or not set(given.precisions.split(",")) <= set(KINDS):
+        parser.error("--seeds is 2 at least, --epochs above 0, --precisions some of fp32, bf16, fp16")
     precision.cpu_has = lambda _: True  # emulated where it is not there
-    kinds = given.precisions.split(",")
+    kinds, strategies = given.precisions.split(","), given.strategies.split(",")
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = base_config(Path(folder), given.epochs)
         for seed in range(given.seeds):
-            for strategy in given.strategies.split(","):
+            for strategy in strategies:
                 for kind in kinds:
                     name = f"{strategy}, {kind}"
                     options = replace(base.pretrain, strategy=strategy, precision=kind)
                     config = replace(base, name=f"{strategy}-{kind}-{seed}", seed=seed, pretrain=options)
                     found.setdefault(name, []).append(accuracy(config))
                     print(f"seed {seed}: {name}: {found[name][-1]:.2f} %", flush=True)
-            config = replace(base, name=f"ddp-{kinds[0]}-{seed}", seed=seed)
-            config = replace(config, pretrain=replace(base.pretrain, precision=kinds[0]))
+            config = replace(base, name=f"{strategies[0]}-{kinds[0]}-{seed}", seed=seed)
+            config = replace(config, pretrain=replace(base.pretrain, strategy=strategies[0], precision=kinds[0]))
             for kind in kinds:
                 found.setdefault(f"learn, {kind}", []).append(learned(config, kind))
-    print(f"\n| training | base top-1, % over {given.seeds} seeds | from {kinds[0]} |\n|---|---:|---:|")
+    print(f"\n| training | base top-1, % over {given.seeds} seeds | from the first |\n|---|---:|---:|")
     first = {"learn": f"learn, {kinds[0]}"}
     for name, values in found.items():
         print(line(name, values, found[first.get(name.split(",")[0], next(iter(found)))]))

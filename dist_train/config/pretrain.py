@@ -46,7 +46,7 @@ class PretrainConfig:
     bce_threshold: float = 0.2
     """bce: a class with more than this share of a mixed image is a target of 1, else of 0."""
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes (where images are mixed, by ce only)."""
+    """ce: share of the target spread over all classes."""
     mixup: float = 0.0
     """Alpha of mixup's beta distribution; 0 = none. With cutmix, one of both is drawn for each batch."""
     cutmix: float = 0.0
@@ -56,7 +56,7 @@ class PretrainConfig:
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then evaluated and goes on; 0 = none."""
     warmup_epochs: float = 5
-    """Linear warm-up from zero."""
+    """Linear warm-up."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 = not clipped."""
     strategy: Strategy = "ddp"
@@ -98,12 +98,21 @@ class PretrainConfig:
         at_least(self, "pretrain", 0, "clip_norm", "mixup", "cutmix")
         for name in ("stochastic_depth", "ema", "bce_threshold"):
             require(0 <= getattr(self, name) < 1, f"pretrain.{name}", getattr(self, name), "in [0, 1)")
+        ok = self.loss == "ce" or self.label_smoothing == 0
+        require(
+            ok, "pretrain.label_smoothing", self.label_smoothing, "0 with pretrain.loss=bce, whose targets are 0 or 1"
+        )
+        require(
+            self.bce_threshold < 0.5, "pretrain.bce_threshold", self.bce_threshold, "in [0, 0.5): half a mix is 0.5"
+        )
+        ok = self.schedule != "step" or any(mark < self.epochs for mark in self.milestones)
+        require(ok, "pretrain.milestones", self.milestones, "below pretrain.epochs, one at least")
         ok = self.milestones == sorted(self.milestones) and all(mark > 0 for mark in self.milestones)
         require(ok, "pretrain.milestones", self.milestones, "epochs in order")
         ok = self.optimizer == "sgd" or self.strategy in ("ddp", "zero0")
         require(ok, "pretrain.optimizer", self.optimizer, f"sgd with {self.strategy}, which cuts layers into pieces")
         ok = not self.ema or self.strategy != "zero3"
-        require(ok, "pretrain.ema", self.ema, "0 with pretrain.strategy=zero3, where no rank has the weights")
+        require(ok, "pretrain.ema", self.ema, "0 with pretrain.strategy=zero3, where weights are in pieces")
         ok = not self.offload or self.strategy in ("zero1", "zero2", "zero3")
         require(ok, "pretrain.offload", self.offload, "false unless pretrain.strategy is zero1, zero2 or zero3")
         ok = not self.deepspeed or self.strategy != "ddp"

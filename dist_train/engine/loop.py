@@ -21,8 +21,8 @@ from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import Strategy
 
 
-class NonFiniteLoss(Exception):
-    """The loss of ``step`` is not a number, or infinite."""
+class NonFinite(Exception):
+    """The loss or the weights of ``step`` are not finite numbers."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -65,11 +65,11 @@ class Window:
         """The sums of all ranks. All ranks call it.
 
         Raises:
-            NonFiniteLoss: a loss since the last log line was not finite.
+            NonFinite: a loss since the last log line was not finite.
         """
         sums: list[float] = context.sum(self.sums.clone()).tolist()
         if not math.isfinite(sums[0]):
-            raise NonFiniteLoss(int(min(context.gather(self.bad.item()))))
+            raise NonFinite(int(min(context.gather(self.bad.item()))))
         return sums
 
     def clear(self) -> None:
@@ -80,7 +80,7 @@ class Window:
         """For a checkpoint between two log lines. All ranks call it.
 
         Raises:
-            NonFiniteLoss: as ``total``: such weights are not saved.
+            NonFinite: as ``total``: such weights are not saved.
         """
         self.total(context)
         return {"steps": self.steps, "sums": context.gather(self.sums.tolist())}
@@ -122,7 +122,7 @@ def train(
     runs after each step (it saves, evaluates and stops). Steps count from 1 there.
 
     Raises:
-        NonFiniteLoss: it names the first such step.
+        NonFinite: it names the first such step.
     """
     context = strategy.context
     strategy.module.train()
@@ -148,6 +148,8 @@ def train(
         window.timed += 1
         if due:
             sums = window.total(context)
+            if norm is not None and not strategy.precision.scaler.is_enabled() and not math.isfinite(norm):
+                raise NonFinite(number)  # a finite loss may have such a gradient, and the weights are gone
             window.seconds += time.perf_counter() - began
             on_log(number, _values(sums, window, lr, norm, config.global_batch, strategy))
             window.clear()

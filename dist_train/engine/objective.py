@@ -27,7 +27,7 @@ class Objective:
         if config.loss == "bce":
             from timm.loss import BinaryCrossEntropy
 
-            self._bce = BinaryCrossEntropy(config.label_smoothing, target_threshold=config.bce_threshold)
+            self._bce = BinaryCrossEntropy(smoothing=0.0, target_threshold=config.bce_threshold)
 
     def mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and targets: labels [B], or the share of each class [B, classes]. Random by torch's

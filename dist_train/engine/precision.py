@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,9 +20,6 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class MixedPrecision:
     """One object for every strategy: ``autocast`` around a forward pass, ``scale`` for the loss, ``step``.
 
-    Args:
-        tf32: let a GPU round the factors of float32 products to TF32, in fp32 too.
-
     Attributes:
         scaler: scales losses in fp16; does nothing in bf16 and fp32.
         skipped: float64, on the device: steps left out since it was last cleared because a scaled
@@ -31,15 +29,13 @@ class MixedPrecision:
         UserError: fp16 on a device that has none.
     """
 
-    def __init__(self, precision: Precision, device: torch.device, tf32: bool = True) -> None:
+    def __init__(self, precision: Precision, device: torch.device) -> None:
         self.device = device
         self.dtype = _TYPES[precision]
         if device.type == "cpu" and precision != "fp32" and not cpu_has(precision):
             if precision == "fp16":
                 raise UserError("precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
             warnings.warn("this CPU emulates bf16, slower than fp32: set precision to fp32", stacklevel=2)
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.skipped = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -76,6 +72,17 @@ class MixedPrecision:
     @property
     def loss_scale(self) -> float:
         return float(self.scaler.get_scale())
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether GPUs may round the factors of float32 products to TF32, in this process."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def finite(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether all weights are finite numbers: what is saved must be. Waits for the device."""
+    return bool(torch.stack([t.isfinite().all() for t in tensors.values() if t.is_floating_point()]).all())
 
 
 def assert_float32(model: nn.Module) -> None:

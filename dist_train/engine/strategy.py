@@ -33,6 +33,7 @@ class Strategy:
         self.model, self.optimizer, self.precision, self.context = model, optimizer, precision, context
         self.module: nn.Module = model
         self.average: Any = None
+        self.loads_on = context.device  # where a checkpoint's tensors are wanted
 
     def keep_average(self, decay: float) -> None:
         """From now on, a moving average of the weights and statistics, by timm."""
@@ -103,6 +104,7 @@ class Strategy:
     def tensors(self) -> dict[str, Any]:
         """What ``load`` takes: full tensors, the same for every strategy. All ranks call it."""
         found = {"model": self.whole().state_dict(), "scaler": self.precision.scaler.state_dict()}
+        found["skipped"] = {"steps": self.precision.skipped}
         if self.average is not None:
             found["average"] = self.evaluated().state_dict()
         return {**found, "optimizer": self._optimizer_state()}
@@ -113,6 +115,7 @@ class Strategy:
     def load(self, tensors: dict[str, Any]) -> None:
         """Continue from a checkpoint of any strategy."""
         self.precision.scaler.load_state_dict(tensors["scaler"])
+        self.precision.skipped.copy_(tensors["skipped"]["steps"])
         if self.average is not None:
             self.average.module.load_state_dict(tensors["average"])
         self._load(tensors["model"], tensors["optimizer"])

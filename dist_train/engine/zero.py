@@ -11,6 +11,7 @@ import difflib
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +46,23 @@ _OWNED = {
     "zero_force_ds_cpu_optimizer": "pretrain.offload",
     "zero_optimization.stage": "pretrain.strategy",
     "zero_optimization.offload_optimizer": "pretrain.offload",
+    "zero_optimization.cpu_offload": "pretrain.offload",
 }
+# What is passed on (deepspeed.ai/docs/config-json).
+_SECTIONS = (
+    "zero_optimization",
+    "comms_logger",
+    "flops_profiler",
+    "tensorboard",
+    "csv_monitor",
+    "wandb",
+    "aio",
+    "timers",
+)
+_VALUES = (
+    "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op",
+    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "disable_allgather",
+)  # fmt: skip
 
 
 class _Forward(nn.Module):
@@ -81,7 +98,6 @@ class DeepSpeed(Strategy):
         self.stage = int(config.strategy.removeprefix("zero"))
         options = deepspeed_options(config, context.world)
         deepspeed = _deepspeed(context)
-        _check_names(config.deepspeed)
         if not dist.is_initialized():  # a lone process
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         # DeepSpeed replaces the groups' parameters by flat ones.
@@ -94,9 +110,11 @@ class DeepSpeed(Strategy):
             self.module, self.engine_optimizer, *_ = deepspeed.initialize(
                 model=_Forward(model, precision), optimizer=optimizer, config=options, dist_init_required=False
             )
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, AssertionError, AttributeError, KeyError) as error:
             raise UserError(f"pretrain.deepspeed: {' '.join(str(error).split())[:300]}") from None
         self.engine: Any = self.module
+        if self.stage > 0:
+            self.loads_on = torch.device("cpu")  # whole tensors, of which each rank takes its piece
         if self.stage == 0 and config.channels_last:
             # Not before: DeepSpeed's first broadcast views weights as bytes. Not from stage 1 on: it lays
             # weights in a row; channels_last images alone give convolutions the format.
@@ -210,7 +228,8 @@ class DeepSpeed(Strategy):
             keys = [key for key, value in self.optimizer.state.get(flat, {}).items() if value.shape == flat.shape]
             for index, parameter in zip(numbers, parameters, strict=True):
                 if keys:
-                    state[index] = {key: full(parameter, key) for key in keys}
+                    # Whole, and so not on the device: there is no room for it where ZeRO is needed.
+                    state[index] = {key: full(parameter, key).cpu() for key in keys}
         return {"state": state, "param_groups": groups}
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, key: str | None = None) -> None:
@@ -251,10 +270,18 @@ def deepspeed_options(config: PretrainConfig, world: int) -> dict[str, Any]:
         UserError: an option that another key decides.
     """
     given = copy.deepcopy(config.deepspeed)
+    for name in given:
+        if name in _SECTIONS and not isinstance(given[name], dict):
+            raise UserError(f"pretrain.deepspeed.{name}: holds options of its own, as 'key: value' lines")
     names = [*given, *(f"zero_optimization.{key}" for key in given.get("zero_optimization") or ())]
     for name in names:
         if name in _OWNED:
             raise UserError(f"pretrain.deepspeed.{name}: is decided by {_OWNED[name]}; set that")
+    for name in given:
+        if name not in (*_SECTIONS, *_VALUES):
+            near = difflib.get_close_matches(name, (*_SECTIONS, *_VALUES), 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else f": {', '.join((*_SECTIONS, *_VALUES))}"
+            raise UserError(f"pretrain.deepspeed.{name}: not an option that is passed on{hint}")
     stage = int(config.strategy.removeprefix("zero"))
     zero: dict[str, Any] = {"stage": stage, **(given.pop("zero_optimization", None) or {})}
     if config.offload:
@@ -281,20 +308,10 @@ def _deepspeed(context: Context) -> Any:
         raise UserError(f"DeepSpeed cannot be imported ({error}); pip install deepspeed") from None
     # An operator for small exchanges on CPUs; building it takes a compiler and minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", message=f".*{name}. is deprecated")  # DeepSpeed calls them, not we
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what is set on purpose
     return deepspeed
-
-
-def _check_names(given: dict[str, Any]) -> None:
-    """DeepSpeed passes over an option that it does not know (not in its sections: those it checks)."""
-    constants = importlib.import_module("deepspeed.runtime.constants")
-    known = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}
-    known |= {"zero_optimization", "compile", "pipeline", "comms_logger", "flops_profiler", "tensorboard", "aio"}
-    for name in set(given) - known:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        raise UserError(
-            f"pretrain.deepspeed.{name}: DeepSpeed has no such option" + (f"; did you mean {near[0]}?" if near else "")
-        )
 
 
 def _utils() -> Any:

@@ -43,14 +43,12 @@ class Backbone(nn.Module):
         num_classes: rows of the classifier.
         small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
             (He et al. 2016, section 4.2).
-        stochastic_depth: probability that the last block's residual branch is left out of an image's
-            training pass, growing linearly from 0 at the first (Huang et al. 2016).
 
     Raises:
         UserError: not one of ``resnet_names()``.
     """
 
-    def __init__(self, name: str, num_classes: int, small_stem: bool = False, stochastic_depth: float = 0.0) -> None:
+    def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
         super().__init__()
         check_name(name)
         if name == "resnet10":
@@ -64,11 +62,15 @@ class Backbone(nn.Module):
             self.body.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.body.maxpool = nn.Identity()
+
+    def drop_branches(self, probability: float) -> None:
+        """Stochastic depth: from now on the last block's residual branch is left out of an image's training
+        pass with this probability, growing linearly from 0 at the first (Huang et al. 2016)."""
         blocks = [block for block in self.body.modules() if isinstance(block, (BasicBlock, Bottleneck))]
-        for number, block in enumerate(blocks if stochastic_depth else ()):
+        for number, block in enumerate(blocks):
             last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
             # A hook and not a layer, so that the weights keep torchvision's names.
-            last.register_forward_hook(DropBranch(stochastic_depth * number / (len(blocks) - 1)))
+            last.register_forward_hook(DropBranch(probability * number / (len(blocks) - 1)))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Activations a(x): [B, 3, H, W] -> [B, dim]."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 import dist_train
@@ -24,9 +25,10 @@ from dist_train.data.files import write_text
 from dist_train.data.order import Order, rank_slice
 from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
-from dist_train.engine import checkpoint
-from dist_train.engine.loop import NonFiniteLoss
+from dist_train.engine import checkpoint, precision
+from dist_train.engine.loop import NonFinite
 from dist_train.engine.strategy import Strategy
+from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
 from dist_train.models.backbone import check_name
 
@@ -89,17 +91,37 @@ def open_run(config: Config, world: int = 1) -> Run:
     run = Run(config, shards, split, base, novel)
     sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
     # What would only fail hours later, or after a stage has begun, fails here.
-    order = Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)
-    share = rank_slice(order.batch(0)[0], 0, world * config.pretrain.accumulate)
-    if len(share) < 2:
-        raise UserError(
-            "pretrain.global_batch: leaves 1 image a rank and pass, batch norm needs 2; choose a larger one"
-        )
+    check_batch(Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed), config, world)
     check_name(config.pretrain.model)
     fewest = int(np.bincount(sizes["train", "novel"].labels).min())
     if max(config.evaluate.shots) > fewest:
         raise UserError(f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images")
     return run
+
+
+def check_batch(order: Order, config: Config, world: int) -> None:
+    """Raises UserError where a global batch does not divide into ranks and passes of 2 images or more."""
+    share = rank_slice(order.batch(0)[0], 0, world * config.pretrain.accumulate)
+    if len(share) < 2:
+        raise UserError(
+            "pretrain.global_batch: leaves 1 image a rank and pass, batch norm needs 2; choose a larger one"
+        )
+
+
+def check_options(config: Config, world: int) -> None:
+    """What the machine or DeepSpeed would refuse hours later.
+
+    Raises:
+        UserError: it names the key.
+    """
+    gpu = torch.cuda.is_available()
+    for section in ("pretrain", "extract", "learn"):
+        if getattr(config, section).precision == "fp16" and not gpu and not precision.cpu_has("fp16"):
+            raise UserError(f"{section}.precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
+    if config.pretrain.sync_batchnorm and not gpu:
+        raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
+    if config.pretrain.strategy != "ddp":
+        deepspeed_options(config.pretrain, world)
 
 
 class RunLock:
@@ -230,7 +252,7 @@ def continue_training(
         UserError: it is of other ``inputs``, all are damaged, or ranks found different ones: a network
             file system may show some nodes an old state for a while.
     """
-    saved = checkpoint.load_latest(folder, context.device)
+    saved = checkpoint.load_latest(folder, strategy.loads_on)
     if saved:
         checkpoint.check_inputs(saved, inputs, folder)
     found = context.gather(saved.state["step"] if saved else 0)
@@ -244,12 +266,13 @@ def continue_training(
     return saved.state if saved else None
 
 
-def diverged(error: NonFiniteLoss, stage: str, folder: Path, writer: checkpoint.Writer, keys: str) -> UserError:
+def diverged(error: NonFinite, stage: str, folder: Path, writer: checkpoint.Writer, keys: str) -> UserError:
     """What to tell where the loss is not finite: the step, the last good checkpoint, what to change."""
     writer.finish()
     good = checkpoint.steps(folder)
     last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    return UserError(f"{stage}: the loss is not finite at step {error.step}; {last}; {keys}")
+    again = f"start again with {keys}, and --redo or another --name"
+    return UserError(f"{stage}: loss or weights are not finite at step {error.step}; {last}; {again}")
 
 
 def finish_writes(writer: checkpoint.Writer, context: Context, stage: str) -> None:

@@ -19,10 +19,10 @@ from dist_train.data.activations import Activations, load
 from dist_train.data.augment import uniforms
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
-from dist_train.engine.loop import NonFiniteLoss
+from dist_train.engine.loop import NonFinite
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import release_steps, set_lr
-from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.precision import MixedPrecision, assert_float32, finite
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
 from dist_train.models.predictor import Predictor
@@ -135,7 +135,7 @@ def train(
 
     def check(sums: list[float]) -> None:
         if not np.isfinite(sums).all():
-            raise NonFiniteLoss(int(min(context.gather(bad.item()))))
+            raise NonFinite(int(min(context.gather(bad.item()))))
 
     def keep(step: int) -> None:
         """All that the next step needs. All ranks call it."""
@@ -143,6 +143,8 @@ def train(
         check(sums)
         state = {"step": step, "inputs": inputs, "window": [logged, sums]}
         tensors = strategy.tensors()
+        if not finite(tensors["model"]):
+            raise NonFinite(step)
         if context.main:
             path, retain = checkpoint.step_path(checkpoints, step), partial(checkpoint.retain, checkpoints, 2)
             writer.save(path, tensors, state, retain)
@@ -199,10 +201,12 @@ def train(
                 keep(number)
                 finish_writes(writer, context, "learn")
                 raise Stopped(f"learn {method}: saved at step {number} of {config.steps}")
+        if not finite(model.state_dict()):
+            raise NonFinite(config.steps)
         stop.finish()
         finish_writes(writer, context, "learn")
-    except NonFiniteLoss as error:
-        raise diverged(error, f"learn {method}", checkpoints, writer, "lower learn.lr") from None
+    except NonFinite as error:
+        raise diverged(error, f"learn {method}", checkpoints, writer, "a lower learn.lr") from None
     finally:
         bar.close()
         writer.close()

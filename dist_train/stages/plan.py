@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -12,15 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from dist_train.config import Config, PretrainConfig
 from dist_train.context import Context
 from dist_train.data.loader import train_side
-from dist_train.data.order import Order, rank_slice
+from dist_train.data.order import Order
 from dist_train.data.splits import load_split
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer, peak_lr
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import DataParallel
+from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import open_run
+from dist_train.stages.common import check_batch, open_run
 
 _ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no shards yet
 _GIB = 2**30
@@ -70,13 +72,14 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
 def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
     """Bytes of one rank in training, by what takes them. ``images`` are in flight at once.
 
-    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks.
+    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks;
+    in stage 3 each rank keeps a whole copy besides, for evaluation and checkpoints.
     """
     stage = 0 if config.strategy == "ddp" else int(config.strategy.removeprefix("zero"))
     whole = 4.0 * one.parameters
     moments = {"sgd": 1, "lars": 1, "lamb": 2}[config.optimizer]
     return {
-        "weights": whole / (world if stage == 3 else 1) * (2 if config.ema else 1),
+        "weights": (whole / world + whole if stage == 3 else whole) * (2 if config.ema else 1),
         "gradients": whole / (world if stage >= 2 else 1),
         "optimiser": 0.0 if config.offload else moments * whole / (world if stage >= 1 else 1),
         "activations": one.saved * images,
@@ -86,8 +89,8 @@ def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[s
 def measured_rate(config: PretrainConfig, classes: int, side: int, device: torch.device, seconds: float = 5.0) -> float:
     """Training images/s of one rank on this device: a few steps on synthetic images, without a loader."""
     batch = 64 if device.type == "cuda" else 8
-    model: nn.Module = Backbone(config.model, classes, config.small_stem, config.stochastic_depth).to(device)
-    precision = MixedPrecision(config.precision, device, config.tf32)
+    model: nn.Module = Backbone(config.model, classes, config.small_stem).to(device)
+    precision = MixedPrecision(config.precision, device)
     strategy = DataParallel(
         model, make_optimizer(model, config), precision, Context(device=device), config.channels_last
     )
@@ -121,7 +124,9 @@ def plan(config: Config, world: int) -> list[str]:
     options, data = config.pretrain, config.data
     images, classes, source = _counted(config, world)
     order = Order(images, options.global_batch, config.seed)
-    rank_slice(order.batch(0)[0], 0, world * options.accumulate)  # refuses what does not divide
+    check_batch(order, config, world)
+    if options.strategy != "ddp":
+        deepspeed_options(options, world)
     steps = order.steps(options.epochs)
     sides = [train_side(data, step * options.global_batch // images) for step in range(0, steps, max(1, steps // 500))]
     each = options.global_batch // world // options.accumulate
@@ -131,10 +136,17 @@ def plan(config: Config, world: int) -> list[str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # In the mean over the sides, by their operations.
     share = flops / (3 * options.global_batch * steps) / costs[max(sides)].flops
-    rate = measured_rate(options, classes, max(sides), device) / share
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     seen = steps * options.global_batch
-    hours = seen / (rate * world) / 3600
+    try:
+        print(f"dist-train: measuring a few steps on this machine's {name} ...", file=sys.stderr, flush=True)
+        rate = measured_rate(options, classes, max(sides), device) / share
+        hours = (
+            f"{seen / (rate * world) / 3600:,.1f} h for pretrain at {rate:,.1f} images/s a rank, measured now on this "
+            f"machine's {name} without a loader; exchanges and evaluation come on top"
+        )
+    except UserError as error:
+        hours = f"not measured on this machine ({error})"
     shown = f"{min(sides)} to {max(sides)}" if len(set(sides)) > 1 else f"{max(sides)}"
     return [
         f"run         {config.run_dir}",
@@ -148,8 +160,7 @@ def plan(config: Config, world: int) -> list[str]:
         f"memory      about {sum(parts.values()) / _GIB:.1f} GiB a rank: "
         + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items())
         + "; working buffers come on top",
-        f"time        {hours:,.1f} h for pretrain at {rate:,.1f} images/s a rank, measured now on this machine's "
-        f"{name} without a loader; exchanges and evaluation come on top",
+        f"time        {hours}",
         f"then        extract {images:,} images, learn {len(config.learn.methods)} predictor(s) of "
         f"{config.learn.steps:,} steps, evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from dist_train.data.order import Order
 from dist_train.data.pool import progress_bar
 from dist_train.data.splits import View
 from dist_train.engine import checkpoint
-from dist_train.engine.loop import NonFiniteLoss, Window, evaluate, train
+from dist_train.engine.loop import NonFinite, Window, evaluate, train
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import learning_rate, make_optimizer
-from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.precision import MixedPrecision, assert_float32, finite
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy, make_strategy
 from dist_train.errors import UserError
@@ -50,7 +50,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     torch.manual_seed(seed)
     model = build(run, context)
     optimizer = make_optimizer(model, config)
-    precision = MixedPrecision(config.precision, context.device, config.tf32)
+    precision = MixedPrecision(config.precision, context.device)
 
     strategy = make_strategy(model, optimizer, precision, config, context)
     rate = partial(learning_rate, total=total, warmup=warmup, epochs=config.epochs, config=config)
@@ -94,7 +94,11 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         if order.ends_epoch(step - 1) or last:
             ids = np.sort(val.ids)[context.rank :: context.world]  # in the order of the shards
             batch = max(1, config.global_batch // context.world // config.accumulate)
+            if window.steps:
+                window.total(context)  # before a broken model is called the best
             model = strategy.evaluated()
+            if not finite(model.state_dict()):
+                raise NonFinite(step)
             scores = evaluate(model, precision, eval_batches(val, ids, data, batch, context), len(val), context)
             if metrics:
                 metrics.write(step, scores)
@@ -114,10 +118,8 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         train(strategy, batches, config, seed, start, total, rate, objective, window, on_log, on_step)
         stop.finish()
         finish_writes(keep.writer, context, "pretrain")
-    except NonFiniteLoss as error:
-        raise diverged(
-            error, "pretrain", folder, keep.writer, "lower pretrain.lr, or clip (pretrain.clip_norm)"
-        ) from None
+    except NonFinite as error:
+        raise diverged(error, "pretrain", folder, keep.writer, "a lower pretrain.lr, or pretrain.clip_norm") from None
     finally:
         batches.close()
         bar.close()
@@ -147,6 +149,7 @@ class Keeper:
         self.run, self.stage, self.order, self.state = run, stage, order, state
         self.strategy, self.window = strategy, window
         self.folder, self.writer = stage.folder / "checkpoints", checkpoint.Writer()
+        self.saved: int | None = None  # by this start: one that is there may be damaged
         self.began = time.perf_counter() - state["seconds"]
 
     def seconds(self) -> float:
@@ -167,7 +170,10 @@ class Keeper:
         state["window"] = self.window.save(self.strategy.context) if self.window.steps else None
         path = checkpoint.step_path(self.folder, step)
         tensors = self.strategy.tensors()
-        if self.strategy.context.main and not path.exists():
+        if not finite(tensors["model"]):
+            raise NonFinite(step)
+        if self.strategy.context.main and step != self.saved:
+            self.saved = step
             state["next"] = fingerprint(self.run, self.order, step)
             retain = partial(checkpoint.retain, self.folder, config.keep, config.keep_every)
             self.writer.save(path, tensors, state, retain)
@@ -210,14 +216,13 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
 def build(run: Run, context: Context) -> Backbone:
     """The backbone to be trained, on its device."""
     config = run.config.pretrain
-    model: nn.Module = Backbone(config.model, len(run.base), config.small_stem, config.stochastic_depth)
+    model = Backbone(config.model, len(run.base), config.small_stem)
     if config.sync_batchnorm:
-        if context.device.type != "cuda":
-            raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(context.device)
+    if config.stochastic_depth:
+        model.drop_branches(config.stochastic_depth)  # after it: new layers would lack the hooks
     assert_float32(model)
-    return cast(Backbone, model)
+    return model.to(context.device)
 
 
 def load_backbone(run: Run, device: torch.device) -> Backbone:

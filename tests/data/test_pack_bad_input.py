@@ -58,7 +58,9 @@ def test_no_tar_at_all(sources):
     refused(text, "not a complete tar", train=text)
 
 
-@pytest.mark.parametrize("magic, name", [(gzip.compress(b"x", mtime=0), "gzip"), (b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz")])
+@pytest.mark.parametrize(
+    "magic, name", [(gzip.compress(b"x", mtime=0), "gzip"), (b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz")]
+)
 def test_compressed_archives(sources, magic, name):
     path = sources.root / "train.tar.gz"
     path.write_bytes(magic)

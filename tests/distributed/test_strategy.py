@@ -197,6 +197,9 @@ def test_a_run_goes_from_ddp_to_zero_on_other_ranks_and_back(config: Config, ran
         ({"bf16": {"enabled": True}}, "bf16.*pretrain.precision"),
         ({"zero_optimisation": {}}, "zero_optimisation.*did you mean zero_optimization"),
         ({"zero_optimization": {"reduce_bucket": 5}}, "reduce_bucket"),
+        ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload.*pretrain.offload"),
+        ({"zero_optimization": True}, "zero_optimization: holds options of its own"),
+        ({"loss_scale": 128}, "loss_scale: not an option that is passed on"),
     ],
 )
 def test_options_of_deepspeed_are_checked(options: dict[str, Any], told: str) -> None:
@@ -225,7 +228,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_chec
     assert 0 not in one.wait()
     newest = checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))
-    assert f"not finite at step {step + 1}; the last good checkpoint is {newest}" in one.error(0)
+    assert f"are not finite at step {step + 1}; the last good checkpoint is {newest}" in one.error(0)
     assert all(value.isfinite().all() for value in checkpoint.load(newest).tensors["model"].values())
 
 

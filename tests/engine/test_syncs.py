@@ -114,7 +114,8 @@ def prepare(device: torch.device, **options: Any) -> tuple[Loop, Strategy]:
         log_every=LOG_EVERY, checkpoint_every=1000, **options,
     )  # fmt: skip
     context = Context(device=device)
-    model = Backbone(config.model, 5, stochastic_depth=config.stochastic_depth).to(device)
+    model = Backbone(config.model, 5).to(device)
+    model.drop_branches(config.stochastic_depth)
     precision = MixedPrecision(config.precision, device)
     strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)
     images, labels = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)
@@ -158,7 +159,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 RECIPES: list[dict[str, Any]] = [
     {"clip_norm": 0.0},
     {"clip_norm": 1.0},
-    {"clip_norm": 1.0, "optimizer": "lamb", "loss": "bce"},
+    {"clip_norm": 1.0, "optimizer": "lamb", "loss": "bce", "label_smoothing": 0.0},
     {"optimizer": "lars"},
 ]
 

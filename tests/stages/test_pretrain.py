@@ -1,0 +1,103 @@
+"""What the backbone's training refuses to save, and what it puts right."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_train.config import Config
+from dist_train.context import Context
+from dist_train.engine import checkpoint
+from dist_train.engine.objective import Objective
+from dist_train.engine.preempt import Stopper
+from dist_train.engine.strategy import Strategy
+from dist_train.errors import UserError
+from dist_train.models.backbone import Backbone
+from dist_train.stages import common, pretrain
+
+
+def run(config: Config) -> None:
+    pretrain.run(common.open_run(config), Context(), Stopper(Context()))
+
+
+@pytest.mark.parametrize("broken", [4, 10])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_weights_that_a_gradient_broke_are_not_saved(
+    config: Config, monkeypatch: pytest.MonkeyPatch, broken: int, clip: float
+) -> None:
+    config = replace(config, pretrain=replace(config.pretrain, checkpoint_every=2, clip_norm=clip))
+    backward, calls = Strategy.backward, []
+
+    def worse(self: Any, loss: torch.Tensor) -> None:
+        backward(self, loss)
+        calls.append(1)
+        if len(calls) == broken:  # of 10 steps; its loss is finite
+            self.model.head.weight.grad *= float("inf")
+
+    monkeypatch.setattr(Strategy, "backward", worse)
+    with pytest.raises(UserError, match=rf"not finite at step {broken}; .*step-{broken - 2:08d}; .*--redo"):
+        run(config)
+    folder = config.run_dir / "pretrain"
+    saved = [*checkpoint.steps(folder / "checkpoints"), folder / "best"]
+    assert len(saved) > 1 or broken == 4
+    for path in saved:
+        if path.exists():
+            assert all(value.isfinite().all() for value in checkpoint.load(path).tensors["model"].values()), path
+    assert not (folder / "final").exists() and not (folder / "done.json").exists()
+
+
+def test_a_broken_model_is_never_the_best(config: Config) -> None:
+    options = replace(config.pretrain, lr=1e12, warmup_epochs=0, log_every=100, checkpoint_every=100)
+    with pytest.raises(UserError, match="not finite at step 2; there is no checkpoint yet"):
+        run(replace(config, pretrain=options))
+    assert not (config.run_dir / "pretrain" / "best").exists()
+
+
+def test_a_damaged_checkpoint_is_written_anew(config: Config) -> None:
+    config = replace(config, pretrain=replace(config.pretrain, checkpoint_every=2, keep=4))
+    run(config)
+    folder = config.run_dir / "pretrain"
+    for gone in (checkpoint.steps(folder / "checkpoints")[-1], folder / "final"):
+        shutil.rmtree(gone)
+    (folder / "done.json").unlink()
+    damaged = checkpoint.step_path(folder / "checkpoints", 8)
+    (damaged / "tensors.pt").write_bytes(b"x")
+    run(config)
+    assert checkpoint.load(damaged).state["step"] == 8
+
+
+def test_stochastic_depth_survives_synchronised_batch_norm() -> None:
+    model: Any = nn.SyncBatchNorm.convert_sync_batchnorm(Backbone("resnet10", 6))
+    model.drop_branches(0.5)
+    assert sum(len(layer._forward_hooks) for layer in model.modules()) == 4
+    model.body.layer4[0].train()
+    out = model.body.layer4[0].bn2._forward_hooks.popitem()[1](model.body.layer4[0].bn2, (), torch.ones(400, 2, 1, 1))
+    assert 120 < int((out.flatten(1).sum(1) == 0).sum()) < 280  # the last block's share: half
+
+
+def test_targets_of_binary_cross_entropy(config: Config) -> None:
+    objective = Objective(replace(config.pretrain, loss="bce", label_smoothing=0.0), 4)
+    logits = torch.zeros(2, 4, requires_grad=True)
+    objective.loss(logits, torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.1, 0.9, 0.0, 0.0]])).backward()
+    assert (logits.grad < 0).tolist() == [[False, True, True, False], [False, True, False, False]]  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1: must be 0 with pretrain.loss=bce"):
+        replace(config.pretrain, loss="bce", label_smoothing=0.1)
+
+
+def test_what_would_be_refused_hours_later(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.precision, "cpu_has", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for section in ("pretrain", "extract", "learn"):
+        wrong = replace(config, **{section: replace(getattr(config, section), precision="fp16")})
+        with pytest.raises(UserError, match=rf"{section}\.precision=fp16"):
+            common.check_options(wrong, 1)
+    with pytest.raises(UserError, match="sync_batchnorm"):
+        common.check_options(replace(config, pretrain=replace(config.pretrain, sync_batchnorm=True)), 1)
+    zero = replace(config.pretrain, strategy="zero2", deepspeed={"fp16": {}})
+    with pytest.raises(UserError, match=r"deepspeed\.fp16"):
+        common.check_options(replace(config, pretrain=zero), 1)
