@@ -161,7 +161,7 @@ def test_a_configuration_with_a_changed_node(config: Config, tmp_path: Path, dat
     assert error.getvalue().count("dist-train: error: ") == 1 and "Traceback" not in error.getvalue()
 
 
-@quiet
+@settings(quiet, max_examples=60)
 @given(content=st.binary(max_size=60))
 def test_a_configuration_of_any_bytes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.yaml"

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long  # three minutes; .ci/run runs it
 def test_soak(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "soak.py"), "--kills", "6", "--seed", "1", "--elastic", "1,2,4"]
     done = subprocess.run([*command, "--out", str(tmp_path / "soak.md")], capture_output=True, text=True, timeout=900,
