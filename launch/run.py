@@ -41,6 +41,7 @@ def work(config: Config, command: str, redo: bool) -> int:
             context.barrier("locked")
             monitor.publish()  # not before: another start may be at work, and the record is its own
             common.check_options(config, context.world)
+            common.check_device(config)
             set_tf32(config.pretrain.tf32)
             if command in ("run", "prepare"):
                 prepare(config, context)

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dist_train.config import STAGES, Config, to_dict
 from dist_train.context import Context
 from dist_train.data.files import write_text
@@ -99,9 +97,7 @@ def check(
     Raises:
         UserError: what and where.
     """
-    from dist_train.data.order import rank_slice
-    from dist_train.models.backbone import check_name
-    from dist_train.stages.common import check_inputs, open_run
+    from dist_train.stages.common import check_inputs, check_options, open_run
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
@@ -111,8 +107,7 @@ def check(
     _check_members(config, members)
     wanted = resources(cluster, "pretrain", asked)
     world = (wanted.nodes or 1) * wanted.ranks_per_node if "pretrain" in stages else 1
-    check_name(config.pretrain.model)
-    rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
+    check_options(config, world)
     _check_pack(config)
     if "prepare" not in stages:
         run = open_run(config, world)

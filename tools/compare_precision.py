@@ -29,12 +29,10 @@ from dist_train.config import (
     PretrainConfig,
 )
 from dist_train.context import Context
-from dist_train.data.drawing import draw, split_of
-from dist_train.data.pack import pack
-from dist_train.data.splits import save_split
 from dist_train.engine import metrics, precision
 from dist_train.engine.preempt import Stopper
 from dist_train.stages import common, extract, learn, pretrain
+from dist_train.stages.prepare import prepare
 
 KINDS = ("fp32", "bf16", "fp16")
 
@@ -42,9 +40,6 @@ KINDS = ("fp32", "bf16", "fp16")
 def base_config(folder: Path, epochs: float) -> Config:
     """A training of a minute or so on freshly drawn images."""
     drawn = DrawConfig(base_classes=20, novel_classes=2, train_per_class=60, val_per_class=30, size=48)
-    draw(drawn, folder / "train", folder / "val", progress=False)
-    save_split(split_of(drawn), folder / "split.json")
-    pack(PackConfig(train=folder / "train", val=folder / "val"), folder / "shards", progress=False)
     data = DataConfig(
         shards=str(folder / "shards"), split=str(folder / "split.json"), train_size=40, eval_resize=40, eval_size=40,
         scale=(0.3, 1.0),
@@ -52,11 +47,14 @@ def base_config(folder: Path, epochs: float) -> Config:
     options = PretrainConfig(
         model="resnet10", epochs=epochs, global_batch=60, lr=0.08, warmup_epochs=min(1, epochs / 4)
     )
-    return Config(
-        runs=folder / "runs", data=data, pretrain=options, extract=ExtractConfig(precision="fp32"),
+    config = Config(
+        runs=folder / "runs", data=data, pack=PackConfig(train=folder / "train", val=folder / "val", draw=drawn),
+        pretrain=options, extract=ExtractConfig(precision="fp32"),
         learn=LearnConfig(methods=["phi2"], steps=400, lr=0.03, log_every=400, checkpoint_every=400),
         evaluate=EvaluateConfig(methods=["phi2"], shots=[1]),
     )  # fmt: skip
+    prepare(config, Context())
+    return config
 
 
 def accuracy(config: Config) -> float:

@@ -14,19 +14,12 @@ from torch import nn
 from dist_train.config import PretrainConfig
 from dist_train.context import Context
 from dist_train.data.loader import Batch
+from dist_train.engine.finite import Losses, NonFinite
 from dist_train.engine.metrics import peak_memory_gib
 from dist_train.engine.objective import Objective, seed_step
 from dist_train.engine.optim import set_lr
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import Strategy
-
-
-class NonFinite(Exception):
-    """The loss or the weights of ``step`` are not finite numbers."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
 
 
 @dataclass
@@ -35,13 +28,13 @@ class Window:
 
     Attributes:
         sums: of this rank: loss and correct, over images; images replaced.
-        bad: the first step whose loss was not finite, on the device; infinity where all are.
+        losses: whether they are finite.
         steps: steps so far.
         timed: those of this start; ``data``, ``seconds``: theirs waiting for data, and altogether.
     """
 
     sums: torch.Tensor
-    bad: torch.Tensor
+    losses: Losses
     steps: int = 0
     timed: int = 0
     data: float = 0.0
@@ -59,7 +52,7 @@ class Window:
         self.sums[:2] += torch.stack([loss * len(labels), correct.float()])
         if replaced:
             self.sums[2] += replaced
-        self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=step))
+        self.losses.add(step, loss)
 
     def total(self, context: Context) -> list[float]:
         """The sums of all ranks. All ranks call it.
@@ -68,8 +61,7 @@ class Window:
             NonFinite: a loss since the last log line was not finite.
         """
         sums: list[float] = context.sum(self.sums.clone()).tolist()
-        if not math.isfinite(sums[0]):
-            raise NonFinite(int(min(context.gather(self.bad.item()))))
+        self.losses.check(sums[0], context)
         return sums
 
     def clear(self) -> None:
@@ -88,9 +80,7 @@ class Window:
     @classmethod
     def restore(cls, saved: dict[str, Any] | None, context: Context) -> Window:
         """The window as it was saved; on another number of ranks its sums are rank 0's."""
-        window = cls(
-            torch.zeros(3, dtype=torch.float64, device=context.device), torch.full((), math.inf, device=context.device)
-        )
+        window = cls(torch.zeros(3, dtype=torch.float64, device=context.device), Losses(context.device))
         if saved:
             window.steps = saved["steps"]
             parts = torch.tensor(saved["sums"], dtype=torch.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -78,11 +77,6 @@ def set_tf32(allowed: bool) -> None:
     """Whether GPUs may round the factors of float32 products to TF32, in this process."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-def finite(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether all weights are finite numbers: what is saved must be. Waits for the device."""
-    return bool(torch.stack([t.isfinite().all() for t in tensors.values() if t.is_floating_point()]).all())
 
 
 def assert_float32(model: nn.Module) -> None:

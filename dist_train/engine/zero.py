@@ -115,13 +115,12 @@ class DeepSpeed(Strategy):
         self.engine: Any = self.module
         if self.stage > 0:
             self.loads_on = torch.device("cpu")  # whole tensors, of which each rank takes its piece
-        if self.stage == 0 and config.channels_last:
+            self._clear_state()
+        elif config.channels_last:
             # Not before: DeepSpeed's first broadcast views weights as bytes. Not from stage 1 on: it lays
             # weights in a row; channels_last images alone give convolutions the format.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.align()
-        if self.stage > 0:
-            self._clear_state()
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -134,13 +133,11 @@ class DeepSpeed(Strategy):
 
     def backward(self, loss: torch.Tensor) -> None:
         scaler = self.precision.scaler
-        if not scaler.is_enabled():
-            self.engine.backward(loss, scale_wrt_gas=False)
-        elif self.stage == 0:
-            self.engine.backward(self.precision.scale(loss), scale_wrt_gas=False)
-        else:
+        if self.stage == 0:
+            loss = self.precision.scale(loss)
+        elif scaler.is_enabled():
             self.engine_optimizer.override_loss_scale(scaler.get_scale())  # it multiplies, and divides in its step
-            self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, clip_norm: float, norm: bool) -> torch.Tensor | None:
         if self.stage == 0:

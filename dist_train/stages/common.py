@@ -26,7 +26,7 @@ from dist_train.data.order import Order, rank_slice
 from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
 from dist_train.engine import checkpoint, precision
-from dist_train.engine.loop import NonFinite
+from dist_train.engine.finite import NonFinite
 from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
@@ -91,37 +91,43 @@ def open_run(config: Config, world: int = 1) -> Run:
     run = Run(config, shards, split, base, novel)
     sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
     # What would only fail hours later, or after a stage has begun, fails here.
-    check_batch(Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed), config, world)
-    check_name(config.pretrain.model)
+    Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
+    check_options(config, world)
     fewest = int(np.bincount(sizes["train", "novel"].labels).min())
     if max(config.evaluate.shots) > fewest:
         raise UserError(f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images")
     return run
 
 
-def check_batch(order: Order, config: Config, world: int) -> None:
-    """Raises UserError where a global batch does not divide into ranks and passes of 2 images or more."""
-    share = rank_slice(order.batch(0)[0], 0, world * config.pretrain.accumulate)
-    if len(share) < 2:
-        raise UserError(
-            "pretrain.global_batch: leaves 1 image a rank and pass, batch norm needs 2; choose a larger one"
-        )
-
-
 def check_options(config: Config, world: int) -> None:
-    """What the machine or DeepSpeed would refuse hours later.
+    """What does not fit together, whatever the machine and the images.
 
     Raises:
         UserError: it names the key.
     """
-    gpu = torch.cuda.is_available()
-    for section in ("pretrain", "extract", "learn"):
-        if getattr(config, section).precision == "fp16" and not gpu and not precision.cpu_has("fp16"):
-            raise UserError(f"{section}.precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
-    if config.pretrain.sync_batchnorm and not gpu:
-        raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
+    check_name(config.pretrain.model)
+    share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
+    if len(share) < 2:
+        raise UserError(
+            "pretrain.global_batch: leaves 1 image a rank and pass, batch norm needs 2; choose a larger one"
+        )
     if config.pretrain.strategy != "ddp":
         deepspeed_options(config.pretrain, world)
+
+
+def check_device(config: Config) -> None:
+    """What this machine cannot do, in a later stage too.
+
+    Raises:
+        UserError: it names the key.
+    """
+    if torch.cuda.is_available():
+        return
+    for section in ("pretrain", "extract", "learn"):
+        if getattr(config, section).precision == "fp16" and not precision.cpu_has("fp16"):
+            raise UserError(f"{section}.precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
+    if config.pretrain.sync_batchnorm:
+        raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
 
 
 class RunLock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,10 +18,10 @@ from dist_train.data.activations import Activations, load
 from dist_train.data.augment import uniforms
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
-from dist_train.engine.loop import NonFinite
+from dist_train.engine.finite import Losses, NonFinite, check_weights
 from dist_train.engine.metrics import Metrics
-from dist_train.engine.optim import release_steps, set_lr
-from dist_train.engine.precision import MixedPrecision, assert_float32, finite
+from dist_train.engine.optim import release_steps, set_lr, sgd
+from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
 from dist_train.models.predictor import Predictor
@@ -118,9 +117,8 @@ def train(
     torch.manual_seed(seed)
     model = Predictor(method, bank.means.shape[1], config).to(context.device)
     assert_float32(model)
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
+    optimizer = sgd(groups, config.momentum, nesterov=False)
     precision = MixedPrecision(config.precision, context.device)
     checkpoints = folder / "checkpoints"
     strategy = SummedGradients(model, optimizer, precision, context)
@@ -130,21 +128,16 @@ def train(
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
     loss_sum, logged = _restore(window, start, context)
-    bad = torch.full((), math.inf, device=context.device)  # the first step whose loss was not finite
+    losses = Losses(context.device)
     writer = checkpoint.Writer()
-
-    def check(sums: list[float]) -> None:
-        if not np.isfinite(sums).all():
-            raise NonFinite(int(min(context.gather(bad.item()))))
 
     def keep(step: int) -> None:
         """All that the next step needs. All ranks call it."""
         sums = context.gather(loss_sum.item())
-        check(sums)
+        losses.check(sum(sums), context)
         state = {"step": step, "inputs": inputs, "window": [logged, sums]}
         tensors = strategy.tensors()
-        if not finite(tensors["model"]):
-            raise NonFinite(step)
+        check_weights(tensors["model"], step)
         if context.main:
             path, retain = checkpoint.step_path(checkpoints, step), partial(checkpoint.retain, checkpoints, 2)
             writer.save(path, tensors, state, retain)
@@ -170,11 +163,11 @@ def train(
             strategy.step(clip_norm=0.0, norm=False)
             number = step + 1
             loss_sum += loss.detach()
-            bad = torch.where(loss.detach().isfinite(), bad, bad.clamp(max=number))
+            losses.add(number, loss.detach())
             if number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == config.steps:
                 now = time.perf_counter()
                 mean_loss = context.sum(loss_sum).item() / (number - logged)
-                check([mean_loss])
+                losses.check(mean_loss, context)
                 top1 = base_top1(model, bank, context)
                 if metrics:
                     rate = (number - start) / (now - began - paused)
@@ -201,8 +194,7 @@ def train(
                 keep(number)
                 finish_writes(writer, context, "learn")
                 raise Stopped(f"learn {method}: saved at step {number} of {config.steps}")
-        if not finite(model.state_dict()):
-            raise NonFinite(config.steps)
+        check_weights(model.state_dict(), config.steps)
         stop.finish()
         finish_writes(writer, context, "learn")
     except NonFinite as error:

@@ -19,10 +19,9 @@ from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer, peak_lr
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import DataParallel
-from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import check_batch, open_run
+from dist_train.stages.common import check_options, open_run
 
 _ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no shards yet
 _GIB = 2**30
@@ -124,9 +123,7 @@ def plan(config: Config, world: int) -> list[str]:
     options, data = config.pretrain, config.data
     images, classes, source = _counted(config, world)
     order = Order(images, options.global_batch, config.seed)
-    check_batch(order, config, world)
-    if options.strategy != "ddp":
-        deepspeed_options(options, world)
+    check_options(config, world)
     steps = order.steps(options.epochs)
     sides = [train_side(data, step * options.global_batch // images) for step in range(0, steps, max(1, steps // 500))]
     each = options.global_batch // world // options.accumulate

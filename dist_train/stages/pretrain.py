@@ -18,11 +18,12 @@ from dist_train.data.order import Order
 from dist_train.data.pool import progress_bar
 from dist_train.data.splits import View
 from dist_train.engine import checkpoint
-from dist_train.engine.loop import NonFinite, Window, evaluate, train
+from dist_train.engine.finite import NonFinite, check_weights
+from dist_train.engine.loop import Window, evaluate, train
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import learning_rate, make_optimizer
-from dist_train.engine.precision import MixedPrecision, assert_float32, finite
+from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy, make_strategy
 from dist_train.errors import UserError
@@ -97,8 +98,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             if window.steps:
                 window.total(context)  # before a broken model is called the best
             model = strategy.evaluated()
-            if not finite(model.state_dict()):
-                raise NonFinite(step)
+            check_weights(model.state_dict(), step)
             scores = evaluate(model, precision, eval_batches(val, ids, data, batch, context), len(val), context)
             if metrics:
                 metrics.write(step, scores)
@@ -166,14 +166,15 @@ class Keeper:
     def step(self) -> None:
         """All that the next step needs. All ranks call it."""
         config, step = self.run.config.pretrain, self.state["step"]
+        if step == self.saved:  # due and told to leave at once
+            return
+        self.saved = step
         state = {**self.state, "inputs": self.stage.inputs, "seconds": self.seconds()}
         state["window"] = self.window.save(self.strategy.context) if self.window.steps else None
         path = checkpoint.step_path(self.folder, step)
         tensors = self.strategy.tensors()
-        if not finite(tensors["model"]):
-            raise NonFinite(step)
-        if self.strategy.context.main and step != self.saved:
-            self.saved = step
+        check_weights(tensors["model"], step)
+        if self.strategy.context.main:
             state["next"] = fingerprint(self.run, self.order, step)
             retain = partial(checkpoint.retain, self.folder, config.keep, config.keep_every)
             self.writer.save(path, tensors, state, retain)
