@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -76,7 +77,8 @@ def test_no_answer_is_not_no_jobs(
         if sum(slept) > 25:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs.time, "sleep", sleep)
+    # The name in jobs alone: subprocess waits for squeue by the same time.sleep.
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
     assert main(["logs", str(config.run_dir), "-f"]) == 0
     assert sum(slept) > 25 and capsys.readouterr().err.count("following on") == 1
 

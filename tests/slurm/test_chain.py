@@ -205,7 +205,7 @@ def test_watched_and_cancelled_is_not_started_again(
 ) -> None:
     one = chain(pretrain={**SLOW["pretrain"], "epochs": 200})
     assert one.submit() == 0
-    one.wait(lambda: len(one.rows("pretrain")) > 3)
+    one.wait(lambda: len(one.rows("pretrain")) > 3 and checkpoint.steps(one.run / "pretrain" / "checkpoints"))
     command = [sys.executable, "-m", "dist_train", "logs", str(one.run), "-f"]
     following = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     (tmp_path / "bin").mkdir()
