@@ -161,10 +161,13 @@ def _twice(node: Any) -> Iterator[tuple[str, int]]:
 def check_keys(
     path: Path, content: dict[Any, Any], kind: type[Any], prefix: str = "", keys: list[str] | None = None
 ) -> None:
-    """Raises UserError where one of ``content`` is none of the dataclass ``kind``, which is at ``prefix``."""
-    inner, keys = _inner(kind), keys or list(fields(kind, prefix))
+    """Raises UserError where a key of ``content`` is none of the dataclass ``kind``, which is at ``prefix``, or
+    has no value where it needs one."""
+    hints, inner, keys = get_type_hints(kind), _inner(kind), keys or list(fields(kind, prefix))
     for name, value in content.items():
         if name not in inner:
             raise UserError(f"{path}: {unknown_key(f'{prefix}{name}', keys)}")
+        if value is None and type(None) not in get_args(hints[name]):  # jsonargparse takes it for any type
+            raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
         if isinstance(value, dict) and dataclasses.is_dataclass(inner[name]):
             check_keys(path, value, inner[name], f"{prefix}{name}.", keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 
@@ -11,12 +12,10 @@ from dist_train.engine.monitor import Monitor
 from dist_train.engine.precision import set_tf32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import STOPPED, UserError
-from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.stages import common
 from dist_train.stages.prepare import prepare
 
 log = logging.getLogger("dist_train")
-
-_CHAPTERS = {"pretrain": pretrain, "extract": extract, "learn": learn, "evaluate": evaluate}
 
 
 def work(config: Config, command: str, redo: bool) -> int:
@@ -51,8 +50,10 @@ def work(config: Config, command: str, redo: bool) -> int:
                 run = common.open_run(config, context.world)
                 lock.acquire()
                 for name in STAGES if command == "run" else (command,):
+                    # Imported when it is due: torchvision, of the first two, takes seconds.
+                    chapter = importlib.import_module(f"dist_train.stages.{name}")
                     # redo takes the later ones along
-                    _CHAPTERS[name].run(run, context, stop, redo and name in (command, STAGES[0]))
+                    chapter.run(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as reason:
             if context.main:
                 why = stop.reason or "another rank was told to"

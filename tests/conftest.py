@@ -40,6 +40,12 @@ DRAWN = DrawConfig(base_classes=6, novel_classes=3, train_per_class=20, val_per_
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that wait the longest first, so that those that compute run beside them (pytest --numprocesses)."""
+    first = ("slurm", "launch", "distributed")
+    items.sort(key=lambda item: next((n for n, name in enumerate(first) if name == item.path.parent.name), len(first)))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """The command line, called in this process, takes all CPUs for torch; other sums, other last bits."""

@@ -8,6 +8,12 @@ from typing import Any, Literal
 from dist_train.config.checks import at_least, require
 
 Precision = Literal["bf16", "fp16", "fp32"]
+# torchvision's ResNets, and the few-shot literature's ResNet-10 (one basic block a stage; Hariharan & Girshick
+# 2017), which torchvision does not name. Named here: torchvision takes seconds to import.
+MODELS = (
+    *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
 Strategy = Literal["ddp", "zero0", "zero1", "zero2", "zero3"]
 
 
@@ -17,7 +23,7 @@ class PretrainConfig:
     Goyal et al. 2017 (warm-up, linear rule), cosine decay and label smoothing (He et al. 2019)."""
 
     model: str = "resnet50"
-    """Any torchvision ResNet by name (the paper: ResNet-50)."""
+    """Any torchvision ResNet by name, or resnet10 (the paper: ResNet-50)."""
     small_stem: bool = False
     """3x3 stem without max-pooling, for images of 32 pixels or so (He et al. 2016, section 4.2)."""
     epochs: float = 90
@@ -87,6 +93,7 @@ class PretrainConfig:
     """Optimiser steps between lines in TensorBoard and metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        require(self.model in MODELS, "pretrain.model", self.model, f"one of {', '.join(MODELS)}")
         names = ("global_batch", "accumulate", "checkpoint_every", "log_every", "keep")
         at_least(self, "pretrain", 1, *names)
         at_least(self, "pretrain", 0, "keep_every", "lr", "momentum", "weight_decay", "warmup_epochs")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms import v2
 
 from dist_train.config import PretrainConfig
 
@@ -20,9 +22,12 @@ class Objective:
 
     def __init__(self, config: PretrainConfig, classes: int) -> None:
         self.smoothing = config.label_smoothing
-        ways = [(v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)]
-        mixes = [way(alpha=alpha, num_classes=classes) for way, alpha in ways if alpha]
-        self._mix = v2.RandomChoice(mixes) if mixes else None
+        self._mix: Callable[..., Any] | None = None
+        if config.mixup or config.cutmix:
+            from torchvision.transforms import v2  # not above: it takes seconds
+
+            ways = [(v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)]
+            self._mix = v2.RandomChoice([way(alpha=alpha, num_classes=classes) for way, alpha in ways if alpha])
         self._bce: nn.Module | None = None
         if config.loss == "bce":
             from timm.loss import BinaryCrossEntropy

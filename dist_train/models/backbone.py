@@ -8,21 +8,6 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import stochastic_depth as drop_rows
 
-from dist_train.errors import UserError
-
-
-def resnet_names() -> list[str]:
-    """The models that this program trains: torchvision's ResNets, and the few-shot literature's
-    ResNet-10 (one basic block a stage; Hariharan & Girshick 2017), which torchvision does not name."""
-    names = torchvision.models.list_models(module=torchvision.models)
-    return ["resnet10", *(name for name in names if "resnet" in name or "resnext" in name)]
-
-
-def check_name(name: str) -> None:
-    """Raises UserError for a name that is not one of ``resnet_names()``."""
-    if name not in resnet_names():
-        raise UserError(f"pretrain.model={name!r}: not a known ResNet; give one of {', '.join(resnet_names())}")
-
 
 class DropBranch:
     """A forward hook that leaves the output out for some images of a training batch."""
@@ -39,18 +24,14 @@ class Backbone(nn.Module):
     fully connected classifier on it.
 
     Args:
-        name: torchvision's name, or resnet10.
+        name: one of ``config.MODELS``.
         num_classes: rows of the classifier.
         small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
             (He et al. 2016, section 4.2).
-
-    Raises:
-        UserError: not one of ``resnet_names()``.
     """
 
     def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
         super().__init__()
-        check_name(name)
         if name == "resnet10":
             self.body = ResNet(BasicBlock, [1, 1, 1, 1])
         else:

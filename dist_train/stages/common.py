@@ -30,7 +30,6 @@ from dist_train.engine.finite import NonFinite
 from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
-from dist_train.models.backbone import check_name
 
 log = logging.getLogger("dist_train")
 
@@ -105,7 +104,6 @@ def check_options(config: Config, world: int) -> None:
     Raises:
         UserError: it names the key.
     """
-    check_name(config.pretrain.model)
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:
         raise UserError(

@@ -67,6 +67,9 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     path = tmp_path / "c.yaml"
     path.write_text("pretrain:\n  lerning_rate: 1\n")
     assert "unknown key 'pretrain.lerning_rate'" in refused(capsys, "pretrain", "--config", path)
+    for text, key in (("data: {split: null}", "data.split"), ("data:", "data"), ("learn: {lr: }", "learn.lr")):
+        path.write_text(text)  # the first was found by tests/data/test_fuzz.py
+        assert f"{key} has no value; give one, or leave the key out" in refused(capsys, "pretrain", "--config", path)
     path.write_text("data:\n  shards: [\n")
     refused(capsys, "pretrain", "--config", path)
     assert "(demo, imagenet, recipes/classic_90, " in refused(capsys, "pretrain", "--config", "nowhere")
