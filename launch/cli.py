@@ -23,7 +23,9 @@ from launch import commands as commands_around
 from launch.parsing import Parser, check_yaml, find_yaml, one_line
 
 
-def build_parser() -> Parser:
+def build_parser(words: Sequence[str]) -> Parser:
+    """The parser of a command line of these words: only the commands among them get the options of a run, whose
+    making takes a tenth of a second for each."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(
         prog="dist-train",
@@ -75,14 +77,14 @@ def build_parser() -> Parser:
     resume.add_argument("--batches", type=int, default=4, help="Global batches to compare.")
     commands.add_subcommand("verify-resume", resume, help="prove that resuming is exact")
 
-    commands_around.add(commands, Parser)
+    commands_around.add(commands, Parser, words)
 
     whole = "all stages in turn (pack where asked, pretrain, extract, learn, evaluate), skipping what is done"
     told = {"run": whole, "prepare": "draw and pack, where the configuration asks for it"}
     for name in ("run", "prepare", *STAGES):
         stage = Parser(description=f"Run {told[name]}." if name == "run" else f"Run the stage {name}.")
-        stage.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
-        stage.add_class_arguments(Config)
+        if name in words:
+            commands_around.add_run_options(stage)
         stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
         if name == "run":
             stage.add_argument("--dry_run", action="store_true", help="Print steps, memory and time; start nothing.")
@@ -99,8 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)  # type: ignore[assignment]
     command = ""
     try:
-        parser = build_parser()
-        options = parser.parse_args(_named_configs(sys.argv[1:] if arguments is None else list(arguments)))
+        words = _named_configs(sys.argv[1:] if arguments is None else list(arguments))
+        parser = build_parser(words)
+        options = parser.parse_args(words)
         command = options.command
         actions = {
             "pack": _pack,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 ASKED = ("partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "minutes")
 
 
-def add(commands: Any, parser: Callable[..., Any]) -> None:
-    """Add the parsers of these commands."""
+def add(commands: Any, parser: Callable[..., Any], words: Sequence[str]) -> None:
+    """Add the parsers of these commands, for a command line of these words."""
     local = parser(description="Run all stages on this machine with torch's launcher; a dead worker's group starts "
                                "again and continues. Ctrl-C saves and leaves.")  # fmt: skip
-    _run_options(local)
+    if "local" in words:
+        add_run_options(local)
     local.add_argument("--workers", type=int, default=1, help="Ranks: one a GPU, or a few on CPUs.")
     local.add_argument("--starts", type=int, default=3, help="Give up after so many starts without progress.")
 
     slurm = parser(description="Submit the stages as a chain of SLURM jobs. Stopped by preemption or a time limit, "
                                "a job saves, requeues itself and continues.")  # fmt: skip
-    _run_options(slurm)
+    if "slurm" in words:
+        add_run_options(slurm)
     slurm.add_argument(
         "--cluster",
         required=True,
@@ -82,7 +84,8 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
     commands.add_subcommand("doctor", doctor, help="check this machine or cluster")
 
 
-def _run_options(parser: Any) -> None:
+def add_run_options(parser: Any) -> None:
+    """Every key of the configuration, and ``--config``."""
     parser.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
     parser.add_class_arguments(Config)
 
