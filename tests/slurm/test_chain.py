@@ -105,6 +105,9 @@ def usr2(one: Chain, stage: str) -> None:
 
 def requeue(one: Chain, stage: str) -> None:
     output("scontrol", "requeue", one.job(stage))
+    # SLURM itself would let it wait for two minutes.
+    one.wait(lambda: "JobState=PENDING" in output("scontrol", "-o", "show", "job", one.job(stage)))
+    output("scontrol", "update", f"JobId={one.job(stage)}", "StartTime=now")
 
 
 def killed_rank(one: Chain, stage: str) -> None:
@@ -205,7 +208,14 @@ def test_watched_and_cancelled_is_not_started_again(
 ) -> None:
     one = chain(pretrain={**SLOW["pretrain"], "epochs": 200})
     assert one.submit() == 0
-    one.wait(lambda: len(one.rows("pretrain")) > 3 and checkpoint.steps(one.run / "pretrain" / "checkpoints"))
+
+    def said(*wanted: str) -> bool:
+        capsys.readouterr()
+        assert main(["status", str(one.run)]) == 0
+        told = capsys.readouterr().out
+        return all(text in told for text in wanted)
+
+    one.wait(lambda: len(one.rows("pretrain")) > 3)
     command = [sys.executable, "-m", "dist_train", "logs", str(one.run), "-f"]
     following = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     (tmp_path / "bin").mkdir()
@@ -216,10 +226,7 @@ def test_watched_and_cancelled_is_not_started_again(
     ):
         with monkeypatch.context() as without:  # sacct, then squeue too
             without.setenv("PATH", path)
-            capsys.readouterr()
-            assert main(["status", str(one.run)]) == 0
-            told = capsys.readouterr().out
-            assert wanted in told and "checkpoint step-" in told and "now: pretrain" in told, told
+            one.wait(lambda wanted=wanted: said(wanted, "checkpoint step-", "now: pretrain"))  # type: ignore[misc]
     assert main(["cancel", str(one.run)]) == 0
     one.wait(lambda: not jobs.active(one.run))
     followed, _ = following.communicate(timeout=60)  # ends with the job
