@@ -105,9 +105,6 @@ def usr2(one: Chain, stage: str) -> None:
 
 def requeue(one: Chain, stage: str) -> None:
     output("scontrol", "requeue", one.job(stage))
-    # SLURM itself would let it wait for two minutes.
-    one.wait(lambda: "JobState=PENDING" in output("scontrol", "-o", "show", "job", one.job(stage)))
-    output("scontrol", "update", f"JobId={one.job(stage)}", "StartTime=now")
 
 
 def killed_rank(one: Chain, stage: str) -> None:
