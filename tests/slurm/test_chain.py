@@ -25,7 +25,7 @@ from launch.cli import main
 Make = Callable[..., Chain]
 SLOW = {
     "pretrain": {"epochs": 16, "checkpoint_every": 10, "log_every": 2},
-    "learn": {"steps": 1500, "checkpoint_every": 100, "log_every": 20},
+    "learn": {"steps": 600, "checkpoint_every": 50, "log_every": 10},
 }
 
 
