@@ -15,13 +15,12 @@ from typing import Any
 
 from dist_train.config.checks import at_least, require
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, PackConfig
-from dist_train.config.fewshot import METHODS, PREDICTORS, EvaluateConfig, ExtractConfig, LearnConfig
+from dist_train.config.fewshot import PREDICTORS, EvaluateConfig, ExtractConfig, LearnConfig
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
 STAGES = ("pretrain", "extract", "learn", "evaluate")
 
 __all__ = [
-    "METHODS",
     "MODELS",
     "PREDICTORS",
     "STAGES",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,9 @@ from scipy import stats
 from dist_train.data.activations import Activations
 from dist_train.data.shards import Subset
 from dist_train.errors import UserError
+from dist_train.fewshot.method import Method
 
-METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic")
-
-
-class Method(Protocol):
-    """One row of the table. Made once from the base activations; scores of one query are comparable
-    over all classes, base and novel."""
-
-    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        """[Q, C] -> [Q, base classes]."""
-
-    def novel_scores(self, queries: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
-        """Queries [Q, C] and support [novel classes, k, C] -> [Q, novel classes]."""
+METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
 
 
 @dataclass(frozen=True)
@@ -79,34 +69,64 @@ def assert_disjoint(support: Subset, support_ids: npt.NDArray[Any], query: Subse
 class JointScorer:
     """Ranks of the true class among all classes, for one method.
 
-    The base classes' part is computed once; a draw adds the novel columns. A tie goes to the class
-    with the lower number, base before novel, so that a draw cannot win by ties.
+    The base classes' part is computed once, unless supports change it; a draw adds the novel columns. A tie
+    goes to the class with the lower number, base before novel, so that a draw cannot win by ties.
     """
 
     def __init__(self, method: Method, base: Queries, novel: Queries) -> None:
         self.method, self.base, self.novel = method, base, novel
-        scores = method.base_scores(base.activations)
-        own = scores.gather(1, base.labels[:, None])
-        lower = torch.arange(scores.shape[1], device=scores.device) < base.labels[:, None]
-        self.own = own
-        self.ahead = ((scores > own) | ((scores == own) & lower)).sum(1)
+        if not method.moves_base:
+            self._keep(method.base_scores(base.activations), method.base_scores(novel.activations))
+
+    def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
+        """What a draw needs of the scores of base classes, for base and for novel queries."""
+        self._own, self._ahead = _own_and_ahead(base, self.base.labels)
         # Five competitors are all that top-5 can tell apart.
-        scores = method.base_scores(novel.activations)
-        self.rivals = scores.topk(min(5, scores.shape[1])).values
+        self._rivals = novel.topk(min(5, novel.shape[1])).values
 
     def draw(self, support: torch.Tensor) -> dict[str, float]:
-        """Percentages for one support set, float32 [novel classes, k, C]."""
-        novel = self.method.novel_scores(self.base.activations, support)
-        base_rank = self.ahead + (novel > self.own).sum(1)
-        scores = self.method.novel_scores(self.novel.activations, support)
-        own = scores.gather(1, self.novel.labels[:, None])
-        lower = torch.arange(scores.shape[1], device=scores.device) < self.novel.labels[:, None]
-        novel_rank = (self.rivals >= own).sum(1) + ((scores > own) | ((scores == own) & lower)).sum(1)
+        """Percentages for one support set, float32 [novel classes, k, C], by the names in ``METRICS``."""
+        scorer = self.method.take(support)
+        novel, scores = scorer(self.base.activations), scorer(self.novel.activations)
+        if self.method.moves_base:
+            classes = novel.shape[1] - len(support)
+            self._keep(novel[:, :classes], scores[:, :classes])
+            novel, scores = novel[:, classes:], scores[:, classes:]
+        base_rank = self._ahead + (novel > self._own).sum(1)
+        own, ahead = _own_and_ahead(scores, self.novel.labels)
+        novel_rank = (self._rivals >= own).sum(1) + ahead
         found = {}
         for name, rank in (("base", base_rank), ("novel", novel_rank)):
             for k in (1, 5):
                 found[f"{name}_top{k}"] = 100 * (rank < k).double().mean().item()
-        return {**found, "harmonic": harmonic_mean(found["base_top1"], found["novel_top1"])}
+        found["harmonic"] = harmonic_mean(found["base_top1"], found["novel_top1"])
+        # How much may be added to the novel classes' scores before, or must be until, the query is lost or won.
+        lost = (self._own[:, 0] - novel.amax(1))[self._ahead == 0]
+        won = (self._rivals[:, 0] - own[:, 0])[ahead == 0]
+        found["ausuc"] = seen_unseen_area(lost, won, len(self.base.labels), len(self.novel.labels))
+        return found
+
+
+def _own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The true class's score [Q, 1], and how many classes of the same kind come before it [Q]."""
+    own = scores.gather(1, labels[:, None])
+    lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    return own, ((scores > own) | ((scores == own) & lower)).sum(1)
+
+
+def seen_unseen_area(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) -> float:
+    """Area under the seen-unseen curve, in percent of the square (AUSUC; Chao et al. 2016, section 4): base
+    against novel top-1 as a number added to every novel score goes from minus to plus infinity.
+
+    Args:
+        lost: for each base query that is right among base classes, the offset above which it is lost.
+        won: for each novel query that is right among novel classes, the offset above which it is won.
+        base, novel: numbers of queries.
+    """
+    # Where a novel query is won, the height of the curve is the share of base queries still right.
+    order = lost.double().sort().values
+    still = len(order) - torch.searchsorted(order, won.double(), right=True)
+    return 100 * still.double().sum().item() / (base * novel)
 
 
 def harmonic_mean(a: float, b: float) -> float:
@@ -118,3 +138,10 @@ def summary(draws: Sequence[float]) -> dict[str, Any]:
     values = np.asarray(draws, np.float64)
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return {"mean": float(values.mean()), "ci95": float(half), "draws": [round(v, 6) for v in values.tolist()]}
+
+
+def paired(draws: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+    """Mean difference between two methods, draw by draw, and the half-width of its 95% t-interval: supports
+    are the same, so what makes one draw easy cancels."""
+    found = summary([a - b for a, b in zip(draws, others, strict=True)])
+    return {"mean": found["mean"], "ci95": found["ci95"]}

@@ -8,14 +8,14 @@ from typing import Any
 
 from dist_train.fewshot import chart, paper
 from dist_train.fewshot.chart import Series, line_chart
-from dist_train.fewshot.protocol import harmonic_mean
+from dist_train.fewshot.methods import LABELS
+from dist_train.fewshot.protocol import harmonic_mean, paired
 
-NAMES = {"nn": "NN + cosine", "mean": "Class mean + cosine", "phi1": "φ1", "phi2": "φ2", "phi2star": "φ2*"}
 PAPER_SETTING = "ImageNet 900/100, one draw"
 
 
 def name_of(method: str) -> str:
-    return NAMES.get(method, method)
+    return LABELS.get(method, method)
 
 
 # ---- table.md
@@ -45,7 +45,34 @@ def table_markdown(results: Mapping[str, Any]) -> str:
         for k in shots:
             cells += _paper_cells(row, k)
         lines.append(_line([f"{row.method} (paper, {PAPER_SETTING})", *cells]))
-    return "\n".join([*lines, "", f"{_how(results)} {_where(results)}", ""])
+    lines += ["", f"{_how(results)} {_where(results)}", ""]
+    rival, rows = against(results)
+    if rows:
+        heads = [f"{k}-shot {title}" for k in shots for title in AGAINST.values()]
+        lines += [f"Less {name_of(rival)}, draw by draw (points; 95% t-interval of the difference):", ""]
+        lines += [_line(["method", *heads]), _line(["---"] + ["---:"] * len(heads))]
+        lines += [_line([name_of(m), *(_signed(v) for v in values)]) for m, values in rows.items()] + [""]
+    return "\n".join(lines)
+
+
+AGAINST = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
+
+
+def against(results: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, float]]]]:
+    """The method that the others are compared with (phi2, or else the last), and for each of the others the
+    paired differences from it: of every number of shots the metrics of ``AGAINST``."""
+    methods = results["methods"]
+    rival = "phi2" if "phi2" in methods else list(methods)[-1]
+    rows = {}
+    for method in (m for m in methods if m != rival):
+        pairs = [(methods[method][str(k)][metric], methods[rival][str(k)][metric])
+                 for k in results["shots"] for metric in AGAINST]  # fmt: skip
+        rows[method] = [paired(ours["draws"], theirs["draws"]) for ours, theirs in pairs]
+    return rival, rows
+
+
+def _signed(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:+.2f} ± {value['ci95']:.2f}"
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -104,6 +131,7 @@ def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenanc
     sections = [
         _headline(results),
         f"<section><h2>Accuracy</h2>{_table(results)}{note}{_paper_table()}</section>",
+        _against(results),
         f"<section><h2>More images a class</h2><div class='plots'>{_against_shots(results)}</div></section>",
         f"<section><h2>Training</h2><div class='plots'>{training}</div></section>" if training else "",
         f"<section><h2>Where the numbers are from</h2>{_provenance(results, provenance)}</section>",
@@ -195,6 +223,38 @@ def _table(results: Mapping[str, Any]) -> str:
     return _grid(shots, rows)
 
 
+def _against(results: Mapping[str, Any]) -> str:
+    """The paired differences as a section."""
+    rival, rows = against(results)
+    if not rows:
+        return ""
+    spans = "".join(f"<th colspan='{len(AGAINST)}' class='group span'>{k}-shot</th>" for k in results["shots"])
+    heads = "".join(
+        f"<th class='group'>{title}</th>" if n == 0 else f"<th>{title}</th>"
+        for _ in results["shots"]
+        for n, title in enumerate(AGAINST.values())
+    )
+    lines = []
+    for method, values in rows.items():
+        cells = "".join(
+            f"<td{'' if n % len(AGAINST) else ' class=group'}>{v['mean']:+.2f}<small>± {v['ci95']:.2f}</small></td>"
+            for n, v in enumerate(values)
+        )
+        lines.append(f"<tr><th>{escape(name_of(method))}</th>{cells}</tr>")
+    return (
+        f"<section><h2>Less {escape(name_of(rival))}, draw by draw</h2><div class='wide'><table><thead>"
+        f"<tr><th>Method</th>{spans}</tr><tr><th></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"<p class='note'>Points, with the 95% t-interval of the difference: supports are the same for all. {AUSUC}</p>"
+        "</section>"
+    )
+
+
+AUSUC = (
+    "AUSUC = area under the curve of base against novel top-1 as a number is added to all novel scores "
+    "(Chao et al. 2016), in percent: it does not depend on how a method balances old and new."
+)
+
+
 def _grid(shots: list[int], rows: list[str]) -> str:
     """A table with three columns for each number of shots."""
     spans = "".join(f"<th colspan='3' class='group span'>{k}-shot</th>" for k in shots)
@@ -236,7 +296,7 @@ def _paper_table() -> str:
 
 
 def _colour(method: str) -> int:
-    return list(NAMES).index(method) if method in NAMES else 0
+    return list(LABELS).index(method) % chart.COLOURS if method in LABELS else 0
 
 
 def _against_shots(results: Mapping[str, Any]) -> str:
@@ -246,6 +306,7 @@ def _against_shots(results: Mapping[str, Any]) -> str:
         ("novel_top1", "Novel top-1 (%)"),
         ("base_top1", "Base top-1 (%)"),
         ("harmonic", "Harmonic mean (%)"),
+        ("ausuc", "Area under the seen-unseen curve (%)"),
     ):
         series = []
         for method, by_shots in results["methods"].items():

@@ -30,6 +30,7 @@ from dist_train.engine.finite import NonFinite
 from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
+from dist_train.fewshot import methods
 
 log = logging.getLogger("dist_train")
 
@@ -104,6 +105,7 @@ def check_options(config: Config, world: int) -> None:
     Raises:
         UserError: it names the key.
     """
+    methods.check(config.evaluate.methods)
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:
         raise UserError(

@@ -13,9 +13,10 @@ from dist_train.context import Context
 from dist_train.data.activations import Activations, load
 from dist_train.data.files import write_text
 from dist_train.data.pool import progress_bar
-from dist_train.engine import metrics
+from dist_train.engine import checkpoint, metrics
 from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.fewshot.methods import Prepared, make
+from dist_train.fewshot.method import Base
+from dist_train.fewshot.methods import make
 from dist_train.fewshot.protocol import METRICS, JointScorer, Queries, assert_disjoint, summary, support_rows
 from dist_train.fewshot.report import report_html, table_markdown
 from dist_train.stages.common import Run, Stage, log, provenance
@@ -38,9 +39,10 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         assert_disjoint(support, tables["novel_train"].ids, query, tables[f"{role}_val"].ids)
     base, novel = (_queries(tables[f"{role}_val"], context) for role in ("base", "novel"))
     means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
-    prepared = Prepared(tables["base_train"], means, run.dir / "learn", run.config.learn)
+    rows = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
+    prepared = Base(tables["base_train"], means, rows, run.dir / "learn", run.config.learn)
     mine = range(context.rank, config.draws, context.world)
-    rows = {d: support_rows(tables["novel_train"], max(config.shots), config.seed, d) for d in mine}
+    supports = {d: support_rows(tables["novel_train"], max(config.shots), config.seed, d) for d in mine}
     methods: dict[str, Any] = {}
     bar = progress_bar(len(config.methods) * len(mine), "evaluate", "draw", context.main)
     with torch.inference_mode():
@@ -49,7 +51,9 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             found = {}
             for draw in mine:
                 context.doing(f"evaluate {name}: draw {draw}")
-                support = torch.from_numpy(tables["novel_train"].rows[rows[draw]].astype(np.float32)).to(context.device)
+                support = torch.from_numpy(tables["novel_train"].rows[supports[draw]].astype(np.float32)).to(
+                    context.device
+                )
                 found[draw] = {str(k): scorer.draw(support[:, :k]) for k in config.shots}
                 bar.update(1)
             merged = {d: values for part in context.gather(found) for d, values in part.items()}

@@ -7,10 +7,18 @@ from hypothesis import strategies as st
 
 from dist_train.data.activations import Activations
 from dist_train.errors import UserError
-from dist_train.fewshot.methods import Prepared
-from dist_train.fewshot.methods.class_mean import ClassMean
+from dist_train.fewshot import methods
+from dist_train.fewshot.method import Base, Method, Scorer
 from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
-from dist_train.fewshot.protocol import JointScorer, Queries, harmonic_mean, summary, support_rows
+from dist_train.fewshot.protocol import (
+    JointScorer,
+    Queries,
+    harmonic_mean,
+    paired,
+    seen_unseen_area,
+    summary,
+    support_rows,
+)
 
 
 def activations(counts: list[int], dim: int = 5, seed: int = 0) -> Activations:
@@ -18,17 +26,18 @@ def activations(counts: list[int], dim: int = 5, seed: int = 0) -> Activations:
     return Activations(rows, np.arange(len(rows)), np.concatenate([[0], np.cumsum(counts)]))
 
 
-class Fixed:
+class Fixed(Method):
     """A method whose scores are given."""
 
-    def __init__(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        self.base, self.novel = base, novel
+    def __init__(self, base: torch.Tensor, novel: torch.Tensor, moves_base: bool = False) -> None:
+        self.base, self.novel, self.moves_base = base, novel, moves_base  # type: ignore[misc]
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return self.base[queries[:, 0].long()]
 
-    def novel_scores(self, queries: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
-        return self.novel[queries[:, 0].long()]
+    def take(self, support: torch.Tensor) -> Scorer:
+        scores = torch.cat([self.base, self.novel], 1) if self.moves_base else self.novel
+        return lambda queries: scores[queries[:, 0].long()]
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,16 +47,26 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
     scores = torch.from_numpy(rng.integers(0, 4, (20, base + novel)).astype(np.float32))  # many ties
     labels = [rng.integers(0, base, 10), rng.integers(0, novel, 10)]
     queries = [torch.arange(0, 10).float()[:, None], torch.arange(10, 20).float()[:, None]]
-    method = Fixed(scores[:, :base], scores[:, base:])
-    found = JointScorer(method, *(Queries(q, torch.from_numpy(y)) for q, y in zip(queries, labels, strict=True))).draw(
-        torch.zeros(novel, 1, 1)
+    asked = [Queries(q, torch.from_numpy(y)) for q, y in zip(queries, labels, strict=True)]
+    found, moved = (
+        JointScorer(Fixed(scores[:, :base], scores[:, base:], moves), *asked).draw(torch.zeros(novel, 1, 1))
+        for moves in (False, True)
     )
+    assert found == moved
     order = np.argsort(-scores.numpy(), axis=1, kind="stable")  # ties: the lower class first
     truth = np.concatenate([labels[0], labels[1] + base])
     rank = (order == truth[:, None]).argmax(1)
     for name, part in (("base", rank[:10]), ("novel", rank[10:])):
         assert found[f"{name}_top1"] == pytest.approx(100 * (part < 1).mean())
         assert found[f"{name}_top5"] == pytest.approx(100 * (part < 5).mean())
+    # The curve, point by point: every offset that changes anything (scores are whole numbers).
+    area = before = 0.0
+    for offset in np.arange(-4, 5.5, 0.5):
+        moved_scores = scores.numpy() + offset * (np.arange(base + novel) >= base)
+        first = np.argsort(-moved_scores, axis=1, kind="stable")[:, 0] == truth
+        area += first[:10].mean() * (first[10:].mean() - before)
+        before = first[10:].mean()
+    assert found["ausuc"] == pytest.approx(100 * area)
 
 
 def test_supports_are_seeded_nested_and_without_repeats() -> None:
@@ -68,16 +87,23 @@ def test_supports_are_seeded_nested_and_without_repeats() -> None:
 def test_baselines_by_hand() -> None:
     base = activations([4, 6, 5])
     means = torch.from_numpy(base.means())
-    prepared = Prepared(base, means, None, None)  # type: ignore[arg-type]
+    prepared = Base(base, means, torch.rand(3, 5) - 0.5, None, None)  # type: ignore[arg-type]
     queries, support = torch.rand(7, 5), torch.rand(2, 3, 5)
     rows = torch.from_numpy(base.rows.astype(np.float32))
     cosine = F.cosine_similarity(queries[:, None], rows[None], dim=2)
     by_class = torch.stack([cosine[:, a:b].amax(1) for a, b in ((0, 4), (4, 10), (10, 15))], dim=1)
-    assert torch.allclose(NearestNeighbour(prepared).base_scores(queries), by_class, atol=1e-5)
+    nearest = methods.make("nn", prepared)
+    assert torch.allclose(nearest.base_scores(queries), by_class, atol=1e-5)
     single = F.cosine_similarity(queries[:, None, None], support[None], dim=3)
-    assert torch.allclose(NearestNeighbour(prepared).novel_scores(queries, support), single.amax(2), atol=1e-5)
+    assert torch.allclose(nearest.take(support)(queries), single.amax(2), atol=1e-5)
     to_mean = F.cosine_similarity(queries[:, None], support.mean(1)[None], dim=2)
-    assert torch.allclose(ClassMean(prepared).novel_scores(queries, support), to_mean, atol=1e-5)
+    assert torch.allclose(methods.make("mean", prepared).take(support)(queries), to_mean, atol=1e-5)
+    imprinted = methods.make("imprint", prepared)
+    cosine = F.cosine_similarity(queries[:, None], prepared.rows[None], dim=2)
+    assert torch.allclose(imprinted.base_scores(queries), cosine, atol=1e-5)
+    unit = support / support.norm(dim=2, keepdim=True)
+    to_mean = F.cosine_similarity(queries[:, None], unit.mean(1)[None], dim=2)
+    assert torch.allclose(imprinted.take(support)(queries), to_mean, atol=1e-5)
     assert np.allclose(base.means()[1], base.rows[4:10].astype(np.float32).mean(0), atol=1e-6)
 
 
@@ -89,3 +115,32 @@ def test_interval_is_students() -> None:
     low, high = stats.t.interval(0.95, 3, loc=2.5, scale=stats.sem(draws))
     assert found["mean"] == 2.5 and found["ci95"] == pytest.approx((high - low) / 2) and found["draws"] == draws
     assert harmonic_mean(30, 60) == pytest.approx(40) and harmonic_mean(0, 0) == 0
+
+
+@pytest.mark.parametrize(("name", "kept"), [("nn10", [1, 2, 3]), ("nn1", [1, 1, 1])])
+def test_a_share_of_the_base_is_kept_of_each_class(name: str, kept: list[int]) -> None:
+    base = activations([4, 20, 30])
+    nearest = NearestNeighbour(name, Base(base, None, None, None, None))  # type: ignore[arg-type]
+    rows = torch.from_numpy(base.rows.astype(np.float32))
+    scores = nearest.base_scores(rows)
+    assert torch.equal(scores, nearest.base_scores(rows))
+    found = scores[torch.arange(len(rows)), torch.from_numpy(base.labels)] > 1 - 1e-5  # itself is its nearest
+    assert [int(found[a:b].sum()) for a, b in ((0, 4), (4, 24), (24, 54))] == kept
+
+
+def test_ties_are_lost_at_the_offset_and_not_before() -> None:
+    one = torch.ones(1)
+    assert seen_unseen_area(one, one, 1, 1) == 0  # won only where the other is lost
+    assert seen_unseen_area(one + 1, one, 1, 1) == 100
+
+
+def test_paired_differences_cancel_what_the_draws_share() -> None:
+    luck = np.random.default_rng(0).normal(0, 5, 30)
+    found = paired(list(luck + 1 + np.arange(30) % 2 * 0.01), list(luck))
+    assert found["mean"] == pytest.approx(1.005) and found["ci95"] < 0.003 < 1 < summary(list(luck))["ci95"]
+
+
+def test_names_of_methods_come_from_their_files() -> None:
+    assert {"nn", "nn10", "nn1", "mean", "imprint", "phi1", "phi2", "phi2star"} <= set(methods.METHODS)
+    with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
+        methods.check(["nn", "mena"])

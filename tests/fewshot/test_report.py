@@ -10,7 +10,7 @@ from dist_train.fewshot import chart, paper
 from dist_train.fewshot.chart import Series, line_chart, round_marks
 from dist_train.fewshot.report import report_html, table_markdown
 
-METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic")
+METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
 ROWS = [{"step": step, "train/loss": 5 / step, "train/top1(%)": step / 10, "optim/lr": 0.1} for step in range(1, 900)]
 CURVES: dict[str, Any] = {
     "pretrain": [*ROWS, {"step": 900, "eval/top1(%)": 61.0}],
@@ -20,15 +20,18 @@ PROVENANCE = {"commit": "abc", "versions": {"torch": "2.14", "numpy": "2.4"}, "s
 
 
 def values(*means: float) -> dict[str, Any]:
-    return {name: {"mean": mean, "ci95": 0.125, "draws": [mean]} for name, mean in zip(METRICS, means, strict=True)}
+    return {
+        name: {"mean": mean, "ci95": 0.125, "draws": [mean - 0.5, mean, mean + 0.5]}
+        for name, mean in zip(METRICS, means, strict=True)
+    }
 
 
 @pytest.fixture
 def results() -> dict[str, Any]:
     return {
         "methods": {
-            "mean": {"1": values(58.001, 80, 2.5, 9, 4.79), "5": values(58, 80, 12.25, 30, 20.2)},
-            "phi2": {"1": values(57.126, 79, 21.5, 45, 31.24), "5": values(56, 78, 33.333, 60, 41.8)},
+            "mean": {"1": values(58.001, 80, 2.5, 9, 4.79, 9), "5": values(58, 80, 12.25, 30, 20.2, 14)},
+            "phi2": {"1": values(57.126, 79, 21.5, 45, 31.24, 20), "5": values(56, 78, 33.333, 60, 41.8, 28)},
         },
         "shots": [1, 5],
         "draws": 100,
@@ -86,7 +89,12 @@ def test_paper_rows() -> None:
 def test_markdown_figures(results: dict[str, Any]) -> None:
     lines = table_markdown(results).splitlines()
     table = [cells(line) for line in lines if line.startswith("|")]
+    table, differences = table[:8], table[8:]
     assert len(table) == 2 + 2 + 4 and {len(row) for row in table} == {1 + 2 * 3}
+    assert "Less φ2, draw by draw (points; 95% t-interval of the difference):" in lines
+    assert differences[0][1:5] == ["1-shot base top-1", "1-shot novel top-1", "1-shot H", "1-shot AUSUC"]
+    signed = [f"{value} ± 0.00" for value in ("+0.88", "-19.00", "-26.45", "-11.00")]
+    assert len(differences) == 3 and differences[2][:5] == ["Class mean + cosine", *signed]
     assert table[0][1:4] == ["1-shot base top-1/top-5", "1-shot novel top-1/top-5", "1-shot H"]
     assert table[3] == [
         "φ2",
@@ -96,7 +104,7 @@ def test_markdown_figures(results: dict[str, Any]) -> None:
     assert table[4][0] == "NN + cosine (paper, ImageNet 900/100, one draw)"
     assert table[6][1:] == ["74.17 / 91.79", "21.58 / 45.82", "33.43", "–", "–", "–"]  # it has no 5-shot
     for fact in ("95% t-interval over support draws, 100 draws", "tiny (0123)", "shards fedc", "commit abc", "a|b"):
-        assert fact in lines[-1]
+        assert fact in table_markdown(results)
 
 
 def test_report_says_what_the_table_says(results: dict[str, Any]) -> None:
@@ -104,6 +112,7 @@ def test_report_says_what_the_table_says(results: dict[str, Any]) -> None:
     text = " ".join(page.text)
     assert not page.open
     assert "φ2 names 21.5% of images of 20 new classes after seeing one image of each" in text
+    assert "Less φ2, draw by draw" in text and "-19.00" in text
     assert "Class mean + cosine, reaches 2.5% on the new and 58.0% on the base classes" in text
     for words in (
         "57.13 / 79.00",
@@ -138,7 +147,7 @@ def test_report_escapes(results: dict[str, Any]) -> None:
 )
 def test_report_without_curves(results: dict[str, Any], curves: dict[str, Any]) -> None:
     html = report_html(results, curves, {})
-    assert "<h2>Training</h2>" not in html and html.count("<svg") == 3 and not Page(html).open
+    assert "<h2>Training</h2>" not in html and html.count("<svg") == 4 and not Page(html).open
 
 
 def test_report_with_one_method_and_one_shot(results: dict[str, Any]) -> None:

@@ -1,40 +1,38 @@
-"""The rows of the table, one file each."""
+"""The rows of the table: every file here that has a ``Method``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import importlib
+import pkgutil
+from collections.abc import Sequence
 
-import torch
-
-from dist_train.config import LearnConfig
-from dist_train.data.activations import Activations
-from dist_train.fewshot.methods.class_mean import ClassMean
-from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
-from dist_train.fewshot.methods.predicted import Predicted
-from dist_train.fewshot.protocol import Method
+from dist_train.errors import UserError
+from dist_train.fewshot.method import Base, Method
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a method may use of the base classes.
-
-    Attributes:
-        train: stored activations of base training images.
-        means: float32 [base classes, C], on the device.
-        learn: folder of the trained predictors, and the options they were trained with.
-    """
-
-    train: Activations
-    means: torch.Tensor
-    learn: Path
-    options: LearnConfig
+def _found() -> dict[str, type[Method]]:
+    kinds = {}
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__:
+                kinds.update(dict.fromkeys(kind.labels, kind))
+    return kinds
 
 
-def make(name: str, prepared: Prepared) -> Method:
-    """The method of a name in ``config.METHODS``."""
-    if name == "nn":
-        return NearestNeighbour(prepared)
-    if name == "mean":
-        return ClassMean(prepared)
-    return Predicted(prepared, name)
+METHODS = _found()
+"""Name in ``evaluate.methods`` -> its class."""
+LABELS = {name: kind.labels[name] for name, kind in METHODS.items()}
+"""Name -> name in tables."""
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises UserError for the first name that is no method's."""
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"evaluate.methods: {name!r} is not known; give some of {', '.join(METHODS)}")
+
+
+def make(name: str, base: Base) -> Method:
+    """The method of a name in ``METHODS``, prepared."""
+    return METHODS[name](name, base)

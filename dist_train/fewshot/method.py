@@ -1,0 +1,62 @@
+"""What a method is: one row of the table, made from the base classes, shown supports, asked for scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from dist_train.config import LearnConfig
+from dist_train.data.activations import Activations
+
+Scorer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a method may use of the base classes.
+
+    Attributes:
+        train: stored activations of base training images.
+        means: float32 [base classes, C], on the device.
+        rows: float32 [base classes, C], the backbone's own classifier, trained with it; on the device.
+        learn: folder of the trained predictors.
+        options: what these were trained with.
+    """
+
+    train: Activations
+    means: torch.Tensor
+    rows: torch.Tensor
+    learn: Path
+    options: LearnConfig
+
+
+class Method(ABC):
+    """One row of the table, or several of a kind.
+
+    A file of ``fewshot/methods`` with a class of this kind is all that a method needs: its names are then
+    valid in ``evaluate.methods``. Scores of one query must be comparable over all classes, base and novel.
+    ``methods/class_mean.py`` is the example to start from.
+    """
+
+    labels: ClassVar[dict[str, str]]
+    """Name in ``evaluate.methods`` -> name in tables."""
+    moves_base: ClassVar[bool] = False
+    """Whether supports change the scores of base classes: then ``take`` scores all classes."""
+
+    @abstractmethod
+    def __init__(self, name: str, base: Base) -> None:
+        """Prepare the row ``name`` from the base classes; once."""
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        """Queries [Q, C] -> scores [Q, base classes]; not asked where ``moves_base``."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def take(self, support: torch.Tensor) -> Scorer:
+        """Support float32 [novel classes, k, C] -> a function from queries [Q, C] to scores
+        [Q, novel classes]; where ``moves_base`` to [Q, base + novel classes]."""
