@@ -22,6 +22,7 @@ from dist_train.errors import UserError
 from dist_train.fewshot.method import Method
 
 METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
+CURVES = ("seen_unseen", "forgetting")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,22 @@ def assert_disjoint(support: Subset, support_ids: npt.NDArray[Any], query: Subse
         )
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What one support set leads to; percent.
+
+    Attributes:
+        metrics: by the names in ``METRICS``.
+        seen_unseen: base top-1 where a number added to the novel scores makes novel top-1 0, 1, ... 100%; 0 where
+            no number does (Chao et al. 2016, section 4): float64 [101].
+        forgetting: base top-1 when 0, 1, ... novel classes have been added: float64 [novel classes + 1].
+    """
+
+    metrics: dict[str, float]
+    seen_unseen: npt.NDArray[np.float64]
+    forgetting: npt.NDArray[np.float64]
+
+
 class JointScorer:
     """Ranks of the true class among all classes, for one method.
 
@@ -84,8 +101,9 @@ class JointScorer:
         # Five competitors are all that top-5 can tell apart.
         self._rivals = novel.topk(min(5, novel.shape[1])).values
 
-    def draw(self, support: torch.Tensor) -> dict[str, float]:
-        """Percentages for one support set, float32 [novel classes, k, C], by the names in ``METRICS``."""
+    def draw(self, support: torch.Tensor, order: torch.Tensor) -> Draw:
+        """Scores of one support set, float32 [novel classes, k, C]; ``order`` int64 [novel classes] is that in
+        which classes are added, for ``forgetting``."""
         scorer = self.method.take(support)
         novel, scores = scorer(self.base.activations), scorer(self.novel.activations)
         if self.method.moves_base:
@@ -103,8 +121,12 @@ class JointScorer:
         # How much may be added to the novel classes' scores before, or must be until, the query is lost or won.
         lost = (self._own[:, 0] - novel.amax(1))[self._ahead == 0]
         won = (self._rivals[:, 0] - own[:, 0])[ahead == 0]
-        found["ausuc"] = seen_unseen_area(lost, won, len(self.base.labels), len(self.novel.labels))
-        return found
+        area, curve = seen_unseen(lost, won, len(self.base.labels), len(self.novel.labels))
+        found["ausuc"] = area
+        taken = (novel > self._own)[self._ahead == 0][:, order].cummax(1).values.sum(0).double()
+        right = (self._ahead == 0).sum().double()
+        kept = torch.cat([right[None], right - taken]) / len(self.base.labels)
+        return Draw(found, curve, 100 * kept.cpu().numpy())
 
 
 def _own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,19 +136,24 @@ def _own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
     return own, ((scores > own) | ((scores == own) & lower)).sum(1)
 
 
-def seen_unseen_area(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) -> float:
-    """Area under the seen-unseen curve, in percent of the square (AUSUC; Chao et al. 2016, section 4): base
-    against novel top-1 as a number added to every novel score goes from minus to plus infinity.
+def seen_unseen(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) -> tuple[float, npt.NDArray[np.float64]]:
+    """Area under the seen-unseen curve, in percent of the square (AUSUC; Chao et al. 2016, section 4), and the
+    curve: base against novel top-1 as a number added to every novel score goes from minus to plus infinity.
 
     Args:
         lost: for each base query that is right among base classes, the offset above which it is lost.
         won: for each novel query that is right among novel classes, the offset above which it is won.
         base, novel: numbers of queries.
+
+    Returns:
+        The area, and the curve as in ``Draw.seen_unseen``.
     """
     # Where a novel query is won, the height of the curve is the share of base queries still right.
     order = lost.double().sort().values
-    still = len(order) - torch.searchsorted(order, won.double(), right=True)
-    return 100 * still.double().sum().item() / (base * novel)
+    still = len(order) - torch.searchsorted(order, won.double().sort().values, right=True)
+    heights = np.concatenate([[len(order)], still.cpu().numpy(), np.zeros(novel - len(won))]) / base
+    needed = -(-np.arange(101) * novel // 100)  # novel queries that make so many percent, rounded up
+    return 100 * float(heights[1:].sum()) / novel, 100 * heights[needed]
 
 
 def harmonic_mean(a: float, b: float) -> float:

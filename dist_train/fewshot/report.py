@@ -125,7 +125,7 @@ def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenanc
         curves: {"pretrain": rows, "learn": {method: rows}}, rows of metrics.jsonl; any may be missing.
         provenance: values may be mappings; shown as they are.
     """
-    training = _training(curves)
+    training, old_and_new = _training(curves), _old_and_new(results)
     note = f"<p class='note'>{escape(_how(results))}</p>"
     title = f"Few-shot accuracy: {escape(results['split']['name'])}"
     sections = [
@@ -133,6 +133,7 @@ def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenanc
         f"<section><h2>Accuracy</h2>{_table(results)}{note}{_paper_table()}</section>",
         _against(results),
         f"<section><h2>More images a class</h2><div class='plots'>{_against_shots(results)}</div></section>",
+        f"<section><h2>Old classes and new</h2><div class='plots'>{old_and_new}</div></section>" if old_and_new else "",
         f"<section><h2>Training</h2><div class='plots'>{training}</div></section>" if training else "",
         f"<section><h2>Where the numbers are from</h2>{_provenance(results, provenance)}</section>",
     ]
@@ -314,6 +315,28 @@ def _against_shots(results: Mapping[str, Any]) -> str:
             points = tuple((float(k), v["mean"]) for k, v in zip(shots, values, strict=True))
             series.append(Series(name_of(method), _colour(method), points, tuple(v["ci95"] for v in values)))
         plots.append(line_chart(title, "images a class", series, [float(k) for k in shots]))
+    return "".join(plots)
+
+
+def _old_and_new(results: Mapping[str, Any]) -> str:
+    """At the fewest shots: base against novel accuracy, and what the base classes lose as novel ones come."""
+    k = str(min(results["shots"]))
+    mean = {method: by_shots[k] for method, by_shots in (results.get("curves") or {}).items()}
+    plots = []
+    for curve, title, x_label in (
+        ("seen_unseen", f"{k}-shot: base top-1 (%) as novel scores are raised", "novel top-1 (%)"),
+        ("forgetting", f"{k}-shot: base top-1 (%) as novel classes are added", "novel classes"),
+    ):
+        series = []
+        for method, curves in mean.items():
+            last = (
+                len(curves[curve])
+                if curve == "forgetting"
+                else 1 + max((n for n, y in enumerate(curves[curve]) if y), default=0)
+            )
+            points = tuple((float(x), y) for x, y in enumerate(curves[curve][:last]))
+            series.append(Series(name_of(method), _colour(method), points))
+        plots.append(line_chart(title, x_label, series))
     return "".join(plots)
 
 

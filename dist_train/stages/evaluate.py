@@ -17,7 +17,7 @@ from dist_train.engine import checkpoint, metrics
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.fewshot.method import Base
 from dist_train.fewshot.methods import make
-from dist_train.fewshot.protocol import METRICS, JointScorer, Queries, assert_disjoint, summary, support_rows
+from dist_train.fewshot.protocol import CURVES, METRICS, JointScorer, Queries, assert_disjoint, summary, support_rows
 from dist_train.fewshot.report import report_html, table_markdown
 from dist_train.stages.common import Run, Stage, log, provenance
 
@@ -38,12 +38,13 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         support, query = run.shards["train"], run.shards["val"]
         assert_disjoint(support, tables["novel_train"].ids, query, tables[f"{role}_val"].ids)
     base, novel = (_queries(tables[f"{role}_val"], context) for role in ("base", "novel"))
-    means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
+    class_means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
     rows = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
-    prepared = Base(tables["base_train"], means, rows, run.dir / "learn", run.config.learn)
+    prepared = Base(tables["base_train"], class_means, rows, run.dir / "learn", run.config.learn)
     mine = range(context.rank, config.draws, context.world)
     supports = {d: support_rows(tables["novel_train"], max(config.shots), config.seed, d) for d in mine}
     methods: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     bar = progress_bar(len(config.methods) * len(mine), "evaluate", "draw", context.main)
     with torch.inference_mode():
         for name in config.methods:
@@ -54,20 +55,31 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
                 support = torch.from_numpy(tables["novel_train"].rows[supports[draw]].astype(np.float32)).to(
                     context.device
                 )
-                found[draw] = {str(k): scorer.draw(support[:, :k]) for k in config.shots}
+                order = np.random.RandomState([config.seed, draw]).permutation(len(support))
+                added = torch.from_numpy(order).to(context.device)
+                found[draw] = {k: scorer.draw(support[:, :k], added) for k in config.shots}
                 bar.update(1)
             merged = {d: values for part in context.gather(found) for d, values in part.items()}
             if stop.agreed_now():
                 raise Stopped(f"evaluate: left after {name}")
+            draws = {str(k): [merged[d][k] for d in sorted(merged)] for k in config.shots}
             methods[name] = {
-                str(k): {metric: summary([merged[d][str(k)][metric] for d in sorted(merged)]) for metric in METRICS}
-                for k in config.shots
+                k: {metric: summary([draw.metrics[metric] for draw in some]) for metric in METRICS}
+                for k, some in draws.items()
+            }
+            means[name] = {
+                k: {
+                    curve: np.mean([getattr(draw, curve) for draw in some], axis=0).round(4).tolist()
+                    for curve in CURVES
+                }
+                for k, some in draws.items()
             }
     bar.close()
     if context.main:
         facts = provenance(run, context)
         results = {
             "methods": methods,
+            "curves": means,
             "shots": config.shots,
             "draws": config.draws,
             "interval": "95% t-interval over support draws",

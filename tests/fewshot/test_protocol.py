@@ -15,7 +15,7 @@ from dist_train.fewshot.protocol import (
     Queries,
     harmonic_mean,
     paired,
-    seen_unseen_area,
+    seen_unseen,
     summary,
     support_rows,
 )
@@ -47,26 +47,34 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
     scores = torch.from_numpy(rng.integers(0, 4, (20, base + novel)).astype(np.float32))  # many ties
     labels = [rng.integers(0, base, 10), rng.integers(0, novel, 10)]
     queries = [torch.arange(0, 10).float()[:, None], torch.arange(10, 20).float()[:, None]]
+    added = torch.from_numpy(rng.permutation(novel))
     asked = [Queries(q, torch.from_numpy(y)) for q, y in zip(queries, labels, strict=True)]
     found, moved = (
-        JointScorer(Fixed(scores[:, :base], scores[:, base:], moves), *asked).draw(torch.zeros(novel, 1, 1))
+        JointScorer(Fixed(scores[:, :base], scores[:, base:], moves), *asked).draw(torch.zeros(novel, 1, 1), added)
         for moves in (False, True)
     )
-    assert found == moved
+    assert found.metrics == moved.metrics and np.array_equal(found.forgetting, moved.forgetting)
     order = np.argsort(-scores.numpy(), axis=1, kind="stable")  # ties: the lower class first
     truth = np.concatenate([labels[0], labels[1] + base])
     rank = (order == truth[:, None]).argmax(1)
     for name, part in (("base", rank[:10]), ("novel", rank[10:])):
-        assert found[f"{name}_top1"] == pytest.approx(100 * (part < 1).mean())
-        assert found[f"{name}_top5"] == pytest.approx(100 * (part < 5).mean())
+        assert found.metrics[f"{name}_top1"] == pytest.approx(100 * (part < 1).mean())
+        assert found.metrics[f"{name}_top5"] == pytest.approx(100 * (part < 5).mean())
     # The curve, point by point: every offset that changes anything (scores are whole numbers).
     area = before = 0.0
+    heights = np.zeros(101)
     for offset in np.arange(-4, 5.5, 0.5):
         moved_scores = scores.numpy() + offset * (np.arange(base + novel) >= base)
         first = np.argsort(-moved_scores, axis=1, kind="stable")[:, 0] == truth
         area += first[:10].mean() * (first[10:].mean() - before)
+        reached = np.arange(101) <= 100 * first[10:].mean() + 1e-9
+        heights[reached] = np.maximum(heights[reached], 100 * first[:10].mean())
         before = first[10:].mean()
-    assert found["ausuc"] == pytest.approx(100 * area)
+    assert found.metrics["ausuc"] == pytest.approx(100 * area) and np.allclose(found.seen_unseen, heights)
+    for count in range(novel + 1):
+        some = np.concatenate([np.arange(base), base + np.sort(added.numpy()[:count])])
+        right = some[np.argsort(-scores.numpy()[:10, some], axis=1, kind="stable")[:, 0]] == labels[0]
+        assert found.forgetting[count] == pytest.approx(100 * right.mean())
 
 
 def test_supports_are_seeded_nested_and_without_repeats() -> None:
@@ -130,8 +138,8 @@ def test_a_share_of_the_base_is_kept_of_each_class(name: str, kept: list[int]) -
 
 def test_ties_are_lost_at_the_offset_and_not_before() -> None:
     one = torch.ones(1)
-    assert seen_unseen_area(one, one, 1, 1) == 0  # won only where the other is lost
-    assert seen_unseen_area(one + 1, one, 1, 1) == 100
+    assert seen_unseen(one, one, 1, 1)[0] == 0  # won only where the other is lost
+    assert seen_unseen(one + 1, one, 1, 1)[0] == 100
 
 
 def test_paired_differences_cancel_what_the_draws_share() -> None:

@@ -195,3 +195,13 @@ def test_round_marks(low: float, high: float) -> None:
 )
 def test_number(value: float, text: str) -> None:
     assert chart.number(value) == text
+
+
+def test_curves_of_old_and_new_classes_end_where_they_reach_zero(results: dict[str, Any]) -> None:
+    falling = {"seen_unseen": [60.0, 30.0, *[0.0] * 99], "forgetting": [60.0, 58.5, 57.0]}
+    none = {"seen_unseen": [0.0] * 101, "forgetting": [0.0] * 3}
+    html = report_html({**results, "curves": {"phi2": {"1": falling, "5": none}, "mean": {"1": none}}}, {}, {})
+    page = Page(html)
+    assert html.count("<svg") == 6 and not page.open
+    lines = [re.findall(r'points="([^"]*)"', figure) for figure in html.split("<figcaption>1-shot: base top-1")[1:]]
+    assert [len(line.split()) for line in lines[0]] == [2, 1] and [len(line.split()) for line in lines[1]] == [3, 3]
