@@ -147,7 +147,8 @@ def test_preempted_requeued_and_killed_ends_in_the_same_table(
 @pytest.mark.long
 def test_a_reached_time_limit_and_a_lost_node(chain: Make, reference: dict[str, Any]) -> None:
     """One minute a start is not enough for the pretraining; then the second node's daemon dies."""
-    one = chain(pretrain={"epochs": 130, "checkpoint_every": 50, "log_every": 10}, learn=SLOW["learn"])
+    learn = {**SLOW["learn"], "steps": 2000}  # longer than SLURM takes to miss a node
+    one = chain(pretrain={"epochs": 130, "checkpoint_every": 50, "log_every": 10}, learn=learn)
     try:
         assert one.submit("--minutes", "1") == 0
         one.wait(lambda: one.finished("pretrain"), 400)
@@ -266,9 +267,12 @@ def test_what_slurm_refuses_is_one_line(options: list[str], wanted: str, chain: 
 
 @pytest.mark.long
 def test_too_short_a_time_limit_is_given_up(chain: Make, tmp_path: Path, capsys: Any) -> None:
-    """The site's set-up takes most of the minute: no start gets anywhere."""
+    """Python takes longer to start than the job has: no start gets anywhere."""
+    slow = "import os, time\n'SLURM_STEP_NUM_TASKS' in os.environ and time.sleep(120)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)  # Python runs it first; here in the ranks alone
     profile = yaml.safe_load((Path(__file__).parents[2] / "configs" / "clusters" / "dev.yaml").read_text())
-    (tmp_path / "site.yaml").write_text(yaml.safe_dump({**profile, "setup": ["sleep 56"], "starts": 1}))
+    profile |= {"setup": [f"export PYTHONPATH={tmp_path}"], "starts": 1}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(profile))
     one = chain()
     assert one.submit("--cluster", str(tmp_path / "site.yaml"), "--minutes", "1") == 0
     one.wait(lambda: not jobs.active(one.run))
