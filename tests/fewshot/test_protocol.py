@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -150,5 +153,8 @@ def test_paired_differences_cancel_what_the_draws_share() -> None:
 
 def test_names_of_methods_come_from_their_files() -> None:
     assert {"nn", "nn10", "nn1", "mean", "imprint", "phi1", "phi2", "phi2star"} <= set(methods.METHODS)
+    told = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = "".join(line.split("|")[1] for line in told.splitlines() if line.startswith("| `"))
+    assert set(re.findall("`([^`]*)`", rows)) == set(methods.METHODS)
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check(["nn", "mena"])
