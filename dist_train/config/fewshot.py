@@ -80,6 +80,9 @@ class EvaluateConfig:
     """Rows of the table; each is a class in fewshot/methods."""
     shots: list[int] = field(default_factory=lambda: [1, 2, 3])
     """Support images a novel class (paper: 1, 2, 3)."""
+    rule: Literal["max", "mean", "rows"] = "max"
+    """How phi1, phi2, phi2star join k supports: the largest of the k responses (paper), phi of the mean
+    activation (the release's 5-shot), or the mean of the k predicted rows."""
     draws: int = 100
     """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing."""
     seed: int = 0

@@ -26,6 +26,7 @@ class Base:
         rows: float32 [base classes, C], the backbone's own classifier, trained with it; on the device.
         learn: folder of the trained predictors.
         options: what these were trained with.
+        rule: ``evaluate.rule``.
     """
 
     train: Activations
@@ -33,6 +34,7 @@ class Base:
     rows: torch.Tensor
     learn: Path
     options: LearnConfig
+    rule: str
 
 
 class Method(ABC):

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
+from dist_train.engine import checkpoint
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method, Scorer
@@ -22,6 +24,7 @@ from dist_train.fewshot.protocol import (
     summary,
     support_rows,
 )
+from dist_train.models.predictor import Predictor
 
 
 def activations(counts: list[int], dim: int = 5, seed: int = 0) -> Activations:
@@ -98,7 +101,7 @@ def test_supports_are_seeded_nested_and_without_repeats() -> None:
 def test_baselines_by_hand() -> None:
     base = activations([4, 6, 5])
     means = torch.from_numpy(base.means())
-    prepared = Base(base, means, torch.rand(3, 5) - 0.5, None, None)  # type: ignore[arg-type]
+    prepared = Base(base, means, torch.rand(3, 5) - 0.5, None, None, "max")  # type: ignore[arg-type]
     queries, support = torch.rand(7, 5), torch.rand(2, 3, 5)
     rows = torch.from_numpy(base.rows.astype(np.float32))
     cosine = F.cosine_similarity(queries[:, None], rows[None], dim=2)
@@ -131,7 +134,7 @@ def test_interval_is_students() -> None:
 @pytest.mark.parametrize(("name", "kept"), [("nn10", [1, 2, 3]), ("nn1", [1, 1, 1])])
 def test_a_share_of_the_base_is_kept_of_each_class(name: str, kept: list[int]) -> None:
     base = activations([4, 20, 30])
-    nearest = NearestNeighbour(name, Base(base, None, None, None, None))  # type: ignore[arg-type]
+    nearest = NearestNeighbour(name, Base(base, None, None, None, None, "max"))  # type: ignore[arg-type]
     rows = torch.from_numpy(base.rows.astype(np.float32))
     scores = nearest.base_scores(rows)
     assert torch.equal(scores, nearest.base_scores(rows))
@@ -158,3 +161,20 @@ def test_names_of_methods_come_from_their_files() -> None:
     assert set(re.findall("`([^`]*)`", rows)) == set(methods.METHODS)
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check(["nn", "mena"])
+
+
+@pytest.mark.parametrize("rule", ["max", "mean", "rows"])
+def test_rules_of_the_predictor_by_hand(rule: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = LearnConfig(identity_init=False)
+    phi = Predictor("phi2", 5, options).requires_grad_(False)
+    checkpoint.save(tmp_path / "phi2" / "final", {"model": phi.state_dict()}, {})
+    means, support, queries = torch.rand(4, 5), torch.rand(3, 2, 5), torch.rand(6, 5)
+    method = methods.make("phi2", Base(None, means, None, tmp_path, options, rule))  # type: ignore[arg-type]
+    assert torch.allclose(method.base_scores(queries), queries @ phi(means).T)
+    for q, row in enumerate(method.take(support)(queries)):
+        for c, score in enumerate(row):
+            a, b = support[c]
+            responses = [float(phi(s) @ queries[q]) for s in (a, b, (a + b) / 2)]
+            wanted = {"max": max(responses[:2]), "mean": responses[2], "rows": sum(responses[:2]) / 2}[rule]
+            assert float(score) == pytest.approx(wanted, abs=1e-5)

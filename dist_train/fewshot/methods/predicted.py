@@ -1,7 +1,7 @@
 """phi1, phi2, phi2*: every row predicted from activations (paper, section 3.4).
 
 Base rows come from the class means; a novel class with k supports scores as the maximum of the k
-responses. The trained classifier of the backbone is not used.
+responses, or by another ``evaluate.rule``. The trained classifier of the backbone is not used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Predicted(Method):
     labels: ClassVar = {"phi1": "φ1", "phi2": "φ2", "phi2star": "φ2*"}
 
     def __init__(self, name: str, base: Base) -> None:
-        means = base.means
+        means, self.rule = base.means, base.rule
         folder = base.learn / name / "final"
         if not folder.is_dir():
             raise UserError(
@@ -36,5 +36,8 @@ class Predicted(Method):
         return self.phi.query(queries) @ self.base_rows.T
 
     def take(self, support: torch.Tensor) -> Scorer:
-        rows = self.phi(support.flatten(0, 1))
-        return lambda queries: (self.phi.query(queries) @ rows.T).unflatten(1, support.shape[:2]).amax(2)
+        if self.rule == "max":
+            rows = self.phi(support.flatten(0, 1))
+            return lambda queries: (self.phi.query(queries) @ rows.T).unflatten(1, support.shape[:2]).amax(2)
+        rows = self.phi(support.mean(1)) if self.rule == "mean" else self.phi(support).mean(1)
+        return lambda queries: self.phi.query(queries) @ rows.T
