@@ -163,11 +163,13 @@ def check_keys(
 ) -> None:
     """Raises UserError where a key of ``content`` is none of the dataclass ``kind``, which is at ``prefix``, or
     has no value where it needs one."""
-    hints, inner, keys = get_type_hints(kind), _inner(kind), keys or list(fields(kind, prefix))
+    inner, keys = _inner(kind), keys or list(fields(kind, prefix))
     for name, value in content.items():
         if name not in inner:
             raise UserError(f"{path}: {unknown_key(f'{prefix}{name}', keys)}")
-        if value is None and type(None) not in get_args(hints[name]):  # jsonargparse takes it for any type
+        if value is None and type(None) not in get_args(
+            get_type_hints(kind)[name]
+        ):  # jsonargparse takes it for any type
             raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
         if isinstance(value, dict) and dataclasses.is_dataclass(inner[name]):
             check_keys(path, value, inner[name], f"{prefix}{name}.", keys)

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 
-COLOURS = 5
+COLOURS = 8
 STYLE = """
-:root { --c0:#6b7280; --c1:#b45309; --c2:#0d9488; --c3:#2563eb; --c4:#c026d3; }
-@media (prefers-color-scheme: dark) { :root { --c0:#9ca3af; --c1:#f59e0b; --c2:#2dd4bf; --c3:#60a5fa; --c4:#e879f9; } }
+:root { --c0:#6b7280; --c1:#b45309; --c2:#0d9488; --c3:#2563eb; --c4:#c026d3;
+ --c5:#15803d; --c6:#be123c; --c7:#5b21b6; }
+@media (prefers-color-scheme: dark) { :root { --c0:#9ca3af; --c1:#f59e0b; --c2:#2dd4bf; --c3:#60a5fa; --c4:#e879f9;
+ --c5:#4ade80; --c6:#fb7185; --c7:#c4b5fd; } }
 figure { margin:0; min-width:0; } figcaption { font-weight:600; font-size:.95rem; }
 svg { display:block; width:100%; height:auto; margin-top:.3rem; } svg text { font-size:13px; fill:var(--soft); }
 svg .grid { stroke:var(--line); } svg .axis { stroke:var(--soft); }

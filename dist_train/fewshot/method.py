@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
@@ -35,6 +36,11 @@ class Base:
     learn: Path
     options: LearnConfig
     rule: str
+
+
+def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Queries [Q, C] and rows [N, C] -> cosines [Q, N]."""
+    return F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T
 
 
 class Method(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -51,7 +52,7 @@ def table_markdown(results: Mapping[str, Any]) -> str:
         heads = [f"{k}-shot {title}" for k in shots for title in AGAINST.values()]
         lines += [f"Less {name_of(rival)}, draw by draw (points; 95% t-interval of the difference):", ""]
         lines += [_line(["method", *heads]), _line(["---"] + ["---:"] * len(heads))]
-        lines += [_line([name_of(m), *(_signed(v) for v in values)]) for m, values in rows.items()] + [""]
+        lines += [_line([name_of(m), *(_mean(v, "+") for v in values)]) for m, values in rows.items()] + [""]
     return "\n".join(lines)
 
 
@@ -71,16 +72,12 @@ def against(results: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, f
     return rival, rows
 
 
-def _signed(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:+.2f} ± {value['ci95']:.2f}"
-
-
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _mean(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.2f} ± {value['ci95']:.2f}"
+def _mean(value: Mapping[str, Any], sign: str = "") -> str:
+    return f"{value['mean']:{sign}.2f} ± {value['ci95']:.2f}"
 
 
 def _pair(top1: Mapping[str, Any], top5: Mapping[str, Any]) -> str:
@@ -125,7 +122,7 @@ def report_html(results: Mapping[str, Any], curves: Mapping[str, Any], provenanc
         curves: {"pretrain": rows, "learn": {method: rows}}, rows of metrics.jsonl; any may be missing.
         provenance: values may be mappings; shown as they are.
     """
-    training, old_and_new = _training(curves), _old_and_new(results)
+    training, old_and_new = _training(curves, results), _old_and_new(results)
     note = f"<p class='note'>{escape(_how(results))}</p>"
     title = f"Few-shot accuracy: {escape(results['split']['name'])}"
     sections = [
@@ -229,22 +226,13 @@ def _against(results: Mapping[str, Any]) -> str:
     rival, rows = against(results)
     if not rows:
         return ""
-    spans = "".join(f"<th colspan='{len(AGAINST)}' class='group span'>{k}-shot</th>" for k in results["shots"])
-    heads = "".join(
-        f"<th class='group'>{title}</th>" if n == 0 else f"<th>{title}</th>"
-        for _ in results["shots"]
-        for n, title in enumerate(AGAINST.values())
-    )
-    lines = []
-    for method, values in rows.items():
-        cells = "".join(
-            f"<td{'' if n % len(AGAINST) else ' class=group'}>{v['mean']:+.2f}<small>± {v['ci95']:.2f}</small></td>"
-            for n, v in enumerate(values)
-        )
-        lines.append(f"<tr><th>{escape(name_of(method))}</th>{cells}</tr>")
+    heads = [f"<th>{title}</th>" for title in AGAINST.values()]
+    lines = [
+        _tr(name_of(method), [_td(value, sign="+") for value in values], group=len(heads))
+        for method, values in rows.items()
+    ]
     return (
-        f"<section><h2>Less {escape(name_of(rival))}, draw by draw</h2><div class='wide'><table><thead>"
-        f"<tr><th>Method</th>{spans}</tr><tr><th></th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"<section><h2>Less {escape(name_of(rival))}, draw by draw</h2>{_grid(results['shots'], lines, heads)}"
         f"<p class='note'>Points, with the 95% t-interval of the difference: supports are the same for all. {AUSUC}</p>"
         "</section>"
     )
@@ -256,26 +244,32 @@ AUSUC = (
 )
 
 
-def _grid(shots: list[int], rows: list[str]) -> str:
-    """A table with three columns for each number of shots."""
-    spans = "".join(f"<th colspan='3' class='group span'>{k}-shot</th>" for k in shots)
-    tops = "<small>top-1 / top-5</small>"
-    heads = f"<th class='group'>base{tops}</th><th>novel{tops}</th><th>H</th>" * len(shots)
+_TOPS = "<small>top-1 / top-5</small>"
+_HEADS = [f"<th>base{_TOPS}</th>", f"<th>novel{_TOPS}</th>", "<th>H</th>"]
+
+
+def _grid(shots: list[int], rows: list[str], heads: list[str] = _HEADS) -> str:
+    """A table with the columns ``heads`` for each number of shots."""
+    spans = "".join(f"<th colspan='{len(heads)}' class='group span'>{k}-shot</th>" for k in shots)
+    columns = _grouped(heads * len(shots), len(heads))
     return (
-        f"<div class='wide'><table><thead><tr><th>Method</th>{spans}</tr><tr><th></th>{heads}</tr></thead>"
+        f"<div class='wide'><table><thead><tr><th>Method</th>{spans}</tr><tr><th></th>{columns}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _tr(name: str, cells: list[str], kind: str = "", note: str = "") -> str:
-    """Every third cell starts a group."""
-    marked = [c.replace("<td>", "<td class='group'>", 1) if n % 3 == 0 else c for n, c in enumerate(cells)]
+def _grouped(cells: list[str], group: int) -> str:
+    """Marks the first cell of each group."""
+    return "".join(c if n % group else re.sub("^<(t[hd])", r"<\1 class='group'", c) for n, c in enumerate(cells))
+
+
+def _tr(name: str, cells: list[str], kind: str = "", note: str = "", group: int = len(_HEADS)) -> str:
     small = f"<small>{escape(note)}</small>" if note else ""
-    return f"<tr class='{kind}'><th>{escape(name)}{small}</th>{''.join(marked)}</tr>"
+    return f"<tr class='{kind}'><th>{escape(name)}{small}</th>{_grouped(cells, group)}</tr>"
 
 
-def _td(*values: Mapping[str, Any]) -> str:
-    means = " / ".join(f"{v['mean']:.2f}" for v in values)
+def _td(*values: Mapping[str, Any], sign: str = "") -> str:
+    means = " / ".join(f"{v['mean']:{sign}.2f}" for v in values)
     halves = " / ".join(f"{v['ci95']:.2f}" for v in values)
     return f"<td>{means}<small>± {halves}</small></td>"
 
@@ -296,8 +290,9 @@ def _paper_table() -> str:
     )
 
 
-def _colour(method: str) -> int:
-    return list(LABELS).index(method) % chart.COLOURS if method in LABELS else 0
+def _colour(method: str, results: Mapping[str, Any]) -> int:
+    """By the method's row, so that no two of a chart are alike while there are colours."""
+    return list(results["methods"]).index(method) % chart.COLOURS if method in results["methods"] else 0
 
 
 def _against_shots(results: Mapping[str, Any]) -> str:
@@ -313,7 +308,7 @@ def _against_shots(results: Mapping[str, Any]) -> str:
         for method, by_shots in results["methods"].items():
             values = [by_shots[str(k)][metric] for k in shots]
             points = tuple((float(k), v["mean"]) for k, v in zip(shots, values, strict=True))
-            series.append(Series(name_of(method), _colour(method), points, tuple(v["ci95"] for v in values)))
+            series.append(Series(name_of(method), _colour(method, results), points, tuple(v["ci95"] for v in values)))
         plots.append(line_chart(title, "images a class", series, [float(k) for k in shots]))
     return "".join(plots)
 
@@ -329,18 +324,16 @@ def _old_and_new(results: Mapping[str, Any]) -> str:
     ):
         series = []
         for method, curves in mean.items():
-            last = (
-                len(curves[curve])
-                if curve == "forgetting"
-                else 1 + max((n for n, y in enumerate(curves[curve]) if y), default=0)
-            )
-            points = tuple((float(x), y) for x, y in enumerate(curves[curve][:last]))
-            series.append(Series(name_of(method), _colour(method), points))
+            values = curves[curve]
+            if curve == "seen_unseen":  # which ends where no offset gets further
+                values = values[: 1 + max((n for n, y in enumerate(values) if y), default=0)]
+            points = tuple((float(x), y) for x, y in enumerate(values))
+            series.append(Series(name_of(method), _colour(method, results), points))
         plots.append(line_chart(title, x_label, series))
     return "".join(plots)
 
 
-def _training(curves: Mapping[str, Any]) -> str:
+def _training(curves: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     rows = curves.get("pretrain") or []
     plots = [
         line_chart("Backbone: loss", "step", [_curve(rows, "train/loss", "training", 3)]),
@@ -353,7 +346,7 @@ def _training(curves: Mapping[str, Any]) -> str:
     ]
     learn = curves.get("learn") or {}
     for tag, title in (("train/loss", "Predictors: loss"), ("eval/base_top1(%)", "Predictors: base top-1 (%)")):
-        series = [_curve(learn[method], tag, name_of(method), _colour(method)) for method in learn]
+        series = [_curve(learn[method], tag, name_of(method), _colour(method, results)) for method in learn]
         plots.append(line_chart(title, "step", series))
     return "".join(plots)
 

@@ -8,6 +8,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import stochastic_depth as drop_rows
 
+from dist_train.config import MODELS
+from dist_train.errors import UserError
+
 
 class DropBranch:
     """A forward hook that leaves the output out for some images of a training batch."""
@@ -28,10 +31,15 @@ class Backbone(nn.Module):
         num_classes: rows of the classifier.
         small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
             (He et al. 2016, section 4.2).
+
+    Raises:
+        UserError: not one of these.
     """
 
     def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
         super().__init__()
+        if name not in MODELS:
+            raise UserError(f"pretrain.model={name!r}: not a known ResNet; give one of {', '.join(MODELS)}")
         if name == "resnet10":
             self.body = ResNet(BasicBlock, [1, 1, 1, 1])
         else:

@@ -38,13 +38,17 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         support, query = run.shards["train"], run.shards["val"]
         assert_disjoint(support, tables["novel_train"].ids, query, tables[f"{role}_val"].ids)
     base, novel = (_queries(tables[f"{role}_val"], context) for role in ("base", "novel"))
-    class_means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
+    means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
     rows = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
-    prepared = Base(tables["base_train"], class_means, rows, run.dir / "learn", run.config.learn, config.rule)
+    prepared = Base(tables["base_train"], means, rows, run.dir / "learn", run.config.learn, config.rule)
     mine = range(context.rank, config.draws, context.world)
     supports = {d: support_rows(tables["novel_train"], max(config.shots), config.seed, d) for d in mine}
+    orders = {
+        d: torch.from_numpy(np.random.RandomState([config.seed, d]).permutation(len(run.novel))).to(context.device)
+        for d in mine
+    }
     methods: dict[str, Any] = {}
-    means: dict[str, Any] = {}
+    averages: dict[str, Any] = {}
     bar = progress_bar(len(config.methods) * len(mine), "evaluate", "draw", context.main)
     with torch.inference_mode():
         for name in config.methods:
@@ -55,9 +59,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
                 support = torch.from_numpy(tables["novel_train"].rows[supports[draw]].astype(np.float32)).to(
                     context.device
                 )
-                order = np.random.RandomState([config.seed, draw]).permutation(len(support))
-                added = torch.from_numpy(order).to(context.device)
-                found[draw] = {k: scorer.draw(support[:, :k], added) for k in config.shots}
+                found[draw] = {k: scorer.draw(support[:, :k], orders[draw]) for k in config.shots}
                 bar.update(1)
             merged = {d: values for part in context.gather(found) for d, values in part.items()}
             if stop.agreed_now():
@@ -67,7 +69,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
                 k: {metric: summary([draw.metrics[metric] for draw in some]) for metric in METRICS}
                 for k, some in draws.items()
             }
-            means[name] = {
+            averages[name] = {
                 k: {
                     curve: np.mean([getattr(draw, curve) for draw in some], axis=0).round(4).tolist()
                     for curve in CURVES
@@ -79,7 +81,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         facts = provenance(run, context)
         results = {
             "methods": methods,
-            "curves": means,
+            "curves": averages,
             "shots": config.shots,
             "draws": config.draws,
             "interval": "95% t-interval over support draws",

@@ -205,3 +205,12 @@ def test_curves_of_old_and_new_classes_end_where_they_reach_zero(results: dict[s
     assert html.count("<svg") == 6 and not page.open
     lines = [re.findall(r'points="([^"]*)"', figure) for figure in html.split("<figcaption>1-shot: base top-1")[1:]]
     assert [len(line.split()) for line in lines[0]] == [2, 1] and [len(line.split()) for line in lines[1]] == [3, 3]
+
+
+def test_no_two_methods_of_a_chart_have_one_colour(results: dict[str, Any]) -> None:
+    names = ["nn", "nn10", "nn1", "imprint", "mean", "phi1", "phi2", "phi2star"]
+    for some in (names, ["nn", "mean", "phi1", "phi2", "phi2star"]):
+        html = report_html({**results, "methods": dict.fromkeys(some, results["methods"]["phi2"])}, {}, {})
+        colours = re.findall(r'class="line" style="stroke:([^"]*)"', html.split("<figcaption>")[1])
+        assert len(colours) == len(set(colours)) == len(some)
+        assert all(f"{colour.removeprefix('var(').removesuffix(')')}:#" in html for colour in colours)

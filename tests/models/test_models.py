@@ -4,6 +4,7 @@ import torch.nn.functional as F
 import torchvision
 
 from dist_train.config import MODELS, LearnConfig
+from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
 from dist_train.models.predictor import Predictor
 
@@ -23,9 +24,11 @@ def test_every_resnet_of_torchvision_and_no_other_is_offered() -> None:
     assert set(MODELS) == {"resnet10", *(name for name in names if "resnet" in name or "resnext" in name)}
 
 
-def test_small_stem_keeps_the_resolution() -> None:
+def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
     model = Backbone("resnet10", 3, small_stem=True)
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
+    with pytest.raises(UserError, match=r"'vit_b_16': not a known ResNet.*resnet50"):
+        Backbone("vit_b_16", 3)
 
 
 @pytest.mark.parametrize(("method", "layers"), [("phi1", 1), ("phi2", 2), ("phi2star", 2)])

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
-from dist_train.fewshot.method import Base, Method, Scorer
+from dist_train.fewshot.method import Base, Method, Scorer, cosine
 
 
 class ClassMean(Method):
     labels: ClassVar = {"mean": "Class mean + cosine"}
 
     def __init__(self, name: str, base: Base) -> None:
-        self.means = F.normalize(base.means, dim=1)
+        self.means = base.means
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return F.normalize(queries, dim=1) @ self.means.T
+        return cosine(queries, self.means)
 
     def take(self, support: torch.Tensor) -> Scorer:
-        means = F.normalize(support.mean(1), dim=1)
-        return lambda queries: F.normalize(queries, dim=1) @ means.T
+        return partial(cosine, rows=support.mean(1))

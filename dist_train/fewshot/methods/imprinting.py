@@ -3,12 +3,13 @@ the mean of its unit supports as one more row."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import Base, Method, Scorer
+from dist_train.fewshot.method import Base, Method, Scorer, cosine
 
 
 class Imprinting(Method):
@@ -17,11 +18,10 @@ class Imprinting(Method):
     labels: ClassVar = {"imprint": "Weight imprinting"}
 
     def __init__(self, name: str, base: Base) -> None:
-        self.rows = F.normalize(base.rows, dim=1)
+        self.rows = base.rows
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return F.normalize(queries, dim=1) @ self.rows.T
+        return cosine(queries, self.rows)
 
     def take(self, support: torch.Tensor) -> Scorer:
-        rows = F.normalize(F.normalize(support, dim=2).mean(1), dim=1)
-        return lambda queries: F.normalize(queries, dim=1) @ rows.T
+        return partial(cosine, rows=F.normalize(support, dim=2).mean(1))

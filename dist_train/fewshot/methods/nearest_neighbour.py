@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import Base, Method, Scorer
+from dist_train.fewshot.method import Base, Method, Scorer, cosine
 
 _QUERIES = 8192  # at a time, so that memory stays bounded at 50,000 queries
 _SHARES = {"nn": 1.0, "nn10": 0.1, "nn1": 0.01}
@@ -43,5 +43,4 @@ class NearestNeighbour(Method):
         return first + np.sort(np.random.RandomState([0, label]).permutation(last - first)[:count])
 
     def take(self, support: torch.Tensor) -> Scorer:
-        unit = F.normalize(support, dim=2).flatten(0, 1)
-        return lambda queries: (F.normalize(queries, dim=1) @ unit.T).unflatten(1, support.shape[:2]).amax(2)
+        return lambda queries: cosine(queries, support.flatten(0, 1)).unflatten(1, support.shape[:2]).amax(2)
