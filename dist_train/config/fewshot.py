@@ -83,6 +83,8 @@ class EvaluateConfig:
     rule: Literal["max", "mean", "rows"] = "max"
     """How phi1, phi2, phi2star join k supports: the largest of the k responses (paper), phi of the mean
     activation (the release's 5-shot), or the mean of the k predicted rows."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Numbers of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``."""
     draws: int = 100
     """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing."""
     seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +15,8 @@ from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
 
 Scorer = Callable[[torch.Tensor], torch.Tensor]
+Support = torch.Tensor
+"""float32 [novel classes, k, C]; an ``oracle`` gets a list of the novel classes' [images, C]."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,22 @@ class Base:
     Attributes:
         train: stored activations of base training images.
         means: float32 [base classes, C], on the device.
-        rows: float32 [base classes, C], the backbone's own classifier, trained with it; on the device.
+        rows, bias: float32 [base classes, C] and [base classes], the backbone's own classifier, trained with it;
+            on the device.
         learn: folder of the trained predictors.
         options: what these were trained with.
         rule: ``evaluate.rule``.
+        numbers: the methods' ``defaults``, and over them ``evaluate.options``.
     """
 
     train: Activations
     means: torch.Tensor
     rows: torch.Tensor
+    bias: torch.Tensor
     learn: Path
     options: LearnConfig
     rule: str
+    numbers: Mapping[str, float]
 
 
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -55,6 +61,10 @@ class Method(ABC):
     """Name in ``evaluate.methods`` -> name in tables."""
     moves_base: ClassVar[bool] = False
     """Whether supports change the scores of base classes: then ``take`` scores all classes."""
+    oracle: ClassVar[bool] = False
+    """Whether it is shown all training images of the novel classes (paper, Table 2): one result, not one a draw."""
+    defaults: ClassVar[dict[str, float]] = {}
+    """Numbers that ``evaluate.options`` can change, by names that start with the method's."""
 
     @abstractmethod
     def __init__(self, name: str, base: Base) -> None:
@@ -65,6 +75,6 @@ class Method(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def take(self, support: torch.Tensor) -> Scorer:
-        """Support float32 [novel classes, k, C] -> a function from queries [Q, C] to scores
-        [Q, novel classes]; where ``moves_base`` to [Q, base + novel classes]."""
+    def take(self, support: Support) -> Scorer:
+        """Support -> a function from queries [Q, C] to scores [Q, novel classes]; where ``moves_base`` to
+        [Q, base + novel classes]."""

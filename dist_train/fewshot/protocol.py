@@ -19,7 +19,7 @@ from scipy import stats
 from dist_train.data.activations import Activations
 from dist_train.data.shards import Subset
 from dist_train.errors import UserError
-from dist_train.fewshot.method import Method
+from dist_train.fewshot.method import Method, Support
 
 METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
 CURVES = ("seen_unseen", "forgetting")
@@ -76,11 +76,14 @@ class Draw:
         seen_unseen: base top-1 where a number added to the novel scores makes novel top-1 0, 1, ... 100%; 0 where
             no number does (Chao et al. 2016, section 4): float64 [101].
         forgetting: base top-1 when 0, 1, ... novel classes have been added: float64 [novel classes + 1].
+        predicted: the class with the highest score for every base and then every novel query, base classes
+            counted first: int64 [Q base + Q novel].
     """
 
     metrics: dict[str, float]
     seen_unseen: npt.NDArray[np.float64]
     forgetting: npt.NDArray[np.float64]
+    predicted: npt.NDArray[np.int64]
 
 
 class JointScorer:
@@ -97,13 +100,15 @@ class JointScorer:
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
         """What a draw needs of the scores of base classes, for base and for novel queries."""
+        self.classes = base.shape[1]
         self._own, self._ahead = _own_and_ahead(base, self.base.labels)
         # Five competitors are all that top-5 can tell apart.
         self._rivals = novel.topk(min(5, novel.shape[1])).values
+        self._first = [scores.max(1) for scores in (base, novel)]
 
-    def draw(self, support: torch.Tensor, order: torch.Tensor) -> Draw:
-        """Scores of one support set, float32 [novel classes, k, C]; ``order`` int64 [novel classes] is that in
-        which classes are added, for ``forgetting``."""
+    def draw(self, support: Support, order: torch.Tensor) -> Draw:
+        """Scores of one support set; ``order`` int64 [novel classes] is that in which classes are added, for
+        ``forgetting``."""
         scorer = self.method.take(support)
         novel, scores = scorer(self.base.activations), scorer(self.novel.activations)
         if self.method.moves_base:
@@ -126,7 +131,10 @@ class JointScorer:
         taken = (novel > self._own)[self._ahead == 0][:, order].cummax(1).values.sum(0).double()
         right = (self._ahead == 0).sum().double()
         kept = torch.cat([right[None], right - taken]) / len(self.base.labels)
-        return Draw(found, curve, 100 * kept.cpu().numpy())
+        predicted = torch.cat([
+            _winner(first, new, self.classes) for first, new in zip(self._first, (novel, scores), strict=True)
+        ])  # fmt: skip
+        return Draw(found, curve, 100 * kept.cpu().numpy(), predicted.cpu().numpy())
 
 
 def _own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +142,12 @@ def _own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
     own = scores.gather(1, labels[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return own, ((scores > own) | ((scores == own) & lower)).sum(1)
+
+
+def _winner(first: Any, novel: torch.Tensor, classes: int) -> torch.Tensor:
+    """The class with the highest score: the first of the base classes, or of the novel ones counted after them."""
+    best = novel.max(1)
+    return torch.where(best.values > first.values, classes + best.indices, first.indices)
 
 
 def seen_unseen(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) -> tuple[float, npt.NDArray[np.float64]]:
@@ -161,9 +175,11 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def summary(draws: Sequence[float]) -> dict[str, Any]:
-    """Mean, half-width of the 95% t-interval of the mean over draws, and the draws themselves."""
+    """Mean, half-width of the 95% t-interval of the mean over draws (0 for one), and the draws themselves."""
     values = np.asarray(draws, np.float64)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    half = (
+        0.0 if len(values) == 1 else stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    )
     return {"mean": float(values.mean()), "ci95": float(half), "draws": [round(v, 6) for v in values.tolist()]}
 
 

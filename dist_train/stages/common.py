@@ -50,7 +50,7 @@ _NEUTRAL = {
     ),
     "extract": ("batch",),
     "learn": ("log_every", "checkpoint_every", "methods"),
-    "evaluate": (),
+    "evaluate": ("methods",),
 }
 
 
@@ -105,7 +105,7 @@ def check_options(config: Config, world: int) -> None:
     Raises:
         UserError: it names the key.
     """
-    methods.check(config.evaluate.methods)
+    methods.check(config.evaluate.methods, config.evaluate.options)
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:
         raise UserError(
@@ -174,8 +174,6 @@ def inputs(run: Run, stage: str) -> dict[str, Any]:
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:
                 found[f"{section}.{key}"] = value
-    if stage == "evaluate":
-        found["learn.methods"] = plain["learn"]["methods"]
     return found
 
 

@@ -32,6 +32,12 @@ def activations(counts: list[int], dim: int = 5, seed: int = 0) -> Activations:
     return Activations(rows, np.arange(len(rows)), np.concatenate([[0], np.cumsum(counts)]))
 
 
+def prepare(train: Activations | None, **given: object) -> Base:
+    """What methods get, with what a test gives."""
+    return Base(**{"train": train, "means": None, "rows": None, "bias": None, "learn": None, "options": None,
+                   "rule": "max", "numbers": methods.NUMBERS, **given})  # type: ignore[arg-type]  # fmt: skip
+
+
 class Fixed(Method):
     """A method whose scores are given."""
 
@@ -63,6 +69,7 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
     order = np.argsort(-scores.numpy(), axis=1, kind="stable")  # ties: the lower class first
     truth = np.concatenate([labels[0], labels[1] + base])
     rank = (order == truth[:, None]).argmax(1)
+    assert np.array_equal(found.predicted, order[:, 0]) and np.array_equal(moved.predicted, order[:, 0])
     for name, part in (("base", rank[:10]), ("novel", rank[10:])):
         assert found.metrics[f"{name}_top1"] == pytest.approx(100 * (part < 1).mean())
         assert found.metrics[f"{name}_top5"] == pytest.approx(100 * (part < 5).mean())
@@ -101,7 +108,7 @@ def test_supports_are_seeded_nested_and_without_repeats() -> None:
 def test_baselines_by_hand() -> None:
     base = activations([4, 6, 5])
     means = torch.from_numpy(base.means())
-    prepared = Base(base, means, torch.rand(3, 5) - 0.5, None, None, "max")  # type: ignore[arg-type]
+    prepared = prepare(base, means=means, rows=torch.rand(3, 5) - 0.5)
     queries, support = torch.rand(7, 5), torch.rand(2, 3, 5)
     rows = torch.from_numpy(base.rows.astype(np.float32))
     cosine = F.cosine_similarity(queries[:, None], rows[None], dim=2)
@@ -134,7 +141,7 @@ def test_interval_is_students() -> None:
 @pytest.mark.parametrize(("name", "kept"), [("nn10", [1, 2, 3]), ("nn1", [1, 1, 1])])
 def test_a_share_of_the_base_is_kept_of_each_class(name: str, kept: list[int]) -> None:
     base = activations([4, 20, 30])
-    nearest = NearestNeighbour(name, Base(base, None, None, None, None, "max"))  # type: ignore[arg-type]
+    nearest = NearestNeighbour(name, prepare(base))
     rows = torch.from_numpy(base.rows.astype(np.float32))
     scores = nearest.base_scores(rows)
     assert torch.equal(scores, nearest.base_scores(rows))
@@ -160,7 +167,9 @@ def test_names_of_methods_come_from_their_files() -> None:
     rows = "".join(line.split("|")[1] for line in told.splitlines() if line.startswith("| `"))
     assert set(re.findall("`([^`]*)`", rows)) == set(methods.METHODS)
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
-        methods.check(["nn", "mena"])
+        methods.check(["nn", "mena"], {})
+    with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
+        methods.check(["nn"], {"lambda": 1.0})
 
 
 @pytest.mark.parametrize("rule", ["max", "mean", "rows"])
@@ -170,7 +179,7 @@ def test_rules_of_the_predictor_by_hand(rule: str, tmp_path: Path) -> None:
     phi = Predictor("phi2", 5, options).requires_grad_(False)
     checkpoint.save(tmp_path / "phi2" / "final", {"model": phi.state_dict()}, {})
     means, support, queries = torch.rand(4, 5), torch.rand(3, 2, 5), torch.rand(6, 5)
-    method = methods.make("phi2", Base(None, means, None, tmp_path, options, rule))  # type: ignore[arg-type]
+    method = methods.make("phi2", prepare(None, means=means, learn=tmp_path, options=options, rule=rule))
     assert torch.allclose(method.base_scores(queries), queries @ phi(means).T)
     for q, row in enumerate(method.take(support)(queries)):
         for c, score in enumerate(row):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Base, Method
@@ -26,11 +26,18 @@ LABELS = {name: kind.labels[name] for name, kind in METHODS.items()}
 """Name -> name in tables."""
 
 
-def check(names: Sequence[str]) -> None:
-    """Raises UserError for the first name that is no method's."""
+NUMBERS = {key: value for kind in METHODS.values() for key, value in kind.defaults.items()}
+"""Name in ``evaluate.options`` -> default."""
+
+
+def check(names: Sequence[str], options: Mapping[str, float]) -> None:
+    """Raises UserError for the first name that is no method's, or no method's number."""
     for name in names:
         if name not in METHODS:
             raise UserError(f"evaluate.methods: {name!r} is not known; give some of {', '.join(METHODS)}")
+    for name in options:
+        if name not in NUMBERS:
+            raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")
 
 
 def make(name: str, base: Base) -> Method:
