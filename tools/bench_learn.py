@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dist_train import context as contexts
 from dist_train.config import LearnConfig
@@ -49,7 +50,7 @@ def main() -> None:
         table = Activations(np.load(path, mmap_mode="c"), np.arange(offsets[-1]), offsets)
         val = Activations(np.asarray(table.rows[: 2 * given.classes]), np.arange(2 * given.classes),
                           np.arange(given.classes + 1) * 2)  # fmt: skip
-        bank = Bank(table, val, means, context)
+        bank = Bank(table, val, means, torch.from_numpy(means), context)
         config = LearnConfig(steps=given.steps, precision=given.precision, log_every=given.steps)
         start = time.perf_counter()
         rate = train(given.method, bank, config, Path(temporary) / "learn", 0, context, {}, Stopper(context))

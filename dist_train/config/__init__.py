@@ -15,14 +15,13 @@ from typing import Any
 
 from dist_train.config.checks import at_least, require
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, PackConfig
-from dist_train.config.fewshot import PREDICTORS, EvaluateConfig, ExtractConfig, LearnConfig
+from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
 STAGES = ("pretrain", "extract", "learn", "evaluate")
 
 __all__ = [
     "MODELS",
-    "PREDICTORS",
     "STAGES",
     "CacheConfig",
     "Config",
@@ -81,9 +80,6 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        for method in self.evaluate.methods:
-            ok = method not in PREDICTORS or method in self.learn.methods
-            require(ok, "evaluate.methods", method, f"in learn.methods ({', '.join(self.learn.methods)}) too")
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         ok = ok and self.name.isprintable() and len(self.name.encode()) <= 200
         require(ok, "name", self.name, "a folder name of at most 200 bytes")

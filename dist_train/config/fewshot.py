@@ -8,7 +8,7 @@ from typing import Literal
 from dist_train.config.checks import at_least, require
 from dist_train.config.pretrain import Precision
 
-PREDICTORS = ("phi1", "phi2", "phi2star")
+_PREDICTORS = ("phi1", "phi2", "phi2star")
 
 
 @dataclass(kw_only=True)
@@ -30,8 +30,9 @@ class ExtractConfig:
 class LearnConfig:
     """The predictor (METHOD: paper section 3; release = the authors' MiniImageNet code)."""
 
-    methods: list[str] = field(default_factory=lambda: list(PREDICTORS))
-    """Which predictors: phi1 (one layer), phi2 (two), phi2star (two, on class means only)."""
+    methods: list[str] = field(default_factory=lambda: [*_PREDICTORS])
+    """What is trained: phi1 (one layer), phi2 (two), phi2star (two, on class means only), and the other
+    rows of docs/methods.md that learn from the base activations."""
     steps: int = 75_000
     """Optimiser steps (paper: 300 epochs of 250 batches)."""
     lr: float = 1e-3
@@ -68,15 +69,15 @@ class LearnConfig:
         at_least(self, "learn", 1, "steps", "log_every", "checkpoint_every")
         at_least(self, "learn", 0, "lr", "momentum", "weight_decay", "seed")
         require(0 <= self.p_mean <= 1, "learn.p_mean", self.p_mean, "in [0, 1]")
-        ok = bool(self.methods) and set(self.methods) <= set(PREDICTORS)
-        require(ok, "learn.methods", self.methods, f"some of {', '.join(PREDICTORS)}")
+        ok = bool(self.methods) and len(set(self.methods)) == len(self.methods)
+        require(ok, "learn.methods", self.methods, "names of methods that learn, each once")
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
     """All classes scored together, over seeded draws of support images."""
 
-    methods: list[str] = field(default_factory=lambda: ["nn", "mean", *PREDICTORS])
+    methods: list[str] = field(default_factory=lambda: ["nn", "mean", *_PREDICTORS])
     """Rows of the table; each is a class in fewshot/methods."""
     shots: list[int] = field(default_factory=lambda: [1, 2, 3])
     """Support images a novel class (paper: 1, 2, 3)."""

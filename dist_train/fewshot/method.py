@@ -6,13 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
+from dist_train.engine import checkpoint
+from dist_train.errors import UserError
+from dist_train.models.predictor import RowPredictor
+
+Row = TypeVar("Row", bound=RowPredictor)
 
 Scorer = Callable[[torch.Tensor], torch.Tensor]
 Support = torch.Tensor
@@ -49,6 +54,24 @@ def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T
 
 
+def trained(kind: type[Row], name: str, base: Base) -> Row:
+    """What ``learn`` has trained under this name, for inference.
+
+    Raises:
+        UserError: it is not trained.
+    """
+    folder = base.learn / name / "final"
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: {name} is not trained; run learn with it in learn.methods, or leave it out of evaluate"
+        )
+    saved = checkpoint.load(folder, base.means.device)
+    model = kind.build(name, base.means, base.rows, base.options).to(base.means.device)
+    model.load_state_dict(saved.tensors["model"])
+    model.eval().requires_grad_(False)
+    return model
+
+
 class Method(ABC):
     """One row of the table, or several of a kind.
 
@@ -63,6 +86,10 @@ class Method(ABC):
     """Whether supports change the scores of base classes: then ``take`` scores all classes."""
     oracle: ClassVar[bool] = False
     """Whether it is shown all training images of the novel classes (paper, Table 2): one result, not one a draw."""
+    learns: ClassVar[type[RowPredictor] | None] = None
+    """What ``learn`` trains on the base activations under the method's name."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Trained predictors of other methods that it is made from."""
     defaults: ClassVar[dict[str, float]] = {}
     """Numbers that ``evaluate.options`` can change, by names that start with the method's."""
 

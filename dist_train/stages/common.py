@@ -105,7 +105,7 @@ def check_options(config: Config, world: int) -> None:
     Raises:
         UserError: it names the key.
     """
-    methods.check(config.evaluate.methods, config.evaluate.options)
+    methods.check(config.learn.methods, config.evaluate.methods, config.evaluate.options)
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:
         raise UserError(

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from dist_train.config import PREDICTORS, LearnConfig
+from dist_train.config import LearnConfig
 from dist_train.context import Context
 from dist_train.data.activations import Activations, load
 from dist_train.data.augment import uniforms
@@ -24,7 +23,8 @@ from dist_train.engine.optim import release_steps, set_lr, sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
-from dist_train.models.predictor import Predictor
+from dist_train.fewshot.methods import METHODS
+from dist_train.models.predictor import RowPredictor
 from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
@@ -42,12 +42,14 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     if stage.done:
         return
     extract = run.dir / "extract"
-    bank = Bank(load(extract, "base_train"), load(extract, "base_val"), np.load(extract / "means.f32.npy"), context)
+    head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
+    means = np.load(extract / "means.f32.npy")
+    bank = Bank(load(extract, "base_train"), load(extract, "base_val"), means, head, context)
     facts = {}
     for method in run.config.learn.methods:
         folder = stage.folder / method
         if not (folder / "final").is_dir():
-            seed = run.config.seed + len(PREDICTORS) * run.config.learn.seed + PREDICTORS.index(method)
+            seed = run.config.seed + run.config.learn.seed  # of all: they are compared, so they see the same draws
             facts[method] = train(method, bank, run.config.learn, folder, seed, context, stage.inputs, stop)
         context.barrier(f"learn-{method}")
     stage.finish(iterations_per_s=facts)
@@ -59,17 +61,20 @@ class Bank:
     Attributes:
         train: float16 [N, C].
         first, count: int64 [classes], rows of each class.
-        means: float32 [classes, C].
+        means, head: float32 [classes, C], the mean activations and the backbone's own classifier.
         val, val_labels: float32 [Q, C] and int64 [Q], for the base accuracy that is logged.
     """
 
-    def __init__(self, train: Activations, val: Activations, means: np.ndarray, context: Context) -> None:
+    def __init__(
+        self, train: Activations, val: Activations, means: np.ndarray, head: torch.Tensor, context: Context
+    ) -> None:
         device = context.device
         self.device = device
         self.train = torch.from_numpy(train.rows).to(device)
         self.first = torch.from_numpy(train.offsets[:-1]).to(device)
         self.count = torch.from_numpy(np.diff(train.offsets)).to(device)
         self.means = torch.from_numpy(np.asarray(means)).to(device)
+        self.head = head.to(device)
         mine = slice(context.rank, None, context.world)
         self.val = torch.from_numpy(val.rows[mine].astype(np.float32)).to(device)
         self.val_labels = torch.from_numpy(val.labels[mine]).to(device)
@@ -113,9 +118,9 @@ def train(
         UserError: the loss is not finite.
         Stopped: told to leave; all is saved.
     """
-    p_mean = 1.0 if method == "phi2star" else config.p_mean
     torch.manual_seed(seed)
-    model = Predictor(method, bank.means.shape[1], config).to(context.device)
+    model = METHODS[method].learns.build(method, bank.means, bank.head, config).to(context.device)
+    p_mean = config.p_mean if model.p_mean is None else model.p_mean
     assert_float32(model)
     groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
     optimizer = sgd(groups, config.momentum, nesterov=False)
@@ -154,8 +159,7 @@ def train(
             statistics[single] = bank.train[support[row, single]].float()
             queries = bank.train[query[row, labels]].float()
             with precision.autocast():
-                logits = model.query(queries) @ model(statistics).T
-                loss = F.cross_entropy(logits.float(), labels, reduction="sum") / len(bank.count)
+                loss = model.loss(queries, labels, statistics, single) / len(bank.count)
             set_lr(
                 optimizer, release_steps(step, config.steps, config.lr) if config.schedule == "release" else config.lr
             )
@@ -222,9 +226,9 @@ def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[to
 
 
 @torch.inference_mode()
-def base_top1(model: Predictor, bank: Bank, context: Context) -> float:
+def base_top1(model: RowPredictor, bank: Bank, context: Context) -> float:
     """Accuracy in percent of base validation images among the base classes, rows predicted from means."""
-    rows = model(bank.means)
+    rows = model(bank.means, torch.zeros(0, dtype=torch.int64, device=bank.device))
     correct = sum(
         ((model.query(q) @ rows.T).argmax(1) == y).sum()
         for q, y in zip(bank.val.split(8192), bank.val_labels.split(8192), strict=True)

@@ -171,8 +171,8 @@ def test_options_that_do_not_fit_claim_nothing(config: Config) -> None:
         common.open_run(replace(config, evaluate=replace(config.evaluate, shots=[50])))
     with pytest.raises(ValueError, match=r"pretrain.model='alexnet': must be one of resnet10, .*resnet50"):
         replace(config.pretrain, model="alexnet")
-    with pytest.raises(ValueError, match=r"evaluate.methods='phi2'.*learn.methods"):
-        replace(config, learn=replace(config.learn, methods=["phi1"]))
+    with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods"):
+        common.open_run(replace(config, learn=replace(config.learn, methods=["phi1"])))
     assert not config.run_dir.exists()
 
 

@@ -167,9 +167,13 @@ def test_names_of_methods_come_from_their_files() -> None:
     rows = "".join(line.split("|")[1] for line in told.splitlines() if line.startswith("| `"))
     assert set(re.findall("`([^`]*)`", rows)) == set(methods.METHODS)
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
-        methods.check(["nn", "mena"], {})
+        methods.check(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
-        methods.check(["nn"], {"lambda": 1.0})
+        methods.check(["phi2"], ["nn"], {"lambda": 1.0})
+    with pytest.raises(UserError, match=r"learn.methods: 'mean' is not known; give some of .*phi2"):
+        methods.check(["mean"], ["nn"], {})
+    with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods \(phi1\)"):
+        methods.check(["phi1"], ["nn", "phi2"], {})
 
 
 @pytest.mark.parametrize("rule", ["max", "mean", "rows"])

@@ -34,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("--pretrain.epochs", "0", "pretrain.epochs=0.0: must be > 0"),
         ("--pretrain.precision", "fp8", "pretrain.precision"),
         ("--learn.p-mean", "1.5", "learn.p_mean=1.5: must be in [0, 1]"),
-        ("--learn.methods", "[phi3]", "learn.methods=['phi3']: must be some of phi1, phi2, phi2star"),
+        ("--learn.methods", "[phi3]", "learn.methods: 'phi3' is not known; give some of "),
         ("--data.eval_size", "300", "data.eval_size=300: must be <= data.eval_resize"),
         ("--data.scale", "[0.5, 0.2]", "data.scale"),
         ("--data.split", "nowhere", "no published split (imagenet_900_100"),

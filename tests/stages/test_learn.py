@@ -32,7 +32,7 @@ def bank(context: Context) -> Bank:
     rows = (np.repeat(centres, 20, 0) + 0.3 * rng.random((140, 12))).astype(np.float16)
     table = Activations(rows, np.arange(140), np.arange(0, 141, 20))
     val = Activations(rows[::4], np.arange(35), np.arange(0, 36, 5))
-    return Bank(table, val, table.means(), context)
+    return Bank(table, val, table.means(), torch.zeros(7, 12), context)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -30,11 +30,27 @@ NUMBERS = {key: value for kind in METHODS.values() for key, value in kind.defaul
 """Name in ``evaluate.options`` -> default."""
 
 
-def check(names: Sequence[str], options: Mapping[str, float]) -> None:
-    """Raises UserError for the first name that is no method's, or no method's number."""
-    for name in names:
+LEARNED = tuple(name for name, kind in METHODS.items() if kind.learns)
+"""Names in ``learn.methods``."""
+
+
+def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, float]) -> None:
+    """``learn.methods``, ``evaluate.methods`` and ``evaluate.options`` together.
+
+    Raises:
+        UserError: for the first name that is not known, or whose predictor would not be trained.
+    """
+    for name in learn:
+        if name not in LEARNED:
+            raise UserError(f"learn.methods: {name!r} is not known; give some of {', '.join(LEARNED)}")
+    for name in evaluate:
         if name not in METHODS:
             raise UserError(f"evaluate.methods: {name!r} is not known; give some of {', '.join(METHODS)}")
+        for needed in (*METHODS[name].needs, *([name] if name in LEARNED else [])):
+            if needed not in learn:
+                raise UserError(
+                    f"evaluate.methods: {name!r} needs {needed!r} in learn.methods ({', '.join(learn)}) too"
+                )
     for name in options:
         if name not in NUMBERS:
             raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")

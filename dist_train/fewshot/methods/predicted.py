@@ -10,32 +10,23 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.engine import checkpoint
-from dist_train.errors import UserError
-from dist_train.fewshot.method import Base, Method, Scorer
+from dist_train.fewshot.method import Base, Method, Scorer, Support, trained
 from dist_train.models.predictor import Predictor
 
 
 class Predicted(Method):
     labels: ClassVar = {"phi1": "φ1", "phi2": "φ2", "phi2star": "φ2*"}
+    learns = Predictor
 
     def __init__(self, name: str, base: Base) -> None:
-        means, self.rule = base.means, base.rule
-        folder = base.learn / name / "final"
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: {name} is not trained; run learn with it in learn.methods, or leave it out of evaluate"
-            )
-        saved = checkpoint.load(folder, means.device)
-        self.phi = Predictor(name, means.shape[1], base.options).to(means.device)
-        self.phi.load_state_dict(saved.tensors["model"])
-        self.phi.eval().requires_grad_(False)
-        self.base_rows = self.phi(means)
+        self.rule = base.rule
+        self.phi = trained(Predictor, name, base)
+        self.base_rows = self.phi(base.means)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return self.phi.query(queries) @ self.base_rows.T
 
-    def take(self, support: torch.Tensor) -> Scorer:
+    def take(self, support: Support) -> Scorer:
         if self.rule == "max":
             rows = self.phi(support.flatten(0, 1))
             return lambda queries: (self.phi.query(queries) @ rows.T).unflatten(1, support.shape[:2]).amax(2)
