@@ -86,10 +86,10 @@ class Method(ABC):
     """Whether supports change the scores of base classes: then ``take`` scores all classes."""
     oracle: ClassVar[bool] = False
     """Whether it is shown all training images of the novel classes (paper, Table 2): one result, not one a draw."""
-    learns: ClassVar[type[RowPredictor] | None] = None
-    """What ``learn`` trains on the base activations under the method's name."""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Trained predictors of other methods that it is made from."""
+    learns: ClassVar[dict[str, type[RowPredictor]]] = {}
+    """What ``learn`` trains on the base activations, by names in ``learn.methods``."""
+    uses: ClassVar[dict[str, str]] = {}
+    """For names that are not in ``learns``: the trained predictor that they are made from."""
     defaults: ClassVar[dict[str, float]] = {}
     """Numbers that ``evaluate.options`` can change, by names that start with the method's."""
 

@@ -23,7 +23,7 @@ from dist_train.engine.optim import release_steps, set_lr, sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
-from dist_train.fewshot.methods import METHODS
+from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
 from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
 
@@ -119,7 +119,7 @@ def train(
         Stopped: told to leave; all is saved.
     """
     torch.manual_seed(seed)
-    model = METHODS[method].learns.build(method, bank.means, bank.head, config).to(context.device)
+    model = LEARNED[method].build(method, bank.means, bank.head, config).to(context.device)
     p_mean = config.p_mean if model.p_mean is None else model.p_mean
     assert_float32(model)
     groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]

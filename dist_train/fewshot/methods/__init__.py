@@ -30,8 +30,8 @@ NUMBERS = {key: value for kind in METHODS.values() for key, value in kind.defaul
 """Name in ``evaluate.options`` -> default."""
 
 
-LEARNED = tuple(name for name, kind in METHODS.items() if kind.learns)
-"""Names in ``learn.methods``."""
+LEARNED = {name: trained for kind in METHODS.values() for name, trained in kind.learns.items()}
+"""Name in ``learn.methods`` -> what is trained."""
 
 
 def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, float]) -> None:
@@ -46,11 +46,9 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
     for name in evaluate:
         if name not in METHODS:
             raise UserError(f"evaluate.methods: {name!r} is not known; give some of {', '.join(METHODS)}")
-        for needed in (*METHODS[name].needs, *([name] if name in LEARNED else [])):
-            if needed not in learn:
-                raise UserError(
-                    f"evaluate.methods: {name!r} needs {needed!r} in learn.methods ({', '.join(learn)}) too"
-                )
+        needed = METHODS[name].uses.get(name, name)
+        if needed in LEARNED and needed not in learn:
+            raise UserError(f"evaluate.methods: {name!r} needs {needed!r} in learn.methods ({', '.join(learn)}) too")
     for name in options:
         if name not in NUMBERS:
             raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")

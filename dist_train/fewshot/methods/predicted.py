@@ -16,7 +16,7 @@ from dist_train.models.predictor import Predictor
 
 class Predicted(Method):
     labels: ClassVar = {"phi1": "φ1", "phi2": "φ2", "phi2star": "φ2*"}
-    learns = Predictor
+    learns: ClassVar = dict.fromkeys(labels, Predictor)
 
     def __init__(self, name: str, base: Base) -> None:
         self.rule = base.rule

@@ -1,0 +1,76 @@
+"""Cosine classifier with attention over base rows (Gidaris & Komodakis 2018, sections 3.1 and 3.2).
+
+A novel row is ``phi_avg * mean of unit supports + phi_att * mean of what each support attends to``, where
+attention is a softmax, over the base classes, of the scaled cosine between ``phi_q`` times the support and a
+key of each base class, and picks from the base classes' unit rows. All is scored by a scaled cosine.
+
+It is trained as they do in their second stage, with base classes that play novel ones: those which a step
+represents by one image get their row in this way, with the others to attend to. Their backbone is trained
+with the cosine classifier; ours is not, so the base rows start from its rows and are trained along.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_train.config import LearnConfig
+from dist_train.fewshot.method import Base, Method, Scorer, Support, trained
+from dist_train.models.predictor import RowPredictor
+
+
+class Attention(RowPredictor):
+    """Parameters and starting values (their code's: identity query, scales of 10, phi_avg and phi_att one)."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        super().__init__()
+        dim = rows.shape[1]
+        self.rows = nn.Parameter(F.normalize(rows, dim=1))
+        self.keys = nn.Parameter(F.normalize(rows, dim=1))
+        self.phi_q = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.phi_q.weight)
+        self.phi_avg, self.phi_att = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
+        self.scale, self.attention_scale = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(10.0))
+
+    @classmethod
+    def build(cls, name: str, means: torch.Tensor, rows: torch.Tensor, config: LearnConfig) -> Self:
+        return cls(rows)
+
+    def query(self, activations: torch.Tensor) -> torch.Tensor:
+        return self.scale * F.normalize(activations, dim=-1)
+
+    def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
+        rows = F.normalize(self.rows, dim=1)
+        made = self.novel(statistics[single], without=single)
+        return rows.index_copy(0, single, F.normalize(made, dim=1).to(rows.dtype))
+
+    def novel(self, supports: torch.Tensor, without: torch.Tensor | None = None) -> torch.Tensor:
+        """Supports [n, dim] -> rows [n, dim], not normalised; base classes ``without`` cannot be attended to."""
+        unit = F.normalize(supports, dim=1)
+        logits = self.attention_scale * F.normalize(self.phi_q(unit), dim=1) @ F.normalize(self.keys, dim=1).T
+        if without is not None:
+            logits = logits.index_fill(1, without, float("-inf"))
+        attended = torch.softmax(logits.float(), dim=1) @ F.normalize(self.rows, dim=1)
+        return self.phi_avg * unit + self.phi_att * attended
+
+
+class AttentionOverBase(Method):
+    labels: ClassVar = {"attention": "Attention over base rows"}
+    learns: ClassVar = {"attention": Attention}
+
+    def __init__(self, name: str, base: Base) -> None:
+        self.model = trained(Attention, name, base)
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.model.query(queries) @ F.normalize(self.model.rows, dim=1).T
+
+    def take(self, support: Support) -> Scorer:
+        rows = self.model.novel(support.flatten(0, 1)).unflatten(0, support.shape[:2]).mean(1)
+        return partial(self._scores, F.normalize(rows, dim=1))
+
+    def _scores(self, rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        return self.model.query(queries) @ rows.T

@@ -1,0 +1,54 @@
+"""phi2 behind a second network that maps one activation to the class mean (the release's README).
+
+The second network is a pair of layers like phi2's, the identity at first, and learns that its unit output is
+near the unit mean of the class; it gets no gradient from the classification. phi2 learns as ever, but where a
+class is represented by one image it sees what the second network makes of it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+
+from dist_train.config import LearnConfig
+from dist_train.fewshot.method import Base, Scorer, Support, trained
+from dist_train.fewshot.methods.predicted import Predicted
+from dist_train.models.predictor import Predictor, layers, through
+
+
+class ToMean(Predictor):
+    def __init__(self, means: torch.Tensor, config: LearnConfig) -> None:
+        super().__init__("phi2", means.shape[1], config)
+        self.second = layers(2, means.shape[1], config)
+        self.register_buffer("means", F.normalize(means, dim=1), persistent=False)
+
+    @classmethod
+    def build(cls, name: str, means: torch.Tensor, rows: torch.Tensor, config: LearnConfig) -> Self:
+        return cls(means, config)
+
+    def to_mean(self, activations: torch.Tensor) -> torch.Tensor:
+        """Activations of single images [..., dim] -> unit guesses of their classes' means [..., dim]."""
+        return F.normalize(through(self.second, F.normalize(activations, dim=-1)).float(), dim=-1)
+
+    def loss(
+        self, queries: torch.Tensor, labels: torch.Tensor, statistics: torch.Tensor, single: torch.Tensor
+    ) -> torch.Tensor:
+        # The queries are single images too: every one of them teaches the second network.
+        distance = (self.to_mean(queries) - self.means[labels]).square().sum()
+        length = statistics[single].norm(dim=1, keepdim=True)  # for a phi2 that does not normalise
+        guessed = statistics.index_copy(0, single, self.to_mean(statistics[single]).detach() * length)
+        return distance + super().loss(queries, labels, guessed, single)
+
+
+class BehindToMean(Predicted):
+    labels: ClassVar = {"phi2mean": "φ2 of a predicted mean"}
+    learns: ClassVar = {"phi2mean": ToMean}
+
+    def __init__(self, name: str, base: Base) -> None:
+        self.rule, self.phi = base.rule, trained(ToMean, name, base)
+        self.base_rows = self.phi(base.means)
+
+    def take(self, support: Support) -> Scorer:
+        return super().take(self.phi.to_mean(support) * support.norm(dim=-1, keepdim=True))

@@ -1,0 +1,65 @@
+"""Triplet network: an embedding trained so that images of a class are near each other, then NN + cosine
+(paper, Table 1).
+
+The paper trains the whole network from the pretrained weights. Here it is a layer over the frozen activations,
+the identity at first; in every step each class has an anchor and a positive, and its negative is the nearest
+positive of another class (the hardest of the batch: Hermans et al. 2017, section 2).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+
+from dist_train.config import LearnConfig
+from dist_train.fewshot.method import Base, trained
+from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
+from dist_train.models.predictor import RowPredictor, layers, through
+
+_MARGIN = 0.2  # of cosines (Schroff et al. 2015, section 3.1: 0.2, of squared distances)
+
+
+class Triplet(RowPredictor):
+    p_mean = 0.0
+
+    def __init__(self, dim: int, config: LearnConfig) -> None:
+        super().__init__()
+        self.layers = layers(1, dim, config)
+
+    @classmethod
+    def build(cls, name: str, means: torch.Tensor, rows: torch.Tensor, config: LearnConfig) -> Self:
+        return cls(means.shape[1], config)
+
+    def query(self, activations: torch.Tensor) -> torch.Tensor:
+        """Embedding of unit length: [..., dim] -> [..., dim]."""
+        return F.normalize(through(self.layers, F.normalize(activations, dim=-1)).float(), dim=-1)
+
+    def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
+        return self.query(statistics)
+
+    def loss(
+        self, queries: torch.Tensor, labels: torch.Tensor, statistics: torch.Tensor, single: torch.Tensor
+    ) -> torch.Tensor:
+        cosines = self.query(queries) @ self(statistics, single).T
+        same = cosines.gather(1, labels[:, None])
+        others = cosines.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True)
+        return F.relu(_MARGIN + others - same).sum()
+
+
+class TripletNetwork(NearestNeighbour):
+    labels: ClassVar = {
+        "triplet": "Triplet network",
+        "triplet10": "Triplet network, 10% of base",
+        "triplet1": "Triplet network, 1% of base",
+    }
+    learns: ClassVar = {"triplet": Triplet}
+    uses: ClassVar = {"triplet10": "triplet", "triplet1": "triplet"}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__(name, base)
+        self.model = trained(Triplet, "triplet", base)
+
+    def embed(self, activations: torch.Tensor) -> torch.Tensor:
+        return self.model.query(activations)

@@ -1,0 +1,181 @@
+"""Each method's formula against a slow, obvious implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_protocol import activations, prepare
+
+from dist_train.config import LearnConfig
+from dist_train.engine import checkpoint
+from dist_train.fewshot import methods
+from dist_train.fewshot.method import Base, Method
+from dist_train.fewshot.methods.attention import Attention
+from dist_train.fewshot.methods.to_mean import ToMean
+from dist_train.fewshot.methods.triplet import Triplet
+
+OPTIONS = LearnConfig(identity_init=False)
+
+
+def base(learn: Path | None = None, **numbers: float) -> Base:
+    torch.manual_seed(1)
+    train = activations([4, 6, 5], seed=3)
+    return prepare(
+        train,
+        means=torch.from_numpy(train.means()),
+        rows=torch.randn(3, 5),
+        bias=torch.randn(3),
+        learn=learn,
+        options=OPTIONS,
+        numbers={**methods.NUMBERS, **numbers},
+    )
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(sum(shape)).random(shape).astype(np.float32))
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def test_ridge_is_the_weighted_least_squares_of_all_images() -> None:
+    given, support, queries = base(ridge_weight=0.3), random(2, 3, 5), random(7, 5)
+    images = [*given.train.rows.astype(np.float64), *support.flatten(0, 1).numpy().astype(np.float64)]
+    labels = [*given.train.labels, *(3 + n // 3 for n in range(6))]
+    weight = [1 / labels.count(y) for y in labels]
+    # Rows of the square root of each weight, and below them the penalty on all but the bias.
+    x = np.array([np.sqrt(w) * np.append(unit(a), 1) for w, a in zip(weight, images, strict=True)])
+    y = np.array([np.sqrt(w) * np.eye(5)[label] for w, label in zip(weight, labels, strict=True)])
+    x = np.concatenate([x, np.sqrt(0.3) * np.eye(6)[:5]])
+    y = np.concatenate([y, np.zeros((5, 5))])
+    found = np.linalg.lstsq(x, y, rcond=None)[0]
+    wanted = [np.append(unit(q), 1) @ found for q in queries.numpy()]
+    assert np.allclose(methods.make("ridge", given).take(support)(queries), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["finetune", "child", "logistic"])
+def test_last_layer_follows_the_gradient_of_the_weighted_loss(name: str) -> None:
+    given, support = base(**{f"{name}_lr": 0.5, f"{name}_steps": 1}), random(2, 3, 5)
+    method = methods.make(name, given)
+    rng = np.random.RandomState(0)
+    rows = method._base_rows(rng)  # type: ignore[attr-defined]
+    weights = torch.cat([given.rows, torch.zeros(2, 5)]).requires_grad_()
+    bias = torch.cat([given.bias, torch.zeros(2)]).requires_grad_()
+    of_base = F.cross_entropy(
+        torch.from_numpy(given.train.rows[rows]).float() @ weights.T + bias,
+        torch.from_numpy(given.train.labels[rows]),
+    )
+    of_novel = F.cross_entropy(support.flatten(0, 1) @ weights.T + bias, torch.tensor([3, 3, 3, 4, 4, 4]))
+    share = 2 / 5 if name == "logistic" else 6 / 21
+    ((1 - share) * of_base + share * of_novel + 1e-4 / 2 * weights.square().sum()).backward()
+    assert weights.grad is not None and bias.grad is not None
+    steps = [0.5 * weights.grad, 0.5 * bias.grad]
+    if name == "child":
+        for step in steps:
+            step[:3] = 0
+    queries = random(7, 5)
+    wanted = queries @ (weights - steps[0]).T + bias - steps[1]
+    assert torch.allclose(method.take(support)(queries), wanted, atol=1e-5)
+    if name == "logistic":
+        assert abs(np.bincount(given.train.labels[rows]) / len(rows) - 1 / 3).max() < 0.1
+
+
+def test_oracles_learn_from_all_images_of_the_novel_classes() -> None:
+    given = base(linear_oracle_lr=1.0, linear_oracle_steps=400)
+    every = [5 * torch.eye(5)[n] + random(9 + n, 5) for n in range(2)]
+    for name in ("nn_oracle", "linear_oracle"):
+        method = methods.make(name, given)
+        assert method.oracle
+        scores = method.take(every)(torch.cat(every))  # type: ignore[arg-type]
+        if not method.moves_base:
+            scores = torch.cat([method.base_scores(torch.cat(every)), scores], 1)
+        assert torch.equal(scores.argmax(1), torch.tensor([3] * 9 + [4] * 10)), name
+
+
+def save(folder: Path, name: str, model: torch.nn.Module) -> None:
+    checkpoint.save(folder / name / "final", {"model": model.state_dict()}, {})
+
+
+def test_attention_by_hand(tmp_path: Path) -> None:
+    given, support, queries = base(tmp_path), random(2, 3, 5), random(7, 5)
+    torch.manual_seed(0)
+    model = Attention(torch.randn(3, 5)).requires_grad_(False)
+    for value in (model.phi_avg, model.phi_att, model.phi_q.weight, model.keys):
+        value.copy_(torch.randn_like(value))
+    save(tmp_path, "attention", model)
+    method = methods.make("attention", given)
+    rows = [unit(row) for row in model.rows.numpy()]
+
+    def row(images: np.ndarray, others: list[int]) -> np.ndarray:
+        average, attended = np.zeros(5), np.zeros(5)
+        for image in images:
+            average += unit(image) / len(images)
+            asked = unit(model.phi_q.weight.numpy() @ unit(image))
+            heights = np.exp([10 * asked @ unit(model.keys.numpy()[b]) for b in others])
+            attended += sum(h * rows[b] for h, b in zip(heights / heights.sum(), others, strict=True)) / len(images)
+        return unit(model.phi_avg.numpy() * average + model.phi_att.numpy() * attended)
+
+    novel = [row(images, [0, 1, 2]) for images in support.numpy()]
+    for q, base_scores, novel_scores in zip(
+        queries.numpy(), method.base_scores(queries), method.take(support)(queries), strict=True
+    ):
+        assert np.allclose(base_scores, [10 * unit(q) @ r for r in rows], atol=1e-4)
+        assert np.allclose(novel_scores, [10 * unit(q) @ r for r in novel], atol=1e-4)
+    # In training, class 1 plays a novel one and cannot attend to itself.
+    made = model(random(3, 5), torch.tensor([1]))
+    assert np.allclose(made[1], row(random(3, 5).numpy()[1:2], [0, 2]), atol=1e-5)
+    assert np.allclose(made[0], rows[0], atol=1e-6)
+
+
+def test_triplet_loss_takes_the_hardest_negative(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, given = Triplet(5, OPTIONS), base(tmp_path)
+    anchors, positives = random(3, 5), random(3, 5) + 0.1
+    loss = 0.0
+    embedded = [[unit(model.layers[0](F.normalize(x, dim=0)).detach().numpy()) for x in some]
+                for some in (anchors, positives)]  # fmt: skip
+    for a in range(3):
+        negatives = [embedded[0][a] @ embedded[1][b] for b in range(3) if b != a]
+        loss += max(0.0, 0.2 + max(negatives) - embedded[0][a] @ embedded[1][a])
+    assert loss > 0.1
+    found = model.loss(anchors, torch.arange(3), positives, torch.arange(3))
+    assert found.item() == pytest.approx(loss, rel=1e-5)
+
+    save(tmp_path, "triplet", model)
+    method, queries, support = methods.make("triplet1", given), random(4, 5), random(2, 3, 5)
+    with torch.inference_mode():
+        wanted = [[max(float(model.query(q) @ model.query(s)) for s in some) for some in support] for q in queries]
+        assert np.allclose(method.take(support)(queries), wanted, atol=1e-5)
+        kept = [first + np.random.RandomState(first).permutation(n)[0] for first, n in ((0, 4), (4, 6), (10, 5))]
+        stored = model.query(torch.from_numpy(given.train.rows[kept]).float())
+        assert torch.allclose(method.base_scores(queries), model.query(queries) @ stored.T, atol=1e-5)
+
+
+def test_second_network_learns_the_mean_and_phi_sees_what_it_makes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    means, queries, statistics = random(3, 5), random(2, 5), random(3, 5) * 4
+    model = ToMean(means, OPTIONS)
+    labels, single = torch.tensor([2, 0]), torch.tensor([1])
+    guess = model.to_mean(queries)
+    distance = sum((guess[n] - F.normalize(means[y], dim=0)).square().sum() for n, y in enumerate(labels))
+    seen = [statistics[0], model.to_mean(statistics[1]), statistics[2]]  # phi2 makes its input a unit one
+    logits = torch.stack([torch.stack([q @ super(ToMean, model).forward(s) for s in seen]) for q in queries])
+    loss = model.loss(queries, labels, statistics, single)
+    assert loss.item() == pytest.approx((distance + F.cross_entropy(logits, labels, reduction="sum")).item(), rel=1e-5)
+    loss.backward()
+    taught = [layer.weight.grad.clone() for layer in model.second]  # type: ignore[operator, union-attr]
+    model.zero_grad()
+    distance.backward()
+    assert all(torch.equal(a, layer.weight.grad) for a, layer in zip(taught, model.second, strict=True))
+
+    save(tmp_path, "phi2mean", model)
+    method: Method = methods.make("phi2mean", base(tmp_path))
+    support = random(2, 3, 5)
+    with torch.inference_mode():
+        wanted = [[max(float(model(model.to_mean(s)) @ q) for s in some) for some in support] for q in queries]
+        assert np.allclose(method.take(support)(queries), wanted, atol=1e-5)
