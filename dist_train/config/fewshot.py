@@ -37,9 +37,9 @@ class LearnConfig:
     """Optimiser steps (paper: 300 epochs of 250 batches)."""
     lr: float = 1e-3
     """Peak learning rate (paper and release)."""
-    schedule: Literal["constant", "release"] = "constant"
+    schedule: Literal["constant", "release", "cosine"] = "constant"
     """constant (the paper names one rate), or the release's steps: x 0.5, 0.1, 0.01 of lr after
-    50, 120 and 175 of its 200 epochs, stretched over ``steps``."""
+    50, 120 and 175 of its 200 epochs, stretched over ``steps``, or half a cosine to zero."""
     momentum: float = 0.9
     """SGD momentum (paper)."""
     weight_decay: float = 5e-4

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train.config import PretrainConfig
+from dist_train.config import LearnConfig, PretrainConfig
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -69,9 +69,14 @@ def learning_rate(step: int, total: int, warmup: int, epochs: float, config: Pre
     return peak * (0.5 * (1 + math.cos(math.pi * share)) if config.schedule == "cosine" else 1 - share)
 
 
-def release_steps(step: int, total: int, peak: float) -> float:
-    """The release's rate: 1e-3, 5e-4, 1e-4, 1e-5 from epochs 0, 50, 120, 175 of 200, as shares of
-    ``peak`` and of ``total``."""
+def predictor_rate(step: int, total: int, config: LearnConfig) -> float:
+    """``learn``'s rate at step 0..total-1: constant, half a cosine to zero, or the release's 1e-3, 5e-4, 1e-4,
+    1e-5 from epochs 0, 50, 120, 175 of 200, as shares of ``learn.lr`` and of ``total``."""
     share = step / total
-    factor = next(f for start, f in ((0.875, 0.01), (0.6, 0.1), (0.25, 0.5), (0.0, 1.0)) if share >= start)
-    return peak * factor
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    if config.schedule == "release":
+        return config.lr * next(
+            f for start, f in ((0.875, 0.01), (0.6, 0.1), (0.25, 0.5), (0.0, 1.0)) if share >= start
+        )
+    return config.lr

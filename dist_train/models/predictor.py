@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ class RowPredictor(nn.Module, ABC):
     one query; rows are made of the statistics and must classify the queries (paper, section 3.2).
     """
 
-    p_mean: float | None = None
-    """Probability that the statistic is the mean; None = ``learn.p_mean``."""
+    own: ClassVar[dict[str, Any]] = {}
+    """Keys of ``learn`` that it sets itself."""
 
     @classmethod
     @abstractmethod
@@ -74,7 +74,7 @@ class Predictor(RowPredictor):
     def __init__(self, method: str, dim: int, config: LearnConfig) -> None:
         super().__init__()
         if method == "phi2star":
-            self.p_mean = 1.0
+            self.own = {"p_mean": 1.0}  # type: ignore[misc]
         self.normalise_input = config.normalise_input
         self.normalise_output = config.normalise_output
         self.normalise_query = config.normalise_query

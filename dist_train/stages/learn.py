@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
 from dist_train.engine.finite import Losses, NonFinite, check_weights
 from dist_train.engine.metrics import Metrics
-from dist_train.engine.optim import release_steps, set_lr, sgd
+from dist_train.engine.optim import predictor_rate, set_lr, sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
@@ -120,7 +121,7 @@ def train(
     """
     torch.manual_seed(seed)
     model = LEARNED[method].build(method, bank.means, bank.head, config).to(context.device)
-    p_mean = config.p_mean if model.p_mean is None else model.p_mean
+    config = replace(config, **model.own)
     assert_float32(model)
     groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
     optimizer = sgd(groups, config.momentum, nesterov=False)
@@ -153,16 +154,14 @@ def train(
             if step == start or step % _DRAW_AHEAD == 0:
                 context.doing(f"learn {method}: step {step} of {config.steps}")
                 block = step - step % _DRAW_AHEAD
-                singles, support, query = bank.draw(seed, block, p_mean)
+                singles, support, query = bank.draw(seed, block, config.p_mean)
             row = step % _DRAW_AHEAD
             statistics, single = bank.means.clone(), singles[row]
             statistics[single] = bank.train[support[row, single]].float()
             queries = bank.train[query[row, labels]].float()
             with precision.autocast():
                 loss = model.loss(queries, labels, statistics, single) / len(bank.count)
-            set_lr(
-                optimizer, release_steps(step, config.steps, config.lr) if config.schedule == "release" else config.lr
-            )
+            set_lr(optimizer, predictor_rate(step, config.steps, config))
             strategy.backward(loss)
             strategy.step(clip_norm=0.0, norm=False)
             number = step + 1

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from dist_train.config import PretrainConfig
+from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.engine import checkpoint, metrics, precision
 from dist_train.engine.objective import seed_step
-from dist_train.engine.optim import decay_groups, learning_rate, make_optimizer, peak_lr, release_steps, sgd
+from dist_train.engine.optim import decay_groups, learning_rate, make_optimizer, peak_lr, predictor_rate, sgd
 from dist_train.engine.precision import MixedPrecision
 from dist_train.errors import UserError
 
@@ -31,7 +31,12 @@ def test_schedule_is_a_pure_function_with_known_values() -> None:
     assert found == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.002])
     scaled = [peak_lr(replace(config, global_batch=4096, lr_scaling=rule)) for rule in ("none", "linear", "sqrt")]
     assert scaled == [2.0, 32.0, 8.0]
-    assert [release_steps(s, 200, 1e-3) for s in (0, 49, 50, 120, 175)] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-4, 1e-5])
+    rates = {kind: [predictor_rate(s, 200, LearnConfig(schedule=kind)) for s in (0, 49, 50, 120, 175)]
+             for kind in ("constant", "release", "cosine")}  # fmt: skip
+    assert rates["release"] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-4, 1e-5]) and set(rates["constant"]) == {1e-3}
+    assert rates["cosine"][0] == 1e-3 and predictor_rate(100, 200, LearnConfig(schedule="cosine")) == pytest.approx(
+        5e-4
+    )
 
 
 def test_no_weight_decay_on_norms_and_biases() -> None:

@@ -12,9 +12,10 @@ from test_protocol import activations, prepare
 
 from dist_train.config import LearnConfig
 from dist_train.engine import checkpoint
-from dist_train.fewshot import methods
+from dist_train.fewshot import calibration, methods
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods.attention import Attention
+from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.fewshot.methods.triplet import Triplet
 
@@ -179,3 +180,47 @@ def test_second_network_learns_the_mean_and_phi_sees_what_it_makes(tmp_path: Pat
     with torch.inference_mode():
         wanted = [[max(float(model(model.to_mean(s)) @ q) for s in some) for some in support] for q in queries]
         assert np.allclose(method.take(support)(queries), wanted, atol=1e-5)
+
+
+def test_phi_plus_trains_base_rows_beside_phi1(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given, support, queries = base(tmp_path, calibration_cost=0.0), random(2, 3, 5), random(7, 5)
+    model = PhiPlus(given.rows, OPTIONS)
+    assert torch.allclose(model.rows, F.normalize(given.rows, dim=1))
+    phi = model.layers[0]
+    single = [F.normalize(phi(F.normalize(a, dim=0)), dim=0) for a in random(3, 5)]  # type: ignore[operator]
+    made = model(random(3, 5), torch.tensor([0, 2]))
+    assert torch.allclose(made, torch.stack([single[0], model.rows[1], single[2]]), atol=1e-6)
+    model.loss(queries, torch.arange(7) % 3, random(3, 5), torch.tensor([0, 2])).backward()
+    assert model.rows.grad is not None and bool(model.rows.grad[1].any()) and not model.rows.grad[[0, 2]].any()
+
+    save(tmp_path, "phi_plus", model)
+    method = methods.make("phi_plus", given)
+    with torch.inference_mode():
+        unit_queries = F.normalize(queries, dim=1)
+        assert torch.allclose(method.base_scores(queries), 20 * unit_queries @ model.rows.T, atol=1e-5)
+        rows = torch.stack([sum(F.normalize(phi(F.normalize(a, dim=0)), dim=0) for a in some)  # type: ignore
+                            for some in support])  # fmt: skip
+        raw = 20 * unit_queries @ F.normalize(rows, dim=1).T
+        shift = method.take(support)(queries) - raw
+    assert torch.allclose(shift, shift[0, 0].expand_as(shift), atol=1e-4)
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.2, 0.5])
+def test_calibration_costs_the_share_of_base_images_that_it_may(cost: float) -> None:
+    torch.manual_seed(0)
+    train = activations([40, 60, 50], seed=3)
+    images = torch.from_numpy(train.rows.astype(np.float32))
+    given = prepare(train, means=torch.from_numpy(train.means()), numbers={"calibration_cost": cost})
+
+    def scores(queries: torch.Tensor) -> torch.Tensor:
+        return queries @ torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
+
+    calibrate = calibration.Calibration(given, lambda q: scores(q)[:, :3])
+    kept = [first + np.random.RandomState(first).permutation(n)[:20] for first, n in ((0, 40), (40, 60), (100, 50))]
+    sample, truth = images[np.concatenate(kept)], torch.arange(3).repeat_interleave(20)
+    right = scores(sample)[:, :3].argmax(1) == truth
+    novel = calibrate(lambda q: scores(q)[:, 3:])(sample).amax(1)
+    lost = int((novel > scores(sample)[:, :3].amax(1))[right].sum())
+    share = int(cost * int(right.sum()))
+    assert right.sum() > 10 and lost in (share, share + 1)  # the image at the border, by rounding

@@ -24,7 +24,10 @@ from dist_train.models.predictor import RowPredictor
 
 
 class Attention(RowPredictor):
-    """Parameters and starting values (their code's: identity query, scales of 10, phi_avg and phi_att one)."""
+    """Parameters and starting values as in their code: identity query, scales of 10, phi_avg and phi_att one;
+    their rate, which falls."""
+
+    own: ClassVar = {"lr": 0.1, "schedule": "cosine"}
 
     def __init__(self, rows: torch.Tensor) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ _MARGIN = 0.2  # of cosines (Schroff et al. 2015, section 3.1: 0.2, of squared d
 
 
 class Triplet(RowPredictor):
-    p_mean = 0.0
+    own: ClassVar = {"p_mean": 0.0}
 
     def __init__(self, dim: int, config: LearnConfig) -> None:
         super().__init__()

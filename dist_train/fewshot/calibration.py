@@ -1,0 +1,44 @@
+"""A number added to all novel scores, so that old and new classes compete fairly (calibrated stacking, Chao et
+al. 2016, section 3.2).
+
+Where they choose it by validation on unseen classes, here it is found for each set of supports: the largest
+number at which the novel classes take away only a given share of the base training images that are classified
+right. So it needs no other class, and fits any method's scores and any number of shots; what is chosen once,
+on pseudo-novel classes, is the share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from dist_train.fewshot.method import Base, Scorer
+
+DEFAULTS = {"calibration_cost": 0.05}
+_PER_CLASS = 20  # base training images asked, of each class
+
+
+class Calibration:
+    """Args: ``base_scores`` is the method's, from queries [Q, C] to scores [Q, base classes]."""
+
+    def __init__(self, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        kept = [
+            first + np.random.RandomState(first).permutation(last - first)[:_PER_CLASS]
+            for first, last in pairwise(base.train.offsets)
+        ]
+        device = base.means.device
+        images = torch.from_numpy(base.train.rows[np.concatenate(kept)].astype(np.float32)).to(device)
+        labels = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])).to(device)
+        scores = base_scores(images)
+        right = scores.argmax(1) == labels
+        self.images, self.own = images[right], scores[right].amax(1)
+        self.cost = base.numbers["calibration_cost"]
+
+    def __call__(self, scorer: Scorer) -> Scorer:
+        """The same scores, plus the number that costs the share ``calibration_cost`` of the base images."""
+        margins = (self.own - scorer(self.images).amax(1)).sort().values
+        number = margins[min(int(self.cost * len(margins)), len(margins) - 1)] if len(margins) else 0.0
+        return lambda queries: scorer(queries) + number
