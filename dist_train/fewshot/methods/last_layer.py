@@ -34,11 +34,11 @@ class LastLayer(Method):
     }
     moves_base = True
     defaults: ClassVar = {
-        "finetune_lr": 0.1,
+        "finetune_lr": 0.3,
         "finetune_steps": 300,
-        "child_lr": 0.1,
+        "child_lr": 3.0,
         "child_steps": 300,
-        "logistic_lr": 0.1,
+        "logistic_lr": 0.03,
         "logistic_steps": 300,
     }
 

@@ -20,7 +20,7 @@ from dist_train.fewshot.method import Base, Method, Scorer, Support
 class Ridge(Method):
     labels: ClassVar = {"ridge": "Ridge regression"}
     moves_base = True
-    defaults: ClassVar = {"ridge_weight": 1.0}
+    defaults: ClassVar = {"ridge_weight": 10.0}
 
     def __init__(self, name: str, base: Base) -> None:
         self.weight, device = base.numbers["ridge_weight"], base.means.device
