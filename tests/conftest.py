@@ -81,9 +81,13 @@ def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 @pytest.fixture
 def config(drawn: Path, shards: ShardSet, tmp_path: Path) -> Config:
     """A run that takes seconds."""
+    return small_run(drawn, shards, tmp_path / "runs")
+
+
+def small_run(drawn: Path, shards: ShardSet, runs: Path) -> Config:
     return Config(
         name="test",
-        runs=tmp_path / "runs",
+        runs=runs,
         data=DataConfig(
             shards=str(shards.root), split=str(drawn / "split.json"), train_size=32, eval_resize=32, eval_size=32,
             threads=1,

@@ -42,10 +42,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         stage.done = all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods)
     if stage.done:
         return
-    extract = run.dir / "extract"
-    head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
-    means = np.load(extract / "means.f32.npy")
-    bank = Bank(load(extract, "base_train"), load(extract, "base_val"), means, head, context)
+    bank = open_bank(run, context)
     facts = {}
     for method in run.config.learn.methods:
         folder = stage.folder / method
@@ -54,6 +51,14 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             facts[method] = train(method, bank, run.config.learn, folder, seed, context, stage.inputs, stop)
         context.barrier(f"learn-{method}")
     stage.finish(iterations_per_s=facts)
+
+
+def open_bank(run: Run, context: Context) -> Bank:
+    """The base activations of a run that ``extract`` has finished."""
+    extract = run.dir / "extract"
+    head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
+    means = np.load(extract / "means.f32.npy")
+    return Bank(load(extract, "base_train"), load(extract, "base_val"), means, head, context)
 
 
 class Bank:

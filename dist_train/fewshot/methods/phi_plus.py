@@ -57,7 +57,7 @@ class Plus(Method):
     defaults = calibration.DEFAULTS
 
     def __init__(self, name: str, base: Base) -> None:
-        self.phi = trained(PhiPlus, name, base)
+        self.phi = trained(self.learns[name], name, base)
         self.rows = F.normalize(self.phi.rows, dim=1)
         self.calibrate = calibration.Calibration(base, self.base_scores)
 

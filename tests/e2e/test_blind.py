@@ -1,0 +1,106 @@
+"""No method can see what it must not: query labels, or novel activations beyond its supports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_run
+from tqdm import tqdm
+
+from dist_train.context import Context
+from dist_train.data.shards import ShardSet
+from dist_train.engine.preempt import Stopper
+from dist_train.fewshot.method import Base, Method
+from dist_train.fewshot.methods import LEARNED, METHODS, make
+from dist_train.stages import common, evaluate, extract, learn, pretrain
+
+Given = list[tuple[torch.Tensor, ...]]
+
+
+@pytest.fixture(scope="module")
+def trained(drawn: Path, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> common.Run:
+    """A run with every predictor, up to its evaluation."""
+    config = small_run(drawn, shards, tmp_path_factory.mktemp("blind"))
+    given = replace(
+        config,
+        learn=replace(config.learn, methods=list(LEARNED), steps=10, checkpoint_every=10, log_every=10),
+        evaluate=replace(config.evaluate, methods=list(METHODS), draws=2, shots=[1, 2]),
+    )
+    run = common.open_run(given)
+    for stage in (pretrain, extract, learn):
+        stage.run(run, Context(), Stopper(Context()))
+    return run
+
+
+def _spied(method: Method, seen: Given, scores: list[torch.Tensor]) -> Method:
+    """The same method, which notes all it is given from outside and all it answers."""
+
+    def noting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*given: torch.Tensor) -> torch.Tensor:
+            seen.append(given)
+            scores.append(function(*given))
+            return scores[-1]
+
+        return call
+
+    take = method.take
+
+    def taking(*given: torch.Tensor) -> Callable[..., torch.Tensor]:
+        seen.append(given)
+        return noting(take(*given))
+
+    method.base_scores = noting(method.base_scores)  # type: ignore[method-assign]
+    method.take = taking  # type: ignore[method-assign, assignment]
+    return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Given = []
+    scores: list[torch.Tensor] = []
+
+    def making(name: str, base: Base) -> Method:
+        return _spied(make(name, base), seen, scores)
+
+    monkeypatch.setattr(evaluate, "make", making)
+
+    def sit(change: Callable[[evaluate.Exam], None]) -> list[torch.Tensor]:
+        exam = evaluate.Exam(trained, Context())
+        change(exam)
+        seen.clear()
+        scores.clear()
+        with torch.inference_mode(), tqdm(disable=True) as bar:
+            exam.sit(name, Stopper(Context()), bar)
+        for given in seen:
+            for tensor in (part for one in given for part in (one if isinstance(one, list) else [one])):
+                assert tensor.dtype == torch.float32 and tensor.shape[-1] == exam.base.activations.shape[1]
+        return list(scores)
+
+    def no_change(exam: evaluate.Exam) -> None:
+        base = exam.prepared
+        ids = {int(i) for i in base.train.ids}
+        assert not ids & {int(i) for i in exam.bank.ids} and len(base.means) == len(base.rows) == len(trained.base)
+
+    def other_labels(exam: evaluate.Exam) -> None:
+        for queries in (exam.base, exam.novel):
+            queries.labels[:] = queries.labels.flip(0)
+
+    def poison(exam: evaluate.Exam) -> None:
+        """All novel training images but the supports."""
+        kept = np.unique(np.stack(list(exam.supports.values())))
+        rows = np.array(exam.bank.rows)
+        rows[np.setdiff1d(np.arange(len(rows)), kept)] = np.nan
+        exam.bank = replace(exam.bank, rows=rows)
+
+    plain = sit(no_change)
+    assert plain
+    changes = [other_labels] if METHODS[name].oracle else [other_labels, poison]
+    for change in changes:
+        found = sit(change)
+        assert len(found) == len(plain)
+        assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True)), change.__name__

@@ -1,0 +1,158 @@
+"""phi+ with one of its parts taken away or another put in, on pseudo-novel classes.
+
+    python tools/ablate_phi_plus.py runs/pseudo [--draws 100] [--shots 1 3]
+
+RUN must have been made with ``--data.holdout pseudo-novel`` and have its activations. Every variant is trained
+as ``learn`` trains (minutes each on a CPU) into RUN/ablation and kept there; the table is printed as markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_train import context as contexts
+from dist_train.config import LearnConfig
+from dist_train.context import Context
+from dist_train.engine.preempt import Stopper
+from dist_train.fewshot.method import Scorer, Support
+from dist_train.fewshot.methods import LEARNED
+from dist_train.fewshot.methods.attention import Attention
+from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
+from dist_train.fewshot.protocol import JointScorer, paired, summary
+from dist_train.models.predictor import layers
+from dist_train.stages import common, evaluate, learn
+from launch.cli import load_config
+
+SHOWN = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
+Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
+
+
+class FixedRows(PhiPlus):
+    def __init__(self, rows: torch.Tensor, config: LearnConfig) -> None:
+        super().__init__(rows, config)
+        self.rows.requires_grad_(False)
+
+
+class LearnedTemperature(PhiPlus):
+    def __init__(self, rows: torch.Tensor, config: LearnConfig) -> None:
+        super().__init__(rows, config)
+        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+
+    def query(self, activations: torch.Tensor) -> torch.Tensor:
+        return self.temperature * F.normalize(activations, dim=-1)
+
+
+class Constant(PhiPlus):
+    own: ClassVar = {**PhiPlus.own, "schedule": "constant"}
+
+
+class PapersRate(PhiPlus):
+    own: ClassVar = {}
+
+
+class TwoLayers(PhiPlus):
+    def __init__(self, rows: torch.Tensor, config: LearnConfig) -> None:
+        super().__init__(rows, config)
+        self.layers = layers(2, rows.shape[1], config)
+
+
+class WithAttention(PhiPlus):
+    def __init__(self, rows: torch.Tensor, config: LearnConfig) -> None:
+        super().__init__(rows, config)
+        self.attention = Attention(rows)
+
+    def novel(self, supports: torch.Tensor) -> torch.Tensor:
+        attended = self.attention.novel(supports.flatten(0, -2)).view_as(supports)
+        return F.normalize(super().novel(supports) + attended, dim=-1)
+
+
+class Uncalibrated(Plus):
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.calibrate = lambda scorer: scorer  # type: ignore[assignment]
+
+
+class LargestResponse(Plus):
+    def take(self, support: Support) -> Scorer:
+        rows = self.phi.novel(support).flatten(0, 1)
+        return self.calibrate(
+            lambda queries: (self.phi.query(queries) @ rows.T).unflatten(1, support.shape[:2]).amax(2)
+        )
+
+
+VARIANTS: dict[str, tuple[type[PhiPlus], type[Plus]]] = {
+    "φ+": (PhiPlus, Plus),
+    "not calibrated": (PhiPlus, Uncalibrated),
+    "largest of k responses": (PhiPlus, LargestResponse),
+    "base rows fixed": (FixedRows, Plus),
+    "temperature learned": (LearnedTemperature, Plus),
+    "rate constant": (Constant, Plus),
+    "rate and decay of φ1": (PapersRate, Plus),
+    "two layers": (TwoLayers, Plus),
+    "attention added": (WithAttention, Plus),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 3])
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = load_config(given.run)
+    if config.data.holdout != "pseudo-novel":
+        parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
+    asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
+    with contexts.start() as context:
+        run = common.open_run(replace(config, evaluate=asked))
+        exam = evaluate.Exam(run, context)
+        print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
+
+
+def measure(
+    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: evaluate.Exam, context: Context
+) -> Draws:
+    """Train the variant where it is not trained, and ask it."""
+    folder = run.dir / "ablation" / network.__name__
+    if not (folder / "phi_plus" / "final").is_dir():
+        LEARNED["phi_plus"] = network
+        bank, stop = learn.open_bank(run, context), Stopper(context)
+        learn.train("phi_plus", bank, run.config.learn, folder / "phi_plus", run.config.seed, context, {}, stop)
+    method.learns = {"phi_plus": network}
+    found: Draws = {k: {metric: [] for metric in SHOWN} for k in run.config.evaluate.shots}
+    with torch.inference_mode():
+        scorer = JointScorer(method("phi_plus", replace(exam.prepared, learn=folder)), exam.base, exam.novel)
+        for draw in exam.mine:
+            support = torch.from_numpy(exam.bank.rows[exam.supports[draw]].astype(np.float32)).to(context.device)
+            for k in found:
+                one = scorer.draw(support[:, :k], exam.orders[draw])
+                for metric in SHOWN:
+                    found[k][metric].append(one.metrics[metric])
+    return found
+
+
+def table(found: dict[str, Draws]) -> str:
+    """phi+ itself, and the others' differences from it, draw by draw."""
+    (name, plus), *others = found.items()
+    heads = [f"{k}-shot {title}" for k in plus for title in SHOWN.values()]
+    lines = [["", *heads], ["---"] + ["---:"] * len(heads)]
+    own = [summary(plus[k][metric]) for k in plus for metric in SHOWN]
+    lines.append([name, *(f"{v['mean']:.2f} ± {v['ci95']:.2f}" for v in own)])
+    for name, draws in others:
+        less = [paired(draws[k][metric], plus[k][metric]) for k in plus for metric in SHOWN]
+        lines.append([name, *(f"{v['mean']:+.2f} ± {v['ci95']:.2f}" for v in less)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
