@@ -58,7 +58,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
                 with precision.autocast():
                     features = model.features(batch.images)
                 if config.views == "ten":
-                    features = features.float().unflatten(0, (len(batch.ids), 10)).mean(1)
+                    features = features.float().unflatten(0, (len(batch.ids), -1)).mean(1)
                 rows.append(features.to(torch.float16).cpu().numpy())
                 bar.update(len(batch.ids))
                 context.doing(f"extract {role} {subset}: {len(pending)} blocks left")
