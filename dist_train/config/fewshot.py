@@ -9,6 +9,7 @@ from dist_train.config.checks import at_least, require
 from dist_train.config.pretrain import Precision
 
 _PREDICTORS = ("phi1", "phi2", "phi2star")
+Views = Literal["centre", "ten"]
 
 
 @dataclass(kw_only=True)
@@ -16,11 +17,14 @@ class ExtractConfig:
     """The frozen backbone once over every image."""
 
     batch: int = 256
-    """Images per forward pass on one rank."""
+    """Images per forward pass on one rank; of ten crops, each counts (but no fewer than one image's)."""
     block: int = 4096
     """Rows between two marks of progress; an interruption costs at most one block a rank."""
     precision: Precision = "bf16"
     """Autocast type of the forward pass; activations are stored as float16."""
+    views: Views = "centre"
+    """What an image's activation is of: the centre crop (release), or the mean over ten crops, four corners and
+    centre, each also mirrored (Krizhevsky et al. 2012; the paper's multi-view activations). In all tables."""
 
     def __post_init__(self) -> None:
         at_least(self, "extract", 1, "batch", "block")

@@ -138,3 +138,16 @@ def resized_sizes(heights: Ints, widths: Ints, shorter: int) -> npt.NDArray[np.i
 def centre_anchor(sizes: npt.NDArray[np.int32], crop: int) -> npt.NDArray[np.int32]:
     """Top left of torchvision's ``CenterCrop(crop)``: int32 [B, 2] (Python's round: half to even)."""
     return np.rint((sizes - crop) / 2.0).astype(np.int32)
+
+
+def ten_crops(sizes: npt.NDArray[np.int32], crop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """torchvision's ``TenCrop(crop)``: top left int32 [B * 10, 2] and flip int32 [B * 10], in its order.
+
+    It crops the mirrored image, whose centre may lie one pixel beside the centre's mirror image.
+    """
+    free = (sizes - crop)[:, None]
+    corners = free * np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)
+    five = np.concatenate([corners, centre_anchor(sizes, crop)[:, None]], axis=1)
+    mirrored = np.stack([five[..., 0], free[..., 1] - five[..., 1]], axis=-1)
+    flip = np.tile(np.repeat(np.array([0, 1], np.int32), 5), len(sizes))
+    return np.concatenate([five, mirrored], axis=1).reshape(-1, 2), flip

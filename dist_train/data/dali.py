@@ -45,17 +45,19 @@ def build_pipeline(
     data: DataConfig,
     threads: int,
     device_id: int | None,
+    crops: int = 1,
 ) -> Any:
     """The graph, on GPU ``device_id`` or, where None, on the CPU. ``source`` gives, a call a batch, what
     ``_inputs`` makes of a ``Request``; its StopIteration ends the stream. Output: float32
-    [B, side, side, 3], normalised, where the graph is ``_whole``, else windows, uint8 [height, width, 3]."""
+    [B, side, side, 3], or of several ``crops`` [B, crops, side, side, 3], normalised, where the graph is
+    ``_whole``, else windows, uint8 [height, width, 3]."""
     dali, fn, types = _dali()
     whole = _whole(data, device_id)
     augmented = _augmenter(data) if data.operations else None
 
     @dali.pipeline_def(enable_conditionals=data.operations > 0)  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        inputs = 3 + (5 if whole else 0) + (1 if data.operations else 0)
+        inputs = 3 + (2 + 3 * crops if whole else 0) + (1 if data.operations else 0)
         blobs, anchor, shape, *rest = fn.external_source(source=source, num_outputs=inputs, batch=True, no_copy=True)
         # adjust_orientation=False: the index holds stored sizes, and torchvision ignores EXIF too.
         images = fn.decoders.image_slice(
@@ -69,16 +71,21 @@ def build_pipeline(
         )
         return finish(images, *rest) if whole else images
 
-    def finish(images: Any, size: Any, crop_y: Any, crop_x: Any, side: Any, flip: Any, chosen: Any = None) -> Any:
+    def finish(images: Any, size: Any, side: Any, *rest: Any) -> Any:
+        crop_y, crop_x, flip = (rest[k * crops : (k + 1) * crops] for k in range(3))
         images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        if augmented is not None:
-            images, flip = augmented(fn.flip(images, horizontal=flip), size, chosen), 0
+        if augmented is not None:  # in training: one crop
+            images, flip = augmented(fn.flip(images, horizontal=flip[0]), size, rest[-1]), (0,)
+        made = [crop(images, side, crop_y[k], crop_x[k], flip[k]) for k in range(crops)]
+        return fn.stack(*made) if crops > 1 else made[0]
+
+    def crop(images: Any, side: Any, y: Any, x: Any, flip: Any) -> Any:
         return fn.crop_mirror_normalize(
             images,
             crop_h=side,
             crop_w=side,
-            crop_pos_y=crop_y,
-            crop_pos_x=crop_x,
+            crop_pos_y=y,
+            crop_pos_x=x,
             mirror=flip,
             mean=[255 * value for value in MEAN],
             std=[255 * value for value in STD],
@@ -109,8 +116,11 @@ def _inputs(request: Request, whole: bool) -> tuple[Any, ...]:
     if whole:
         # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
         border = np.maximum(request.size - request.side, 1)
-        y, x = np.ascontiguousarray((request.crop / border).astype(np.float32).T)
-        fields += (request.size.astype(np.float32), y, x, np.full(len(y), request.side, np.float32), request.flip)
+        images = len(border)
+        share = (request.crop.reshape(images, -1, 2) / border[:, None]).astype(np.float32)
+        y, x = np.ascontiguousarray(share.T)
+        flip = np.ascontiguousarray(request.flip.reshape(images, -1).T)
+        fields += (request.size.astype(np.float32), np.full(images, request.side, np.float32), *y, *x, *flip)
         if request.operations.size:
             fields += (request.operations,)
     return fields
@@ -163,13 +173,15 @@ def decode(
     data: DataConfig,
     threads: int,
     device_id: int | None = None,
+    crops: int = 1,
 ) -> Generator[torch.Tensor, None, None]:
-    """Images of each request: float32 [B, 3, side, side], normalised, in channels_last memory.
+    """Images of each request: float32 [B * crops, 3, side, side], normalised, in channels_last memory.
 
     Args:
         requests: one a batch, each of at most ``max_batch`` images.
         threads: of the CPU.
         device_id: the GPU that decodes, or None for the CPU.
+        crops: of each image of a request.
 
     Raises:
         DecodeError: an image of a batch cannot be decoded.
@@ -198,10 +210,11 @@ def decode(
             yield images, decoding.popleft()
 
     # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
-    pipeline = build_pipeline(feed, max_batch, data, threads, device_id)
+    pipeline = build_pipeline(feed, max_batch, data, threads, device_id, crops)
     if whole:
         for images, _ in outputs():
-            yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+            tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+            yield tensor.flatten(0, -4).permute(0, 3, 1, 2)
     else:
         yield from finished(((list(windows), request) for windows, request in outputs()), threads)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_train.config import DataConfig
+from dist_train.config import DataConfig, Views
 from dist_train.context import Context, cpus_per_rank
 from dist_train.data import augment
 from dist_train.data.cache import Prefetcher
@@ -33,7 +33,8 @@ class Batch:
     """B images of this rank.
 
     Attributes:
-        images: float32 [B, 3, side, side], normalised, channels_last, on the device.
+        images: float32 [B, 3, side, side], normalised, channels_last, on the device; [B * 10, ...], image
+            by image, of ten crops.
         labels: int64 [B] on the device, positions in the view's classes.
         ids: int64 [B], sample ids.
         replaced: how many of them stand in for an image that cannot be used.
@@ -110,29 +111,39 @@ def train_side(data: DataConfig, epoch: int) -> int:
     return data.ramp_from if epoch <= data.ramp_epochs[0] else min(max(side, data.ramp_from), data.train_size)
 
 
-def eval_batches(view: View, ids: Ints, data: DataConfig, batch: int, context: Context) -> Generator[Batch]:
-    """The given samples once each, in order, with torchvision's Resize and CenterCrop; the last batch
-    may be short, and no ids is no batch. Nothing is augmented.
+def eval_batches(
+    view: View, ids: Ints, data: DataConfig, batch: int, context: Context, views: Views = "centre"
+) -> Generator[Batch]:
+    """The given samples once each, in order, with torchvision's Resize and CenterCrop or TenCrop; the last
+    batch may be short, and no ids is no batch. Nothing is augmented.
+
+    Args:
+        batch: crops at a time, at least those of one image. An image is decoded once for all of its crops.
 
     Raises:
         UserError: a validation image cannot be used. A training image is replaced, as in training.
     """
+    crops = 10 if views == "ten" else 1
+    images = max(1, batch // crops)
 
     def plan() -> Generator[Step]:
-        for first in range(0, len(ids), batch):
-            yield Step(ids[first : first + batch], np.zeros(0, np.int64), data.eval_size)
+        for first in range(0, len(ids), images):
+            yield Step(ids[first : first + images], np.zeros(0, np.int64), data.eval_size)
 
     def request(source: ShardSource, ids: Ints, step: Step) -> Request:
         rows = view.subset.samples[ids]
         h, w = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
         size = augment.resized_sizes(h, w, data.eval_resize)
-        crop = augment.centre_anchor(size, data.eval_size)
+        if views == "ten":
+            crop, flip = augment.ten_crops(size, data.eval_size)
+        else:
+            crop, flip = augment.centre_anchor(size, data.eval_size), np.zeros(len(ids), np.int32)
         whole = np.stack([h, w], axis=1).astype(np.int32)
         zero = np.zeros_like(whole)
-        flip, chosen = np.zeros(len(ids), np.int32), np.zeros((len(ids), 0, 3), np.int32)
+        chosen = np.zeros((len(ids), 0, 3), np.int32)
         return Request(source.read(ids), zero, whole, size, crop, flip, step.side, chosen)
 
-    return _batches(view, plan(), request, batch, replace(data, augment="none"), context)
+    return _batches(view, plan(), request, images, replace(data, augment="none"), context, crops)
 
 
 def _batches(
@@ -142,8 +153,10 @@ def _batches(
     max_batch: int,
     data: DataConfig,
     context: Context,
+    crops: int = 1,
 ) -> Generator[Batch]:
-    """``plan`` gives the steps, ``request`` what DALI needs for one, with the ids that it is to use.
+    """``plan`` gives the steps, ``request`` what DALI needs for one, with the ids that it is to use, for
+    ``crops`` of each image.
 
     A pipeline that met a bad image is spent: the image goes to the quarantine, and a new pipeline
     starts at the oldest batch that is not out yet.
@@ -182,7 +195,7 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, data, threads, gpu if mixed else None)
+            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()

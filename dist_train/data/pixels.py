@@ -28,14 +28,14 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Request:
-    """B encoded images and what to make of each.
+    """B encoded images and what to make of each: V crops.
 
     Attributes:
         blobs: B encoded images, uint8 [size].
         anchor, shape: int32 [B, 2], the window to decode (top, left; height, width).
         size: int32 [B, 2], height and width after resizing (bilinear, antialiased).
-        crop: int32 [B, 2], top left of the final crop in the resized image.
-        flip: int32 [B], 1 = mirror left to right.
+        crop: int32 [B * V, 2], top left of the final crops in the resized image.
+        flip: int32 [B * V], 1 = mirror left to right.
         side: of the images in pixels, after the crop.
         operations: int32 [B, operations, 3], see ``augment.operations``.
     """
@@ -51,7 +51,7 @@ class Request:
 
 
 def finished(decoded: Iterator[tuple[Sequence[Any], Request]], threads: int) -> Generator[torch.Tensor, None, None]:
-    """float32 [B, 3, side, side] of each request, normalised, in channels_last memory.
+    """float32 [B * V, 3, side, side] of each request, normalised, in channels_last memory.
 
     One batch is in the making, on ``threads`` threads, while the one before it is used.
 
@@ -61,19 +61,21 @@ def finished(decoded: Iterator[tuple[Sequence[Any], Request]], threads: int) -> 
     buffers = Buffers()
 
     def make(windows: Sequence[Any], request: Request, out: npt.NDArray[np.float32], share: range) -> None:
-        side = request.side
+        side, crops = request.side, len(request.crop) // len(windows)
         mean, scale = _statistics(side)
         for n in share:
             image = from_dlpack(windows[n]).permute(2, 0, 1)[None]
             image = interpolate(image, size=request.size[n].tolist(), mode="bilinear", antialias=True)
-            top, left = request.crop[n]
             # numpy from here: torch would start threads of its own inside each of ours.
-            pixels = image[0].permute(1, 2, 0).numpy()[top : top + side, left : left + side]
-            np.subtract(pixels[:, ::-1] if request.flip[n] else pixels, mean, out=out[n])
-            np.multiply(out[n], scale, out=out[n])
+            resized = image[0].permute(1, 2, 0).numpy()
+            for k in range(n * crops, (n + 1) * crops):
+                top, left = request.crop[k]
+                pixels = resized[top : top + side, left : left + side]
+                np.subtract(pixels[:, ::-1] if request.flip[k] else pixels, mean, out=out[k])
+                np.multiply(out[k], scale, out=out[k])
 
     def start(windows: Sequence[Any], request: Request) -> Callable[[], torch.Tensor]:
-        out = buffers.lend(len(windows), (request.side, request.side, 3))
+        out = buffers.lend(len(request.crop), (request.side, request.side, 3))
         shares = [range(first, len(windows), threads) for first in range(threads)]
         parts = [pool.submit(make, windows, request, out, share) for share in shares]
 

@@ -1,4 +1,4 @@
-"""Chapter 2: the frozen backbone looks at every image once."""
+"""Chapter 2: the frozen backbone looks at every image once, or at ten crops of it."""
 
 from __future__ import annotations
 
@@ -54,9 +54,11 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         pending = list(zip(mine, places, strict=True))
         leave = False
         with torch.inference_mode():
-            for batch in eval_batches(view, ids, data, config.batch, context) if len(ids) else ():
+            for batch in eval_batches(view, ids, data, config.batch, context, config.views) if len(ids) else ():
                 with precision.autocast():
                     features = model.features(batch.images)
+                if config.views == "ten":
+                    features = features.float().unflatten(0, (len(batch.ids), -1)).mean(1)
                 rows.append(features.to(torch.float16).cpu().numpy())
                 bar.update(len(batch.ids))
                 context.doing(f"extract {role} {subset}: {len(pending)} blocks left")

@@ -158,8 +158,9 @@ def plan(config: Config, world: int) -> list[str]:
         + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items())
         + "; working buffers come on top",
         f"time        {hours}",
-        f"then        extract {images:,} images, learn {len(config.learn.methods)} predictor(s) of "
-        f"{config.learn.steps:,} steps, evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots",
+        f"then        extract {images:,} images{' of ten crops' if config.extract.views == 'ten' else ''}, "
+        f"learn {len(config.learn.methods)} predictor(s) of {config.learn.steps:,} steps, "
+        f"evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots",
     ]
 
 

@@ -6,7 +6,7 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from dist_train.data.augment import centre_anchor, random_resized_crop, resized_sizes, uniforms
+from dist_train.data.augment import centre_anchor, random_resized_crop, resized_sizes, ten_crops, uniforms
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -65,3 +65,13 @@ def test_evaluation_sizes_are_torchvisions(height: int, width: int) -> None:
     top, left = centre_anchor(size[None], 56)[0]
     numbered = torch.arange(int(size[0]) * int(size[1])).view(1, *size)
     assert F.center_crop(numbered, [56, 56])[0, 0, 0] == numbered[0, top, left]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(9, 40), st.integers(9, 40))
+def test_ten_crops_are_torchvisions(height: int, width: int) -> None:
+    numbered = torch.arange(height * width).view(1, height, width)
+    places, flips = ten_crops(np.array([[height, width]] * 2, np.int32), 9)
+    windows = [numbered[:, top : top + 9, left : left + 9] for top, left in places]
+    ours = torch.stack([w.flip(-1) if flip else w for w, flip in zip(windows, flips, strict=True)])
+    assert torch.equal(ours, torch.stack(2 * F.ten_crop(numbered, 9)))

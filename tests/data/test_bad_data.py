@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_train.config import Config, PackConfig
+from dist_train.config import Config, PackConfig, Views
 from dist_train.context import Context
 from dist_train.data.dali import decode_errors
 from dist_train.data.headers import parses
@@ -224,11 +224,12 @@ def test_a_shard_that_vanishes_in_training_is_fatal_past_the_fraction(
         pretrain.run(run, Context(), Stopper(Context()))
 
 
-def test_replaced_images_are_counted_and_extract_goes_on(copy: ShardSet, config: Config) -> None:
+@pytest.mark.parametrize("views", ["centre", "ten"])
+def test_replaced_images_are_counted_and_extract_goes_on(copy: ShardSet, config: Config, views: Views) -> None:
     view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
     damage(copy["train"], int(view.ids[7]), b"no image")
-    config = replace(config, data=replace(config.data, shards=str(copy.root), max_bad_fraction=0.05))
-    run = common.open_run(config)
+    data = replace(config.data, shards=str(copy.root), max_bad_fraction=0.05)
+    run = common.open_run(replace(config, data=data, extract=replace(config.extract, views=views)))
     pretrain.run(run, Context(), Stopper(Context()))
     rows = [row for row in read(run.dir / "pretrain" / "metrics.jsonl") if "data/replaced_samples" in row]
     assert rows[-1]["data/replaced_samples"] == 2  # one image, two epochs

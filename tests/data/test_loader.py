@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from dist_train.config import Config, PackConfig
+from dist_train.config import Config, PackConfig, Views
 from dist_train.context import Context
-from dist_train.data import pixels
+from dist_train.data import dali, pixels
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
@@ -67,27 +67,33 @@ def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None
     assert buffers.lend(3, (2, 3)).base is whole
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_evaluation_sees_each_image_once(view: View, config: Config, world: int) -> None:
+@pytest.mark.parametrize(("world", "views", "batch"), [(1, "centre", 4), (2, "ten", 49), (4, "ten", 4)])
+def test_evaluation_sees_each_image_once(view: View, config: Config, world: int, views: Views, batch: int) -> None:
     seen: list[int] = []
+    crops, images = (10, max(1, batch // 10)) if views == "ten" else (1, batch)
     for rank in range(world):
         ids = view.ids[:21][rank::world]
-        for batch in eval_batches(view, ids, config.data, 4, Context(rank, world, rank, world)):
-            seen += batch.ids.tolist()
+        context = Context(rank, world, rank, world)
+        for number, part in enumerate(eval_batches(view, ids, config.data, batch, context, views)):
+            assert part.ids.tolist() == ids[number * images : (number + 1) * images].tolist()
+            assert len(part.labels) == len(part.ids) and len(part.images) == crops * len(part.ids)
+            seen += part.ids.tolist()
     assert sorted(seen) == sorted(view.ids[:21].tolist())
     assert list(eval_batches(view, view.ids[:0], config.data, 4, Context())) == []
 
 
-def torchvision_pixels(blob: bytes, resize: int, crop: int) -> torch.Tensor:
-    steps = [transforms.Resize(resize), transforms.CenterCrop(crop), transforms.PILToTensor()]
-    pixels: torch.Tensor = transforms.Compose(steps)(Image.open(io.BytesIO(blob)).convert("RGB"))
-    return pixels.float()
+def torchvision_pixels(blob: bytes, resize: int, crop: int, views: Views) -> list[torch.Tensor]:
+    image = transforms.Resize(resize)(Image.open(io.BytesIO(blob)).convert("RGB"))
+    crops = transforms.TenCrop(crop)(image) if views == "ten" else [transforms.CenterCrop(crop)(image)]
+    return [transforms.PILToTensor()(one).float() for one in crops]
 
 
-def difference(images: torch.Tensor, blobs: list[bytes], resize: int, crop: int) -> torch.Tensor:
-    """Mean absolute difference to torchvision, per image, in steps of 255."""
+def difference(
+    images: torch.Tensor, blobs: list[bytes], resize: int, crop: int, views: Views = "centre"
+) -> torch.Tensor:
+    """Mean absolute difference to torchvision, per crop, in steps of 255."""
     mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (pixels.MEAN, pixels.STD))
-    reference = torch.stack([torchvision_pixels(blob, resize, crop) for blob in blobs])
+    reference = torch.stack([one for blob in blobs for one in torchvision_pixels(blob, resize, crop, views)])
     return (images * std + mean - reference).abs().mean((1, 2, 3))
 
 
@@ -98,16 +104,24 @@ def packed(blobs: dict[str, bytes], root: Path) -> ShardSet:
     return pack(PackConfig(train=root / "train", workers=1), root / "shards", progress=False)
 
 
-def evaluated(shards: ShardSet, config: Config, resize: int, crop: int) -> tuple[torch.Tensor, list[bytes]]:
+def evaluated(
+    shards: ShardSet, config: Config, resize: int, crop: int, views: Views = "centre"
+) -> tuple[torch.Tensor, list[bytes]]:
     view = make_view(shards["train"], shards.classes, shards.classes, "s")
     data = replace(config.data, eval_resize=resize, eval_size=crop)
-    images = torch.cat([b.images for b in eval_batches(view, view.ids, data, 50, Context())])
+    images = torch.cat([b.images for b in eval_batches(view, view.ids, data, 50, Context(), views)])
     rows = shards["train"].samples[view.ids]
     files = {n: shards["train"].path(n).read_bytes() for n in set(rows["shard"].tolist())}
     return images, [files[int(r["shard"])][int(r["offset"]) : int(r["offset"]) + int(r["size"])] for r in rows]
 
 
-def test_evaluation_pixels_are_torchvisions(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made_by", ["pixels", "dali"])
+@pytest.mark.parametrize("views", ["centre", "ten"])
+def test_evaluation_pixels_are_torchvisions(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: Views, made_by: str
+) -> None:
+    if made_by == "dali":  # the graph of GPUs, on the CPU
+        monkeypatch.setattr(dali, "_whole", lambda *_: True)
     rng = np.random.default_rng(0)
     blobs = {}
     for number, (w, h) in enumerate([(300, 280), (281, 640), (500, 333), (64, 90)]):
@@ -119,8 +133,9 @@ def test_evaluation_pixels_are_torchvisions(config: Config, tmp_path: Path) -> N
         out = io.BytesIO()
         smooth.save(out, "JPEG", quality=92, exif=exif)
         blobs[f"c_{number}.JPEG"] = out.getvalue()
-    images, stored = evaluated(packed(blobs, tmp_path), config, 256, 224)
-    assert difference(images, stored, 256, 224).max() < 2
+    images, stored = evaluated(packed(blobs, tmp_path), config, 256, 224, views)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert difference(images, stored, 256, 224, views).max() < 2
 
 
 def test_evaluation_pixels_are_torchvisions_on_imagenet(real_images: Path, config: Config, tmp_path: Path) -> None:
