@@ -164,8 +164,9 @@ def test_paired_differences_cancel_what_the_draws_share() -> None:
 def test_names_of_methods_come_from_their_files() -> None:
     assert {"nn", "nn10", "nn1", "mean", "imprint", "phi1", "phi2", "phi2star"} <= set(methods.METHODS)
     told = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-    rows = "".join(line.split("|")[1] for line in told.splitlines() if line.startswith("| `"))
-    assert set(re.findall("`([^`]*)`", rows)) == set(methods.METHODS)
+    rows = [line.split("|")[1] for line in told.splitlines() if line.startswith("| `")]
+    names = set(re.findall("`([^`]*)`", "".join(rows)))
+    assert names == {*methods.METHODS, *methods.NUMBERS}
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
