@@ -74,7 +74,8 @@ class DataConfig:
     """A published split by name (configs/splits/NAME.json), or the path of a split file."""
     holdout: Literal["novel", "pseudo-novel"] = "novel"
     """Which classes play the novel ones. ``pseudo-novel`` takes the split's marked base classes
-    out of the base and evaluates on them: the honest way to choose hyper-parameters."""
+    out of the base and evaluates on them: the honest way to choose hyper-parameters. In a split by halves
+    it is the validation half, and the base stays as it is."""
     train_size: int = 224
     """Side of the training crop in pixels."""
     eval_resize: int = 256

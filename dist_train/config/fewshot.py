@@ -79,7 +79,11 @@ class LearnConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """All classes scored together, over seeded draws of support images."""
+    """Seeded draws of support images; all classes scored together, or episodes."""
+
+    protocol: Literal["joint", "episodes", "released"] = "joint"
+    """joint: base and novel classes together (paper, section 4.1). episodes: a few novel classes alone, as on
+    MiniImageNet. released: episodes as the authors' MiniImageNet code scores them (docs/methods.md)."""
 
     methods: list[str] = field(default_factory=lambda: ["nn", "mean", *_PREDICTORS])
     """Rows of the table; each is a class in fewshot/methods."""
@@ -91,12 +95,18 @@ class EvaluateConfig:
     options: dict[str, float] = field(default_factory=dict)
     """Numbers of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``."""
     draws: int = 100
-    """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing."""
+    """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing.
+    Or the number of episodes (release: 1000)."""
+    ways: int = 5
+    """Classes of an episode (release)."""
+    queries: int = 15
+    """Query images of a class in an episode (Ravi & Larochelle 2017); ``released`` takes all others."""
     seed: int = 0
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
-        at_least(self, "evaluate", 2, "draws")
+        at_least(self, "evaluate", 2, "draws", "ways")
+        at_least(self, "evaluate", 1, "queries")
         require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "in [0, 2^32)")
         ok = bool(self.shots) and min(self.shots) >= 1
         require(ok, "evaluate.shots", self.shots, "positive numbers")
@@ -104,3 +114,10 @@ class EvaluateConfig:
         require(ok, "evaluate.shots", self.shots, "different numbers")
         ok = bool(self.methods) and len(set(self.methods)) == len(self.methods)
         require(ok, "evaluate.methods", self.methods, "names of methods, each once")
+        ok = self.protocol != "released" or self.rule == "mean"
+        require(ok, "evaluate.rule", self.rule, "mean with evaluate.protocol=released: its phi takes the mean")
+
+    @property
+    def images(self) -> int:
+        """Training images that every novel class must have."""
+        return max(self.shots) + {"joint": 0, "episodes": self.queries, "released": 1}[self.protocol]

@@ -8,6 +8,7 @@ extract/base_train.blocks    one byte a block of rows, 1 = written (only until f
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ class Activations:
         return np.stack([self.rows[a:b].astype(np.float32).mean(axis=0, dtype=np.float64) for a, b in pairs]).astype(
             np.float32
         )
+
+    def select(self, classes: Sequence[int]) -> Activations:
+        """The table of some classes, renumbered in this order: itself where it is all of them, else a copy in
+        memory."""
+        if list(classes) == list(range(len(self.offsets) - 1)):
+            return self
+        places = np.concatenate([np.arange(self.offsets[c], self.offsets[c + 1]) for c in classes])
+        counts = np.diff(self.offsets)[list(classes)]
+        return Activations(self.rows[places], self.ids[places], np.concatenate([[0], np.cumsum(counts)]))
 
 
 class Store:

@@ -1,7 +1,11 @@
 """Which classes are base and which are novel, as lists of wnids; and views of the shards by class.
 
 A split file is JSON: name, description, base, novel, pseudo_novel (a part of base, for choosing
-hyper-parameters without looking at the novel classes) and a hash over the three lists.
+hyper-parameters without looking at the novel classes) and a hash over the lists.
+
+In a split by halves (Hariharan & Girshick 2017) the pseudo-novel classes lie outside the base, so that the
+backbone is the same for both, and each half is scored with base classes of its own: two more lists,
+scored_with_novel and scored_with_pseudo_novel. The other base classes are trained on, and that is all.
 
 Drawing is by rank of ``sha256("SEED:WNID")``: the first N wnids are novel, the next P pseudo-novel.
 Anyone can make the list again in any language; no library's random stream is involved.
@@ -26,13 +30,16 @@ from dist_train.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Sorted wnids. ``pseudo_novel`` is a subset of ``base``."""
+    """Sorted wnids. ``pseudo_novel`` is a subset of ``base``; by halves, where the last two are given, it is
+    apart from ``base``, and they are subsets of ``base``."""
 
     name: str
     base: tuple[str, ...]
     novel: tuple[str, ...]
     pseudo_novel: tuple[str, ...] = ()
     description: str = ""
+    scored_with_novel: tuple[str, ...] = ()
+    scored_with_pseudo_novel: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for kind in ("base", "novel"):
@@ -45,15 +52,37 @@ class Split:
         both = sorted(set(self.base) & set(self.novel))
         if both:
             raise UserError(f"split {self.name}: {both[0]!r} is base and novel; remove it from one")
+        if self.halves:
+            self._check_halves()
+            return
         loose = sorted(set(self.pseudo_novel) - set(self.base))
         if loose:
             raise UserError(f"split {self.name}: pseudo-novel {loose[0]!r} is no base class; add it there")
 
+    def _check_halves(self) -> None:
+        if not (self.scored_with_novel and self.scored_with_pseudo_novel and self.pseudo_novel):
+            raise UserError(
+                f"split {self.name}: halves need scored_with_novel, scored_with_pseudo_novel and pseudo_novel"
+            )
+        both = sorted(set(self.pseudo_novel) & {*self.base, *self.novel})
+        if both:
+            raise UserError(f"split {self.name}: pseudo-novel {both[0]!r} is base or novel too; halves are apart")
+        for kind in ("scored_with_novel", "scored_with_pseudo_novel"):
+            loose = sorted(set(getattr(self, kind)) - set(self.base))
+            if loose:
+                raise UserError(f"split {self.name}: {kind} names {loose[0]!r}, which is no base class; add it there")
+
+    @property
+    def halves(self) -> bool:
+        """Whether it is one for validation and one for test, over one base."""
+        return bool(self.scored_with_novel or self.scored_with_pseudo_novel)
+
     @property
     def hash(self) -> str:
-        """16 hex digits of sha256 over the three sorted lists."""
-        text = json.dumps([sorted(self.base), sorted(self.novel), sorted(self.pseudo_novel)])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """16 hex digits of sha256 over the sorted lists: three, or five by halves."""
+        lists = [self.base, self.novel, self.pseudo_novel]
+        lists += [self.scored_with_novel, self.scored_with_pseudo_novel] if self.halves else []
+        return hashlib.sha256(json.dumps([sorted(part) for part in lists]).encode()).hexdigest()[:16]
 
     def roles(self, holdout: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(base, novel) for this run: ``holdout`` is "novel" or "pseudo-novel" (see DataConfig)."""
@@ -63,6 +92,12 @@ class Split:
             raise UserError(f"split {self.name}: has no pseudo-novel classes; use data.holdout=novel")
         held = set(self.pseudo_novel)
         return tuple(c for c in self.base if c not in held), self.pseudo_novel
+
+    def scored(self, holdout: str) -> tuple[str, ...]:
+        """The base classes that are scored beside the novel ones of ``holdout``."""
+        if self.halves:
+            return self.scored_with_novel if holdout == "novel" else self.scored_with_pseudo_novel
+        return self.roles(holdout)[0]
 
 
 def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
@@ -86,6 +121,9 @@ def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int,
     )
 
 
+_HALVES = ("scored_with_novel", "scored_with_pseudo_novel")
+
+
 def save_split(split: Split, path: Path) -> None:
     """Write a split file, whole or not at all."""
     entry = {
@@ -94,6 +132,7 @@ def save_split(split: Split, path: Path) -> None:
         "hash": split.hash,
         "novel": split.novel,
         "pseudo_novel": split.pseudo_novel,
+        **({key: getattr(split, key) for key in _HALVES} if split.halves else {}),
         "base": split.base,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +155,8 @@ def load_split(name_or_path: str) -> Split:
     try:
         entry = json.loads(path.read_text())
         base, novel, pseudo = (tuple(sorted(entry[kind])) for kind in ("base", "novel", "pseudo_novel"))
-        split = Split(entry["name"], base, novel, pseudo, entry.get("description", ""))
+        halves = {key: tuple(sorted(entry[key])) for key in _HALVES if key in entry}
+        split = Split(entry["name"], base, novel, pseudo, entry.get("description", ""), **halves)
         stated = entry["hash"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a split file ({error!r}); make one with: dist-train split") from None

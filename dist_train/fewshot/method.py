@@ -23,6 +23,9 @@ Scorer = Callable[[torch.Tensor], torch.Tensor]
 Support = torch.Tensor
 """float32 [novel classes, k, C]; an ``oracle`` gets a list of the novel classes' [images, C]."""
 
+COSINE = 10.0
+"""``Method.scale`` of cosines: where Gidaris & Komodakis (2018) start the one that they learn (their code)."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -90,6 +93,9 @@ class Method(ABC):
     """What ``learn`` trains on the base activations, by names in ``learn.methods``."""
     uses: ClassVar[dict[str, str]] = {}
     """For names that are not in ``learns``: the trained predictor that they are made from."""
+    scale: ClassVar[float] = 1.0
+    """What its scores are multiplied by to be logits; ``COSINE`` for cosines. Only a prior over base and novel
+    classes needs it (fewshot/lowshot.py): ranks do not."""
     defaults: ClassVar[dict[str, float]] = {}
     """Numbers that ``evaluate.options`` can change, by names that start with the method's."""
 

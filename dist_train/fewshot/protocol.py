@@ -21,7 +21,6 @@ from dist_train.data.shards import Subset
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method, Support
 
-METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
 CURVES = ("seen_unseen", "forgetting")
 
 
@@ -72,7 +71,7 @@ class Draw:
     """What one support set leads to; percent.
 
     Attributes:
-        metrics: by the names in ``METRICS``.
+        metrics: base_top1, base_top5, novel_top1, novel_top5, harmonic, ausuc; and those of ``JointScorer.more``.
         seen_unseen: base top-1 where a number added to the novel scores makes novel top-1 0, 1, ... 100%; 0 where
             no number does (Chao et al. 2016, section 4): float64 [101].
         forgetting: base top-1 when 0, 1, ... novel classes have been added: float64 [novel classes + 1].
@@ -93,15 +92,21 @@ class JointScorer:
     goes to the class with the lower number, base before novel, so that a draw cannot win by ties.
     """
 
-    def __init__(self, method: Method, base: Queries, novel: Queries) -> None:
+    def __init__(self, method: Method, base: Queries, novel: Queries, kept: Sequence[int] | None = None) -> None:
+        """``kept``: the method's base classes that are scored, in the order of ``base.labels``; None = all."""
         self.method, self.base, self.novel = method, base, novel
+        self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
         if not method.moves_base:
             self._keep(method.base_scores(base.activations), method.base_scores(novel.activations))
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        """What a draw needs of the scores of base classes, for base and for novel queries."""
+        """Scores of the method's base classes, for base and for novel queries."""
+        self._use(base[:, self._kept], novel[:, self._kept])
+
+    def _use(self, base: torch.Tensor, novel: torch.Tensor) -> None:
+        """What a draw needs of the scores of the base classes that are scored."""
         self.classes = base.shape[1]
-        self._own, self._ahead = _own_and_ahead(base, self.base.labels)
+        self._own, self._ahead = own_and_ahead(base, self.base.labels)
         # Five competitors are all that top-5 can tell apart.
         self._rivals = novel.topk(min(5, novel.shape[1])).values
         self._first = [scores.max(1) for scores in (base, novel)]
@@ -115,10 +120,9 @@ class JointScorer:
             classes = novel.shape[1] - len(support)
             self._keep(novel[:, :classes], scores[:, :classes])
             novel, scores = novel[:, classes:], scores[:, classes:]
-        base_rank = self._ahead + (novel > self._own).sum(1)
-        own, ahead = _own_and_ahead(scores, self.novel.labels)
-        novel_rank = (self._rivals >= own).sum(1) + ahead
-        found = {}
+        base_rank, novel_rank = self.ranks(novel, scores)
+        own, ahead = own_and_ahead(scores, self.novel.labels)
+        found = self.more(novel, scores)
         for name, rank in (("base", base_rank), ("novel", novel_rank)):
             for k in (1, 5):
                 found[f"{name}_top{k}"] = 100 * (rank < k).double().mean().item()
@@ -136,8 +140,21 @@ class JointScorer:
         ])  # fmt: skip
         return Draw(found, curve, 100 * kept.cpu().numpy(), predicted.cpu().numpy())
 
+    def ranks(self, novel: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rank of the true class among all, from 0, of base queries and of novel ones: int64 [Q] each.
 
-def _own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        Args:
+            novel, scores: scores of the novel classes, for base and for novel queries [Q, novel classes].
+        """
+        own, ahead = own_and_ahead(scores, self.novel.labels)
+        return self._ahead + (novel > self._own).sum(1), (self._rivals >= own).sum(1) + ahead
+
+    def more(self, novel: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
+        """Metrics of one protocol only, from what ``ranks`` takes."""
+        return {}
+
+
+def own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The true class's score [Q, 1], and how many classes of the same kind come before it [Q]."""
     own = scores.gather(1, labels[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]

@@ -69,10 +69,15 @@ class Run:
     def dir(self) -> Path:
         return self.config.run_dir
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The base classes that are scored beside the novel ones: all, but in a split by halves."""
+        return self.split.scored(self.config.data.holdout)
+
     def view(self, subset: str, role: str) -> View:
-        """The images of the ``base`` or ``novel`` classes in ``train`` or ``val``; made once."""
+        """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
         if (subset, role) not in self._views:
-            classes = self.base if role == "base" else self.novel
+            classes = {"base": self.base, "scored": self.scored, "novel": self.novel}[role]
             view = make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
             self._views[subset, role] = view
         return self._views[subset, role]
@@ -94,8 +99,13 @@ def open_run(config: Config, world: int = 1) -> Run:
     Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
     check_options(config, world)
     fewest = int(np.bincount(sizes["train", "novel"].labels).min())
-    if max(config.evaluate.shots) > fewest:
-        raise UserError(f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images")
+    if config.evaluate.images > fewest:
+        more = "" if config.evaluate.protocol == "joint" else f", {config.evaluate.images} needed with the queries"
+        raise UserError(
+            f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images{more}"
+        )
+    if config.evaluate.protocol != "joint" and config.evaluate.ways > len(novel):
+        raise UserError(f"evaluate.ways={config.evaluate.ways}: there are only {len(novel)} novel classes")
     return run
 
 
@@ -106,6 +116,9 @@ def check_options(config: Config, world: int) -> None:
         UserError: it names the key.
     """
     methods.check(config.learn.methods, config.evaluate.methods, config.evaluate.options)
+    for name in config.evaluate.methods:
+        if config.evaluate.protocol != "joint" and methods.METHODS[name].oracle:
+            raise UserError(f"evaluate.methods: {name} is shown all images; it needs evaluate.protocol=joint")
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:
         raise UserError(
@@ -170,6 +183,8 @@ def inputs(run: Run, stage: str) -> dict[str, Any]:
     """All that decides a stage's result, itself and upstream, as flat ``key: value``."""
     plain = to_dict(run.config)
     found: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
+    if stage == "pretrain" and run.split.halves:  # both halves have the same base
+        plain["data"].pop("holdout")
     for section in ("data", *STAGES[: STAGES.index(stage) + 1]):
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:

@@ -1,11 +1,13 @@
-"""Chapter 4: all classes scored together; the table and the report."""
+"""Chapter 4: all classes scored together, or episodes; the table and the report."""
 
 from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ import numpy as np
 import torch
 
 from dist_train.context import Context
-from dist_train.data.activations import Activations, load
+from dist_train.data.activations import load
 from dist_train.data.files import atomic_write, write_text
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint, metrics
 from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.fewshot.method import Base
+from dist_train.fewshot import episodes, lowshot
+from dist_train.fewshot.episodes import accuracy, draw_episode, parts, spread
+from dist_train.fewshot.lowshot import LowShotScorer
+from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import LABELS, METHODS, NUMBERS, make
 from dist_train.fewshot.protocol import (
     CURVES,
-    METRICS,
     Draw,
     JointScorer,
     Queries,
@@ -36,7 +40,7 @@ from dist_train.stages.common import Run, Stage, log, provenance
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws; leaves
-    ``results.json``, ``table.md`` and ``report.html``. Ranks share the draws.
+    ``results.json``, ``table.md`` and, of joint scoring, ``report.html``. Ranks share the draws.
 
     Each method's row is kept in ``rows/`` as soon as it is complete, so a stage that was interrupted, or is
     given more methods, continues with the next one.
@@ -51,7 +55,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     todo = [name for name in config.methods if not _row(stage.folder, name).is_file()]
     context.barrier("evaluate-todo")  # before the first of them is written
     if todo:
-        exam = Exam(run, context)
+        exam = (JointExam if config.protocol == "joint" else EpisodeExam)(run, context)
         bar = progress_bar(len(todo) * len(exam.mine), "evaluate", "draw", context.main)
         for name in todo:
             bar.set_postfix_str(LABELS[name])
@@ -59,8 +63,9 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
                 row, confusions = exam.sit(name, stop, bar)
             if context.main:
                 _row(stage.folder, name).parent.mkdir(exist_ok=True)
-                with atomic_write(_row(stage.folder, name).with_suffix(".npz")) as file:
-                    np.savez_compressed(file, **confusions)
+                if confusions:
+                    with atomic_write(_row(stage.folder, name).with_suffix(".npz")) as file:
+                        np.savez_compressed(file, **confusions)
                 write_text(_row(stage.folder, name), json.dumps(row) + "\n")
         bar.close()
         context.barrier("evaluate-rows")
@@ -73,32 +78,22 @@ def _row(folder: Path, name: str) -> Path:
     return folder / "rows" / f"{name}.json"
 
 
-class Exam:
+class Exam(ABC):
     """What all methods are asked: the same supports and queries."""
 
     def __init__(self, run: Run, context: Context) -> None:
         config, extract = run.config.evaluate, run.dir / "extract"
         self.config, self.context = config, context
-        tables = {name: load(extract, name) for name in ("base_train", "base_val", "novel_train", "novel_val")}
-        for role in ("base", "novel"):
-            support, query = run.shards["train"], run.shards["val"]
-            assert_disjoint(support, tables["novel_train"].ids, query, tables[f"{role}_val"].ids)
-        self.base, self.novel = (_queries(tables[f"{role}_val"], context) for role in ("base", "novel"))
         means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
         head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]
         self.prepared = Base(
-            tables["base_train"], means, head["head.weight"], head["head.bias"], run.dir / "learn",
+            load(extract, "base_train"), means, head["head.weight"], head["head.bias"], run.dir / "learn",
             run.config.learn, config.rule, {**NUMBERS, **config.options},
         )  # fmt: skip
-        self.bank = tables["novel_train"]
+        self.bank = load(extract, "novel_train")
         self.mine = range(context.rank, config.draws, context.world)
-        self.supports = {d: support_rows(self.bank, max(config.shots), config.seed, d) for d in self.mine}
-        novel = len(run.novel)
-        self.orders = {
-            d: torch.from_numpy(np.random.RandomState([config.seed, d]).permutation(novel)).to(context.device)
-            for d in self.mine
-        }
 
+    @abstractmethod
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: {curve: mean}}, "seconds"}, where
         an oracle has "all" for k; and how often each class was taken for which, by k: int32 [classes, classes],
@@ -107,24 +102,59 @@ class Exam:
         Raises:
             Stopped: told to leave.
         """
-        began = time.perf_counter()
+
+    def prepare(self, name: str) -> Method:
         self.context.doing(f"evaluate {name}: base classes")
-        method = make(name, self.prepared)
-        scorer = JointScorer(method, self.base, self.novel)
-        truth = torch.cat([self.base.labels, self.novel.labels + scorer.classes]).cpu().numpy()
-        found: dict[str, dict[int, Draw]] = {}
-        confusions: dict[str, np.ndarray] = {}
-        for turn in range(1 if method.oracle else -(-self.config.draws // self.context.world)):
+        return make(name, self.prepared)
+
+    def draws(self, name: str, stop: Stopper, oracle: bool = False) -> Iterator[int]:
+        """This rank's draws, as many turns on each rank: they ask together whether to stop."""
+        for turn in range(1 if oracle else -(-self.config.draws // self.context.world)):
             if stop.agreed_now():
                 raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
-            if turn >= len(self.mine) or (method.oracle and not self.context.main):
-                continue
-            draw = self.mine[turn]
-            self.context.doing(f"evaluate {name}: draw {draw}")
+            if turn < len(self.mine) and (self.context.main or not oracle):
+                self.context.doing(f"evaluate {name}: draw {self.mine[turn]}")
+                yield self.mine[turn]
+
+    def load(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(rows.astype(np.float32)).to(self.context.device)
+
+
+class JointExam(Exam):
+    """All classes scored together. Where not all base classes are scored (a split by halves), methods know them all
+    the same, and the scores and queries of the others are dropped, as Gidaris & Komodakis' code does."""
+
+    def __init__(self, run: Run, context: Context) -> None:
+        super().__init__(run, context)
+        tables = {role: load(run.dir / "extract", f"{role}_val") for role in ("base", "novel")}
+        for table in tables.values():
+            assert_disjoint(run.shards["train"], self.bank.ids, run.shards["val"], table.ids)
+        scored = set(run.scored)
+        kept = [number for number, wnid in enumerate(run.base) if wnid in scored]
+        self.scorer = partial(LowShotScorer, kept=kept) if run.split.halves else JointScorer
+        self.base, self.novel = (
+            Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
+            for table in (tables["base"].select(kept), tables["novel"])
+        )
+        seed, novel = self.config.seed, len(run.novel)
+        self.supports = {d: support_rows(self.bank, max(self.config.shots), seed, d) for d in self.mine}
+        self.orders = {
+            d: torch.from_numpy(np.random.RandomState([seed, d]).permutation(novel)).to(context.device)
+            for d in self.mine
+        }
+
+    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        began = time.perf_counter()
+        method = self.prepare(name)
+        scorer = self.scorer(method, self.base, self.novel)
+        found: dict[str, dict[int, Draw]] = {}
+        confusions: dict[str, np.ndarray] = {}
+        for draw in self.draws(name, stop, method.oracle):
             for k, support in self._supports(draw, method.oracle):
                 one = scorer.draw(support, self.orders[draw])
                 found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
                 count = len(self.orders[draw]) + scorer.classes
+                truth = torch.cat([self.base.labels, self.novel.labels + scorer.classes]).cpu().numpy()
                 taken = np.bincount(truth * count + one.predicted, minlength=count**2).astype(np.int32)
                 confusions[k] = confusions.get(k, 0) + taken.reshape(count, count)
             bar.update(len(self.mine) if method.oracle else 1)
@@ -132,7 +162,7 @@ class Exam:
         shots = list(found)
         draws = {k: [one for _, one in sorted(x for part, _ in every for x in part.get(k, {}).items())] for k in shots}
         row = {
-            "shots": {k: {metric: [one.metrics[metric] for one in some] for metric in METRICS}
+            "shots": {k: {metric: [one.metrics[metric] for one in some] for metric in some[0].metrics}
                       for k, some in draws.items()},
             "curves": {k: {curve: np.mean([getattr(one, curve) for one in some], axis=0).round(4).tolist()
                            for curve in CURVES} for k, some in draws.items()},
@@ -144,46 +174,75 @@ class Exam:
         """Of one draw, by number of shots; or all images, class by class."""
         if oracle:
             ends = zip(self.bank.offsets[:-1], self.bank.offsets[1:], strict=True)
-            yield "all", [self._load(self.bank.rows[first:last]) for first, last in ends]
+            yield "all", [self.load(self.bank.rows[first:last]) for first, last in ends]
             return
-        support = self._load(self.bank.rows[self.supports[draw]])
+        support = self.load(self.bank.rows[self.supports[draw]])
         for k in self.config.shots:
             yield str(k), support[:, :k]
 
-    def _load(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(rows.astype(np.float32)).to(self.context.device)
+
+class EpisodeExam(Exam):
+    """A few novel classes at a time, alone (fewshot/episodes.py)."""
+
+    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        began, config = time.perf_counter(), self.config
+        method = self.prepare(name)
+        found: dict[int, dict[str, float]] = {}
+        for number in self.draws(name, stop):
+            images = draw_episode(self.bank.offsets, config.ways, config.seed, number)
+            found[number] = {str(k): self._score(method, images, k) for k in config.shots}
+            bar.update(1)
+        merged = {n: one for part in self.context.gather(found) for n, one in part.items()}
+        accuracies = {str(k): {"accuracy": [merged[n][str(k)] for n in sorted(merged)]} for k in config.shots}
+        return {"shots": accuracies, "curves": {}, "seconds": round(time.perf_counter() - began, 1)}, {}
+
+    def _score(self, method: Method, images: list[np.ndarray], shots: int) -> float:
+        config = self.config
+        supports, queries = parts(images, shots, max(config.shots), config.queries, config.protocol == "released")
+        labels = torch.arange(len(queries)).repeat_interleave(torch.tensor([len(rows) for rows in queries]))
+        asked = self.load(self.bank.rows[np.concatenate(queries)])
+        return accuracy(method, self.load(self.bank.rows[supports]), asked, labels.to(asked.device))
 
 
 def _conclude(run: Run, folder: Path, context: Context) -> None:
     """From the rows: results.json, table, report, TensorBoard."""
     config, facts = run.config.evaluate, provenance(run, context)
+    joint, released = config.protocol == "joint", config.protocol == "released"
     rows = {name: json.loads(_row(folder, name).read_text()) for name in config.methods}
+    average = summary if joint else partial(spread, released=released)
     values = {
-        name: {k: {metric: summary(draws) for metric, draws in found.items()} for k, found in row["shots"].items()}
+        name: {k: {metric: average(draws) for metric, draws in found.items()} for k, found in row["shots"].items()}
         for name, row in rows.items()
     }
-    results = {
+    unit = "support draws" if joint else "episodes"
+    results: dict[str, Any] = {
+        "protocol": config.protocol,
         "methods": {name: found for name, found in values.items() if not METHODS[name].oracle},
         "oracles": {name: found["all"] for name, found in values.items() if METHODS[name].oracle},
         "curves": {name: row["curves"] for name, row in rows.items() if not METHODS[name].oracle},
         "seconds": {name: row["seconds"] for name, row in rows.items()},
         "shots": config.shots,
         "draws": config.draws,
-        "interval": "95% t-interval over support draws",
-        "queries": {role: len(run.view("val", role)) for role in ("base", "novel")},
-        "classes": {"base": len(run.base), "novel": len(run.novel)},
+        "interval": f"standard deviation over {unit}" if released else f"95% t-interval over {unit}",
+        "queries": {role: len(run.view("val", kind)) for role, kind in (("base", "scored"), ("novel", "novel"))},
+        "classes": {"base": len(run.scored), "novel": len(run.novel)},
         "split": facts["split"],
         "shards": facts["shards"],
         "commit": facts["commit"],
         "command": facts["command"],
     }
-    text = table_markdown(results)
+    if joint:
+        text = table_markdown(results) + ("\n" + lowshot.markdown(results) if run.split.halves else "")
+        write_text(folder / "report.html", report_html(results, curves(run.dir), facts))
+        log.info("report: %s", folder / "report.html")
+    else:
+        results["episodes"] = {"ways": config.ways, "queries": None if released else config.queries}
+        del results["oracles"], results["curves"], results["queries"]
+        text = episodes.markdown(results)
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "table.md", text)
-    write_text(folder / "report.html", report_html(results, curves(run.dir), facts))
     _tensorboard(folder, results)
     print(text)
-    log.info("report: %s", folder / "report.html")
     log.info("tensorboard: tensorboard --logdir %s", run.dir)
 
 
@@ -194,11 +253,6 @@ def curves(folder: Path) -> dict[str, Any]:
         "pretrain": metrics.read(folder / "pretrain" / "metrics.jsonl"),
         "learn": {method: metrics.read(folder / "learn" / method / "metrics.jsonl") for method in learn},
     }
-
-
-def _queries(table: Activations, context: Context) -> Queries:
-    activations = torch.from_numpy(table.rows.astype(np.float32)).to(context.device)
-    return Queries(activations, torch.from_numpy(table.labels).to(context.device))
 
 
 def _tensorboard(folder: Path, results: dict[str, Any]) -> None:

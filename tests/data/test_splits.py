@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from dist_train.data.shards import ShardSet
 from dist_train.data.splits import Split, draw_split, load_split, make_view, save_split
 from dist_train.errors import UserError
+from dist_train.fewshot import paper
 
 
 def test_published_imagenet_split() -> None:
@@ -23,6 +25,63 @@ def test_published_imagenet_split() -> None:
 def test_published_tiny_imagenet_split() -> None:
     split = load_split("tiny_imagenet_180_20")
     assert (len(split.base), len(split.novel), len(split.pseudo_novel)) == (180, 20, 20)
+
+
+def test_published_low_shot_split() -> None:
+    split = load_split("imagenet_hariharan_girshick")
+    assert split.hash == paper.LOW_SHOT_SPLIT
+    base, novel, validation = set(split.base), set(split.novel), set(split.pseudo_novel)
+    halves = [set(split.scored_with_novel), set(split.scored_with_pseudo_novel)]
+    assert (len(base), len(novel | validation)) == (389, 611)
+    assert [len(halves[1]), len(validation), len(halves[0]), len(novel)] == [193, 300, 196, 311]
+    assert not base & novel and not base & validation and not novel & validation
+    assert halves[0] | halves[1] == base and not halves[0] & halves[1]
+    other = load_split("imagenet_900_100")
+    assert base | novel | validation == {*other.base, *other.novel}  # all wnids of ILSVRC
+    for holdout, scored, added in (("novel", 196, 311), ("pseudo-novel", 193, 300)):
+        kept, new = split.roles(holdout)
+        assert set(kept) == base and (len(split.scored(holdout)), len(new)) == (scored, added)
+    # The benchmark's lists start 0, 1, 2, 6 (base), 3, 4 (validation), 8, 10 (test), into label_names that start
+    # like this. Into sorted wnids they give another split: fish and birds.
+    names = (
+        "n01807496 n02916936 n03794056 n10565667 n02978881 n03126707 n03394916 n07693725 n03710193 n02342885 n02105412"
+    )
+    first = names.split()
+    assert {first[i] for i in (0, 1, 2, 6)} <= base and {first[3], first[4]} <= validation
+    assert {first[8], first[10]} <= novel and first[6] in halves[1] and first[0] in halves[0]
+    assert "n01440764" in novel  # the tench, first of the sorted ones, would be base
+
+
+def test_published_mini_imagenet_split() -> None:
+    split = load_split("mini_imagenet_80_20")
+    assert split.hash == paper.MINI_SPLIT
+    assert (len(split.base), len(split.novel), len(split.pseudo_novel)) == (80, 20, 16)
+    base, novel = split.roles("pseudo-novel")
+    assert (len(base), len(novel)) == (64, 16) and split.scored("pseudo-novel") == base
+    other = load_split("imagenet_900_100")
+    assert {*split.base, *split.novel} <= {*other.base, *other.novel}
+    assert split.novel[0] == "n01930112" and split.novel[-1] == "n07613480"
+
+
+def test_halves(tmp_path: Path) -> None:
+    split = Split("h", ("a", "b", "c"), ("x", "y"), ("u",), "", ("a",), ("b", "c"))
+    assert split.roles("novel") == (("a", "b", "c"), ("x", "y")) and split.scored("novel") == ("a",)
+    assert split.roles("pseudo-novel") == (("a", "b", "c"), ("u",)) and split.scored("pseudo-novel") == ("b", "c")
+    save_split(split, tmp_path / "h.json")
+    assert load_split(str(tmp_path / "h.json")) == split
+    entry = json.loads((tmp_path / "h.json").read_text())
+    (tmp_path / "h.json").write_text(json.dumps({**entry, "scored_with_novel": ["b"]}))
+    with pytest.raises(UserError, match="lists were changed"):
+        load_split(str(tmp_path / "h.json"))
+    for changes, message in (
+        ({"pseudo_novel": ("a",)}, "'a' is base or novel too"),
+        ({"pseudo_novel": ("x",)}, "'x' is base or novel too"),
+        ({"pseudo_novel": ()}, "halves need"),
+        ({"scored_with_pseudo_novel": ()}, "halves need"),
+        ({"scored_with_novel": ("x",)}, "scored_with_novel names 'x', which is no base class"),
+    ):
+        with pytest.raises(UserError, match=message):
+            replace(split, **changes)  # type: ignore[arg-type]
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.fewshot.method import Base, Method, Scorer, cosine
+from dist_train.fewshot.method import COSINE, Base, Method, Scorer, cosine
 
 
 class ClassMean(Method):
     labels: ClassVar = {"mean": "Class mean + cosine"}
+    scale: ClassVar = COSINE
 
     def __init__(self, name: str, base: Base) -> None:
         self.means = base.means

@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import Base, Method, Scorer, cosine
+from dist_train.fewshot.method import COSINE, Base, Method, Scorer, cosine
 
 
 class Imprinting(Method):
     """Their backbone is trained with a cosine classifier; ours is not, its rows are only read as one."""
 
     labels: ClassVar = {"imprint": "Weight imprinting"}
+    scale: ClassVar = COSINE
 
     def __init__(self, name: str, base: Base) -> None:
         self.rows = base.rows

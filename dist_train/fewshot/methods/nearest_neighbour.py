@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import Base, Method, Scorer, Support
+from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support
 
 _QUERIES = 8192  # at a time, so that memory stays bounded at 50,000 queries
 _SHARES = {"10": 0.1, "1": 0.01}
@@ -22,6 +22,7 @@ _SHARES = {"10": 0.1, "1": 0.01}
 
 class NearestNeighbour(Method):
     labels: ClassVar = {"nn": "NN + cosine", "nn10": "NN + cosine, 10% of base", "nn1": "NN + cosine, 1% of base"}
+    scale: ClassVar = COSINE
 
     def __init__(self, name: str, base: Base) -> None:
         self.train = base.train
