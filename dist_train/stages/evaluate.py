@@ -111,7 +111,8 @@ class Exam:
         self.context.doing(f"evaluate {name}: base classes")
         method = make(name, self.prepared)
         scorer = JointScorer(method, self.base, self.novel)
-        truth = torch.cat([self.base.labels, self.novel.labels + scorer.classes]).cpu().numpy()
+        classes = len(self.prepared.means)  # the scorer of a method that moves them has none yet
+        truth = torch.cat([self.base.labels, self.novel.labels + classes]).cpu().numpy()
         found: dict[str, dict[int, Draw]] = {}
         confusions: dict[str, np.ndarray] = {}
         for turn in range(1 if method.oracle else -(-self.config.draws // self.context.world)):
@@ -124,7 +125,7 @@ class Exam:
             for k, support in self._supports(draw, method.oracle):
                 one = scorer.draw(support, self.orders[draw])
                 found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
-                count = len(self.orders[draw]) + scorer.classes
+                count = len(self.orders[draw]) + classes
                 taken = np.bincount(truth * count + one.predicted, minlength=count**2).astype(np.int32)
                 confusions[k] = confusions.get(k, 0) + taken.reshape(count, count)
             bar.update(len(self.mine) if method.oracle else 1)
