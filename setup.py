@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-configs = ["", *(f".{name}" for name in ("splits", "clusters", "recipes"))]
+configs = ["", *(f".{name}" for name in ("splits", "clusters", "recipes", "studies"))]
 setup(
     packages=[
         *find_packages(include=["dist_train*", "launch*"]),
@@ -14,5 +14,6 @@ setup(
         "dist_train.configs.splits": ["*.json"],
         "dist_train.configs.clusters": ["*.yaml"],
         "dist_train.configs.recipes": ["*.yaml"],
+        "dist_train.configs.studies": ["*.yaml"],
     },
 )

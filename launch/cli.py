@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "verify-resume": _verify_resume,
             "status": _status,
             "launch": lambda given: _launch(parser, options),
+            "study": lambda given: commands_around.study(_config(parser, options, "study"), given),
             "logs": commands_around.logs,
             "cancel": commands_around.cancel,
             "collect": commands_around.collect,

@@ -1,4 +1,4 @@
-"""The commands around a run: launch, logs, cancel, collect, doctor. ``launch/cli.py`` has the others."""
+"""The commands around a run: launch, logs, cancel, study, collect, doctor. ``launch/cli.py`` has the others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from dist_train.config import Config
+from dist_train.config import Config, configs_dir
 from dist_train.errors import UserError
 from launch.cluster import CHAIN, Cluster, load_cluster, resources
+from launch.parsing import find_yaml
 
 if TYPE_CHECKING:
     from launch.slurm import Job
@@ -71,6 +72,17 @@ def add(commands: Any, parser: Callable[..., Any], words: Sequence[str]) -> None
     cancel = parser(description="End a run's queued and running jobs; what runs saves first.")
     cancel.add_argument("run", type=Path, help="RUNS/NAME.")
     commands.add_subcommand("cancel", cancel, help="end a run's jobs")
+
+    study = parser(
+        description="Vary choices one at a time over one backbone, on the split's pseudo-novel classes: a table of "
+        "what each changes, draw by draw, in RUN/study/. Members run one after the other; the same command continues."
+    )
+    study.add_argument("study", help="YAML file, or the name of one in configs/studies/.")
+    study.add_argument("--seeds", type=int, default=1, help="Learn each setting so often, and take the mean.")
+    if "study" in words:
+        add_run_options(study)
+        study.set_defaults({"data.holdout": "pseudo-novel"})
+    commands.add_subcommand("study", study, help="which choice matters, and by how much")
 
     collect = parser(description="One table of a sweep's members, in RUN/sweep/table.md.")
     collect.add_argument("run", type=Path, help="RUNS/NAME.")
@@ -165,6 +177,12 @@ def _chain(
         one = replace(resources(cluster, "evaluate", asked), nodes=1, tasks_per_node=1, gpus_per_node=0)
         chain.append(Job("collect", one, [Start(["collect", str(config.run_dir)])], "evaluate", anyhow=True))
     return chain
+
+
+def study(config: Config, options: Namespace) -> int:
+    from launch.study import study
+
+    return study(config, find_yaml("study", options.study, configs_dir() / "studies", "*.yaml"), options.seeds)
 
 
 def collect(given: Namespace) -> int:

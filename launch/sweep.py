@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dist_train.config import STAGES, Config
@@ -40,6 +40,11 @@ def members(sweep: Sequence[str]) -> dict[str, list[str]]:
         axes.append([(key, value) for value in dict.fromkeys(found)])
     if len({axis[0][0] for axis in axes}) < len(axes):
         raise UserError("--sweep: a key is given twice; give all its values at once")
+    return combinations(axes)
+
+
+def combinations(axes: Sequence[Sequence[tuple[str, str]]]) -> dict[str, list[str]]:
+    """Of each axis, its (key, value) pairs -> {name: options} of every combination."""
     return {
         ",".join(f"{key}={value}" for key, value in point).replace("/", "_"): [
             part for key, value in point for part in (f"--{key}", value)
@@ -56,12 +61,16 @@ def first_stage(sweep: Sequence[str]) -> str:
 def link(run: Path, names: Sequence[str], first: str) -> Path:
     """Make the members' folders; returns RUN/sweep."""
     for name in names:
-        folder = run / "sweep" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for stage in STAGES[: STAGES.index(first)]:
-            if not (folder / stage).is_symlink():
-                os.symlink(Path("..") / ".." / stage, folder / stage)
+        share(run / "sweep" / name, {stage: run for stage in STAGES[: STAGES.index(first)]})
     return run / "sweep"
+
+
+def share(folder: Path, stages: Mapping[str, Path]) -> None:
+    """Make a member's folder, with links to these stages of other runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, run in stages.items():
+        if not (folder / stage).is_symlink():
+            os.symlink(os.path.relpath(run / stage, folder), folder / stage)
 
 
 def collect(run: Path) -> str:
