@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -115,12 +114,12 @@ def main() -> None:
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
     with contexts.start() as context:
         run = common.open_run(replace(config, evaluate=asked))
-        exam = evaluate.Exam(run, context)
+        exam = evaluate.JointExam(run, context)
         print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
 
 
 def measure(
-    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: evaluate.Exam, context: Context
+    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: evaluate.JointExam, context: Context
 ) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__
@@ -133,7 +132,7 @@ def measure(
     with torch.inference_mode():
         scorer = JointScorer(method("phi_plus", replace(exam.prepared, learn=folder)), exam.base, exam.novel)
         for draw in exam.mine:
-            support = torch.from_numpy(exam.bank.rows[exam.supports[draw]].astype(np.float32)).to(context.device)
+            support = exam.load(exam.bank.rows[exam.supports[draw]])
             for k in found:
                 one = scorer.draw(support[:, :k], exam.orders[draw])
                 for metric in SHOWN:

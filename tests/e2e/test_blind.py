@@ -69,8 +69,8 @@ def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.M
 
     monkeypatch.setattr(evaluate, "make", making)
 
-    def sit(change: Callable[[evaluate.Exam], None]) -> list[torch.Tensor]:
-        exam = evaluate.Exam(trained, Context())
+    def sit(change: Callable[[evaluate.JointExam], None]) -> list[torch.Tensor]:
+        exam = evaluate.JointExam(trained, Context())
         change(exam)
         seen.clear()
         scores.clear()
@@ -81,16 +81,16 @@ def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.M
                 assert tensor.dtype == torch.float32 and tensor.shape[-1] == exam.base.activations.shape[1]
         return list(scores)
 
-    def no_change(exam: evaluate.Exam) -> None:
+    def no_change(exam: evaluate.JointExam) -> None:
         base = exam.prepared
         ids = {int(i) for i in base.train.ids}
         assert not ids & {int(i) for i in exam.bank.ids} and len(base.means) == len(base.rows) == len(trained.base)
 
-    def other_labels(exam: evaluate.Exam) -> None:
+    def other_labels(exam: evaluate.JointExam) -> None:
         for queries in (exam.base, exam.novel):
             queries.labels[:] = queries.labels.flip(0)
 
-    def poison(exam: evaluate.Exam) -> None:
+    def poison(exam: evaluate.JointExam) -> None:
         """All novel training images but the supports."""
         kept = np.unique(np.stack(list(exam.supports.values())))
         rows = np.array(exam.bank.rows)
