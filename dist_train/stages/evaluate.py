@@ -55,7 +55,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     todo = [name for name in config.methods if not _row(stage.folder, name).is_file()]
     context.barrier("evaluate-todo")  # before the first of them is written
     if todo:
-        exam = (JointExam if config.protocol == "joint" else EpisodeExam)(run, context)
+        exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
         bar = progress_bar(len(todo) * len(exam.mine), "evaluate", "draw", context.main)
         for name in todo:
             bar.set_postfix_str(LABELS[name])
@@ -78,7 +78,7 @@ def _row(folder: Path, name: str) -> Path:
     return folder / "rows" / f"{name}.json"
 
 
-class Exam(ABC):
+class Examiner(ABC):
     """What all methods are asked: the same supports and queries."""
 
     def __init__(self, run: Run, context: Context) -> None:
@@ -120,7 +120,7 @@ class Exam(ABC):
         return torch.from_numpy(rows.astype(np.float32)).to(self.context.device)
 
 
-class JointExam(Exam):
+class Exam(Examiner):
     """All classes scored together. Where not all base classes are scored (a split by halves), methods know them all
     the same, and the scores and queries of the others are dropped, as Gidaris & Komodakis' code does."""
 
@@ -181,7 +181,7 @@ class JointExam(Exam):
             yield str(k), support[:, :k]
 
 
-class EpisodeExam(Exam):
+class EpisodeExam(Examiner):
     """A few novel classes at a time, alone (fewshot/episodes.py)."""
 
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
