@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -79,15 +80,16 @@ def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 @pytest.fixture
-def config(drawn: Path, shards: ShardSet, tmp_path: Path) -> Config:
+def config(small_run: Config, tmp_path: Path) -> Config:
     """A run that takes seconds."""
-    return small_run(drawn, shards, tmp_path / "runs")
+    return replace(small_run, runs=tmp_path / "runs")
 
 
-def small_run(drawn: Path, shards: ShardSet, runs: Path) -> Config:
+@pytest.fixture(scope="session")
+def small_run(drawn: Path, shards: ShardSet) -> Config:
+    """The same, without a folder of its own."""
     return Config(
         name="test",
-        runs=runs,
         data=DataConfig(
             shards=str(shards.root), split=str(drawn / "split.json"), train_size=32, eval_resize=32, eval_size=32,
             threads=1,

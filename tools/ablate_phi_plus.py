@@ -114,12 +114,12 @@ def main() -> None:
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
     with contexts.start() as context:
         run = common.open_run(replace(config, evaluate=asked))
-        exam = evaluate.JointExam(run, context)
+        exam = evaluate.Exam(run, context)
         print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
 
 
 def measure(
-    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: evaluate.JointExam, context: Context
+    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: evaluate.Exam, context: Context
 ) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import small_run
 from tqdm import tqdm
 
+from dist_train.config import Config
 from dist_train.context import Context
-from dist_train.data.shards import ShardSet
 from dist_train.engine.preempt import Stopper
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import LEARNED, METHODS, make
@@ -23,9 +21,9 @@ Given = list[tuple[torch.Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
-def trained(drawn: Path, shards: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> common.Run:
+def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> common.Run:
     """A run with every predictor, up to its evaluation."""
-    config = small_run(drawn, shards, tmp_path_factory.mktemp("blind"))
+    config = replace(small_run, runs=tmp_path_factory.mktemp("blind"))
     given = replace(
         config,
         learn=replace(config.learn, methods=list(LEARNED), steps=10, checkpoint_every=10, log_every=10),
@@ -69,8 +67,8 @@ def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.M
 
     monkeypatch.setattr(evaluate, "make", making)
 
-    def sit(change: Callable[[evaluate.JointExam], None]) -> list[torch.Tensor]:
-        exam = evaluate.JointExam(trained, Context())
+    def sit(change: Callable[[evaluate.Exam], None]) -> list[torch.Tensor]:
+        exam = evaluate.Exam(trained, Context())
         change(exam)
         seen.clear()
         scores.clear()
@@ -81,16 +79,16 @@ def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.M
                 assert tensor.dtype == torch.float32 and tensor.shape[-1] == exam.base.activations.shape[1]
         return list(scores)
 
-    def no_change(exam: evaluate.JointExam) -> None:
+    def no_change(exam: evaluate.Exam) -> None:
         base = exam.prepared
         ids = {int(i) for i in base.train.ids}
         assert not ids & {int(i) for i in exam.bank.ids} and len(base.means) == len(base.rows) == len(trained.base)
 
-    def other_labels(exam: evaluate.JointExam) -> None:
+    def other_labels(exam: evaluate.Exam) -> None:
         for queries in (exam.base, exam.novel):
             queries.labels[:] = queries.labels.flip(0)
 
-    def poison(exam: evaluate.JointExam) -> None:
+    def poison(exam: evaluate.Exam) -> None:
         """All novel training images but the supports."""
         kept = np.unique(np.stack(list(exam.supports.values())))
         rows = np.array(exam.bank.rows)
