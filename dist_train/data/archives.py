@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dist_train.data.devkit import DEVKIT_REMEDY, devkit_labels, val_number
+from dist_train.data.devkit import DEVKIT_REMEDY, devkit_labels, devkit_synsets, val_number
 from dist_train.data.pool import progress_bar
 from dist_train.data.shards import iter_tar
+from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
 TRAIN_REMEDY = "give ILSVRC2012_img_train.tar or a folder with one folder per class"
@@ -104,10 +105,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Scan:
-    """What there is to pack: sorted classes (wnids), and the images of each subset."""
+    """What there is to pack: sorted classes (wnids), the images of each subset, what the devkit says of classes."""
 
     classes: list[str]
     subsets: dict[str, Items]
+    synsets: Synsets
 
 
 def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = True) -> Scan:
@@ -126,7 +128,7 @@ def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = Tr
         raise UserError(f"--devkit {devkit}: it labels the validation images; give --val too, or leave it out")
     for items in subsets.values():
         _check_keys(items)
-    return Scan(classes, subsets)
+    return Scan(classes, subsets, devkit_synsets(devkit) if devkit else Synsets())
 
 
 def sample_key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The development kit of ILSVRC2012: which class each validation image has."""
+"""The development kit of ILSVRC2012: which class each validation image has, and what the classes are called."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
 
+from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
 DEVKIT_REMEDY = "give ILSVRC2012_devkit_t12.tar.gz as --devkit"
@@ -33,8 +35,7 @@ def devkit_labels(path: Path, classes: list[str]) -> list[int]:
     """
     files = _devkit_files(path)
     try:
-        synsets = np.atleast_1d(loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"])
-        wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+        wnids = _wnids(_synsets(files["meta.mat"]))
         ids = [int(line) for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
     except Exception as error:  # scipy raises nearly anything on a damaged file
         raise UserError(f"{path}: meta.mat or the ground truth cannot be read ({error}); {DEVKIT_REMEDY}") from None
@@ -48,6 +49,35 @@ def devkit_labels(path: Path, classes: list[str]) -> list[int]:
                 f"give the devkit and the validation images that belong to --train"
             )
     return [position[wnids[number]] for number in ids]
+
+
+def devkit_synsets(path: Path) -> Synsets:
+    """Words and hierarchy of all synsets, inner nodes too, as far as meta.mat has them.
+
+    Raises:
+        UserError: not a devkit, or a damaged one.
+    """
+    files = _devkit_files(path)
+    try:
+        synsets = _synsets(files["meta.mat"])
+        wnids, fields = _wnids(synsets), synsets.dtype.names
+        rows = list(zip(wnids.values(), synsets, strict=True))
+        words = {wnid: str(row["words"]) for wnid, row in rows} if "words" in fields else {}
+        below = {wnid: np.atleast_1d(row["children"]).tolist() for wnid, row in rows} if "children" in fields else {}
+        children = {wnid: tuple(wnids[int(number)] for number in some) for wnid, some in below.items() if some}
+    except Exception as error:  # scipy raises nearly anything on a damaged file
+        raise UserError(f"{path}: meta.mat cannot be read ({error}); {DEVKIT_REMEDY}") from None
+    return Synsets(words, children)
+
+
+def _synsets(meta: bytes) -> Any:
+    """The rows of meta.mat."""
+    return np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+
+
+def _wnids(synsets: Any) -> dict[int, str]:
+    """ILSVRC id -> wnid, in the order of the rows."""
+    return {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
 
 
 def _devkit_files(path: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from dist_train.data.shards import (
     sample_dtype,
     write_index,
 )
+from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
 IDX_BYTES = 128  # an image's line in the .idx file, about
@@ -74,7 +76,7 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
     found = scan(options.train, options.val, options.devkit, progress)
     plan = make_plan(options, found)
     if (out / "index.json").is_file():
-        return _finished(out, plan)
+        return _finished(out, plan, found)
     parts = cut_parts(found, options)
     try:
         with _state(out, plan):
@@ -192,8 +194,14 @@ def _state(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _finished(out: Path, plan: dict[str, Any]) -> ShardSet:
-    _same_plan(out, read_index(out).get("plan", {}), plan)
+def _finished(out: Path, plan: dict[str, Any], found: Scan) -> ShardSet:
+    index = read_index(out)
+    _same_plan(out, index.get("plan", {}), plan)
+    if found.synsets != Synsets() and "synsets" not in index:  # packed before the index had them, or without a devkit
+        try:
+            write_text(out / "index.json", json.dumps({**index, "synsets": asdict(found.synsets)}, indent=1))
+        except OSError as error:
+            print(f"{out}: cannot be written ({error.strerror}): its classes keep their wnids for names")
     try:
         shards = open_shards(out)
     except UserError as error:
@@ -282,7 +290,10 @@ def _publish(parts: list[Part], found: Scan, plan: dict[str, Any], out: Path) ->
             if not entry["shard"]["samples"]:
                 (out / name / entry["shard"]["name"]).unlink()
         tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept)
-    return write_index(out, found.classes, tables, {"plan": plan, "summary": summary}), summary
+    extra = {"plan": plan, "summary": summary}
+    if found.synsets != Synsets():
+        extra["synsets"] = asdict(found.synsets)
+    return write_index(out, found.classes, tables, extra), summary
 
 
 def _table(records: list[dict[str, Any]]) -> npt.NDArray[Any]:

@@ -1,6 +1,7 @@
 """The shards on disk and their index.
 
-    DIR/index.json           classes (sorted wnids), subsets, per shard: samples, bytes, sha256
+    DIR/index.json           classes (sorted wnids), subsets, per shard: samples, bytes, sha256; of a devkit
+                             the classes' names and hierarchy (synsets)
     DIR/train.samples.npy    one row a sample: where its bytes lie, its size and its class
     DIR/train/000000.tar     WebDataset: KEY.cls, KEY.jpg
     DIR/train/000000.idx     the same positions for DALI's own reader (format v1.2)
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from dist_train.config import CacheConfig
 from dist_train.data.cache import Cache
 from dist_train.data.files import atomic_write, file_sha256, write_text
+from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
 VERSION = 1
@@ -107,12 +109,14 @@ class Subset:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished pack. ``hash`` identifies its content: classes, samples and every shard's sha256."""
+    """A finished pack. ``hash`` identifies its content: classes, samples and every shard's sha256. ``synsets`` is
+    empty where it was made without a devkit."""
 
     source: str
     classes: tuple[str, ...]
     subsets: dict[str, Subset]
     hash: str
+    synsets: Synsets
 
     @property
     def root(self) -> Path:
@@ -160,7 +164,7 @@ def open_shards(
             check_sizes(subsets[name])
     if remote:
         remote.check_capacity([shard.bytes for subset in subsets.values() for shard in subset.shards])
-    return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"])
+    return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"], Synsets.of(index.get("synsets")))
 
 
 def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]:
@@ -211,6 +215,7 @@ def _check_index(index: dict[str, Any]) -> None:
                 raise ValueError(f"shard {shard['name']!r}: samples and bytes must be whole numbers")
     if type(index["classes"]) is not list or not all(isinstance(wnid, str) for wnid in index["classes"]):
         raise ValueError("classes must be a list of strings")
+    Synsets.of(index.get("synsets"))
 
 
 def _load_table(path: Path) -> npt.NDArray[Any]:
