@@ -30,6 +30,9 @@ from dist_train.data.order import Order
 from dist_train.data.pack import pack
 from dist_train.data.shards import ShardSet
 from dist_train.data.splits import View, save_split
+from dist_train.engine.preempt import Stopper
+from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.stages.common import Run, open_run
 
 torch.set_num_threads(1)
 
@@ -102,6 +105,17 @@ def small_run(drawn: Path, shards: ShardSet) -> Config:
         learn=LearnConfig(steps=40, precision="fp32", log_every=10, checkpoint_every=20),
         evaluate=EvaluateConfig(draws=4),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def whole_run(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One that went through all stages, with more methods; not to be changed."""
+    methods = ["nn", "nn1", "mean", "imprint", "ridge", "phi1", "phi2", "phi2star", "phi2cal", "nn_oracle"]
+    options = replace(small_run.evaluate, methods=methods)
+    run = open_run(replace(small_run, runs=tmp_path_factory.mktemp("whole"), evaluate=options))
+    for chapter in (pretrain, extract, learn, evaluate):
+        chapter.run(run, Context(), Stopper(Context()))
+    return run
 
 
 @pytest.fixture

@@ -312,6 +312,7 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
         "numpy",
         "deepspeed",
         "timm",
+        "scikit-learn",
     )
     return {
         "dist_train": dist_train.__version__,

@@ -18,7 +18,7 @@ from dist_train.context import Context
 from dist_train.data.activations import load
 from dist_train.data.files import atomic_write, write_text
 from dist_train.data.pool import progress_bar
-from dist_train.engine import checkpoint, metrics
+from dist_train.engine import checkpoint
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.fewshot import episodes, lowshot
 from dist_train.fewshot.episodes import accuracy, draw_episode, parts, spread
@@ -34,8 +34,9 @@ from dist_train.fewshot.protocol import (
     summary,
     support_rows,
 )
-from dist_train.fewshot.report import report_html, table_markdown
+from dist_train.fewshot.table import table_markdown
 from dist_train.stages.common import Run, Stage, log, provenance
+from dist_train.stages.conclude import report, tensorboard
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
@@ -233,33 +234,16 @@ def _conclude(run: Run, folder: Path, context: Context) -> None:
     }
     if joint:
         text = table_markdown(results) + ("\n" + lowshot.markdown(results) if run.split.halves else "")
-        write_text(folder / "report.html", report_html(results, curves(run.dir), facts))
-        log.info("report: %s", folder / "report.html")
     else:
         results["episodes"] = {"ways": config.ways, "queries": None if released else config.queries}
         del results["oracles"], results["curves"], results["queries"]
         text = episodes.markdown(results)
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "table.md", text)
-    _tensorboard(folder, results)
+    tensorboard(folder / "tb", results)
+    if joint:
+        exam = Exam(run, context)
+        report(run, results, facts, exam.prepared, exam.supports[0], context)
+        log.info("report: %s", folder / "report.html")
     print(text)
     log.info("tensorboard: tensorboard --logdir %s", run.dir)
-
-
-def curves(folder: Path) -> dict[str, Any]:
-    """The training curves of a run, as rows of metrics.jsonl."""
-    learn = sorted(path.parent.name for path in (folder / "learn").glob("*/metrics.jsonl"))
-    return {
-        "pretrain": metrics.read(folder / "pretrain" / "metrics.jsonl"),
-        "learn": {method: metrics.read(folder / "learn" / method / "metrics.jsonl") for method in learn},
-    }
-
-
-def _tensorboard(folder: Path, results: dict[str, Any]) -> None:
-    """Accuracy against shots: the step is the number of shots."""
-    for method, by_shots in results["methods"].items():
-        writer = metrics.SummaryWriter(str(folder / "tb" / method))
-        for shots, values in by_shots.items():
-            for metric, value in values.items():
-                writer.add_scalar(f"fewshot/{metric}(%)", value["mean"], int(shots))
-        writer.close()

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from dist_train.fewshot import chart, paper
-from dist_train.fewshot.chart import Series, line_chart, round_marks
-from dist_train.fewshot.report import report_html, table_markdown
+from dist_train.fewshot.chart import Choice, Series, chips, line_chart, round_marks, scatter
+from dist_train.fewshot.methods import LABELS
+from dist_train.fewshot.plots import method_choices
+from dist_train.fewshot.report import report_html
+from dist_train.fewshot.table import table_markdown
 
 METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
 ROWS = [{"step": step, "train/loss": 5 / step, "train/top1(%)": step / 10, "optim/lr": 0.1} for step in range(1, 900)]
@@ -16,6 +19,47 @@ CURVES: dict[str, Any] = {
     "pretrain": [*ROWS, {"step": 900, "eval/top1(%)": 61.0}],
     "learn": {"phi2": [{"step": 10, "train/loss": 2.0}, {"step": 20, "train/loss": 1.0, "eval/base_top1(%)": 60.0}]},
 }
+IMAGE = "data:image/jpeg;base64,AAAA"
+FIGURES: dict[str, Any] = {
+    "maps": {
+        "classes": [
+            {"wnid": "n1", "name": "cat", "group": "animal"},
+            {"wnid": "n2", "name": "dog", "group": "animal"},
+            {"wnid": "n3", "name": "oak", "group": "plant"},
+            {"wnid": "n4", "name": "jar", "group": "other"},
+        ],
+        "maps": {"means": [[0, 0], [4, 0], [2, 2], [2, 4]], "rows": [[0, 0], [1, 0], [1, 1], [0, 1]]},
+        "neighbours": {"means": 100.0, "rows": 66.67},
+    },
+    "channels": {
+        "trained": {"mean": 0.02, "std": 0.005, "scaled": 0.9, "sorted": [0.03, 0.02, 0.01]},
+        "paper": {"mean": 0.0213, "std": 0.00583, "scaled": 0.964},
+    },
+    "diagonal": {"sorted": [1.0, 0.9, 0.7], "inside": 33.33, "rest": 0.001, "paper": [0.744, 0.976]},
+    "classes": {
+        "method": "phi2",
+        "shots": 1,
+        "rows": [
+            {"wnid": f"n{n}", "name": name, "role": role, "answers": 50, "top1": top1, "other_role": other,
+             "taken_for": "emu", "taken_for_share": 4.0}
+            for n, (name, role, top1, other) in enumerate([
+                ("cat", "base", 60.0, 2.0), ("dog", "base", 50.0, 9.0), ("jar", "base", 40.0, 0.0),
+                ("emu", "novel", 30.0, 60.0), ("fox", "novel", 20.0, 70.0), ("gnu", "novel", 10.0, 80.0),
+            ])
+        ],
+        "confusions": {
+            "novel": [{"truth": "fox", "answer": "dog", "answer_role": "base", "share": 40.0}],
+            "base": [{"truth": "dog", "answer": "emu", "answer_role": "novel", "share": 4.0}],
+        },
+    },
+    "examples": {
+        "method": "phi2",
+        "shots": 1,
+        "classes": [{"name": "emu", "top1": 30.0, "supports": [IMAGE], "queries": [
+            {"image": IMAGE, "answer": "emu", "rank": 1}, {"image": "", "answer": "cat", "rank": 7},
+        ]}],
+    },
+}  # fmt: skip
 PROVENANCE = {"commit": "abc", "versions": {"torch": "2.14", "numpy": "2.4"}, "seeds": {"seed": 7}}
 
 
@@ -57,7 +101,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += attrs
-        if tag != "meta":
+        if tag not in ("meta", "input", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -76,10 +120,11 @@ def cells(line: str) -> list[str]:
 
 def test_paper_rows() -> None:
     assert len(paper.TABLE_1) == 11
-    assert [row.method for row in paper.COMPARED] == ["NN + cosine", "φ1", "φ2", "φ2*"]
-    assert paper.COMPARED[0].shots[1] == (71.54, 91.20, 1.72, 5.86)
-    assert paper.COMPARED[2].shots[3] == (72.98, 90.59, 31.20, 61.44)
-    for row in paper.TABLE_1:
+    assert paper.TABLE_1["nn"].shots[1] == (71.54, 91.20, 1.72, 5.86)
+    assert paper.TABLE_1["phi2"].shots[3] == (72.98, 90.59, 31.20, 61.44)
+    assert paper.TABLE_1["triplet10"].base_data == "10%" and paper.TABLE_1["nn1"].shots[1][2] == 10.42
+    assert {*paper.TABLE_1, *paper.TABLE_2} <= set(LABELS)
+    for row in paper.TABLE_1.values():
         assert sorted(row.shots) == [1, 2, 3]
         for base1, base5, novel1, novel5 in row.shots.values():
             assert base1 < base5 and novel1 < novel5
@@ -89,8 +134,8 @@ def test_paper_rows() -> None:
 def test_markdown_figures(results: dict[str, Any]) -> None:
     lines = table_markdown(results).splitlines()
     table = [cells(line) for line in lines if line.startswith("|")]
-    table, differences = table[:8], table[8:]
-    assert len(table) == 2 + 2 + 4 and {len(row) for row in table} == {1 + 2 * 3}
+    table, differences = table[:5], table[5:]
+    assert len(table) == 2 + 2 + 1 and {len(row) for row in table} == {1 + 2 * 3}
     assert "Less φ2, draw by draw (points; 95% t-interval of the difference):" in lines
     assert differences[0][1:5] == ["1-shot base top-1", "1-shot novel top-1", "1-shot H", "1-shot AUSUC"]
     signed = [f"{value} ± 0.00" for value in ("+0.88", "-19.00", "-26.45", "-11.00")]
@@ -101,10 +146,20 @@ def test_markdown_figures(results: dict[str, Any]) -> None:
         "57.13 ± 0.12 / 79.00 ± 0.12", "21.50 ± 0.12 / 45.00 ± 0.12", "31.24 ± 0.12",
         "56.00 ± 0.12 / 78.00 ± 0.12", "33.33 ± 0.12 / 60.00 ± 0.12", "41.80 ± 0.12",
     ]  # fmt: skip
-    assert table[4][0] == "NN + cosine (paper, ImageNet 900/100, one draw)"
-    assert table[6][1:] == ["74.17 / 91.79", "21.58 / 45.82", "33.43", "–", "–", "–"]  # it has no 5-shot
+    assert table[4][0] == "φ2 (paper, ImageNet 900/100, one draw)"
+    assert table[4][1:] == ["74.17 / 91.79", "21.58 / 45.82", "33.43", "–", "–", "–"]  # it has no 5-shot
     for fact in ("95% t-interval over support draws, 100 draws", "tiny (0123)", "shards fedc", "commit abc", "a|b"):
         assert fact in table_markdown(results)
+
+
+def test_oracles_stand_beside_the_papers(results: dict[str, Any]) -> None:
+    results["oracles"] = {"nn_oracle": values(60, 82, 40.5, 70, 48.36, 30), "unknown": values(1, 2, 3, 4, 5, 6)}
+    lines = [cells(line) for line in table_markdown(results).split("Table 2")[1].splitlines() if line.startswith("|")]
+    assert lines[0] == ["method", "base top-1/top-5", "novel top-1/top-5", "H"]
+    assert lines[2] == ["NN + cosine", "60.00 / 82.00", "40.50 / 70.00", "48.36"]
+    assert lines[3][0] == "unknown" and lines[4][:3] == ["NN + cosine (paper)", "70.25 / 89.98", "52.46 / 80.94"]
+    text = " ".join(Page(report_html(results, {}, {})).text)
+    assert "Oracles: all images of the novel classes" in text and "60.00 / 82.00" in text and "52.46 / 80.94" in text
 
 
 def test_report_says_what_the_table_says(results: dict[str, Any]) -> None:
@@ -127,19 +182,36 @@ def test_report_says_what_the_table_says(results: dict[str, Any]) -> None:
 
 
 def test_report_needs_nothing_beside_itself(results: dict[str, Any]) -> None:
-    html = report_html(results, CURVES, PROVENANCE)
+    html = report_html(results, CURVES, PROVENANCE, FIGURES)
     assert "://" not in html and "@import" not in html and "url(" not in html and "<script" not in html
-    assert not {"src", "href", "srcset", "xlink:href", "onload"} & {name for name, _ in Page(html).attributes}
-    assert "prefers-color-scheme" in html
+    links = [
+        (name, value or "") for name, value in Page(html).attributes if name in ("src", "href", "srcset", "onload")
+    ]
+    assert links and all(value.startswith("#part-" if name == "href" else "data:image/") for name, value in links)
+    ids = {value for name, value in Page(html).attributes if name == "id"}
+    assert {value[1:] for name, value in links if name == "href"} <= ids
+    assert "prefers-color-scheme" in html and "img-src data:" in html and "default-src 'none'" in html
+
+
+def evil_twin(value: Any, evil: str) -> Any:
+    """The same, with the text in it replaced; keys and images stay."""
+    if isinstance(value, dict):
+        return {key: evil_twin(item, evil) for key, item in value.items()}
+    if isinstance(value, list):
+        return [evil_twin(item, evil) for item in value]
+    return evil if isinstance(value, str) and value not in ("base", "novel") else value
 
 
 def test_report_escapes(results: dict[str, Any]) -> None:
     evil = "<script>alert('1')</script>&"
     results["methods"][evil] = results["methods"]["mean"]
-    results.update(command=evil, commit=evil, interval=evil, split={"name": evil, "hash": evil})
-    html = report_html(results, {"learn": {evil: CURVES["learn"]["phi2"]}}, {evil: {evil: evil}})
+    results["oracles"] = {evil: results["methods"]["mean"]["1"]}
+    results.update(command=evil, commit=evil, interval=evil, split={"name": evil, "hash": evil}, seconds={evil: 1.0})
+    provenance = {evil: {evil: evil}, "config": {evil: evil}}
+    html = report_html(results, {"learn": {evil: CURVES["learn"]["phi2"]}}, provenance, evil_twin(FIGURES, evil))
     assert "<script" not in html and "&lt;script&gt;" in html
     assert not Page(html).open
+    assert "<script" not in scatter(evil, [[0, 0]], [evil], [None]) + chips(evil, [Choice("m0", evil, 0)])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +219,7 @@ def test_report_escapes(results: dict[str, Any]) -> None:
 )
 def test_report_without_curves(results: dict[str, Any], curves: dict[str, Any]) -> None:
     html = report_html(results, curves, {})
-    assert "<h2>Training</h2>" not in html and html.count("<svg") == 4 and not Page(html).open
+    assert "<h2>Training</h2>" not in html and html.count("<figure>") == 4 and not Page(html).open
 
 
 def test_report_with_one_method_and_one_shot(results: dict[str, Any]) -> None:
@@ -159,9 +231,9 @@ def test_report_with_one_method_and_one_shot(results: dict[str, Any]) -> None:
 
 
 def test_report_is_deterministic_and_changes_nothing(results: dict[str, Any]) -> None:
-    before = copy.deepcopy((results, CURVES, PROVENANCE))
-    assert report_html(results, CURVES, PROVENANCE) == report_html(*copy.deepcopy(before))
-    assert (results, CURVES, PROVENANCE) == before
+    before = copy.deepcopy((results, CURVES, PROVENANCE, FIGURES))
+    assert report_html(results, CURVES, PROVENANCE, FIGURES) == report_html(*copy.deepcopy(before))
+    assert (results, CURVES, PROVENANCE, FIGURES) == before
 
 
 def test_chart_places_points_and_error_bars() -> None:
@@ -175,7 +247,7 @@ def test_chart_of_many_points_shows_means_and_leaves_out_what_is_not_finite() ->
     points = tuple((float(n), 1.0 if n % 2 else 3.0) for n in range(4000))
     holes = ((0.5, float("nan")), (0.6, float("inf")))
     svg = line_chart("t", "x", [Series("a", 0, points + holes)])
-    line = re.search(r'<polyline[^>]* points="([^"]+)"', svg)
+    line = re.search(r'<polyline points="([^"]+)"', svg)
     assert line and len(line[1].split()) == chart.MAX_POINTS
     assert "nan" not in svg and "inf" not in svg and len({pair.split(",")[1] for pair in line[1].split()}) == 1
     assert line_chart("t", "x", [Series("a", 0, holes)]) == ""
@@ -202,15 +274,82 @@ def test_curves_of_old_and_new_classes_end_where_they_reach_zero(results: dict[s
     none = {"seen_unseen": [0.0] * 101, "forgetting": [0.0] * 3}
     html = report_html({**results, "curves": {"phi2": {"1": falling, "5": none}, "mean": {"1": none}}}, {}, {})
     page = Page(html)
-    assert html.count("<svg") == 6 and not page.open
-    lines = [re.findall(r'points="([^"]*)"', figure) for figure in html.split("<figcaption>1-shot: base top-1")[1:]]
+    assert html.count("<figure>") == 6 and not page.open
+    titles = re.compile("<figcaption>(?:Seen-unseen|Forgetting), 1-shot")
+    lines = [re.findall(r'points="([^"]*)"', figure) for figure in titles.split(html)[1:]]
     assert [len(line.split()) for line in lines[0]] == [2, 1] and [len(line.split()) for line in lines[1]] == [3, 3]
 
 
-def test_no_two_methods_of_a_chart_have_one_colour(results: dict[str, Any]) -> None:
-    names = ["nn", "nn10", "nn1", "imprint", "mean", "phi1", "phi2", "phi2star"]
-    for some in (names, ["nn", "mean", "phi1", "phi2", "phi2star"]):
-        html = report_html({**results, "methods": dict.fromkeys(some, results["methods"]["phi2"])}, {}, {})
-        colours = re.findall(r'class="line" style="stroke:([^"]*)"', html.split("<figcaption>")[1])
-        assert len(colours) == len(set(colours)) == len(some)
-        assert all(f"{colour.removeprefix('var(').removesuffix(')')}:#" in html for colour in colours)
+def with_methods(results: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """``names`` from the worst to the best."""
+    rows = {name: {k: values(58, 80, 2, 9, 4 + n / 4, 9) for k in ("1", "5")} for n, name in enumerate(names)}
+    return {**results, "methods": rows}
+
+
+def test_up_to_eight_methods_are_shown_in_a_colour_each(results: dict[str, Any]) -> None:
+    for names in (["nn", "nn10", "nn1", "imprint", "mean", "phi1", "phi2", "phi2star"], ["nn", "phi2"]):
+        choices = list(method_choices(with_methods(results, names)).values())
+        assert [choice.colour for choice in choices] == list(range(len(names)))
+        assert all(choice.shown and choice.dash == 0 for choice in choices)
+
+
+def test_of_many_methods_the_best_of_each_kind_is_shown_and_no_two_lines_are_alike(results: dict[str, Any]) -> None:
+    names = list(LABELS)
+    found = method_choices(with_methods(results, names))
+    assert list(found) == names and len(names) > chart.COLOURS
+    assert len({(choice.colour, choice.dash) for choice in found.values()}) == len(names)
+    assert len({choice.key for choice in found.values()}) == len(names)
+    shown = [name for name, choice in found.items() if choice.shown]
+    assert len(shown) == chart.COLOURS and "phi2" in shown and all(found[name].dash == 0 for name in shown)
+    assert not found["nn"].shown  # two of its kind are better
+    html = report_html(with_methods(results, names), {}, {})
+    boxes = [dict(Page(tag).attributes) for tag in re.findall(r"<input[^>]*>", html)]
+    assert {box["id"] for box in boxes if "checked" in box} == {f"show-{found[name].key}" for name in shown}
+    assert all(f"#show-{choice.key}:checked) .{choice.key}{{" in html for choice in found.values())
+    assert all(html.count(f'class="s {choice.key}"') == 4 for choice in found.values())
+
+
+def test_map_has_a_mark_for_each_class_in_its_groups_colour(results: dict[str, Any]) -> None:
+    html = report_html(results, {}, {}, FIGURES)
+    first = html.split("<figcaption>Means")[1].split("</figure>")[0]
+    assert re.findall(r"<title>([^<]*)</title>", first) == [
+        "jar (other)",
+        "cat (animal)",
+        "dog (animal)",
+        "oak (plant)",
+    ]
+    assert [re.findall(r'class="s (g\d)"', first)] == [["g2", "g0", "g0", "g1"]]
+    places = [tuple(map(float, place)) for place in re.findall(r"translate\(([\d.]+) ([\d.]+)\)", first)]
+    assert places == [(150, 288), (12, 12), (288, 12), (150, 150)]  # of means, by one scale for both axes
+    assert "among those of its" not in html  # of four classes all are neighbours
+    many = {"classes": FIGURES["maps"]["classes"] * 20, "neighbours": {"means": 100.0, "rows": 64.0}}
+    maps = {what: places * 20 for what, places in FIGURES["maps"]["maps"].items()}
+    assert "6.4 among those of its rows (by chance 1.3)" in report_html(
+        results, {}, {}, {"maps": {**many, "maps": maps}}
+    )
+
+
+def test_classes_are_listed_from_the_best_and_from_the_worst(results: dict[str, Any]) -> None:
+    html = report_html(results, {}, {}, FIGURES)
+    best, worst, losers = (
+        html.split(f"<h3>{title}</h3>")[1].split("</table>")[0]
+        for title in ("Novel classes: the best", "Novel classes: the worst", "Base classes that lose most")
+    )
+    heads = [re.findall(r"<tr><th>([^<]*)</th><td>", part) for part in (best, worst, losers)]
+    assert heads == [["emu", "fox"], ["gnu", "fox"], ["dog", "cat"]]  # the jar loses nothing
+    assert "<b>emu</b>" in html  # novel, in an answer
+    assert "All 6 classes" in html and "per_class.csv" in html
+
+
+def test_examples_say_what_was_answered(results: dict[str, Any]) -> None:
+    text = " ".join(Page(report_html(results, {}, {}, FIGURES)).text)
+    assert "✓ emu" in text and "✗ cat" in text and "right: no. 7" in text
+    html = report_html(results, {}, {}, FIGURES)
+    assert html.count("<img") == 2 and html.count("class='none'") == 1  # an image that could not be read
+
+
+def test_configuration_and_costs_are_shown(results: dict[str, Any]) -> None:
+    provenance = {**PROVENANCE, "config": {"pretrain.epochs": 3}, "stages": {"pretrain": "52.0 min"}}
+    html = report_html({**results, "seconds": {"phi2": 12.34}}, {}, provenance)
+    text = " ".join(Page(html).text)
+    assert "pretrain.epochs 3" in text and "pretrain 52.0 min" in text and "φ2 12.3 s" in text

@@ -1,0 +1,118 @@
+"""The results of a run as markdown, ``table.md``; and what the report's tables share with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dist_train.fewshot import paper
+from dist_train.fewshot.methods import LABELS
+from dist_train.fewshot.protocol import harmonic_mean, paired
+
+AGAINST = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
+
+
+def name_of(method: str) -> str:
+    return LABELS.get(method, method)
+
+
+def best_method(results: Mapping[str, Any]) -> str:
+    """The one with the largest harmonic mean at the fewest shots."""
+    k = str(min(results["shots"]))
+    return max(results["methods"], key=lambda method: results["methods"][method][k]["harmonic"]["mean"])
+
+
+def table_markdown(results: Mapping[str, Any]) -> str:
+    """The table as markdown: one row a method, then the paper's rows, then the oracles, where the numbers are
+    from, and the differences draw by draw.
+
+    Args:
+        results: as in ``results.json`` (see stages/evaluate.py); percent.
+    """
+    shots: list[int] = results["shots"]
+    parts = ("base top-1/top-5", "novel top-1/top-5", "H")
+    lines = _head([f"{k}-shot {part}" for k in shots for part in parts])
+    for method, by_shots in results["methods"].items():
+        lines.append(_line([name_of(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
+    for row in paper.TABLE_1.values():
+        if row.ours in results["methods"]:
+            name = f"{_paper_name(row)} (paper, {paper.SETTING})"
+            lines.append(_line([name, *(cell for k in shots for cell in paper_cells(row.shots.get(k)))]))
+    lines += ["", f"{how(results)} {_where(results)}", ""]
+    if results.get("oracles"):
+        lines += ["Shown all training images of the novel classes (the paper's Table 2):", "", *_head(list(parts))]
+        for method, values in results["oracles"].items():
+            lines.append(_line([name_of(method), *_cells(values, interval=False)]))
+        for method in (m for m in results["oracles"] if m in paper.TABLE_2):
+            lines.append(_line([f"{name_of(method)} (paper)", *paper_cells(paper.TABLE_2[method])]))
+        lines.append("")
+    rival, rows = against(results)
+    if rows:
+        lines += [f"Less {name_of(rival)}, draw by draw (points; 95% t-interval of the difference):", ""]
+        lines += _head([f"{k}-shot {title}" for k in shots for title in AGAINST.values()])
+        lines += [_line([name_of(m), *(_mean(v, "+") for v in values)]) for m, values in rows.items()] + [""]
+    return "\n".join(lines)
+
+
+def against(results: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, float]]]]:
+    """The method that the others are compared with (phi2, or else the last), and for each of the others the
+    paired differences from it: of every number of shots the metrics of ``AGAINST``."""
+    methods = results["methods"]
+    rival = "phi2" if "phi2" in methods else list(methods)[-1]
+    rows = {}
+    for method in (m for m in methods if m != rival):
+        pairs = [(methods[method][str(k)][metric], methods[rival][str(k)][metric])
+                 for k in results["shots"] for metric in AGAINST]  # fmt: skip
+        rows[method] = [paired(ours["draws"], theirs["draws"]) for ours, theirs in pairs]
+    return rival, rows
+
+
+def paper_cells(figures: paper.Figures | None) -> tuple[str, str, str]:
+    """Base, novel, and H, which the paper does not print but follows from its figures; dashes for None."""
+    if figures is None:
+        return "–", "–", "–"
+    base1, base5, novel1, novel5 = figures
+    return f"{base1:.2f} / {base5:.2f}", f"{novel1:.2f} / {novel5:.2f}", f"{harmonic_mean(base1, novel1):.2f}"
+
+
+def how(results: Mapping[str, Any]) -> str:
+    """What was measured, in sentences."""
+    classes, queries = results["classes"], results["queries"]
+    return (
+        f"Percent; mean ± half-width of the {results['interval']}, {results['draws']} draws. "
+        f"All {classes['base'] + classes['novel']} classes ({classes['base']} base, {classes['novel']} novel) "
+        f"are scored together, on {queries['base']:,} base and {queries['novel']:,} novel images. "
+        "H = harmonic mean of base and novel top-1. "
+        "The paper's rows are of other classes: they show what to expect, not a target."
+    )
+
+
+def _paper_name(row: paper.PaperRow) -> str:
+    return row.method if row.base_data == "100%" else f"{row.method}, {row.base_data} of base"
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    split = results["split"]
+    return (
+        f"Split {split['name']} ({split['hash']}), shards {results['shards']}, commit {results['commit']}, "
+        f"command: {results['command']}"
+    )
+
+
+def _cells(values: Mapping[str, Any], interval: bool = True) -> tuple[str, str, str]:
+    base, novel = (
+        " / ".join(_mean(values[f"{role}_top{k}"], interval=interval) for k in (1, 5)) for role in ("base", "novel")
+    )
+    return base, novel, _mean(values["harmonic"], interval=interval)
+
+
+def _mean(value: Mapping[str, Any], sign: str = "", interval: bool = True) -> str:
+    return f"{value['mean']:{sign}.2f}" + (f" ± {value['ci95']:.2f}" if interval else "")
+
+
+def _head(columns: list[str]) -> list[str]:
+    return [_line(["method", *columns]), _line(["---"] + ["---:"] * len(columns))]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

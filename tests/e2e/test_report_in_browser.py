@@ -1,0 +1,94 @@
+"""The report of a small run in a real browser: light, dark, and on a phone.
+
+Leaves screenshots in ``tests/artefacts``, or in the folder that ARTEFACTS names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageStat
+
+from dist_train.stages.common import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARTEFACTS = Path(os.environ.get("ARTEFACTS") or Path(__file__).parents[1] / "artefacts")
+SLOW = 300_000  # milliseconds: a busy machine without a GPU draws slowly
+VIEWS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "is_mobile": True, "has_touch": True},
+}
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Root, as in a container, has no sandbox; the page is ours.
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=SLOW)
+        yield started
+        started.close()
+
+
+@pytest.fixture(params=list(VIEWS))
+def page(request: pytest.FixtureRequest, browser: Any, whole_run: Run) -> Iterator[Any]:
+    context = browser.new_context(**VIEWS[request.param])
+    page = context.new_page()
+    page.set_default_timeout(SLOW)
+    page.view, page.complaints = request.param, []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("request", lambda asked: page.complaints.append(asked.url) if asked.url.startswith("http") else None)
+    page.goto((whole_run.dir / "evaluate" / "report.html").as_uri())
+    yield page
+    context.close()
+
+
+def test_page_fits_and_looks_as_told(page: Any) -> None:
+    for details in page.query_selector_all("details"):
+        details.evaluate("node => node.open = true")
+    wide = """() => [...document.querySelectorAll('main *')].filter(node => {
+        if (node.closest('.wide, .stick') && !node.matches('.wide, .stick')) return false;  // they scroll
+        return node.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
+    }).map(node => node.outerHTML.slice(0, 120))"""
+    assert page.evaluate(wide) == []
+    sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert sizes[0] <= sizes[1]
+    assert page.evaluate("[...document.images].length") > 10
+    assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
+    texts = """() => [...document.querySelectorAll('figure > svg text')].filter(node => {
+        const inner = node.getBoundingClientRect(), outer = node.closest('svg').getBoundingClientRect();
+        return inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.bottom > outer.bottom + 1;
+    }).map(node => node.textContent)"""
+    assert page.evaluate(texts) == []  # no label is cut off
+    assert page.complaints == []
+
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    path = ARTEFACTS / f"report-{page.view}.png"
+    page.screenshot(path=path, full_page=True, timeout=SLOW)
+    with Image.open(path) as shot:
+        brightness = ImageStat.Stat(shot.convert("L")).median[0]
+    assert brightness < 60 if page.view == "dark" else brightness > 200
+
+
+def test_check_boxes_show_and_hide_a_method_in_all_charts(page: Any) -> None:
+    ink = "() => [...document.querySelectorAll('.m8 polyline')].map(node => getComputedStyle(node).stroke)"
+    other = ink.replace(".m8", ".m0")
+    faint = page.evaluate(ink)
+    assert len(faint) == 6 and len(set(faint)) == 1  # nine methods: the last is not shown at first
+    shown = page.evaluate(other)
+    assert faint[0] != shown[0]
+    page.locator("label[for=show-m8]").click()
+    page.mouse.move(0, 0)
+    page.locator("label[for=show-m0]").click()
+    page.mouse.move(0, 0)
+    assert page.evaluate(other) == faint and page.evaluate(ink)[0] not in (faint[0],)

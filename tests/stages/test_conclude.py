@@ -1,0 +1,112 @@
+"""What evaluate leaves beside the table: figures, classes, report, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dist_train.data.activations import load
+from dist_train.fewshot.examples import thumbnails
+from dist_train.fewshot.protocol import support_rows
+from dist_train.stages.common import Run
+from dist_train.stages.conclude import differences
+
+
+@pytest.fixture
+def folder(whole_run: Run) -> Path:
+    return whole_run.dir / "evaluate"
+
+
+def test_per_class_agrees_with_the_table(whole_run: Run, folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    with (folder / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9 * 3 * 9 + 9  # methods, shots, classes; and the oracle
+    for method, shots, values in [
+        *((method, k, by[k]) for method, by in results["methods"].items() for k in by),
+        ("nn_oracle", "all", results["oracles"]["nn_oracle"]),
+    ]:
+        found = [row for row in rows if (row["method"], row["shots"]) == (method, shots)]
+        assert [row["wnid"] for row in found] == [*whole_run.base, *whole_run.novel]
+        for role in ("base", "novel"):  # classes have as many images each
+            mean = np.mean([float(row["top1"]) for row in found if row["role"] == role])
+            assert mean == pytest.approx(values[f"{role}_top1"]["mean"], abs=0.01)
+
+
+def test_figures_are_left_as_numbers(whole_run: Run, folder: Path) -> None:
+    found = {path.stem: json.loads(path.read_text()) for path in (folder / "figures").iterdir()}
+    assert set(found) == {"maps", "channels", "diagonal", "classes"}
+    maps = found["maps"]
+    assert [entry["wnid"] for entry in maps["classes"]] == list(whole_run.base)
+    assert {entry["group"] for entry in maps["classes"]} == {""}  # drawn classes are in no hierarchy
+    assert list(maps["maps"]) == ["mean activations", "trained rows", "rows of φ2"]
+    assert all(np.isfinite(places).all() and np.shape(places) == (6, 2) for places in maps["maps"].values())
+    # Rows that predictors of their own make; not those of phi2 once more, calibrated.
+    assert list(found["channels"]) == ["trained rows", "rows of φ1", "rows of φ2", "rows of φ2*", "paper"]
+    assert len(found["diagonal"]["sorted"]) == 512
+
+
+def test_report_has_every_part_and_stays_small(whole_run: Run, folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    parts = re.findall(r"<h2>([^<]*)</h2>", html)
+    assert parts == [
+        "Accuracy",
+        "Oracles: all images of the novel classes",
+        "Less φ2, draw by draw",
+        "What it sees and says",
+        "Curves",
+        "Classes as activations and as classifiers",
+        "Channels",
+        "Class by class",
+        "Training",
+        "Where the numbers are from",
+    ]
+    assert len(html) < 2e6
+    assert "pretrain.model" in html and "resnet10" in html  # it differs from the default
+
+
+def test_examples_are_the_first_draws_supports(whole_run: Run, folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    cards = html.split("<div class='card'>")[1:]
+    assert len(cards) == 3
+    seen = load(whole_run.dir / "extract", "novel_train")
+    rows = support_rows(seen, 3, whole_run.config.evaluate.seed, 0)[:, 0]
+    images = thumbnails(whole_run.shards["train"], seen.ids[rows])
+    shown = [re.search(r"<div class='shown'><figure><img alt='' src='([^']*)'>", card)[1] for card in cards]  # type: ignore[index]
+    assert sorted(shown) == sorted(images) and len(set(images)) == 3
+    assert all(card.count("<img") == 1 + 6 for card in cards)
+
+
+def test_tensorboard_has_the_curves_and_the_classes(whole_run: Run, folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    board = EventAccumulator(str(folder / "tb" / "phi2"), size_guidance={"scalars": 0})
+    board.Reload()
+    shots = board.Scalars("fewshot/novel_top1(%)")
+    assert [event.step for event in shots] == [1, 2, 3]
+    assert shots[0].value == pytest.approx(results["methods"]["phi2"]["1"]["novel_top1"]["mean"], abs=1e-4)
+    forgetting = board.Scalars("forgetting, 1-shot/base_top1(%) by step (novel classes)")
+    assert [event.value for event in forgetting] == pytest.approx(
+        results["curves"]["phi2"]["1"]["forgetting"], abs=1e-4
+    )
+    assert len(board.Scalars("seen_unseen, 3-shot/base_top1(%) by step (novel top-1, %)")) == 101
+
+    projector = (folder / "tb" / "classes" / "projector_config.pbtxt").read_text()
+    tables = re.findall(r'tensor_path: "([^"]*)"', projector)
+    assert len(tables) == 3
+    for name in tables:
+        table = folder / "tb" / "classes" / name
+        assert np.loadtxt(table).shape == (6, 6)
+        lines = (table.parent / "metadata.tsv").read_text().splitlines()
+        assert lines[0] == "name\twnid\tgroup" and [line.split("\t")[1] for line in lines[1:]] == list(whole_run.base)
+
+
+def test_only_differences_from_the_defaults_are_listed(whole_run: Run) -> None:
+    found = differences(whole_run.config)
+    assert found["pretrain.model"] == "resnet10" and found["evaluate.draws"] == 4
+    assert not {"pretrain.momentum", "seed", "evaluate.shots", "evaluate.options"} & set(found)
