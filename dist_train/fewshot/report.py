@@ -234,7 +234,7 @@ def _channels(figures: Mapping[str, Any]) -> str:
         lines = [
             (escape(what), f"{v['mean']:.2e}", f"{v['std']:.2e}", f"{v['scaled']:.2f}") for what, v in impact.items()
         ]
-        table = f"<div>{listing(['unit rows', 'mean |w|', 'std', 'mean × √C'], lines)}</div>"
+        table = f"<div>{listing(['unit rows', 'mean |w|', 'std', '× √C'], lines)}</div>"
         note = (
             "Channel impact (the paper's Figure 5): |w| of the unit rows, averaged over the base classes; mean and "
             f"standard deviation over channels. The paper has {paper.CHANNEL_IMPACT[2]} channels; times √C the mean "

@@ -54,7 +54,10 @@ def test_halves_from_images_to_table(halves: Config, tmp_path: Path, caplog: pyt
             assert all(len(value["draws"]) == 3 for value in values.values())
     text = (config.run_dir / "evaluate" / "table.md").read_text()
     assert "| φ2 | all with prior |" in text and "published" not in text
-    assert (config.run_dir / "evaluate" / "report.html").is_file()
+    html = (config.run_dir / "evaluate" / "report.html").read_text()
+    assert "<h2>Low-shot ImageNet</h2>" in html and "All 4 classes" in html and html.count("<div class='card'>") == 2
+    maps = json.loads((config.run_dir / "evaluate" / "figures" / "maps.json").read_text())
+    assert len(maps["classes"]) == 5  # all that the backbone knows
     assert set(results["oracles"]) == {"nn_oracle"}
     # Backbone and predictors know all 5 base classes; 2 of them are scored.
     assert len(load(config.run_dir / "extract", "base_train").offsets) == 6

@@ -162,6 +162,20 @@ def test_oracles_stand_beside_the_papers(results: dict[str, Any]) -> None:
     assert "Oracles: all images of the novel classes" in text and "60.00 / 82.00" in text and "52.46 / 80.94" in text
 
 
+def test_low_shot_measures_stand_beside_the_published_where_the_split_is_theirs(results: dict[str, Any]) -> None:
+    for by_shots in results["methods"].values():
+        for found in by_shots.values():
+            for name in ("novel_only", "all", "all_prior"):
+                found[f"{name}_top5"] = {"mean": 77.125, "ci95": 0.5, "draws": []}
+    title = "<h2>Low-shot ImageNet</h2>"
+    page = report_html(results, {}, {})
+    assert "77.12" in page.split(title)[1] and "wDAE-GNN" not in page
+    results["split"] = {"name": "theirs", "hash": paper.LOW_SHOT_SPLIT, "holdout": "novel"}
+    (row,) = re.findall(r"<tr class='published'><th>wDAE-GNN.*?</tr>", report_html(results, {}, {}).split(title)[1])
+    shown = re.findall(r"<td[^>]*>([^<]*)</td>", row)
+    assert shown == ["–", "47.99", "–", "59.02", "–", "–", "70.23", "–", "73.20", "–"]  # n = 1 and 5
+
+
 def test_report_says_what_the_table_says(results: dict[str, Any]) -> None:
     page = Page(report_html(results, CURVES, PROVENANCE))
     text = " ".join(page.text)
