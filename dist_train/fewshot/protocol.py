@@ -96,7 +96,9 @@ class JointScorer:
     def __init__(self, method: Method, base: Queries, novel: Queries) -> None:
         self.method, self.base, self.novel = method, base, novel
         if not method.moves_base:
-            self._keep(method.base_scores(base.activations), method.base_scores(novel.activations))
+            # All queries at once: a method may have to go through a million stored activations for them.
+            scores = method.base_scores(torch.cat([base.activations, novel.activations]))
+            self._keep(scores[: len(base.labels)], scores[len(base.labels) :])
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
         """What a draw needs of the scores of base classes, for base and for novel queries."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,20 @@ class Exam:
         }
 
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: {curve: mean}}, "seconds"}, where
-        an oracle has "all" for k; and how often each class was taken for which, by k: int32 [classes, classes],
-        summed over draws.
+        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: {curve: mean}}, "seconds" in all,
+        "prepare_seconds" before the first draw}, where an oracle has "all" for k; and how often each class was taken
+        for which, by k: int32 [classes, classes], summed over draws.
 
         Raises:
             Stopped: told to leave.
         """
         began = time.perf_counter()
         self.context.doing(f"evaluate {name}: base classes")
-        method = make(name, self.prepared)
+        method = make(name, replace(self.prepared, watch=partial(self._watched, name, stop)))
         scorer = JointScorer(method, self.base, self.novel)
-        truth = torch.cat([self.base.labels, self.novel.labels + scorer.classes]).cpu().numpy()
+        prepared = time.perf_counter()
+        classes = len(self.prepared.means)
+        truth = torch.cat([self.base.labels, self.novel.labels + classes]).cpu().numpy()
         found: dict[str, dict[int, Draw]] = {}
         confusions: dict[str, np.ndarray] = {}
         for turn in range(1 if method.oracle else -(-self.config.draws // self.context.world)):
@@ -124,7 +127,7 @@ class Exam:
             for k, support in self._supports(draw, method.oracle):
                 one = scorer.draw(support, self.orders[draw])
                 found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
-                count = len(self.orders[draw]) + scorer.classes
+                count = len(self.orders[draw]) + classes
                 taken = np.bincount(truth * count + one.predicted, minlength=count**2).astype(np.int32)
                 confusions[k] = confusions.get(k, 0) + taken.reshape(count, count)
             bar.update(len(self.mine) if method.oracle else 1)
@@ -137,8 +140,23 @@ class Exam:
             "curves": {k: {curve: np.mean([getattr(one, curve) for one in some], axis=0).round(4).tolist()
                            for curve in CURVES} for k, some in draws.items()},
             "seconds": round(time.perf_counter() - began, 1),
+            "prepare_seconds": round(prepared - began, 1),
         }  # fmt: skip
         return row, {k: sum(part[k] for _, part in every if k in part) for k in shots}
+
+    def _watched(self, name: str, stop: Stopper, parts: Sequence[Any]) -> Iterator[Any]:
+        """``Base.watch``: a bar of its own below that of the draws."""
+        bar = progress_bar(len(parts), f"{LABELS[name]}: base classes", "class", self.context.main)
+        bar.leave = False
+        try:
+            for number, part in enumerate(parts):
+                if stop.agreed():
+                    raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
+                self.context.doing(f"evaluate {name}: base class {number} of {len(parts)}")
+                yield part
+                bar.update()
+        finally:
+            bar.close()
 
     def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
         """Of one draw, by number of shots; or all images, class by class."""

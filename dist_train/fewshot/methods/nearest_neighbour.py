@@ -24,7 +24,7 @@ class NearestNeighbour(Method):
     labels: ClassVar = {"nn": "NN + cosine", "nn10": "NN + cosine, 10% of base", "nn1": "NN + cosine, 1% of base"}
 
     def __init__(self, name: str, base: Base) -> None:
-        self.train = base.train
+        self.train, self.watch = base.train, base.watch
         self.share = _SHARES.get(name.lstrip("abcdefghijklmnopqrstuvwxyz_"), 1.0)
 
     def embed(self, activations: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ class NearestNeighbour(Method):
         return F.normalize(activations, dim=-1)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        kept = (self.train.rows[self._kept(*ends)] for ends in pairwise(self.train.offsets))
+        kept = (self.train.rows[self._kept(*ends)] for ends in self.watch(list(pairwise(self.train.offsets))))
         return self._nearest(queries, (torch.from_numpy(rows).to(queries.device).float() for rows in kept))
 
     def _nearest(self, queries: torch.Tensor, classes: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -26,7 +26,7 @@ class Ridge(Method):
         self.weight, device = base.numbers["ridge_weight"], base.means.device
         self.gram = torch.zeros(base.means.shape[1] + 1, base.means.shape[1] + 1, dtype=torch.float64, device=device)
         means = []
-        for first, last in pairwise(base.train.offsets):
+        for first, last in base.watch(list(pairwise(base.train.offsets))):
             rows = _extended(torch.from_numpy(base.train.rows[first:last]).to(device).float())
             self.gram += (rows.T @ rows / len(rows)).double()
             means.append(rows.mean(0).double())
