@@ -7,8 +7,8 @@ trained, on 900 base classes of 1281 images and 100 novel ones of 1300, 2048 cha
 With ``--folder`` the activations (4.7 GB) and the rows that are complete stay there, so that a second start
 continues as ``evaluate`` does; else they are in a temporary folder.
 
-Printed for each method: seconds of its preparation and of its draws, CPU seconds of both together, and the peak of
-resident memory. Mapped pages of the activations count as resident, though the system takes them back where
+Printed for each method: seconds and CPU seconds of its preparation and of its draws, and the peak of resident
+memory. Mapped pages of the activations count as resident, though the system takes them back where
 memory is short: *anonymous* is the rest.
 """
 
@@ -55,9 +55,9 @@ def main() -> None:
     try:
         with contexts.start() as context, Stopper(context) as stop:
             run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
-            print("| method | prepare (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
-            print("|---|---:|---:|---:|---:|---:|", flush=True)
-            evaluate.Exam = Measured  # type: ignore[misc]
+            print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
+            print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+            evaluate.Exam, evaluate.JointScorer = Measured, Prepared  # type: ignore[misc]
             evaluate._conclude = lambda *_: None
             evaluate.run(run, context, stop)
     except Stopped as stopped:
@@ -67,19 +67,28 @@ def main() -> None:
             shutil.rmtree(folder)
 
 
+class Prepared(evaluate.JointScorer):
+    """Notes when a method is ready for its draws."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        Prepared.at = now()
+
+
 class Measured(evaluate.Exam):
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        cpu = time.process_time()
         with Peak() as peak:
-            row, confusions = super().sit(name, stop, bar)
-        cpu = time.process_time() - cpu
-        before, all_of_it = row["prepare_seconds"], row["seconds"]
-        print(
-            f"| {name} | {before:.1f} | {all_of_it - before:.1f} | {cpu:.0f} | {peak.resident:.1f} | "
-            f"{peak.anonymous:.1f} |",
-            flush=True,
-        )
-        return row, confusions
+            began = now()
+            found = super().sit(name, stop, bar)
+            times = np.stack([Prepared.at - began, now() - Prepared.at]).ravel()
+        numbers = " | ".join(f"{value:.1f}" for value in [*times, peak.resident, peak.anonymous])
+        print(f"| {name} | {numbers} |", flush=True)
+        return found
+
+
+def now() -> np.ndarray:
+    """Seconds, and CPU seconds of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 class Peak:

@@ -101,9 +101,9 @@ class Exam:
         }
 
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: {curve: mean}}, "seconds" in all,
-        "prepare_seconds" before the first draw}, where an oracle has "all" for k; and how often each class was taken
-        for which, by k: int32 [classes, classes], summed over draws.
+        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: {curve: mean}}, "seconds"}, where
+        an oracle has "all" for k; and how often each class was taken for which, by k: int32 [classes, classes],
+        summed over draws.
 
         Raises:
             Stopped: told to leave.
@@ -112,7 +112,6 @@ class Exam:
         self.context.doing(f"evaluate {name}: base classes")
         method = make(name, replace(self.prepared, watch=partial(self._watched, name, stop)))
         scorer = JointScorer(method, self.base, self.novel)
-        prepared = time.perf_counter()
         classes = len(self.prepared.means)
         truth = torch.cat([self.base.labels, self.novel.labels + classes]).cpu().numpy()
         found: dict[str, dict[int, Draw]] = {}
@@ -140,7 +139,6 @@ class Exam:
             "curves": {k: {curve: np.mean([getattr(one, curve) for one in some], axis=0).round(4).tolist()
                            for curve in CURVES} for k, some in draws.items()},
             "seconds": round(time.perf_counter() - began, 1),
-            "prepare_seconds": round(prepared - began, 1),
         }  # fmt: skip
         return row, {k: sum(part[k] for _, part in every if k in part) for k in shots}
 
