@@ -64,6 +64,9 @@ class LearnConfig:
     """Seed of the predictors' training, on top of the run's: the backbone stays as it is."""
     precision: Precision = "bf16"
     """Autocast type over float32 master weights."""
+    cuda_graph: bool = False
+    """On one GPU, in fp32 or bf16: a step is one launch, of a CUDA graph, in place of about a hundred. Not the
+    default, because it has not been run by us. Elsewhere it changes nothing."""
     log_every: int = 500
     """Steps between lines in TensorBoard and metrics.jsonl."""
     checkpoint_every: int = 5000

@@ -46,8 +46,12 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opti
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """In place where the rate is a tensor, which a CUDA graph reads."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def peak_lr(config: PretrainConfig) -> float:

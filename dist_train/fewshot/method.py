@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,8 @@ class Base:
         options: what these were trained with.
         rule: ``evaluate.rule``.
         numbers: the methods' ``defaults``, and over them ``evaluate.options``.
+        watch: to be put around a long preparation's loop over the base classes, ``for ... in watch(list)``: shows
+            progress, and raises Stopped where the run is told to leave. All ranks go through the same list.
     """
 
     train: Activations
@@ -50,6 +52,7 @@ class Base:
     options: LearnConfig
     rule: str
     numbers: Mapping[str, float]
+    watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
 
 
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

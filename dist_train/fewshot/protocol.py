@@ -97,7 +97,9 @@ class JointScorer:
         self.method, self.base, self.novel = method, base, novel
         self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
         if not method.moves_base:
-            self._keep(method.base_scores(base.activations), method.base_scores(novel.activations))
+            # All queries at once: a method may have to go through a million stored activations for them.
+            scores = method.base_scores(torch.cat([base.activations, novel.activations]))
+            self._keep(scores[: len(base.labels)], scores[len(base.labels) :])
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
         """Scores of the method's base classes, for base and for novel queries."""

@@ -31,7 +31,8 @@ class RowPredictor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
-        """Statistics [classes, dim], of which those numbered ``single`` are of one image -> rows [classes, dim]."""
+        """Statistics [classes, dim], those where ``single`` (bool [classes]) is true of one image -> rows [classes,
+        dim]. Of the same shapes whatever is single, and without a number for the host: see ``learn.cuda_graph``."""
 
     def query(self, activations: torch.Tensor) -> torch.Tensor:
         """Query activations [..., dim] as they meet the rows."""

@@ -49,7 +49,7 @@ _NEUTRAL = {
         "tf32",
     ),
     "extract": ("batch",),
-    "learn": ("log_every", "checkpoint_every", "methods"),
+    "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),
     "evaluate": ("methods",),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -104,9 +104,23 @@ class Examiner(ABC):
             Stopped: told to leave.
         """
 
-    def prepare(self, name: str) -> Method:
+    def prepare(self, name: str, stop: Stopper) -> Method:
         self.context.doing(f"evaluate {name}: base classes")
-        return make(name, self.prepared)
+        return make(name, replace(self.prepared, watch=partial(self._watched, name, stop)))
+
+    def _watched(self, name: str, stop: Stopper, parts: Sequence[Any]) -> Iterator[Any]:
+        """``Base.watch``: a bar of its own below that of the draws."""
+        bar = progress_bar(len(parts), f"{LABELS[name]}: base classes", "class", self.context.main)
+        bar.leave = False
+        try:
+            for number, part in enumerate(parts):
+                if stop.agreed():
+                    raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
+                self.context.doing(f"evaluate {name}: base class {number} of {len(parts)}")
+                yield part
+                bar.update()
+        finally:
+            bar.close()
 
     def draws(self, name: str, stop: Stopper, oracle: bool = False) -> Iterator[int]:
         """This rank's draws, as many turns on each rank: they ask together whether to stop."""
@@ -146,7 +160,7 @@ class Exam(Examiner):
 
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began = time.perf_counter()
-        method = self.prepare(name)
+        method = self.prepare(name, stop)
         scorer = self.scorer(method, self.base, self.novel)
         found: dict[str, dict[int, Draw]] = {}
         confusions: dict[str, np.ndarray] = {}
@@ -187,7 +201,7 @@ class EpisodeExam(Examiner):
 
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began, config = time.perf_counter(), self.config
-        method = self.prepare(name)
+        method = self.prepare(name, stop)
         found: dict[int, dict[str, float]] = {}
         for number in self.draws(name, stop):
             images = draw_episode(self.bank.offsets, config.ways, config.seed, number)

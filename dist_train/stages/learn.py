@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from dist_train.data.augment import uniforms
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
 from dist_train.engine.finite import Losses, NonFinite, check_weights
+from dist_train.engine.graph import Graphed
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import predictor_rate, set_lr, sgd
 from dist_train.engine.precision import MixedPrecision, assert_float32
@@ -86,20 +87,19 @@ class Bank:
         self.val_labels = torch.from_numpy(val.labels[mine]).to(device)
         self.queries = len(val.ids)
 
-    def draw(self, seed: int, step: int, p_mean: float) -> tuple[Sequence[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """For ``_DRAW_AHEAD`` steps from ``step``: the classes that a single row stands for and not their
-        mean, the row of every class [steps, classes], and its query's row [steps, classes]. A pure
-        function of (seed, step, class): the same on any number of ranks, and after a resume."""
+    def draw(self, seed: int, step: int, p_mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For ``_DRAW_AHEAD`` steps from ``step``, each [steps, classes]: whether a single row stands for the class
+        and not its mean, that row, and the query's row. A pure function of (seed, step, class): the same on any
+        number of ranks, and after a resume."""
         classes = len(self.count)
         steps = np.repeat(np.arange(step, step + _DRAW_AHEAD, dtype=np.int64), classes)
         labels = np.tile(np.arange(classes, dtype=np.int64), _DRAW_AHEAD)
         drawn = uniforms(seed, steps, labels, 3).reshape(_DRAW_AHEAD, classes, 3)
-        # Here, so that the steps need not ask the device how many they are.
-        of_step, single = np.nonzero(drawn[..., 0] >= p_mean)
-        counts = np.bincount(of_step, minlength=_DRAW_AHEAD).tolist()
         u = torch.from_numpy(drawn).to(self.device, non_blocking=True)
+        single = u[..., 0] >= p_mean
         support, query = (self.first + (u[..., k] * self.count).long() for k in (1, 2))
-        return torch.from_numpy(single).to(self.device, non_blocking=True).split(counts), support, query
+        # A row that is not used is read all the same: take one that is read anyway.
+        return single, torch.where(single, support, query), query
 
 
 def train(
@@ -138,6 +138,13 @@ def train(
     metrics = Metrics(folder, start) if context.main else None
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
+    step_once: Callable[..., torch.Tensor] = partial(one_step, model, bank, labels, strategy)
+    # Not with fp16, whose scaler keeps numbers of its own, nor with an exchange between ranks in each step.
+    graphed = config.cuda_graph and context.device.type == "cuda" and context.world == 1 and config.precision != "fp16"
+    for group in optimizer.param_groups:  # whatever the checkpoint's was
+        group["lr"] = torch.zeros((), device=context.device) if graphed else 0.0
+    if graphed:
+        step_once = Graphed(step_once, context.device, "learn.cuda_graph")
     loss_sum, logged = _restore(window, start, context)
     losses = Losses(context.device)
     writer = checkpoint.Writer()
@@ -159,19 +166,13 @@ def train(
             if step == start or step % _DRAW_AHEAD == 0:
                 context.doing(f"learn {method}: step {step} of {config.steps}")
                 block = step - step % _DRAW_AHEAD
-                singles, support, query = bank.draw(seed, block, config.p_mean)
-            row = step % _DRAW_AHEAD
-            statistics, single = bank.means.clone(), singles[row]
-            statistics[single] = bank.train[support[row, single]].float()
-            queries = bank.train[query[row, labels]].float()
-            with precision.autocast():
-                loss = model.loss(queries, labels, statistics, single) / len(bank.count)
-            set_lr(optimizer, predictor_rate(step, config.steps, config))
-            strategy.backward(loss)
-            strategy.step(clip_norm=0.0, norm=False)
+                drawn = bank.draw(seed, block, config.p_mean)
+            lr = predictor_rate(step, config.steps, config)
+            set_lr(optimizer, lr)
+            loss = step_once(*(part[step % _DRAW_AHEAD] for part in drawn))
             number = step + 1
-            loss_sum += loss.detach()
-            losses.add(number, loss.detach())
+            loss_sum += loss
+            losses.add(number, loss)
             if number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == config.steps:
                 now = time.perf_counter()
                 mean_loss = context.sum(loss_sum).item() / (number - logged)
@@ -182,7 +183,7 @@ def train(
                     values = {
                         "train/loss": mean_loss,
                         "eval/base_top1(%)": top1,
-                        "optim/lr": optimizer.param_groups[0]["lr"],
+                        "optim/lr": lr,
                         "optim/loss_scale": precision.loss_scale,
                         "optim/skipped_steps": precision.skipped.item(),
                     }
@@ -219,6 +220,25 @@ def train(
     return round(rate, 2)
 
 
+def one_step(
+    model: RowPredictor,
+    bank: Bank,
+    labels: torch.Tensor,
+    strategy: SummedGradients,
+    single: torch.Tensor,
+    support: torch.Tensor,
+    query: torch.Tensor,
+) -> torch.Tensor:
+    """One step on one step's share of ``Bank.draw``; this rank classifies the queries of ``labels``. Returns its
+    part of the loss, on the device."""
+    statistics = torch.where(single[:, None], bank.train[support].float(), bank.means)
+    with strategy.precision.autocast():
+        loss = model.loss(bank.train[query[labels]].float(), labels, statistics, single) / len(bank.count)
+    strategy.backward(loss)
+    strategy.step(clip_norm=0.0, norm=False)
+    return loss.detach()
+
+
 def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[torch.Tensor, int]:
     """Sum of losses of this rank since the last log line, and that line's step."""
     if window is None:
@@ -232,7 +252,7 @@ def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[to
 @torch.inference_mode()
 def base_top1(model: RowPredictor, bank: Bank, context: Context) -> float:
     """Accuracy in percent of base validation images among the base classes, rows predicted from means."""
-    rows = model(bank.means, torch.zeros(0, dtype=torch.int64, device=bank.device))
+    rows = model(bank.means, torch.zeros(len(bank.means), dtype=torch.bool, device=bank.device))
     correct = sum(
         ((model.query(q) @ rows.T).argmax(1) == y).sum()
         for q, y in zip(bank.val.split(8192), bank.val_labels.split(8192), strict=True)

@@ -12,7 +12,7 @@ from torch import nn
 from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.engine import checkpoint, metrics, precision
 from dist_train.engine.objective import seed_step
-from dist_train.engine.optim import decay_groups, learning_rate, make_optimizer, peak_lr, predictor_rate, sgd
+from dist_train.engine.optim import decay_groups, learning_rate, make_optimizer, peak_lr, predictor_rate, set_lr, sgd
 from dist_train.engine.precision import MixedPrecision
 from dist_train.errors import UserError
 
@@ -37,6 +37,21 @@ def test_schedule_is_a_pure_function_with_known_values() -> None:
     assert rates["cosine"][0] == 1e-3 and predictor_rate(100, 200, LearnConfig(schedule="cosine")) == pytest.approx(
         5e-4
     )
+
+
+def test_a_rate_in_a_tensor_is_the_rate_and_set_in_place() -> None:
+    found = []
+    for rate in (0.0, torch.zeros(())):
+        weight = nn.Parameter(torch.arange(3.0))
+        optimizer = sgd([{"params": [weight]}], 0.9)
+        optimizer.param_groups[0]["lr"] = rate
+        for step in range(3):
+            weight.grad = weight.detach() + 1
+            set_lr(optimizer, 0.1 / (step + 1))
+            optimizer.step()
+        assert not torch.is_tensor(rate) or optimizer.param_groups[0]["lr"] is rate
+        found.append(weight.detach())
+    assert torch.allclose(*found, rtol=1e-6)
 
 
 def test_no_weight_decay_on_norms_and_biases() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ import torch
 from timm.optim import lamb
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.context import Context
 from dist_train.data.activations import Activations
 from dist_train.data.loader import Batch
+from dist_train.engine.finite import Losses
 from dist_train.engine.loop import Window, train
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.preempt import Stopper
 from dist_train.engine.strategy import Strategy, SummedGradients, make_strategy
+from dist_train.fewshot.methods import LEARNED
 from dist_train.models.backbone import Backbone
 from dist_train.stages import learn
 
@@ -215,40 +219,85 @@ def bank(context: Context) -> learn.Bank:
     rng = np.random.default_rng(0)
     table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
     val = Activations(table.rows[::4], np.arange(35), np.arange(0, 36, 5))
-    return learn.Bank(table, val, table.means(), context)
+    return learn.Bank(table, val, table.means(), torch.randn(7, 12), context)
 
 
 LEARN = LearnConfig(steps=80, log_every=10, checkpoint_every=40)  # across the draw of 64 steps
 """In bf16, the default."""
 
 
-def learned(device: torch.device, folder: Path, on_step: Callable[[int], None], patch: pytest.MonkeyPatch) -> None:
-    """The real loop of ``learn``; ``on_step(number)`` comes right after the optimiser's step, so that a log
-    line of a step comes after its call."""
-    context, step, number = Context(device=device), SummedGradients.step, iter(range(1, LEARN.steps + 1))
+def learned(
+    method: str,
+    device: torch.device,
+    folder: Path,
+    on_step: Callable[[int], None],
+    patch: pytest.MonkeyPatch,
+    config: LearnConfig = LEARN,
+) -> None:
+    """The real loop of ``learn``; ``on_step(number)`` comes right after a step, so that its log line comes
+    after its call."""
+    context, add = Context(device=device), Losses.add
 
-    def counted(self: SummedGradients, clip_norm: float, norm: bool) -> None:
-        step(self, clip_norm, norm)
-        on_step(next(number))
+    def counted(self: Losses, number: int, loss: torch.Tensor) -> None:
+        add(self, number, loss)
+        on_step(number)
 
-    patch.setattr(SummedGradients, "step", counted)
-    learn.train("phi2", bank(context), LEARN, folder, 0, context, {}, Stopper(context))
+    patch.setattr(Losses, "add", counted)
+    learn.train(method, bank(context), config, folder, 0, context, {}, Stopper(context))
 
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
-@pytest.mark.parametrize("added", [False, True], ids=["as it is", "a read added"])
+@pytest.mark.parametrize(("method", "added"), [*((name, False) for name in LEARNED), ("phi2", True)])
 def test_learn_reads_numbers_in_steps_that_are_due_only(
-    added: bool, reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, added: bool, reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if added:
         backward = SummedGradients.backward
         monkeypatch.setattr(SummedGradients, "backward", lambda self, loss: (loss.item(), backward(self, loss)))
     with reads:
-        learned(torch.device("cpu"), tmp_path, lambda number: reads.cut(), monkeypatch)
+        learned(method, torch.device("cpu"), tmp_path, lambda number: reads.cut(), monkeypatch)
     after = reads.taken[1:]  # what came after step 1, 2, ... until the next one's end
     assert len(after) == LEARN.steps - 1
     for number, names in enumerate(after, 1):
         assert bool(names) == (added or number % LEARN.log_every == 0), f"step {number}: {names}"
+
+
+class Shapes(TorchDispatchMode):
+    """Operators that are called, and the shapes and strides of the tensors that they get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [(x.shape, x.stride()) for x in tree_leaves((args, kwargs or {})) if torch.is_tensor(x)]
+        self.found.append((func, given))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
+@pytest.mark.parametrize("method", LEARNED)
+def test_every_step_of_learn_is_the_same_operations_on_the_same_shapes(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CUDA graph needs: it replays one step for all."""
+    steps: list[Any] = []
+    single: set[int] = set()
+    one_step = learn.one_step
+
+    def watched(*given: Any) -> torch.Tensor:
+        single.add(int(given[-3].sum()))
+        with Shapes() as shapes:
+            loss = one_step(*given)
+        steps.append(shapes.found)
+        return loss
+
+    monkeypatch.setattr(learn, "one_step", watched)
+    config = replace(LEARN, steps=8, p_mean=0.5, schedule="release")
+    context = Context()
+    learn.train(method, bank(context), config, tmp_path, 0, context, {}, Stopper(context))
+    assert len(steps) == 8 and all(step == steps[0] for step in steps)
+    assert len(single) > 1 or method in ("phi2star", "triplet")  # never and always single
 
 
 @pytest.fixture
@@ -294,7 +343,14 @@ def test_pretrain_on_a_gpu_never_waits_between_log_lines(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("method", LEARNED)
 def test_learn_on_a_gpu_never_waits_between_log_lines(
-    tmp_path: Path, refuse: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    method: str, cuda_graph: bool, tmp_path: Path, refuse: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learned(torch.device("cuda", 0), tmp_path, lambda number: refuse(number % LEARN.log_every != 0), monkeypatch)
+    def on_step(number: int) -> None:
+        refuse(number > 4 and number % LEARN.log_every != 0)  # the fourth step is the one that is recorded
+
+    learned(
+        method, torch.device("cuda", 0), tmp_path, on_step, monkeypatch, config=replace(LEARN, cuda_graph=cuda_graph)
+    )

@@ -128,9 +128,10 @@ def test_attention_by_hand(tmp_path: Path) -> None:
         assert np.allclose(base_scores, [10 * unit(q) @ r for r in rows], atol=1e-4)
         assert np.allclose(novel_scores, [10 * unit(q) @ r for r in novel], atol=1e-4)
     # In training, class 1 plays a novel one and cannot attend to itself.
-    made = model(random(3, 5), torch.tensor([1]))
+    made = model(random(3, 5), torch.tensor([False, True, False]))
     assert np.allclose(made[1], row(random(3, 5).numpy()[1:2], [0, 2]), atol=1e-5)
     assert np.allclose(made[0], rows[0], atol=1e-6)
+    assert model(random(3, 5), torch.ones(3, dtype=torch.bool)).isfinite().all()
 
 
 def test_triplet_loss_takes_the_hardest_negative(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_triplet_loss_takes_the_hardest_negative(tmp_path: Path) -> None:
         negatives = [embedded[0][a] @ embedded[1][b] for b in range(3) if b != a]
         loss += max(0.0, 0.2 + max(negatives) - embedded[0][a] @ embedded[1][a])
     assert loss > 0.1
-    found = model.loss(anchors, torch.arange(3), positives, torch.arange(3))
+    found = model.loss(anchors, torch.arange(3), positives, torch.ones(3, dtype=torch.bool))
     assert found.item() == pytest.approx(loss, rel=1e-5)
 
     save(tmp_path, "triplet", model)
@@ -161,7 +162,7 @@ def test_second_network_learns_the_mean_and_phi_sees_what_it_makes(tmp_path: Pat
     torch.manual_seed(0)
     means, queries, statistics = random(3, 5), random(2, 5), random(3, 5) * 4
     model = ToMean(means, OPTIONS)
-    labels, single = torch.tensor([2, 0]), torch.tensor([1])
+    labels, single = torch.tensor([2, 0]), torch.tensor([False, True, False])
     guess = model.to_mean(queries)
     distance = sum((guess[n] - F.normalize(means[y], dim=0)).square().sum() for n, y in enumerate(labels))
     seen = [statistics[0], model.to_mean(statistics[1]), statistics[2]]  # phi2 makes its input a unit one
@@ -189,9 +190,10 @@ def test_phi_plus_trains_base_rows_beside_phi1(tmp_path: Path) -> None:
     assert torch.allclose(model.rows, F.normalize(given.rows, dim=1))
     phi = model.layers[0]
     single = [F.normalize(phi(F.normalize(a, dim=0)), dim=0) for a in random(3, 5)]  # type: ignore[operator]
-    made = model(random(3, 5), torch.tensor([0, 2]))
+    alone = torch.tensor([True, False, True])
+    made = model(random(3, 5), alone)
     assert torch.allclose(made, torch.stack([single[0], model.rows[1], single[2]]), atol=1e-6)
-    model.loss(queries, torch.arange(7) % 3, random(3, 5), torch.tensor([0, 2])).backward()
+    model.loss(queries, torch.arange(7) % 3, random(3, 5), alone).backward()
     assert model.rows.grad is not None and bool(model.rows.grad[1].any()) and not model.rows.grad[[0, 2]].any()
 
     save(tmp_path, "phi_plus", model)

@@ -13,14 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from dist_train import context as contexts
-from dist_train.config import LearnConfig
+from dist_train.config import LearnConfig, Precision
 from dist_train.context import Context
 from dist_train.data.activations import Activations
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
 from dist_train.engine.preempt import Stopper
 from dist_train.errors import UserError
-from dist_train.models.predictor import Predictor
+from dist_train.fewshot.methods import LEARNED
+from dist_train.fewshot.methods.attention import Attention
+from dist_train.fewshot.methods.phi_plus import PhiPlus
+from dist_train.fewshot.methods.to_mean import ToMean
+from dist_train.models.predictor import Predictor, RowPredictor
 from dist_train.stages.learn import Bank, train
 
 CONFIG = LearnConfig(steps=30, lr=0.05, log_every=10, checkpoint_every=10, precision="fp32")
@@ -45,11 +49,9 @@ def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
     data = bank(Context())
     train("phi2", data, config, tmp_path, 3, Context(), {}, Stopper(Context()))
     single, support, query = (d[0] for d in data.draw(3, 0, 0.5))
-    assert 0 < len(single) < 7
+    assert 0 < single.sum() < 7
     phi = Predictor("phi2", 12, config)
-    statistics = torch.stack(
-        [data.train[support[y]].float() if y in single.tolist() else data.means[y] for y in range(7)]
-    )
+    statistics = torch.stack([data.train[support[y]].float() if single[y] else data.means[y] for y in range(7)])
     loss = F.cross_entropy(data.train[query].float() @ phi(statistics).T, torch.arange(7))
     loss.backward()
     after = weights(tmp_path)
@@ -60,12 +62,13 @@ def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
 
 def test_draws_stay_within_their_class_and_follow_p_mean() -> None:
     data = bank(Context())
-    singles, support, query = data.draw(0, 64, 0.9)
+    single, support, query = data.draw(0, 64, 0.9)
     labels = torch.arange(7).expand(64, 7)
     for rows in (support, query):
         assert torch.equal(rows // 20, labels)
-    assert len(singles) == 64 and 0.03 < sum(map(len, singles)) / (64 * 7) < 0.2
-    assert not any(map(len, data.draw(0, 0, 1.0)[0]))  # phi2*
+    assert single.shape == (64, 7) and 0.03 < single.double().mean() < 0.2
+    assert torch.equal(support[~single], query[~single]) and (support != query)[single].any()
+    assert data.draw(0, 0, 0.0)[0].all() and not data.draw(0, 0, 1.0)[0].any()  # the triplet network, phi2*
 
 
 def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
@@ -93,6 +96,79 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> Non
     rows = [data.draw(0, 0, 0.0)[k] for k in (1, 2)]
     bad = [n for n in range(30) if any(data.train[r[n]].isnan().any() for r in rows)]
     assert step == bad[0] + 1 and checkpoint.steps(tmp_path / "checkpoints")[-1].name == f"step-{bad[0] // 5 * 5:08d}"
+
+
+def by_list(model: RowPredictor, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
+    """Rows where ``single`` is a list of numbers, and nothing is computed for the other classes."""
+    if isinstance(model, Attention) and len(single):
+        rows = F.normalize(model.rows, dim=1)
+        made = torch.stack([F.normalize(others(model, statistics[y], single), dim=0) for y in single.tolist()])
+        return rows.index_copy(0, single, made)
+    if isinstance(model, PhiPlus):
+        return F.normalize(model.rows, dim=1).index_copy(0, single, model.novel(statistics[single]))
+    if isinstance(model, ToMean):
+        length = statistics[single].norm(dim=1, keepdim=True)
+        statistics = statistics.index_copy(0, single, model.to_mean(statistics[single]).detach() * length)
+    return model(statistics, torch.zeros(len(statistics), dtype=torch.bool))
+
+
+def others(model: Attention, support: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
+    """The row of one class by attention to the classes that are not ``single``."""
+    kept = [y for y in range(len(model.rows)) if y not in single.tolist()]
+    unit = F.normalize(support, dim=0)
+    heights = model.attention_scale * F.normalize(model.keys[kept], dim=1) @ F.normalize(model.phi_q(unit), dim=0)
+    return model.phi_avg * unit + model.phi_att * (heights.softmax(0) @ F.normalize(model.rows[kept], dim=1))
+
+
+@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("single", [[], [4], [0, 2, 3, 6]], ids=str)
+def test_a_mask_of_single_images_is_their_list(method: str, single: list[int]) -> None:
+    """Loss and gradients, against each class on its own."""
+    torch.manual_seed(0)
+    data = bank(Context())
+    head, options = torch.randn(7, 12), replace(CONFIG, identity_init=False)
+    statistics, queries, labels = torch.rand(7, 12), torch.rand(7, 12), torch.arange(7)
+    found = []
+    for listed in (False, True):
+        torch.manual_seed(1)
+        model = LEARNED[method].build(method, data.means, head, options)
+        if listed and method != "triplet":
+            loss = F.cross_entropy(
+                model.query(queries) @ by_list(model, statistics, torch.tensor(single, dtype=torch.int64)).T,
+                labels,
+                reduction="sum",
+            )
+            if isinstance(model, ToMean):
+                loss = loss + (model.to_mean(queries) - F.normalize(data.means, dim=1)).square().sum()
+        else:
+            loss = model.loss(queries, labels, statistics, torch.isin(labels, torch.tensor(single)))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", LEARNED)
+def test_a_cuda_graph_learns_what_single_launches_learn(method: str, precision: Precision, tmp_path: Path) -> None:
+    context = Context(device=torch.device("cuda", 0))
+    data = bank(context)
+    config = replace(CONFIG, precision=precision, schedule="release", p_mean=0.5)
+    for graph in (False, True):
+        options = replace(config, cuda_graph=graph)
+        train(method, data, options, tmp_path / f"{graph}", 0, context, {}, Stopper(context))
+    part = tmp_path / "part"  # resumed: recorded anew, and over the file of the other way
+    for graph, steps in ((True, 11), (False, 21), (True, 30)):
+        options = replace(config, cuda_graph=graph, steps=30 if steps == 30 else steps, schedule="constant")
+        train(method, data, options, part, 0, context, {}, Stopper(context))
+    constant = replace(config, schedule="constant")
+    train(method, data, constant, tmp_path / "constant", 0, context, {}, Stopper(context))
+    for one, other in (("False", "True"), ("constant", "part")):
+        for name, value in weights(tmp_path / one).items():
+            assert torch.allclose(value, weights(tmp_path / other)[name], rtol=1e-4, atol=1e-6), (one, name)
+        losses = [[r["train/loss"] for r in read(tmp_path / n / "metrics.jsonl")] for n in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None:  # type: ignore[no-untyped-def]

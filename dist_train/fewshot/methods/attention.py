@@ -48,15 +48,17 @@ class Attention(RowPredictor):
 
     def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
         rows = F.normalize(self.rows, dim=1)
-        made = self.novel(statistics[single], without=single)
-        return rows.index_copy(0, single, F.normalize(made, dim=1).to(rows.dtype))
+        made = F.normalize(self.novel(statistics, without=single), dim=1)
+        return torch.where(single[:, None], made.to(rows.dtype), rows)
 
     def novel(self, supports: torch.Tensor, without: torch.Tensor | None = None) -> torch.Tensor:
-        """Supports [n, dim] -> rows [n, dim], not normalised; base classes ``without`` cannot be attended to."""
+        """Supports [n, dim] -> rows [n, dim], not normalised; base classes where ``without`` is true cannot be
+        attended to."""
         unit = F.normalize(supports, dim=1)
         logits = self.attention_scale * F.normalize(self.phi_q(unit), dim=1) @ F.normalize(self.keys, dim=1).T
         if without is not None:
-            logits = logits.index_fill(1, without, float("-inf"))
+            # Not minus infinity: where a step represents every class by one image, all are attended to alike.
+            logits = logits.masked_fill(without, torch.finfo(logits.dtype).min)
         attended = torch.softmax(logits.float(), dim=1) @ F.normalize(self.rows, dim=1)
         return self.phi_avg * unit + self.phi_att * attended
 

@@ -25,7 +25,7 @@ class NearestNeighbour(Method):
     scale: ClassVar = COSINE
 
     def __init__(self, name: str, base: Base) -> None:
-        self.train = base.train
+        self.train, self.watch = base.train, base.watch
         self.share = _SHARES.get(name.lstrip("abcdefghijklmnopqrstuvwxyz_"), 1.0)
 
     def embed(self, activations: torch.Tensor) -> torch.Tensor:
@@ -33,17 +33,20 @@ class NearestNeighbour(Method):
         return F.normalize(activations, dim=-1)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        kept = (self.train.rows[self._kept(*ends)] for ends in pairwise(self.train.offsets))
-        return self._nearest(queries, (torch.from_numpy(rows).to(queries.device).float() for rows in kept))
+        ends = list(pairwise(self.train.offsets))
+        kept = (self.train.rows[self._kept(*pair)] for pair in self.watch(ends))
+        return self._nearest(queries, (torch.from_numpy(rows).to(queries.device).float() for rows in kept), len(ends))
 
-    def _nearest(self, queries: torch.Tensor, classes: Iterable[torch.Tensor]) -> torch.Tensor:
+    def _nearest(self, queries: torch.Tensor, classes: Iterable[torch.Tensor], count: int) -> torch.Tensor:
         """Queries [Q, C] and each class's images [n, C] -> largest cosine [Q, classes]."""
-        parts = self.embed(queries).split(_QUERIES)
-        columns = []
-        for rows in classes:
+        queries = self.embed(queries)
+        # Made before the loop: a column kept from each turn would hold the heap's large blocks apart.
+        found = queries.new_empty(len(queries), count)
+        for number, rows in enumerate(classes):
             unit = self.embed(rows).T
-            columns.append(torch.cat([(part @ unit).amax(1) for part in parts]))
-        return torch.stack(columns, dim=1)
+            for part, of_part in zip(queries.split(_QUERIES), found.split(_QUERIES), strict=True):
+                of_part[:, number] = (part @ unit).amax(1)
+        return found
 
     def _kept(self, first: int, last: int) -> slice | np.ndarray:
         """The rows of a class that are kept: one at least, the same each time."""
@@ -53,7 +56,10 @@ class NearestNeighbour(Method):
         return first + np.sort(np.random.RandomState(first).permutation(last - first)[:count])
 
     def take(self, support: Support) -> Scorer:
-        return lambda queries: self._nearest(queries, support)
+        unit = self.embed(support.flatten(0, 1)).T
+        return lambda queries: torch.cat([
+            (self.embed(part) @ unit).unflatten(1, support.shape[:2]).amax(2) for part in queries.split(_QUERIES)
+        ])  # fmt: skip
 
 
 class NearestOracle(NearestNeighbour):
@@ -61,3 +67,6 @@ class NearestOracle(NearestNeighbour):
 
     labels: ClassVar = {"nn_oracle": "NN + cosine"}
     oracle = True
+
+    def take(self, support: Support) -> Scorer:
+        return lambda queries: self._nearest(queries, support, len(support))

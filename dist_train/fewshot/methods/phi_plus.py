@@ -44,7 +44,7 @@ class PhiPlus(RowPredictor):
 
     def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
         rows = F.normalize(self.rows, dim=1)
-        return rows.index_copy(0, single, self.novel(statistics[single]).to(rows.dtype))
+        return torch.where(single[:, None], self.novel(statistics).to(rows.dtype), rows)
 
     def novel(self, supports: torch.Tensor) -> torch.Tensor:
         """Activations of single images [..., dim] -> unit rows [..., dim]."""

@@ -26,12 +26,12 @@ class Ridge(Method):
     def __init__(self, name: str, base: Base) -> None:
         self.weight, device = base.numbers["ridge_weight"], base.means.device
         self.gram = torch.zeros(base.means.shape[1] + 1, base.means.shape[1] + 1, dtype=torch.float64, device=device)
-        means = []
-        for first, last in pairwise(base.train.offsets):
+        # Made before the loop: one small tensor kept from each turn holds the heap's large blocks apart (10 GB).
+        self.targets = torch.empty(len(base.means), len(self.gram), dtype=torch.float64, device=device)
+        for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
             rows = _extended(torch.from_numpy(base.train.rows[first:last]).to(device).float())
             self.gram += (rows.T @ rows / len(rows)).double()
-            means.append(rows.mean(0).double())
-        self.targets = torch.stack(means)
+            self.targets[number] = rows.mean(0)
 
     def take(self, support: Support) -> Scorer:
         rows = _extended(support).double()

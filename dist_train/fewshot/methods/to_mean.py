@@ -37,9 +37,9 @@ class ToMean(Predictor):
     ) -> torch.Tensor:
         # The queries are single images too: every one of them teaches the second network.
         distance = (self.to_mean(queries) - self.means[labels]).square().sum()
-        length = statistics[single].norm(dim=1, keepdim=True)  # for a phi2 that does not normalise
-        guessed = statistics.index_copy(0, single, self.to_mean(statistics[single]).detach() * length)
-        return distance + super().loss(queries, labels, guessed, single)
+        length = statistics.norm(dim=1, keepdim=True)  # for a phi2 that does not normalise
+        guessed = self.to_mean(statistics).detach() * length
+        return distance + super().loss(queries, labels, torch.where(single[:, None], guessed, statistics), single)
 
 
 class BehindToMean(Predicted):

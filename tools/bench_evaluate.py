@@ -1,0 +1,170 @@
+"""Time and memory of the whole evaluation, on random activations of the paper's size by default.
+
+    python tools/bench_evaluate.py [--methods nn mean ...] [--per-class 1281] [--val-per-class 50] [--draws 20] ...
+
+Runs ``evaluate`` itself (without its report, which needs images): every method, with random weights where it is
+trained, on 900 base classes of 1281 images and 100 novel ones of 1300, 2048 channels, and 50 queries a class.
+With ``--folder`` the activations (4.7 GB) and the rows that are complete stay there, so that a second start
+continues as ``evaluate`` does; else they are in a temporary folder.
+
+Printed for each method: seconds and CPU seconds of its preparation and of its draws, and the peak of resident
+memory. Mapped pages of the activations count as resident, though the system takes them back where
+memory is short: *anonymous* is the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_train import context as contexts
+from dist_train.config import Config, EvaluateConfig, LearnConfig
+from dist_train.data.files import write_text
+from dist_train.data.shards import ShardSet, Subset, sample_dtype
+from dist_train.data.splits import Split
+from dist_train.engine import checkpoint
+from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.fewshot.methods import LEARNED, METHODS
+from dist_train.stages import evaluate
+from dist_train.stages.common import Run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
+    parser.add_argument("--base", type=int, default=900, help="base classes")
+    parser.add_argument("--per-class", type=int, default=1281, help="training images of a base class")
+    parser.add_argument("--novel", type=int, default=100, help="novel classes")
+    parser.add_argument("--novel-per-class", type=int, default=1300, help="training images of a novel class")
+    parser.add_argument("--val-per-class", type=int, default=50, help="queries of a class")
+    parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--folder", type=Path, help="where activations and rows are made, and stay")
+    given = parser.parse_args()
+    sizes = [given.base, given.per_class, given.novel, given.novel_per_class, given.val_per_class, given.dim]
+    folder = given.folder or Path(tempfile.mkdtemp())
+    try:
+        with contexts.start() as context, Stopper(context) as stop:
+            run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
+            print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
+            print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+            evaluate.Exam, evaluate.JointScorer = Measured, Prepared  # type: ignore[misc]
+            evaluate._conclude = lambda *_: None
+            evaluate.run(run, context, stop)
+    except Stopped as stopped:
+        print(stopped)
+    finally:
+        if given.folder is None:
+            shutil.rmtree(folder)
+
+
+class Prepared(evaluate.JointScorer):
+    """Notes when a method is ready for its draws."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        Prepared.at = now()
+
+
+class Measured(evaluate.Exam):
+    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        with Peak() as peak:
+            began = now()
+            found = super().sit(name, stop, bar)
+            times = np.stack([Prepared.at - began, now() - Prepared.at]).ravel()
+        numbers = " | ".join(f"{value:.1f}" for value in [*times, peak.resident, peak.anonymous])
+        print(f"| {name} | {numbers} |", flush=True)
+        return found
+
+
+def now() -> np.ndarray:
+    """Seconds, and CPU seconds of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+class Peak:
+    """Peaks of this process's resident memory in GiB in a ``with`` block, looked at 50 times a second."""
+
+    def __enter__(self) -> Peak:
+        self.resident = self.anonymous = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            found = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.endswith(" kB")}
+            self.resident = max(self.resident, found["VmRSS"])
+            self.anonymous = max(self.anonymous, found["RssAnon"])
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
+    """A run whose first three stages are done, of random numbers; what is there of these sizes stays."""
+    base, per_class, novel, novel_per_class, val_per_class, dim = sizes
+    classes = [f"n{number:08d}" for number in range(base + novel)]
+    split = Split("random", tuple(classes[:base]), tuple(classes[base:]))
+    counts = {
+        "train": [per_class] * base + [novel_per_class] * novel,
+        "val": [val_per_class] * (base + novel),
+    }
+    subsets = {name: subset(folder, name, np.repeat(np.arange(base + novel), each)) for name, each in counts.items()}
+    shards = ShardSet(str(folder), tuple(classes), subsets, f"random {sizes}")
+    # Not the identity, so that what is learned is random; no stage looks at the network or at images.
+    config = Config(name="run", runs=folder, learn=LearnConfig(identity_init=False),
+                    evaluate=options)  # fmt: skip
+    run = Run(config, shards, split, split.base, split.novel)
+    if (run.dir / "learn" / "done.json").is_file():
+        return run
+    rng = np.random.default_rng(0)
+    centres = rng.random((base + novel, dim), np.float32)
+    for name, each in counts.items():
+        for role, numbers in (("base", range(base)), ("novel", range(base, base + novel))):
+            first = sum(each[: numbers.start])
+            table(run.dir / "extract", f"{role}_{name}", centres[numbers], each[numbers.start], first, rng)
+    np.save(run.dir / "extract" / "means.f32.npy", centres[:base])
+    torch.manual_seed(0)
+    head = {"head.weight": torch.randn(base, dim) / dim**0.5, "head.bias": torch.zeros(base)}
+    checkpoint.save(run.dir / "pretrain" / "final", {"model": head}, {})
+    for name, kind in LEARNED.items():
+        model = kind.build(name, torch.from_numpy(centres[:base]), head["head.weight"], config.learn)
+        checkpoint.save(run.dir / "learn" / name / "final", {"model": model.state_dict()}, {})
+    for stage in ("pretrain", "extract", "learn"):
+        write_text(run.dir / stage / "done.json", "{}\n")
+    return run
+
+
+def subset(folder: Path, name: str, labels: np.ndarray) -> Subset:
+    samples = np.zeros(len(labels), sample_dtype(12))
+    samples["label"], samples["key"] = labels, [f"{name}{number}".encode() for number in range(len(labels))]
+    return Subset(name, folder, (), samples)
+
+
+def table(folder: Path, name: str, centres: np.ndarray, per_class: int, first: int, rng: np.random.Generator) -> None:
+    """Activations of classes about ``centres``, as ``extract`` leaves them; samples are numbered from ``first``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count, dim = len(centres) * per_class, centres.shape[1]
+    rows = np.lib.format.open_memmap(folder / f"{name}.f16.npy", "w+", np.float16, (count, dim))
+    for number, centre in enumerate(centres):
+        rows[number * per_class : (number + 1) * per_class] = centre + 2 * rng.random((per_class, dim), np.float32)
+    rows.flush()
+    ids = np.arange(first, first + count)
+    np.savez(folder / f"{name}.rows.npz", ids=ids, offsets=np.arange(len(centres) + 1) * per_class)
+
+
+if __name__ == "__main__":
+    main()
