@@ -19,8 +19,10 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from dist_train.config import Config, EvaluateConfig, LearnConfig
 from dist_train.data.files import write_text
 from dist_train.data.shards import ShardSet, Subset, sample_dtype
 from dist_train.data.splits import Split
+from dist_train.data.synsets import Synsets
 from dist_train.engine import checkpoint
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.fewshot.methods import LEARNED, METHODS
@@ -37,7 +40,7 @@ from dist_train.stages import evaluate
 from dist_train.stages.common import Run
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
     parser.add_argument("--base", type=int, default=900, help="base classes")
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--folder", type=Path, help="where activations and rows are made, and stay")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     sizes = [given.base, given.per_class, given.novel, given.novel_per_class, given.val_per_class, given.dim]
     folder = given.folder or Path(tempfile.mkdtemp())
     try:
@@ -57,9 +60,8 @@ def main() -> None:
             run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
-            evaluate.Exam, evaluate.JointScorer = Measured, Prepared  # type: ignore[misc]
-            evaluate._conclude = lambda *_: None
-            evaluate.run(run, context, stop)
+            with patch.multiple(evaluate, Exam=Measured, JointScorer=Prepared, _conclude=lambda *_: None):
+                evaluate.run(run, context, stop)
     except Stopped as stopped:
         print(stopped)
     finally:
@@ -123,7 +125,7 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
         "val": [val_per_class] * (base + novel),
     }
     subsets = {name: subset(folder, name, np.repeat(np.arange(base + novel), each)) for name, each in counts.items()}
-    shards = ShardSet(str(folder), tuple(classes), subsets, f"random {sizes}")
+    shards = ShardSet(str(folder), tuple(classes), subsets, f"random {sizes}", Synsets())
     # Not the identity, so that what is learned is random; no stage looks at the network or at images.
     config = Config(name="run", runs=folder, learn=LearnConfig(identity_init=False),
                     evaluate=options)  # fmt: skip
