@@ -24,7 +24,8 @@ from launch.sweep import combinations, share
 log = logging.getLogger("dist_train")
 
 _VARIED = ("extract.", "learn.", "evaluate.")
-_FIXED = ("learn.methods", "evaluate.methods", "evaluate.shots", "evaluate.draws", "evaluate.seed")
+_SAME = ("methods", "protocol", "shots", "draws", "ways", "queries", "seed")
+_FIXED = ("learn.methods", *(f"evaluate.{name}" for name in _SAME))
 _NUMBERS = "evaluate.options."
 DEFAULT = "default"
 
@@ -166,6 +167,9 @@ def study(config: Config, path: Path, seeds: int) -> int:
     if config.data.holdout == "novel":
         raise UserError("data.holdout=novel: choosing on the novel classes is tuning on the test set; leave it out, "
                         "and the split's pseudo-novel classes take their place")  # fmt: skip
+    if config.evaluate.protocol != "joint":
+        raise UserError(f"evaluate.protocol={config.evaluate.protocol}: a study compares base and novel classes scored "
+                        "together; take joint")  # fmt: skip
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be >= 1")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

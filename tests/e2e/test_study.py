@@ -101,6 +101,7 @@ def test_a_study_by_hand(small: Config, arguments: list[str], capsys: pytest.Cap
     ("text", "options", "told"),
     [
         (STUDY, ["--data.holdout", "novel"], "data.holdout=novel: choosing on the novel classes is tuning"),
+        (STUDY, ["--evaluate.protocol", "episodes"], "evaluate.protocol=episodes: a study compares"),
         (STUDY, ["--seeds", "0"], "--seeds 0: must be >= 1"),
         (STUDY.replace("p_mean", "p_men"), [], "unknown key 'learn.p_men'; did you mean 'learn.p_mean'?"),
         (STUDY.replace("ridge_weight", "ridge_wait"), [], "evaluate.options: 'ridge_wait' is not known"),
