@@ -131,14 +131,12 @@ def markdown(found: dict[str, Any]) -> str:
     Args:
         found: as in NAME.json; percent, and points for differences.
     """
-    lines = [f"# Study {found['study']}", "", _headline(found), ""]
+    lines = [f"# Study {found['study']}", "", _headline(found), "", f"Default: {_setting(found['default'])}.", ""]
     for row in found["values"]:
         rows = [d for d in found["differences"] if (d["method"], d["shots"]) == (row["method"], row["shots"])]
         rows.sort(key=lambda d: -abs(d["novel_top1"]["mean"]))
-        keys = {key for d in rows for key in d["setting"]}
-        own = _setting({key: value for key, value in found["default"].items() if key in keys})
         lines += [f"## {_where(row)}", "", f"| setting | {' | '.join(METRICS.values())} |", "|---|---:|---:|---:|---:|"]
-        lines.append(_row(f"default ({own})" if own else "default", row, ""))
+        lines.append(_row("default", row, ""))
         lines += [_row(_setting(d["setting"]), d, "+") for d in rows] + [""]
     lines += ["## The best by H", "", "| choice | method | setting | H | as good |", "|---|---|---|---:|---|"]
     for best in found["chosen"]:
