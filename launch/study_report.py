@@ -13,13 +13,11 @@ from dist_train.config import Config, to_dict
 from dist_train.data.files import write_text
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.fewshot.protocol import paired, summary
-from dist_train.fewshot.report import name_of
+from dist_train.fewshot.table import AGAINST, mean, name_of
+from launch.study import DEFAULT
 
 if TYPE_CHECKING:
     from launch.study import Choice, Member
-
-METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
-_DEFAULT = "default"
 
 
 def report(path: Path, choices: Sequence[Choice], members: dict[str, list[Member]]) -> str:
@@ -32,19 +30,19 @@ def report(path: Path, choices: Sequence[Choice], members: dict[str, list[Member
         name: [json.loads((one.config.run_dir / "evaluate" / "results.json").read_text()) for one in some]
         for name, some in members.items()
     }
-    default = members[_DEFAULT][0].config
-    one = results[_DEFAULT][0]
+    default = members[DEFAULT][0].config
+    one = results[DEFAULT][0]
     found = {
         "study": path.name,
         "default": {key: _value(default, key) for choice in choices for key in choice.keys},
         "values": [
-            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in METRICS}}
+            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in AGAINST}}
             for method in dict.fromkeys(name for choice in choices for name in choice.methods)
-            for shots, values in _by_shots(results[_DEFAULT], method)
+            for shots, values in _by_shots(results[DEFAULT], method)
         ],
         "differences": list(_differences(choices, members, results)),
         "chosen": list(_chosen(choices, results)),
-        "seeds": len(results[_DEFAULT]),
+        "seeds": len(results[DEFAULT]),
         "draws": one["draws"],
         "interval": one["interval"],
         "classes": one["classes"],
@@ -88,13 +86,13 @@ def _differences(
         for name in (name for name in choice.settings if name in results):
             config = members[name][0].config
             for method in choice.methods:
-                ours, theirs = (_by_shots(results[which], method) for which in (name, _DEFAULT))
+                ours, theirs = (_by_shots(results[which], method) for which in (name, DEFAULT))
                 for (shots, seeds), (_, defaults) in zip(ours, theirs, strict=True):
                     yield {
                         "setting": {key: _value(config, key) for key in choice.keys},
                         "method": method,
                         "shots": shots,
-                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in METRICS},
+                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in AGAINST},
                         "novel_top1_of_seeds": [
                             paired(a["novel_top1"]["draws"], b["novel_top1"]["draws"])["mean"]
                             for a, b in zip(seeds, defaults, strict=True)
@@ -108,12 +106,12 @@ def _chosen(choices: Sequence[Choice], results: dict[str, list[dict[str, Any]]])
     for choice in choices:
         names = list(choice.settings)
         if all(name in results for name in names):
-            names.insert(0, _DEFAULT)
+            names.insert(0, DEFAULT)
         for method in choice.methods:
             draws = {}
             for name in names:
                 shots = [
-                    _mean(seeds, "harmonic") for _, seeds in _by_shots(results.get(name, results[_DEFAULT]), method)
+                    _mean(seeds, "harmonic") for _, seeds in _by_shots(results.get(name, results[DEFAULT]), method)
                 ]
                 draws[name] = [float(mean) for mean in np.mean(shots, axis=0)]
             best = max(draws.values(), key=lambda values: sum(values))
@@ -135,7 +133,7 @@ def markdown(found: dict[str, Any]) -> str:
     for row in found["values"]:
         rows = [d for d in found["differences"] if (d["method"], d["shots"]) == (row["method"], row["shots"])]
         rows.sort(key=lambda d: -abs(d["novel_top1"]["mean"]))
-        lines += [f"## {_where(row)}", "", f"| setting | {' | '.join(METRICS.values())} |", "|---|---:|---:|---:|---:|"]
+        lines += [f"## {_where(row)}", "", f"| setting | {' | '.join(AGAINST.values())} |", "|---|---:|---:|---:|---:|"]
         lines.append(_row("default", row, ""))
         lines += [_row(_setting(d["setting"]), d, "+") for d in rows] + [""]
     lines += ["## The best by H", "", "| choice | method | setting | H | as good |", "|---|---|---|---:|---|"]
@@ -153,7 +151,7 @@ def _headline(found: dict[str, Any]) -> str:
     for metric in ("novel_top1", "ausuc"):
         top = max(found["differences"], key=lambda d: abs(d[metric]["mean"]))
         own = next(v for v in found["values"] if (v["method"], v["shots"]) == (top["method"], top["shots"]))
-        parts.append(f"{METRICS[metric]} most is {_setting(top['setting'])}: by {_mean_of(top[metric], '+')} points, "
+        parts.append(f"{AGAINST[metric]} most is {_setting(top['setting'])}: by {mean(top[metric], '+')} points, "
                      f"from {own[metric]['mean']:.2f} ({_where(top)})")  # fmt: skip
     return f"What changes {parts[0]}; what changes {parts[1]}."
 
@@ -172,12 +170,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _mean_of(value: dict[str, Any], sign: str) -> str:
-    return f"{value['mean']:{sign}.2f} ± {value['ci95']:.2f}"
-
-
 def _row(name: str, values: dict[str, Any], sign: str) -> str:
-    return f"| {name} | {' | '.join(_mean_of(values[metric], sign) for metric in METRICS)} |"
+    return f"| {name} | {' | '.join(mean(values[metric], sign) for metric in AGAINST)} |"
 
 
 def _how(found: dict[str, Any]) -> str:

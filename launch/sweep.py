@@ -15,7 +15,7 @@ from pathlib import Path
 from dist_train.config import STAGES, Config
 from dist_train.data.files import write_text
 from dist_train.errors import UserError
-from dist_train.fewshot.report import name_of
+from dist_train.fewshot.table import mean, name_of
 from launch.parsing import fields, unknown_key
 
 _SWEPT = ("learn.", "evaluate.")
@@ -88,8 +88,7 @@ def collect(run: Path) -> str:
             continue
         for method, by_shots in results["methods"].items():
             for shots, values in by_shots.items():
-                cells = [f"{values[m]['mean']:.2f} ± {values[m]['ci95']:.2f}"
-                         for m in ("base_top1", "novel_top1", "harmonic")]  # fmt: skip
+                cells = [mean(values[m]) for m in ("base_top1", "novel_top1", "harmonic")]
                 rows.append(f"| {folder.name} | {name_of(method)} | {shots} | {' | '.join(cells)} |")
     if not rows:
         raise UserError(f"{run / 'sweep'}: no member has results yet; dist-train status {run / 'sweep'}")

@@ -27,11 +27,11 @@ from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
 from dist_train.fewshot.protocol import JointScorer, paired, summary
+from dist_train.fewshot.table import AGAINST, head, line, mean
 from dist_train.models.predictor import layers
 from dist_train.stages import common, evaluate, learn
 from launch.cli import load_config
 
-SHOWN = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
 Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
 
 
@@ -128,14 +128,14 @@ def measure(
         bank, stop = learn.open_bank(run, context), Stopper(context)
         learn.train("phi_plus", bank, run.config.learn, folder / "phi_plus", run.config.seed, context, {}, stop)
     method.learns = {"phi_plus": network}
-    found: Draws = {k: {metric: [] for metric in SHOWN} for k in run.config.evaluate.shots}
+    found: Draws = {k: {metric: [] for metric in AGAINST} for k in run.config.evaluate.shots}
     with torch.inference_mode():
         scorer = JointScorer(method("phi_plus", replace(exam.prepared, learn=folder)), exam.base, exam.novel)
         for draw in exam.mine:
             support = exam.load(exam.bank.rows[exam.supports[draw]])
             for k in found:
                 one = scorer.draw(support[:, :k], exam.orders[draw])
-                for metric in SHOWN:
+                for metric in AGAINST:
                     found[k][metric].append(one.metrics[metric])
     return found
 
@@ -143,14 +143,14 @@ def measure(
 def table(found: dict[str, Draws]) -> str:
     """phi+ itself, and the others' differences from it, draw by draw."""
     (name, plus), *others = found.items()
-    heads = [f"{k}-shot {title}" for k in plus for title in SHOWN.values()]
-    lines = [["", *heads], ["---"] + ["---:"] * len(heads)]
-    own = [summary(plus[k][metric]) for k in plus for metric in SHOWN]
-    lines.append([name, *(f"{v['mean']:.2f} ± {v['ci95']:.2f}" for v in own)])
+    heads = [f"{k}-shot {title}" for k in plus for title in AGAINST.values()]
+    lines = head(heads, [""])
+    own = [summary(plus[k][metric]) for k in plus for metric in AGAINST]
+    lines.append(line([name, *(mean(v) for v in own)]))
     for name, draws in others:
-        less = [paired(draws[k][metric], plus[k][metric]) for k in plus for metric in SHOWN]
-        lines.append([name, *(f"{v['mean']:+.2f} ± {v['ci95']:.2f}" for v in less)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        less = [paired(draws[k][metric], plus[k][metric]) for k in plus for metric in AGAINST]
+        lines.append(line([name, *(mean(v, "+") for v in less)]))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from dist_train.fewshot.method import Base, Scorer
+from dist_train.fewshot.method import Base, Scorer, drawn
 
 DEFAULTS = {"calibration_cost": 0.05}
 _PER_CLASS = 20  # base training images asked, of each class
@@ -25,10 +25,7 @@ class Calibration:
     """Args: ``base_scores`` is the method's, from queries [Q, C] to scores [Q, base classes]."""
 
     def __init__(self, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        kept = [
-            first + np.random.RandomState(first).permutation(last - first)[:_PER_CLASS]
-            for first, last in pairwise(base.train.offsets)
-        ]
+        kept = [drawn(first, last, _PER_CLASS) for first, last in pairwise(base.train.offsets)]
         device = base.means.device
         images = torch.from_numpy(base.train.rows[np.concatenate(kept)].astype(np.float32)).to(device)
         labels = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])).to(device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +64,15 @@ def confusions(counts: Counts, classes: ClassList, most: int = 12) -> dict[str, 
     return found
 
 
-def csv_lines(method: str, shots: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of ``per_class.csv``: ``rows`` of ``per_class``, of a method and a number of shots ("all" for oracles)."""
-    return [",".join(_field({"method": method, "shots": shots, **row}[column]) for column in COLUMNS) for row in rows]
+def csv_text(parts: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> str:
+    """``per_class.csv``: of methods and numbers of shots ("all" for oracles), the ``rows`` of ``per_class``."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for method, shots, rows in parts:
+        writer.writerows({"method": method, "shots": shots, **row} for row in rows)
+    return out.getvalue()
 
 
 def _percent(part: Any, whole: int) -> float:
     return round(100 * int(part) / whole, 2)
-
-
-def _field(value: Any) -> str:
-    text = str(value)
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text

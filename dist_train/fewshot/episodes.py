@@ -25,8 +25,8 @@ import torch
 
 from dist_train.fewshot import paper
 from dist_train.fewshot.method import Method
-from dist_train.fewshot.methods import LABELS
 from dist_train.fewshot.protocol import own_and_ahead, summary
+from dist_train.fewshot.table import head, line, mean, name_of, where
 
 Rows = npt.NDArray[np.int64]
 
@@ -79,16 +79,15 @@ def spread(episodes: Sequence[float], released: bool) -> dict[str, Any]:
 def markdown(results: Mapping[str, Any]) -> str:
     """table.md of episodes: one row a method, the published ones where the split is theirs, and what was counted."""
     shots: list[int] = results["shots"]
-    episodes, split, released = results["episodes"], results["split"], results["protocol"] == "released"
-    lines = ["| method | " + " | ".join(f"{k}-shot" for k in shots) + " |", "| --- |" + " ---: |" * len(shots)]
+    episodes, released = results["episodes"], results["protocol"] == "released"
+    lines = head([f"{k}-shot" for k in shots])
     for method, by_shots in results["methods"].items():
         values = [by_shots[str(k)]["accuracy"] for k in shots]
-        cells = [f"{v['mean']:.2f} ± {v['std' if released else 'ci95']:.2f}" for v in values]
-        lines.append(f"| {LABELS.get(method, method)} | " + " | ".join(cells) + " |")
-    if split["hash"] == paper.MINI_SPLIT:
+        lines.append(line([name_of(method), *(mean(v, half="std" if released else "ci95") for v in values)]))
+    if results["split"]["hash"] == paper.MINI_SPLIT:
         for name, figures in paper.MINI.items():
             cells = [f"{figures[k]:.2f}" if k in figures else "–" for k in shots]
-            lines.append(f"| {name} (published) | " + " | ".join(cells) + " |")
+            lines.append(line([f"{name} (published)", *cells]))
     asked = (
         "All other images of a class are queries, and so is one support image of each beyond 1 shot, as in the release."
         if released
@@ -99,7 +98,6 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         f"Percent; mean ± {results['interval']}, {results['draws']} episodes of {episodes['ways']} of the "
         f"{results['classes']['novel']} novel classes, which alone compete. {asked} "
-        f"Split {split['name']} ({split['hash']}), shards {results['shards']}, commit {results['commit']}, "
-        f"command: {results['command']}",
+        f"{where(results)}",
         "",
     ])  # fmt: skip

@@ -50,7 +50,7 @@ def tsne(rows: Array) -> Array:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    places: Array = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(_unit(rows))
+    places: Array = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit(rows))
     return places.astype(np.float64)
 
 
@@ -63,7 +63,7 @@ def channel_impact(rows: Mapping[str, Array]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for what, some in rows.items():
-        impact = np.abs(_unit(some)).mean(0)
+        impact = np.abs(unit(some)).mean(0)
         mean, count = float(impact.mean()), len(impact)
         found[what] = {
             "mean": round(mean, 7),
@@ -91,13 +91,14 @@ def diagonal(weight: Array) -> dict[str, Any]:
     }
 
 
-def _unit(rows: Array) -> Array:
-    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit
+def unit(rows: Array) -> Array:
+    """Rows of unit length; zeros stay."""
+    made: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return made
 
 
 def _nearest(rows: Array) -> npt.NDArray[np.int64]:
     """The nearest other rows by cosine: [N, 10], or all others."""
-    cosines = _unit(rows) @ _unit(rows).T
+    cosines = unit(rows) @ unit(rows).T
     np.fill_diagonal(cosines, -np.inf)
     return np.argsort(-cosines, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(rows) - 1)]

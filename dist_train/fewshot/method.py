@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -53,6 +55,12 @@ class Base:
     rule: str
     numbers: Mapping[str, float]
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
+
+
+def drawn(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
+    """At most ``count`` of the rows ``first`` to ``last`` of a table, in order: the same each time."""
+    rows: npt.NDArray[np.int64] = first + np.sort(np.random.RandomState(first).permutation(last - first)[:count])
+    return rows
 
 
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_train.fewshot import chart, page, paper, plots
 from dist_train.fewshot.figures import NEIGHBOURS
-from dist_train.fewshot.lowshot import MEASURES, PRIOR
+from dist_train.fewshot.lowshot import MEASURES, PRIOR, published
 from dist_train.fewshot.page import facts, grid, listing, meter, plain, td, tr
 from dist_train.fewshot.table import against, best_method, how, name_of, paper_cells
 
@@ -141,11 +141,10 @@ def _low_shot(results: Mapping[str, Any]) -> str:
     for method, by_shots in results["methods"].items():
         cells = [td(by_shots[str(k)][f"{key}_top5"]) for k in shots for key in MEASURES]
         rows.append(tr(name_of(method), cells, group=len(MEASURES)))
-    if (results["split"]["hash"], results["split"].get("holdout")) == (paper.LOW_SHOT_SPLIT, "novel"):
-        for row in paper.LOW_SHOT:
-            values = [row.top5.get(title, {}).get(k) for k in shots for title in MEASURES.values()]
-            cells = plain(["–" if value is None else f"{value:.2f}" for value in values])
-            rows.append(tr(row.method, cells, "published", f"published, {row.backbone}", len(MEASURES)))
+    for row in published(results):
+        values = [row.top5.get(title, {}).get(k) for k in shots for title in MEASURES.values()]
+        cells = plain(["–" if value is None else f"{value:.2f}" for value in values])
+        rows.append(tr(row.method, cells, "published", f"published, {row.backbone}", len(MEASURES)))
     heads = [f"<th>{escape(title)}</th>" for title in MEASURES.values()]
     return (
         f"{grid([f'n = {k}' for k in shots], rows, heads)}<p class='note'>Top-5. Joint: among all classes; novel-only: "

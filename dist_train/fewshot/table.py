@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dist_train.fewshot import paper
@@ -31,26 +31,26 @@ def table_markdown(results: Mapping[str, Any]) -> str:
     """
     shots: list[int] = results["shots"]
     parts = ("base top-1/top-5", "novel top-1/top-5", "H")
-    lines = _head([f"{k}-shot {part}" for k in shots for part in parts])
+    lines = head([f"{k}-shot {part}" for k in shots for part in parts])
     for method, by_shots in results["methods"].items():
-        lines.append(_line([name_of(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
+        lines.append(line([name_of(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
     for row in paper.TABLE_1.values():
         if row.ours in results["methods"]:
             name = f"{_paper_name(row)} (paper, {paper.SETTING})"
-            lines.append(_line([name, *(cell for k in shots for cell in paper_cells(row.shots.get(k)))]))
-    lines += ["", f"{how(results)} {_where(results)}", ""]
+            lines.append(line([name, *(cell for k in shots for cell in paper_cells(row.shots.get(k)))]))
+    lines += ["", f"{how(results)} {where(results)}", ""]
     if results.get("oracles"):
-        lines += ["Shown all training images of the novel classes (the paper's Table 2):", "", *_head(list(parts))]
+        lines += ["Shown all training images of the novel classes (the paper's Table 2):", "", *head(list(parts))]
         for method, values in results["oracles"].items():
-            lines.append(_line([name_of(method), *_cells(values, interval=False)]))
+            lines.append(line([name_of(method), *_cells(values, interval=False)]))
         for method in (m for m in results["oracles"] if m in paper.TABLE_2):
-            lines.append(_line([f"{name_of(method)} (paper)", *paper_cells(paper.TABLE_2[method])]))
+            lines.append(line([f"{name_of(method)} (paper)", *paper_cells(paper.TABLE_2[method])]))
         lines.append("")
     rival, rows = against(results)
     if rows:
         lines += [f"Less {name_of(rival)}, draw by draw (points; 95% t-interval of the difference):", ""]
-        lines += _head([f"{k}-shot {title}" for k in shots for title in AGAINST.values()])
-        lines += [_line([name_of(m), *(_mean(v, "+") for v in values)]) for m, values in rows.items()] + [""]
+        lines += head([f"{k}-shot {title}" for k in shots for title in AGAINST.values()])
+        lines += [line([name_of(m), *(mean(v, "+") for v in values)]) for m, values in rows.items()] + [""]
     return "\n".join(lines)
 
 
@@ -91,7 +91,8 @@ def _paper_name(row: paper.PaperRow) -> str:
     return row.method if row.base_data == "100%" else f"{row.method}, {row.base_data} of base"
 
 
-def _where(results: Mapping[str, Any]) -> str:
+def where(results: Mapping[str, Any]) -> str:
+    """The same numbers can be made again from this."""
     split = results["split"]
     return (
         f"Split {split['name']} ({split['hash']}), shards {results['shards']}, commit {results['commit']}, "
@@ -101,18 +102,20 @@ def _where(results: Mapping[str, Any]) -> str:
 
 def _cells(values: Mapping[str, Any], interval: bool = True) -> tuple[str, str, str]:
     base, novel = (
-        " / ".join(_mean(values[f"{role}_top{k}"], interval=interval) for k in (1, 5)) for role in ("base", "novel")
+        " / ".join(mean(values[f"{role}_top{k}"], interval=interval) for k in (1, 5)) for role in ("base", "novel")
     )
-    return base, novel, _mean(values["harmonic"], interval=interval)
+    return base, novel, mean(values["harmonic"], interval=interval)
 
 
-def _mean(value: Mapping[str, Any], sign: str = "", interval: bool = True) -> str:
-    return f"{value['mean']:{sign}.2f}" + (f" ± {value['ci95']:.2f}" if interval else "")
+def mean(value: Mapping[str, Any], sign: str = "", interval: bool = True, half: str = "ci95") -> str:
+    """As "12.34 ± 0.56" of ``protocol.summary``; ``half`` names what stands behind the sign."""
+    return f"{value['mean']:{sign}.2f}" + (f" ± {value[half]:.2f}" if interval else "")
 
 
-def _head(columns: list[str]) -> list[str]:
-    return [_line(["method", *columns]), _line(["---"] + ["---:"] * len(columns))]
+def head(columns: Sequence[str], names: Sequence[str] = ("method",)) -> list[str]:
+    """The first two lines of a table: columns of text, then of numbers."""
+    return [line([*names, *columns]), line(["---"] * len(names) + ["---:"] * len(columns))]
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -74,6 +74,12 @@ class Run:
         """The base classes that are scored beside the novel ones: all, but in a split by halves."""
         return self.split.scored(self.config.data.holdout)
 
+    @property
+    def kept(self) -> list[int]:
+        """Positions of ``scored`` in ``base``."""
+        scored = set(self.scored)
+        return [number for number, wnid in enumerate(self.base) if wnid in scored]
+
     def view(self, subset: str, role: str) -> View:
         """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
         if (subset, role) not in self._views:

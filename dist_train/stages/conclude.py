@@ -94,17 +94,17 @@ def _diagonal(run: Run, base: Base) -> dict[str, Any]:
 def _per_class(folder: Path, results: dict[str, Any], listed: ClassList) -> dict[str, Any]:
     """``per_class.csv`` of all methods; returns what the report shows of the best one."""
     best, fewest = best_method(results), str(min(results["shots"]))
-    lines, shown = [",".join(classes.COLUMNS)], dict[str, Any]()
+    parts, shown = list[tuple[str, str, list[dict[str, Any]]]](), dict[str, Any]()
     for method in (*results["methods"], *results.get("oracles", {})):
         with np.load(folder / "rows" / f"{method}.npz") as confusions:
             for shots in confusions.files:
                 counts = confusions[shots]
                 rows = classes.per_class(counts, listed)
-                lines += classes.csv_lines(method, shots, rows)
+                parts.append((method, shots, rows))
                 if (method, shots) == (best, fewest):
                     shown = {"method": best, "shots": int(fewest), "rows": rows}
                     shown["confusions"] = classes.confusions(counts, listed)
-    write_text(folder / "per_class.csv", "\n".join(lines) + "\n")
+    write_text(folder / "per_class.csv", classes.csv_text(parts))
     return shown
 
 
@@ -120,9 +120,8 @@ def _examples(
     def activations(table: Activations, places: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(table.rows[places].astype(np.float32)).to(device)
 
-    kept = [number for number, wnid in enumerate(run.base) if wnid in set(run.scored)]
     supports = activations(seen, support[:, :shots])
-    answers = examples.answers(make(best, base), supports, activations(asked, queries), kept)
+    answers = examples.answers(make(best, base), supports, activations(asked, queries), run.kept)
     train, val = run.shards["train"], run.shards["val"]
     shown = seen.ids[support[chosen][:, : min(shots, examples.SHOWN)]]
     return {
@@ -205,7 +204,7 @@ def _projector(folder: Path, vectors: Mapping[str, np.ndarray], maps: Mapping[st
 
 def _components(rows: np.ndarray) -> np.ndarray:
     """Unit rows [N, C] on their first 64 principal components."""
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit = figures.unit(rows)
     left, scale, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
     components: np.ndarray = (left * scale)[:, :_PROJECTED].round(4)
     return components

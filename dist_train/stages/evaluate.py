@@ -55,8 +55,8 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         return
     todo = [name for name in config.methods if not _row(stage.folder, name).is_file()]
     context.barrier("evaluate-todo")  # before the first of them is written
+    exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
     if todo:
-        exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
         bar = progress_bar(len(todo) * len(exam.mine), "evaluate", "draw", context.main)
         for name in todo:
             bar.set_postfix_str(LABELS[name])
@@ -71,7 +71,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         bar.close()
         context.barrier("evaluate-rows")
     if context.main:
-        _conclude(run, stage.folder, context)
+        _conclude(run, exam, stage.folder, context)
     stage.finish(methods=config.methods)
 
 
@@ -144,14 +144,15 @@ class Exam(Examiner):
         tables = {role: load(run.dir / "extract", f"{role}_val") for role in ("base", "novel")}
         for table in tables.values():
             assert_disjoint(run.shards["train"], self.bank.ids, run.shards["val"], table.ids)
-        scored = set(run.scored)
-        kept = [number for number, wnid in enumerate(run.base) if wnid in scored]
+        kept = run.kept
         self.scorer = partial(LowShotScorer, kept=kept) if run.split.halves else JointScorer
         self.base, self.novel = (
             Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
             for table in (tables["base"].select(kept), tables["novel"])
         )
+        self.truth = torch.cat([self.base.labels, self.novel.labels + len(kept)]).cpu().numpy()
         seed, novel = self.config.seed, len(run.novel)
+        self.classes = len(kept) + novel
         self.supports = {d: support_rows(self.bank, max(self.config.shots), seed, d) for d in self.mine}
         self.orders = {
             d: torch.from_numpy(np.random.RandomState([seed, d]).permutation(novel)).to(context.device)
@@ -168,9 +169,8 @@ class Exam(Examiner):
             for k, support in self._supports(draw, method.oracle):
                 one = scorer.draw(support, self.orders[draw])
                 found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
-                count = len(self.orders[draw]) + scorer.classes
-                truth = torch.cat([self.base.labels, self.novel.labels + scorer.classes]).cpu().numpy()
-                taken = np.bincount(truth * count + one.predicted, minlength=count**2).astype(np.int32)
+                count = self.classes
+                taken = np.bincount(self.truth * count + one.predicted, minlength=count**2).astype(np.int32)
                 confusions[k] = confusions.get(k, 0) + taken.reshape(count, count)
             bar.update(len(self.mine) if method.oracle else 1)
         every = self.context.gather((found, confusions))
@@ -219,7 +219,7 @@ class EpisodeExam(Examiner):
         return accuracy(method, self.load(self.bank.rows[supports]), asked, labels.to(asked.device))
 
 
-def _conclude(run: Run, folder: Path, context: Context) -> None:
+def _conclude(run: Run, exam: Examiner, folder: Path, context: Context) -> None:
     """From the rows: results.json, table, report, TensorBoard."""
     config, facts = run.config.evaluate, provenance(run, context)
     joint, released = config.protocol == "joint", config.protocol == "released"
@@ -255,8 +255,7 @@ def _conclude(run: Run, folder: Path, context: Context) -> None:
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "table.md", text)
     tensorboard(folder / "tb", results)
-    if joint:
-        exam = Exam(run, context)
+    if isinstance(exam, Exam):
         report(run, results, facts, exam.prepared, exam.supports[0], context)
         log.info("report: %s", folder / "report.html")
     print(text)

@@ -104,8 +104,8 @@ def test_confusions_are_the_largest_off_the_diagonal(values: list[int]) -> None:
 
 
 def test_csv_reads_back() -> None:
-    lines = [",".join(classes.COLUMNS), *classes.csv_lines("phi2", "1", classes.per_class(COUNTS, LISTED))]
-    found = list(csv.DictReader(io.StringIO("\n".join(lines) + "\n")))
+    text = classes.csv_text([("phi2", "1", classes.per_class(COUNTS, LISTED))])
+    found = list(csv.DictReader(io.StringIO(text)))
     assert [row["name"] for row in found] == list(LISTED.names) and {row["method"] for row in found} == {"phi2"}
     assert found[2]["taken_for_share"] == "50.0" and found[3]["taken_for"] == "crane, bird"
 

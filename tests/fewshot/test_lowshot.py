@@ -5,27 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import Fixed
 
 from dist_train.data.activations import Activations
 from dist_train.fewshot import lowshot, paper
 from dist_train.fewshot.lowshot import MEASURES, LowShotScorer
-from dist_train.fewshot.method import Method, Scorer
 from dist_train.fewshot.protocol import JointScorer, Queries
-
-
-class Fixed(Method):
-    """A method whose scores are given."""
-
-    def __init__(self, base: np.ndarray, novel: np.ndarray, moves_base: bool, scale: float) -> None:
-        self.base, self.novel = torch.from_numpy(base), torch.from_numpy(novel)
-        self.moves_base, self.scale = moves_base, scale  # type: ignore[misc]
-
-    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.base[queries[:, 0].long()]
-
-    def take(self, support: torch.Tensor) -> Scorer:
-        scores = torch.cat([self.base, self.novel], 1) if self.moves_base else self.novel
-        return lambda queries: scores[queries[:, 0].long()]
 
 
 @settings(max_examples=50, deadline=None)
@@ -33,12 +18,13 @@ class Fixed(Method):
 def test_measures_are_those_of_whole_softmaxes(base: int, novel: int, moves: bool, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(0, 3 / scale, (20, base + novel))
+    given_novel = torch.from_numpy(scores[:, base:])
     labels = np.concatenate([rng.integers(0, base, 12), base + rng.integers(0, novel, 8)])
     queries = [
         Queries(torch.arange(0, 12).float()[:, None], torch.from_numpy(labels[:12])),
         Queries(torch.arange(12, 20).float()[:, None], torch.from_numpy(labels[12:] - base)),
     ]
-    method = Fixed(scores[:, :base], scores[:, base:], moves, scale)
+    method = Fixed(torch.from_numpy(scores[:, :base]), given_novel, moves, scale)
     asked = torch.zeros(novel, 1, 1), torch.arange(novel)
     found = LowShotScorer(method, *queries).draw(*asked).metrics
     plain = JointScorer(method, *queries).draw(*asked).metrics
@@ -47,7 +33,9 @@ def test_measures_are_those_of_whole_softmaxes(base: int, novel: int, moves: boo
     kept = np.sort(rng.permutation(base + 3)[:base])
     more = np.full((20, base + 3), 99.0)
     more[:, kept] = scores[:, :base]
-    wider = LowShotScorer(Fixed(more, scores[:, base:], moves, scale), *queries, kept=kept.tolist()).draw(*asked)
+    wider = LowShotScorer(Fixed(torch.from_numpy(more), given_novel, moves, scale), *queries, kept=kept.tolist()).draw(
+        *asked
+    )
     assert wider.metrics == found and wider.predicted.max() < base + novel
 
     def right(values: np.ndarray, k: int) -> np.ndarray:

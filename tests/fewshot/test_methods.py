@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_protocol import activations, prepare
+from samples import activations, prepare
 
 from dist_train.config import LearnConfig
 from dist_train.engine import checkpoint

@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import Fixed, activations, prepare
 
 from dist_train.config import LearnConfig
-from dist_train.data.activations import Activations
 from dist_train.engine import checkpoint
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
-from dist_train.fewshot.method import Base, Method, Scorer
 from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
 from dist_train.fewshot.protocol import (
     JointScorer,
@@ -25,31 +24,6 @@ from dist_train.fewshot.protocol import (
     support_rows,
 )
 from dist_train.models.predictor import Predictor
-
-
-def activations(counts: list[int], dim: int = 5, seed: int = 0) -> Activations:
-    rows = np.random.default_rng(seed).random((sum(counts), dim)).astype(np.float16)
-    return Activations(rows, np.arange(len(rows)), np.concatenate([[0], np.cumsum(counts)]))
-
-
-def prepare(train: Activations | None, **given: object) -> Base:
-    """What methods get, with what a test gives."""
-    return Base(**{"train": train, "means": None, "rows": None, "bias": None, "learn": None, "options": None,
-                   "rule": "max", "numbers": methods.NUMBERS, **given})  # type: ignore[arg-type]  # fmt: skip
-
-
-class Fixed(Method):
-    """A method whose scores are given."""
-
-    def __init__(self, base: torch.Tensor, novel: torch.Tensor, moves_base: bool = False) -> None:
-        self.base, self.novel, self.moves_base = base, novel, moves_base  # type: ignore[misc]
-
-    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.base[queries[:, 0].long()]
-
-    def take(self, support: torch.Tensor) -> Scorer:
-        scores = torch.cat([self.base, self.novel], 1) if self.moves_base else self.novel
-        return lambda queries: scores[queries[:, 0].long()]
 
 
 @settings(max_examples=50, deadline=None)

@@ -24,12 +24,8 @@ METHODS = _found()
 """Name in ``evaluate.methods`` -> its class."""
 LABELS = {name: kind.labels[name] for name, kind in METHODS.items()}
 """Name -> name in tables."""
-
-
 NUMBERS = {key: value for kind in METHODS.values() for key, value in kind.defaults.items()}
 """Name in ``evaluate.options`` -> default."""
-
-
 LEARNED = {name: trained for kind in METHODS.values() for name, trained in kind.learns.items()}
 """Name in ``learn.methods`` -> what is trained."""
 

@@ -11,7 +11,6 @@ with the cosine classifier; ours is not, so the base rows start from its rows an
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -75,7 +74,5 @@ class AttentionOverBase(Method):
 
     def take(self, support: Support) -> Scorer:
         rows = self.model.novel(support.flatten(0, 1)).unflatten(0, support.shape[:2]).mean(1)
-        return partial(self._scores, F.normalize(rows, dim=1))
-
-    def _scores(self, rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        return self.model.query(queries) @ rows.T
+        unit = F.normalize(rows, dim=1)
+        return lambda queries: self.model.query(queries) @ unit.T

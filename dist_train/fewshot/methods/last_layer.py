@@ -43,7 +43,7 @@ class LastLayer(Method):
     }
 
     def __init__(self, name: str, base: Base) -> None:
-        self.base = base
+        self.base, self.truth = base, base.train.labels
         self.lr, self.steps = base.numbers[f"{name}_lr"], int(base.numbers[f"{name}_steps"])
         self.novel_only, self.balanced = name == "child", name == "logistic"
 
@@ -63,7 +63,7 @@ class LastLayer(Method):
             rows = self._base_rows(rng)
             some = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
             inputs = torch.cat([torch.from_numpy(base.train.rows[rows]).to(novel.device).float(), novel[some]])
-            truth = torch.cat([torch.from_numpy(self.labels_of(rows)).to(novel.device), labels[some]])
+            truth = torch.cat([torch.from_numpy(self.truth[rows]).to(novel.device), labels[some]])
             each = torch.cat([weights.new_full((_BATCH,), (1 - share) / _BATCH),
                               weights.new_full((len(some),), share / len(some))])  # fmt: skip
             # Of the weighted cross-entropy by the logits.
@@ -83,9 +83,6 @@ class LastLayer(Method):
             return rng.randint(0, offsets[-1], _BATCH)
         classes = rng.randint(0, len(offsets) - 1, _BATCH)
         return offsets[classes] + (rng.random_sample(_BATCH) * np.diff(offsets)[classes]).astype(np.int64)
-
-    def labels_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.base.train.offsets, rows, side="right") - 1
 
 
 class LinearOracle(LastLayer):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support
+from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, drawn
 
 _QUERIES = 8192  # at a time, so that memory stays bounded at 50,000 queries
 _SHARES = {"10": 0.1, "1": 0.01}
@@ -52,8 +52,7 @@ class NearestNeighbour(Method):
         """The rows of a class that are kept: one at least, the same each time."""
         if self.share == 1:
             return slice(first, last)
-        count = max(1, round(self.share * (last - first)))
-        return first + np.sort(np.random.RandomState(first).permutation(last - first)[:count])
+        return drawn(first, last, max(1, round(self.share * (last - first))))
 
     def take(self, support: Support) -> Scorer:
         unit = self.embed(support.flatten(0, 1)).T
