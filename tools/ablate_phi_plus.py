@@ -12,7 +12,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,6 @@ from dist_train import context as contexts
 from dist_train.config import LearnConfig
 from dist_train.context import Context
 from dist_train.engine.preempt import Stopper
-from dist_train.fewshot.method import Scorer, Support
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
@@ -74,24 +73,19 @@ class WithAttention(PhiPlus):
         return F.normalize(super().novel(supports) + attended, dim=-1)
 
 
+class LargestResponse(PhiPlus):
+    def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
+        return self.novel(supports)
+
+
 class Uncalibrated(Plus):
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.calibrate = lambda scorer: scorer  # type: ignore[assignment]
-
-
-class LargestResponse(Plus):
-    def take(self, support: Support) -> Scorer:
-        rows = self.phi.novel(support).flatten(0, 1)
-        return self.calibrate(
-            lambda queries: (self.phi.query(queries) @ rows.T).unflatten(1, support.shape[:2]).amax(2)
-        )
+    calibrated = False
 
 
 VARIANTS: dict[str, tuple[type[PhiPlus], type[Plus]]] = {
     "φ+": (PhiPlus, Plus),
     "not calibrated": (PhiPlus, Uncalibrated),
-    "largest of k responses": (PhiPlus, LargestResponse),
+    "largest of k responses": (LargestResponse, Plus),
     "base rows fixed": (FixedRows, Plus),
     "temperature learned": (LearnedTemperature, Plus),
     "rate constant": (Constant, Plus),
@@ -127,7 +121,7 @@ def measure(
         LEARNED["phi_plus"] = network
         bank, stop = learn.open_bank(run, context), Stopper(context)
         learn.train("phi_plus", bank, run.config.learn, folder / "phi_plus", run.config.seed, context, {}, stop)
-    method.learns = {"phi_plus": network}
+    method.network = network
     found: Draws = {k: {metric: [] for metric in AGAINST} for k in run.config.evaluate.shots}
     with torch.inference_mode():
         scorer = JointScorer(method("phi_plus", replace(exam.prepared, learn=folder)), exam.base, exam.novel)

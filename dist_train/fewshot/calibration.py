@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from dist_train.data.activations import Activations
 from dist_train.fewshot.method import Base, Scorer, drawn
 
 DEFAULTS = {"calibration_cost": 0.05}
@@ -22,20 +23,45 @@ _PER_CLASS = 20  # base training images asked, of each class
 
 
 class Calibration:
-    """Args: ``base_scores`` is the method's, from queries [Q, C] to scores [Q, base classes]."""
+    """Of a method's scores.
 
-    def __init__(self, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        kept = [drawn(first, last, _PER_CLASS) for first, last in pairwise(base.train.offsets)]
-        device = base.means.device
-        images = torch.from_numpy(base.train.rows[np.concatenate(kept)].astype(np.float32)).to(device)
-        labels = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])).to(device)
+    Args:
+        images: activations [N, C] of base training images.
+        labels: int64 [N].
+        base_scores: the method's, from queries [Q, C] to scores [Q, base classes].
+        cost: the share of the images that are right which the novel classes may take.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        base_scores: Callable[[torch.Tensor], torch.Tensor],
+        cost: float,
+    ) -> None:
         scores = base_scores(images)
         right = scores.argmax(1) == labels
         self.images, self.own = images[right], scores[right].amax(1)
-        self.cost = base.numbers["calibration_cost"]
+        self.cost = cost
+
+    @classmethod
+    def of(cls, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
+        return cls(*sample(base.train, base.means.device), base_scores, base.numbers["calibration_cost"])
+
+    def number(self, largest: torch.Tensor) -> float:
+        """What may be added to the novel scores, of which ``largest`` [images] are each image's."""
+        margins = (self.own - largest).sort().values
+        return margins[min(int(self.cost * len(margins)), len(margins) - 1)].item() if len(margins) else 0.0
 
     def __call__(self, scorer: Scorer) -> Scorer:
         """The same scores, plus the number that costs the share ``calibration_cost`` of the base images."""
-        margins = (self.own - scorer(self.images).amax(1)).sort().values
-        number = margins[min(int(self.cost * len(margins)), len(margins) - 1)] if len(margins) else 0.0
+        number = self.number(scorer(self.images).amax(1))
         return lambda queries: scorer(queries) + number
+
+
+def sample(train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The base training images that are asked: float32 [N, C], and their classes int64 [N]."""
+    kept = [drawn(first, last, _PER_CLASS) for first, last in pairwise(train.offsets)]
+    images = torch.from_numpy(train.rows[np.concatenate(kept)].astype(np.float32)).to(device)
+    labels = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])).to(device)
+    return images, labels

@@ -46,6 +46,20 @@ class RowPredictor(nn.Module, ABC):
         return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
+class RowClassifier(RowPredictor):
+    """A ``RowPredictor`` whose rows are a classifier: a class scores as the largest of its rows' products with the
+    query. These are what ``dist-train adapt`` makes models of."""
+
+    @abstractmethod
+    def base_rows(self, means: torch.Tensor) -> torch.Tensor:
+        """Rows of the base classes, of their means: both [classes, dim]."""
+
+    @abstractmethod
+    def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
+        """k supports of each class [..., k, dim] -> its rows [..., r, dim]; r is k or 1. ``rule``: see
+        ``evaluate.rule``."""
+
+
 def layers(count: int, dim: int, config: LearnConfig) -> nn.ModuleList:
     """Fully connected layers dim -> dim; the identity at first, as in the release, by ``LearnConfig``'s default."""
     made = nn.ModuleList(nn.Linear(dim, dim, bias=config.bias) for _ in range(count))
@@ -64,7 +78,7 @@ def through(made: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-class Predictor(RowPredictor):
+class Predictor(RowClassifier):
     """phi1 = one fully connected layer, phi2 = two with a ReLU between (paper, section 3.3); phi2* is phi2
     trained on means only.
 
@@ -92,3 +106,11 @@ class Predictor(RowPredictor):
 
     def query(self, activations: torch.Tensor) -> torch.Tensor:
         return F.normalize(activations, dim=-1) if self.normalise_query else activations
+
+    def base_rows(self, means: torch.Tensor) -> torch.Tensor:
+        return self(means)
+
+    def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
+        if rule == "max":
+            return self(supports)
+        return self(supports.mean(-2, keepdim=True)) if rule == "mean" else self(supports).mean(-2, keepdim=True)

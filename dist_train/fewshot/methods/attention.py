@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_train.config import LearnConfig
-from dist_train.fewshot.method import Base, Method, Scorer, Support, trained
-from dist_train.models.predictor import RowPredictor
+from dist_train.fewshot.row_method import RowMethod
+from dist_train.models.predictor import RowClassifier
 
 
-class Attention(RowPredictor):
+class Attention(RowClassifier):
     """Parameters and starting values as in their code: identity query, scales of 10, phi_avg and phi_att one;
     their rate, which falls."""
 
@@ -61,18 +61,16 @@ class Attention(RowPredictor):
         attended = torch.softmax(logits.float(), dim=1) @ F.normalize(self.rows, dim=1)
         return self.phi_avg * unit + self.phi_att * attended
 
+    def base_rows(self, means: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.rows, dim=1)
 
-class AttentionOverBase(Method):
+    def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
+        """One row, whatever the rule."""
+        rows = self.novel(supports.flatten(0, -2)).view_as(supports)
+        return F.normalize(rows.mean(-2, keepdim=True), dim=-1)
+
+
+class AttentionOverBase(RowMethod):
+    network = Attention
     labels: ClassVar = {"attention": "Attention over base rows"}
     learns: ClassVar = {"attention": Attention}
-
-    def __init__(self, name: str, base: Base) -> None:
-        self.model = trained(Attention, name, base)
-
-    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.model.query(queries) @ F.normalize(self.model.rows, dim=1).T
-
-    def take(self, support: Support) -> Scorer:
-        rows = self.model.novel(support.flatten(0, 1)).unflatten(0, support.shape[:2]).mean(1)
-        unit = F.normalize(rows, dim=1)
-        return lambda queries: self.model.query(queries) @ unit.T

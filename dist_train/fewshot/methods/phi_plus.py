@@ -21,13 +21,13 @@ from torch import nn
 
 from dist_train.config import LearnConfig
 from dist_train.fewshot import calibration
-from dist_train.fewshot.method import Base, Method, Scorer, Support, trained
-from dist_train.models.predictor import RowPredictor, layers, through
+from dist_train.fewshot.row_method import RowMethod
+from dist_train.models.predictor import RowClassifier, layers, through
 
 TEMPERATURE = 20.0  # chosen on pseudo-novel classes, as is all of ``own``
 
 
-class PhiPlus(RowPredictor):
+class PhiPlus(RowClassifier):
     own: ClassVar = {"lr": 0.1, "schedule": "cosine", "weight_decay": 0.0}
 
     def __init__(self, rows: torch.Tensor, config: LearnConfig) -> None:
@@ -50,20 +50,17 @@ class PhiPlus(RowPredictor):
         """Activations of single images [..., dim] -> unit rows [..., dim]."""
         return F.normalize(through(self.layers, F.normalize(supports, dim=-1)).float(), dim=-1)
 
+    def base_rows(self, means: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.rows, dim=1)
 
-class Plus(Method):
+    def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
+        """One row, whatever the rule."""
+        return F.normalize(self.novel(supports).mean(-2, keepdim=True), dim=-1)
+
+
+class Plus(RowMethod):
+    network = PhiPlus
     labels: ClassVar = {"phi_plus": "φ+"}
     learns: ClassVar = {"phi_plus": PhiPlus}
     defaults = calibration.DEFAULTS
-
-    def __init__(self, name: str, base: Base) -> None:
-        self.phi = trained(self.learns[name], name, base)
-        self.rows = F.normalize(self.phi.rows, dim=1)
-        self.calibrate = calibration.Calibration(base, self.base_scores)
-
-    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.phi.query(queries) @ self.rows.T
-
-    def take(self, support: Support) -> Scorer:
-        rows = F.normalize(self.phi.novel(support).mean(1), dim=1)
-        return self.calibrate(lambda queries: self.phi.query(queries) @ rows.T)
+    calibrated = True

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_train.config import LearnConfig
-from dist_train.fewshot.method import Base, Scorer, Support, trained
-from dist_train.fewshot.methods.predicted import Predicted
+from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.predictor import Predictor, layers, through
 
 
@@ -41,14 +40,11 @@ class ToMean(Predictor):
         guessed = self.to_mean(statistics).detach() * length
         return distance + super().loss(queries, labels, torch.where(single[:, None], guessed, statistics), single)
 
+    def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
+        return super().novel_rows(self.to_mean(supports) * supports.norm(dim=-1, keepdim=True), rule)
 
-class BehindToMean(Predicted):
+
+class BehindToMean(RowMethod):
+    network = ToMean
     labels: ClassVar = {"phi2mean": "φ2 of a predicted mean"}
     learns: ClassVar = {"phi2mean": ToMean}
-
-    def __init__(self, name: str, base: Base) -> None:
-        self.rule, self.phi = base.rule, trained(ToMean, name, base)
-        self.base_rows = self.phi(base.means)
-
-    def take(self, support: Support) -> Scorer:
-        return super().take(self.phi.to_mean(support) * support.norm(dim=-1, keepdim=True))
