@@ -1,3 +1,29 @@
-"""Few-Shot Image Recognition by Predicting Parameters from Activations, at full ImageNet scale."""
+"""Few-Shot Image Recognition by Predicting Parameters from Activations, at full ImageNet scale.
+
+``from dist_train import Classifier``: docs/python.md. Training is ``dist-train``, the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dist_train.classifier.classifier import Classifier as Classifier
+    from dist_train.classifier.classifier import Prediction as Prediction
+    from dist_train.errors import UserError as UserError
 
 __version__ = "0.1.0"
+__all__ = ["Classifier", "Prediction", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # When it is asked for: the command line, and each rank, would pay for torch here.
+    if name in ("Classifier", "Prediction"):
+        from dist_train.classifier import classifier
+
+        return getattr(classifier, name)
+    if name == "UserError":
+        from dist_train.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module 'dist_train' has no attribute {name!r}")

@@ -1,0 +1,428 @@
+"""A classifier that learns a class from one photo: the trained network, its predictor, and a list of classes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_train.classifier import folder as folders
+from dist_train.classifier import photos
+from dist_train.classifier.photos import Photo, Preprocess
+from dist_train.config import LearnConfig
+from dist_train.errors import UserError
+from dist_train.fewshot.calibration import Calibration
+from dist_train.fewshot.methods import METHODS
+from dist_train.fewshot.row_method import RowMethod
+from dist_train.models.backbone import Backbone
+from dist_train.models.predictor import RowClassifier
+
+RULES = ("max", "mean", "rows")
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of a model.
+
+    Attributes:
+        name: what predictions say; no two classes have the same.
+        wnid: of a class that came with the run, "" for one that was added.
+        photos: how many it was added from; 0 for one that came with the run.
+        added: the day, "2026-11-25"; "" for one that came with the run.
+    """
+
+    name: str
+    wnid: str = ""
+    photos: int = 0
+    added: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer: the class, and its share of a softmax over all classes."""
+
+    name: str
+    wnid: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """What training has made, and does not change when classes do.
+
+    Attributes:
+        backbone: from images to activations.
+        architecture: arguments of ``Backbone``: name, num_classes, small_stem.
+        method: a name in ``evaluate.methods``, of a ``RowMethod``.
+        phi: its trained network.
+        learn: what that was built with.
+        base_rows: [base classes, dim].
+        sample: activations and labels that calibrate, [N, dim] and [N]; empty where the method is not calibrated.
+        cost: see ``Calibration``.
+        preprocess: from pixels to images.
+    """
+
+    backbone: Backbone
+    architecture: dict[str, Any]
+    method: str
+    phi: RowClassifier
+    learn: LearnConfig
+    base_rows: torch.Tensor
+    sample: tuple[torch.Tensor, torch.Tensor]
+    cost: float
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class Head:
+    """The classifier that follows from the classes: class ``c`` scores as the largest product of the query with the
+    rows whose ``owner`` is c, plus ``offset[c]``."""
+
+    rows: torch.Tensor
+    owner: torch.Tensor
+    offset: torch.Tensor
+
+
+class Classifier:
+    """A trained network with classes that can be added from photos, without training.
+
+    ``Classifier.load(folder)`` opens what ``dist-train adapt RUN --out folder`` has made. See docs/python.md.
+
+    Not for several threads at once; copies by ``copy()`` share the network and cost nothing.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        base: Sequence[Class],
+        kept: Sequence[int],
+        rule: str = "max",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead."""
+        self.network, self.provenance = network, dict(provenance or {})
+        self._base, self._kept = list(base), list(kept)
+        self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
+        self._head: Head | None = None
+        self.rule = rule
+
+    @property
+    def rule(self) -> str:
+        """How several photos of a class count: ``max``, the largest of their responses (the paper), ``mean``, one
+        row from their mean activation, ``rows``, the mean of their rows. φ+ has one row by any rule."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: str) -> None:
+        if rule not in RULES:
+            raise UserError(f"rule {rule!r}: give one of {', '.join(RULES)}")
+        self._rule, self._head = rule, None
+
+    @property
+    def classes(self) -> list[Class]:
+        """In the order of ``logits``: those of the run, then those that were added."""
+        return [*self._base, *(one for one, _ in self._added)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.base_rows.device
+
+    def copy(self) -> Classifier:
+        """The same classes on the same network; a change of one leaves the other as it is."""
+        made = Classifier(self.network, self._base, self._kept, self.rule, self.provenance)
+        made._added, made._head = list(self._added), self._head
+        return made
+
+    # Classes.
+
+    def add_class(self, name: str, images: Iterable[Photo] | Photo) -> None:
+        """Add a class from one photo or more, in one forward pass.
+
+        Raises:
+            UserError: there is such a class, there are no photos, or one cannot be decoded; nothing is changed.
+        """
+        self.check_new(name)
+        self.add_activations(name, self.activations(images, name))
+
+    def add_activations(self, name: str, activations: torch.Tensor) -> None:
+        """``add_class`` from what ``activations`` has made of its photos, [k, dim].
+
+        Raises:
+            UserError: as ``add_class``.
+        """
+        self.check_new(name)
+        if not len(activations):
+            raise UserError(f"class {name!r}: no photos; give at least one")
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        self._added.append((Class(name, photos=len(activations), added=day), activations.to(self.device)))
+        self._head = None
+
+    def remove_class(self, name: str) -> None:
+        """Remove a class, by its name or wnid: one that was added, or one of the run's.
+
+        Raises:
+            UserError: there is none, or it is the last one.
+        """
+        place = self._find(name)
+        if len(self.classes) == 1:
+            raise UserError(f"class {name!r}: the last one cannot be removed")
+        if place < len(self._base):
+            del self._base[place], self._kept[place]
+        else:
+            del self._added[place - len(self._base)]
+        self._head = None
+
+    def rename_class(self, name: str, new: str) -> None:
+        """Call a class, given by its name or wnid, something else.
+
+        Raises:
+            UserError: there is none, or there is one of the new name.
+        """
+        place = self._find(name)
+        if new != self.classes[place].name:
+            self.check_new(new)
+        if place < len(self._base):
+            self._base[place] = replace(self._base[place], name=new)
+        else:
+            one, activations = self._added[place - len(self._base)]
+            self._added[place - len(self._base)] = (replace(one, name=new), activations)
+
+    def check_new(self, name: str) -> None:
+        """Raises UserError where a class cannot get this name."""
+        if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
+            raise UserError(f"class name {name!r}: give 1 to 200 printable characters, no space at the ends")
+        if any(name in (one.name, one.wnid) for one in self.classes):
+            raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
+
+    def _find(self, name: str) -> int:
+        found = [n for n, one in enumerate(self.classes) if name and name in (one.name, one.wnid)]
+        if not found:
+            raise UserError(f"class {name!r}: there is none among the {len(self.classes)}; list them first")
+        return found[0]
+
+    # Prediction.
+
+    def predict(self, images: Iterable[Photo] | Photo, topk: int = 5) -> list[list[Prediction]]:
+        """For each photo the ``topk`` classes with the highest scores, the best first.
+
+        Raises:
+            UserError: a photo cannot be decoded.
+        """
+        return self.answers(self.activations(images), topk)
+
+    def answers(self, activations: torch.Tensor, topk: int = 5) -> list[list[Prediction]]:
+        """``predict`` from activations [B, dim]."""
+        if topk < 1:
+            raise UserError(f"topk {topk}: must be >= 1")
+        classes = self.classes
+        best = self.scores(activations).softmax(1).topk(min(topk, len(classes)))
+        return [
+            [Prediction(classes[n].name, classes[n].wnid, p) for n, p in zip(places, shares, strict=True)]
+            for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def logits(self, images: Iterable[Photo] | Photo) -> torch.Tensor:
+        """Scores of all ``classes``: float32 [photos, classes].
+
+        Raises:
+            UserError: a photo cannot be decoded.
+        """
+        return self.scores(self.activations(images))
+
+    @torch.inference_mode()
+    def scores(self, activations: torch.Tensor) -> torch.Tensor:
+        """``logits`` from activations [B, dim]."""
+        head = self.head()
+        responses = self.network.phi.query(activations.to(self.device)) @ head.rows.T
+        if len(head.rows) == len(head.offset):
+            return responses + head.offset
+        best = responses.new_full((len(responses), len(head.offset)), -torch.inf)
+        return best.scatter_reduce(1, head.owner.expand(len(responses), -1), responses, "amax") + head.offset
+
+    def activations(self, images: Iterable[Photo] | Photo, name: str = "") -> torch.Tensor:
+        """a(x) of photos: float32 [photos, dim].
+
+        Args:
+            name: of their class, for errors.
+
+        Raises:
+            UserError: a photo cannot be decoded.
+        """
+        if isinstance(images, (str, Path, bytes)) or hasattr(images, "shape") or not isinstance(images, Iterable):
+            images = [images]  # type: ignore[list-item]
+        label = f"class {name!r}, photo" if name else "photo"
+        pixels = (photos.load(image, f"{label} {number}") for number, image in enumerate(images, 1))
+        found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels)]
+        return torch.cat(found) if found else self.network.base_rows.new_empty(0, self.network.backbone.dim)
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Preprocessed images [B, 3, size, size] -> activations [B, dim]."""
+        return self.network.backbone.features(images.contiguous(memory_format=torch.channels_last)).float()
+
+    @torch.inference_mode()
+    def head(self) -> Head:
+        """The classifier that follows from the classes as they are; made when it is first asked for."""
+        if self._head is None:
+            base, *added = self._rows()
+            counts = [*[1] * len(base), *map(len, added)]
+            owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self.device)
+            offset = torch.zeros(len(counts), device=self.device)
+            calibrate = self._calibration(base)
+            if calibrate and added:
+                query = self.network.phi.query(calibrate.images)
+                largest = torch.stack([(query @ rows.T).amax(1) for rows in added]).amax(0)
+                offset[len(base) :] = calibrate.number(largest, len(added))
+            self._head = Head(torch.cat([base, *added]), owner, offset)
+        return self._head
+
+    @torch.inference_mode()
+    def base_accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> list[float]:
+        """What additions did to the classes that were there: the share, in percent, of images that are right with
+        the run's classes alone, then with the first class that was added, with the first two, ...
+
+        Args:
+            activations: [N, dim] of images that were not trained on.
+            labels: of each, the place of its class in ``classes``; one of the run's.
+        """
+        query = self.network.phi.query
+        base, *added = self._rows()
+        calibrate = self._calibration(base)
+        # Pairs of what an image's own class scores, where that is the highest, and its query.
+        asked = [_right(query(activations.to(self.device)), base, torch.as_tensor(labels, device=self.device))]
+        if calibrate:
+            asked.append((calibrate.own, query(calibrate.images)))
+        largest = [torch.full_like(own, -torch.inf) for own, _ in asked]
+        kept = [len(asked[0][0])]
+        for number, rows in enumerate(added, 1):
+            largest = [torch.maximum(most, (queries @ rows.T).amax(1))
+                       for most, (_, queries) in zip(largest, asked, strict=True)]  # fmt: skip
+            offset = calibrate.number(largest[1], number) if calibrate else 0.0
+            kept.append(int((asked[0][0] >= largest[0] + offset).sum()))
+        return [100 * count / len(labels) for count in kept]
+
+    def _rows(self) -> list[torch.Tensor]:
+        """The rows of the run's classes together, then of each that was added."""
+        added = [self.network.phi.novel_rows(activations, self.rule) for _, activations in self._added]
+        return [self.network.base_rows[self._kept], *added]
+
+    def _calibration(self, base: torch.Tensor) -> Calibration | None:
+        """Of the run's classes that are left, whose rows are ``base``; None where the method has none."""
+        images, labels = self.network.sample
+        places = labels.new_full((len(self.network.base_rows),), -1)
+        places[self._kept] = torch.arange(len(self._kept), device=self.device)
+        kept = places[labels] >= 0
+        if not kept.any():
+            return None
+        query = self.network.phi.query
+        return Calibration(images[kept], places[labels][kept], lambda x: query(x) @ base.T, self.network.cost)
+
+    # Files.
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder, or replace the one there; a process that reads it meanwhile finds the one
+        before or this one.
+
+        Raises:
+            OSError: it cannot be written; what was there is untouched.
+        """
+        network = self.network
+        about = {
+            "method": {"name": network.method, "rule": self.rule, "calibration_cost": network.cost,
+                       "learn": asdict(network.learn)},
+            "backbone": network.architecture,
+            "preprocessing": {"resize": network.preprocess.resize, "size": network.preprocess.size,
+                              "interpolation": "bilinear, antialiased", "crop": "centre", "orientation": "by EXIF"},
+            "classes": [asdict(one) for one in self.classes],
+            "base_rows": self._kept,
+            "provenance": self.provenance,
+        }  # fmt: skip
+        tensors = {
+            **{f"backbone.{key}": tensor for key, tensor in network.backbone.state_dict().items()},
+            **{f"predictor.{key}": tensor for key, tensor in network.phi.state_dict().items()},
+            "base_rows": network.base_rows,
+            "sample.activations": network.sample[0].half(),
+            "sample.labels": network.sample[1],
+        }
+        photos = [activations for _, activations in self._added]
+        added = {"activations": torch.cat(photos) if photos else network.base_rows[:0]}
+        folders.write(Path(path), about, {"network": tensors, "added": added})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device | None = None) -> Classifier:
+        """Open a model folder.
+
+        Args:
+            device: "cpu", "cuda", ...; None: the GPU where there is one.
+
+        Raises:
+            UserError: no model there, of another version, or a file is missing or changed.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        about, parts = folders.read(Path(path), device)
+        try:
+            return cls._made(about, parts["network"], parts["added"]["activations"], device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: model.json and its files do not fit together ({text}); make it again") from None
+
+    @classmethod
+    def _made(cls, about: Mapping[str, Any], tensors: dict[str, torch.Tensor], added: torch.Tensor,
+              device: torch.device) -> Classifier:  # fmt: skip
+        method, size = about["method"], about["preprocessing"]
+        backbone = Backbone(**about["backbone"])
+        backbone.load_state_dict(_under("backbone.", tensors))
+        base_rows, learn = tensors["base_rows"], LearnConfig(**method["learn"])
+        kind = row_method(method["name"])
+        phi = kind.network.build(kind.uses.get(method["name"], method["name"]), base_rows, base_rows, learn)
+        phi.load_state_dict(_under("predictor.", tensors))
+        for module in (backbone, phi):
+            module.eval().requires_grad_(False)
+        network = Network(
+            backbone.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            about["backbone"], method["name"], phi.to(device), learn, base_rows,
+            (tensors["sample.activations"].float(), tensors["sample.labels"]), method["calibration_cost"],
+            Preprocess(size["resize"], size["size"]).to(device),
+        )  # fmt: skip
+        classes, kept = [Class(**entry) for entry in about["classes"]], about["base_rows"]
+        made = cls(network, classes[: len(kept)], kept, method["rule"], about["provenance"])
+        new = classes[len(kept) :]
+        made._added = list(zip(new, torch.split(added, [one.photos for one in new]), strict=True)) if new else []
+        return made
+
+
+def row_method(name: str) -> type[RowMethod]:
+    """The method of a name, of those that a classifier can be made of.
+
+    Raises:
+        UserError: it is none.
+    """
+    kind = METHODS.get(name)
+    if kind is None or not issubclass(kind, RowMethod):
+        names = [name for name, kind in METHODS.items() if issubclass(kind, RowMethod)]
+        raise UserError(f"method {name!r}: a classifier is made of one of {', '.join(names)}")
+    return kind
+
+
+def batches(items: Iterable[Any], size: int = _BATCH) -> Iterator[list[Any]]:
+    """At most ``size`` at a time, so that a folder of photos does not lie in memory."""
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _right(queries: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the queries that are right by these rows, the score and the query."""
+    scores = queries @ rows.T
+    right = scores.argmax(1) == labels
+    return scores[right].amax(1), queries[right]
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

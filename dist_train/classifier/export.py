@@ -1,0 +1,163 @@
+"""A model for other programs: a torchvision ResNet's weights, one safetensors file, or an ONNX graph."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from dist_train.classifier.classifier import Classifier
+from dist_train.data.files import atomic_write, write_text
+from dist_train.errors import UserError
+
+OPSET = 20
+
+
+def torchvision(model: Classifier, out: Path) -> str:
+    """State dict of ``torchvision.models.resnet50(num_classes=N)`` (or whatever the backbone is) with the model's
+    logits; classes and preprocessing in a JSON file beside it.
+
+    Returns:
+        How to load it.
+
+    Raises:
+        UserError: the logits are not those of a linear layer: a class has several rows (the max rule), or queries
+            are normalised; or torchvision has no such network.
+    """
+    network, head = model.network, model.head()
+    if query_scale(model) is not None:
+        raise UserError(
+            f"--format torchvision: {network.method} classifies by cosine, which a linear layer cannot; "
+            f"take --format onnx or safetensors, or make the model by adapt --method phi2"
+        )
+    if len(head.rows) != len(head.offset):
+        several = head.owner.bincount().argmax()
+        raise UserError(
+            f"--format torchvision: class {model.classes[several].name!r} counts by the largest response of its "
+            f"photos, which a linear layer cannot; take --rule mean or rows, or --format onnx or safetensors"
+        )
+    if network.architecture["small_stem"]:
+        raise UserError("--format torchvision: it has no ResNet with a small stem; take --format onnx or safetensors")
+    load = f"torchvision.models.{network.architecture['name']}(num_classes={len(head.offset)})"
+    if network.architecture["name"] == "resnet10":
+        load = f"torchvision.models.resnet.ResNet(BasicBlock, [1, 1, 1, 1], num_classes={len(head.offset)})"
+    weights = {**_body(model), "fc.weight": head.rows.cpu(), "fc.bias": head.offset.cpu()}
+    write_text(out.with_name(out.name + ".json"), json.dumps(_about(model), indent=1, ensure_ascii=False) + "\n")
+    with atomic_write(out) as file:
+        torch.save(weights, file)
+    return f'model = {load}; model.load_state_dict(torch.load("{out.name}", weights_only=True)); model.eval()'
+
+
+def safetensors(model: Classifier, out: Path) -> str:
+    """One file: the backbone under torchvision's names; ``rows`` [R, dim], ``owner`` [R] and ``offset`` [classes], so
+    that class c scores as the largest rows @ query of the rows it owns, plus offset[c]. The query is the activation,
+    or where the header's ``query_scale`` is a number, the activation at that length. Classes, preprocessing and
+    provenance are in the header."""
+    head, scale = model.head(), query_scale(model)
+    tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
+    header = {key: json.dumps(value, ensure_ascii=False) for key, value in _about(model).items()}
+    data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
+                {**header, "query_scale": "" if scale is None else repr(scale)})  # fmt: skip
+    with atomic_write(out) as file:
+        file.write(data)
+    return f'with safetensors.safe_open("{out.name}", "pt") as file: ...  # docs/python.md'
+
+
+def onnx(model: Classifier, out: Path) -> str:
+    """From decoded pixels to scores: ``images`` uint8 [batch, height, width, 3], of any size -> ``scores`` and
+    ``probabilities`` float32 [batch, classes]. Classes and preprocessing are in the metadata.
+
+    Raises:
+        UserError: the packages that write ONNX are not installed.
+    """
+    deployed = Deployed(model).eval()
+    some = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    try:
+        noisy.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter tells of its own deprecations
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                deployed, (some,), dynamo=True, opset_version=OPSET, input_names=["images"],
+                output_names=["scores", "probabilities"], dynamic_shapes=(dims,), verbose=False,
+            )  # fmt: skip
+    except ModuleNotFoundError as error:
+        raise UserError(f"--format onnx: {error.name} is missing; pip install onnx onnxscript") from None
+    finally:
+        noisy.setLevel(level)
+    proto = program.model_proto
+    for key, value in _about(model).items():
+        proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+    with atomic_write(out) as file:
+        file.write(proto.SerializeToString())
+    return f'session = onnxruntime.InferenceSession("{out.name}"); session.run(None, {{"images": pixels}})'
+
+
+FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], str]]] = {
+    "torchvision": (".pth", torchvision),
+    "safetensors": (".safetensors", safetensors),
+    "onnx": (".onnx", onnx),
+}
+"""Name -> end of a file's name, and what writes it."""
+
+
+class Deployed(nn.Module):
+    """The whole way from decoded pixels to scores, with the model's classes as they are."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        network, head = model.network, model.head()
+        self.preprocess, self.body, self.phi = network.preprocess, network.backbone.body, network.phi
+        self.rows, self.owner, self.offset = (
+            nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
+        )
+        self.single = len(head.rows) == len(head.offset)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [B, H, W, 3] -> scores and probabilities, float32 [B, classes]."""
+        query = self.phi.query(self.body(self.preprocess(images.permute(0, 3, 1, 2))))
+        scores = query @ self.rows.T
+        if not self.single:
+            best = torch.full((scores.shape[0], self.offset.shape[0]), -torch.inf)
+            scores = best.scatter_reduce(1, self.owner.expand(scores.shape[0], -1), scores, "amax")
+        scores = scores + self.offset
+        return scores, scores.softmax(1)
+
+
+def query_scale(model: Classifier) -> float | None:
+    """The length that a query is given, or None where it is the activation as it is."""
+    some = torch.rand(1, model.network.backbone.dim, generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.inference_mode():
+        query = model.network.phi.query(some)
+    return None if torch.equal(query, some) else round(query.norm().item(), 6)
+
+
+def _body(model: Classifier) -> dict[str, torch.Tensor]:
+    """The backbone without its classifier, by torchvision's names."""
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in model.network.backbone.body.state_dict().items()}
+
+
+def _about(model: Classifier) -> dict[str, Any]:
+    preprocess, network = model.network.preprocess, model.network
+    return {
+        "classes": [asdict(one) for one in model.classes],
+        "preprocessing": {
+            "resize": preprocess.resize, "size": preprocess.size, "interpolation": "bilinear, antialiased",
+            "mean": (preprocess.mean / 255).flatten().tolist(), "std": (preprocess.std / 255).flatten().tolist(),
+        },
+        "method": {"name": network.method, "rule": model.rule},
+        "backbone": network.architecture,
+        "provenance": model.provenance,
+    }  # fmt: skip

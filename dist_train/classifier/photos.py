@@ -1,0 +1,148 @@
+"""Photos of any kind to network input: decoding by Pillow, then the evaluation's resize and crop.
+
+Training and evaluation decode with DALI (data/dali.py), from shards and many at a time. What people hand to a
+classifier is a few photos of any format, as files, bytes, arrays or tensors; here they become the same pixels, with
+one difference: a photo from a phone is turned upright by its EXIF orientation, which ImageNet's images are not.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+from torch.nn.functional import interpolate
+
+from dist_train.data.pixels import MEAN, STD
+from dist_train.errors import UserError
+
+Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor
+"""A file, its bytes, a PIL image, or pixels: uint8, or floats in [0, 1]. An array is [height, width, 3] or
+[height, width]; a tensor is [3, height, width] or [1, height, width]."""
+
+MAX_PIXELS = 89_478_485
+"""Of one photo (Pillow's own guard against images that fill the memory: 2^28 bytes of RGB)."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""What is taken for a photo in a folder, by the end of its name in lower case."""
+
+
+def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """uint8 [3, height, width], RGB. Of an animation, the first frame; on transparency, what lies below it.
+
+    Args:
+        name: how to call a photo that is not a file in an error.
+
+    Raises:
+        UserError: it cannot be decoded, or is larger than ``max_pixels``.
+    """
+    if isinstance(photo, torch.Tensor):
+        return _pixels(photo, photo.detach().cpu(), name)
+    if isinstance(photo, np.ndarray):
+        tensor = torch.from_numpy(np.ascontiguousarray(photo))
+        return _pixels(photo, tensor[None] if tensor.ndim == 2 else tensor.movedim(-1, 0), name)
+    if isinstance(photo, Image.Image):
+        return _decoded(photo, name, max_pixels)
+    if isinstance(photo, (str, Path)):
+        name = str(photo)
+    if not isinstance(photo, (str, Path, bytes)):
+        raise UserError(f"{name}: {type(photo).__name__} is no photo; give a path, bytes, PIL image, array or tensor")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, which are looked at below, and of odd EXIF
+            with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
+                return _decoded(image, name, max_pixels)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        raise _too_large(name, f"{pixels[1] if pixels else 'too many'} pixels", max_pixels) from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: not an image of a format that Pillow reads; convert it to JPEG or PNG") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{name}: {error.strerror}; give the path of an image") from None
+
+
+def files(folder: Path) -> list[Path]:
+    """The photos of a folder and of those below it, by ``SUFFIXES``, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"{folder}: holds no photos ({', '.join(sorted(SUFFIXES))}); give a folder with some")
+    return found
+
+
+class Preprocess(nn.Module):
+    """Pixels to network input, as in the evaluation: shorter side to ``resize`` pixels (bilinear, antialiased), a
+    centre crop of ``size``, ImageNet's mean and standard deviation. A module, to be exported with the network.
+
+    In floats throughout, where the evaluation's resize rounds to bytes: so it is the same in every runtime.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, resize: int, size: int) -> None:
+        super().__init__()
+        self.resize, self.size = resize, size
+        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, height, width] of any one size -> float32 [B, 3, size, size]."""
+        short: Any = torch.sym_min(*images.shape[-2:])
+        height, width = (self.resize * side // short for side in images.shape[-2:])
+        resized = interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
+        top, left = _centre(height - self.size), _centre(width - self.size)
+        crop = resized[..., top : top + self.size, left : left + self.size]
+        return (crop - self.mean) / self.std
+
+    def batch(self, pixels: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Photos of any sizes, each uint8 [3, height, width] -> float32 [B, 3, size, size]."""
+        device = self.mean.device
+        return torch.cat([self(image[None].to(device)) for image in pixels])
+
+
+def _centre(free: int) -> int:
+    """Half of it, rounded to even, as ``augment.centre_anchor``; in arithmetic that an export can follow."""
+    half = free // 2
+    return half + (free % 2) * (half % 2)
+
+
+def _decoded(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
+    if image.width * image.height > max_pixels:
+        raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+    try:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
+        raise UserError(f"{name}: damaged or cut off ({error}); get the file again") from None
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+def _too_large(name: str, what: str, max_pixels: int) -> UserError:
+    return UserError(f"{name}: {what}, and {max_pixels} are the limit; make it smaller")
+
+
+def _pixels(photo: Any, image: torch.Tensor, name: str) -> torch.Tensor:
+    """Checked, as uint8 [3, H, W]."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
+        wanted = "[height, width, 3] or [height, width]" if isinstance(photo, np.ndarray) else "[3 or 1, height, width]"
+        raise UserError(f"{name}: shape {list(photo.shape)}; give {wanted}")
+    if image.is_floating_point():
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise UserError(f"{name}: floats outside [0, 1]; give these, not normalised, or uint8")
+        image = (255 * image.float()).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise UserError(f"{name}: {image.dtype}; give uint8, or floats in [0, 1]")
+    return image.expand(3, -1, -1)
