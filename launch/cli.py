@@ -20,6 +20,7 @@ import dist_train
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
+from launch import models
 from launch.parsing import Parser, check_yaml, find_yaml, one_line
 
 
@@ -77,6 +78,7 @@ def build_parser(words: Sequence[str]) -> Parser:
     resume.add_argument("--batches", type=int, default=4, help="Global batches to compare.")
     commands.add_subcommand("verify-resume", resume, help="prove that resuming is exact")
 
+    models.add(commands, Parser)
     commands_around.add(commands, Parser, words)
 
     whole = "all stages in turn (pack where asked, pretrain, extract, learn, evaluate), skipping what is done"
@@ -118,6 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cancel": commands_around.cancel,
             "collect": commands_around.collect,
             "doctor": commands_around.doctor,
+            "adapt": lambda given: models.adapt(given, load_config),
+            "classify": models.classify,
+            "export": models.export,
+            "serve": models.serve,
         }
         if command not in actions:
             return _stages(parser, options)
@@ -128,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dist-train: error: {error}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
-        if command not in ("status", "logs", "collect", "doctor", "verify", "launch"):
+        if command not in ("status", "logs", "collect", "doctor", "verify", "launch", "adapt", "classify"):
             raise
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()

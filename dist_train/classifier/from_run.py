@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dist_train.classifier.classifier import Class, Classifier, Network, row_method
+from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.parts import Class, Network, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config
 from dist_train.data import activations

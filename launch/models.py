@@ -1,0 +1,293 @@
+"""The commands that use what was trained: adapt, classify, export, serve."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from dist_train.config import Config
+from dist_train.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dist_train.classifier.classifier import Classifier
+
+NAMES = ("adapt", "classify", "export", "serve")
+
+
+def add(commands: Any, parser: Callable[..., Any]) -> None:
+    """Add the parsers of these commands."""
+    adapt = parser(
+        description="Make a model of a run, or change one: add classes from one or more photos each, without training; "
+        "rename and remove classes. Changes are made in the order remove, rename, class, all or none of them."
+    )
+    adapt.add_argument("source", type=Path, help="RUNS/NAME whose learn is done, or a model that adapt has made.")
+    adapt.add_argument("--out", type=Path, help="Folder for the model; default: the model itself is changed.")
+    adapt.add_argument(
+        "--class", action="append", default=[], metavar="NAME=PHOTOS", help="Add a class from a photo, a folder or a "
+        "quoted pattern. Repeat it for more classes, or for more photos of one."
+    )  # fmt: skip
+    adapt.add_argument("--classes", type=Path, metavar="DIR", help="Add a class for each folder in DIR, by its name.")
+    adapt.add_argument("--remove", action="append", default=[], metavar="NAME", help="Remove a class (name or wnid).")
+    adapt.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="Rename a class.")
+    adapt.add_argument("--list", action="store_true", help="Print the classes, one a line.")
+    adapt.add_argument("--method", help="Of a run: which of its methods; default: phi_plus where it was trained, "
+                       "else phi2. See docs/methods.md.")  # fmt: skip
+    adapt.add_argument("--rule", help="How several photos count: max (the paper), mean, or rows; default: as it is.")
+    adapt.add_argument("--held_out", type=Path, metavar="DIR", help="Photos in a folder for each class (name or wnid) "
+                       "that say what additions do to these; default: the run's validation images.")  # fmt: skip
+    commands.add_subcommand("adapt", adapt, help="add classes from photos, without training")
+
+    classify = parser(description="What is on photos. A photo that cannot be read is named and left out; exit code 1.")
+    classify.add_argument("model", type=Path, help="Folder made by adapt.")
+    classify.add_argument("images", nargs="+", help="Photos, folders, quoted patterns; - reads one photo, or paths one "
+                          "a line, from standard input.")  # fmt: skip
+    classify.add_argument("--topk", type=int, default=5, help="Classes to name.")
+    classify.add_argument("--json", action="store_true", help="A JSON object a line.")
+    commands.add_subcommand("classify", classify, help="what is on photos")
+
+    export = parser(description="A model for other programs; docs/python.md says how each is loaded.")
+    export.add_argument("model", type=Path, help="Folder made by adapt.")
+    export.add_argument("--format", required=True, help="torchvision, safetensors or onnx.")
+    export.add_argument("--out", type=Path, help="File to write; default: the model's name, in this folder.")
+    export.add_argument("--rule", help="How several photos of a class count: max, mean or rows; default: the model's.")
+    commands.add_subcommand("export", export, help="to torchvision, safetensors or ONNX")
+
+    serve = parser(description="A web page on this machine: drop photos, see the classes, add some. Ctrl-C ends it.")
+    serve.add_argument("model", type=Path, help="Folder made by adapt; additions are written to it at once.")
+    serve.add_argument("--host", default="127.0.0.1", help="Address to listen on; beyond this machine a token is "
+                       "asked for.")  # fmt: skip
+    serve.add_argument("--port", type=int, default=8000, help="Port; 0 = any free one.")
+    serve.add_argument("--token", help="The token, at least 16 characters; default: one is drawn and printed.")
+    serve.add_argument("--max_upload_mb", type=int, default=64, help="Limit of one upload in megabytes (10^6 bytes).")
+    serve.add_argument("--max_megapixels", type=int, default=64, help="Limit of one photo in millions of pixels.")
+    serve.add_argument("--max_classes", type=int, default=5000, help="Limit of all classes together.")
+    commands.add_subcommand("serve", serve, help="a web page to try a model")
+
+
+def adapt(given: Namespace, load_config: Callable[[Path], Config]) -> int:
+    from dist_train.classifier import folder
+
+    out = given.out or (given.source if folder.is_model(given.source) else None)
+    asked = _changes(given)
+    if out is None and (asked or not given.list):
+        raise UserError("--out is required: the folder for the model")
+    if given.out and given.out.exists() and not _same(given.out, given.source) and any(given.out.iterdir()):
+        raise UserError(f"--out {given.out}: exists; take another folder, or change it: dist-train adapt {given.out}")
+    config = None if folder.is_model(given.source) else load_config(given.source)
+    if config is None and given.method:
+        raise UserError("--method: is chosen when a model is made of a run; give the run")
+    writes = out is not None and bool(asked or config or given.rule or given.out)
+    with folder.lock(out) if writes and folder.is_model(out) else nullcontext():
+        model = _open(given, config)
+        new = _apply(given, model, config)
+        if writes:
+            model.save(out)
+    if given.list:
+        for one in model.classes:
+            print(f"{one.name}\t{one.wnid or '-'}\t{one.photos or '-'}")
+        return 0
+    for text in new:
+        print(text)
+    print(f"{out}: {len(model.classes)} classes, {model.network.method}, rule {model.rule}")
+    return 0
+
+
+def _changes(given: Namespace) -> bool:
+    return bool(given["class"] or given.classes or given.remove or given.rename)
+
+
+def _open(given: Namespace, config: Config | None) -> Classifier:
+    from dist_train.classifier.classifier import Classifier
+    from dist_train.classifier.from_run import from_run
+
+    if config is not None:
+        return from_run(config, given.method, given.rule)
+    model = Classifier.load(given.source)
+    if given.rule:
+        model.rule = given.rule
+    return model
+
+
+def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[str]:
+    """Remove, rename and add classes; what is to be said of the additions."""
+    from dist_train.data.pool import progress_bar
+
+    for name in given.remove:
+        model.remove_class(name)
+    for text in given.rename:
+        old, new = _pair("--rename", text, "OLD=NEW")
+        model.rename_class(old, new)
+    new = _new_classes(given)
+    for name in new:
+        model.check_new(name)
+    first = len(model.classes)
+    bar = progress_bar(sum(map(len, new.values())), "photos", "img", sum(map(len, new.values())) > 20)
+    for name, paths in new.items():
+        model.add_activations(name, model.activations(paths, name))
+        bar.update(len(paths))
+    bar.close()
+    added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[first:]]
+    asked = _held_out(given, model, config) if new else None
+    if not asked:
+        return added
+    rates = model.base_accuracy(*asked)[-len(new) - 1 :]
+    steps = [f"{text}; base {after:.2f}% ({after - before:+.2f})"
+             for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
+    return [*steps, f"base accuracy on {len(asked[1])} held-out images: {rates[0]:.2f}% before, {rates[-1]:.2f}% after"]
+
+
+def _new_classes(given: Namespace) -> dict[str, list[Path]]:
+    """Name -> its photos."""
+    from dist_train.classifier import photos
+
+    found: dict[str, list[Path]] = {}
+    for text in given["class"]:
+        name, where = _pair("--class", text, "NAME=PHOTOS")
+        found.setdefault(name, []).extend(_expand(where, f"--class {text}"))
+    if given.classes:
+        if not given.classes.is_dir():
+            raise UserError(f"--classes {given.classes}: no such folder; give one with a folder of photos a class")
+        folders = sorted(path for path in given.classes.iterdir() if path.is_dir())
+        if not folders:
+            raise UserError(f"--classes {given.classes}: holds no folders; give one with a folder of photos a class")
+        for path in folders:
+            found.setdefault(path.name, []).extend(photos.files(path))
+    return found
+
+
+def _held_out(given: Namespace, model: Classifier, config: Config | None) -> tuple[torch.Tensor, list[int]] | None:
+    """Activations of images of the classes that came with the run, and their places in ``model.classes``."""
+    import torch
+
+    from dist_train.classifier import photos
+    from dist_train.classifier.from_run import held_out
+
+    base = [one for one in model.classes if not one.added]
+    if given.held_out is None:
+        if config is None:
+            return None
+        activations, labels = held_out(config)
+        place = {number: n for n, number in enumerate(model.kept)}
+        kept = [n for n, label in enumerate(labels) if label in place]
+        return (activations[kept], [place[labels[n]] for n in kept]) if kept else None
+    place = {name: n for n, one in enumerate(base) for name in (one.wnid, one.name)}
+    found, labels = [], list[int]()
+    for path in sorted(given.held_out.iterdir()) if given.held_out.is_dir() else ():
+        if path.is_dir() and path.name in place:
+            found.append(model.activations(photos.files(path), path.name))
+            labels += [place[path.name]] * len(found[-1])
+    if not found:
+        raise UserError(f"--held_out {given.held_out}: holds no folder with the name or wnid of a class; make some")
+    return torch.cat(found), labels
+
+
+def classify(given: Namespace) -> int:
+    from dist_train.classifier.classifier import Classifier, batches
+
+    if given.topk < 1:
+        raise UserError(f"--topk {given.topk}: must be >= 1")
+    model = Classifier.load(given.model)
+    bad = 0
+    for part in batches(_photos(given.images)):
+        readable = []
+        for name, photo in part:
+            try:
+                readable.append((name, _load(photo, name)))
+            except UserError as error:
+                bad += 1
+                print(f"dist-train: error: {error}", file=sys.stderr)
+        if not readable:
+            continue
+        answers = model.predict([pixels for _, pixels in readable], given.topk)
+        for (name, _), predictions in zip(readable, answers, strict=True):
+            if given.json:
+                print(json.dumps({"image": name, "classes": [asdict(p) for p in predictions]}, ensure_ascii=False))
+            else:
+                print(name, *(f"{100 * p.probability:7.2f}%  {p.name}" for p in predictions), sep="\n")
+        sys.stdout.flush()
+    return 1 if bad else 0
+
+
+def _photos(images: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
+    """What each is called, and where it is; bytes where it came by standard input."""
+    for image in images:
+        if image != "-":
+            for path in _expand(image, image):
+                yield str(path), path
+            continue
+        data = sys.stdin.buffer.read()
+        lines = [line for line in data.split(b"\n") if line.strip()]
+        if lines and all(os.path.exists(line.strip()) for line in lines):
+            for line in lines:
+                for path in _expand(os.fsdecode(line.strip()), "-"):
+                    yield str(path), path
+        else:
+            yield "-", data
+
+
+def _load(photo: Path | bytes, name: str) -> torch.Tensor:
+    from dist_train.classifier import photos
+
+    return photos.load(photo, "standard input" if name == "-" else name)
+
+
+def export(given: Namespace) -> int:
+    from dist_train.classifier.classifier import Classifier
+    from dist_train.classifier.export import FORMATS
+
+    if given.format not in FORMATS:
+        raise UserError(f"--format {given.format}: give one of {', '.join(FORMATS)}")
+    suffix, write = FORMATS[given.format]
+    out = given.out or Path(given.model.absolute().name + suffix)
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'no such folder'}; give a file to write")
+    model = Classifier.load(given.model, "cpu")
+    if given.rule:
+        model.rule = given.rule
+    told = write(model, out)
+    print(f"{out}: {len(model.classes)} classes\n{told}")
+    return 0
+
+
+def serve(given: Namespace) -> int:
+    from dist_train.classifier.server import Limits, run
+
+    limits = Limits(given.max_upload_mb * 1_000_000, given.max_megapixels * 1_000_000, given.max_classes)
+    return run(given.model, given.host, given.port, given.token, limits)
+
+
+def _pair(option: str, text: str, form: str) -> tuple[str, str]:
+    first, sign, second = text.partition("=")
+    if not sign or not first or not second:
+        raise UserError(f"{option} {text}: give {form}")
+    return first, second
+
+
+def _expand(text: str, option: str) -> list[Path]:
+    """The photos that a word means: a file, those of a folder, or those that match a pattern."""
+    from dist_train.classifier import photos
+
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return photos.files(path)
+    if path.exists():
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    if not found:
+        raise UserError(f"{option}: no such file or folder, and no pattern that matches; check the path")
+    return [photo for one in found for photo in (photos.files(one) if one.is_dir() else [one])]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
