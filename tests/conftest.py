@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from browsers import CHROMIUM, SLOW
 
+from dist_train.classifier.from_run import from_run
 from dist_train.config import (
     Config,
     DataConfig,
@@ -112,10 +115,36 @@ def whole_run(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """One that went through all stages, with more methods; not to be changed."""
     methods = ["nn", "nn1", "mean", "imprint", "ridge", "phi1", "phi2", "phi2star", "phi2cal", "nn_oracle"]
     options = replace(small_run.evaluate, methods=methods)
-    run = open_run(replace(small_run, runs=tmp_path_factory.mktemp("whole"), evaluate=options))
+    learned = replace(small_run.learn, methods=[*small_run.learn.methods, "phi_plus"])
+    run = open_run(replace(small_run, runs=tmp_path_factory.mktemp("whole"), learn=learned, evaluate=options))
     for chapter in (pretrain, extract, learn, evaluate):
         chapter.run(run, Context(), Stopper(Context()))
     return run
+
+
+@pytest.fixture(scope="session")
+def models(whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of models of ``whole_run`` with its base classes, by method: phi1, phi2, phi2cal, phi_plus. Not to be
+    changed."""
+    root = tmp_path_factory.mktemp("models")
+    for method in ("phi1", "phi2", "phi2cal", "phi_plus"):
+        from_run(whole_run.config, method).save(root / method)
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window; its camera is drawn."""
+    from playwright.sync_api import sync_playwright
+
+    if not CHROMIUM:
+        pytest.skip("no Chromium: apt-get install chromium")
+    # Root, as in a container, has no sandbox; the pages are ours.
+    options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=SLOW)
+        yield started
+        started.close()
 
 
 @pytest.fixture

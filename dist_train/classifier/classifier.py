@@ -332,6 +332,8 @@ class Classifier:
         classes, kept = [Class(**entry) for entry in about["classes"]], about["base_rows"]
         made = cls(network, classes[: len(kept)], kept, method["rule"], about["provenance"])
         new = classes[len(kept) :]
+        if not classes or len(made._base) != len(kept) or sum(one.photos for one in new) != len(added):
+            raise ValueError("not as many classes as rows")
         made._added = list(zip(new, torch.split(added, [one.photos for one in new]), strict=True)) if new else []
         return made
 

@@ -67,6 +67,10 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> tor
         raise UserError(f"{name}: not an image of a format that Pillow reads; convert it to JPEG or PNG") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{name}: {error.strerror}; give the path of an image") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
+        raise _damaged(name, error) from None
 
 
 def files(folder: Path) -> list[Path]:
@@ -123,11 +127,13 @@ def _decoded(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
         raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
     try:
         upright = ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise UserError(f"{name}: damaged or cut off ({error}); get the file again") from None
+    except Exception as error:
+        raise _damaged(name, error) from None
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    return UserError(f"{name}: damaged or cut off ({' '.join(str(error).split())[:200]}); get the file again")
 
 
 def _too_large(name: str, what: str, max_pixels: int) -> UserError:

@@ -5,38 +5,13 @@ Leaves screenshots in ``tests/artefacts``, or in the folder that ARTEFACTS names
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageStat
+from browsers import SLOW, VIEWS, brightness
 
 from dist_train.stages.common import Run
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARTEFACTS = Path(os.environ.get("ARTEFACTS") or Path(__file__).parents[1] / "artefacts")
-SLOW = 300_000  # milliseconds: a busy machine without a GPU draws slowly
-VIEWS: dict[str, dict[str, Any]] = {
-    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "is_mobile": True, "has_touch": True},
-}
-
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox; the page is ours.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=SLOW)
-        yield started
-        started.close()
 
 
 @pytest.fixture(params=list(VIEWS))
@@ -72,12 +47,8 @@ def test_page_fits_and_looks_as_told(page: Any) -> None:
     assert page.evaluate(texts) == []  # no label is cut off
     assert page.complaints == []
 
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    path = ARTEFACTS / f"report-{page.view}.png"
-    page.screenshot(path=path, full_page=True, timeout=SLOW)
-    with Image.open(path) as shot:
-        brightness = ImageStat.Stat(shot.convert("L")).median[0]
-    assert brightness < 60 if page.view == "dark" else brightness > 200
+    shot = brightness(page, f"report-{page.view}")
+    assert shot < 60 if page.view == "dark" else shot > 200
 
 
 def test_check_boxes_show_and_hide_a_method_in_all_charts(page: Any) -> None:

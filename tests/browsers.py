@@ -1,0 +1,28 @@
+"""For tests in a real browser. Screenshots go to ``tests/artefacts``, or to the folder that ARTEFACTS names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageStat
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARTEFACTS = Path(os.environ.get("ARTEFACTS") or Path(__file__).parent / "artefacts")
+SLOW = 300_000  # milliseconds: a busy machine without a GPU draws slowly
+VIEWS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "is_mobile": True, "has_touch": True},
+}
+
+
+def brightness(page: Any, name: str) -> float:
+    """Of most of the page, 0 to 255, in a screenshot that is kept under this name."""
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    path = ARTEFACTS / f"{name}.png"
+    page.screenshot(path=path, full_page=True, timeout=SLOW)
+    with Image.open(path) as shot:
+        return float(ImageStat.Stat(shot.convert("L")).median[0])

@@ -1,0 +1,261 @@
+"""A model's answers are the evaluation's; classes come and go; files are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dist_train import Classifier, UserError
+from dist_train.classifier.from_run import from_run, held_out
+from dist_train.context import Context
+from dist_train.fewshot import methods
+from dist_train.stages.common import Run
+from dist_train.stages.evaluate import Exam
+
+
+def supports(run: Run, shots: int) -> torch.Tensor:
+    exam = Exam(run, Context())
+    return exam.load(exam.bank.rows[exam.supports[0]])[:, :shots]
+
+
+@pytest.mark.parametrize("rule", ["max", "mean", "rows"])
+@pytest.mark.parametrize("method", ["phi1", "phi2", "phi2cal", "phi_plus"])
+def test_scores_are_the_evaluations(method: str, rule: str, whole_run: Run) -> None:
+    from dataclasses import replace
+
+    exam, shots = Exam(whole_run, Context()), supports(whole_run, 3)
+    model = from_run(whole_run.config, method, rule)
+    for number, some in enumerate(shots):
+        model.add_activations(f"new {number}", some)
+    with torch.inference_mode():
+        wanted = methods.make(method, replace(exam.prepared, rule=rule))
+        queries = exam.novel.activations
+        scores = torch.cat([wanted.base_scores(queries), wanted.take(shots)(queries)], 1)
+    assert torch.allclose(model.scores(queries), scores, atol=1e-5)
+
+
+def test_a_class_of_more_photos_scores_as_its_best(whole_run: Run) -> None:
+    """Classes of one, two and three photos in one model, against a loop."""
+    shots, model = supports(whole_run, 3), from_run(whole_run.config, "phi2")
+    for number, some in enumerate(shots):
+        model.add_activations(f"new {number}", some[: number + 1])
+    query = shots[0, 0]
+    with torch.inference_mode():
+        phi = model.network.phi
+        wanted = [float(query @ row) for row in model.network.base_rows]
+        wanted += [max(float(query @ phi(a)) for a in some[: n + 1]) for n, some in enumerate(shots)]
+    assert np.allclose(model.scores(query[None])[0], wanted, atol=1e-4)
+    best = model.answers(query[None], topk=3)[0]
+    order = np.argsort(wanted)[::-1]
+    assert [one.name for one in best] == [model.classes[n].name for n in order[:3]]
+    shares = np.exp(np.sort(wanted)[::-1] - max(wanted))
+    assert np.allclose([one.probability for one in best], (shares / shares.sum())[:3], atol=1e-5)
+
+
+def test_photos_to_answers(models: Path, drawn: Path) -> None:
+    """Zero training: after a novel class is added from photos of it, its others are more often taken for it than
+    those of another class are."""
+    model = Classifier.load(models / "phi2")
+    assert len(model.classes) == 6 and model.classes[0].wnid and not model.classes[0].added
+    novel = json.loads((drawn / "split.json").read_text())["novel"]
+    photos = {name: sorted((drawn / "train" / name).iterdir()) for name in novel}
+    before = model.logits(photos[novel[0]][3:])
+    model.add_class("okapi", photos[novel[0]][:3])
+    logits = model.logits(photos[novel[0]][3:])
+    assert torch.allclose(logits[:, :6], before) and logits.shape == (17, 7)
+    others = model.logits(photos[novel[1]])
+    own = lambda scores: (scores.argmax(1) == 6).float().mean()  # noqa: E731
+    assert own(logits) > own(others)
+    assert len(model.predict(photos[novel[0]][0])) == 1 and len(model.predict(photos[novel[0]], topk=99)[0]) == 7
+    with pytest.raises(UserError, match="topk 0: must be >= 1"):
+        model.predict(photos[novel[0]], topk=0)
+    assert model.predict([]) == []
+
+
+@pytest.mark.parametrize("method", ["phi2", "phi_plus"])
+def test_additions_tell_what_they_did_to_the_base(method: str, whole_run: Run) -> None:
+    shots, model = supports(whole_run, 3), from_run(whole_run.config, method)
+    activations, labels = held_out(whole_run.config)
+    assert len(labels) == 36
+    wanted = []
+    for number, some in enumerate([None, *shots]):
+        if some is not None:
+            model.add_activations(f"new {number}", some)
+        wanted.append(100 * float((model.scores(activations).argmax(1) == torch.tensor(labels)).double().mean()))
+    assert np.allclose(model.base_accuracy(activations, labels), wanted) and len(wanted) == 4
+
+
+@pytest.mark.parametrize("method", ["phi2", "phi_plus"])
+def test_removed_classes_are_as_if_they_had_never_been(method: str, whole_run: Run) -> None:
+    shots, model = supports(whole_run, 2), from_run(whole_run.config, method)
+    only = from_run(whole_run.config, method)
+    for number, some in enumerate(shots):
+        model.add_activations(f"new {number}", some)
+    only.add_activations("new 2", shots[2])
+    for name in ("new 0", model.classes[4].wnid, "new 1"):
+        model.remove_class(name)
+    only.remove_class(only.classes[4].name)
+    queries = shots.flatten(0, 1)
+    assert model.kept == (0, 1, 2, 3, 5) and [one.name for one in model.classes] == [one.name for one in only.classes]
+    assert torch.equal(model.scores(queries), only.scores(queries))
+
+
+def test_names_are_checked_and_nothing_changes(models: Path) -> None:
+    model, photo = Classifier.load(models / "phi2"), np.zeros((40, 40, 3), np.uint8)
+    model.add_class("okapi", photo)
+    before = model.classes
+    for name in ("okapi", before[0].name, before[0].wnid):
+        with pytest.raises(UserError, match="exists already"):
+            model.add_class(name, photo)
+        with pytest.raises(UserError, match="exists already"):
+            model.rename_class(before[1].name, name)
+    for name in ("", " ", " okapi", "a\nb", "x" * 201):
+        with pytest.raises(UserError, match="give 1 to 200 printable characters"):
+            model.add_class(name, photo)
+    with pytest.raises(UserError, match="class 'zebra': no photos"):
+        model.add_class("zebra", [])
+    with pytest.raises(UserError, match="class 'zebra', photo 2: shape"):
+        model.add_class("zebra", [photo, photo[0, 0]])
+    for act in (model.remove_class, lambda name: model.rename_class(name, "x")):
+        with pytest.raises(UserError, match="class 'zebra': there is none among the 7"):
+            act("zebra")
+    with pytest.raises(UserError, match="rule 'min'"):
+        model.rule = "min"
+    assert model.classes == before
+    model.rename_class("okapi", "okapi")
+    for one in before[1:]:
+        model.remove_class(one.name)
+    with pytest.raises(UserError, match="the last one cannot be removed"):
+        model.remove_class(before[0].name)
+    assert model.predict(photo)[0][0].probability == 1
+
+
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "rename", "save"]), NAMES, NAMES), max_size=12))
+def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[tuple[str, str, str]]) -> None:
+    """Against a dictionary; a model that is loaded answers as the one that was saved."""
+    shutil.rmtree(tmp_path / "model", ignore_errors=True)
+    model, wanted = Classifier.load(models / "phi2", "cpu"), dict[str, torch.Tensor]()
+    base = [one.name for one in model.classes]
+    for number, (what, name, other) in enumerate(changes):
+        try:
+            if what == "add":
+                photos = torch.randn(1 + number % 3, 512, generator=torch.Generator().manual_seed(number))
+                model.add_activations(name, photos)
+                assert name not in wanted
+                wanted[name] = photos
+            elif what == "remove":
+                model.remove_class(name)
+                del wanted[name]
+            elif what == "rename":
+                model.rename_class(name, other)
+                wanted = {other if key == name else key: value for key, value in wanted.items()}
+            else:
+                model.save(tmp_path / "model")
+                model = Classifier.load(tmp_path / "model", "cpu")
+        except UserError:
+            assert (name in wanted) == (what == "add") or (what == "rename" and other in wanted)
+    assert [one.name for one in model.classes] == [*base, *wanted]
+    model.save(tmp_path / "model")
+    loaded = Classifier.load(tmp_path / "model", "cpu")
+    queries = torch.randn(5, 512, generator=torch.Generator().manual_seed(99))
+    assert loaded.classes == model.classes and torch.equal(loaded.scores(queries), model.scores(queries))
+    assert loaded.provenance == model.provenance and loaded.provenance["split"]["holdout"] == "novel"
+    files = sorted(path.name.partition("-")[0] for path in (tmp_path / "model").iterdir())
+    assert files == ["added", "model.json", "network"]
+
+
+@pytest.mark.parametrize(
+    "damage, wanted",
+    [
+        (lambda folder: (folder / "model.json").unlink(), "not a model (no model.json)"),
+        (lambda folder: (folder / "model.json").write_text('{"version": 1'), "model.json: damaged"),
+        (lambda folder: _edit(folder, version=2), "model.json: version 2, and this dist_train reads 1"),
+        (lambda folder: (folder / "model.json").write_text("[]"), "version None"),
+        (lambda folder: _file(folder, "network").write_bytes(b"x"), "safetensors: changed or damaged"),
+        (lambda folder: _flip(_file(folder, "network")), "safetensors: changed or damaged"),
+        (lambda folder: _file(folder, "added").unlink(), "missing, though model.json names it"),
+        (lambda folder: _edit(folder, classes=[]), "do not fit together"),
+        (lambda folder: _edit(folder, backbone={"name": "resnet18", "num_classes": 6, "small_stem": False}),
+         "do not fit together"),
+    ],
+)  # fmt: skip
+def test_a_changed_model_is_refused_in_one_line(damage: object, wanted: str, models: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(models / "phi2", tmp_path / "model")
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(UserError) as error:
+        Classifier.load(folder)
+    assert wanted in str(error.value) and str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def _file(folder: Path, part: str) -> Path:
+    return next(folder.glob(f"{part}-*"))
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**about, **changes}))
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+_CHANGES = """
+import sys, torch
+from dist_train import Classifier
+model = Classifier.load(sys.argv[1], "cpu")
+print("ready", flush=True)
+for number in range(10_000):
+    model.add_activations(f"class {number}", torch.randn(1, 512))
+    model.save(sys.argv[1])
+"""
+
+
+def test_a_kill_while_it_saves_leaves_a_model(models: Path, tmp_path: Path) -> None:
+    """And whoever reads meanwhile finds a whole one."""
+    for turn in range(5):
+        folder = shutil.copytree(models / "phi2", tmp_path / f"model {turn}")
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CHANGES, str(folder)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        count, until = 0, time.monotonic() + 60
+        while count < 3 + turn and time.monotonic() < until:
+            names = [one.name for one in Classifier.load(folder, "cpu").classes[6:]]
+            assert names == [f"class {number}" for number in range(len(names))]
+            count = len(names)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert 3 + turn <= count <= len(Classifier.load(folder, "cpu").classes) - 6
+
+
+def test_a_full_disk_leaves_the_model_as_it_was(models: Path, small_disk: object) -> None:
+    size = sum(path.stat().st_size for path in (models / "phi2").iterdir())
+    disk = small_disk(f"{(size + 60_000) // 1024}k")  # type: ignore[operator]
+    folder = shutil.copytree(models / "phi2", disk / "model")
+    model = Classifier.load(folder)
+    model.add_activations("large", torch.randn(200, 512))
+    with pytest.raises(OSError):
+        model.save(folder)
+    assert len(Classifier.load(folder).classes) == 6
+    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["added", "model.json", "network"]

@@ -1,0 +1,103 @@
+"""What is exported answers as the model does, in other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from networks import random_model
+from safetensors import safe_open
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from dist_train import Classifier, UserError
+from dist_train.classifier import export
+
+SIZES = [(1, 32, 32), (3, 75, 40), (2, 301, 400), (1, 20, 500)]
+
+
+def photos(batch: int, height: int, width: int) -> np.ndarray:
+    return np.random.RandomState(height).randint(0, 256, (batch, height, width, 3), np.uint8)
+
+
+def adapted(models: Path, method: str, rule: str = "max") -> Classifier:
+    model = Classifier.load(models / method)
+    model.add_class("one", photos(1, 50, 60)[0])
+    model.add_class("three", list(photos(3, 41, 50)))
+    model.rule = rule
+    return model
+
+
+@pytest.mark.parametrize("method, rule", [("phi2", "max"), ("phi2", "mean"), ("phi2cal", "max"), ("phi_plus", "max")])
+def test_onnx_answers_as_the_model(method: str, rule: str, models: Path, tmp_path: Path) -> None:
+    model = adapted(models, method, rule)
+    export.onnx(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for size in SIZES:
+        scores, shares = session.run(None, {"images": photos(*size)})
+        wanted = model.logits(list(photos(*size)))
+        assert scores.shape == (size[0], 8)
+        assert np.abs(scores - wanted.numpy()).max() < 1e-4
+        assert np.abs(shares - wanted.softmax(1).numpy()).max() < 1e-4
+    about = session.get_modelmeta().custom_metadata_map
+    assert [one["name"] for one in json.loads(about["classes"])][6:] == ["one", "three"]
+    assert json.loads(about["preprocessing"])["size"] == 32
+
+
+@pytest.mark.parametrize("method, rule", [("phi2", "mean"), ("phi1", "rows"), ("phi2cal", "rows")])
+def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tmp_path: Path) -> None:
+    model = adapted(models, method, rule)
+    told = export.torchvision(model, tmp_path / "m.pth")
+    assert "ResNet(BasicBlock, [1, 1, 1, 1], num_classes=8)" in told
+    network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=8)
+    network.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
+    images = [torch.from_numpy(image).permute(2, 0, 1) for size in SIZES for image in photos(*size)]
+    with torch.inference_mode():
+        logits = network.eval()(model.network.preprocess.batch(images))
+    assert torch.allclose(logits, model.logits(images), atol=1e-4)
+    about = json.loads((tmp_path / "m.pth.json").read_text())
+    assert [one["name"] for one in about["classes"]] == [one.name for one in model.classes]
+
+
+def test_torchvisions_own_resnet50_takes_the_weights(tmp_path: Path) -> None:
+    model = random_model("resnet50", classes=5)
+    told = export.torchvision(model, tmp_path / "m.pth")
+    assert "torchvision.models.resnet50(num_classes=5)" in told
+    network = torchvision.models.resnet50(num_classes=5)
+    network.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
+    images = [torch.from_numpy(photos(1, 64, 80)[0]).permute(2, 0, 1)]
+    with torch.inference_mode():
+        logits = network.eval()(model.network.preprocess.batch(images))
+    assert torch.allclose(logits, model.logits(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method, wanted",
+    [("phi2", "class 'three' counts by the largest response of its photos.*--rule mean or rows"),
+     ("phi_plus", "phi_plus classifies by cosine.*--format onnx or safetensors")],
+)  # fmt: skip
+def test_torchvision_says_where_it_cannot(method: str, wanted: str, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=wanted):
+        export.torchvision(adapted(models, method), tmp_path / "m.pth")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["phi2", "phi_plus"])
+def test_safetensors_are_the_rows_as_told(method: str, models: Path, tmp_path: Path) -> None:
+    model = adapted(models, method)
+    export.safetensors(model, tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "np") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    query = model.activations(list(photos(4, 50, 70))).numpy()
+    wanted = model.logits(list(photos(4, 50, 70))).numpy()
+    if header["query_scale"]:
+        query = float(header["query_scale"]) * query / np.linalg.norm(query, axis=1, keepdims=True)
+    scores = [
+        [(tensors["rows"][tensors["owner"] == c] @ one).max() + tensors["offset"][c] for c in range(8)] for one in query
+    ]
+    assert np.allclose(scores, wanted, atol=1e-4)
+    assert tensors["conv1.weight"].shape == (64, 3, 7, 7) and len(json.loads(header["classes"])) == 8

@@ -1,0 +1,186 @@
+"""The page in a real browser, against the real server: light, dark, on a phone; by mouse and by keyboard alone."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browsers import SLOW, VIEWS, brightness
+from PIL import Image
+from test_server import names, photo, start
+
+from dist_train import Classifier
+
+
+@pytest.fixture
+def model(models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models / "phi2", tmp_path / "model"))
+
+
+@pytest.fixture
+def served(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process, url = start(model)
+    yield process, url
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
+@pytest.fixture(params=list(VIEWS))
+def page(request: pytest.FixtureRequest, browser: Any, served: tuple[Any, str]) -> Iterator[Any]:
+    yield from opened(browser, served[1], request.param)
+
+
+@pytest.fixture
+def light(browser: Any, served: tuple[Any, str]) -> Iterator[Any]:
+    yield from opened(browser, served[1], "light")
+
+
+def opened(browser: Any, url: str, view: str) -> Iterator[Any]:
+    context = browser.new_context(**VIEWS[view], permissions=["camera"])
+    page = context.new_page()
+    page.set_default_timeout(SLOW)
+    page.view, page.complaints = view, []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("dialog", lambda dialog: dialog.accept("cat" if dialog.type == "prompt" else None))
+    page.goto(url)
+    page.wait_for_selector("#list li")
+    yield page
+    context.close()
+
+
+def sent(*photos: bytes) -> list[dict[str, Any]]:
+    return [{"name": f"photo {n}.jpg", "mimeType": "image/jpeg", "buffer": data} for n, data in enumerate(photos)]
+
+
+def said(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.getElementById('status').textContent.includes(text)", arg=text)
+
+
+def test_drop_photos_add_a_class_and_see_what_changes(page: Any, model: Path) -> None:
+    page.set_input_files("#files", sent(photo(1, 200), photo(2, 120), b"text called .jpg", photo(3)))
+    said(page, "3 photos classified, 1 could not be read.")
+    cards = page.locator("article.card")
+    assert cards.count() == 4 and cards.nth(0).locator("li").count() == 5
+    assert "not an image of a format" in cards.nth(2).inner_text()
+    assert "photo 0.jpg" in cards.nth(0).inner_text()
+
+    page.set_input_files("#examples", sent(photo(1, 200), photo(9)))
+    page.fill("#new", "okapi")
+    page.click("#send")
+    said(page, "okapi is added, from 2 photos.")
+    first = cards.nth(0).locator("li").nth(0)
+    assert "okapi" in first.inner_text() and "new" in (first.get_attribute("class") or "")
+    assert "was: " in cards.nth(0).inner_text()
+    assert "7 classes, 1 of them added" in page.inner_text("#about")
+    assert names(model) == ["okapi"]
+
+    wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    assert page.evaluate(wide)[0] <= page.evaluate(wide)[1]
+    small = """() => [...document.querySelectorAll('button, .pick, input:not(.hidden), #drop')].filter(node =>
+        node.getBoundingClientRect().height && node.getBoundingClientRect().height < 34).length"""
+    assert page.evaluate(small) == 0  # a finger's breadth
+    shot = brightness(page, f"serve-{page.view}")
+    assert shot < 60 if page.view == "dark" else shot > 200
+
+    page.click("button[aria-label='Rename okapi']")
+    said(page, "okapi is now cat.")
+    page.click("button[aria-label='Remove cat']")
+    said(page, "cat is removed.")
+    assert names(model) == [] and "okapi" not in cards.nth(0).inner_text()
+    page.fill("#filter", Classifier.load(model).classes[2].name)
+    assert page.locator("#list li").count() == 1
+    assert page.complaints == []
+
+
+def test_by_keyboard_alone(light: Any, model: Path) -> None:
+    """Every control is reached by Tab, in an order, and shows that it is; Enter adds, a photo is left out."""
+    light.set_input_files("#examples", sent(photo(1), photo(2)))
+    reached = []
+    for _ in range(12):
+        light.keyboard.press("Tab")
+        reached.append(light.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')"))
+    assert reached[:5] == ["download", "files", "new", "examples", "camera"], reached
+    assert "Leave out photo 0.jpg" in reached
+    light.focus("#tray button")
+    outline = light.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    light.keyboard.press("Enter")
+    assert light.locator("#tray button").count() == 1
+    light.focus("#new")
+    light.keyboard.type("okapi")
+    light.keyboard.press("Enter")
+    said(light, "okapi is added, from 1 photo.")
+    assert names(model) == ["okapi"] and outline in ("solid", "auto")
+
+
+def test_the_camera_teaches_a_class(light: Any, model: Path) -> None:
+    light.click("#camera")
+    light.wait_for_function("() => document.getElementById('video').videoWidth > 0")
+    light.click("#shoot")
+    light.click("#shoot")
+    light.wait_for_function("() => document.querySelectorAll('#tray button').length === 2")
+    light.click("#off")
+    assert not light.is_visible("#video")
+    light.fill("#new", "green")
+    light.click("#send")
+    said(light, "green is added, from 2 photos.")
+    assert Classifier.load(model).classes[-1].photos == 2 and light.complaints == []
+
+
+def test_dropped_and_pasted_photos_and_a_wrong_one_that_is_taught(light: Any, model: Path) -> None:
+    give = """([kind, data]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(data)], 'given.jpg', {type: 'image/jpeg'}));
+        const fields = {bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer};
+        const made = kind === 'drop' ? new DragEvent('drop', fields) : new ClipboardEvent('paste', fields);
+        document.body.dispatchEvent(made);
+    }"""
+    light.evaluate(give, ["drop", list(photo(1))])
+    said(light, "1 photo classified.")
+    light.evaluate(give, ["paste", list(photo(2))])
+    light.wait_for_function("() => document.querySelectorAll('article.card ol li').length === 10")
+    light.locator("article.card").nth(1).get_by_text("Use for a class").click()
+    assert light.evaluate("document.activeElement.id") == "new"
+    light.keyboard.type("mine")
+    light.keyboard.press("Enter")
+    said(light, "mine is added, from 1 photo.")
+    assert "mine" in light.locator("article.card").nth(1).locator("li").nth(0).inner_text()
+    light.locator("article.card").nth(0).get_by_text("Close").click()
+    assert light.locator("article.card").count() == 1
+
+
+def test_the_model_that_is_downloaded_is_the_one_served(light: Any, model: Path, tmp_path: Path) -> None:
+    with light.expect_download() as got:
+        light.click("#download")
+    got.value.save_as(tmp_path / "got.zip")
+    shutil.unpack_archive(tmp_path / "got.zip", tmp_path / "got")
+    assert got.value.suggested_filename == "model.zip"
+    assert Classifier.load(tmp_path / "got" / "model").classes == Classifier.load(model).classes
+
+
+def test_errors_are_told_where_one_looks(light: Any, served: tuple[Any, str], model: Path) -> None:
+    taken = Classifier.load(model).classes[0].name
+    light.set_input_files("#examples", sent(photo(1)))
+    light.fill("#new", taken)
+    light.click("#send")
+    said(light, "exists already; take another name")
+    assert light.locator("#tray button").count() == 1 and light.input_value("#new") == taken  # nothing is lost
+    served[0].send_signal(signal.SIGKILL)
+    served[0].wait()
+    light.click("#send")
+    said(light, "the server cannot be reached; is dist-train serve still running?")
+
+
+def test_a_large_photo_is_told_by_its_size(light: Any) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(out, "PNG")
+    light.set_input_files("#files", sent(out.getvalue()))
+    said(light, "could not be read")
+    assert "9000 x 9000 pixels, and 64000000 are the limit" in light.locator("article.card").inner_text()

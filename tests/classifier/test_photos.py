@@ -1,0 +1,137 @@
+"""Photos of any kind become the same pixels, and the evaluation's input; what is none is named."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dist_train.classifier import photos
+from dist_train.classifier.photos import Preprocess
+from dist_train.context import Context
+from dist_train.data.loader import eval_batches
+from dist_train.data.source import ShardSource
+from dist_train.errors import UserError
+from dist_train.stages.common import Run
+
+PIXELS = np.random.RandomState(0).randint(0, 256, (30, 40, 3), np.uint8)
+
+
+def encoded(format: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(PIXELS).save(out, format, **options)
+    return out.getvalue()
+
+
+def test_files_bytes_images_arrays_and_tensors_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
+    given = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded(), encoded("WEBP", lossless=True), encoded("BMP"),
+             Image.fromarray(PIXELS), Image.fromarray(PIXELS).convert("RGBA"), PIXELS, PIXELS / 255, tensor,
+             tensor / 255]  # fmt: skip
+    for photo in given:
+        assert torch.equal(photos.load(photo), tensor)  # type: ignore[arg-type]
+    grey = photos.load(PIXELS[..., 0])
+    assert grey.shape == (3, 30, 40) and torch.equal(grey[0], tensor[0]) and torch.equal(grey[0], grey[2])
+    assert torch.equal(photos.load(tensor[:1]), grey)
+
+
+def test_a_phones_photo_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees clockwise to see it
+    turned = photos.load(encoded(exif=exif))
+    assert torch.equal(turned, torch.from_numpy(np.rot90(PIXELS, -1).copy()).permute(2, 0, 1))
+
+
+def test_preprocessing_is_the_evaluations(whole_run: Run) -> None:
+    """The same images by DALI from shards, and by Pillow one at a time."""
+    view, data = whole_run.view("val", "base"), whole_run.config.data
+    ids = view.ids[:12]
+    batch = next(iter(eval_batches(view, ids, data, 12, Context())))
+    source = ShardSource(whole_run.shards["val"])
+    preprocess = Preprocess(data.eval_resize, data.eval_size)
+    mine = preprocess.batch(photos.load(bytes(blob)) for blob in source.read(ids))
+    source.close()
+    assert mine.shape == batch.images.shape
+    # DALI's path rounds to bytes after the resize: half a step of 1/255, over the standard deviation.
+    assert (mine - batch.images).abs().max() < 0.03 and (mine - batch.images).abs().mean() < 0.006
+
+
+@pytest.mark.parametrize("size", [(32, 32), (57, 91), (91, 57), (33, 400)])
+def test_preprocessing_is_torchvisions(size: tuple[int, int]) -> None:
+    from torchvision.transforms import v2
+
+    image = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (3, *size), np.uint8))
+    wanted = v2.Compose([
+        v2.ToDtype(torch.float32), v2.Resize(37, antialias=True), v2.CenterCrop(32),
+        v2.Normalize([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    ])(image)  # fmt: skip
+    assert torch.allclose(Preprocess(37, 32)(image[None])[0], wanted, atol=1e-4)
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is of this size, and has no pixels: a bomb would have them, compressed to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+BAD = {
+    "empty.jpg": (b"", "empty.jpg: not an image"),
+    "text.jpg": (b"hello, I am text\n" * 9, "text.jpg: not an image"),
+    "cut.jpg": (encoded("JPEG")[:400], "cut.jpg: damaged or cut off"),
+    "cut.png": (encoded()[:700], "cut.png: damaged or cut off"),
+    "huge.png": (_png_header(30_000, 30_000), "huge.png: 900000000 pixels, and 89478485 are the limit"),
+    "large.png": (_png_header(10_000, 10_000), "large.png: 10000 x 10000 pixels, and 89478485 are the limit"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_photo_is_named(name: str, tmp_path: Path) -> None:
+    data, wanted = BAD[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        photos.load(tmp_path / name)
+    assert f"{tmp_path}/{wanted}" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"^upload 7: "):
+        photos.load(data, "upload 7")
+
+
+@pytest.mark.parametrize(
+    "photo, wanted",
+    [
+        ("/no/such.jpg", "/no/such.jpg: No such file"),
+        ("/tmp", "/tmp: Is a directory"),
+        (np.zeros((4, 5, 6), np.uint8), "shape [4, 5, 6]; give [height, width, 3]"),
+        (np.zeros((0, 5, 3), np.uint8), "shape [0, 5, 3]"),
+        (torch.zeros(5, 5, 3), "shape [5, 5, 3]; give [3 or 1, height, width]"),
+        (np.zeros((4, 5, 3), np.int32), "torch.int32; give uint8"),
+        (torch.full((3, 4, 5), 2.0), "floats outside [0, 1]"),
+        (torch.full((3, 4, 5), torch.nan), "floats outside [0, 1]"),
+        (7, "int is no photo"),
+    ],
+)
+def test_what_cannot_be_pixels_is_named(photo: Any, wanted: str) -> None:
+    with pytest.raises(UserError) as error:
+        photos.load(photo)
+    assert wanted in str(error.value)
+
+
+def test_a_folder_is_its_photos(tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "a.png", "b/notes.txt", "1.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [str(p.relative_to(tmp_path)) for p in photos.files(tmp_path)] == ["1.webp", "a.png", "b/2.JPG"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none: holds no photos"):
+        photos.files(tmp_path / "none")

@@ -1,0 +1,245 @@
+"""The server as a process, over real sockets: many at once, cut off, too large, without a token, no space."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_train import Classifier
+
+Serve = Callable[..., httpx.Client]
+
+
+def photo(seed: int, side: int = 60) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def files(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("images", (f"photo {number}.jpg", data)) for number, data in enumerate(photos)]
+
+
+@pytest.fixture
+def model(models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models / "phi2", tmp_path / "model"))
+
+
+def start(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, "-m", "dist_train", "serve", str(model), "--port", "0", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    assert process.stdout
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert lines[1].startswith("http://"), lines + process.stdout.readlines()
+    return process, lines[1].strip()
+
+
+@pytest.fixture
+def serve(model: Path) -> Iterator[Serve]:
+    started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
+
+    def begin(*options: str) -> httpx.Client:
+        process, url = start(model, *options)
+        client = httpx.Client(base_url=url.partition("?")[0], timeout=120)
+        started.append((process, client))
+        return client
+
+    yield begin
+    for process, client in started:
+        client.close()
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read() if process.stdout else ""
+        assert process.wait() == 0 and "Traceback" not in said, said
+
+
+def names(model: Path) -> list[str]:
+    return [one.name for one in Classifier.load(model, "cpu").classes[6:]]
+
+
+def test_a_class_from_photos_to_answers(serve: Serve, model: Path) -> None:
+    web = serve()
+    page = web.get("/")
+    assert page.status_code == 200 and "Add a class" in page.text
+    asked = web.post("/api/classify", files=files(photo(1), b"text", photo(2))).json()["results"]
+    assert asked[1] == {"name": "photo 1.jpg", "error": "photo 1.jpg: not an image of a format that Pillow reads; "
+                                                        "convert it to JPEG or PNG"}  # fmt: skip
+    own = Classifier.load(model, "cpu")
+    wanted = own.predict(photo(1))[0]
+    assert [one["name"] for one in asked[0]["predictions"]] == [one.name for one in wanted]
+    assert np.allclose([one["probability"] for one in asked[0]["predictions"]], [one.probability for one in wanted])
+
+    added = web.post("/api/classes", data={"name": "öwl / 猫"}, files=files(photo(1), photo(3)))
+    assert added.status_code == 200 and added.json()["classes"][-1]["photos"] == 2
+    now = web.post("/api/predictions", json={"ids": [asked[0]["id"], "unknown", asked[2]["id"]]}).json()["results"]
+    assert now[1] is None and len(now[0]) == 5
+    own.add_class("öwl / 猫", [photo(1), photo(3)])
+    assert [one["name"] for one in now[2]] == [one.name for one in own.predict(photo(2))[0]]
+    assert names(model) == ["öwl / 猫"]  # on disk when the answer came
+
+    assert web.post("/api/rename", json={"name": "öwl / 猫", "new": "cat"}).status_code == 200
+    archive = web.get("/api/download")
+    with zipfile.ZipFile(io.BytesIO(archive.content)) as file:
+        file.extractall(model.parent / "got")
+    assert names(model.parent / "got" / "model") == ["cat"]
+    assert web.post("/api/remove", json={"name": "cat"}).status_code == 200 and names(model) == []
+
+
+def test_what_is_refused_changes_nothing(serve: Serve, model: Path) -> None:
+    web = serve("--max_upload_mb", "1", "--max_megapixels", "1", "--max_classes", "8")
+    first = Classifier.load(model, "cpu").classes[0].name
+
+    def told(response: httpx.Response) -> tuple[int, str]:
+        return response.status_code, response.json()["detail"]
+
+    def add(name: str, *photos: bytes) -> tuple[int, str]:
+        return told(web.post("/api/classes", data={"name": name}, files=files(*photos)))
+
+    assert add(first, photo(1)) == (422, f"class '{first}': exists already; take another name, or remove or rename "
+                                         f"that one first")  # fmt: skip
+    assert add("x", photo(1), photo(2)[:300])[1].startswith("photo 1.jpg: damaged or cut off")
+    assert add("x", b"")[1].startswith("photo 0.jpg: not an image")
+    assert add(" ", photo(1))[1].startswith("class name ' ': give 1 to 200")
+    assert add("", photo(1)) == (422, "name: Field required")
+    assert told(web.post("/api/classes", data={"name": "x"})) == (422, "images: Field required")
+    large = io.BytesIO()
+    Image.new("RGB", (1001, 1000)).save(large, "PNG")
+    assert add("x", large.getvalue()) == (
+        422,
+        "photo 0.jpg: 1001 x 1000 pixels, and 1000000 are the limit; make it smaller",
+    )
+    wanted = "the upload is over 1 MB, the limit of this server; send fewer or smaller photos"
+    assert add("x", bytes(1_000_001)) == (413, wanted)
+    boundary = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+
+    def endless() -> Iterator[bytes]:
+        yield boundary
+        for _ in range(50):
+            yield bytes(100_000)
+
+    head = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert told(web.post("/api/classify", content=endless(), headers=head)) == (413, wanted)
+    assert told(web.post("/api/remove", json={"name": "nobody"}))[1].startswith("class 'nobody': there is none")
+    assert told(web.post("/api/remove", json={}))[0] == 422
+    assert told(web.get("/api/nothing"))[0] == 404
+    assert names(model) == []
+    assert web.post("/api/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
+    assert web.post("/api/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
+    assert add("9", photo(9))[1] == "there are 8 classes, the limit of this server; remove some first"
+    assert names(model) == ["7", "8"]
+
+
+def test_many_at_once_lose_nothing(serve: Serve, model: Path) -> None:
+    web = serve()
+
+    def add(number: int) -> int:
+        data, name = photo(number % 50), f"class {number % 40}"
+        return web.post("/api/classes", data={"name": name}, files=files(data)).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        codes = list(pool.map(add, range(80)))  # each name twice
+    assert sorted(codes) == [200] * 40 + [422] * 40
+    assert sorted(names(model)) == sorted(f"class {number}" for number in range(40))
+    served = web.get("/api/model").json()["classes"]
+    assert [one["name"] for one in served[6:]] == names(model)
+
+
+def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) -> None:
+    web = serve()
+    where = urlsplit(str(web.base_url))
+    body = web.build_request("POST", "/api/classes", data={"name": "cut"}, files=files(photo(1, 400))).read()
+    for kept in (200, len(body) // 2, len(body) - 3):
+        with socket.create_connection((where.hostname or "", where.port or 0)) as raw:
+            head = f"POST /api/classes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+            kind = f"Content-Type: multipart/form-data; boundary={body[2:34].decode()}\r\n\r\n"
+            raw.sendall((head + kind).encode() + body[:kept])
+    assert web.post("/api/classes", data={"name": "whole"}, files=files(photo(2))).status_code == 200
+    assert names(model) == ["whole"]
+
+
+def test_only_this_machine_and_this_page(serve: Serve, model: Path) -> None:
+    """A web site cannot reach it, be it by its own name for 127.0.0.1 or from its own page."""
+    web = serve()
+    assert web.get("/api/model", headers={"Host": "evil.example"}).status_code == 421
+    ask: dict[str, Any] = {"data": {"name": "x"}, "files": files(photo(1))}
+    refused = web.post("/api/classes", headers={"Origin": "http://evil.example"}, **ask)
+    assert refused.status_code == 403 and "may not change this model" in refused.json()["detail"]
+    own = f"http://{web.base_url.host}:{web.base_url.port}"
+    assert web.post("/api/classes", headers={"Origin": own}, **ask).status_code == 200
+    assert web.get("/", headers={"Host": "localhost:1"}).headers["Content-Security-Policy"].startswith("default-src")
+
+
+def test_beyond_this_machine_it_asks_for_a_token(model: Path) -> None:
+    process, url = start(model, "--host", "0.0.0.0")
+    port, token = urlsplit(url).port, url.rpartition("=")[2]
+    assert len(token) >= 32
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as web:
+        assert web.get("/").status_code == 401 and "asks for the token" in web.get("/").text
+        for path in ("/api/model", "/api/download"):
+            assert web.get(path).status_code == 401
+            assert web.get(path, headers={"Authorization": "Bearer " + "x" * 32}).status_code == 401
+            assert web.get(path, params={"token": token}).status_code == 401  # in the address of the page only
+        assert web.post("/api/remove", json={"name": "x"}).status_code == 401
+        assert web.get("/api/model", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        opened = web.get("/", params={"token": token})
+        assert opened.status_code == 303 and token not in opened.headers["location"]
+        cookie = opened.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+        assert web.get("/").status_code == 200 and web.get("/api/model").status_code == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0
+
+
+def test_a_model_is_served_once_and_not_changed_meanwhile(serve: Serve, model: Path) -> None:
+    serve()
+    for command in (["serve", str(model), "--port", "0"], ["adapt", str(model), "--remove", "x"]):
+        done = subprocess.run([sys.executable, "-m", "dist_train", *command], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1 and "another process changes or serves this model" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        (["--host", "127.0.0.1", "--port", "70000"], "--port 70000: must be in 0..65535"),
+        (["--host", "203.0.113.7"], "--host 203.0.113.7 --port 8000: Cannot assign requested address"),
+        (["--host", "0.0.0.0", "--token", "short"], "--token: give at least 16 characters"),
+        (["--max_classes", "0"], "--max_upload_mb, --max_megapixels and --max_classes: must be >= 1"),
+    ],
+)
+def test_wrong_options_are_one_line(options: list[str], wanted: str, model: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "dist_train", "serve", str(model), *options], capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 1 and wanted in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_disk_without_space_is_told(
+    serve: Serve, models: Path, model: Path, small_disk: Callable[[str], Path]
+) -> None:
+    size = sum(path.stat().st_size for path in (models / "phi2").iterdir())
+    disk = small_disk(f"{(size + 30_000) // 1024}k")
+    shutil.rmtree(model)
+    shutil.copytree(models / "phi2", disk / "model")
+    model.symlink_to(disk / "model")
+    web = serve()
+    told = web.post("/api/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
+    assert told.status_code == 507 and "No space left" in told.json()["detail"]
+    assert json.loads((model / "model.json").read_text())["classes"][-1]["wnid"] and names(model) == []
+    assert len(web.get("/api/model").json()["classes"]) == 6
