@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pictures import png_of
 from PIL import Image
 
 from dist_train.classifier import photos
@@ -76,23 +75,13 @@ def test_preprocessing_is_torchvisions(size: tuple[int, int]) -> None:
     assert torch.allclose(Preprocess(37, 32)(image[None])[0], wanted, atol=1e-4)
 
 
-def _png_header(width: int, height: int) -> bytes:
-    """A PNG that says it is of this size, and has no pixels: a bomb would have them, compressed to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 BAD = {
     "empty.jpg": (b"", "empty.jpg: not an image"),
     "text.jpg": (b"hello, I am text\n" * 9, "text.jpg: not an image"),
     "cut.jpg": (encoded("JPEG")[:400], "cut.jpg: damaged or cut off"),
     "cut.png": (encoded()[:700], "cut.png: damaged or cut off"),
-    "huge.png": (_png_header(30_000, 30_000), "huge.png: 900000000 pixels, and 89478485 are the limit"),
-    "large.png": (_png_header(10_000, 10_000), "large.png: 10000 x 10000 pixels, and 89478485 are the limit"),
+    "huge.png": (png_of(30_000, 30_000), "huge.png: 900000000 pixels, and 89478485 are the limit"),
+    "large.png": (png_of(10_000, 10_000), "large.png: 10000 x 10000 pixels, and 89478485 are the limit"),
 }
 
 

@@ -1,0 +1,189 @@
+"""adapt, classify and export as they are typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import png_of
+from PIL import Image
+
+from dist_train import Classifier
+from dist_train.stages.common import Run
+from launch.cli import main
+
+
+@pytest.fixture
+def album(drawn: Path, tmp_path: Path) -> Path:
+    """A folder of three novel classes' photos: okapi/, tapir/ and saiga/, five each."""
+    novel = json.loads((drawn / "split.json").read_text())["novel"]
+    for name, wnid in zip(("okapi", "tapir", "saiga"), novel, strict=True):
+        (tmp_path / "album" / name).mkdir(parents=True)
+        for photo in sorted((drawn / "train" / wnid).iterdir())[:5]:
+            shutil.copy(photo, tmp_path / "album" / name)
+    return tmp_path / "album"
+
+
+def added(model: Path) -> dict[str, int]:
+    return {one.name: one.photos for one in Classifier.load(model).classes if one.added}
+
+
+def test_from_a_run_to_answers(whole_run: Run, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    one = sorted((album / "tapir").iterdir())[0]
+    command = ["adapt", str(whole_run.dir), "--out", str(model), "--class", f"okapi={album}/okapi/"]
+    assert main([*command, "--class", f"tapir={one}", "--class", f"tapir={album}/t*/*[24]*"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("okapi: added from 5 photos; base ") and "(" in said[0]
+    assert said[2].startswith("base accuracy on 36 held-out images: ")
+    assert said[3] == f"{model}: 8 classes, phi_plus, rule max"  # what was trained and does best
+    assert added(model)["okapi"] == 5
+
+    assert main(["adapt", str(model), "--remove", "tapir", "--rename", "okapi=forest giraffe", "--class",
+                 f"tapir={one}"]) == 0  # fmt: skip
+    assert added(model) == {"forest giraffe": 5, "tapir": 1}
+    assert main(["adapt", str(model), "--classes", str(album), "--out", str(tmp_path / "more")]) == 1
+    assert "class 'tapir': exists already" in capsys.readouterr().err and not (tmp_path / "more").exists()
+    shutil.rmtree(album / "tapir")
+    assert main(["adapt", str(model), "--classes", str(album), "--out", str(tmp_path / "more")]) == 0
+    assert added(tmp_path / "more") == {"forest giraffe": 5, "tapir": 1, "okapi": 5, "saiga": 5}
+    assert len(added(model)) == 2  # the one it came from is as it was
+    capsys.readouterr()
+    assert main(["adapt", str(model), "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 8 and listed[-1] == "tapir\t-\t1" and listed[0].endswith("\t-")
+
+
+@pytest.mark.parametrize("options", [["--method", "phi2", "--rule", "mean"], ["--method", "phi1"]])
+def test_method_and_rule_are_chosen(options: list[str], whole_run: Run, album: Path, tmp_path: Path) -> None:
+    assert main(["adapt", str(whole_run.dir), "--out", str(tmp_path / "m"), *options]) == 0
+    model = Classifier.load(tmp_path / "m")
+    assert model.network.method == options[1] and model.rule == (options[3] if len(options) > 2 else "max")
+    assert main(["adapt", str(tmp_path / "m"), "--rule", "rows"]) == 0
+    assert Classifier.load(tmp_path / "m").rule == "rows"
+
+
+def test_held_out_photos_tell_what_it_costs(
+    whole_run: Run, album: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model has no images of its own; those in folders by name or wnid say the same as the run's."""
+    assert main(["adapt", str(whole_run.dir), "--out", str(tmp_path / "m")]) == 0
+    assert main(["adapt", str(whole_run.dir), "--out", str(tmp_path / "n"), "--class", f"okapi={album}/okapi"]) == 0
+    wanted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("base accuracy on 36 held-out")]
+    assert main(["adapt", str(tmp_path / "m"), "--class", f"okapi={album}/okapi"]) == 0
+    assert "held-out" not in capsys.readouterr().out
+    assert (
+        main(["adapt", str(tmp_path / "m"), "--class", f"tapir={album}/tapir", "--held_out", str(drawn / "val")]) == 0
+    )
+    said = capsys.readouterr().out.splitlines()
+    before = float(said[-2].split(": ")[1].split("%")[0])
+    assert len(wanted) == 1 and said[-2].startswith("base accuracy on 36 held-out images")
+    assert abs(before - float(wanted[0].split(", ")[1].split("%")[0])) < 3  # activations are stored as float16
+
+
+def test_classify_takes_files_folders_patterns_and_standard_input(
+    models: Path, album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = sorted(album.rglob("*.JPEG"))
+    model = str(models / "phi2")
+    wanted = [one[0].name for one in Classifier.load(model).predict(photos)]
+
+    def asked(*words: str) -> list[str]:
+        assert main(["classify", model, "--topk", "2", "--json", *words]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert all(len(one["classes"]) == 2 for one in found)
+        assert [one["image"] for one in found] == [str(photo) for photo in photos]
+        return [one["classes"][0]["name"] for one in found]
+
+    assert asked(*map(str, photos)) == asked(str(album)) == asked(f"{album}/*/*.JPEG") == wanted
+    typed = [sys.executable, "-m", "dist_train", "classify", model, "-", "--topk", "1"]
+    paths = "\n".join(map(str, photos)).encode()
+    done = subprocess.run(typed, input=paths, capture_output=True, check=True)
+    assert done.stdout.decode().splitlines()[::2] == [str(photo) for photo in photos]
+    assert [line.partition("%  ")[2] for line in done.stdout.decode().splitlines()[1::2]] == wanted
+    done = subprocess.run(typed, input=photos[0].read_bytes(), capture_output=True, check=True)
+    assert done.stdout.decode().splitlines()[0] == "-" and wanted[0] in done.stdout.decode()
+
+
+def test_classify_goes_on_past_what_is_no_photo(models: Path, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (album / "okapi" / "text.jpg").write_text("I am text")
+    assert main(["classify", str(models / "phi2"), str(album / "okapi")]) == 1
+    said = capsys.readouterr()
+    assert said.out.count(".JPEG\n") == 5 and said.err.count("\n") == 1
+    assert f"error: {album}/okapi/text.jpg: not an image of a format that Pillow reads" in said.err
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "safetensors", "onnx"])
+def test_export_writes_a_file(kind: str, models: Path, album: Path, tmp_path: Path,
+                              capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    model = shutil.copytree(models / "phi2", tmp_path / "animals")
+    assert main(["adapt", str(model), "--class", f"okapi={album}/okapi"]) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    code = main(["export", str(model), "--format", kind])
+    if kind == "torchvision":
+        assert code == 1 and "--rule mean or rows" in capsys.readouterr().err and not Path("animals.pth").exists()
+        assert main(["export", str(model), "--format", kind, "--rule", "mean", "--out", "a.pth"]) == 0
+        assert torch.load("a.pth", weights_only=True)["fc.weight"].shape == (7, 512)
+    else:
+        assert code == 0 and Path(f"animals.{kind}").stat().st_size > 10_000_000
+        assert f"animals.{kind}" in capsys.readouterr().out
+
+
+def test_thousands_of_classes(models: Path, tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / "many" / f"class {number:04d}").mkdir(parents=True)
+        image = Image.fromarray(np.random.RandomState(number).randint(0, 256, (8, 8, 3), np.uint8))
+        image.save(tmp_path / "many" / f"class {number:04d}" / "a.png")
+    assert main(["adapt", str(models / "phi2"), "--classes", str(tmp_path / "many"), "--out", str(tmp_path / "m")]) == 0
+    model = Classifier.load(tmp_path / "m")
+    assert len(model.classes) == 2006
+    assert len(model.predict(np.zeros((9, 9, 3), np.uint8), topk=3000)[0]) == 2006
+
+
+def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_path: Path,
+                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.jpg").write_bytes(next(album.rglob("*.JPEG")).read_bytes()[:500])
+    (tmp_path / "huge.png").write_bytes(png_of(30_000, 30_000))
+    model, run, other = str(models / "phi2"), str(whole_run.dir), str(tmp_path / "other")
+    taken = Classifier.load(model).classes[0].name
+    cases = {
+        ("adapt", run): "--out is required",
+        ("adapt", run, "--out", str(album)): f"--out {album}: exists; take another folder",
+        ("adapt", str(tmp_path), "--out", other): "not a run (no config.yaml)",
+        ("adapt", run, "--out", other, "--method", "nn"): "method 'nn': a classifier is made of one of",
+        ("adapt", run, "--out", other, "--method", "phi2mean"): "phi2mean was not trained; give one of phi_plus, phi2",
+        ("adapt", run, "--out", other, "--rule", "min"): "rule 'min': give one of max, mean, rows",
+        ("adapt", model, "--method", "phi1"): "--method: is chosen when a model is made of a run",
+        ("adapt", model, "--out", other, "--class", "okapi"): "--class okapi: give NAME=PHOTOS",
+        ("adapt", model, "--out", other, "--class", "okapi=/nowhere"): "--class okapi=/nowhere: no such file or folder",
+        ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/empty"): "empty: holds no photos",
+        ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/cut.jpg"): "cut.jpg: damaged or cut off",
+        ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/huge.png"): "900000000 pixels, and 89478485 are",
+        ("adapt", model, "--out", other, "--class", f"{taken}={album}/okapi"): f"class '{taken}': exists already",
+        ("adapt", model, "--out", other, "--classes", f"{tmp_path}/empty"): "empty: holds no folders",
+        ("adapt", model, "--out", other, "--remove", "nobody"): "class 'nobody': there is none among the 6",
+        ("adapt", model, "--out", other, "--rename", "nobody"): "--rename nobody: give OLD=NEW",
+        ("adapt", model, "--out", other, "--class", f"o={album}/okapi", "--held_out", str(album)):
+            "holds no folder with the name or wnid of a class",
+        ("classify", str(tmp_path), str(album)): "not a model (no model.json)",
+        ("classify", model, "/nowhere.jpg"): "/nowhere.jpg: no such file or folder",
+        ("classify", model, f"{tmp_path}/huge.png"): "huge.png: 900000000 pixels",
+        ("classify", model, str(album), "--topk", "0"): "--topk 0: must be >= 1",
+        ("classify", model): "IMAGES is required",
+        ("export", model, "--format", "tflite"): "--format tflite: give one of torchvision, safetensors, onnx",
+        ("export", model, "--format", "onnx", "--out", str(tmp_path)): "is a folder; give a file to write",
+        ("export", model, "--format", "onnx", "--out", "/no/such/m.onnx"): "no such folder; give a file to write",
+    }  # fmt: skip
+    for words, wanted in cases.items():
+        assert main(words) == 1, words
+        said = capsys.readouterr()
+        assert wanted in said.err and said.err.count("\n") == 1 and not said.out, (words, said)
+    assert not (tmp_path / "other").exists()
