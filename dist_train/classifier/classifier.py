@@ -248,7 +248,14 @@ class Classifier:
 
     def _rows(self) -> list[torch.Tensor]:
         """The rows of the run's classes together, then of each that was added."""
-        added = [self.network.phi.novel_rows(activations, self.rule) for _, activations in self._added]
+        added: list[torch.Tensor] = [activations for _, activations in self._added]
+        alike: dict[int, list[int]] = {}
+        for number, activations in enumerate(added):
+            alike.setdefault(len(activations), []).append(number)
+        for numbers in alike.values():  # one pass for all classes of as many photos
+            rows = self.network.phi.novel_rows(torch.stack([added[n] for n in numbers]), self.rule)
+            for number, own in zip(numbers, rows, strict=True):
+                added[number] = own
         return [self.network.base_rows[self._kept], *added]
 
     def _calibration(self, base: torch.Tensor) -> Calibration | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from networks import random_model
 from safetensors import safe_open
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from dist_train import Classifier, UserError
 from dist_train.classifier import export
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from bench_adapt import bank, random_model
 
 SIZES = [(1, 32, 32), (3, 75, 40), (2, 301, 400), (1, 20, 500)]
 
@@ -64,7 +68,7 @@ def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tm
 
 
 def test_torchvisions_own_resnet50_takes_the_weights(tmp_path: Path) -> None:
-    model = random_model("resnet50", classes=5)
+    model = random_model("resnet50", "phi2", bank(5, 4, 2048), 64, 64, torch.device("cpu"))
     told = export.torchvision(model, tmp_path / "m.pth")
     assert "torchvision.models.resnet50(num_classes=5)" in told
     network = torchvision.models.resnet50(num_classes=5)
