@@ -57,8 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train = bank(given.base, given.per_class, Backbone(given.backbone, 1).dim)
         model = random_model(given.backbone, given.method, train, given.resize, given.size, device)
         clock = Clock(device, given.repeats)
+        opened, _ = clock(model.head, once=True)
         threads = torch.get_num_threads()
-        print(f"{given.backbone}, {given.method}, {given.base} base classes, {threads} threads, {device}\n")
+        print(f"{given.backbone}, {given.method}, {given.base} base classes, {threads} thread(s), {device}")
+        print(f"once, where the model is opened: {opened:.0f} ms\n")
         columns = ["decode", "backbone", "prediction", "all"]
         added = [adding(clock, model, train, files[:count]) for count in ADDED]
         print(table("adding classes of one photo (ms)", [*columns, "by fine-tuning", "times"], added))

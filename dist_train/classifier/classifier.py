@@ -44,6 +44,7 @@ class Classifier:
         self._base, self._kept = list(base), list(kept)
         self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
         self._head: Head | None = None
+        self._calibration: tuple[tuple[int, ...], Calibration | None, torch.Tensor] | None = None
         self.rule = rule
 
     @property
@@ -75,7 +76,7 @@ class Classifier:
     def copy(self) -> Classifier:
         """The same classes on the same network; a change of one leaves the other as it is."""
         made = Classifier(self.network, self._base, self._kept, self.rule, self.provenance)
-        made._added, made._head = list(self._added), self._head
+        made._added, made._head, made._calibration = list(self._added), self._head, self._calibration
         return made
 
     # Classes.
@@ -213,9 +214,8 @@ class Classifier:
             counts = [*[1] * len(base), *map(len, added)]
             owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self.device)
             offset = torch.zeros(len(counts), device=self.device)
-            calibrate = self._calibration(base)
+            calibrate, query = self._calibrate(base)
             if calibrate and added:
-                query = self.network.phi.query(calibrate.images)
                 largest = torch.stack([(query @ rows.T).amax(1) for rows in added]).amax(0)
                 offset[len(base) :] = calibrate.number(largest, len(added))
             self._head = Head(torch.cat([base, *added]), owner, offset)
@@ -232,11 +232,11 @@ class Classifier:
         """
         query = self.network.phi.query
         base, *added = self._rows()
-        calibrate = self._calibration(base)
+        calibrate, calibrating = self._calibrate(base)
         # Pairs of what an image's own class scores, where that is the highest, and its query.
         asked = [_right(query(activations.to(self.device)), base, torch.as_tensor(labels, device=self.device))]
         if calibrate:
-            asked.append((calibrate.own, query(calibrate.images)))
+            asked.append((calibrate.own, calibrating))
         largest = [torch.full_like(own, -torch.inf) for own, _ in asked]
         kept = [len(asked[0][0])]
         for number, rows in enumerate(added, 1):
@@ -258,16 +258,20 @@ class Classifier:
                 added[number] = own
         return [self.network.base_rows[self._kept], *added]
 
-    def _calibration(self, base: torch.Tensor) -> Calibration | None:
-        """Of the run's classes that are left, whose rows are ``base``; None where the method has none."""
-        images, labels = self.network.sample
-        places = labels.new_full((len(self.network.base_rows),), -1)
-        places[self._kept] = torch.arange(len(self._kept), device=self.device)
-        kept = places[labels] >= 0
-        if not kept.any():
-            return None
-        query = self.network.phi.query
-        return Calibration(images[kept], places[labels][kept], lambda x: query(x) @ base.T, self.network.cost)
+    def _calibrate(self, base: torch.Tensor) -> tuple[Calibration | None, torch.Tensor]:
+        """Of the run's classes that are left, whose rows are ``base``, and the queries of its images; None where the
+        method has none. Kept, as it takes a second and does not change with the classes that are added."""
+        if self._calibration is None or self._calibration[0] != self.kept:
+            images, labels = self.network.sample
+            query = self.network.phi.query
+            places = labels.new_full((len(self.network.base_rows),), -1)
+            places[self._kept] = torch.arange(len(self._kept), device=self.device)
+            kept = places[labels] >= 0
+            made = None
+            if kept.any():
+                made = Calibration(images[kept], places[labels][kept], lambda x: query(x) @ base.T, self.network.cost)
+            self._calibration = self.kept, made, query(made.images) if made else images
+        return self._calibration[1:]
 
     # Files.
 
