@@ -42,6 +42,8 @@ class PackConfig:
     """ILSVRC2012_img_val.tar (needs --devkit) or a folder with one folder per class."""
     devkit: Path | None = None
     """ILSVRC2012_devkit_t12.tar.gz, for the labels of a flat validation set."""
+    val_share: float | None = None
+    """Where there is no val: this share of each class's images becomes it, at least one image, drawn by the seed."""
     shard_mb: float = 128.0
     """Target size of a shard in megabytes (10^6 bytes). 128 is large enough for sequential disks
     and object stores and small enough to cache and to verify one at a time."""
@@ -62,6 +64,9 @@ class PackConfig:
         at_least(self, "pack", 0, "workers")
         require(0 <= self.seed < 2**32, "pack.seed", self.seed, "in [0, 2^32)")
         require(self.quality is None or self.quality <= 100, "pack.quality", self.quality, "<= 100")
+        if self.val_share is not None:
+            require(0 < self.val_share < 1, "pack.val_share", self.val_share, "> 0 and < 1")
+            require(self.val is None, "pack.val_share", self.val_share, "left out where val is given")
 
 
 @dataclass(kw_only=True)

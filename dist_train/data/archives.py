@@ -102,6 +102,10 @@ class Items:
         place = int(self.offset[row]), int(self.size[row])
         return Item(str(path), *place, sample_key(name), int(self.label[row]), self.where(row))
 
+    def select(self, rows: npt.NDArray[np.int64]) -> Items:
+        columns = (self.offset[rows], self.size[rows], self.label[rows])
+        return Items(self.source, self.folder, [self.names[row] for row in rows], *columns)
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -129,6 +133,23 @@ def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = Tr
     for items in subsets.values():
         _check_keys(items)
     return Scan(classes, subsets, devkit_synsets(devkit) if devkit else Synsets())
+
+
+def hold_out(found: Scan, share: float, seed: int) -> Scan:
+    """Some of each class's training images as ``val``.
+
+    Raises:
+        UserError: a class has one image only.
+    """
+    train, val = found.subsets["train"], np.zeros(len(found.subsets["train"]), bool)
+    for label in range(len(found.classes)):
+        rows = np.flatnonzero(train.label == label)
+        if len(rows) < 2:
+            raise UserError(f"{train.where(rows[0])}: the only image of its class; --val_share needs two at least")
+        held = min(len(rows) - 1, max(1, round(share * len(rows))))
+        val[np.random.RandomState([seed, label]).permutation(rows)[:held]] = True
+    subsets = {"train": train.select(np.flatnonzero(~val)), "val": train.select(np.flatnonzero(val))}
+    return Scan(found.classes, subsets, found.synsets)
 
 
 def sample_key(name: str) -> str:

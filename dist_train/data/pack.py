@@ -24,7 +24,7 @@ import numpy.typing as npt
 import PIL
 
 from dist_train.config import PackConfig, digest
-from dist_train.data.archives import Items, Scan, scan
+from dist_train.data.archives import Items, Scan, hold_out, scan
 from dist_train.data.files import write_text
 from dist_train.data.pack_report import print_report, summarise
 from dist_train.data.pack_shard import Encoding, ShardTask, read_blobs, recode, write_shard
@@ -74,6 +74,8 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
     if options.train is None:
         raise UserError("pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train")
     found = scan(options.train, options.val, options.devkit, progress)
+    if options.val_share is not None:
+        found = hold_out(found, options.val_share, options.seed)
     plan = make_plan(options, found)
     if (out / "index.json").is_file():
         return _finished(out, plan, found)

@@ -51,6 +51,26 @@ def test_folders_give_the_same_samples(sources, packed, content):
     assert content(out, "val") == with_class
 
 
+def test_a_folder_without_val_gives_some_of_each_class(drawn, tmp_path):
+    options = PackConfig(train=drawn / "train", val_share=0.12, workers=1)
+    shards = pack(options, tmp_path / "shards", progress=False)
+    counts = {name: np.bincount(shards[name].samples["label"]).tolist() for name in ("train", "val")}
+    assert counts == {"train": [18] * 9, "val": [2] * 9}
+    keys = [set(shards[name].samples["key"].tolist()) for name in ("train", "val")]
+    every = {sample_key(str(path.relative_to(drawn / "train"))).encode() for path in (drawn / "train").glob("*/*.*")}
+    assert not keys[0] & keys[1] and keys[0] | keys[1] == every
+    again = pack(options, tmp_path / "again", progress=False)
+    assert again.hash == shards.hash
+    with pytest.raises(UserError, match=r"val images 18 .* there, 9 "):
+        pack(PackConfig(train=drawn / "train", val_share=0.05, workers=1), tmp_path / "again", progress=False)
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    shutil.copy(next(drawn.glob("train/*/*.*")), tmp_path / "one" / "class")
+    with pytest.raises(UserError, match="the only image of its class; --val_share needs two at least"):
+        pack(PackConfig(train=tmp_path / "one", val_share=0.5), tmp_path / "none", progress=False)
+    with pytest.raises(ValueError, match=r"pack.val_share=0.1: must be left out where val is given"):
+        PackConfig(train=drawn / "train", val=drawn / "val", val_share=0.1)
+
+
 def test_flat_val_folder(sources, packed, content):
     out = sources.root / "out"
     options = PackConfig(train=sources.train_folder(), val=sources.val_flat(), devkit=sources.devkit())
