@@ -72,13 +72,13 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         assert f"{key} has no value; give one, or leave the key out" in refused(capsys, "pretrain", "--config", path)
     path.write_text("data:\n  shards: [\n")
     refused(capsys, "pretrain", "--config", path)
-    assert "(demo, imagenet, imagenet_hariharan_girshick, mini_imagenet, recipes/classic_90, " in refused(
+    assert "(demo, imagenet, imagenet_hariharan_girshick, mini_imagenet, photos, recipes/classic_90, " in refused(
         capsys, "pretrain", "--config", "nowhere"
     )
 
 
 def test_published_configs_are_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("demo", "imagenet", "tiny_imagenet"):
+    for name in ("demo", "imagenet", "photos", "tiny_imagenet"):
         message = refused(
             capsys, "pretrain", "--config", name, "--data.split", "imagenet_900_100", "--data.shards", "/nowhere"
         )

@@ -1,0 +1,200 @@
+"""Every command and example of README.md and docs/*.md is run: as it stands, or smaller by what SMALLER says, or by the
+test that ELSEWHERE names. docs/results/ are records of what was measured; their commands are the tools of tests/tools.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from imagenet_like import make_sources
+
+from dist_train.stages.common import Run
+from launch.cli import build_parser, one_line
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+TINY = ("--pretrain.model resnet10 --pretrain.epochs 2 --pretrain.warmup_epochs 0 --pretrain.precision fp32 --extract.precision fp32 "
+        "--data.train_size 32 --data.eval_resize 36 --data.eval_size 32 --learn.steps 30 --learn.precision fp32 "
+        "--evaluate.draws 2")  # fmt: skip
+IMAGENET = f"{TINY} --pretrain.global_batch 12 --data.split split.json --evaluate.options '{{linear_oracle_steps: 9}}'"
+
+SMALLER = {
+    r"--train_per_class 60": "--train_per_class 30 --size 40",
+    r"(run --config photos)$": rf"\1 {TINY} --pretrain.model resnet18",
+    r"--nproc-per-node 8": "--nproc-per-node 2",
+    r"--workers 8": "--workers 2",
+    r"(run --config imagenet)$": rf"\1 {IMAGENET}",
+    r"(run --config imagenet --dry-run --ranks 8)$": rf"\1 {IMAGENET}",
+    r"^dist-train serve (\w+).*": r"dist-train serve \1 --port 0",
+}
+ELSEWHERE = {
+    "make demo": "e2e/test_wheel.py",
+    "make test": "../.ci/run",
+    "git clone <this repository> dist_train && cd dist_train": "../.ci/run",
+    "python3 -m venv .venv && .venv/bin/pip install -e .": "../.ci/run",
+    "source .venv/bin/activate": "../.ci/run",
+    "dist-train run --config imagenet_hariharan_girshick": "e2e/test_protocols.py",
+    "dist-train run --config imagenet --name pseudo --data.holdout pseudo-novel": "e2e/test_study.py",
+    "dist-train study unstated --config imagenet --name pseudo": "e2e/test_study.py",
+    "dist-train doctor --cluster my_site.yaml": "slurm/test_chain.py",
+    "dist-train launch slurm --config imagenet --cluster my_site.yaml --dry-run": "launch/test_cluster.py",
+    "dist-train launch slurm --config imagenet --cluster my_site.yaml --name first --pack.train "
+    "ILSVRC2012_img_train.tar --pack.val ILSVRC2012_img_val.tar --pack.devkit ILSVRC2012_devkit_t12.tar.gz":
+        "slurm/test_chain.py",
+    "dist-train status runs/first --watch": "launch/test_status.py",
+    "dist-train logs runs/first -f": "slurm/test_chain.py",
+    "dist-train launch tensorboard runs": "launch/test_local.py",
+    "dist-train cancel runs/first": "slurm/test_chain.py",
+    "dist-train launch local --workers 8 --config imagenet": "launch/test_local.py",
+    "torchrun --nproc-per-node 8 -m dist_train run --config imagenet": "e2e/test_run.py",
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id 1 "
+    "-m dist_train run --config imagenet": "distributed/test_two_hosts.py",
+    "dist-train launch slurm --here --config imagenet --cluster my_site.yaml": "launch/test_submission.py",
+}  # fmt: skip
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's bash blocks, continued ones joined, without comments."""
+    found = []
+    for block in blocks(page, "bash"):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            line = re.sub(r"\s+#.*", "", line).strip()
+            if line:
+                found.append(line)
+    return found
+
+
+def run(command: str, folder: Path) -> str:
+    """As typed in a shell in this folder, where ``dist-train``, ``torchrun`` and ``python`` are those of this test. A
+    server is ended once it says where it listens."""
+    for pattern, other in SMALLER.items():
+        command = re.sub(pattern, other, command)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+           "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+    process = subprocess.Popen(["bash", "-e", "-o", "pipefail", "-c", command], cwd=folder, env=env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    if command.startswith(("dist-train serve", "tensorboard")):
+        assert process.stdout
+        said = ""
+        while "http://" not in said:
+            line = process.stdout.readline()
+            assert line, f"{command}\n{said}"
+            said += line
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+        return said
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, f"{command}\n{said}"
+    return said
+
+
+def run_page(name: str, folder: Path) -> None:
+    for command in commands(ROOT / name):
+        if command not in ELSEWHERE:
+            run(command, folder)
+
+
+def test_every_command_is_run_somewhere() -> None:
+    """Pages that are not run here have only commands that are run elsewhere, in a file that is there."""
+    here = {"README.md", "quickstart.md", "imagenet.md", "training.md", "troubleshooting.md"}
+    for page in PAGES:
+        left = [command for command in commands(page) if command not in ELSEWHERE and page.name not in here]
+        assert left in ([], ["dist-train doctor"]), (page.name, left)
+        assert page.name == "python.md" or not blocks(page, "python"), page.name
+    every = [command for page in PAGES for command in commands(page)]
+    for command, where in ELSEWHERE.items():
+        assert command in every, f"no page has {command!r} any more"
+        assert (ROOT / "tests" / where).exists(), where
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_within_the_text_are_possible(page: Path) -> None:
+    """Those between ` and `: options that exist, tools that are there. And no link leads nowhere."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        words = shlex.split(code) if re.match(r"(dist-train|python tools/|tools/)", code) else []
+        for word in words:
+            assert "tools/" not in word or (ROOT / word).exists(), code
+        if len(words) > 1 and words[0] == "dist-train" and words[1].islower():
+            known = build_parser(words[1:2]).format_help()
+            assert words[1] in known, code
+            parser = build_parser(words[1:])
+            sub = parser._subcommands_action._name_parser_map[words[1]]  # type: ignore[union-attr]
+            if words[1] == "launch" and len(words) > 2:
+                sub = sub._subcommands_action._name_parser_map[words[2]]
+            for option in (word for word in words if word.startswith("--")):
+                name = option.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+                assert name in sub._option_string_actions or option in sub._option_string_actions, code
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+    assert one_line  # the messages of those that are not are in tests/launch/test_cli.py
+
+
+def test_quickstart_then_python(drawn: Path, tmp_path: Path) -> None:
+    novel = json.loads((drawn / "split.json").read_text())["novel"]
+    photos = {name: sorted((drawn / "train" / wnid).iterdir()) for name, wnid in
+              zip(("owls", "tapirs", "zebras"), novel, strict=True)}  # fmt: skip
+    for name, some in photos.items():
+        (tmp_path / name).mkdir()
+        for number, photo in enumerate(some[:4]):
+            shutil.copy(photo, tmp_path / name / f"{number}.jpg")
+    shutil.copy(photos["zebras"][5], tmp_path / "okapi.jpg")
+    for command in commands(ROOT / "docs" / "quickstart.md"):
+        if "held_out" in command:  # of the run's classes, which are there by now
+            shutil.copytree(tmp_path / "photos", tmp_path / "held_out")
+        run(command, tmp_path)
+    shutil.copy(tmp_path / "animals.safetensors", tmp_path / "kept")
+    names = run("dist-train adapt animals --list", tmp_path)
+    assert [line.split("\t")[0] for line in names.splitlines()[-3:]] == ["okapi", "owl", "tapir"]
+
+    # docs/python.md, on a model without the class that it adds; its exports are those made above.
+    run("dist-train adapt animals --remove okapi", tmp_path)
+    code = "\n".join(blocks(ROOT / "docs" / "python.md", "python"))
+    again = "".join(f"os.system('dist-train export animals --format {kind}');" for kind in ("onnx", "safetensors"))
+    code = code.replace('model.save("animals")', f'model.save("animals"); import os; {again}')
+    (tmp_path / "page.py").write_text(code)
+    said = run("python page.py", tmp_path).splitlines()
+    assert any("class 'okapi': exists already; take another name" in line for line in said), said
+
+
+def test_imagenet(tmp_path: Path) -> None:
+    """Archives of the official layout, four classes of twelve images; the model is used on a photo of the novel one."""
+    sources = make_sources(tmp_path)
+    names = {"ILSVRC2012_img_train.tar": sources.train_tar, "ILSVRC2012_img_val.tar": sources.val_tar,
+             "ILSVRC2012_devkit_t12.tar.gz": sources.devkit}  # fmt: skip
+    for name, make in names.items():
+        make().rename(tmp_path / name)
+    (tmp_path / "okapi.jpg").write_bytes(next(iter(next(iter(sources.train.values())).values())))
+    for command in commands(ROOT / "docs" / "imagenet.md"):
+        if "--dry-run" in command:
+            run("dist-train split --shards shards/imagenet --novel 1 --out split.json", tmp_path)
+        if command not in ELSEWHERE:
+            run(command, tmp_path)
+    table = (tmp_path / "runs" / "imagenet" / "evaluate" / "table.md").read_text()
+    assert "Linear classifier" in table and "φ+" in table
+
+
+def test_the_others(whole_run: Run, drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(whole_run.dir)
+    (tmp_path / "photos").mkdir()
+    shutil.copytree(next((drawn / "train").iterdir()), tmp_path / "photos" / "star")
+    run_page("README.md", tmp_path)
+    run_page("docs/training.md", tmp_path)
+    run_page("docs/troubleshooting.md", tmp_path)

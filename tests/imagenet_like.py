@@ -1,0 +1,135 @@
+"""Sources as ImageNet comes, generated: small images, few classes, the same layout."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+from dist_train.config import PackConfig
+
+# In the devkit the ids follow another order than the sorted wnids, as in the official one.
+WNIDS = ("n01440764", "n02119789", "n03000134", "n09999999")
+IDS = {"n02119789": 1, "n09999999": 2, "n01440764": 3, "n03000134": 4}
+TRAIN_PER_CLASS, VAL_PER_CLASS = 12, 3
+
+Files = dict[str, bytes]
+Content = dict[str, tuple[bytes, str]]  # key -> image, wnid
+
+
+def make_image(
+    seed: int, size: tuple[int, int] = (40, 32), mode: str = "RGB", kind: str = "JPEG", **save: object
+) -> bytes:
+    """A noisy image, encoded; ``size`` is (width, height)."""
+    channels = {"RGB": 3, "CMYK": 4, "L": 1}[mode]
+    pixels = np.random.RandomState(seed).bytes(size[0] * size[1] * channels)
+    out = io.BytesIO()
+    Image.frombytes(mode, size, pixels).save(out, kind, **save)
+    return out.getvalue()
+
+
+def tar_bytes(files: Files) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+@dataclass
+class Sources:
+    """Writes sources below ``root``. ``train``: wnid -> name -> bytes; ``val``: name -> bytes, with
+    ``truth``, the wnid of image 1, 2, ..."""
+
+    root: Path
+    train: dict[str, Files]
+    val: Files
+    truth: list[str]
+
+    def train_tar(self) -> Path:
+        inner = {f"{wnid}.tar": tar_bytes(files) for wnid, files in self.train.items()}
+        return self._write("train.tar", tar_bytes(inner))
+
+    def val_tar(self) -> Path:
+        return self._write("val.tar", tar_bytes(self.val))
+
+    def devkit(self, **replace: bytes) -> Path:
+        """``replace``: other content for meta or truth; empty leaves the file out."""
+        truth = "".join(f"{IDS[wnid]}\n" for wnid in self.truth).encode()
+        files = {
+            "meta.mat": replace.get("meta", _meta()),
+            "ILSVRC2012_validation_ground_truth.txt": replace.get("truth", truth),
+        }
+        inner = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in files.items() if content}
+        return self._write("devkit.tar.gz", gzip.compress(tar_bytes(inner)))
+
+    def _write(self, name: str, content: bytes) -> Path:
+        (self.root / name).write_bytes(content)
+        return self.root / name
+
+    def train_folder(self) -> Path:
+        return self._folder(
+            "train", {f"{wnid}/{name}": self.train[wnid][name] for wnid in self.train for name in self.train[wnid]}
+        )
+
+    def val_folder(self) -> Path:
+        """With one folder per class."""
+        pairs = zip(self.truth, self.val.items(), strict=True)
+        return self._folder("val", {f"{wnid}/{name}": blob for wnid, (name, blob) in pairs})
+
+    def val_flat(self) -> Path:
+        return self._folder("flat", self.val)
+
+    def options(self, **options: Any) -> PackConfig:
+        """To pack the archives, a few images a shard."""
+        archives = {
+            "train": self.root / "train.tar",
+            "val": self.root / "val.tar",
+            "devkit": self.root / "devkit.tar.gz",
+        }
+        return PackConfig(**{**archives, "shard_mb": 0.03, **options})
+
+    def expected(self, subset: str) -> Content:
+        """What is to come out of the archives."""
+        if subset == "train":
+            pairs = [(name, blob, wnid) for wnid, files in self.train.items() for name, blob in files.items()]
+        else:
+            pairs = [(*pair, wnid) for pair, wnid in zip(self.val.items(), self.truth, strict=True)]
+        return {name.removesuffix(".JPEG"): (blob, wnid) for name, blob, wnid in pairs}
+
+    def _folder(self, folder: str, files: Files) -> Path:
+        for name, content in files.items():
+            path = self.root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return self.root / folder
+
+
+def _meta() -> bytes:
+    """``meta.mat`` with the four classes and an inner node of the hierarchy."""
+    rows = [*((number, wnid, 0) for wnid, number in IDS.items()), (5, "n00001740", 4)]
+    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
+    out = io.BytesIO()
+    savemat(out, {"synsets": synsets.reshape(-1, 1)})
+    return out.getvalue()
+
+
+def make_sources(root: Path) -> Sources:
+    sizes = [(40, 32), (30, 50), (64, 64), (33, 47)]
+    train = {
+        wnid: {f"{wnid}_{n * 7}.JPEG": make_image(1000 * c + n, sizes[n % 4]) for n in range(TRAIN_PER_CLASS)}
+        for c, wnid in enumerate(WNIDS)
+    }
+    # Labels in no particular order, as in the official list.
+    truth = [str(wnid) for wnid in np.random.RandomState(0).permutation(np.repeat(WNIDS, VAL_PER_CLASS))]
+    val = {f"ILSVRC2012_val_{n + 1:08d}.JPEG": make_image(9000 + n) for n in range(len(truth))}
+    return Sources(root, train, val, truth)
