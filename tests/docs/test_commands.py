@@ -24,10 +24,12 @@ from launch.cli import build_parser, one_line
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-TINY = ("--pretrain.model resnet10 --pretrain.epochs 2 --pretrain.warmup_epochs 0 --pretrain.precision fp32 --extract.precision fp32 "
-        "--data.train_size 32 --data.eval_resize 36 --data.eval_size 32 --learn.steps 30 --learn.precision fp32 "
-        "--evaluate.draws 2")  # fmt: skip
-IMAGENET = f"{TINY} --pretrain.global_batch 12 --data.split split.json --evaluate.options '{{linear_oracle_steps: 9}}'"
+TINY = " ".join([
+    "--pretrain.model resnet10 --pretrain.epochs 2 --pretrain.warmup_epochs 0 --pretrain.precision fp32",
+    "--extract.precision fp32 --data.train_size 32 --data.eval_resize 36 --data.eval_size 32",
+    "--learn.steps 30 --learn.precision fp32 --evaluate.draws 2",
+])  # fmt: skip
+IMAGENET = f"{TINY} --pretrain.global_batch 16 --data.split split.json --evaluate.options '{{linear_oracle_steps: 9}}'"
 
 SMALLER = {
     r"--train_per_class 60": "--train_per_class 30 --size 40",
