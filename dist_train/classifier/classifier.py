@@ -266,10 +266,9 @@ class Classifier:
             query = self.network.phi.query
             places = labels.new_full((len(self.network.base_rows),), -1)
             places[self._kept] = torch.arange(len(self._kept), device=self.device)
-            kept = places[labels] >= 0
             made = None
-            if kept.any():
-                made = Calibration(images[kept], places[labels][kept], lambda x: query(x) @ base.T, self.network.cost)
+            if len(images):  # those of a class that was removed are right for none
+                made = Calibration(images, places[labels], lambda x: query(x) @ base.T, self.network.cost)
             self._calibration = self.kept, made, query(made.images) if made else images
         return self._calibration[1:]
 
