@@ -19,7 +19,7 @@ import torch
 from dist_train.data.activations import Activations
 from dist_train.fewshot.method import Base, Scorer, drawn
 
-DEFAULTS = {"calibration_cost": 0.5}
+DEFAULTS = {"calibration_cost": 0.3}  # tools/choose_calibration.py
 _PER_CLASS = 20  # base training images asked, of each class
 
 

@@ -1,0 +1,74 @@
+"""The cost of phi+'s calibration, on pseudo-novel classes: what each gives and takes beside phi2.
+
+    python tools/choose_calibration.py runs/pseudo [--draws 100] [--shots 1 2 3] [--costs 0.2 0.3 ...]
+
+RUN must have been made with ``--data.holdout pseudo-novel`` and have phi2 and phi_plus learned. Differences are of the
+same draws, image by image, with one standard error over images: other classes come with other images, which an interval
+over draws does not know. Chosen is the largest cost (the most for novel classes) at which base top-1 is above
+phi2's by more than one standard error at every number of shots: the one-standard-error rule of Breiman et al. (1984).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dist_train import context as contexts
+from dist_train.fewshot import methods
+from dist_train.fewshot.protocol import JointScorer
+from dist_train.fewshot.table import head, line
+from dist_train.stages import common, evaluate
+from launch.cli import load_config
+
+Right = dict[int, np.ndarray]  # shots -> share of draws in which each image is right, base before novel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--costs", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.35, 0.4, 0.5])
+    given = parser.parse_args()
+    config = load_config(given.run)
+    if config.data.holdout != "pseudo-novel":
+        parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
+    asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
+    with contexts.start() as context, torch.inference_mode():
+        exam = evaluate.Exam(common.open_run(replace(config, evaluate=asked)), context)
+        phi2, base = right(exam, "phi2", 0.0), len(exam.base.labels)
+        titles = [f"{k}-shot {role} top-1" for k in given.shots for role in ("base", "novel")]
+        print("\n".join(head(titles, ["cost"])))
+        print(line(["φ2", *(f"{100 * part.mean():.2f}" for k in given.shots for part in np.split(phi2[k], [base]))]))
+        chosen = None
+        for cost in sorted(given.costs):
+            plus = right(exam, "phi_plus", cost)
+            less = [_mean(part) for k in given.shots for part in np.split(plus[k] - phi2[k], [base])]
+            print(line([f"φ+, {cost:g}", *(f"{mean:+.2f} ± {error:.2f}" for mean, error in less)]), flush=True)
+            if all(mean > error for mean, error in less[::2]):
+                chosen = cost
+    print(f"\nchosen: {chosen}")
+
+
+def right(exam: evaluate.Exam, name: str, cost: float) -> Right:
+    base = replace(exam.prepared, numbers={**exam.prepared.numbers, "calibration_cost": cost})
+    scorer, found = JointScorer(methods.make(name, base), exam.base, exam.novel), Right()
+    for draw in exam.mine:
+        for k in exam.config.shots:
+            support = exam.load(exam.bank.rows[exam.supports[draw]])[:, :k]
+            hits = scorer.draw(support, exam.orders[draw]).predicted == exam.truth
+            found[k] = found.get(k, 0) + hits / len(exam.mine)
+    return found
+
+
+def _mean(differences: np.ndarray) -> tuple[float, float]:
+    """In points, with its standard error over images."""
+    return 100 * differences.mean(), 100 * differences.std(ddof=1) / len(differences) ** 0.5
+
+
+if __name__ == "__main__":
+    main()
