@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dist_train.config import STAGES, Config
 from dist_train.data.files import write_text
 from dist_train.errors import UserError
-from dist_train.fewshot.table import mean, name_of
+from dist_train.fewshot import table
+from dist_train.fewshot.table import name_of
 from launch.parsing import fields, unknown_key
 
 _SWEPT = ("learn.", "evaluate.")
@@ -73,13 +75,23 @@ def share(folder: Path, stages: Mapping[str, Path]) -> None:
             os.symlink(os.path.relpath(run / stage, folder), folder / stage)
 
 
+_METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "accuracy": "accuracy"}
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None:  # of a member with another protocol
+        return "–"
+    return table.mean(value, half="ci95" if "ci95" in value else "std")
+
+
 def collect(run: Path) -> str:
     """One table of all members, left in RUN/sweep/table.md.
 
     Raises:
         UserError: no member has results.
     """
-    rows, missing = [], []
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    missing = []
     for folder in sorted(p for p in (run / "sweep").glob("*") if p.is_dir()):
         try:
             results = json.loads((folder / "evaluate" / "results.json").read_text())
@@ -87,16 +99,16 @@ def collect(run: Path) -> str:
             missing.append(folder.name)
             continue
         for method, by_shots in results["methods"].items():
-            for shots, values in by_shots.items():
-                cells = [mean(values[m]) for m in ("base_top1", "novel_top1", "harmonic")]
-                rows.append(f"| {folder.name} | {name_of(method)} | {shots} | {' | '.join(cells)} |")
-    if not rows:
+            found += [([folder.name, name_of(method), shots], values) for shots, values in by_shots.items()]
+    if not found:
         raise UserError(f"{run / 'sweep'}: no member has results yet; dist-train status {run / 'sweep'}")
-    head = ["| setting | method | shots | base top-1 | novel top-1 | H |", "|---|---|---:|---:|---:|---:|"]
-    tail = [f"Without results: {', '.join(missing)}"] if missing else []
-    text = (
-        "\n".join([*head, *rows, "", "Percent; mean ± half-width of the 95% interval over support draws.", *tail])
-        + "\n"
-    )
+    metrics = [name for name in _METRICS if any(name in values for _, values in found)]
+    head = table.head([_METRICS[name] for name in metrics], ["setting", "method", "shots"])
+    rows = [table.line([*names, *(_cell(values.get(name)) for name in metrics)]) for names, values in found]
+    told = ["", "Percent; mean ± half-width of the 95% interval over draws, or over episodes (as released: ± one standard "
+            "deviation)."]  # fmt: skip
+    if missing:
+        told.append(f"Without results: {', '.join(missing)}")
+    text = "\n".join([*head, *rows, *told]) + "\n"
     write_text(run / "sweep" / "table.md", text)
     return text

@@ -94,6 +94,11 @@ def test_a_table_of_members_names_those_that_lack_results(tmp_path: Path) -> Non
     text = collect(tmp_path)
     assert "| learn.seed=1 | φ2 | 1 | 12.35 ± 0.50 |" in text.replace("12.34", "12.35")
     assert "Without results: learn.seed=2" in text and (where / "table.md").read_text() == text
+    (where / "learn.seed=2" / "evaluate").mkdir()  # of episodes
+    (where / "learn.seed=2" / "evaluate" / "results.json").write_text(
+        '{"methods": {"phi2": {"5": {"accuracy": {"mean": 60.5, "std": 9.0}}}}}'
+    )
+    assert "| learn.seed=2 | φ2 | 5 | – | – | – | 60.50 ± 9.00 |" in collect(tmp_path)
 
 
 def test_the_newest_job_of_each_stage(tmp_path: Path) -> None:
