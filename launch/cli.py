@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -21,7 +22,7 @@ from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_di
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
 from launch import models
-from launch.parsing import Parser, check_yaml, find_yaml, one_line
+from launch.parsing import Parser, check_yaml, find_yaml, in_one_line, one_line
 
 
 def build_parser(words: Sequence[str]) -> Parser:
@@ -100,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*jsonargparse.*")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("dist_train").setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)  # type: ignore[assignment]
     command = ""
     try:
@@ -131,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # or a closed pipe is found when it is too late
         return code
     except UserError as error:
-        print(f"dist-train: error: {error}", file=sys.stderr)
+        print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
         if command not in ("status", "logs", "collect", "doctor", "verify", "launch", "adapt", "classify"):
@@ -149,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("dist-train: interrupted; what had to be saved is", file=sys.stderr)
+        kept = "nothing is changed" if command in models.NAMES else "what had to be saved is"
+        print(f"dist-train: interrupted; {kept}", file=sys.stderr)
         return 130
 
 

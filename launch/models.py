@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from jsonargparse import Namespace
 
 from dist_train.config import Config
 from dist_train.errors import UserError
+from launch.parsing import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -78,29 +80,57 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
 def adapt(given: Namespace, load_config: Callable[[Path], Config]) -> int:
     from dist_train.classifier import folder
 
-    out = given.out or (given.source if folder.is_model(given.source) else None)
-    asked = _changes(given)
-    if out is None and (asked or not given.list):
-        raise UserError("--out is required: the folder for the model")
-    if given.out and given.out.exists() and not _same(given.out, given.source) and any(given.out.iterdir()):
-        raise UserError(f"--out {given.out}: exists; take another folder, or change it: dist-train adapt {given.out}")
+    if not given.source.exists():
+        raise UserError(f"{given.source}: no such run or model; give RUNS/NAME, or a folder made by adapt")
     config = None if folder.is_model(given.source) else load_config(given.source)
+    out = given.out or (given.source if config is None else None)
+    if out is None and (_changes(given) or not given.list):
+        raise UserError("--out is required: the folder for the model")
     if config is None and given.method:
         raise UserError("--method: is chosen when a model is made of a run; give the run")
-    writes = out is not None and bool(asked or config or given.rule or given.out)
-    with folder.lock(out) if writes and folder.is_model(out) else nullcontext():
+    writes = out is not None and bool(_changes(given) or config or given.rule or given.out)
+    with _written(out, given.source, config is None) if writes and out else nullcontext():
         model = _open(given, config)
-        new = _apply(given, model, config)
-        if writes:
+        told = _apply(given, model, config)
+        if writes and out:
             model.save(out)
     if given.list:
-        for one in model.classes:
-            print(f"{one.name}\t{one.wnid or '-'}\t{one.photos or '-'}")
-        return 0
-    for text in new:
+        told = [f"{one.name}\t{one.wnid or '-'}\t{one.photos or '-'}" for one in model.classes]
+    for text in told:
         print(text)
-    print(f"{out}: {len(model.classes)} classes, {model.network.method}, rule {model.rule}")
+    if writes and not given.list:
+        print(f"{out}: {len(model.classes)} classes, {model.network.method}, rule {model.rule}")
     return 0
+
+
+@contextmanager
+def _written(out: Path, source: Path, is_model: bool) -> Iterator[None]:
+    """The folder that a model is written to, for this process alone; as it was after an error.
+
+    Raises:
+        UserError: it is there and not the model that is changed, or lies in what it is made of.
+    """
+    from dist_train.classifier import folder
+
+    if source.resolve() in out.resolve().parents or (not is_model and _same(out, source)):
+        raise UserError(f"--out {out}: lies in {source}; take another folder")
+    other = not (is_model and _same(out, source))
+    remedy = f"take another folder, or change it: dist-train adapt {out}"
+    if other and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists; {remedy}")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with folder.lock(out):
+            if other and folder.is_model(out):  # since the look above
+                raise UserError(f"--out {out}: exists; {remedy}")
+            yield
+    except BaseException:
+        if made and not folder.is_model(out):
+            (out / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _changes(given: Namespace) -> bool:
@@ -126,11 +156,14 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
     for name in given.remove:
         model.remove_class(name)
     for text in given.rename:
-        old, new = _pair("--rename", text, "OLD=NEW")
-        model.rename_class(old, new)
+        pairs = [(text[:n], text[n + 1 :]) for n, sign in enumerate(text) if sign == "=" and 0 < n < len(text) - 1]
+        if not pairs:
+            raise UserError(f"--rename {text}: give OLD=NEW")
+        known = [pair for pair in pairs if any(pair[0] in (one.name, one.wnid) for one in model.classes)]
+        model.rename_class(*(known or pairs)[0])  # a name may have a = in it
     new = _new_classes(given)
     for name in new:
-        model.check_new(name)
+        model.check_new(name)  # before the work
     first = len(model.classes)
     bar = progress_bar(sum(map(len, new.values())), "photos", "img", sum(map(len, new.values())) > 20)
     for name, paths in new.items():
@@ -138,13 +171,14 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
         bar.update(len(paths))
     bar.close()
     added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[first:]]
-    asked = _held_out(given, model, config) if new else None
+    asked = _held_out(given, model, config) if new or given.held_out else None
     if not asked:
         return added
     rates = model.base_accuracy(*asked)[-len(new) - 1 :]
     steps = [f"{text}; base {after:.2f}% ({after - before:+.2f})"
              for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
-    return [*steps, f"base accuracy on {len(asked[1])} held-out images: {rates[0]:.2f}% before, {rates[-1]:.2f}% after"]
+    told = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if new else f"{rates[0]:.2f}%"
+    return [*steps, f"base accuracy on {len(asked[1])} held-out images: {told}"]
 
 
 def _new_classes(given: Namespace) -> dict[str, list[Path]]:
@@ -158,7 +192,7 @@ def _new_classes(given: Namespace) -> dict[str, list[Path]]:
     if given.classes:
         if not given.classes.is_dir():
             raise UserError(f"--classes {given.classes}: no such folder; give one with a folder of photos a class")
-        folders = sorted(path for path in given.classes.iterdir() if path.is_dir())
+        folders = sorted(path for path in given.classes.iterdir() if path.is_dir() and path.name[0] != ".")
         if not folders:
             raise UserError(f"--classes {given.classes}: holds no folders; give one with a folder of photos a class")
         for path in folders:
@@ -201,12 +235,12 @@ def classify(given: Namespace) -> int:
     bad = 0
     for part in batches(_photos(given.images)):
         readable = []
-        for name, photo in part:
+        for name, load in part:
             try:
-                readable.append((name, _load(photo, name)))
+                readable.append((name, load()))
             except UserError as error:
                 bad += 1
-                print(f"dist-train: error: {error}", file=sys.stderr)
+                print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
         if not readable:
             continue
         answers = model.predict([pixels for _, pixels in readable], given.topk)
@@ -219,27 +253,34 @@ def classify(given: Namespace) -> int:
     return 1 if bad else 0
 
 
-def _photos(images: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
-    """What each is called, and where it is; bytes where it came by standard input."""
-    for image in images:
-        if image != "-":
-            for path in _expand(image, image):
-                yield str(path), path
-            continue
-        data = sys.stdin.buffer.read()
-        lines = [line for line in data.split(b"\n") if line.strip()]
-        if lines and all(os.path.exists(line.strip()) for line in lines):
-            for line in lines:
-                for path in _expand(os.fsdecode(line.strip()), "-"):
-                    yield str(path), path
-        else:
-            yield "-", data
-
-
-def _load(photo: Path | bytes, name: str) -> torch.Tensor:
+def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """What each is called, and what loads it, or raises UserError."""
     from dist_train.classifier import photos
 
-    return photos.load(photo, "standard input" if name == "-" else name)
+    def failing(error: UserError) -> Callable[[], torch.Tensor]:
+        def fail() -> torch.Tensor:
+            raise error
+
+        return fail
+
+    for image in images:
+        words = [image]
+        if image == "-":
+            data = sys.stdin.buffer.read()
+            if photos.known(data):
+                yield "-", partial(photos.load, data, "standard input")
+                continue
+            words = [] if b"\0" in data else [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+            if not words:
+                what = "neither an image nor a list of paths" if data else "empty"
+                yield "-", failing(UserError(f"standard input: {what}; give one photo, or paths one a line"))
+        for word in words:
+            try:
+                found = _expand(word, word)
+            except UserError as error:
+                yield word, failing(error)
+                continue
+            yield from ((str(path), partial(photos.load, path)) for path in found)
 
 
 def export(given: Namespace) -> int:
@@ -252,6 +293,10 @@ def export(given: Namespace) -> int:
     out = given.out or Path(given.model.absolute().name + suffix)
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'no such folder'}; give a file to write")
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out {out}: is no ordinary file; give another")
+    if out.resolve().parent == given.model.resolve():
+        raise UserError(f"--out {out}: lies in the model; give a file elsewhere")
     model = Classifier.load(given.model, "cpu")
     if given.rule:
         model.rule = given.rule
@@ -278,16 +323,19 @@ def _expand(text: str, option: str) -> list[Path]:
     """The photos that a word means: a file, those of a folder, or those that match a pattern."""
     from dist_train.classifier import photos
 
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = Path(text)
+    if text and not path.exists():
+        with suppress(RuntimeError):  # no such user
+            path = path.expanduser()
+    if text and path.is_dir():
         return photos.files(path)
-    if path.exists():
+    if text and path.exists():
         return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True)) if text else []
     if not found:
         raise UserError(f"{option}: no such file or folder, and no pattern that matches; check the path")
     return [photo for one in found for photo in (photos.files(one) if one.is_dir() else [one])]
 
 
 def _same(one: Path, other: Path) -> bool:
-    return other.exists() and one.samefile(other)
+    return one.exists() and other.exists() and one.samefile(other)

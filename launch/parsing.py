@@ -52,6 +52,11 @@ class Parser(ArgumentParser):
 _COMMANDS = ("doctor", "status", "logs", "cancel", "collect")
 
 
+def in_one_line(error: Exception) -> str:
+    """An error's text, which may have a file's name in it, and that a line break."""
+    return str(error).replace("\r", "\\r").replace("\n", "\\n")
+
+
 def one_line(message: str, keys: list[str] | None = None) -> str:
     """jsonargparse's message in one line: the key that is unknown, or what its value must be."""
     line = re.sub(r"\s+", " ", message).strip()

@@ -105,8 +105,8 @@ def collect(run: Path) -> str:
     metrics = [name for name in _METRICS if any(name in values for _, values in found)]
     head = table.head([_METRICS[name] for name in metrics], ["setting", "method", "shots"])
     rows = [table.line([*names, *(_cell(values.get(name)) for name in metrics)]) for names, values in found]
-    told = ["", "Percent; mean ± half-width of the 95% interval over draws, or over episodes (as released: ± one standard "
-            "deviation)."]  # fmt: skip
+    spread = "half-width of the 95% interval over draws or episodes (as released: one standard deviation)"
+    told = ["", f"Percent; mean ± {spread}."]
     if missing:
         told.append(f"Without results: {', '.join(missing)}")
     text = "\n".join([*head, *rows, *told]) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -45,6 +46,7 @@ class Classifier:
         self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
         self._head: Head | None = None
         self._calibration: tuple[tuple[int, ...], Calibration | None, torch.Tensor] | None = None
+        self._origin: tuple[Path, str] | None = None  # the folder that it was loaded from or saved to, and its state
         self.rule = rule
 
     @property
@@ -77,6 +79,7 @@ class Classifier:
         """The same classes on the same network; a change of one leaves the other as it is."""
         made = Classifier(self.network, self._base, self._kept, self.rule, self.provenance)
         made._added, made._head, made._calibration = list(self._added), self._head, self._calibration
+        made._origin = self._origin
         return made
 
     # Classes.
@@ -94,13 +97,16 @@ class Classifier:
         """``add_class`` from what ``activations`` has made of its photos, [k, dim].
 
         Raises:
-            UserError: as ``add_class``.
+            UserError: as ``add_class``, or these are no activations.
         """
-        self.check_new(name)
+        name = self.check_new(name)
         if not len(activations):
             raise UserError(f"class {name!r}: no photos; give at least one")
+        dim = self.network.backbone.dim
+        if activations.ndim != 2 or activations.shape[1] != dim or not bool(activations.isfinite().all()):
+            raise UserError(f"class {name!r}: shape {list(activations.shape)}; give finite activations [k, {dim}]")
         day = time.strftime("%Y-%m-%d", time.gmtime())
-        self._added.append((Class(name, photos=len(activations), added=day), activations.to(self.device)))
+        self._added.append((Class(name, photos=len(activations), added=day), activations.float().to(self.device)))
         self._head = None
 
     def remove_class(self, name: str) -> None:
@@ -126,21 +132,28 @@ class Classifier:
         """
         place = self._find(name)
         if new != self.classes[place].name:
-            self.check_new(new)
+            new = self.check_new(new)
         if place < len(self._base):
             self._base[place] = replace(self._base[place], name=new)
         else:
             one, activations = self._added[place - len(self._base)]
             self._added[place - len(self._base)] = (replace(one, name=new), activations)
 
-    def check_new(self, name: str) -> None:
-        """Raises UserError where a class cannot get this name."""
+    def check_new(self, name: str) -> str:
+        """The name as it is kept, in Unicode's composed form (NFC): what looks the same is the same.
+
+        Raises:
+            UserError: a class cannot get this name.
+        """
+        name = unicodedata.normalize("NFC", str(name))
         if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
             raise UserError(f"class name {name!r}: give 1 to 200 printable characters, no space at the ends")
         if any(name in (one.name, one.wnid) for one in self.classes):
             raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
+        return name
 
     def _find(self, name: str) -> int:
+        name = unicodedata.normalize("NFC", str(name))
         found = [n for n, one in enumerate(self.classes) if name and name in (one.name, one.wnid)]
         if not found:
             raise UserError(f"class {name!r}: there is none among the {len(self.classes)}; list them first")
@@ -279,9 +292,11 @@ class Classifier:
         before or this one.
 
         Raises:
+            UserError: the model was loaded from this folder, and someone else has changed it since, or is changing or
+                serving it.
             OSError: it cannot be written; what was there is untouched.
         """
-        network = self.network
+        network, folder = self.network, Path(path).resolve()
         about = {
             "method": {"name": network.method, "rule": self.rule, "calibration_cost": network.cost,
                        "learn": asdict(network.learn)},
@@ -301,7 +316,8 @@ class Classifier:
         }
         photos = [activations for _, activations in self._added]
         added = {"activations": torch.cat(photos) if photos else network.base_rows[:0]}
-        folders.write(Path(path), about, {"network": tensors, "added": added})
+        before = self._origin[1] if self._origin and self._origin[0] == folder else None
+        self._origin = folder, folders.write(Path(path), about, {"network": tensors, "added": added}, before)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Classifier:
@@ -314,10 +330,12 @@ class Classifier:
             UserError: no model there, of another version, or a file is missing or changed.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        about, parts = folders.read(Path(path), device)
         try:
-            return cls._made(about, parts["network"], parts["added"]["activations"], device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            about, parts, state = folders.read(Path(path), device)
+            made = cls._made(about, parts["network"], parts["added"]["activations"], device)
+            made._origin = Path(path).resolve(), state
+            return made
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: model.json and its files do not fit together ({text}); make it again") from None
 
@@ -339,7 +357,13 @@ class Classifier:
             (tensors["sample.activations"].float(), tensors["sample.labels"]), method["calibration_cost"],
             Preprocess(size["resize"], size["size"]).to(device),
         )  # fmt: skip
-        classes, kept = [Class(**entry) for entry in about["classes"]], about["base_rows"]
+        classes, kept = [Class(**entry) for entry in about["classes"]], [int(row) for row in about["base_rows"]]
+        if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < len(base_rows)):
+            raise ValueError("base_rows are not rows of the network")
+        if len({one.name for one in classes}) < len(classes) or not all(isinstance(one.name, str) for one in classes):
+            raise ValueError("classes need different names")
+        if not 0 < size["size"] <= size["resize"]:
+            raise ValueError("preprocessing needs 0 < size <= resize")
         made = cls(network, classes[: len(kept)], kept, method["rule"], about["provenance"])
         new = classes[len(kept) :]
         if not classes or len(made._base) != len(kept) or sum(one.photos for one in new) != len(added):

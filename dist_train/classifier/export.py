@@ -50,7 +50,8 @@ def torchvision(model: Classifier, out: Path) -> str:
         raise UserError("--format torchvision: it has no ResNet with a small stem; take --format onnx or safetensors")
     load = f"torchvision.models.{network.architecture['name']}(num_classes={len(head.offset)})"
     if network.architecture["name"] == "resnet10":
-        load = f"torchvision.models.resnet.ResNet(BasicBlock, [1, 1, 1, 1], num_classes={len(head.offset)})"
+        block = "torchvision.models.resnet.BasicBlock"
+        load = f"torchvision.models.resnet.ResNet({block}, [1, 1, 1, 1], num_classes={len(head.offset)})"
     weights = {**_body(model), "fc.weight": head.rows.cpu(), "fc.bias": head.offset.cpu()}
     write_text(out.with_name(out.name + ".json"), json.dumps(_about(model), indent=1, ensure_ascii=False) + "\n")
     with atomic_write(out) as file:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +31,46 @@ from dist_train.errors import UserError
 VERSION = 1
 PARTS = ("network", "added")
 Tensors = Mapping[str, torch.Tensor]
+_WRITING = threading.Lock()
 
 
-def write(folder: Path, about: Mapping[str, Any], parts: Mapping[str, Tensors]) -> None:
+def write(folder: Path, about: Mapping[str, Any], parts: Mapping[str, Tensors], before: str | None = None) -> str:
     """Make or replace the model in a folder. A part that is there already, by its hash, is not written again.
 
+    Args:
+        before: state of the model that this one was made from, where it lies in the same folder; see ``read``.
+
+    Returns:
+        Its state now.
+
     Raises:
+        UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost.
         OSError: the disk is full or not writable; the model that was there is untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name in PARTS:
-        data = save({key: tensor.detach().cpu().contiguous() for key, tensor in parts[name].items()})
-        digest = hashlib.sha256(data).hexdigest()
-        path = folder / f"{name}-{digest[:16]}.safetensors"
-        if not (path.is_file() and path.stat().st_size == len(data)):
-            with atomic_write(path) as file:
-                file.write(data)
-        files[name] = {"file": path.name, "bytes": len(data), "sha256": digest}
-    text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False)
-    write_text(folder / "model.json", text + "\n")
-    kept = {entry["file"] for entry in files.values()}
-    for name in PARTS:  # those of the model before
-        for path in folder.glob(f"{name}-*.safetensors"):
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+    with _WRITING, lock(folder, 10):
+        if before is not None and is_model(folder) and _state(folder) != before:
+            raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
+        files = {}
+        for name in PARTS:
+            data = save({key: tensor.detach().cpu().contiguous() for key, tensor in parts[name].items()})
+            digest = hashlib.sha256(data).hexdigest()
+            path = folder / f"{name}-{digest[:16]}.safetensors"
+            if not (path.is_file() and path.stat().st_size == len(data)):
+                with atomic_write(path) as file:
+                    file.write(data)
+            files[name] = {"file": path.name, "bytes": len(data), "sha256": digest}
+        text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False)
+        write_text(folder / "model.json", text + "\n")
+        kept = {entry["file"] for entry in files.values()}
+        old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
+        for path in [*old, *folder.glob(".*.tmp-*")]:  # of the model before, and of a save that was killed
+            path.unlink(missing_ok=True)
+        return _state(folder)
 
 
-def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-    """What ``write`` has written: the JSON, and the parts on a device.
+def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]], str]:
+    """What ``write`` has written: the JSON, the parts on a device, and the state, to tell whether it is still this one.
 
     Raises:
         UserError: no model there, of another version, or a file is missing or changed.
@@ -66,12 +78,16 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, 
     for attempt in range(5):
         about = _about(folder)
         try:
-            return about, {name: _part(folder, about["files"][name], device) for name in PARTS}
+            state = _state(folder)
+            parts = {name: _part(folder, about["files"][name], device) for name in PARTS}
+            if state == _state(folder):
+                return about, parts, state
+            missing = folder / "model.json"
         except FileNotFoundError as error:
             missing = error.filename
             if about == _about(folder):  # else it was replaced in between
                 break
-            time.sleep(0.1 * attempt)
+        time.sleep(0.1 * attempt)
     raise UserError(f"{missing}: missing, though model.json names it; make the model again, or copy all its files")
 
 
@@ -79,29 +95,38 @@ def is_model(folder: Path) -> bool:
     return (folder / "model.json").is_file()
 
 
-def lock(folder: Path) -> FileLock:
-    """Held by who may change the model: one at a time, and ``serve`` as long as it runs.
+@contextmanager
+def lock(folder: Path, wait: float = 0) -> Iterator[None]:
+    """Held by who changes the model: one process at a time, and ``serve`` as long as it runs. Again in the same process
+    does nothing; nor does it on a file system without locks, or that cannot be written to.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it for more than ``wait`` seconds.
     """
-    found = FileLock(folder / ".lock", timeout=0)
+    found = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
     try:
-        found.acquire()
+        found.acquire(timeout=wait)
     except Timeout:
         raise UserError(
-            f"{folder}: another process changes or serves this model; wait for it, or write to another --out"
+            f"{folder}: another process changes or serves this model; wait for it, or write to another folder"
         ) from None
-    except (OSError, NotImplementedError):  # a file system without locks, or one that cannot be written to
-        with suppress(OSError):
-            found.release()
-    return found
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        found.release()
+
+
+def _state(folder: Path) -> str:
+    return file_sha256(folder / "model.json")
 
 
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{folder}: not a model (no model.json); make one with dist-train adapt RUN --out MODEL"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -60,10 +60,10 @@ class Guard:
 
     def _refused(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
-        if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
+        if self.hosts is not None and _split(f"//{host}").hostname not in self.hosts:
             return told(421, f"host {host!r} is not served here; use the address that was printed")
         origin = request.headers.get("origin")
-        if request.method != "GET" and origin and urlsplit(origin).netloc != host:
+        if request.method != "GET" and origin and _split(origin).netloc != host:
             return told(403, f"a page of {origin} may not change this model")
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.limit:
@@ -81,6 +81,13 @@ class Guard:
 
     def _too_long(self) -> str:
         return f"the upload is over {self.limit / 1e6:g} MB, the limit of this server; send fewer or smaller photos"
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:  # half an IPv6 address
+        return urlsplit("")
 
 
 def told(code: int, detail: str) -> JSONResponse:

@@ -31,8 +31,16 @@ Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.T
 MAX_PIXELS = 89_478_485
 """Of one photo (Pillow's own guard against images that fill the memory: 2^28 bytes of RGB)."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""What is taken for a photo in a folder, by the end of its name in lower case."""
+MAX_RATIO = 100
+"""Of a photo's longer side to its shorter one: the resized photo has as many more pixels."""
+
+_ENDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic", "heif")
+SUFFIXES = frozenset(f".{end}" for end in _ENDS)
+"""What is taken for a photo in a folder, by the end of its name in lower case. HEIC cannot be decoded: named, and not
+passed over."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""What Pillow may open: no format that starts another program (EPS)."""
 
 
 def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
@@ -45,10 +53,14 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> tor
         UserError: it cannot be decoded, or is larger than ``max_pixels``.
     """
     if isinstance(photo, torch.Tensor):
-        return _pixels(photo, photo.detach().cpu(), name)
+        return _pixels(photo, photo.detach().cpu(), name, max_pixels)
     if isinstance(photo, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(photo))
-        return _pixels(photo, tensor[None] if tensor.ndim == 2 else tensor.movedim(-1, 0), name)
+        try:
+            tensor = torch.from_numpy(np.array(photo, photo.dtype.newbyteorder("=")))
+        except TypeError:
+            raise UserError(f"{name}: an array of {photo.dtype}; give uint8, or floats in [0, 1]") from None
+        tensor = tensor.movedim(-1, 0) if tensor.ndim > 2 else tensor[None]
+        return _pixels(photo, tensor, name, max_pixels)
     if isinstance(photo, Image.Image):
         return _decoded(photo, name, max_pixels)
     if isinstance(photo, (str, Path)):
@@ -58,13 +70,13 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> tor
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are looked at below, and of odd EXIF
-            with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
+            with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo, formats=FORMATS) as image:
                 return _decoded(image, name, max_pixels)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         raise _too_large(name, f"{pixels[1] if pixels else 'too many'} pixels", max_pixels) from None
     except UnidentifiedImageError:
-        raise UserError(f"{name}: not an image of a format that Pillow reads; convert it to JPEG or PNG") from None
+        raise UserError(f"{name}: not an image of a known format; convert it to JPEG or PNG") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{name}: {error.strerror}; give the path of an image") from None
     except UserError:
@@ -74,12 +86,13 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> tor
 
 
 def files(folder: Path) -> list[Path]:
-    """The photos of a folder and of those below it, by ``SUFFIXES``, sorted.
+    """The photos of a folder and of those below it, by ``SUFFIXES``, sorted; without what is hidden by a dot.
 
     Raises:
         UserError: there is none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+                   and not any(part.startswith(".") for part in p.relative_to(folder).parts))  # fmt: skip
     if not found:
         raise UserError(f"{folder}: holds no photos ({', '.join(sorted(SUFFIXES))}); give a folder with some")
     return found
@@ -122,14 +135,45 @@ def _centre(free: int) -> int:
     return half + (free % 2) * (half % 2)
 
 
-def _decoded(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
-    if image.width * image.height > max_pixels:
-        raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+def known(data: bytes) -> bool:
+    """Whether these are the bytes of an image, by how they begin."""
     try:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data), formats=FORMATS).close()
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # a damaged one is one
+        return True
+    return True
+
+
+def _decoded(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
+    _check_size(image.width, image.height, name, max_pixels)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F" or upright.mode.startswith("I"):
+            return _deep(np.array(upright), name)
+        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+    except UserError:
+        raise
     except Exception as error:
         raise _damaged(name, error) from None
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+def _deep(pixels: npt.NDArray[Any], name: str) -> torch.Tensor:
+    """Grey levels of 16 bits as 8; Pillow's own conversion makes all above 255 white."""
+    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise UserError(f"{name}: {pixels.dtype} pixels; convert it to 8 bits a channel")
+    grey = pixels.astype(np.int32) // (257 if pixels.max() > 255 or pixels.dtype.itemsize == 2 else 1)
+    return torch.from_numpy(grey.astype(np.uint8))[None].expand(3, -1, -1)
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise _too_large(name, f"{width} x {height} pixels", max_pixels)
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise UserError(f"{name}: {width} x {height} pixels, over {MAX_RATIO} times as long as wide; crop it")
 
 
 def _damaged(name: str, error: Exception) -> UserError:
@@ -140,11 +184,12 @@ def _too_large(name: str, what: str, max_pixels: int) -> UserError:
     return UserError(f"{name}: {what}, and {max_pixels} are the limit; make it smaller")
 
 
-def _pixels(photo: Any, image: torch.Tensor, name: str) -> torch.Tensor:
+def _pixels(photo: Any, image: torch.Tensor, name: str, max_pixels: int) -> torch.Tensor:
     """Checked, as uint8 [3, H, W]."""
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
         wanted = "[height, width, 3] or [height, width]" if isinstance(photo, np.ndarray) else "[3 or 1, height, width]"
         raise UserError(f"{name}: shape {list(photo.shape)}; give {wanted}")
+    _check_size(image.shape[2], image.shape[1], name, max_pixels)
     if image.is_floating_point():
         if not bool(((image >= 0) & (image <= 1)).all()):
             raise UserError(f"{name}: floats outside [0, 1]; give these, not normalised, or uint8")

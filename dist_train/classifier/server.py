@@ -110,9 +110,13 @@ class Service:
     def archive(self) -> Path:
         """The model as a zip in a temporary folder, whose owner removes it."""
         made = Path(tempfile.mkdtemp()) / "model.zip"
-        with self._change, zipfile.ZipFile(made, "w") as file:
-            for path in sorted([self.path / "model.json", *self.path.glob("*.safetensors")]):
-                file.write(path, f"{self.path.absolute().name}/{path.name}")
+        try:
+            with self._change, zipfile.ZipFile(made, "w") as file:
+                for path in sorted([self.path / "model.json", *self.path.glob("*.safetensors")]):
+                    file.write(path, f"{self.path.absolute().name}/{path.name}")
+        except OSError as error:
+            shutil.rmtree(made.parent)
+            raise UserError(f"the model cannot be read ({error.strerror}); look at its folder") from None
         return made
 
     def about(self) -> dict[str, Any]:
@@ -141,13 +145,14 @@ def app(service: Service, token: str | None, hosts: frozenset[str] | None, cooki
     @made.exception_handler(RequestValidationError)
     async def form(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return told(422, f"{first['loc'][-1]}: {first['msg']}")
+        what = first["loc"][-1] if isinstance(first["loc"][-1], str) else "the request"
+        return told(422, f"{what}: {first['msg']}")
 
     @made.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> JSONResponse:
         return told(507, f"the model could not be written ({error.strerror}); nothing is changed")
 
-    @made.get("/")
+    @made.api_route("/", methods=["GET", "HEAD"])
     def page(request: Request) -> Response:
         if token and "token" in request.query_params:
             response = RedirectResponse("/", 303)
@@ -221,12 +226,15 @@ def run(path: Path, host: str, port: int, token: str | None, limits: Limits) -> 
         service = Service(path, limits)
         hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if loopback else None
         web = app(service, token, hosts, f"dist_train_{port}")
-        server = uvicorn.Server(uvicorn.Config(web, log_level="warning", limit_concurrency=200))
-        named = f"[{host}]" if ":" in host else host
+        server = uvicorn.Server(
+            uvicorn.Config(web, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=5)
+        )
+        names = [f"[{host}]" if ":" in host else host]
         if host in ("0.0.0.0", "::"):
-            named = socket.gethostname()
+            names = [socket.gethostname(), *_address()]
         print(f"{path}: {len(service.model.classes)} classes", flush=True)
-        print(f"http://{named}:{port}/" + (f"?token={quote(token)}" if token else ""), flush=True)
+        for named in names:
+            print(f"http://{named}:{port}/" + (f"?token={quote(token)}" if token else ""), flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
     return 0
@@ -240,6 +248,14 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         text = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--host {host} --port {port}: {text}; take another one, or --port 0 for any") from None
+
+
+def _address() -> list[str]:
+    """This machine's address on its network, where it has one: phones do not know its name."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return [probe.getsockname()[0]]
+    return []
 
 
 def _loopback(host: str) -> bool:

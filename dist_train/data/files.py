@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ class atomic_write:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        self.temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
     def __enter__(self) -> IO[bytes]:
         self.file = self.temporary.open("w+b")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -177,7 +178,7 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
     assert loaded.classes == model.classes and torch.equal(loaded.scores(queries), model.scores(queries))
     assert loaded.provenance == model.provenance and loaded.provenance["split"]["holdout"] == "novel"
     files = sorted(path.name.partition("-")[0] for path in (tmp_path / "model").iterdir())
-    assert files == ["added", "model.json", "network"]
+    assert [name for name in files if name != ".lock"] == ["added", "model.json", "network"]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,13 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
         (lambda folder: _flip(_file(folder, "network")), "safetensors: changed or damaged"),
         (lambda folder: _file(folder, "added").unlink(), "missing, though model.json names it"),
         (lambda folder: _edit(folder, classes=[]), "do not fit together"),
+        (lambda folder: _edit(folder, files=None), "do not fit together"),
+        (lambda folder: _edit(folder, files={"network": 5}), "do not fit together"),
+        (lambda folder: _edit(folder, base_rows=[0, 1, 2, 3, 4, 9]), "base_rows are not rows of the network"),
+        (lambda folder: _edit(folder, base_rows=["a"] * 6), "do not fit together"),
+        (lambda folder: _edit(folder, preprocessing={"resize": "x", "size": 1}), "do not fit together"),
+        (lambda folder: _edit(folder, preprocessing={"resize": 9, "size": -1}), "needs 0 < size <= resize"),
+        (lambda folder: _edit(folder, classes=[{"name": "a"}] * 6), "classes need different names"),
         (lambda folder: _edit(folder, backbone={"name": "resnet18", "num_classes": 6, "small_stem": False}),
          "do not fit together"),
     ],
@@ -249,6 +257,59 @@ def test_a_kill_while_it_saves_leaves_a_model(models: Path, tmp_path: Path) -> N
         assert 3 + turn <= count <= len(Classifier.load(folder, "cpu").classes) - 6
 
 
+def test_two_that_change_a_model_lose_nothing(models: Path, tmp_path: Path) -> None:
+    """The second of two that were loaded is refused; so is one whose folder another process holds."""
+    folder = shutil.copytree(models / "phi2", tmp_path / "model")
+    one, other = Classifier.load(folder), Classifier.load(folder)
+    one.add_activations("a", torch.ones(1, 512))
+    one.save(folder)
+    one.add_activations("b", torch.ones(1, 512))
+    one.copy().save(tmp_path / "model")  # goes on from what it saved
+    other.add_activations("c", torch.ones(1, 512))
+    with pytest.raises(UserError, match="was changed since it was loaded; load it again"):
+        other.save(folder)
+    assert [o.name for o in Classifier.load(folder).classes[6:]] == ["a", "b"]
+    other.save(tmp_path / "elsewhere")
+    with FileLock(folder / ".lock", is_singleton=False), pytest.raises(UserError, match="another process changes"):
+        subprocess_save(folder)
+
+
+def subprocess_save(folder: Path) -> None:
+    """In another process, which would wait ten seconds: here none."""
+    code = f"""
+import sys
+from pathlib import Path
+from dist_train import Classifier, UserError
+from dist_train.classifier import folder
+whole = folder.lock
+folder.lock = lambda path, wait=0: whole(path, 0)
+try:
+    Classifier.load({str(folder)!r}).save({str(folder)!r})
+except UserError as error:
+    sys.exit(str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(done.stderr)
+
+
+def test_what_is_no_activation_is_refused(models: Path) -> None:
+    model = Classifier.load(models / "phi2")
+    for bad in (torch.zeros(1, 7), torch.zeros(512), torch.full((1, 512), torch.nan)):
+        with pytest.raises(UserError, match=r"give finite activations \[k, 512\]"):
+            model.add_activations("x", bad)
+    assert len(model.classes) == 6
+
+
+def test_names_that_look_the_same_are(models: Path) -> None:
+    model = Classifier.load(models / "phi2")
+    model.add_activations("caf\u00e9", torch.ones(1, 512))
+    with pytest.raises(UserError, match="exists already"):
+        model.add_activations("cafe\u0301", torch.ones(1, 512))
+    model.remove_class("cafe\u0301")
+    assert len(model.classes) == 6
+
+
 def test_a_full_disk_leaves_the_model_as_it_was(models: Path, small_disk: object) -> None:
     size = sum(path.stat().st_size for path in (models / "phi2").iterdir())
     disk = small_disk(f"{(size + 60_000) // 1024}k")  # type: ignore[operator]
@@ -258,4 +319,5 @@ def test_a_full_disk_leaves_the_model_as_it_was(models: Path, small_disk: object
     with pytest.raises(OSError):
         model.save(folder)
     assert len(Classifier.load(folder).classes) == 6
-    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["added", "model.json", "network"]
+    left = sorted(path.name.partition("-")[0] for path in folder.iterdir() if path.name != ".lock")
+    assert left == ["added", "model.json", "network"]

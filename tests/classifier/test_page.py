@@ -69,7 +69,7 @@ def test_drop_photos_add_a_class_and_see_what_changes(page: Any, model: Path) ->
     said(page, "3 photos classified, 1 could not be read.")
     cards = page.locator("article.card")
     assert cards.count() == 4 and cards.nth(0).locator("li").count() == 5
-    assert "not an image of a format" in cards.nth(2).inner_text()
+    assert "not an image of a known format" in cards.nth(2).inner_text()
     assert "photo 0.jpg" in cards.nth(0).inner_text()
 
     page.set_input_files("#examples", sent(photo(1, 200), photo(9)))

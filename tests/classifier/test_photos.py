@@ -76,11 +76,13 @@ def test_preprocessing_is_torchvisions(size: tuple[int, int]) -> None:
 
 
 BAD = {
-    "empty.jpg": (b"", "empty.jpg: not an image"),
-    "text.jpg": (b"hello, I am text\n" * 9, "text.jpg: not an image"),
+    "empty.jpg": (b"", "empty.jpg: not an image of a known format"),
+    "text.jpg": (b"hello, I am text\n" * 9, "text.jpg: not an image of a known format"),
     "cut.jpg": (encoded("JPEG")[:400], "cut.jpg: damaged or cut off"),
     "cut.png": (encoded()[:700], "cut.png: damaged or cut off"),
     "huge.png": (png_of(30_000, 30_000), "huge.png: 900000000 pixels, and 89478485 are the limit"),
+    "narrow.png": (png_of(1, 200_000), "narrow.png: 1 x 200000 pixels, over 100 times as long as wide; crop it"),
+    "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "script.eps: not an image of a known format"),
     "large.png": (png_of(10_000, 10_000), "large.png: 10000 x 10000 pixels, and 89478485 are the limit"),
 }
 
@@ -108,6 +110,9 @@ def test_what_is_no_photo_is_named(name: str, tmp_path: Path) -> None:
         (torch.full((3, 4, 5), 2.0), "floats outside [0, 1]"),
         (torch.full((3, 4, 5), torch.nan), "floats outside [0, 1]"),
         (7, "int is no photo"),
+        (np.array(["a", None], object), "an array of object"),
+        (np.zeros((1, 500, 3), np.uint8), "500 x 1 pixels, over 100 times as long as wide"),
+        (torch.zeros(3, 10_000, 10_000, dtype=torch.uint8), "10000 x 10000 pixels, and 89478485 are the limit"),
     ],
 )
 def test_what_cannot_be_pixels_is_named(photo: Any, wanted: str) -> None:
@@ -116,11 +121,25 @@ def test_what_cannot_be_pixels_is_named(photo: Any, wanted: str) -> None:
     assert wanted in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_grey_and_not_white(kind: str, tmp_path: Path) -> None:
+    levels = (257 * np.arange(256, dtype=np.uint16)).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "deep", kind)
+    Image.fromarray(levels.astype(np.int32)).save(tmp_path / "deeper.tif")
+    wanted = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
+    assert torch.equal(photos.load(tmp_path / "deep"), wanted) and torch.equal(
+        photos.load(tmp_path / "deeper.tif"), wanted
+    )
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "floats.tif")
+    with pytest.raises(UserError, match=r"floats.tif: float32 pixels; convert it to 8 bits a channel"):
+        photos.load(tmp_path / "floats.tif")
+
+
 def test_a_folder_is_its_photos(tmp_path: Path) -> None:
-    for name in ("b/2.JPG", "a.png", "b/notes.txt", "1.webp"):
+    for name in ("b/2.JPG", "a.png", "b/notes.txt", "1.webp", "c.HEIC", "._a.png", ".hidden/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    assert [str(p.relative_to(tmp_path)) for p in photos.files(tmp_path)] == ["1.webp", "a.png", "b/2.JPG"]
+        (tmp_path / name).touch()
+    assert [str(p.relative_to(tmp_path)) for p in photos.files(tmp_path)] == ["1.webp", "a.png", "b/2.JPG", "c.HEIC"]
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none: holds no photos"):
         photos.files(tmp_path / "none")

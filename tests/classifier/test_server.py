@@ -10,12 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import numpy as np
@@ -79,8 +80,8 @@ def test_a_class_from_photos_to_answers(serve: Serve, model: Path) -> None:
     page = web.get("/")
     assert page.status_code == 200 and "Add a class" in page.text
     asked = web.post("/api/classify", files=files(photo(1), b"text", photo(2))).json()["results"]
-    assert asked[1] == {"name": "photo 1.jpg", "error": "photo 1.jpg: not an image of a format that Pillow reads; "
-                                                        "convert it to JPEG or PNG"}  # fmt: skip
+    assert asked[1] == {"name": "photo 1.jpg", "error": "photo 1.jpg: not an image of a known format; convert it to "
+                                                        "JPEG or PNG"}  # fmt: skip
     own = Classifier.load(model, "cpu")
     wanted = own.predict(photo(1))[0]
     assert [one["name"] for one in asked[0]["predictions"]] == [one.name for one in wanted]
@@ -115,7 +116,7 @@ def test_what_is_refused_changes_nothing(serve: Serve, model: Path) -> None:
     assert add(first, photo(1)) == (422, f"class '{first}': exists already; take another name, or remove or rename "
                                          f"that one first")  # fmt: skip
     assert add("x", photo(1), photo(2)[:300])[1].startswith("photo 1.jpg: damaged or cut off")
-    assert add("x", b"")[1].startswith("photo 0.jpg: not an image")
+    assert add("x", b"")[1].startswith("photo 0.jpg: not an image of a known format")
     assert add(" ", photo(1))[1].startswith("class name ' ': give 1 to 200")
     assert add("", photo(1)) == (422, "name: Field required")
     assert told(web.post("/api/classes", data={"name": "x"})) == (422, "images: Field required")
@@ -174,6 +175,27 @@ def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) ->
     assert names(model) == ["whole"]
 
 
+def test_it_ends_while_an_upload_stalls(model: Path) -> None:
+    process, url = start(model)
+    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as raw:
+        raw.sendall(b"POST /api/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n--x")
+        time.sleep(0.5)
+        process.terminate()
+        process.wait(60)
+
+
+def test_a_model_that_was_changed_under_it_is_not_written_over(serve: Serve, model: Path, models: Path) -> None:
+    web = serve()
+    shutil.rmtree(model)
+    assert web.get("/api/download").json()["detail"].startswith("the model cannot be read")
+    other = Classifier.load(models / "phi2")
+    other.add_class("stolen", photo(5))
+    other.save(model)
+    told = web.post("/api/classes", data={"name": "x"}, files=files(photo(1)))
+    assert told.status_code == 422 and "was changed since it was loaded" in told.json()["detail"]
+    assert names(model) == ["stolen"]
+
+
 def test_only_this_machine_and_this_page(serve: Serve, model: Path) -> None:
     """A web site cannot reach it, be it by its own name for 127.0.0.1 or from its own page."""
     web = serve()
@@ -181,15 +203,18 @@ def test_only_this_machine_and_this_page(serve: Serve, model: Path) -> None:
     ask: dict[str, Any] = {"data": {"name": "x"}, "files": files(photo(1))}
     refused = web.post("/api/classes", headers={"Origin": "http://evil.example"}, **ask)
     assert refused.status_code == 403 and "may not change this model" in refused.json()["detail"]
+    for broken in ({"Host": "[::1"}, {"Host": "localhost", "Origin": "http://[::1"}):
+        assert web.post("/api/classes", headers=broken, **ask).status_code in (421, 403)
+    assert web.head("/").status_code == 200
     own = f"http://{web.base_url.host}:{web.base_url.port}"
     assert web.post("/api/classes", headers={"Origin": own}, **ask).status_code == 200
     assert web.get("/", headers={"Host": "localhost:1"}).headers["Content-Security-Policy"].startswith("default-src")
 
 
 def test_beyond_this_machine_it_asks_for_a_token(model: Path) -> None:
-    process, url = start(model, "--host", "0.0.0.0")
-    port, token = urlsplit(url).port, url.rpartition("=")[2]
-    assert len(token) >= 32
+    process, url = start(model, "--host", "0.0.0.0", "--token", "long enough to be one / and odd?")
+    port, token = urlsplit(url).port, unquote(url.rpartition("=")[2])
+    assert token == "long enough to be one / and odd?"
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as web:
         assert web.get("/").status_code == 401 and "asks for the token" in web.get("/").text
         for path in ("/api/model", "/api/download"):

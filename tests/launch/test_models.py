@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -107,16 +108,22 @@ def test_classify_takes_files_folders_patterns_and_standard_input(
     done = subprocess.run(typed, input=paths, capture_output=True, check=True)
     assert done.stdout.decode().splitlines()[::2] == [str(photo) for photo in photos]
     assert [line.partition("%  ")[2] for line in done.stdout.decode().splitlines()[1::2]] == wanted
+    for given, wrong in ((b"/nowhere.jpg\n" + paths, "/nowhere.jpg: no such file"), (b"", "standard input: empty"),
+                         (bytes(99), "standard input: neither an image nor a list of paths")):  # fmt: skip
+        done = subprocess.run(typed, input=given, capture_output=True)
+        assert done.returncode == 1 and wrong in done.stderr.decode() and done.stderr.count(b"\n") == 1
+        assert len(done.stdout.splitlines()) == (2 * len(photos) if paths in given else 0)
     done = subprocess.run(typed, input=photos[0].read_bytes(), capture_output=True, check=True)
     assert done.stdout.decode().splitlines()[0] == "-" and wanted[0] in done.stdout.decode()
 
 
 def test_classify_goes_on_past_what_is_no_photo(models: Path, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (album / "okapi" / "text.jpg").write_text("I am text")
-    assert main(["classify", str(models / "phi2"), str(album / "okapi")]) == 1
+    assert main(["classify", str(models / "phi2"), "/nowhere.jpg", str(album / "okapi")]) == 1
     said = capsys.readouterr()
-    assert said.out.count(".JPEG\n") == 5 and said.err.count("\n") == 1
-    assert f"error: {album}/okapi/text.jpg: not an image of a format that Pillow reads" in said.err
+    assert said.out.count(".JPEG\n") == 5 and said.err.count("\n") == 2
+    assert "error: /nowhere.jpg: no such file or folder" in said.err
+    assert f"error: {album}/okapi/text.jpg: not an image of a known format" in said.err
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "safetensors", "onnx"])
@@ -136,6 +143,32 @@ def test_export_writes_a_file(kind: str, models: Path, album: Path, tmp_path: Pa
         assert f"animals.{kind}" in capsys.readouterr().out
 
 
+def test_of_two_that_make_a_model_one_is_told(whole_run: Run, album: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_train", "adapt", str(whole_run.dir), "--out", str(tmp_path / "m"), "--class"]
+    both = [subprocess.Popen([*command, f"{name}={album}/{name}"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+            for name in ("okapi", "tapir")]  # fmt: skip
+    said = [process.communicate()[1].decode() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    lost = said[both[0].returncode == 0]
+    assert lost.count("\n") == 1 and ("exists; take another folder" in lost or "another process changes" in lost)
+    assert list(added(tmp_path / "m")) == [("okapi", "tapir")[both[0].returncode]]
+
+
+def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    model = shutil.copytree(models / "phi2", tmp_path / "m")
+    first = Classifier.load(model).classes[0].name
+    assert main(["adapt", str(model), "--rename", f"{first}=a=b"]) == 0
+    assert main(["adapt", str(model), "--rename", "a=b=c=d"]) == 0
+    assert Classifier.load(model).classes[0].name == "c=d"
+    shutil.copy(next(album.rglob("*.JPEG")), tmp_path / "~nobody.jpg")
+    (tmp_path / "bad\nname.jpg").write_text("text")
+    capsys.readouterr()
+    assert main(["classify", str(model), f"{tmp_path}/~nobody.jpg", str(tmp_path / "bad\nname.jpg")]) == 1
+    said = capsys.readouterr()
+    assert "bad\\nname.jpg: not an image" in said.err and said.err.count("\n") == 1 and "~nobody.jpg" in said.out
+
+
 def test_thousands_of_classes(models: Path, tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / "many" / f"class {number:04d}").mkdir(parents=True)
@@ -151,6 +184,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.jpg").write_bytes(next(album.rglob("*.JPEG")).read_bytes()[:500])
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "huge.png").write_bytes(png_of(30_000, 30_000))
     model, run, other = str(models / "phi2"), str(whole_run.dir), str(tmp_path / "other")
     taken = Classifier.load(model).classes[0].name
@@ -158,6 +192,10 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", run): "--out is required",
         ("adapt", run, "--out", str(album)): f"--out {album}: exists; take another folder",
         ("adapt", str(tmp_path), "--out", other): "not a run (no config.yaml)",
+        ("adapt", "nowhere", "--class", f"okapi={album}"): "nowhere: no such run or model",
+        ("adapt", run, "--out", run): f"--out {run}: lies in {run}; take another folder",
+        ("adapt", model, "--out", f"{model}/more"): f"lies in {model}; take another folder",
+        ("adapt", model, "--out", f"{tmp_path}/cut.jpg"): "cut.jpg: exists; take another folder",
         ("adapt", run, "--out", other, "--method", "nn"): "method 'nn': a classifier is made of one of",
         ("adapt", run, "--out", other, "--method", "phi2mean"): "phi2mean was not trained; give one of phi_plus, phi2",
         ("adapt", run, "--out", other, "--rule", "min"): "rule 'min': give one of max, mean, rows",
@@ -180,6 +218,9 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("classify", model): "IMAGES is required",
         ("export", model, "--format", "tflite"): "--format tflite: give one of torchvision, safetensors, onnx",
         ("export", model, "--format", "onnx", "--out", str(tmp_path)): "is a folder; give a file to write",
+        ("export", model, "--format", "safetensors", "--out", f"{model}/model.json"): "lies in the model",
+        ("export", model, "--format", "safetensors", "--out", str(tmp_path / "pipe")): "is no ordinary file",
+        ("classify", model, ""): ": no such file or folder",
         ("export", model, "--format", "onnx", "--out", "/no/such/m.onnx"): "no such folder; give a file to write",
     }  # fmt: skip
     for words, wanted in cases.items():
