@@ -279,7 +279,7 @@ def load_config(folder: Path) -> Config:
         raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
     parser = Parser()
     parser.add_class_arguments(Config)
-    made = parser.instantiate_classes(parser.parse_path(str(path.absolute())))
+    made = parser.instantiate(parser.parse_path(str(path.absolute())))
     where = folder.absolute()
     return replace(_config_of(made), name=where.name, runs=where.parent)
 
@@ -314,7 +314,7 @@ def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
         given = given[command]
     given.pop("config", None)
     try:
-        made = parser.instantiate_classes(options)
+        made = parser.instantiate(options)
         for command in commands:
             made = made[command]
         return _config_of(made)
@@ -332,7 +332,7 @@ def changed(config: Config, options: Sequence[str]) -> Config:
     parser.add_class_arguments(Config)
     given = parser.parse_object(to_dict(config))
     try:
-        made = parser.instantiate_classes(parser.parse_args(list(options), namespace=given))
+        made = parser.instantiate(parser.parse_args(list(options), namespace=given))
         return _config_of(made)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from None

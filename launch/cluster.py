@@ -109,7 +109,7 @@ def _made(path: Path, where: str, kind: type[Any], content: Any) -> Any:
     parser = Parser()
     parser.add_class_arguments(kind, skip={"stages"} if kind is Cluster else set())
     try:
-        made = parser.instantiate_classes(parser.parse_object(content))
+        made = parser.instantiate(parser.parse_object(content))
         return kind(**{key: getattr(made, key) for key in kind.__dataclass_fields__ if key in made})
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {prefix}{' '.join(str(error).split())}") from None

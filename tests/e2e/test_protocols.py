@@ -129,6 +129,6 @@ def test_what_does_not_fit_is_refused_at_the_start(config: Config) -> None:
 def test_published_configs_parse(name: str) -> None:
     parser = Parser()
     parser.add_class_arguments(Config)
-    config = parser.instantiate_classes(parser.parse_path(str(configs_dir() / f"{name}.yaml")))
+    config = parser.instantiate(parser.parse_path(str(configs_dir() / f"{name}.yaml")))
     assert config.name == name and load_split(config.data.split).roles("pseudo-novel")
     common.check_options(Config(**{key: getattr(config, key) for key in Config.__dataclass_fields__}), 8)

@@ -25,7 +25,7 @@ RECIPES = sorted(path.stem for path in (configs_dir() / "recipes").glob("*.yaml"
 def recipe(name: str) -> Config:
     parser = Parser()
     parser.add_class_arguments(Config)
-    made = parser.instantiate_classes(parser.parse_path(str(configs_dir() / "recipes" / f"{name}.yaml")))
+    made = parser.instantiate(parser.parse_path(str(configs_dir() / "recipes" / f"{name}.yaml")))
     return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
 
 
