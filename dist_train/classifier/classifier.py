@@ -188,7 +188,7 @@ class Classifier:
         """
         return self.scores(self.activations(images))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
         """``logits`` from activations [B, dim]."""
         head = self.head()
@@ -214,12 +214,12 @@ class Classifier:
         found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels)]
         return torch.cat(found) if found else self.network.base_rows.new_empty(0, self.network.backbone.dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocessed images [B, 3, size, size] -> activations [B, dim]."""
         return self.network.backbone.features(images.contiguous(memory_format=torch.channels_last)).float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def head(self) -> Head:
         """The classifier that follows from the classes as they are; made when it is first asked for."""
         if self._head is None:
@@ -234,7 +234,7 @@ class Classifier:
             self._head = Head(torch.cat([base, *added]), owner, offset)
         return self._head
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def base_accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> list[float]:
         """What additions did to the classes that were there: the share, in percent, of images that are right with
         the run's classes alone, then with the first class that was added, with the first two, ...

@@ -140,7 +140,7 @@ class Deployed(nn.Module):
 def query_scale(model: Classifier) -> float | None:
     """The length that a query is given, or None where it is the activation as it is."""
     some = torch.rand(1, model.network.backbone.dim, generator=torch.Generator().manual_seed(0)).to(model.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         query = model.network.phi.query(some)
     return None if torch.equal(query, some) else round(query.norm().item(), 6)
 

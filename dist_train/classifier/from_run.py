@@ -59,7 +59,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None,
     phi.load_state_dict(checkpoint.load(weights).tensors["model"])
     for module in (backbone, phi):
         module.eval().requires_grad_(False)
-    with torch.inference_mode():
+    with torch.no_grad():
         base_rows = phi.base_rows(means).clone()
     cost = {**NUMBERS, **config.evaluate.options}["calibration_cost"]
     sample = (means[:0], torch.zeros(0, dtype=torch.int64))

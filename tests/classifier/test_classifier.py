@@ -83,6 +83,19 @@ def test_photos_to_answers(models: Path, drawn: Path) -> None:
     with pytest.raises(UserError, match="topk 0: must be >= 1"):
         model.predict(photos[novel[0]], topk=0)
     assert model.predict([]) == []
+    logits += 1  # the caller's own, as any tensor
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["phi2", "phi_plus"])
+def test_a_gpu_answers_as_the_cpu(method: str, models: Path, tmp_path: Path) -> None:
+    photos = [np.random.RandomState(n).randint(0, 256, (50 + n, 60, 3), np.uint8) for n in range(4)]
+    model = Classifier.load(models / method, "cuda")
+    model.add_class("a", photos[:2])
+    model.save(tmp_path / "m")
+    other = Classifier.load(tmp_path / "m", "cpu")
+    assert torch.allclose(model.logits(photos).cpu(), other.logits(photos), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
