@@ -184,3 +184,19 @@ def test_a_large_photo_is_told_by_its_size(light: Any) -> None:
     light.set_input_files("#files", sent(out.getvalue()))
     said(light, "could not be read")
     assert "9000 x 9000 pixels, and 64000000 are the limit" in light.locator("article.card").inner_text()
+
+
+def test_an_upload_shows_how_far_it_is(light: Any) -> None:
+    """On a line of 2 MB/s, and not when it is through."""
+    slow = light.context.new_cdp_session(light)
+    slow.send("Network.enable")
+    limits = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 2_000_000}
+    slow.send("Network.emulateNetworkConditions", limits)
+    light.evaluate("""() => { window.seen = []; new MutationObserver(() => {
+        const bar = document.getElementById('progress'); if (bar.className === 'on') seen.push(bar.value);
+    }).observe(document.getElementById('progress'), {attributes: true}); }""")
+    light.set_input_files("#files", sent(photo(1, 1800), photo(2, 1800)))
+    said(light, "2 photos classified.")
+    seen = light.evaluate("window.seen")
+    assert len(set(seen)) > 2 and seen == sorted(seen) and 0 < seen[0] < 1 and seen[-1] == 1
+    assert light.evaluate("getComputedStyle(document.getElementById('progress')).visibility") == "hidden"
