@@ -150,6 +150,8 @@ def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
     sources = (METHODS[name].uses.get(name, name) for name in names if name in METHODS)
     learned = list(dict.fromkeys(name for name in sources if name in LEARNED))
     learn = replace(config.learn, methods=learned or config.learn.methods[:1])  # learn needs one
+    if all(name in METHODS and METHODS[name].oracle for name in names):
+        names = ["mean", *names]  # evaluate needs one that is no oracle
     made = replace(config, learn=learn, evaluate=replace(config.evaluate, methods=names))
     try:
         check_options(made, 1)

@@ -171,3 +171,13 @@ def test_the_largest_change_comes_first_and_the_middle_of_the_best_is_named(conf
     assert [one["setting"] for one in best] == ["learn.p_mean=0.3", "learn.bias=true",
                                                 "evaluate.options.linear_oracle_steps=10"]  # fmt: skip
     assert "## Linear classifier, all shots" in text
+
+
+def test_a_choice_of_an_oracle_alone(small: Config, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text(
+        "methods: [linear_oracle]\nchoices:\n  - evaluate.options.linear_oracle_steps: [3, 5]\n"
+    )
+    assert main(arguments) == 0
+    text = (small.run_dir / "study" / "some.md").read_text()
+    assert "## Linear classifier" in text and "linear_oracle_steps=3" in text
+    assert not (small.run_dir / "study" / "some" / "default" / "learn" / "phi2").exists()  # learns one, as it must

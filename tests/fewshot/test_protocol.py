@@ -145,6 +145,8 @@ def test_names_of_methods_come_from_their_files() -> None:
         methods.check(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
         methods.check(["phi2"], ["nn"], {"lambda": 1.0})
+    with pytest.raises(UserError, match=r"evaluate.methods: nn_oracle, linear_oracle: oracles stand beside a table"):
+        methods.check(["phi1"], ["nn_oracle", "linear_oracle"], {})
     with pytest.raises(UserError, match=r"learn.methods: 'mean' is not known; give some of .*phi2"):
         methods.check(["mean"], ["nn"], {})
     with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods \(phi1\)"):

@@ -45,6 +45,10 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
         needed = METHODS[name].uses.get(name, name)
         if needed in LEARNED and needed not in learn:
             raise UserError(f"evaluate.methods: {name!r} needs {needed!r} in learn.methods ({', '.join(learn)}) too")
+    if all(METHODS[name].oracle for name in evaluate):
+        raise UserError(
+            f"evaluate.methods: {', '.join(evaluate)}: oracles stand beside a table; name another method too"
+        )
     for name in options:
         if name not in NUMBERS:
             raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")
