@@ -40,6 +40,13 @@ class Parser(ArgumentParser):
             keys += [f"pack.{name}" for name in PackConfig.__dataclass_fields__]
         raise UserError(one_line(message, keys))
 
+    def format_help(self) -> str:
+        """Without Python's names for what is no news: that a path is a path, and that nothing is the default."""
+        path = r"type:\s+<class\s+'Path'>"
+        text = re.sub(rf"\s*\((required,\s+)?{path}(,\s+default:\s+null)?\)", "", super().format_help())
+        text = re.sub(rf"\({path},\s+", "(", text)
+        return re.sub(r"\s*\(default:\s+(null|\[\]|False)\)", "", text)
+
     def _spelt(self, path: list[str]) -> str:
         """An argument as it is typed: ``--cluster``, or ``RUN``."""
         parser: Any = self

@@ -172,3 +172,10 @@ def test_verify_reports_and_fails(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert main(["verify", str(root), "--workers", "1"]) == 1
     assert "train/000000.tar" in capsys.readouterr().out
     assert json.loads((root / "index.json").read_text())["version"] == 1
+
+
+def test_help_has_no_names_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("adapt", "classify", "export", "serve", "verify", "status"):
+        with pytest.raises(SystemExit) as left:
+            main([command, "--help"])
+        assert left.value.code == 0 and "<class" not in capsys.readouterr().out
