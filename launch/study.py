@@ -147,7 +147,7 @@ def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
     from dist_train.fewshot.methods import LEARNED, METHODS
     from dist_train.stages.common import check_options
 
-    sources = (METHODS[name].uses.get(name, name) for name in names if name in METHODS)
+    sources = (METHODS[name].learned(name) for name in names if name in METHODS)
     learned = list(dict.fromkeys(name for name in sources if name in LEARNED))
     learn = replace(config.learn, methods=learned or config.learn.methods[:1])  # learn needs one
     if all(name in METHODS and METHODS[name].oracle for name in names):

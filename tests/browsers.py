@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,19 @@ VIEWS: dict[str, dict[str, Any]] = {
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
     "phone": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "is_mobile": True, "has_touch": True},
 }
+
+
+@contextmanager
+def opened(browser: Any, view: str, **options: Any) -> Iterator[Any]:
+    """A page that looks as ``VIEWS`` say. ``page.complaints`` gets what it says on its console, and its errors."""
+    context = browser.new_context(**VIEWS[view], **options)
+    page = context.new_page()
+    page.set_default_timeout(SLOW)
+    page.view, page.complaints = view, []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    yield page
+    context.close()
 
 
 def brightness(page: Any, name: str) -> float:

@@ -102,14 +102,22 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 3])
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with contexts.start() as context:
+        run, exam = open_exam(parser, given, context)
+        print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
+
+
+def open_exam(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context
+) -> tuple[common.Run, evaluate.Exam]:
+    """A run, and what its methods are asked: ``given`` says the run, shots and draws. Choices are made on pseudo-novel
+    classes, so of other runs it is a usage error."""
     config = load_config(given.run)
     if config.data.holdout != "pseudo-novel":
         parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
-    with contexts.start() as context:
-        run = common.open_run(replace(config, evaluate=asked))
-        exam = evaluate.Exam(run, context)
-        print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
+    run = common.open_run(replace(config, evaluate=asked))
+    return run, evaluate.Exam(run, context)
 
 
 def measure(

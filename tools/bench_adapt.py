@@ -23,12 +23,12 @@ import torch
 
 from dist_train.classifier import photos
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.parts import Class, Network
+from dist_train.classifier.parts import Class, Network, row_method, untrained
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import DrawConfig, LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.data.drawing import picture, split_of
-from dist_train.fewshot import calibration, methods
+from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.models.backbone import Backbone
@@ -148,18 +148,12 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
     torch.manual_seed(0)
     classes = len(train.offsets) - 1
     architecture = {"name": backbone, "num_classes": classes, "small_stem": False}
-    network, learn = Backbone(**architecture), LearnConfig()  # type: ignore[arg-type]
-    means = torch.from_numpy(train.means())
-    kind: Any = methods.METHODS[method]
-    phi = kind.network.build(kind.uses.get(method, method), means, network.head.weight.detach(), learn)
-    for module in (network, phi):
-        module.eval().requires_grad_(False).to(device)
-    sample = calibration.sample(train, device) if kind.calibrated else (means[:0], torch.zeros(0, dtype=torch.int64))
-    parts = Network(
-        network.to(memory_format=torch.channels_last), architecture, method, phi, learn,  # type: ignore[call-overload]
-        phi.base_rows(means.to(device)), (sample[0].to(device), sample[1].to(device)), NUMBERS["calibration_cost"],
-        Preprocess(resize, size).to(device),
-    )  # fmt: skip
+    means, learn = torch.from_numpy(train.means()), LearnConfig()
+    network, phi = untrained(architecture, method, means, learn)
+    with torch.no_grad():
+        rows = phi.base_rows(means)
+    sample, preprocess = row_method(method).sample(train, device), Preprocess(resize, size)
+    parts = Network(network, method, phi, learn, rows, sample, NUMBERS["calibration_cost"], preprocess).on(device)
     return Classifier(parts, [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)], range(classes))
 
 

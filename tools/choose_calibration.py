@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ablate_phi_plus import open_exam
 
 from dist_train import context as contexts
 from dist_train.fewshot import methods
 from dist_train.fewshot.protocol import JointScorer
 from dist_train.fewshot.table import head, line
-from dist_train.stages import common, evaluate
-from launch.cli import load_config
+from dist_train.stages import evaluate
 
 Right = dict[int, np.ndarray]  # shots -> share of draws in which each image is right, base before novel
 
@@ -34,12 +34,8 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--costs", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.35, 0.4, 0.5])
     given = parser.parse_args()
-    config = load_config(given.run)
-    if config.data.holdout != "pseudo-novel":
-        parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
-    asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
     with contexts.start() as context, torch.inference_mode():
-        exam = evaluate.Exam(common.open_run(replace(config, evaluate=asked)), context)
+        _, exam = open_exam(parser, given, context)
         phi2, base = right(exam, "phi2", 0.0), len(exam.base.labels)
         titles = [f"{k}-shot {role} top-1" for k in given.shots for role in ("base", "novel")]
         print("\n".join(head(titles, ["cost"])))

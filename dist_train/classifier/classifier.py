@@ -14,12 +14,13 @@ import torch
 
 from dist_train.classifier import folder as folders
 from dist_train.classifier import photos
-from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, row_method
+from dist_train.classifier.folder import Saved
+from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, untrained
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.config import LearnConfig
+from dist_train.data.pixels import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
-from dist_train.models.backbone import Backbone
 
 _BATCH = 32
 
@@ -46,7 +47,7 @@ class Classifier:
         self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
         self._head: Head | None = None
         self._calibration: tuple[tuple[int, ...], Calibration | None, torch.Tensor] | None = None
-        self._origin: tuple[Path, str] | None = None  # the folder that it was loaded from or saved to, and its state
+        self._origin: tuple[Path, Saved] | None = None  # the folder that it was loaded from or saved to
         self.rule = rule
 
     @property
@@ -191,12 +192,7 @@ class Classifier:
     @torch.no_grad()
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
         """``logits`` from activations [B, dim]."""
-        head = self.head()
-        responses = self.network.phi.query(activations.to(self.device)) @ head.rows.T
-        if len(head.rows) == len(head.offset):
-            return responses + head.offset
-        best = responses.new_full((len(responses), len(head.offset)), -torch.inf)
-        return best.scatter_reduce(1, head.owner.expand(len(responses), -1), responses, "amax") + head.offset
+        return self.head().scores(self.network.phi.query(activations.to(self.device)))
 
     def activations(self, images: Iterable[Photo] | Photo, name: str = "") -> torch.Tensor:
         """a(x) of photos: float32 [photos, dim].
@@ -296,28 +292,36 @@ class Classifier:
                 serving it.
             OSError: it cannot be written; what was there is untouched.
         """
-        network, folder = self.network, Path(path).resolve()
-        about = {
+        folder, network = Path(path).resolve(), self.network
+        before = self._origin[1] if self._origin and self._origin[0] == folder else None
+        added = [activations for _, activations in self._added]
+        saved = folders.write(
+            Path(path),
+            {**self.about(), "base_rows": self._kept},
+            lambda: {
+                **{f"backbone.{key}": tensor for key, tensor in network.backbone.state_dict().items()},
+                **{f"predictor.{key}": tensor for key, tensor in network.phi.state_dict().items()},
+                "base_rows": network.base_rows,
+                "sample.activations": network.sample[0].half(),
+                "sample.labels": network.sample[1],
+            },
+            {"activations": torch.cat(added) if added else network.base_rows[:0]},
+            before,
+        )
+        self._origin = folder, saved
+
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, as JSON has it: what a model folder and every export say of the model."""
+        network, preprocess = self.network, self.network.preprocess
+        return {
             "method": {"name": network.method, "rule": self.rule, "calibration_cost": network.cost,
                        "learn": asdict(network.learn)},
-            "backbone": network.architecture,
-            "preprocessing": {"resize": network.preprocess.resize, "size": network.preprocess.size,
+            "backbone": network.backbone.architecture,
+            "preprocessing": {"resize": preprocess.resize, "size": preprocess.size, "mean": MEAN, "std": STD,
                               "interpolation": "bilinear, antialiased", "crop": "centre", "orientation": "by EXIF"},
             "classes": [asdict(one) for one in self.classes],
-            "base_rows": self._kept,
             "provenance": self.provenance,
         }  # fmt: skip
-        tensors = {
-            **{f"backbone.{key}": tensor for key, tensor in network.backbone.state_dict().items()},
-            **{f"predictor.{key}": tensor for key, tensor in network.phi.state_dict().items()},
-            "base_rows": network.base_rows,
-            "sample.activations": network.sample[0].half(),
-            "sample.labels": network.sample[1],
-        }
-        photos = [activations for _, activations in self._added]
-        added = {"activations": torch.cat(photos) if photos else network.base_rows[:0]}
-        before = self._origin[1] if self._origin and self._origin[0] == folder else None
-        self._origin = folder, folders.write(Path(path), about, {"network": tensors, "added": added}, before)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device | None = None) -> Classifier:
@@ -331,9 +335,9 @@ class Classifier:
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            about, parts, state = folders.read(Path(path), device)
+            about, parts, saved = folders.read(Path(path), device)
             made = cls._made(about, parts["network"], parts["added"]["activations"], device)
-            made._origin = Path(path).resolve(), state
+            made._origin = Path(path).resolve(), saved
             return made
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
@@ -343,20 +347,15 @@ class Classifier:
     def _made(cls, about: Mapping[str, Any], tensors: dict[str, torch.Tensor], added: torch.Tensor,
               device: torch.device) -> Classifier:  # fmt: skip
         method, size = about["method"], about["preprocessing"]
-        backbone = Backbone(**about["backbone"])
-        backbone.load_state_dict(_under("backbone.", tensors))
         base_rows, learn = tensors["base_rows"], LearnConfig(**method["learn"])
-        kind = row_method(method["name"])
-        phi = kind.network.build(kind.uses.get(method["name"], method["name"]), base_rows, base_rows, learn)
+        backbone, phi = untrained(about["backbone"], method["name"], base_rows, learn)
+        backbone.load_state_dict(_under("backbone.", tensors))
         phi.load_state_dict(_under("predictor.", tensors))
-        for module in (backbone, phi):
-            module.eval().requires_grad_(False)
+        sample = tensors["sample.activations"].float(), tensors["sample.labels"]
+        preprocess = Preprocess(size["resize"], size["size"])
         network = Network(
-            backbone.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-            about["backbone"], method["name"], phi.to(device), learn, base_rows,
-            (tensors["sample.activations"].float(), tensors["sample.labels"]), method["calibration_cost"],
-            Preprocess(size["resize"], size["size"]).to(device),
-        )  # fmt: skip
+            backbone, method["name"], phi, learn, base_rows, sample, method["calibration_cost"], preprocess
+        ).on(device)
         classes, kept = [Class(**entry) for entry in about["classes"]], [int(row) for row in about["base_rows"]]
         if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < len(base_rows)):
             raise ValueError("base_rows are not rows of the network")

@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.parts import Head
 from dist_train.data.files import atomic_write, write_text
 from dist_train.errors import UserError
 
@@ -40,20 +40,20 @@ def torchvision(model: Classifier, out: Path) -> str:
             f"--format torchvision: {network.method} classifies by cosine, which a linear layer cannot; "
             f"take --format onnx or safetensors, or make the model by adapt --method phi2"
         )
-    if len(head.rows) != len(head.offset):
+    if not head.linear:
         several = head.owner.bincount().argmax()
         raise UserError(
             f"--format torchvision: class {model.classes[several].name!r} counts by the largest response of its "
             f"photos, which a linear layer cannot; take --rule mean or rows, or --format onnx or safetensors"
         )
-    if network.architecture["small_stem"]:
+    if network.backbone.architecture["small_stem"]:
         raise UserError("--format torchvision: it has no ResNet with a small stem; take --format onnx or safetensors")
-    load = f"torchvision.models.{network.architecture['name']}(num_classes={len(head.offset)})"
-    if network.architecture["name"] == "resnet10":
+    load = f"torchvision.models.{network.backbone.architecture['name']}(num_classes={len(head.offset)})"
+    if network.backbone.architecture["name"] == "resnet10":
         block = "torchvision.models.resnet.BasicBlock"
         load = f"torchvision.models.resnet.ResNet({block}, [1, 1, 1, 1], num_classes={len(head.offset)})"
     weights = {**_body(model), "fc.weight": head.rows.cpu(), "fc.bias": head.offset.cpu()}
-    write_text(out.with_name(out.name + ".json"), json.dumps(_about(model), indent=1, ensure_ascii=False) + "\n")
+    write_text(out.with_name(out.name + ".json"), json.dumps(model.about(), indent=1, ensure_ascii=False) + "\n")
     with atomic_write(out) as file:
         torch.save(weights, file)
     return f'model = {load}; model.load_state_dict(torch.load("{out.name}", weights_only=True)); model.eval()'
@@ -66,7 +66,7 @@ def safetensors(model: Classifier, out: Path) -> str:
     provenance are in the header."""
     head, scale = model.head(), query_scale(model)
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
-    header = {key: json.dumps(value, ensure_ascii=False) for key, value in _about(model).items()}
+    header = {key: json.dumps(value, ensure_ascii=False) for key, value in model.about().items()}
     data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
                 {**header, "query_scale": "" if scale is None else repr(scale)})  # fmt: skip
     with atomic_write(out) as file:
@@ -99,7 +99,7 @@ def onnx(model: Classifier, out: Path) -> str:
     finally:
         noisy.setLevel(level)
     proto = program.model_proto
-    for key, value in _about(model).items():
+    for key, value in model.about().items():
         proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     with atomic_write(out) as file:
         file.write(proto.SerializeToString())
@@ -124,16 +124,11 @@ class Deployed(nn.Module):
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )
-        self.single = len(head.rows) == len(head.offset)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 [B, H, W, 3] -> scores and probabilities, float32 [B, classes]."""
         query = self.phi.query(self.body(self.preprocess(images.permute(0, 3, 1, 2))))
-        scores = query @ self.rows.T
-        if not self.single:
-            best = torch.full((scores.shape[0], self.offset.shape[0]), -torch.inf)
-            scores = best.scatter_reduce(1, self.owner.expand(scores.shape[0], -1), scores, "amax")
-        scores = scores + self.offset
+        scores = Head(self.rows, self.owner, self.offset).scores(query)
         return scores, scores.softmax(1)
 
 
@@ -148,17 +143,3 @@ def query_scale(model: Classifier) -> float | None:
 def _body(model: Classifier) -> dict[str, torch.Tensor]:
     """The backbone without its classifier, by torchvision's names."""
     return {key: tensor.detach().cpu().contiguous() for key, tensor in model.network.backbone.body.state_dict().items()}
-
-
-def _about(model: Classifier) -> dict[str, Any]:
-    preprocess, network = model.network.preprocess, model.network
-    return {
-        "classes": [asdict(one) for one in model.classes],
-        "preprocessing": {
-            "resize": preprocess.resize, "size": preprocess.size, "interpolation": "bilinear, antialiased",
-            "mean": (preprocess.mean / 255).flatten().tolist(), "std": (preprocess.std / 255).flatten().tolist(),
-        },
-        "method": {"name": network.method, "rule": model.rule},
-        "backbone": network.architecture,
-        "provenance": model.provenance,
-    }  # fmt: skip

@@ -15,10 +15,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,63 +29,68 @@ from dist_train.data.files import atomic_write, file_sha256, write_text
 from dist_train.errors import UserError
 
 VERSION = 1
-PARTS = ("network", "added")
+PARTS = ("added", "network")  # in the order of reading: a change replaces the first
 Tensors = Mapping[str, torch.Tensor]
 _WRITING = threading.Lock()
 
 
-def write(folder: Path, about: Mapping[str, Any], parts: Mapping[str, Tensors], before: str | None = None) -> str:
-    """Make or replace the model in a folder. A part that is there already, by its hash, is not written again.
+class Saved(NamedTuple):
+    """A model as it lies in its folder: the hash of ``model.json``, and that file's entry of the network."""
+
+    state: str
+    network: Mapping[str, Any]
+
+
+def write(
+    folder: Path,
+    about: Mapping[str, Any],
+    network: Callable[[], Tensors],
+    added: Tensors,
+    before: Saved | None = None,
+) -> Saved:
+    """Make or replace the model in a folder.
 
     Args:
-        before: state of the model that this one was made from, where it lies in the same folder; see ``read``.
-
-    Returns:
-        Its state now.
+        network: is not asked for where the model that this one was made from lies there: a network never changes.
+        before: that model, where this one is to replace it.
 
     Raises:
         UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost.
         OSError: the disk is full or not writable; the model that was there is untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.json"
     with _WRITING, lock(folder, 10):
-        if before is not None and is_model(folder) and _state(folder) != before:
+        if before is not None and is_model(folder) and file_sha256(path) != before.state:
             raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
-        files = {}
-        for name in PARTS:
-            data = save({key: tensor.detach().cpu().contiguous() for key, tensor in parts[name].items()})
-            digest = hashlib.sha256(data).hexdigest()
-            path = folder / f"{name}-{digest[:16]}.safetensors"
-            if not (path.is_file() and path.stat().st_size == len(data)):
-                with atomic_write(path) as file:
-                    file.write(data)
-            files[name] = {"file": path.name, "bytes": len(data), "sha256": digest}
-        text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False)
-        write_text(folder / "model.json", text + "\n")
+        there = before is not None and _is_there(folder, before.network)
+        files = {
+            "network": before.network if before and there else _write_part(folder, "network", network()),
+            "added": _write_part(folder, "added", added),
+        }
+        text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False) + "\n"
+        write_text(path, text)
         kept = {entry["file"] for entry in files.values()}
         old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
-        for path in [*old, *folder.glob(".*.tmp-*")]:  # of the model before, and of a save that was killed
-            path.unlink(missing_ok=True)
-        return _state(folder)
+        for left in [*old, *folder.glob(".*.tmp-*")]:  # of the model before, and of a save that was killed
+            left.unlink(missing_ok=True)
+        return Saved(hashlib.sha256(text.encode()).hexdigest(), files["network"])
 
 
-def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]], str]:
-    """What ``write`` has written: the JSON, the parts on a device, and the state, to tell whether it is still this one.
+def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]], Saved]:
+    """What ``write`` has written: the JSON, and the parts on a device.
 
     Raises:
         UserError: no model there, of another version, or a file is missing or changed.
     """
     for attempt in range(5):
-        about = _about(folder)
+        about, state = _about(folder)
         try:
-            state = _state(folder)
             parts = {name: _part(folder, about["files"][name], device) for name in PARTS}
-            if state == _state(folder):
-                return about, parts, state
-            missing = folder / "model.json"
+            return about, parts, Saved(state, about["files"]["network"])
         except FileNotFoundError as error:
             missing = error.filename
-            if about == _about(folder):  # else it was replaced in between
+            if _about(folder)[1] == state:  # else it was replaced in between
                 break
         time.sleep(0.1 * attempt)
     raise UserError(f"{missing}: missing, though model.json names it; make the model again, or copy all its files")
@@ -119,14 +124,12 @@ def lock(folder: Path, wait: float = 0) -> Iterator[None]:
         found.release()
 
 
-def _state(folder: Path) -> str:
-    return file_sha256(folder / "model.json")
-
-
-def _about(folder: Path) -> dict[str, Any]:
+def _about(folder: Path) -> tuple[dict[str, Any], str]:
+    """``model.json``, and its hash."""
     path = folder / "model.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        about = json.loads(data)
     except FileNotFoundError:
         raise UserError(
             f"{folder}: not a model (no model.json); make one with dist-train adapt RUN --out MODEL"
@@ -138,14 +141,34 @@ def _about(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: version {version!r}, and this dist_train reads {VERSION}; make the model again with it"
         )
-    return about
+    return about, hashlib.sha256(data).hexdigest()
 
 
 def _part(folder: Path, entry: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    path = folder / os.path.basename(entry["file"])
+    path = _path(folder, entry)
     if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
         raise UserError(f"{path}: changed or damaged (its hash is not model.json's); make the model again")
     try:
         return load_file(path, device=str(device))
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); make the model again") from None
+
+
+def _write_part(folder: Path, name: str, tensors: Tensors) -> dict[str, Any]:
+    """Write a part where it is not there yet; its entry in ``model.json``."""
+    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    entry: dict[str, Any] = {"file": f"{name}-{digest[:16]}.safetensors", "bytes": len(data), "sha256": digest}
+    if not _is_there(folder, entry):
+        with atomic_write(_path(folder, entry)) as file:
+            file.write(data)
+    return entry
+
+
+def _is_there(folder: Path, entry: Mapping[str, Any]) -> bool:
+    path = _path(folder, entry)
+    return path.is_file() and path.stat().st_size == int(entry["bytes"])
+
+
+def _path(folder: Path, entry: Mapping[str, Any]) -> Path:
+    return folder / os.path.basename(str(entry["file"]))

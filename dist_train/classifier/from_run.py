@@ -15,11 +15,10 @@ from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards import open_shards
 from dist_train.data.synsets import Synsets
-from dist_train.engine import checkpoint
 from dist_train.errors import UserError
-from dist_train.fewshot import calibration
-from dist_train.fewshot.methods import NUMBERS
-from dist_train.models.backbone import Backbone
+from dist_train.fewshot.method import trained
+from dist_train.fewshot.methods import open_base
+from dist_train.stages.pretrain import load_backbone
 
 PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
 """The method where none is named: the first of these that was trained, as docs/results has them."""
@@ -27,9 +26,9 @@ PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
 _HELD_OUT = 50  # validation images of a class that say what additions do to the base classes
 
 
-def from_run(config: Config, method: str | None = None, rule: str | None = None, device: str = "cpu") -> Classifier:
+def from_run(config: Config, method: str | None = None, rule: str | None = None) -> Classifier:
     """The base classes of a run, by one of its methods. Needs its first three stages, and of its shards no more than
-    the names of the classes.
+    the names of the classes. On the CPU.
 
     Args:
         method: a name in ``evaluate.methods``; None: the first of ``PREFERRED`` that was trained.
@@ -42,38 +41,24 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None,
     for stage in ("pretrain", "extract", "learn"):
         if not (folder / stage / "done.json").is_file():
             raise UserError(f"{folder}: {stage} is not finished; run dist-train run first")
-    trained = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
-    name = method or (trained[0] if trained else PREFERRED[0])
+    there = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
+    name = method or (there[0] if there else PREFERRED[0])
     kind = row_method(name)
-    weights = folder / "learn" / kind.uses.get(name, name) / "final"
-    if not weights.is_dir():
-        raise UserError(f"{folder}: {name} was not trained; give one of {', '.join(trained)}, or learn it first")
+    if not (folder / "learn" / kind.learned(name) / "final").is_dir():
+        raise UserError(f"{folder}: {name} was not trained; give one of {', '.join(there)}, or learn it first")
 
-    saved = checkpoint.load(folder / "pretrain" / "final")
-    wnids: Sequence[str] = saved.state["classes"]
-    architecture = {"name": saved.state["model"], "num_classes": len(wnids), "small_stem": saved.state["small_stem"]}
-    backbone = Backbone(**architecture)
-    backbone.load_state_dict(saved.tensors["model"])
-    means = torch.from_numpy(np.load(folder / "extract" / "means.f32.npy"))
-    phi = kind.network.build(kind.uses.get(name, name), means, backbone.head.weight.detach(), config.learn)
-    phi.load_state_dict(checkpoint.load(weights).tensors["model"])
-    for module in (backbone, phi):
-        module.eval().requires_grad_(False)
+    backbone, wnids = load_backbone(config, torch.device("cpu"))
+    base = open_base(config, backbone.head.weight, backbone.head.bias)
+    phi = trained(kind.network, kind.learned(name), base)
     with torch.no_grad():
-        base_rows = phi.base_rows(means).clone()
-    cost = {**NUMBERS, **config.evaluate.options}["calibration_cost"]
-    sample = (means[:0], torch.zeros(0, dtype=torch.int64))
-    if kind.calibrated:
-        sample = calibration.sample(activations.load(folder / "extract", "base_train"), torch.device("cpu"))
+        base_rows = phi.base_rows(base.means)
     network = Network(
-        backbone.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        architecture, name, phi.to(device), config.learn, base_rows.to(device),
-        (sample[0].to(device), sample[1].to(device)), cost,
-        Preprocess(config.data.eval_resize, config.data.eval_size).to(device),
-    )  # fmt: skip
-    base = [Class(called, wnid) for called, wnid in zip(_names(config, wnids), wnids, strict=True)]
+        backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
+        base.numbers["calibration_cost"], Preprocess(config.data.eval_resize, config.data.eval_size),
+    ).on(base_rows.device)  # fmt: skip
+    classes = [Class(called, wnid) for called, wnid in zip(_names(config, wnids), wnids, strict=True)]
     provenance = json.loads((folder / "provenance.json").read_text())
-    return Classifier(network, base, range(len(base)), rule or config.evaluate.rule, provenance)
+    return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)
 
 
 def held_out(config: Config) -> tuple[torch.Tensor, list[int]]:

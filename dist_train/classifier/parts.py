@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 
 from dist_train.classifier.photos import Preprocess
-from dist_train.config import LearnConfig
+from dist_train.config import LearnConfig, Rule
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.backbone import Backbone
 from dist_train.models.predictor import RowClassifier
 
-RULES = ("max", "mean", "rows")
+RULES = get_args(Rule)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class Network:
 
     Attributes:
         backbone: from images to activations.
-        architecture: arguments of ``Backbone``: name, num_classes, small_stem.
         method: a name in ``evaluate.methods``, of a ``RowMethod``.
         phi: its trained network.
         learn: what that was built with.
@@ -61,7 +61,6 @@ class Network:
     """
 
     backbone: Backbone
-    architecture: dict[str, Any]
     method: str
     phi: RowClassifier
     learn: LearnConfig
@@ -69,6 +68,14 @@ class Network:
     sample: tuple[torch.Tensor, torch.Tensor]
     cost: float
     preprocess: Preprocess
+
+    def on(self, device: torch.device) -> Network:
+        """The same on a device, its modules (these ones) frozen and in evaluation mode."""
+        for module in (self.backbone, self.phi, self.preprocess):
+            module.eval().requires_grad_(False).to(device)
+        self.backbone.to(memory_format=torch.channels_last)
+        images, labels = (tensor.to(device) for tensor in self.sample)
+        return replace(self, base_rows=self.base_rows.to(device), sample=(images, labels))
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,28 @@ class Head:
     rows: torch.Tensor
     owner: torch.Tensor
     offset: torch.Tensor
+
+    @property
+    def linear(self) -> bool:
+        """Whether every class has one row."""
+        return len(self.rows) == len(self.offset)
+
+    def scores(self, query: torch.Tensor) -> torch.Tensor:
+        """Queries [B, dim] -> [B, classes]. What an export follows too."""
+        responses = query @ self.rows.T
+        if self.linear:
+            return responses + self.offset
+        best = responses.new_full((responses.shape[0], self.offset.shape[0]), -torch.inf)
+        owner = self.owner.expand(responses.shape[0], -1)
+        return best.scatter_reduce(1, owner, responses, "amax") + self.offset
+
+
+def untrained(
+    architecture: Mapping[str, Any], method: str, means: torch.Tensor, learn: LearnConfig
+) -> tuple[Backbone, RowClassifier]:
+    """The modules of a ``Network``, whose weights are to be loaded."""
+    backbone, kind = Backbone(**architecture), row_method(method)
+    return backbone, kind.network.build(kind.learned(method), means, backbone.head.weight.detach(), learn)
 
 
 def row_method(name: str) -> type[RowMethod]:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torch.nn.functional import interpolate
 
+from dist_train.data.headers import IMAGE_SUFFIXES
 from dist_train.data.pixels import MEAN, STD
 from dist_train.errors import UserError
 
@@ -34,8 +35,7 @@ MAX_PIXELS = 89_478_485
 MAX_RATIO = 100
 """Of a photo's longer side to its shorter one: the resized photo has as many more pixels."""
 
-_ENDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic", "heif")
-SUFFIXES = frozenset(f".{end}" for end in _ENDS)
+SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".ppm", ".pgm", ".avif", ".heic", ".heif"})
 """What is taken for a photo in a folder, by the end of its name in lower case. HEIC cannot be decoded: named, and not
 passed over."""
 

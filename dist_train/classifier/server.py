@@ -128,8 +128,8 @@ class Service:
             "limits": asdict(self.limits),
         }
 
-    def answer(self, activation: torch.Tensor) -> list[dict[str, Any]]:
-        return [asdict(one) for one in self.model.answers(activation)[0]]
+    def answer(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:
+        return [[asdict(one) for one in best] for best in self.model.answers(activations)]
 
 
 def app(service: Service, token: str | None, hosts: frozenset[str] | None, cookie: str = "dist_train") -> FastAPI:
@@ -177,15 +177,16 @@ def app(service: Service, token: str | None, hosts: frozenset[str] | None, cooki
             name = image.filename or f"photo {number}"
             try:
                 key, activation = service.embed(image.file.read(), name)
-                results.append({"name": name, "id": key, "predictions": service.answer(activation)})
+                results.append({"name": name, "id": key, "predictions": service.answer(activation)[0]})
             except UserError as error:
                 results.append({"name": name, "error": str(error)})
         return {"results": results}
 
     @made.post("/api/predictions")
     def predictions(ids: Annotated[list[str], Body(embed=True, max_length=_REMEMBERED)]) -> dict[str, Any]:
-        found = [service.remembered(key) for key in ids]
-        return {"results": [None if one is None else service.answer(one) for one in found]}
+        found = {key: one for key in ids if (one := service.remembered(key)) is not None}
+        answers = dict(zip(found, service.answer(torch.cat(list(found.values()))), strict=True)) if found else {}
+        return {"results": [answers.get(key) for key in ids]}
 
     @made.post("/api/classes")
     def add(name: Annotated[str, Form()], images: Annotated[list[UploadFile], File()]) -> dict[str, Any]:

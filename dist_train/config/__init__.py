@@ -15,7 +15,7 @@ from typing import Any
 
 from dist_train.config.checks import at_least, require
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, PackConfig
-from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Views
+from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
 STAGES = ("pretrain", "extract", "learn", "evaluate")
@@ -34,6 +34,7 @@ __all__ = [
     "PackConfig",
     "Precision",
     "PretrainConfig",
+    "Rule",
     "Strategy",
     "Views",
     "configs_dir",

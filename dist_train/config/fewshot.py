@@ -10,6 +10,7 @@ from dist_train.config.pretrain import Precision
 
 _PREDICTORS = ("phi1", "phi2", "phi2star")
 Views = Literal["centre", "ten"]
+Rule = Literal["max", "mean", "rows"]
 
 
 @dataclass(kw_only=True)
@@ -92,7 +93,7 @@ class EvaluateConfig:
     """Rows of the table; each is a class in fewshot/methods."""
     shots: list[int] = field(default_factory=lambda: [1, 2, 3])
     """Support images a novel class (paper: 1, 2, 3)."""
-    rule: Literal["max", "mean", "rows"] = "max"
+    rule: Rule = "max"
     """How phi1, phi2, phi2star join k supports: the largest of the k responses (paper), phi of the mean
     activation (the release's 5-shot), or the mean of the k predicted rows."""
     options: dict[str, float] = field(default_factory=dict)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dist_train.data.devkit import DEVKIT_REMEDY, devkit_labels, devkit_synsets, val_number
+from dist_train.data.headers import IMAGE_SUFFIXES
 from dist_train.data.pool import progress_bar
 from dist_train.data.shards import iter_tar
 from dist_train.data.synsets import Synsets
@@ -39,7 +40,6 @@ COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\3\4": "zip",
 }
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_KEY_BYTES = 90  # with its extension a key has to fit the 100 bytes of a plain tar header
 
 

@@ -110,6 +110,11 @@ class Method(ABC):
     defaults: ClassVar[dict[str, float]] = {}
     """Numbers that ``evaluate.options`` can change, by names that start with the method's."""
 
+    @classmethod
+    def learned(cls, name: str) -> str:
+        """The name in ``learn.methods`` of what the row ``name`` is made from, where it is made from any."""
+        return cls.uses.get(name, name)
+
     @abstractmethod
     def __init__(self, name: str, base: Base) -> None:
         """Prepare the row ``name`` from the base classes; once."""

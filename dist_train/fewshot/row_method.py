@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.fewshot.calibration import Calibration
+from dist_train.data.activations import Activations
+from dist_train.fewshot.calibration import Calibration, sample
 from dist_train.fewshot.method import Base, Method, Scorer, Support, trained
 from dist_train.models.predictor import RowClassifier
 
@@ -24,9 +25,16 @@ class RowMethod(Method):
 
     def __init__(self, name: str, base: Base) -> None:
         self.rule = base.rule
-        self.phi = trained(self.network, self.uses.get(name, name), base)
+        self.phi = trained(self.network, self.learned(name), base)
         self.base_rows = self.phi.base_rows(base.means)
         self.calibrate = Calibration.of(base, self.base_scores) if self.calibrated else None
+
+    @classmethod
+    def sample(cls, train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """``calibration.sample``; of no images where the method is not calibrated."""
+        if cls.calibrated:
+            return sample(train, device)
+        return torch.zeros(0, train.rows.shape[1], device=device), torch.zeros(0, dtype=torch.int64, device=device)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return self.phi.query(queries) @ self.base_rows.T

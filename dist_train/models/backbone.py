@@ -24,7 +24,7 @@ class DropBranch:
 
 class Backbone(nn.Module):
     """A ResNet as the paper uses it: a(x) = the pooled activation before the last layer, and the
-    fully connected classifier on it.
+    fully connected classifier on it. ``architecture`` holds its arguments.
 
     Args:
         name: one of ``config.MODELS``.
@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         else:
             self.body = torchvision.models.get_model(name, weights=None)
         self.dim: int = self.body.fc.in_features
+        self.architecture = {"name": name, "num_classes": num_classes, "small_stem": small_stem}
         self.body.fc = nn.Identity()
         self.head = nn.Linear(self.dim, num_classes)
         if small_stem:

@@ -23,8 +23,8 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.fewshot import episodes, lowshot
 from dist_train.fewshot.episodes import accuracy, draw_episode, parts, spread
 from dist_train.fewshot.lowshot import LowShotScorer
-from dist_train.fewshot.method import Base, Method
-from dist_train.fewshot.methods import LABELS, METHODS, NUMBERS, make
+from dist_train.fewshot.method import Method
+from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
 from dist_train.fewshot.protocol import (
     CURVES,
     Draw,
@@ -83,16 +83,11 @@ class Examiner(ABC):
     """What all methods are asked: the same supports and queries."""
 
     def __init__(self, run: Run, context: Context) -> None:
-        config, extract = run.config.evaluate, run.dir / "extract"
-        self.config, self.context = config, context
-        means = torch.from_numpy(np.load(extract / "means.f32.npy")).to(context.device)
+        self.config, self.context = run.config.evaluate, context
         head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]
-        self.prepared = Base(
-            load(extract, "base_train"), means, head["head.weight"], head["head.bias"], run.dir / "learn",
-            run.config.learn, config.rule, {**NUMBERS, **config.options},
-        )  # fmt: skip
-        self.bank = load(extract, "novel_train")
-        self.mine = range(context.rank, config.draws, context.world)
+        self.prepared = open_base(run.config, head["head.weight"], head["head.bias"])
+        self.bank = load(run.dir / "extract", "novel_train")
+        self.mine = range(context.rank, self.config.draws, context.world)
 
     @abstractmethod
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

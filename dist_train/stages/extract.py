@@ -35,7 +35,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         return
     config, data = run.config.extract, run.config.data
     began = time.perf_counter()
-    model = load_backbone(run, context.device)
+    model, _ = load_backbone(run.config, context.device)
     precision = MixedPrecision(config.precision, context.device)
     images = 0
     for role, subset in TABLES:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dist_train.config import Config
 from dist_train.context import Context
 from dist_train.data.augment import operations
 from dist_train.data.loader import eval_batches, train_batches, train_side, train_windows
@@ -226,10 +227,11 @@ def build(run: Run, context: Context) -> Backbone:
     return model.to(context.device)
 
 
-def load_backbone(run: Run, device: torch.device) -> Backbone:
-    """The finished backbone, frozen, in evaluation mode."""
-    saved = checkpoint.load(run.dir / "pretrain" / "final", device)
+def load_backbone(config: Config, device: torch.device) -> tuple[Backbone, list[str]]:
+    """A run's finished backbone, frozen, in evaluation mode; and the wnids of its classes."""
+    saved = checkpoint.load(config.run_dir / "pretrain" / "final", device)
     model = Backbone(saved.state["model"], len(saved.state["classes"]), saved.state["small_stem"])
     model.load_state_dict(saved.tensors["model"])
-    memory = torch.channels_last if run.config.pretrain.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=memory).eval().requires_grad_(False)  # type: ignore[call-overload]
+    memory = torch.channels_last if config.pretrain.channels_last else torch.contiguous_format
+    model.to(device, memory_format=memory)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False), saved.state["classes"]

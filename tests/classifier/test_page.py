@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsers import SLOW, VIEWS, brightness
+from browsers import VIEWS, brightness, opened
 from PIL import Image
 from test_server import names, photo, start
 
 from dist_train import Classifier
-
-
-@pytest.fixture
-def model(models: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(models / "phi2", tmp_path / "model"))
 
 
 @pytest.fixture
@@ -34,26 +29,20 @@ def served(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @pytest.fixture(params=list(VIEWS))
 def page(request: pytest.FixtureRequest, browser: Any, served: tuple[Any, str]) -> Iterator[Any]:
-    yield from opened(browser, served[1], request.param)
+    yield from looked_at(browser, served[1], request.param)
 
 
 @pytest.fixture
 def light(browser: Any, served: tuple[Any, str]) -> Iterator[Any]:
-    yield from opened(browser, served[1], "light")
+    yield from looked_at(browser, served[1], "light")
 
 
-def opened(browser: Any, url: str, view: str) -> Iterator[Any]:
-    context = browser.new_context(**VIEWS[view], permissions=["camera"])
-    page = context.new_page()
-    page.set_default_timeout(SLOW)
-    page.view, page.complaints = view, []
-    page.on("console", lambda message: page.complaints.append(message.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("dialog", lambda dialog: dialog.accept("cat" if dialog.type == "prompt" else None))
-    page.goto(url)
-    page.wait_for_selector("#list li")
-    yield page
-    context.close()
+def looked_at(browser: Any, url: str, view: str) -> Iterator[Any]:
+    with opened(browser, view, permissions=["camera"]) as page:
+        page.on("dialog", lambda dialog: dialog.accept("cat" if dialog.type == "prompt" else None))
+        page.goto(url)
+        page.wait_for_selector("#list li")
+        yield page
 
 
 def sent(*photos: bytes) -> list[dict[str, Any]]:

@@ -38,11 +38,6 @@ def files(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("images", (f"photo {number}.jpg", data)) for number, data in enumerate(photos)]
 
 
-@pytest.fixture
-def model(models: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(models / "phi2", tmp_path / "model"))
-
-
 def start(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-m", "dist_train", "serve", str(model), "--port", "0", *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

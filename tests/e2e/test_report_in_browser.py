@@ -9,23 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browsers import SLOW, VIEWS, brightness
+from browsers import VIEWS, brightness, opened
 
 from dist_train.stages.common import Run
 
 
 @pytest.fixture(params=list(VIEWS))
 def page(request: pytest.FixtureRequest, browser: Any, whole_run: Run) -> Iterator[Any]:
-    context = browser.new_context(**VIEWS[request.param])
-    page = context.new_page()
-    page.set_default_timeout(SLOW)
-    page.view, page.complaints = request.param, []
-    page.on("console", lambda message: page.complaints.append(message.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("request", lambda asked: page.complaints.append(asked.url) if asked.url.startswith("http") else None)
-    page.goto((whole_run.dir / "evaluate" / "report.html").as_uri())
-    yield page
-    context.close()
+    with opened(browser, request.param) as page:
+        page.on("request", lambda asked: page.complaints.append(asked.url) if asked.url.startswith("http") else None)
+        page.goto((whole_run.dir / "evaluate" / "report.html").as_uri())
+        yield page
 
 
 def test_page_fits_and_looks_as_told(page: Any) -> None:

@@ -86,7 +86,7 @@ def tables(run: common.Run) -> dict[str, Activations]:
 
 def by_torchvision(run: common.Run, name: str, table: Activations) -> Features:
     """What the table should hold: PIL's decoding, torchvision's crops, one image at a time."""
-    model: ResNet = pretrain.load_backbone(run, torch.device("cpu")).body
+    model: ResNet = pretrain.load_backbone(run.config, torch.device("cpu"))[0].body
     data, (_, subset) = run.config.data, name.split("_")
     crops = transforms.Compose([transforms.Resize(data.eval_resize), transforms.TenCrop(data.eval_size)])
     tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(pixels.MEAN, pixels.STD)])

@@ -6,6 +6,11 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import torch
+
+from dist_train.config import Config
+from dist_train.data.activations import load
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Base, Method
 
@@ -42,7 +47,7 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
     for name in evaluate:
         if name not in METHODS:
             raise UserError(f"evaluate.methods: {name!r} is not known; give some of {', '.join(METHODS)}")
-        needed = METHODS[name].uses.get(name, name)
+        needed = METHODS[name].learned(name)
         if needed in LEARNED and needed not in learn:
             raise UserError(f"evaluate.methods: {name!r} needs {needed!r} in learn.methods ({', '.join(learn)}) too")
     if all(METHODS[name].oracle for name in evaluate):
@@ -52,6 +57,16 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
     for name in options:
         if name not in NUMBERS:
             raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")
+
+
+def open_base(config: Config, rows: torch.Tensor, bias: torch.Tensor) -> Base:
+    """What a run's methods may use of its base classes, on the device of ``rows`` and ``bias``, the backbone's own
+    classifier."""
+    folder, options = config.run_dir, config.evaluate
+    means = torch.from_numpy(np.load(folder / "extract" / "means.f32.npy")).to(rows.device)
+    train = load(folder / "extract", "base_train")
+    numbers = {**NUMBERS, **options.options}
+    return Base(train, means, rows, bias, folder / "learn", config.learn, options.rule, numbers)
 
 
 def make(name: str, base: Base) -> Method:
