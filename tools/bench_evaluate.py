@@ -80,7 +80,7 @@ class Prepared(evaluate.JointScorer):
 class Measured(evaluate.Exam):
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with Peak() as peak:
-            began = now()
+            Prepared.at = began = now()
             found = super().sit(name, stop, bar)
             times = np.stack([Prepared.at - began, now() - Prepared.at]).ravel()
         numbers = " | ".join(f"{value:.1f}" for value in [*times, peak.resident, peak.anonymous])

@@ -104,6 +104,8 @@ class Method(ABC):
     """What ``learn`` trains on the base activations, by names in ``learn.methods``."""
     uses: ClassVar[dict[str, str]] = {}
     """For names that are not in ``learns``: the trained predictor that they are made from."""
+    base_as: ClassVar[str] = ""
+    """The row whose ``base_scores`` are the same, where there is one: they are then computed once for both."""
     scale: ClassVar[float] = 1.0
     """What its scores are multiplied by to be logits; ``COSINE`` for cosines. Only a prior over base and novel
     classes needs it (fewshot/lowshot.py): ranks do not."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,12 @@ class JointScorer:
             # All queries at once: a method may have to go through a million stored activations for them.
             scores = method.base_scores(torch.cat([base.activations, novel.activations]))
             self._keep(scores[: len(base.labels)], scores[len(base.labels) :])
+
+    def of(self, method: Method) -> Self:
+        """The scorer of another method whose ``base_scores`` are the same."""
+        other = copy(self)
+        other.method = method
+        return other
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
         """Scores of the method's base classes, for base and for novel queries."""

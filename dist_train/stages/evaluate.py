@@ -141,6 +141,7 @@ class Exam(Examiner):
             assert_disjoint(run.shards["train"], self.bank.ids, run.shards["val"], table.ids)
         kept = run.kept
         self.scorer = partial(LowShotScorer, kept=kept) if run.split.halves else JointScorer
+        self.asked: dict[str, JointScorer] = {}
         self.base, self.novel = (
             Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
             for table in (tables["base"].select(kept), tables["novel"])
@@ -157,7 +158,7 @@ class Exam(Examiner):
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began = time.perf_counter()
         method = self.prepare(name, stop)
-        scorer = self.scorer(method, self.base, self.novel)
+        scorer = self._ask(name, method)
         found: dict[str, dict[int, Draw]] = {}
         confusions: dict[str, np.ndarray] = {}
         for draw in self.draws(name, stop, method.oracle):
@@ -179,6 +180,15 @@ class Exam(Examiner):
             "seconds": round(time.perf_counter() - began, 1),
         }  # fmt: skip
         return row, {k: sum(part[k] for _, part in every if k in part) for k in shots}
+
+    def _ask(self, name: str, method: Method) -> JointScorer:
+        """Its base scores are asked for, unless they are those of a row before."""
+        if method.base_as in self.asked:
+            return self.asked[method.base_as].of(method)
+        scorer = self.scorer(method, self.base, self.novel)
+        if any(kind.base_as == name for kind in METHODS.values()):
+            self.asked[name] = scorer
+        return scorer
 
     def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
         """Of one draw, by number of shots; or all images, class by class."""

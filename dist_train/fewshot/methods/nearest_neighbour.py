@@ -66,6 +66,7 @@ class NearestOracle(NearestNeighbour):
 
     labels: ClassVar = {"nn_oracle": "NN + cosine"}
     oracle = True
+    base_as = "nn"
 
     def take(self, support: Support) -> Scorer:
         return lambda queries: self._nearest(queries, support, len(support))
