@@ -17,6 +17,7 @@ class UserError(Exception):
     """
 
     code = FAILED
+    told = False  # whether another rank has printed the same line
 
 
 class LostError(UserError):

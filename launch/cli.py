@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # or a closed pipe is found when it is too late
         return code
     except UserError as error:
-        print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
+        if not error.told:
+            print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
         if command not in ("status", "logs", "collect", "doctor", "verify", "launch", "adapt", "classify"):

@@ -60,7 +60,9 @@ def work(config: Config, command: str, redo: bool) -> int:
                 print(f"dist-train: stopped ({why}); {reason}; the same command continues", file=sys.stderr)
             return STOPPED
         except (UserError, OSError) as error:
-            monitor.failed(str(error))
+            told = monitor.failed(str(error))
+            if isinstance(error, UserError):
+                error.told = told
             raise
         except RuntimeError as error:
             # An exchange that broke because another rank went: say which, not where it was noticed.

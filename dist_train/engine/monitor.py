@@ -85,17 +85,20 @@ class Monitor:
         print(f"dist-train: error: {error}", file=sys.stderr, flush=True)
         os._exit(getattr(error, "code", CRASHED))
 
-    def failed(self, message: str) -> None:
-        """Tell the others, and those who watch, why this rank leaves."""
+    def failed(self, message: str) -> bool:
+        """Tell the others, and those who watch, why this rank leaves; returns whether another has told the same."""
         self._note(message)
-        self._tell(f"rank {self.context.rank} failed: {message}", lost=False)
+        first = self._tell(f"rank {self.context.rank} failed: {message}", lost=False)
+        return first["message"] == f"rank {first['rank']} failed: {message}" and first["rank"] != self.context.rank
 
-    def _tell(self, message: str, lost: bool) -> None:
-        """The first to tell is heard: what follows are consequences."""
+    def _tell(self, message: str, lost: bool) -> dict[str, Any]:
+        """The first to tell is heard, and returned: what follows are consequences."""
+        trouble = {"rank": self.context.rank, "message": message, "lost": lost}
         if self._store is not None:
-            trouble = json.dumps({"rank": self.context.rank, "message": message, "lost": lost})
             with suppress(RuntimeError):  # the rank that holds the store may be gone
-                self._store.compare_set("trouble", "", trouble)
+                first: dict[str, Any] = json.loads(self._store.compare_set("trouble", "", json.dumps(trouble)))
+                return first
+        return trouble
 
     def culprit(self, wait: float) -> UserError | None:
         """After an exchange between ranks failed: the rank that caused it, as an error to raise, or None if

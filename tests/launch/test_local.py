@@ -78,12 +78,17 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config) -> Non
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("packs", [False, True], ids=["all-ranks", "rank-0-alone"])
-def test_bad_input_is_not_started_again(packs: bool, config: Config, tmp_path: Path) -> None:
-    pack = PackConfig(train=tmp_path / "nowhere") if packs else None
-    wrong = replace(config, data=replace(config.data, shards=str(tmp_path / "nowhere")), pack=pack)
+@pytest.mark.parametrize("what", ["shards", "archive", "batch"])
+def test_bad_input_is_told_once_and_not_started_again(what: str, config: Config, tmp_path: Path) -> None:
+    wrong = replace(config, data=replace(config.data, shards=str(tmp_path / "nowhere")))
+    if what == "archive":  # rank 0 alone finds it
+        wrong = replace(wrong, pack=PackConfig(train=tmp_path / "nowhere"))
+    if what == "batch":  # all ranks find it at once
+        wrong = replace(wrong, pretrain=replace(config.pretrain, global_batch=63))
     done = subprocess.run(command(wrong, "launch", "local", "--workers", "2"), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "nowhere: no " in done.stderr
+    told = [line for line in done.stderr.splitlines() if "dist-train: error: " in line and " leaves: " not in line]
+    assert done.returncode == 1 and len(told) == 1, done.stderr
+    assert ("63 images do not divide" if what == "batch" else f"{tmp_path}/nowhere: no ") in told[0]
     assert "Traceback" not in done.stderr and "starting again" not in done.stderr
 
 
