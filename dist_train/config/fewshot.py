@@ -90,14 +90,14 @@ class EvaluateConfig:
     MiniImageNet. released: episodes as the authors' MiniImageNet code scores them (docs/methods.md)."""
 
     methods: list[str] = field(default_factory=lambda: ["nn", "mean", *_PREDICTORS])
-    """Rows of the table; each is a class in fewshot/methods."""
+    """Rows of the table, by the names in docs/methods.md (nn, mean, phi2, finetune, ridge, phi_plus, ...)."""
     shots: list[int] = field(default_factory=lambda: [1, 2, 3])
     """Support images a novel class (paper: 1, 2, 3)."""
     rule: Rule = "max"
-    """How phi1, phi2, phi2star join k supports: the largest of the k responses (paper), phi of the mean
-    activation (the release's 5-shot), or the mean of the k predicted rows."""
+    """How phi1, phi2, phi2star, phi2mean and phi2cal join k supports: the largest of the k responses (paper), phi
+    of the mean activation (the release's 5-shot), or the mean of the k predicted rows, of unit length as they are."""
     options: dict[str, float] = field(default_factory=dict)
-    """Numbers of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``."""
+    """Numbers of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``; above zero."""
     draws: int = 100
     """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing.
     Or the number of episodes (release: 1000)."""

@@ -69,7 +69,8 @@ class Choice:
 @dataclass(frozen=True)
 class Series:
     """A named line. ``colour`` and ``dash`` are numbers below COLOURS and of DASHES; ``halves`` are half-widths of
-    error bars; with ``choice``, of the same colour, a check box shows and hides it."""
+    error bars, of which a line of many points shows about ten; with ``choice``, of the same colour, a check box shows
+    and hides it."""
 
     name: str
     colour: int
@@ -193,7 +194,8 @@ def _draw(s: Series, place: Callable[[float, float], tuple[float, float]]) -> st
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in s.points))
     dash = f' stroke-dasharray="{DASHES[s.dash]}"' if s.dash else ""
     parts = [f'<polyline{dash} points="{path}"/>', f"<title>{escape(s.name)}</title>"]
-    for (x, y), half in _with_halves(s) if len(s.points) <= 12 else ():
+    few = len(s.points) <= 12
+    for (x, y), half in _with_halves(s)[:: 1 if few else len(s.points) // 10]:
         (left, top), (_, bottom), (_, centre) = place(x, y + half), place(x, _below(y, half)), place(x, y)
         if half:
             parts.append(
@@ -201,8 +203,9 @@ def _draw(s: Series, place: Callable[[float, float], tuple[float, float]]) -> st
                 f'M{left - 4:.1f} {top:.1f}h8M{left - 4:.1f} {bottom:.1f}h8"/>'
             )
         label = f"{s.name}: {y:.2f}" + (f" ± {half:.2f}" if half else "")
-        dot = f'<circle class="dot" cx="{left:.1f}" cy="{centre:.1f}" r="4">'
-        parts.append(f"{dot}<title>{escape(label)}</title></circle>")
+        if few:
+            dot = f'<circle class="dot" cx="{left:.1f}" cy="{centre:.1f}" r="4">'
+            parts.append(f"{dot}<title>{escape(label)}</title></circle>")
     kind = f'class="s {s.choice.key}"' if s.choice else f'class="s" style="--ink:{_colour(s.colour)}"'
     return f"<g {kind}>{''.join(parts)}</g>"
 

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dist_train.errors import UserError
 from dist_train.fewshot import paper
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.protocol import own_and_ahead, summary
@@ -58,12 +59,15 @@ def parts(images: Sequence[Rows], shots: int, most: int, queries: int, released:
 
 def accuracy(method: Method, support: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor) -> float:
     """Percent of queries whose class scores highest of those in the episode; a tie goes to the class drawn first.
+    Raises UserError where scores are not finite.
 
     Args:
         support: float32 [ways, k, C].
         queries, labels: float32 [Q, C] and int64 [Q], position of the class in the episode.
     """
     scores = method.take(support)(queries)[:, -len(support) :]  # base classes, where they come along, do not compete
+    if not scores.isfinite().all():
+        raise UserError("scores are not finite (NaN, or too large)")
     return 100 * (own_and_ahead(scores, labels)[1] == 0).double().mean().item()
 
 

@@ -72,7 +72,8 @@ def old_and_new(results: Mapping[str, Any], choices: Mapping[str, Choice]) -> st
             values = curves[curve]
             if curve == "seen_unseen":  # which ends where no offset gets further
                 values = values[: 1 + max((n for n, y in enumerate(values) if y), default=0)]
-            series.append(_of(method, tuple((float(x), y) for x, y in enumerate(values)), choices))
+            halves = tuple(curves.get(f"{curve}_ci95", ())[: len(values)])
+            series.append(_of(method, tuple((float(x), y) for x, y in enumerate(values)), choices, halves))
         plots.append(line_chart(title, x_label, series))
     return "".join(plots)
 

@@ -20,7 +20,7 @@ from scipy import stats
 from dist_train.data.activations import Activations
 from dist_train.data.shards import Subset
 from dist_train.errors import UserError
-from dist_train.fewshot.method import Method, Support
+from dist_train.fewshot.method import Method, Scorer, Support
 
 CURVES = ("seen_unseen", "forgetting")
 
@@ -91,22 +91,38 @@ class JointScorer:
 
     The base classes' part is computed once, unless supports change it; a draw adds the novel columns. A tie
     goes to the class with the lower number, base before novel, so that a draw cannot win by ties.
+
+    A method is asked for all queries at once, base and novel ones mixed: neither the batch nor the place in it
+    tells which is which.
+
+    Raises:
+        UserError: scores are not finite. (NaN would rank the true class first.)
     """
 
     def __init__(self, method: Method, base: Queries, novel: Queries, kept: Sequence[int] | None = None) -> None:
         """``kept``: the method's base classes that are scored, in the order of ``base.labels``; None = all."""
         self.method, self.base, self.novel = method, base, novel
         self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
+        order = np.random.RandomState(0).permutation(len(base.labels) + len(novel.labels))
+        both = torch.cat([base.activations, novel.activations])
+        self._mixed = both[torch.from_numpy(order).to(both.device)]
+        self._places = torch.from_numpy(order.argsort()).to(both.device).split([len(base.labels), len(novel.labels)])
         if not method.moves_base:
-            # All queries at once: a method may have to go through a million stored activations for them.
-            scores = method.base_scores(torch.cat([base.activations, novel.activations]))
-            self._keep(scores[: len(base.labels)], scores[len(base.labels) :])
+            self._keep(*self._ask(method.base_scores))
 
     def of(self, method: Method) -> Self:
         """The scorer of another method whose ``base_scores`` are the same."""
         other = copy(self)
         other.method = method
         return other
+
+    def _ask(self, scorer: Scorer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of the base queries and of the novel ones."""
+        scores = scorer(self._mixed)
+        if not scores.isfinite().all():
+            raise UserError("scores are not finite (NaN, or too large)")
+        of_base, of_novel = self._places
+        return scores[of_base], scores[of_novel]
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
         """Scores of the method's base classes, for base and for novel queries."""
@@ -123,8 +139,7 @@ class JointScorer:
     def draw(self, support: Support, order: torch.Tensor) -> Draw:
         """Scores of one support set; ``order`` int64 [novel classes] is that in which classes are added, for
         ``forgetting``."""
-        scorer = self.method.take(support)
-        novel, scores = scorer(self.base.activations), scorer(self.novel.activations)
+        novel, scores = self._ask(self.method.take(support))
         if self.method.moves_base:
             classes = novel.shape[1] - len(support)
             self._keep(novel[:, :classes], scores[:, :classes])
@@ -203,10 +218,28 @@ def harmonic_mean(a: float, b: float) -> float:
 def summary(draws: Sequence[float]) -> dict[str, Any]:
     """Mean, half-width of the 95% t-interval of the mean over draws (0 for one), and the draws themselves."""
     values = np.asarray(draws, np.float64)
-    half = (
-        0.0 if len(values) == 1 else stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    )
-    return {"mean": float(values.mean()), "ci95": float(half), "draws": [round(v, 6) for v in values.tolist()]}
+    return {
+        "mean": float(values.mean()),
+        "ci95": float(_half_width(values)),
+        "draws": [round(v, 6) for v in values.tolist()],
+    }
+
+
+def averaged(draws: Sequence[Draw]) -> dict[str, list[float]]:
+    """Of each curve the mean over draws, point by point, and as ``CURVE_ci95`` the half-width of its 95% t-interval."""
+    found = {}
+    for curve in CURVES:
+        values = np.stack([getattr(one, curve) for one in draws])
+        found |= {curve: values.mean(0).round(4).tolist(), f"{curve}_ci95": _half_width(values).round(4).tolist()}
+    return found
+
+
+def _half_width(values: np.ndarray) -> Any:
+    """Of the 95% t-interval of the mean over the first axis; 0 where it has one entry."""
+    count = len(values)
+    if count == 1:
+        return np.zeros(values.shape[1:])
+    return stats.t.ppf(0.975, count - 1) * values.std(0, ddof=1) / math.sqrt(count)
 
 
 def paired(draws: Sequence[float], others: Sequence[float]) -> dict[str, float]:

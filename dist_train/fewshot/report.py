@@ -10,7 +10,7 @@ from dist_train.fewshot import chart, page, paper, plots
 from dist_train.fewshot.figures import NEIGHBOURS
 from dist_train.fewshot.lowshot import MEASURES, PRIOR, published
 from dist_train.fewshot.page import facts, grid, listing, meter, plain, td, tr
-from dist_train.fewshot.table import against, best_method, how, name_of, paper_cells
+from dist_train.fewshot.table import AGAINST, against, best_method, how, name_of, paper_cells
 
 _LISTED = 8  # of the best and the worst classes
 
@@ -36,7 +36,7 @@ def report_html(
         "Accuracy": _table(results) + note + _paper_table(),
         "Low-shot ImageNet": _low_shot(results),
         "Oracles: all images of the novel classes": _oracles(results),
-        f"Less {name_of(against(results)[0])}, draw by draw": _against(results),
+        f"{name_of(against(results)[0])}, and the others less it": _against(results),
         "What it sees and says": _examples(figures.get("examples") or {}, results),
         "Curves": _method_plots(results, methods),
         "Classes as activations and as classifiers": _maps(figures.get("maps") or {}, groups),
@@ -154,17 +154,20 @@ def _low_shot(results: Mapping[str, Any]) -> str:
 
 def _against(results: Mapping[str, Any]) -> str:
     """The paired differences."""
-    _, rows = against(results)
+    rival, rows = against(results)
     if not rows:
         return ""
+    own = [results["methods"][rival][str(k)][metric] for k in results["shots"] for metric in AGAINST]
     heads = ["<th>base<small>top-1</small></th>", "<th>novel<small>top-1</small></th>", "<th>H</th>", "<th>AUSUC</th>"]
-    lines = [
+    lines = [tr(name_of(rival), [td(value) for value in own], group=len(heads))]
+    lines += [
         tr(name_of(method), [td(value, sign="+") for value in values], group=len(heads))
         for method, values in rows.items()
     ]
     return (
         f"{grid([f'{k}-shot' for k in results['shots']], lines, heads)}"
-        f"<p class='note'>Points, with the 95% t-interval of the difference: supports are the same for all. {AUSUC}</p>"
+        f"<p class='note'>Points, draw by draw, with the 95% t-interval of the difference: supports are the "
+        f"same for all. {AUSUC}</p>"
     )
 
 

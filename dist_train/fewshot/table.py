@@ -48,8 +48,10 @@ def table_markdown(results: Mapping[str, Any]) -> str:
         lines.append("")
     rival, rows = against(results)
     if rows:
-        lines += [f"Less {name_of(rival)}, draw by draw (points; 95% t-interval of the difference):", ""]
+        lines += [f"{name_of(rival)}, and the others less it, draw by draw (points; 95% t-interval):", ""]
         lines += head([f"{k}-shot {title}" for k in shots for title in AGAINST.values()])
+        own = [results["methods"][rival][str(k)][metric] for k in shots for metric in AGAINST]
+        lines.append(line([name_of(rival), *map(mean, own)]))
         lines += [line([name_of(m), *(mean(v, "+") for v in values)]) for m, values in rows.items()] + [""]
     return "\n".join(lines)
 
@@ -78,10 +80,11 @@ def paper_cells(figures: paper.Figures | None) -> tuple[str, str, str]:
 def how(results: Mapping[str, Any]) -> str:
     """What was measured, in sentences."""
     classes, queries = results["classes"], results["queries"]
+    novel = results["split"].get("holdout", "novel")  # or pseudo-novel
     return (
         f"Percent; mean ± half-width of the {results['interval']}, {results['draws']} draws. "
-        f"All {classes['base'] + classes['novel']} classes ({classes['base']} base, {classes['novel']} novel) "
-        f"are scored together, on {queries['base']:,} base and {queries['novel']:,} novel images. "
+        f"All {classes['base'] + classes['novel']} classes ({classes['base']} base, {classes['novel']} {novel}) "
+        f"are scored together, on {queries['base']:,} base and {queries['novel']:,} {novel} images. "
         "H = harmonic mean of base and novel top-1. "
         "The paper's rows are of other classes: they show what to expect, not a target."
     )
@@ -92,12 +95,14 @@ def _paper_name(row: paper.PaperRow) -> str:
 
 
 def where(results: Mapping[str, Any]) -> str:
-    """The same numbers can be made again from this."""
-    split = results["split"]
-    return (
-        f"Split {split['name']} ({split['hash']}), shards {results['shards']}, commit {results['commit']}, "
-        f"command: {results['command']}"
-    )
+    """The same numbers can be made again from this, and the run's config.yaml."""
+    split, options = results["split"], results.get("options") or {}
+    chosen = [f"evaluate.rule={results['rule']}"] if results.get("rule", "max") != "max" else []
+    chosen += [f"{name}={value:g}" for name, value in options.items()]
+    older = [f"{name_of(method)} of {commit}" for method, commit in (results.get("older") or {}).items()]
+    parts = [f"Split {split['name']} ({split['hash']})", f"shards {results['shards']}", *chosen]
+    parts += [f"commit {results['commit']}" + (f" ({', '.join(older)})" if older else "")]
+    return f"{', '.join(parts)}, command: {results['command']}"
 
 
 def _cells(values: Mapping[str, Any], interval: bool = True) -> tuple[str, str, str]:

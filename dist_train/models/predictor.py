@@ -113,4 +113,7 @@ class Predictor(RowClassifier):
     def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
         if rule == "max":
             return self(supports)
-        return self(supports.mean(-2, keepdim=True)) if rule == "mean" else self(supports).mean(-2, keepdim=True)
+        if rule == "mean":
+            return self(supports.mean(-2, keepdim=True))
+        row = self(supports).mean(-2, keepdim=True)  # shorter than its parts, where base rows have length 1
+        return F.normalize(row, dim=-1) if self.normalise_output else row

@@ -50,7 +50,7 @@ _NEUTRAL = {
     ),
     "extract": ("batch",),
     "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),
-    "evaluate": ("methods",),
+    "evaluate": ("methods", "options"),  # each row knows its own (stages/rows.py)
 }
 
 
@@ -202,6 +202,8 @@ def check_inputs(run: Run, stage: str) -> None:
     """Raises UserError where a stage was started from other inputs than it would be now."""
     path = run.dir / stage / "inputs.json"
     if not path.is_file():
+        if (path.parent / "done.json").is_file():
+            raise UserError(f"{path}: missing, so what was made is not known; dist-train {stage} --redo makes it again")
         return
     now = inputs(run, stage)
     try:
@@ -234,7 +236,7 @@ class Stage:
     """
 
     def __init__(self, run: Run, name: str, context: Context, redo: bool = False) -> None:
-        self.folder = run.dir / name
+        self.run, self.folder = run, run.dir / name
         self.name = name
         self.context = context
         self.inputs = inputs(run, name)
@@ -244,10 +246,7 @@ class Stage:
                 for later in STAGES[STAGES.index(name) :]:
                     shutil.rmtree(run.dir / later, ignore_errors=True)
             if not (self.folder / "done.json").is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                _write(self.folder / "inputs.json", self.inputs)
-                _write(run.dir / "config.yaml", to_dict(run.config))  # JSON is YAML
-                _write(run.dir / "provenance.json", provenance(run, context))
+                self._record()
         context.barrier(f"{name}-open")
         self.done = (self.folder / "done.json").is_file()
         if self.done and context.main:
@@ -259,6 +258,30 @@ class Stage:
                 raise UserError(f"{run.dir / stage}: {stage} is not finished; run dist-train {stage} first")
         if not redo:
             check_inputs(run, self.name)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of ``finish``; none where the stage is not finished, or the file is damaged."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "done.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def reopen(self) -> None:
+        """There is more to make than when it was finished, if it was."""
+        if self.context.main and self.done:
+            (self.folder / "done.json").unlink()
+            self._record()
+        self.done = False
+        self.context.barrier(f"{self.name}-reopen")
+
+    def _record(self) -> None:
+        """What this stage, and with it the run, is made from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "inputs.json", self.inputs)
+        _write(self.run.dir / "config.yaml", to_dict(self.run.config))  # JSON is YAML
+        _write(self.run.dir / "provenance.json", provenance(self.run, self.context))
 
     def finish(self, **facts: Any) -> None:
         """All ranks are through: mark the stage as done."""
@@ -343,8 +366,14 @@ def git_commit() -> str:
         # A wheel inside another project's checkout is none of that project's files.
         tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", "dist_train/__init__.py"]
         subprocess.run(tracked, check=True, capture_output=True)
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        commit = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
+        # Files that are not in git count too: a method is added as one.
+        changes = ["git", "-C", str(here), "status", "--porcelain", "--", "dist_train", "launch"]
+        found, changed = (
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            for command in (commit, changes)
+        )
+        return f"{found}-dirty" if changed else found
     except (OSError, subprocess.CalledProcessError):
         return "not a checkout"
 

@@ -16,45 +16,54 @@ import torch
 
 from dist_train.context import Context
 from dist_train.data.activations import load
-from dist_train.data.files import atomic_write, write_text
+from dist_train.data.files import write_text
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
 from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.errors import UserError
 from dist_train.fewshot import episodes, lowshot
 from dist_train.fewshot.episodes import accuracy, draw_episode, parts, spread
 from dist_train.fewshot.lowshot import LowShotScorer
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
 from dist_train.fewshot.protocol import (
-    CURVES,
     Draw,
     JointScorer,
     Queries,
     assert_disjoint,
+    averaged,
     summary,
     support_rows,
 )
 from dist_train.fewshot.table import table_markdown
 from dist_train.stages.common import Run, Stage, log, provenance
 from dist_train.stages.conclude import report, tensorboard
+from dist_train.stages.rows import Rows
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws; leaves
     ``results.json``, ``table.md`` and, of joint scoring, ``report.html``. Ranks share the draws.
 
-    Each method's row is kept in ``rows/`` as soon as it is complete, so a stage that was interrupted, or is
-    given more methods, continues with the next one.
+    Each method's row is kept as soon as it is complete (stages/rows.py), so a stage that was interrupted, or is
+    given more methods or other numbers of one, computes what is missing.
 
     Raises:
         Stopped: told to leave; the rows that are complete stay.
+        UserError: a method's scores are not finite.
     """
     stage = Stage(run, "evaluate", context, redo)
-    config = run.config.evaluate
-    if stage.done and json.loads((stage.folder / "done.json").read_text()).get("methods") == config.methods:
+    config, kept = run.config.evaluate, Rows(stage.folder, run.config.evaluate)
+    rows = {name: kept.read(name) if context.main else None for name in config.methods}
+    todo = context.gather([name for name, row in rows.items() if row is None])[0]
+    made = ["results.json", "table.md", *(["report.html", "per_class.csv"] if config.protocol == "joint" else [])]
+    shown = stage.facts.get("methods") == config.methods and all((stage.folder / name).is_file() for name in made)
+    if context.gather(shown and not todo)[0]:
+        if context.main:
+            kept.older({name: row for name, row in rows.items() if row})
+            log.info("table and report: %s", ", ".join(str(stage.folder / name) for name in made[1:3]))
         return
-    todo = [name for name in config.methods if not _row(stage.folder, name).is_file()]
-    context.barrier("evaluate-todo")  # before the first of them is written
+    stage.reopen()
     exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
     if todo:
         bar = progress_bar(len(todo) * len(exam.mine), "evaluate", "draw", context.main)
@@ -63,20 +72,12 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             with torch.inference_mode():
                 row, confusions = exam.sit(name, stop, bar)
             if context.main:
-                _row(stage.folder, name).parent.mkdir(exist_ok=True)
-                if confusions:
-                    with atomic_write(_row(stage.folder, name).with_suffix(".npz")) as file:
-                        np.savez_compressed(file, **confusions)
-                write_text(_row(stage.folder, name), json.dumps(row) + "\n")
+                kept.write(name, row, confusions)
         bar.close()
         context.barrier("evaluate-rows")
     if context.main:
-        _conclude(run, exam, stage.folder, context)
+        _conclude(run, exam, stage.folder, kept, context)
     stage.finish(methods=config.methods)
-
-
-def _row(folder: Path, name: str) -> Path:
-    return folder / "rows" / f"{name}.json"
 
 
 class Examiner(ABC):
@@ -91,7 +92,7 @@ class Examiner(ABC):
 
     @abstractmethod
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: {curve: mean}}, "seconds"}, where
+        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: ``averaged``}, "seconds"}, where
         an oracle has "all" for k; and how often each class was taken for which, by k: int32 [classes, classes],
         summed over draws.
 
@@ -158,12 +159,15 @@ class Exam(Examiner):
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began = time.perf_counter()
         method = self.prepare(name, stop)
-        scorer = self._ask(name, method)
+        scorer = self._scorer(name, method)
         found: dict[str, dict[int, Draw]] = {}
         confusions: dict[str, np.ndarray] = {}
         for draw in self.draws(name, stop, method.oracle):
             for k, support in self._supports(draw, method.oracle):
-                one = scorer.draw(support, self.orders[draw])
+                try:
+                    one = scorer.draw(support, self.orders[draw])
+                except UserError as error:
+                    raise UserError(f"evaluate: {name}, {k} shots, draw {draw}: {error}") from None
                 found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
                 count = self.classes
                 taken = np.bincount(self.truth * count + one.predicted, minlength=count**2).astype(np.int32)
@@ -175,17 +179,19 @@ class Exam(Examiner):
         row = {
             "shots": {k: {metric: [one.metrics[metric] for one in some] for metric in some[0].metrics}
                       for k, some in draws.items()},
-            "curves": {k: {curve: np.mean([getattr(one, curve) for one in some], axis=0).round(4).tolist()
-                           for curve in CURVES} for k, some in draws.items()},
+            "curves": {k: averaged(some) for k, some in draws.items()},
             "seconds": round(time.perf_counter() - began, 1),
         }  # fmt: skip
         return row, {k: sum(part[k] for _, part in every if k in part) for k in shots}
 
-    def _ask(self, name: str, method: Method) -> JointScorer:
-        """Its base scores are asked for, unless they are those of a row before."""
+    def _scorer(self, name: str, method: Method) -> JointScorer:
+        """Its base scores are computed, unless they are those of a row before."""
         if method.base_as in self.asked:
             return self.asked[method.base_as].of(method)
-        scorer = self.scorer(method, self.base, self.novel)
+        try:
+            scorer = self.scorer(method, self.base, self.novel)
+        except UserError as error:
+            raise UserError(f"evaluate: {name}, base classes: {error}") from None
         if any(kind.base_as == name for kind in METHODS.values()):
             self.asked[name] = scorer
         return scorer
@@ -210,7 +216,10 @@ class EpisodeExam(Examiner):
         found: dict[int, dict[str, float]] = {}
         for number in self.draws(name, stop):
             images = draw_episode(self.bank.offsets, config.ways, config.seed, number)
-            found[number] = {str(k): self._score(method, images, k) for k in config.shots}
+            try:
+                found[number] = {str(k): self._score(method, images, k) for k in config.shots}
+            except UserError as error:
+                raise UserError(f"evaluate: {name}, episode {number}: {error}") from None
             bar.update(1)
         merged = {n: one for part in self.context.gather(found) for n, one in part.items()}
         accuracies = {str(k): {"accuracy": [merged[n][str(k)] for n in sorted(merged)]} for k in config.shots}
@@ -224,11 +233,11 @@ class EpisodeExam(Examiner):
         return accuracy(method, self.load(self.bank.rows[supports]), asked, labels.to(asked.device))
 
 
-def _conclude(run: Run, exam: Examiner, folder: Path, context: Context) -> None:
+def _conclude(run: Run, exam: Examiner, folder: Path, kept: Rows, context: Context) -> None:
     """From the rows: results.json, table, report, TensorBoard."""
     config, facts = run.config.evaluate, provenance(run, context)
     joint, released = config.protocol == "joint", config.protocol == "released"
-    rows = {name: json.loads(_row(folder, name).read_text()) for name in config.methods}
+    rows = {name: row for name in config.methods if (row := kept.read(name))}
     average = summary if joint else partial(spread, released=released)
     values = {
         name: {k: {metric: average(draws) for metric, draws in found.items()} for k, found in row["shots"].items()}
@@ -248,7 +257,11 @@ def _conclude(run: Run, exam: Examiner, folder: Path, context: Context) -> None:
         "classes": {"base": len(run.scored), "novel": len(run.novel)},
         "split": facts["split"],
         "shards": facts["shards"],
+        "seed": config.seed,
+        "rule": config.rule,
+        "options": config.options,
         "commit": facts["commit"],
+        "older": kept.older(rows),
         "command": facts["command"],
     }
     if joint:

@@ -39,10 +39,9 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         Stopped: told to leave; all is saved.
     """
     stage = Stage(run, "learn", context, redo)
-    if stage.done:
-        stage.done = all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods)
-    if stage.done:
+    if stage.done and all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods):
         return
+    stage.reopen()
     bank = open_bank(run, context)
     facts = {}
     for method in run.config.learn.methods:

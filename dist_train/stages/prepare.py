@@ -8,7 +8,7 @@ from dist_train.config import Config, PackConfig
 from dist_train.context import Context
 from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
-from dist_train.data.splits import save_split
+from dist_train.data.splits import load_split, save_split
 from dist_train.errors import UserError
 
 
@@ -28,8 +28,14 @@ def prepare(config: Config, context: Context) -> None:
     if context.main and config.pack and (not there or _sources_exist(config.pack)):
         # Where the shards are there already, pack says so, or refuses options they were not made with.
         if config.pack.draw and config.pack.train and config.pack.val:
+            drawn, path = split_of(config.pack.draw), Path(config.data.split)
+            if path.suffix != ".json" or (path.exists() and load_split(str(path)).hash != drawn.hash):
+                raise UserError(
+                    f"data.split={path}: pack.draw writes its own split there, and this is another; give the path of a "
+                    "new .json file, or --pack null where the shards are there"
+                )
             draw(config.pack.draw, config.pack.train, config.pack.val)
-            save_split(split_of(config.pack.draw), Path(config.data.split))
+            save_split(drawn, path)
         pack(config.pack, shards)
     context.barrier("prepare")
 

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from dist_train.config import LearnConfig
 from dist_train.engine import checkpoint
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
+from dist_train.fewshot.method import Scorer
 from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
 from dist_train.fewshot.protocol import (
     JointScorer,
@@ -62,6 +64,42 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
         some = np.concatenate([np.arange(base), base + np.sort(added.numpy()[:count])])
         right = some[np.argsort(-scores.numpy()[:10, some], axis=1, kind="stable")[:, 0]] == labels[0]
         assert found.forgetting[count] == pytest.approx(100 * right.mean())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("moves", [False, True])
+def test_scores_that_are_not_finite_are_refused(moves: bool, bad: float) -> None:
+    queries = [Queries(torch.arange(n, n + 3.0)[:, None], torch.tensor([0, 1, 1])) for n in (0, 3)]
+    for place in ((0, 0), (5, 3)):  # of a base class, and of a novel one
+        scores = torch.rand(6, 4)
+        scores[place] = bad
+        with pytest.raises(UserError, match="scores are not finite"):
+            JointScorer(Fixed(scores[:, :2], scores[:, 2:], moves), *queries).draw(
+                torch.zeros(2, 1, 1), torch.arange(2)
+            )
+
+
+def test_methods_cannot_tell_base_queries_from_novel_ones() -> None:
+    asked: list[list[float]] = []
+
+    class Noting(Fixed):
+        def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+            asked.append(queries[:, 0].tolist())
+            return super().base_scores(queries)
+
+        def take(self, support: torch.Tensor) -> Scorer:
+            scorer = super().take(support)
+
+            def scores(queries: torch.Tensor) -> torch.Tensor:
+                asked.append(queries[:, 0].tolist())
+                return scorer(queries)
+
+            return scores
+
+    queries = [Queries(torch.arange(n, n + 50.0)[:, None], torch.zeros(50, dtype=torch.int64)) for n in (0, 50)]
+    JointScorer(Noting(torch.rand(100, 2), torch.rand(100, 2)), *queries).draw(torch.zeros(2, 1, 1), torch.arange(2))
+    assert len(asked) == 2 and asked[0] == asked[1] and sorted(asked[0]) == list(range(100))
+    assert 10 < sum(number < 50 for number in asked[0][:50]) < 40
 
 
 def test_supports_are_seeded_nested_and_without_repeats() -> None:
@@ -145,12 +183,29 @@ def test_names_of_methods_come_from_their_files() -> None:
         methods.check(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
         methods.check(["phi2"], ["nn"], {"lambda": 1.0})
+    wrong = {"ridge_weight": 0.0, "calibration_cost": -1.0, "child_lr": float("nan"), "finetune_lr": float("inf"),
+             "finetune_steps": 2.5}  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=rf"evaluate.options: {name}={value:g}: must be a (whole )?number above 0"):
+            methods.check(["phi2"], ["nn"], {name: value})
     with pytest.raises(UserError, match=r"evaluate.methods: nn_oracle, linear_oracle: oracles stand beside a table"):
         methods.check(["phi1"], ["nn_oracle", "linear_oracle"], {})
     with pytest.raises(UserError, match=r"learn.methods: 'mean' is not known; give some of .*phi2"):
         methods.check(["mean"], ["nn"], {})
     with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods \(phi1\)"):
         methods.check(["phi1"], ["nn", "phi2"], {})
+
+
+def test_methods_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    head = "from dist_train.fewshot.method import Method\n\nclass Common(Method):\n    pass\n\n"
+    (tmp_path / "one_more.py").write_text(head + "class OneMore(Common):\n    labels = {'one_more': 'One more'}\n")
+    assert methods._found().keys() - methods.METHODS.keys() == {"one_more"}
+    (tmp_path / "second_phi.py").write_text(head + "class Second(Common):\n    labels = {'phi2': 'not phi2 at all'}\n")
+    with pytest.raises(UserError, match=r"second_phi.py: 'phi2' is a method of dist_train.fewshot.methods.predicted"):
+        methods._found()
+    for name in ("one_more", "second_phi"):
+        del sys.modules[f"{methods.__name__}.{name}"]
 
 
 @pytest.mark.parametrize("rule", ["max", "mean", "rows"])
@@ -166,5 +221,7 @@ def test_rules_of_the_predictor_by_hand(rule: str, tmp_path: Path) -> None:
         for c, score in enumerate(row):
             a, b = support[c]
             responses = [float(phi(s) @ queries[q]) for s in (a, b, (a + b) / 2)]
-            wanted = {"max": max(responses[:2]), "mean": responses[2], "rows": sum(responses[:2]) / 2}[rule]
+            # The mean of the rows is of length 1, as base rows are.
+            joined = sum(responses[:2]) / float((phi(a) + phi(b)).norm())
+            wanted = {"max": max(responses[:2]), "mean": responses[2], "rows": joined}[rule]
             assert float(score) == pytest.approx(wanted, abs=1e-5)

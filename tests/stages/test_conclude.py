@@ -58,7 +58,7 @@ def test_report_has_every_part_and_stays_small(whole_run: Run, folder: Path) -> 
     assert parts == [
         "Accuracy",
         "Oracles: all images of the novel classes",
-        "Less φ2, draw by draw",
+        "φ2, and the others less it",
         "What it sees and says",
         "Curves",
         "Classes as activations and as classifiers",

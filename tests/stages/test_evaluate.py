@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from dist_train.config import Config
 from dist_train.context import Context
 from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.stages import common, evaluate, extract, learn, pretrain
 
@@ -67,6 +70,76 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
     extended = results(folder)
     assert extended["methods"].pop("imprint") and extended["curves"].pop("imprint")
     assert extended == whole
+
+
+@pytest.fixture
+def learned(config: Config) -> Config:
+    """A run that is there but for its evaluation, by four methods."""
+    names, steps = ["nn", "mean", "ridge", "finetune"], {"finetune_steps": 5.0}
+    config = replace(config, evaluate=replace(config.evaluate, methods=names, options=steps))
+    run = common.open_run(config)
+    for chapter in (pretrain, extract, learn):
+        chapter.run(run, Context(), Stopper(Context()))
+    return config
+
+
+def score(config: Config) -> Path:
+    run = common.open_run(config)
+    evaluate.run(run, Context(), Stopper(Context()))
+    return run.dir / "evaluate"
+
+
+def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dist_train")
+    folder = score(learned)
+    first, names = results(folder), sorted(learned.evaluate.methods)
+
+    def changed(config: Config, act: Callable[[], object]) -> list[str]:
+        """The rows that are written anew by the next start; the others stay."""
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*.json")}
+        caplog.clear()
+        act()
+        score(config)
+        return sorted(name for name in names if before.get(path := folder / "rows" / f"{name}.json")
+                      != path.stat().st_mtime_ns)  # fmt: skip
+
+    # Another number of one method; and back.
+    other = replace(learned, evaluate=replace(learned.evaluate, options={"ridge_weight": 0.1, "finetune_steps": 5.0}))
+    assert changed(other, lambda: None) == ["ridge"] and "again with ridge_weight=0.1, not 10.0" in caplog.text
+    assert results(folder)["methods"]["ridge"] != first["methods"]["ridge"]
+    assert json.loads((learned.run_dir / "config.yaml").read_text())["evaluate"]["options"]["ridge_weight"] == 0.1
+    assert "ridge_weight=0.1, " in (folder / "table.md").read_text()
+    assert changed(learned, lambda: None) == ["ridge"] and results(folder) == first
+    # What was damaged or deleted.
+    rows = folder / "rows"
+    for act in (
+        lambda: (rows / "mean.json").write_text("{}"),
+        lambda: (rows / "mean.json").write_text('{"shots": '),
+        lambda: (rows / "mean.npz").write_bytes(b"PK nothing"),
+        lambda: (rows / "mean.npz").unlink(),
+    ):
+        assert changed(learned, act) == ["mean"] and "rows/mean.json: damaged" in caplog.text
+    for name in ("table.md", "report.html", "done.json"):
+        assert changed(learned, (folder / name).unlink) == [] and (folder / name).is_file()
+    assert changed(learned, lambda: (folder / "done.json").write_text("{")) == []
+    assert results(folder) == first
+    # Rows of other code are kept, and named.
+    row = json.loads((rows / "mean.json").read_text())
+    (rows / "mean.json").write_text(json.dumps({**row, "commit": "0123456789ab"}))
+    for act in (lambda: None, (folder / "table.md").unlink):
+        assert changed(learned, act) == [] and "Class mean + cosine (0123456789ab)" in caplog.text
+    assert " (Class mean + cosine of 0123456789ab), command" in (folder / "table.md").read_text()
+    (folder / "inputs.json").unlink()
+    with pytest.raises(UserError, match=r"inputs.json: missing, so what was made is not known"):
+        score(replace(learned, evaluate=replace(learned.evaluate, draws=5)))
+
+
+def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:
+    for name, options in (("finetune", {"finetune_lr": 1e38, "finetune_steps": 5.0}), ("child", {"child_lr": 1e38})):
+        wild = replace(learned, evaluate=replace(learned.evaluate, methods=["mean", name], options=options))
+        with pytest.raises(UserError, match=rf"evaluate: {name}, 1 shots, draw 0: scores are not finite"):
+            score(wild)
+        assert [path.stem for path in learned.run_dir.glob("evaluate/rows/*.json")] == ["mean"]
 
 
 def test_every_method_gives_a_row(config: Config) -> None:

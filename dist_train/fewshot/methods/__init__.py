@@ -21,7 +21,10 @@ def _found() -> dict[str, type[Method]]:
         module = importlib.import_module(f"{__name__}.{file.name}")
         for kind in vars(module).values():
             if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__:
-                kinds.update(dict.fromkeys(kind.labels, kind))
+                for name in vars(kind).get("labels", ()):  # a class without is what others are made from
+                    if name in kinds:
+                        raise UserError(f"{module.__file__}: {name!r} is a method of {kinds[name].__module__} already")
+                    kinds[name] = kind
     return kinds
 
 
@@ -54,9 +57,19 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
         raise UserError(
             f"evaluate.methods: {', '.join(evaluate)}: oracles stand beside a table; name another method too"
         )
-    for name in options:
+    for name, value in options.items():
         if name not in NUMBERS:
             raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")
+        whole = name.endswith("_steps")
+        if not 0 < value < np.inf or (whole and value % 1):
+            raise UserError(f"evaluate.options: {name}={value:g}: must be a {'whole ' * whole}number above 0")
+
+
+def numbers_of(name: str, options: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that the row ``name`` is made with: its class's, less those of other rows by their names."""
+    kind = METHODS[name]
+    others = tuple(f"{other}_" for other in kind.labels if other != name)
+    return {key: options.get(key, value) for key, value in kind.defaults.items() if not key.startswith(others)}
 
 
 def open_base(config: Config, rows: torch.Tensor, bias: torch.Tensor) -> Base:
