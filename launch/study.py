@@ -193,7 +193,10 @@ def study(config: Config, path: Path, seeds: int) -> int:
             try:
                 check_inputs(replace(run, config=member.config), stage)
             except UserError as error:
-                raise UserError(f"{error}; or delete {member.config.runs}, and the study makes it again") from None
+                what = str(error).rpartition("; ")[0]  # the rest is the remedy for a run of one's own
+                raise UserError(
+                    f"{what}; take another --name, or delete {member.config.runs}, and the study makes it again"
+                ) from None
     every = [member for some in members.values() for member in some]
     for number, member in enumerate(every, 1):
         log.info("study %s: %d of %d, %s", path.stem, number, len(every), member.config.name)
