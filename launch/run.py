@@ -39,7 +39,9 @@ def work(config: Config, command: str, redo: bool) -> int:
                 lock.acquire()
             context.barrier("locked")
             monitor.publish()  # not before: another start may be at work, and the record is its own
-            common.check_options(config, context.world)
+            # Only training's batch depends on the number of ranks.
+            ranks = context.world if command in ("run", "prepare", "pretrain") else 1
+            common.check_options(config, ranks)
             common.check_device(config)
             set_tf32(config.pretrain.tf32)
             if command in ("run", "prepare"):
@@ -47,7 +49,7 @@ def work(config: Config, command: str, redo: bool) -> int:
             if command == "prepare":
                 return 0
             with Stopper(context, config.max_minutes) as stop:
-                run = common.open_run(config, context.world)
+                run = common.open_run(config, ranks)
                 lock.acquire()
                 for name in STAGES if command == "run" else (command,):
                     # Imported when it is due: torchvision, of the first two, takes seconds.

@@ -259,15 +259,6 @@ class Stage:
         if not redo:
             check_inputs(run, self.name)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Of ``finish``; none where the stage is not finished, or the file is damaged."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / "done.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return found
-
     def reopen(self) -> None:
         """There is more to make than when it was finished, if it was."""
         if self.context.main and self.done:
@@ -289,6 +280,15 @@ class Stage:
         if self.context.main:
             _write(self.folder / "done.json", {"inputs": digest(self.inputs), **facts})
         self.context.barrier(f"{self.name}-finished")
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What ``Stage.finish`` has left in a stage's folder; nothing where it is not finished, or the file is damaged."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "done.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def continue_training(

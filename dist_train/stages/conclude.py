@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dist_train.config import STAGES, Config, to_dict
+from dist_train.config import STAGES, Config, DrawConfig, PackConfig, to_dict
 from dist_train.context import Context
 from dist_train.data.activations import Activations, load
 from dist_train.data.files import write_text
@@ -23,7 +24,7 @@ from dist_train.fewshot.methods import LEARNED, METHODS, make
 from dist_train.fewshot.methods.predicted import Predicted
 from dist_train.fewshot.report import report_html
 from dist_train.fewshot.table import best_method, name_of
-from dist_train.stages.common import Run
+from dist_train.stages.common import Run, facts_of
 
 _PROJECTED = 64
 """Dimensions of the vectors in TensorBoard's projector: their principal components. 1000 classes take 1.4 MB."""
@@ -156,7 +157,7 @@ def differences(config: Config) -> dict[str, Any]:
             found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
         return found
 
-    default = flat(to_dict(Config()))
+    default = {"pack": None, **flat(to_dict(replace(Config(), pack=PackConfig(draw=DrawConfig()))))}
     return {key: value for key, value in flat(to_dict(config)).items() if key not in default or default[key] != value}
 
 
@@ -164,8 +165,7 @@ def _durations(run: Run, results: dict[str, Any]) -> dict[str, str]:
     """What each stage took, as it has noted in done.json; learn's from its rates."""
     found: dict[str, str] = {}
     for stage in STAGES:
-        path = run.dir / stage / "done.json"
-        done = json.loads(path.read_text()) if path.is_file() else {}
+        done = facts_of(run.dir / stage)
         seconds = done.get(
             "seconds", sum(run.config.learn.steps / rate for rate in done.get("iterations_per_s", {}).values())
         )

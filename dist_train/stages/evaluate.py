@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dist_train.config import EvaluateConfig
 from dist_train.context import Context
 from dist_train.data.activations import load
 from dist_train.data.files import write_text
@@ -36,7 +37,7 @@ from dist_train.fewshot.protocol import (
     support_rows,
 )
 from dist_train.fewshot.table import table_markdown
-from dist_train.stages.common import Run, Stage, log, provenance
+from dist_train.stages.common import Run, Stage, facts_of, log, provenance
 from dist_train.stages.conclude import report, tensorboard
 from dist_train.stages.rows import Rows
 
@@ -56,12 +57,10 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     config, kept = run.config.evaluate, Rows(stage.folder, run.config.evaluate)
     rows = {name: kept.read(name) if context.main else None for name in config.methods}
     todo = context.gather([name for name, row in rows.items() if row is None])[0]
-    made = ["results.json", "table.md", *(["report.html", "per_class.csv"] if config.protocol == "joint" else [])]
-    shown = stage.facts.get("methods") == config.methods and all((stage.folder / name).is_file() for name in made)
-    if context.gather(shown and not todo)[0]:
+    if context.gather(not todo and _is_shown(stage.folder, config))[0]:
         if context.main:
             kept.older({name: row for name, row in rows.items() if row})
-            log.info("table and report: %s", ", ".join(str(stage.folder / name) for name in made[1:3]))
+            log.info("table: %s", stage.folder / "table.md")
         return
     stage.reopen()
     exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
@@ -78,6 +77,12 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     if context.main:
         _conclude(run, exam, stage.folder, kept, context)
     stage.finish(methods=config.methods)
+
+
+def _is_shown(folder: Path, config: EvaluateConfig) -> bool:
+    """Whether what is made of the rows is there, and of these methods."""
+    made = ["results.json", "table.md", *(["report.html", "per_class.csv"] if config.protocol == "joint" else [])]
+    return facts_of(folder).get("methods") == config.methods and all((folder / name).is_file() for name in made)
 
 
 class Examiner(ABC):
