@@ -262,6 +262,7 @@ class Stage:
     def reopen(self) -> None:
         """There is more to make than when it was finished, if it was."""
         if self.context.main and self.done:
+            log.info("%s: but not all that is asked for now", self.name)
             (self.folder / "done.json").unlink()
             self._record()
         self.done = False

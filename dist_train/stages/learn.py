@@ -27,7 +27,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
-from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
+from dist_train.stages.common import Run, Stage, continue_training, diverged, facts_of, finish_writes, log
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
@@ -41,9 +41,9 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     stage = Stage(run, "learn", context, redo)
     if stage.done and all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods):
         return
+    facts = facts_of(stage.folder).get("iterations_per_s", {})
     stage.reopen()
     bank = open_bank(run, context)
-    facts = {}
     for method in run.config.learn.methods:
         folder = stage.folder / method
         if not (folder / "final").is_dir():
