@@ -17,7 +17,7 @@ class UserError(Exception):
     """
 
     code = FAILED
-    told = False  # whether another rank has printed the same line
+    told = False  # whether the line is printed already, by this rank or another
 
 
 class LostError(UserError):

@@ -126,7 +126,7 @@ def launch_slurm(config: Config, options: Namespace) -> int:
         config = replace(config, cache=replace(config.cache, dir=Path(cluster.scratch)))
     points = sweep.members(options.sweep) if options.sweep else {}
     first = sweep.first_stage(options.sweep) if points else None
-    stages = choose(config, options.stages, first, list(points))
+    stages = choose(config, options.stages, first, points)
     check(config, cluster, stages, asked, points)
     if not stages:
         told = f"{options.stages}: done" if options.stages else "all stages are done"

@@ -14,6 +14,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import STOPPED, UserError
 from dist_train.stages import common
 from dist_train.stages.prepare import prepare
+from launch.parsing import in_one_line
 
 log = logging.getLogger("dist_train")
 
@@ -62,9 +63,11 @@ def work(config: Config, command: str, redo: bool) -> int:
                 print(f"dist-train: stopped ({why}); {reason}; the same command continues", file=sys.stderr)
             return STOPPED
         except (UserError, OSError) as error:
-            told = monitor.failed(str(error))
+            first = monitor.failed(str(error))
             if isinstance(error, UserError):
-                error.told = told
+                if first:  # at once: a launcher may end this rank when another that has found the same is gone
+                    print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr, flush=True)
+                error.told = True
             raise
         except RuntimeError as error:
             # An exchange that broke because another rank went: say which, not where it was noticed.

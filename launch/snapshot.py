@@ -10,7 +10,7 @@ from pathlib import Path
 import dist_train
 from dist_train.config import configs_dir
 from dist_train.data.files import write_text
-from dist_train.stages.common import git_commit
+from dist_train.stages.provenance import git_commit
 
 
 def take(folder: Path) -> Path:

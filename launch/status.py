@@ -118,7 +118,8 @@ def _stage(run: Path, name: str, alive: bool, starting: bool) -> tuple[str, str,
         return name, "done", facts
     if not folder.is_dir():
         return name, "starting" if starting else "waiting", ""
-    later = any((run / other).is_dir() for other in STAGES[STAGES.index(name) + 1 :])
+    after = STAGES[STAGES.index(name) + 1 :]
+    later = any((run / other).is_dir() and not (run / other / "done.json").is_file() for other in after)
     state = "running" if alive and not later else "starting" if starting else "stopped"
     return name, state, _progress(folder)
 

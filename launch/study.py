@@ -190,13 +190,8 @@ def study(config: Config, path: Path, seeds: int) -> int:
     for member, shared in _shared(config, members):
         share(member.config.run_dir, shared)
         for stage in STAGES[STAGES.index(member.first) :]:
-            try:
-                check_inputs(replace(run, config=member.config), stage)
-            except UserError as error:
-                what = str(error).rpartition("; ")[0]  # the rest is the remedy for a run of one's own
-                raise UserError(
-                    f"{what}; take another --name, or delete {member.config.runs}, and the study makes it again"
-                ) from None
+            again = f"delete {member.config.runs}, and the study makes it again"
+            check_inputs(replace(run, config=member.config), stage, again)
     every = [member for some in members.values() for member in some]
     for number, member in enumerate(every, 1):
         log.info("study %s: %d of %d, %s", path.stem, number, len(every), member.config.name)

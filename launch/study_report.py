@@ -49,7 +49,7 @@ def report(path: Path, choices: Sequence[Choice], members: dict[str, list[Member
         "queries": one["queries"],
         "split": one["split"],
         "shards": one["shards"],
-        "commits": sorted({each["commit"] for some in results.values() for each in some}),
+        "commits": sorted({c for some in results.values() for each in some for c in _commits(each)}),
         "command": one["command"],
     }
     text = markdown(found)
@@ -120,6 +120,11 @@ def _chosen(choices: Sequence[Choice], results: dict[str, list[dict[str, Any]]])
             taken = equal[(len(equal) - 1) // 2]
             yield {"keys": list(choice.keys), "method": method, "setting": taken, "as_good": equal,
                    "harmonic": float(np.mean(draws[taken]))}  # fmt: skip
+
+
+def _commits(results: dict[str, Any]) -> list[str]:
+    """Of a member's table, and of rows that are older."""
+    return [results["commit"], *results["older"].values()]
 
 
 def markdown(found: dict[str, Any]) -> str:

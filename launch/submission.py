@@ -52,16 +52,19 @@ def freeze(config: Config) -> Path:
     return path
 
 
-def choose(config: Config, given: str | None, swept: str | None, members: list[str]) -> list[str]:
+def choose(config: Config, given: str | None, swept: str | None, members: dict[str, list[str]]) -> list[str]:
     """The stages of a chain, in order: those that were asked for, or all, without those that are done.
 
     Args:
         given: of ``--stages``.
-        swept: the first stage that differs between the ``members`` of a sweep.
+        swept: the first stage that differs between the ``members`` of a sweep, {name: options}.
 
     Raises:
         UserError: no such stage, or one that it needs is neither done nor asked for.
     """
+    from dist_train.stages.rows import is_done
+    from launch.cli import changed
+
     wanted = list(CHAIN) if given is None else [stage.strip() for stage in given.split(",") if stage.strip()]
     wrong = [stage for stage in wanted if stage not in CHAIN]
     if wrong or not wanted:
@@ -74,10 +77,10 @@ def choose(config: Config, given: str | None, swept: str | None, members: list[s
     def done(stage: str) -> bool:
         if stage == "prepare":
             return config.pack is None or "://" in config.data.shards or _packed(config)
-        runs = [config.run_dir]
         if swept and STAGES.index(stage) >= STAGES.index(swept):
-            runs = [config.run_dir / "sweep" / name for name in members]
-        return all((run / stage / "done.json").is_file() for run in runs)
+            runs = {config.run_dir / "sweep" / name: options for name, options in members.items()}
+            return all(run.is_dir() and is_done(run, stage, changed(config, options)) for run, options in runs.items())
+        return is_done(config.run_dir, stage, config)
 
     chosen = [stage for stage in CHAIN if stage in wanted and not done(stage)]
     for stage in chosen:
@@ -132,14 +135,14 @@ def _check_members(config: Config, members: dict[str, list[str]]) -> None:
 
 def _check_pack(config: Config) -> None:
     """``stages/prepare.py`` refuses the same, but in a job."""
-    from dist_train.data.drawing import check_drawn
     from dist_train.data.pack import check_options
+    from dist_train.stages.prepare import check_drawing
 
     pack = config.pack
     if pack is None or "://" in config.data.shards:
         return
     if pack.draw and pack.train and pack.val:
-        check_drawn(pack.draw, pack.train, pack.val)
+        check_drawing(pack, config.data.split)
     else:
         for source in (pack.train, pack.val, pack.devkit) if not _packed(config) else ():
             if source is not None and not source.exists():

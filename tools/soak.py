@@ -54,6 +54,7 @@ from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read, reproducible
 from dist_train.errors import FAILED, LOST, STOPPED
 from dist_train.stages import common, pretrain
+from dist_train.stages.provenance import git_commit
 from launch.cli import main as dist_train
 
 LIMIT = 120  # seconds in which all ranks must have left after one was killed
@@ -277,7 +278,7 @@ def main() -> int:
             "",
             f"- {record.kills} times one or all ranks killed (SIGKILL, {record.killed} processes), "
             f"{record.stops} times told to stop (USR2), in {record.starts} starts of {record.runs} runs; "
-            f"{(time.monotonic() - began) / 60:.0f} minutes; commit {common.git_commit()}",
+            f"{(time.monotonic() - began) / 60:.0f} minutes; commit {git_commit()}",
             f"- hit: {', '.join(f'{where} {n}' for where, n in record.where.most_common())}",
             f"- starts on so many ranks: {', '.join(f'{world}: {n}' for world, n in sorted(record.worlds.items()))}",
             f"- result: {'; '.join(found) or 'nothing lost, nothing repeated'}",

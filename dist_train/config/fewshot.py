@@ -95,7 +95,7 @@ class EvaluateConfig:
     """Support images a novel class (paper: 1, 2, 3)."""
     rule: Rule = "max"
     """How phi1, phi2, phi2star, phi2mean and phi2cal join k supports: the largest of the k responses (paper), phi
-    of the mean activation (the release's 5-shot), or the mean of the k predicted rows, of unit length as they are."""
+    of the mean activation (the release's 5-shot), or the mean of the k predicted rows, of their length."""
     options: dict[str, float] = field(default_factory=dict)
     """Numbers of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``; above zero."""
     draws: int = 100

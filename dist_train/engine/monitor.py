@@ -82,14 +82,15 @@ class Monitor:
             last.start()
 
     def _abandon(self, error: BaseException) -> None:
-        print(f"dist-train: error: {error}", file=sys.stderr, flush=True)
+        if not getattr(error, "told", False):
+            print(f"dist-train: error: {error}", file=sys.stderr, flush=True)
         os._exit(getattr(error, "code", CRASHED))
 
     def failed(self, message: str) -> bool:
-        """Tell the others, and those who watch, why this rank leaves; returns whether another has told the same."""
+        """Tell the others, and those who watch, why this rank leaves; returns whether no other has told the same."""
         self._note(message)
         first = self._tell(f"rank {self.context.rank} failed: {message}", lost=False)
-        return first["message"] == f"rank {first['rank']} failed: {message}" and first["rank"] != self.context.rank
+        return first["message"] != f"rank {first['rank']} failed: {message}" or first["rank"] == self.context.rank
 
     def _tell(self, message: str, lost: bool) -> dict[str, Any]:
         """The first to tell is heard, and returned: what follows are consequences."""

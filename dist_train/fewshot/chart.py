@@ -195,7 +195,7 @@ def _draw(s: Series, place: Callable[[float, float], tuple[float, float]]) -> st
     dash = f' stroke-dasharray="{DASHES[s.dash]}"' if s.dash else ""
     parts = [f'<polyline{dash} points="{path}"/>', f"<title>{escape(s.name)}</title>"]
     few = len(s.points) <= 12
-    for (x, y), half in _with_halves(s)[:: 1 if few else len(s.points) // 10]:
+    for (x, y), half in _with_halves(s)[:: 1 if few else math.ceil(len(s.points) / 10)]:
         (left, top), (_, bottom), (_, centre) = place(x, y + half), place(x, _below(y, half)), place(x, y)
         if half:
             parts.append(
@@ -248,7 +248,8 @@ def _thin(s: Series) -> Series:
     stretch = math.ceil(len(kept) / MAX_POINTS)
     groups = [[point for point, _ in kept[k : k + stretch]] for k in range(0, len(kept), stretch)]
     means = tuple((sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups)
-    return replace(s, points=means, halves=())
+    halves = tuple(half for _, half in kept[::stretch]) if s.halves else ()
+    return replace(s, points=means, halves=halves)
 
 
 def round_marks(low: float, high: float, over: bool = False) -> list[float]:

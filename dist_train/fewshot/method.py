@@ -105,12 +105,14 @@ class Method(ABC):
     uses: ClassVar[dict[str, str]] = {}
     """For names that are not in ``learns``: the trained predictor that they are made from."""
     base_as: ClassVar[str] = ""
-    """The row whose ``base_scores`` are the same, where there is one: they are then computed once for both."""
+    """The row whose ``base_scores`` and ``scale`` are the same, where there is one: computed once for both. Not
+    inherited."""
     scale: ClassVar[float] = 1.0
     """What its scores are multiplied by to be logits; ``COSINE`` for cosines. Only a prior over base and novel
     classes needs it (fewshot/lowshot.py): ranks do not."""
     defaults: ClassVar[dict[str, float]] = {}
-    """Numbers that ``evaluate.options`` can change, by names that start with the method's."""
+    """Numbers that ``evaluate.options`` can change, by names that start with the method's; above zero, and whole where
+    a name ends with ``_steps``."""
 
     @classmethod
     def learned(cls, name: str) -> str:
@@ -122,7 +124,8 @@ class Method(ABC):
         """Prepare the row ``name`` from the base classes; once."""
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        """Queries [Q, C] -> scores [Q, base classes]; not asked where ``moves_base``."""
+        """Queries [Q, C] -> scores [Q, base classes], finite; not asked where ``moves_base``. Base and novel queries
+        come mixed, as for what ``take`` returns."""
         raise NotImplementedError
 
     @abstractmethod

@@ -33,6 +33,23 @@ class Queries:
     labels: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """Base and novel queries in one drawn order: activations float32 [Q, C], and the places of both kinds in it,
+    int64, in the order of their ``Queries``."""
+
+    activations: torch.Tensor
+    base: torch.Tensor
+    novel: torch.Tensor
+
+    @classmethod
+    def of(cls, base: Queries, novel: Queries) -> Mixed:
+        counts, device = [len(base.labels), len(novel.labels)], base.activations.device
+        order = np.random.RandomState(0).permutation(sum(counts))
+        both = torch.cat([base.activations, novel.activations])[torch.from_numpy(order).to(device)]
+        return cls(both, *torch.from_numpy(order.argsort()).to(device).split(counts))
+
+
 def support_rows(novel: Activations, shots: int, seed: int, draw: int) -> npt.NDArray[np.int64]:
     """Rows of the support images of one draw: [novel classes, shots], no image twice.
 
@@ -99,14 +116,19 @@ class JointScorer:
         UserError: scores are not finite. (NaN would rank the true class first.)
     """
 
-    def __init__(self, method: Method, base: Queries, novel: Queries, kept: Sequence[int] | None = None) -> None:
-        """``kept``: the method's base classes that are scored, in the order of ``base.labels``; None = all."""
+    def __init__(
+        self,
+        method: Method,
+        base: Queries,
+        novel: Queries,
+        kept: Sequence[int] | None = None,
+        mixed: Mixed | None = None,
+    ) -> None:
+        """``kept``: the method's base classes that are scored, in the order of ``base.labels``; None = all.
+        ``mixed``: of these queries, where several methods are asked."""
         self.method, self.base, self.novel = method, base, novel
         self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
-        order = np.random.RandomState(0).permutation(len(base.labels) + len(novel.labels))
-        both = torch.cat([base.activations, novel.activations])
-        self._mixed = both[torch.from_numpy(order).to(both.device)]
-        self._places = torch.from_numpy(order.argsort()).to(both.device).split([len(base.labels), len(novel.labels)])
+        self.mixed = Mixed.of(base, novel) if mixed is None else mixed
         if not method.moves_base:
             self._keep(*self._ask(method.base_scores))
 
@@ -118,11 +140,10 @@ class JointScorer:
 
     def _ask(self, scorer: Scorer) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of the base queries and of the novel ones."""
-        scores = scorer(self._mixed)
+        scores = scorer(self.mixed.activations)
         if not scores.isfinite().all():
             raise UserError("scores are not finite (NaN, or too large)")
-        of_base, of_novel = self._places
-        return scores[of_base], scores[of_novel]
+        return scores[self.mixed.base], scores[self.mixed.novel]
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
         """Scores of the method's base classes, for base and for novel queries."""

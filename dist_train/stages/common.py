@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,6 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-import dist_train
 from dist_train.config import STAGES, Config, digest, to_dict
 from dist_train.context import Context
 from dist_train.data.files import write_text
@@ -31,6 +25,7 @@ from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
+from dist_train.stages.provenance import git_commit, provenance
 
 log = logging.getLogger("dist_train")
 
@@ -198,20 +193,21 @@ def inputs(run: Run, stage: str) -> dict[str, Any]:
     return found
 
 
-def check_inputs(run: Run, stage: str) -> None:
-    """Raises UserError where a stage was started from other inputs than it would be now."""
+def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
+    """Raises UserError where a stage was started from other inputs than it would be now; ``remedy``: what to do, if
+    not to take another name or to make it again."""
+    again = remedy or f"dist-train {stage} --redo, with the same options, makes this stage and those after it again"
     path = run.dir / stage / "inputs.json"
     if not path.is_file():
         if (path.parent / "done.json").is_file():
-            raise UserError(f"{path}: missing, so what was made is not known; dist-train {stage} --redo makes it again")
+            raise UserError(f"{path}: missing, so what was made is not known; {again}")
         return
     now = inputs(run, stage)
     try:
         before = json.loads(path.read_text())
     except ValueError:
-        raise UserError(
-            f"{path}: damaged; dist-train {stage} --redo, with the same options, makes this stage again"
-        ) from None
+        raise UserError(f"{path}: damaged; {again}") from None
+    before = {key: value for key, value in before.items() if not _is_neutral(key)}  # of an older version
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
@@ -219,14 +215,18 @@ def check_inputs(run: Run, stage: str) -> None:
     ]
     if changed:
         raise UserError(
-            f"{path.parent}: was made from other inputs ({'; '.join(changed[:4])}); "
-            f"take another --name, or make this stage and those after it again: "
-            f"dist-train {stage} --redo, with the same options"
+            f"{path.parent}: was made from other inputs ({'; '.join(changed[:4])}); take another --name, or: {again}"
         )
 
 
+def _is_neutral(name: str) -> bool:
+    section, _, key = name.partition(".")
+    return key in _NEUTRAL.get(section, ())
+
+
 class Stage:
-    """One stage's folder. Use: ``if stage.done: return``, work, ``stage.finish()``.
+    """One stage's folder. Use: ``if stage.done: return stage.rest()``, work, ``stage.finish()``; ``stage.reopen()``
+    before the work where a stage that is done can be asked for more.
 
     A stage that was started or finished from other inputs stops and says what changed; ``redo``
     deletes it, and the stages after it, first.
@@ -249,8 +249,6 @@ class Stage:
                 self._record()
         context.barrier(f"{name}-open")
         self.done = (self.folder / "done.json").is_file()
-        if self.done and context.main:
-            log.info("%s: done already (%s)", name, self.folder)
 
     def _check(self, run: Run, redo: bool) -> None:
         for stage in STAGES[: STAGES.index(self.name)]:
@@ -259,10 +257,16 @@ class Stage:
         if not redo:
             check_inputs(run, self.name)
 
+    def rest(self) -> None:
+        """All is there."""
+        if self.context.main:
+            log.info("%s: done already (%s)", self.name, self.folder)
+
     def reopen(self) -> None:
-        """There is more to make than when it was finished, if it was."""
+        """There is more to make than when it was finished, if it was: it is not done now, for later stages either, and
+        notes anew what it is made from. All ranks call it."""
         if self.context.main and self.done:
-            log.info("%s: but not all that is asked for now", self.name)
+            log.info("%s: done (%s), but not all that is asked for now", self.name, self.folder)
             (self.folder / "done.json").unlink()
             self._record()
         self.done = False
@@ -329,61 +333,6 @@ def finish_writes(writer: checkpoint.Writer, context: Context, stage: str) -> No
     if context.main:
         writer.finish()
     context.barrier(f"{stage}-saved")
-
-
-def provenance(run: Run, context: Context) -> dict[str, Any]:
-    """Enough to make a number again: commit, versions, hashes, seeds, machine, command."""
-    packages = (
-        "torch",
-        "torchvision",
-        "nvidia-dali-cuda130",
-        "nvidia-dali-cuda120",
-        "webdataset",
-        "numpy",
-        "deepspeed",
-        "timm",
-        "scikit-learn",
-    )
-    return {
-        "dist_train": dist_train.__version__,
-        "commit": git_commit(),
-        "command": " ".join(["dist-train", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},
-        "machine": {"platform": platform.platform(), "ranks": context.world, "device": str(context.device)},
-        "shards": run.shards.hash,
-        "split": {"name": run.split.name, "hash": run.split.hash, "holdout": run.config.data.holdout},
-        "seeds": {"seed": run.config.seed, "evaluate.seed": run.config.evaluate.seed},
-    }
-
-
-@cache
-def git_commit() -> str:
-    """The checkout's commit when this process first asked (it may move under a long run), ``-dirty``
-    where files are changed; "not a checkout" in a wheel. A snapshot (launch/snapshot.py) carries it."""
-    here = Path(dist_train.__file__).parent.parent
-    if (here / "COMMIT").is_file():
-        return (here / "COMMIT").read_text().strip()
-    try:
-        # A wheel inside another project's checkout is none of that project's files.
-        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", "dist_train/__init__.py"]
-        subprocess.run(tracked, check=True, capture_output=True)
-        commit = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
-        # Files that are not in git count too: a method is added as one.
-        changes = ["git", "-C", str(here), "status", "--porcelain", "--", "dist_train", "launch"]
-        found, changed = (
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-            for command in (commit, changes)
-        )
-        return f"{found}-dirty" if changed else found
-    except (OSError, subprocess.CalledProcessError):
-        return "not a checkout"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _write(path: Path, value: Any) -> None:

@@ -157,7 +157,7 @@ def differences(config: Config) -> dict[str, Any]:
             found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
         return found
 
-    default = {"pack": None, **flat(to_dict(replace(Config(), pack=PackConfig(draw=DrawConfig()))))}
+    default = {"pack": None, "pack.draw": None, **flat(to_dict(replace(Config(), pack=PackConfig(draw=DrawConfig()))))}
     return {key: value for key, value in flat(to_dict(config)).items() if key not in default or default[key] != value}
 
 

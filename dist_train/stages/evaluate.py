@@ -6,6 +6,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_train.config import EvaluateConfig
 from dist_train.context import Context
 from dist_train.data.activations import load
 from dist_train.data.files import write_text
@@ -30,6 +30,7 @@ from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
 from dist_train.fewshot.protocol import (
     Draw,
     JointScorer,
+    Mixed,
     Queries,
     assert_disjoint,
     averaged,
@@ -37,9 +38,10 @@ from dist_train.fewshot.protocol import (
     support_rows,
 )
 from dist_train.fewshot.table import table_markdown
-from dist_train.stages.common import Run, Stage, facts_of, log, provenance
+from dist_train.stages.common import Run, Stage, log
 from dist_train.stages.conclude import report, tensorboard
-from dist_train.stages.rows import Rows
+from dist_train.stages.provenance import provenance
+from dist_train.stages.rows import MADE, Rows, is_shown
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
@@ -55,14 +57,16 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """
     stage = Stage(run, "evaluate", context, redo)
     config, kept = run.config.evaluate, Rows(stage.folder, run.config.evaluate)
-    rows = {name: kept.read(name) if context.main else None for name in config.methods}
-    todo = context.gather([name for name, row in rows.items() if row is None])[0]
-    if context.gather(not todo and _is_shown(stage.folder, config))[0]:
+    found = {name: kept.read(name) if context.main else None for name in config.methods}
+    todo = context.gather([name for name, row in found.items() if row is None])[0]
+    if context.gather(not todo and is_shown(stage.folder, config))[0]:
         if context.main:
-            kept.older({name: row for name, row in rows.items() if row})
-            log.info("table: %s", stage.folder / "table.md")
-        return
+            kept.older({name: row for name, row in found.items() if row})
+        return stage.rest()
     stage.reopen()
+    if context.main:
+        for name in MADE:  # of other rows than there will be
+            (stage.folder / name).unlink(missing_ok=True)
     exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
     if todo:
         bar = progress_bar(len(todo) * len(exam.mine), "evaluate", "draw", context.main)
@@ -71,18 +75,13 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             with torch.inference_mode():
                 row, confusions = exam.sit(name, stop, bar)
             if context.main:
-                kept.write(name, row, confusions)
+                found[name] = kept.write(name, row, confusions)
         bar.close()
         context.barrier("evaluate-rows")
     if context.main:
-        _conclude(run, exam, stage.folder, kept, context)
+        rows = {name: row for name, row in found.items() if row}
+        _conclude(run, exam, stage.folder, rows, kept.older(rows), context)
     stage.finish(methods=config.methods)
-
-
-def _is_shown(folder: Path, config: EvaluateConfig) -> bool:
-    """Whether what is made of the rows is there, and of these methods."""
-    made = ["results.json", "table.md", *(["report.html", "per_class.csv"] if config.protocol == "joint" else [])]
-    return facts_of(folder).get("methods") == config.methods and all((folder / name).is_file() for name in made)
 
 
 class Examiner(ABC):
@@ -103,6 +102,7 @@ class Examiner(ABC):
 
         Raises:
             Stopped: told to leave.
+            UserError: scores are not finite.
         """
 
     def prepare(self, name: str, stop: Stopper) -> Method:
@@ -136,6 +136,15 @@ class Examiner(ABC):
         return torch.from_numpy(rows.astype(np.float32)).to(self.context.device)
 
 
+@contextmanager
+def named(method: str) -> Iterator[None]:
+    """The method in what scorers refuse; the same on all ranks, whichever draw it was."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"evaluate: {method}: {error}; lower its rate in evaluate.options, or mend it") from None
+
+
 class Exam(Examiner):
     """All classes scored together. Where not all base classes are scored (a split by halves), methods know them all
     the same, and the scores and queries of the others are dropped, as Gidaris & Komodakis' code does."""
@@ -146,12 +155,13 @@ class Exam(Examiner):
         for table in tables.values():
             assert_disjoint(run.shards["train"], self.bank.ids, run.shards["val"], table.ids)
         kept = run.kept
-        self.scorer = partial(LowShotScorer, kept=kept) if run.split.halves else JointScorer
+        scorer = partial(LowShotScorer, kept=kept) if run.split.halves else JointScorer
         self.asked: dict[str, JointScorer] = {}
         self.base, self.novel = (
             Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
             for table in (tables["base"].select(kept), tables["novel"])
         )
+        self.scorer = partial(scorer, mixed=Mixed.of(self.base, self.novel))
         self.truth = torch.cat([self.base.labels, self.novel.labels + len(kept)]).cpu().numpy()
         seed, novel = self.config.seed, len(run.novel)
         self.classes = len(kept) + novel
@@ -169,10 +179,8 @@ class Exam(Examiner):
         confusions: dict[str, np.ndarray] = {}
         for draw in self.draws(name, stop, method.oracle):
             for k, support in self._supports(draw, method.oracle):
-                try:
+                with named(name):
                     one = scorer.draw(support, self.orders[draw])
-                except UserError as error:
-                    raise UserError(f"evaluate: {name}, {k} shots, draw {draw}: {error}") from None
                 found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
                 count = self.classes
                 taken = np.bincount(self.truth * count + one.predicted, minlength=count**2).astype(np.int32)
@@ -191,13 +199,12 @@ class Exam(Examiner):
 
     def _scorer(self, name: str, method: Method) -> JointScorer:
         """Its base scores are computed, unless they are those of a row before."""
-        if method.base_as in self.asked:
-            return self.asked[method.base_as].of(method)
-        try:
+        like = vars(type(method)).get("base_as")  # not that of a class it is derived from
+        if like in self.asked:
+            return self.asked[like].of(method)
+        with named(name):
             scorer = self.scorer(method, self.base, self.novel)
-        except UserError as error:
-            raise UserError(f"evaluate: {name}, base classes: {error}") from None
-        if any(kind.base_as == name for kind in METHODS.values()):
+        if any(METHODS[other].base_as == name for other in self.config.methods):
             self.asked[name] = scorer
         return scorer
 
@@ -221,10 +228,8 @@ class EpisodeExam(Examiner):
         found: dict[int, dict[str, float]] = {}
         for number in self.draws(name, stop):
             images = draw_episode(self.bank.offsets, config.ways, config.seed, number)
-            try:
+            with named(name):
                 found[number] = {str(k): self._score(method, images, k) for k in config.shots}
-            except UserError as error:
-                raise UserError(f"evaluate: {name}, episode {number}: {error}") from None
             bar.update(1)
         merged = {n: one for part in self.context.gather(found) for n, one in part.items()}
         accuracies = {str(k): {"accuracy": [merged[n][str(k)] for n in sorted(merged)]} for k in config.shots}
@@ -238,11 +243,12 @@ class EpisodeExam(Examiner):
         return accuracy(method, self.load(self.bank.rows[supports]), asked, labels.to(asked.device))
 
 
-def _conclude(run: Run, exam: Examiner, folder: Path, kept: Rows, context: Context) -> None:
+def _conclude(
+    run: Run, exam: Examiner, folder: Path, rows: dict[str, dict[str, Any]], older: dict[str, str], context: Context
+) -> None:
     """From the rows: results.json, table, report, TensorBoard."""
     config, facts = run.config.evaluate, provenance(run, context)
     joint, released = config.protocol == "joint", config.protocol == "released"
-    rows = {name: row for name in config.methods if (row := kept.read(name))}
     average = summary if joint else partial(spread, released=released)
     values = {
         name: {k: {metric: average(draws) for metric, draws in found.items()} for k, found in row["shots"].items()}
@@ -266,7 +272,7 @@ def _conclude(run: Run, exam: Examiner, folder: Path, kept: Rows, context: Conte
         "rule": config.rule,
         "options": config.options,
         "commit": facts["commit"],
-        "older": kept.older(rows),
+        "older": older,
         "command": facts["command"],
     }
     if joint:

@@ -32,7 +32,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """
     stage = Stage(run, "extract", context, redo)
     if stage.done:
-        return
+        return stage.rest()
     config, data = run.config.extract, run.config.data
     began = time.perf_counter()
     model, _ = load_backbone(run.config, context.device)

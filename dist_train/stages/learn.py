@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,8 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
-from dist_train.stages.common import Run, Stage, continue_training, diverged, facts_of, finish_writes, log
+from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
+from dist_train.stages.rows import is_done
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
@@ -39,18 +41,20 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
         Stopped: told to leave; all is saved.
     """
     stage = Stage(run, "learn", context, redo)
-    if stage.done and all((stage.folder / m / "final").is_dir() for m in run.config.learn.methods):
-        return
-    facts = facts_of(stage.folder).get("iterations_per_s", {})
+    if context.gather(is_done(run.dir, "learn", run.config))[0]:
+        return stage.rest()
     stage.reopen()
     bank = open_bank(run, context)
+    rates = {}
     for method in run.config.learn.methods:
-        folder = stage.folder / method
-        if not (folder / "final").is_dir():
+        final = stage.folder / method / "final"
+        if not context.gather(final.is_dir())[0]:
             seed = run.config.seed + run.config.learn.seed  # of all: they are compared, so they see the same draws
-            facts[method] = train(method, bank, run.config.learn, folder, seed, context, stage.inputs, stop)
+            train(method, bank, run.config.learn, final.parent, seed, context, stage.inputs, stop)
         context.barrier(f"learn-{method}")
-    stage.finish(iterations_per_s=facts)
+        if context.main:
+            rates[method] = json.loads((final / "state.json").read_text()).get("iterations_per_s", 0.0)
+    stage.finish(iterations_per_s=rates)
 
 
 def open_bank(run: Run, context: Context) -> Bank:
@@ -214,7 +218,11 @@ def train(
             metrics.close()
     rate = (config.steps - start) / max(time.perf_counter() - began - paused, 1e-9)
     if context.main:
-        checkpoint.save(folder / "final", {"model": model.state_dict()}, {"method": method, "step": config.steps})
+        checkpoint.save(
+            folder / "final",
+            {"model": model.state_dict()},
+            {"method": method, "step": config.steps, "iterations_per_s": round(rate, 2)},
+        )
         log.info("learn: %s, %d steps, %.1f it/s", method, config.steps - start, rate)
     return round(rate, 2)
 

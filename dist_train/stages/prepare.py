@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dist_train.config import Config, PackConfig
 from dist_train.context import Context
-from dist_train.data.drawing import draw, split_of
+from dist_train.data.drawing import check_drawn, draw, split_of
 from dist_train.data.pack import pack
 from dist_train.data.splits import load_split, save_split
 from dist_train.errors import UserError
@@ -28,16 +28,26 @@ def prepare(config: Config, context: Context) -> None:
     if context.main and config.pack and (not there or _sources_exist(config.pack)):
         # Where the shards are there already, pack says so, or refuses options they were not made with.
         if config.pack.draw and config.pack.train and config.pack.val:
-            drawn, path = split_of(config.pack.draw), Path(config.data.split)
-            if path.suffix != ".json" or (path.exists() and load_split(str(path)).hash != drawn.hash):
-                raise UserError(
-                    f"data.split={path}: pack.draw writes its own split there, and this is another; give the path of a "
-                    "new .json file, or --pack null where the shards are there"
-                )
+            check_drawing(config.pack, config.data.split)
             draw(config.pack.draw, config.pack.train, config.pack.val)
-            save_split(drawn, path)
+            if not Path(config.data.split).exists():
+                save_split(split_of(config.pack.draw), Path(config.data.split))
         pack(config.pack, shards)
     context.barrier("prepare")
+
+
+def check_drawing(options: PackConfig, split: str) -> None:
+    """Raises UserError where the folders to draw into hold something else, or ``data.split`` is another split than
+    that of the drawn classes."""
+    if not (options.draw and options.train and options.val):
+        return
+    check_drawn(options.draw, options.train, options.val)
+    path = Path(split)
+    if path.suffix != ".json" or (path.exists() and load_split(split).hash != split_of(options.draw).hash):
+        raise UserError(
+            f"data.split={split}: pack.draw writes its own split there, and this is another; give the path of a new "
+            ".json file, or --pack null where the shards are there"
+        )
 
 
 def _sources_exist(options: PackConfig) -> bool:

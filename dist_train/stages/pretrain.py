@@ -43,7 +43,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:
-        return
+        return stage.rest()
     config, data, seed = run.config.pretrain, run.config.data, run.config.seed
     base, val = run.view("train", "base"), run.view("val", "base")
     order = base_order(run)

@@ -18,6 +18,7 @@ from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.stages.rows import is_done
 
 
 class Told(Stopper):
@@ -105,7 +106,8 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
 
     # Another number of one method; and back.
     other = replace(learned, evaluate=replace(learned.evaluate, options={"ridge_weight": 0.1, "finetune_steps": 5.0}))
-    assert changed(other, lambda: None) == ["ridge"] and "again with ridge_weight=0.1, not 10.0" in caplog.text
+    assert is_done(learned.run_dir, "evaluate", learned) and not is_done(learned.run_dir, "evaluate", other)
+    assert changed(other, lambda: None) == ["ridge"] and "(ridge_weight 10.0 -> 0.1)" in caplog.text
     assert results(folder)["methods"]["ridge"] != first["methods"]["ridge"]
     assert json.loads((learned.run_dir / "config.yaml").read_text())["evaluate"]["options"]["ridge_weight"] == 0.1
     assert "ridge_weight=0.1, " in (folder / "table.md").read_text()
@@ -116,6 +118,9 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
         lambda: (rows / "mean.json").write_text("{}"),
         lambda: (rows / "mean.json").write_text('{"shots": '),
         lambda: (rows / "mean.npz").write_bytes(b"PK nothing"),
+        lambda: (rows / "mean.npz").write_bytes(
+            bytes(0 if 60 < place < 90 else byte for place, byte in enumerate((rows / "mean.npz").read_bytes()))
+        ),
         lambda: (rows / "mean.npz").unlink(),
     ):
         assert changed(learned, act) == ["mean"] and "rows/mean.json: damaged" in caplog.text
@@ -125,19 +130,26 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     assert results(folder) == first
     # Rows of other code are kept, and named.
     row = json.loads((rows / "mean.json").read_text())
-    (rows / "mean.json").write_text(json.dumps({**row, "commit": "0123456789ab"}))
+    (rows / "mean.json").write_text(json.dumps({**row, "code": "0", "commit": "0123456789ab"}))
     for act in (lambda: None, (folder / "table.md").unlink):
-        assert changed(learned, act) == [] and "Class mean + cosine (0123456789ab)" in caplog.text
+        assert changed(learned, act) == [] and "stay: mean (0123456789ab)" in caplog.text
     assert " (Class mean + cosine of 0123456789ab), command" in (folder / "table.md").read_text()
+    # Rows that a --redo was killed over, before it came to them.
+    more = replace(learned, evaluate=replace(learned.evaluate, draws=5))
+    (folder / "inputs.json").unlink()
+    kept = (folder / "done.json").read_bytes()
+    (folder / "done.json").unlink()
+    assert changed(more, lambda: None) == names and "made from other inputs" in caplog.text
+    (folder / "done.json").write_bytes(kept)
     (folder / "inputs.json").unlink()
     with pytest.raises(UserError, match=r"inputs.json: missing, so what was made is not known"):
-        score(replace(learned, evaluate=replace(learned.evaluate, draws=5)))
+        score(more)
 
 
 def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:
     for name, options in (("finetune", {"finetune_lr": 1e38, "finetune_steps": 5.0}), ("child", {"child_lr": 1e38})):
         wild = replace(learned, evaluate=replace(learned.evaluate, methods=["mean", name], options=options))
-        with pytest.raises(UserError, match=rf"evaluate: {name}, 1 shots, draw 0: scores are not finite"):
+        with pytest.raises(UserError, match=rf"evaluate: {name}: scores are not finite .*; lower its rate"):
             score(wild)
         assert [path.stem for path in learned.run_dir.glob("evaluate/rows/*.json")] == ["mean"]
 

@@ -67,9 +67,12 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
 
 def numbers_of(name: str, options: Mapping[str, float]) -> dict[str, float]:
     """The numbers that the row ``name`` is made with: its class's, less those of other rows by their names."""
-    kind = METHODS[name]
-    others = tuple(f"{other}_" for other in kind.labels if other != name)
-    return {key: options.get(key, value) for key, value in kind.defaults.items() if not key.startswith(others)}
+    kind, found = METHODS[name], {}
+    for key, value in kind.defaults.items():
+        named = [label for label in kind.labels if key.startswith(f"{label}_")]
+        if not named or max(named, key=len) == name:
+            found[key] = options.get(key, value)
+    return found
 
 
 def open_base(config: Config, rows: torch.Tensor, bias: torch.Tensor) -> Base:
