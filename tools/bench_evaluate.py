@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class Prepared(evaluate.JointScorer):
     """Notes when a method is ready for its draws."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
         Prepared.at = now()
 
 
