@@ -6,7 +6,7 @@ by nearest neighbour over all stored activations, and by fine-tuning the last la
 Weights and stored activations are random, photos are drawn (or those of --photos): time does not depend on either.
 All of it in one run, one after the other, so that the ratios hold whatever else the machine does. Needs 6 GB of memory
 for the activations of 900 x 1281 images by default. "times": how often longer fine-tuning, or nearest neighbour,
-takes than prediction, without decoding and backbone, which all of them need.
+takes than prediction, without decoding and backbone, which all of them need, and without what each prepares once.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         opened, _ = clock(model.head, once=True)
         threads = torch.get_num_threads()
         print(f"{given.backbone}, {given.method}, {given.base} base classes, {threads} thread(s), {device}")
-        print(f"once, where the model is opened: {opened:.0f} ms\n")
+        print(f"once, where the model is opened: {opened:.0f} ms")
         columns = ["decode", "backbone", "prediction", "all"]
-        child = methods.make("child", base(model, train))
+        prepared, child = clock(lambda: methods.make("child", base(model, train)), once=True)
+        print(f"once, before any fine-tuning: {prepared:.0f} ms\n")
         added = [adding(clock, model, child, files[:count]) for count in ADDED]
         print(table("adding classes of one photo (ms)", [*columns, "by fine-tuning", "times"], added))
         classified = [classifying(clock, model, train, files[:BATCH])]
