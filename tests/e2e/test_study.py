@@ -157,7 +157,8 @@ def test_the_largest_change_comes_first_and_the_middle_of_the_best_is_named(conf
         oracle = {metric: {**value, "draws": value["draws"][:1]} for metric, value in values.items()}
         found = {"methods": {"phi2": {"1": values}}, "oracles": {"linear_oracle": oracle}, "draws": 4,
                  "interval": "interval", "classes": {"base": 6, "novel": 3}, "queries": {"base": 36, "novel": 18},
-                 "split": {"name": "drawn", "hash": "0"}, "shards": "f", "commit": "abc", "older": {}, "command": "c"}  # fmt: skip
+                 "split": {"name": "drawn", "hash": "0"}, "shards": "f", "commit": "abc", "older": {},
+                 "command": "c"}  # fmt: skip
         folder = member.config.run_dir / "evaluate"
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(found))
