@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_chec
     assert 0 not in one.wait()
     newest = checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))
-    assert f"are not finite at step {step + 1}; the last good checkpoint is {newest}" in one.error(0)
+    assert f"are not finite at step {step + 1}; the last good checkpoint is {newest}" in one.error(0) + one.error(1)
     assert all(value.isfinite().all() for value in checkpoint.load(newest).tensors["model"].values())
 
 
