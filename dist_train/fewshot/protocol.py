@@ -113,7 +113,7 @@ class JointScorer:
     tells which is which.
 
     Raises:
-        UserError: scores are not finite. (NaN would rank the true class first.)
+        UserError: scores are not finite.
     """
 
     def __init__(
@@ -140,9 +140,7 @@ class JointScorer:
 
     def _ask(self, scorer: Scorer) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores of the base queries and of the novel ones."""
-        scores = scorer(self.mixed.activations)
-        if not scores.isfinite().all():
-            raise UserError("scores are not finite (NaN, or too large)")
+        scores = finite(scorer(self.mixed.activations))
         return scores[self.mixed.base], scores[self.mixed.novel]
 
     def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
@@ -197,6 +195,13 @@ class JointScorer:
     def more(self, novel: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
         """Metrics of one protocol only, from what ``ranks`` takes."""
         return {}
+
+
+def finite(scores: torch.Tensor) -> torch.Tensor:
+    """The scores. Raises UserError where they are not finite: NaN would rank the true class first."""
+    if not scores.isfinite().all():
+        raise UserError("scores are not finite (NaN, or too large)")
+    return scores
 
 
 def own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
