@@ -52,8 +52,9 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             seed = run.config.seed + run.config.learn.seed  # of all: they are compared, so they see the same draws
             train(method, bank, run.config.learn, final.parent, seed, context, stage.inputs, stop)
         context.barrier(f"learn-{method}")
-        if context.main:
-            rates[method] = json.loads((final / "state.json").read_text()).get("iterations_per_s", 0.0)
+        # Predictors of an older version have none.
+        if context.main and (rate := json.loads((final / "state.json").read_text()).get("iterations_per_s")):
+            rates[method] = rate
     stage.finish(iterations_per_s=rates)
 
 
