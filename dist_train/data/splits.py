@@ -99,6 +99,11 @@ class Split:
             return self.scored_with_novel if holdout == "novel" else self.scored_with_pseudo_novel
         return self.roles(holdout)[0]
 
+    def kept(self, holdout: str) -> list[int]:
+        """Positions of ``scored`` among the base classes of this run."""
+        scored = set(self.scored(holdout))
+        return [number for number, wnid in enumerate(self.roles(holdout)[0]) if wnid in scored]
+
 
 def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
     """Split ``classes`` by the rank of their hash (see the module's text).

@@ -8,9 +8,9 @@ from typing import Any
 
 from dist_train.fewshot import chart, page, paper, plots
 from dist_train.fewshot.figures import NEIGHBOURS
-from dist_train.fewshot.lowshot import MEASURES, PRIOR, published
+from dist_train.fewshot.lowshot import PRIOR
 from dist_train.fewshot.page import facts, grid, listing, meter, plain, td, tr
-from dist_train.fewshot.table import AGAINST, against, best_method, how, name_of, paper_cells
+from dist_train.fewshot.table import AGAINST, MEASURES, against, best_method, how, name_of, paper_cells, published
 
 _LISTED = 8  # of the best and the worst classes
 

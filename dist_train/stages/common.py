@@ -72,8 +72,7 @@ class Run:
     @property
     def kept(self) -> list[int]:
         """Positions of ``scored`` in ``base``."""
-        scored = set(self.scored)
-        return [number for number, wnid in enumerate(self.base) if wnid in scored]
+        return self.split.kept(self.config.data.holdout)
 
     def view(self, subset: str, role: str) -> View:
         """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
