@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 FAILED, STOPPED, LOST, CRASHED = 1, 75, 76, 70
 
 
@@ -24,3 +26,8 @@ class LostError(UserError):
     """Another rank is gone. Nothing is wrong with the input: starting again continues."""
 
     code = LOST
+
+
+def command(*words: object) -> str:
+    """Write a command of dist-train so that a shell takes it as it stands: words with spaces are quoted."""
+    return shlex.join(["dist-train", *map(str, words)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 from jsonargparse import Namespace, set_parsing_settings
 
 import dist_train
-from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
+from dist_train.config import GONE, STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
 from launch import models
@@ -280,9 +281,21 @@ def load_config(folder: Path) -> Config:
         raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
     parser = Parser()
     parser.add_class_arguments(Config)
-    made = parser.instantiate(parser.parse_path(str(path.absolute())))
+    values = _of_older_version(path)
+    made = parser.instantiate(parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values))
     where = folder.absolute()
     return replace(_config_of(made), name=where.name, runs=where.parent)
+
+
+def _of_older_version(path: Path) -> dict[str, Any] | None:
+    """The configuration of a run that an older version has written, as JSON, without keys that are gone; else None."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        return None
+    for section, _, key in (name.partition(".") for name in GONE):
+        values.get(section, {}).pop(key, None)
+    return values
 
 
 def _config_of(made: Namespace) -> Config:

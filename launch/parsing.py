@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
-from dist_train.config import PackConfig
+from dist_train.config import GONE, PackConfig
 from dist_train.errors import UserError
 
 _KINDS = {
@@ -92,8 +92,10 @@ def _kind(wanted: str) -> str:
 
 def unknown_key(key: str, keys: list[str]) -> str:
     """That there is no such key, and the nearest one that there is."""
+    if key in GONE:
+        return f"{key}: {GONE[key]}"
     # A key without its section is looked for in every section.
-    near = difflib.get_close_matches(key, keys, 1, 0.5)
+    near = difflib.get_close_matches(key, [name for name in keys if name != key], 1, 0.5)
     ends = [name for name in keys if name.rpartition(".")[2] == key and name != key]
     if near or ends:
         return f"unknown key {key!r}; did you mean {(ends or near)[0]!r}?"

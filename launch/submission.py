@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import STAGES, Config, to_dict
+from dist_train.config import STAGES, Config, to_dict, to_yaml
 from dist_train.context import Context
 from dist_train.data.files import write_text
 from dist_train.errors import UserError
@@ -48,7 +48,7 @@ def freeze(config: Config) -> Path:
     """The configuration as a file in the run's folder, for those who are started later."""
     path = (config.run_dir / "launch" / "config.yaml").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_dict(config), indent=1) + "\n")  # JSON is YAML
+    write_text(path, to_yaml(config))
     return path
 
 
@@ -100,7 +100,8 @@ def check(
     Raises:
         UserError: what and where.
     """
-    from dist_train.stages.common import check_inputs, check_options, open_run
+    from dist_train.stages.common import check_options, open_run
+    from dist_train.stages.inputs import check_inputs
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")

@@ -47,7 +47,7 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
 
     In mixed precision activations have two bytes; batch norm and convolutions keep their inputs.
     """
-    size = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    size = torch.float32 if config.precision in ("fp32", "tf32") else torch.bfloat16
     with torch.device("meta"):
         model = Backbone(config.model, classes, config.small_stem).to(size)
         images = torch.empty(2, 3, side, side, dtype=size)

@@ -21,6 +21,7 @@ from dist_train.context import Context
 from dist_train.data.activations import load
 from dist_train.data.pool import progress_bar
 from dist_train.engine import checkpoint
+from dist_train.engine.precision import round_products
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import UserError
 from dist_train.fewshot.episodes import accuracy, draw_episode, parts
@@ -46,6 +47,7 @@ class Examiner(ABC):
 
     def __init__(self, run: Run, context: Context) -> None:
         self.config, self.context = run.config.evaluate, context
+        round_products(False)  # whatever the stages before have computed in
         head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]
         self.prepared = open_base(run.config, head["head.weight"], head["head.bias"])
         self.bank = load(run.dir / "extract", "novel_train")
