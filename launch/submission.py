@@ -13,10 +13,11 @@ from typing import Any
 from dist_train.config import STAGES, Config, to_dict, to_yaml
 from dist_train.context import Context
 from dist_train.data.files import write_text
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.stages.common import RunLock
 from launch import jobs
 from launch.cluster import CHAIN, Cluster, resources
+from launch.parsing import takes_list
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def reserved(run: Path) -> Iterator[None]:
             if busy:  # they read its configuration when they start
                 raise UserError(
                     f"{run}: jobs {', '.join(busy)} of this run are queued or running; "
-                    f"dist-train status shows them, dist-train cancel ends them"
+                    f"{command('status', run)} shows them, {command('cancel', run)} ends them"
                 )
             yield
     except BaseException:
@@ -127,7 +128,8 @@ def _check_members(config: Config, members: dict[str, list[str]]) -> None:
         try:
             text = json.dumps(to_dict(changed(config, options)))
         except UserError as error:
-            hint = ", and several of them [A],[B]" if "must be a list" in str(error) else ""
+            lists = [key for key in options[::2] if takes_list(Config, key.removeprefix("--"))]
+            hint = f"; {lists[0][2:]} takes a list: [A], and several of them [A],[B]" if lists else ""
             raise UserError(f"--sweep {name}: {error}{hint}") from None
         if text in seen:
             raise UserError(f"--sweep: {seen[text]} and {name} are the same setting; leave one out")

@@ -120,9 +120,7 @@ def open_exam(
     return run, scoring.Exam(run, context)
 
 
-def measure(
-    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: scoring.Exam, context: Context
-) -> Draws:
+def measure(network: type[PhiPlus], method: type[Plus], run: common.Run, exam: scoring.Exam, context: Context) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():

@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
-            with patch.multiple(evaluate, Exam=Measured, _conclude=lambda *_: None), patch.object(
-                scoring, "JointScorer", Prepared
+            with (
+                patch.multiple(evaluate, Exam=Measured, _conclude=lambda *_: None),
+                patch.object(scoring, "JointScorer", Prepared),
             ):
                 evaluate.run(run, context, stop)
     except Stopped as stopped:

@@ -23,8 +23,8 @@ from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strate
 
 STAGES = ("pretrain", "extract", "learn", "evaluate")
 GONE = {
-    "pretrain.tf32": "is a value of pretrain.precision now; leave it out, and for float32 give --pretrain.precision tf32 "
-    "(GPUs round products) or fp32 (exact)"
+    "pretrain.tf32": "is a value of pretrain.precision now; leave it out, and for float32 give "
+    "--pretrain.precision tf32 (GPUs round products) or fp32 (exact)"
 }
 """Keys of older versions, and what to give instead."""
 
@@ -112,7 +112,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Blocks, but lists on one line; and text that another reader could take for a number in quotes."""
 
 
@@ -127,7 +127,8 @@ _Dumper.add_representer(list, lambda dumper, some: dumper.represent_sequence("ta
 
 def to_yaml(config: Config) -> str:
     """A configuration as a YAML file, in the order of its sections; read back it is equal."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text
 
 
 def digest(value: Any) -> str:

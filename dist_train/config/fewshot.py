@@ -66,8 +66,8 @@ class LearnConfig:
     precision: Precision = "bf16"
     """As pretrain.precision. The accuracy that is logged is computed exactly, as all tables are."""
     cuda_graph: bool = False
-    """On one GPU, in any precision but fp16: a step is one launch, of a CUDA graph, in place of about a hundred. Not the
-    default, because it has not been run by us. Elsewhere it changes nothing."""
+    """On one GPU, in any precision but fp16: a step is one launch, of a CUDA graph, in place of about a hundred.
+    Not the default, because it has not been run by us. Elsewhere it changes nothing."""
     log_every: int = 500
     """Steps between lines in TensorBoard and metrics.jsonl."""
     checkpoint_every: int = 5000

@@ -23,12 +23,13 @@ from dist_train.engine import checkpoint, precision
 from dist_train.engine.finite import NonFinite
 from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.fewshot import methods
 from dist_train.stages.inputs import check_checkpoint, check_inputs, inputs
 from dist_train.stages.provenance import git_commit, provenance
 
 log = logging.getLogger("dist_train")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -59,7 +60,7 @@ class Run:
         """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
         if (subset, role) not in self._views:
             classes = {"base": self.base, "scored": self.scored, "novel": self.novel}[role]
-            view = make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
+            view = make_view(self.shards[subset], self.shards.classes, classes, self.config.data.split)
             self._views[subset, role] = view
         return self._views[subset, role]
 
@@ -189,7 +190,9 @@ class Stage:
     def _check(self, run: Run, redo: bool) -> None:
         for stage in STAGES[: STAGES.index(self.name)]:
             if not (run.dir / stage / "done.json").is_file():
-                raise UserError(f"{run.dir / stage}: {stage} is not finished; run dist-train {stage} first")
+                raise UserError(
+                    f"{run.dir / stage}: {stage} is not finished; first: {command(stage)}, with the same options"
+                )
         if not redo:
             check_inputs(run, self.name)
 

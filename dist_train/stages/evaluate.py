@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,4 +110,4 @@ def _conclude(
         report(run, results, facts, exam.prepared, exam.supports[0], context)
         log.info("report: %s", folder / "report.html")
     print(text)
-    log.info("tensorboard: tensorboard --logdir %s", run.dir)
+    log.info("tensorboard: tensorboard --logdir %s", shlex.quote(str(run.dir)))

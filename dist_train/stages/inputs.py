@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dist_train.stages.common import Run
 
 # Keys that change how fast, how often or where, but not what comes out: the same samples, the same pixels and the
-# same operations on them, in the same types. At most sums are taken in another order, which moves last digits, as another
-# number of ranks does. torch.compile is not among them: where it fuses operations, what stood between them is not rounded
-# to bf16 any more. DeepSpeed's own options are not either: some exchange gradients in fewer bits.
+# same operations on them, in the same types. At most sums are taken in another order, which moves last digits, as
+# another number of ranks does. torch.compile is not among them: where it fuses operations, what stood between them is
+# not rounded to bf16 any more. DeepSpeed's own options are not either: some exchange gradients in fewer bits.
 _NEUTRAL = {
     "data": ("shards", "split", "threads", "prefetch", "max_bad_fraction"),  # of shards and split, a hash is an input
     "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every", "strategy", "offload"),

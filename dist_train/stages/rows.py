@@ -16,6 +16,7 @@ import numpy as np
 
 from dist_train.config import Config, EvaluateConfig, digest
 from dist_train.data.files import atomic_write, write_text
+from dist_train.errors import command
 from dist_train.fewshot.methods import numbers_of
 from dist_train.stages.common import facts_of, log
 from dist_train.stages.provenance import git_commit
@@ -78,8 +79,9 @@ class Rows:
             named = ", ".join(f"{name} ({commit}: {_changed(rows[name], name)})" for name, commit in found.items())
             log.warning(
                 "evaluate: code has changed since these rows were made, which stay: %s. To make one again delete "
-                "its file in %s; --redo makes all again", named, self.folder,
-            )  # fmt: skip
+                "its file in %s; %s, with the same options, makes all again",
+                *(named, self.folder, command("evaluate", "--redo")),
+            )
         return found
 
     def _inputs(self) -> str:
