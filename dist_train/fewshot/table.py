@@ -25,6 +25,18 @@ def name_of(method: str) -> str:
     return LABELS.get(method, method)
 
 
+def compared(method: str) -> str:
+    """The name of a row that stands beside the paper's; with a mark where ``footnote`` says what is not the same."""
+    return name_of(method) + (" ¹" if method in paper.WHOLE_NETWORK else "")
+
+
+def footnote(results: Mapping[str, Any]) -> str:
+    """Say how the rows that ``compared`` marks differ from the paper's; nothing where there are none."""
+    if not set(paper.WHOLE_NETWORK) & set(results["methods"]):
+        return ""
+    return "¹ Trains one layer on the frozen activations, where the paper's row trains the whole network."
+
+
 def best_method(results: Mapping[str, Any]) -> str:
     """The one with the largest harmonic mean at the fewest shots."""
     k = str(min(results["shots"]))
@@ -42,12 +54,12 @@ def table_markdown(results: Mapping[str, Any]) -> str:
     parts = ("base top-1/top-5", "novel top-1/top-5", "H")
     lines = head([f"{k}-shot {part}" for k in shots for part in parts])
     for method, by_shots in results["methods"].items():
-        lines.append(line([name_of(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
+        lines.append(line([compared(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
     for row in paper.TABLE_1.values():
         if row.ours in results["methods"]:
             name = f"{_paper_name(row)} (paper, {paper.SETTING})"
             lines.append(line([name, *(cell for k in shots for cell in paper_cells(row.shots.get(k)))]))
-    lines += ["", f"{how(results)} {where(results)}", ""]
+    lines += ["", " ".join(filter(None, [how(results), footnote(results), where(results)])), ""]
     if results.get("oracles"):
         lines += ["Shown all training images of the novel classes (the paper's Table 2):", "", *head(list(parts))]
         for method, values in results["oracles"].items():

@@ -115,8 +115,8 @@ def test_a_class_without_validation_images(drawn: Path, tmp_path: Path, capsys: 
     old = load_split(str(drawn / "split.json"))
     names = tuple(sorted({*old.base} - {base} | {strange}))
     save_split(Split("mine", names, old.novel), folder / "a split.json")
-    options = ["--data.shards", str(folder / "shards"), "--pretrain.global_batch", "24", "--runs", str(tmp_path / "runs"),
-               "--evaluate.draws", "2"]  # fmt: skip
+    options = ["--data.shards", str(folder / "shards"), "--pretrain.global_batch", "24",
+               "--runs", str(tmp_path / "runs")]  # fmt: skip
     assert main(["learn", *options, "--data.split", str(folder / "a split.json")]) == 1
     error = capsys.readouterr().err.strip()
     assert "has no val image (2 of 6 classes have none); pack some of it too, or leave it out: " in error, error
@@ -159,7 +159,7 @@ def test_a_job_without_a_log(spaced: Config, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["run", "--redo", "evaluate"], "; the stage evaluate alone: dist-train evaluate, and made again: dist-train evalu"),
+        (["run", "--redo", "evaluate"], "; the stage evaluate alone: dist-train evaluate, and made again: dist-train"),
         (["run", "--redo=learn"], "--redo: takes no value; leave 'learn' out; the stage learn alone: dist-train learn"),
         (["evaluate", "--redo", "true"], "'true': no option takes it (--redo: without a value)"),
         (["run", "--dry-run", "yes"], "'yes': no option takes it (--redo, --dry_run: without a value)"),
