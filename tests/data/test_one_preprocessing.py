@@ -176,6 +176,28 @@ def test_training_cuts_its_windows_from_the_upright_image(kinds: ShardSet, confi
             assert difference < (1 if made_by == "dali" else 0.001), view.subset.key(int(batch.ids[n]))
 
 
+def test_turned_images_are_the_same_on_any_number_of_ranks(
+    kinds: ShardSet, config: Config, made_by: str, global_batches: Callable[..., list[dict[int, bytes]]]
+) -> None:
+    view = whole_view(kinds)
+    order, data = Order(len(view), 24, 0), replace(config.data, train_size=SIDE)
+    alone = global_batches(view, order, data, 1, 0, 4)
+    assert global_batches(view, order, data, 2, 1, 4) == alone[1:]
+    assert global_batches(view, order, data, 4, 3, 4) == alone[3:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) -> None:
+    view, gpu = whole_view(kinds), Context(device=torch.device("cuda", 0))
+    data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE, decoder="mixed")
+    images = torch.cat([batch.images.cpu() for batch in eval_batches(view, view.ids, data, 16, gpu)])
+    for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
+        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), RESIZE, SIDE)
+        # nvJPEG's upsampling of chroma is not libjpeg-turbo's; a photo turned otherwise is tens of levels away.
+        assert mean_levels(image, wanted) < 3, view.subset.key(sample)
+
+
 def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """With operations that change nothing, augmented training is plain training."""
     view = whole_view(kinds)

@@ -85,6 +85,11 @@ def test_classify_gives_the_base_top1_that_the_run_reports(
     assert about["preprocessing"]["orientation"] == run.shards.orientation
 
 
+def test_resuming_is_exact_with_turned_photos(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify-resume", str(run.dir), "--batches", "2"]) == 0
+    assert "resuming is exact, on 1, 2 and 4 ranks" in capsys.readouterr().out
+
+
 def test_a_draws_supports_as_files_give_the_accuracies_of_that_draw(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
