@@ -87,7 +87,8 @@ class Service:
     def _prepare(self, file: BinaryIO, name: str) -> torch.Tensor:
         """The image of a photo, [1, 3, size, size]."""
         file.seek(0)
-        return self.model.network.preprocess.batch([photos.load(file.read(), name, self.limits.pixels)])
+        pixels = self.model.pixels(file.read(), name, self.limits.pixels)
+        return self.model.network.preprocess.batch([pixels])
 
     def _remember(self, key: str, activation: torch.Tensor) -> None:
         with self._look_up:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from dist_train.config.checks import at_least, require
 
+Orientation = Literal["exif", "stored"]
+
 
 @dataclass(kw_only=True)
 class DrawConfig:
@@ -51,6 +53,9 @@ class PackConfig:
     """Re-encode: shrink so that the shorter side has this many pixels. Default: bytes as they are."""
     quality: int | None = None
     """Re-encode: JPEG quality, 1 to 100 (default 90 where --shorter_side is given)."""
+    orientation: Orientation = "exif"
+    """exif: photos are turned upright by their EXIF tag, from here to the model that is made of the run. stored: the
+    tag is ignored, as in torchvision's ImageFolder and the published ILSVRC results."""
     workers: int = 0
     """Processes; 0 = one per usable CPU."""
     seed: int = 0

@@ -51,6 +51,8 @@ class Item(NamedTuple):
     size: int
     key: str
     label: int
+    name: str
+    """Below the source: "class/file" or "file"."""
     source: str
     """For messages: the archive and the name in it."""
 
@@ -100,7 +102,7 @@ class Items:
         name = self.names[row]
         path = self.source / name if self.folder else self.source
         place = int(self.offset[row]), int(self.size[row])
-        return Item(str(path), *place, sample_key(name), int(self.label[row]), self.where(row))
+        return Item(str(path), *place, sample_key(name), int(self.label[row]), name, self.where(row))
 
     def select(self, rows: npt.NDArray[np.int64]) -> Items:
         columns = (self.offset[rows], self.size[rows], self.label[rows])

@@ -107,6 +107,7 @@ def _of_options(options: PackConfig) -> dict[str, Any]:
         "version": VERSION,
         "seed": options.seed,
         "shard_mb": options.shard_mb,
+        "orientation": options.orientation,
         "shorter_side": options.shorter_side,
         "quality": options.quality,
         "encoder": f"Pillow {PIL.__version__}" if Encoding.of(options) else None,
@@ -159,7 +160,7 @@ def _shrinkage(items: Items, order: npt.NDArray[np.int64], options: PackConfig) 
     before = after = 0
     for row in order[:SAMPLE]:
         (blob,) = read_blobs([items[int(row)]])
-        recoded = recode(blob, encoding)
+        recoded = recode(blob, encoding, options.orientation)
         if isinstance(recoded, bytes):
             before, after = before + len(blob), after + len(recoded)
     return after / before if before else 1.0
@@ -246,6 +247,7 @@ def _write_parts(parts: list[Part], found: Scan, options: PackConfig, out: Path,
             part.record(out),
             [found.subsets[part.subset][int(row)] for row in part.rows],
             encoding,
+            options.orientation,
         )
         for part in todo
     )
@@ -291,11 +293,12 @@ def _publish(parts: list[Part], found: Scan, plan: dict[str, Any], out: Path) ->
         for entry in entries:
             if not entry["shard"]["samples"]:
                 (out / name / entry["shard"]["name"]).unlink()
-        tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept)
+        sources = [path for entry in kept for path in entry["sources"]]
+        tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept), sources
     extra = {"plan": plan, "summary": summary}
     if found.synsets != Synsets():
         extra["synsets"] = asdict(found.synsets)
-    return write_index(out, found.classes, tables, extra), summary
+    return write_index(out, found.classes, plan["orientation"], tables, extra), summary
 
 
 def _table(records: list[dict[str, Any]]) -> npt.NDArray[Any]:
