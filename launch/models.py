@@ -71,6 +71,10 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
                        "asked for.")  # fmt: skip
     serve.add_argument("--port", type=int, default=8000, help="Port; 0 = any free one.")
     serve.add_argument("--token", help="The token, at least 16 characters; default: one is drawn and printed.")
+    serve.add_argument("--public-url", metavar="URL", help="The page's address at a proxy, as in "
+                       "https://HOST:PORT/PATH/; see docs/serving.md.")  # fmt: skip
+    serve.add_argument("--proxy", metavar="ADDRESS", help="With --public-url: the proxy's address or network; default: "
+                       "this machine's.")  # fmt: skip
     serve.add_argument("--max_upload_mb", type=int, default=64, help="Limit of one upload in megabytes (10^6 bytes).")
     serve.add_argument("--max_megapixels", type=int, default=64, help="Limit of one photo in millions of pixels.")
     serve.add_argument("--max_classes", type=int, default=5000, help="Limit of all classes together.")
@@ -308,10 +312,17 @@ def export(given: Namespace) -> int:
 
 
 def serve(given: Namespace) -> int:
-    from dist_train.classifier.server import Limits, run
+    from dist_train.classifier.address import Public, network
+    from dist_train.classifier.server import Place, run
+    from dist_train.classifier.service import Limits
 
+    public = None if given.public_url is None else Public.parse(given.public_url)
+    if given.proxy and not public:
+        raise UserError(f"--proxy {given.proxy}: is of use with --public-url only; give that too")
+    proxies = {"proxies": (network(given.proxy),)} if given.proxy else {}
+    place = Place(given.host, given.port, given.token, public, **proxies)
     limits = Limits(given.max_upload_mb * 1_000_000, given.max_megapixels * 1_000_000, given.max_classes)
-    return run(given.model, given.host, given.port, given.token, limits)
+    return run(given.model, place, limits)
 
 
 def _pair(option: str, text: str, form: str) -> tuple[str, str]:
