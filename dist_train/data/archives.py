@@ -26,9 +26,10 @@ from tqdm import tqdm
 from dist_train.data.headers import IMAGE_SUFFIXES
 from dist_train.data.kaggle import refuse_root, unpack_remedy
 from dist_train.data.labels import label_file, train_labels, train_name_label, val_labels
-from dist_train.data.parquet import Numbering, ParquetImages, list_parquet
+from dist_train.data.parquet import Numbering, list_parquet
 from dist_train.data.pool import progress_bar
 from dist_train.data.shards import iter_tar
+from dist_train.data.sources import files_of
 from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
@@ -169,7 +170,7 @@ def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = Tr
         passed_over = listings[name][1].passed_over
         if passed_over:
             others = ", ".join(f"{count} of {split}" for split, count in passed_over.items())
-            notes.append(f"{name}: {len(items.parts.files) if items.parts else 0} parquet files; passed over: {others}")
+            notes.append(f"{name}: {listings[name][0]} has files of other splits, passed over: {others}")
     return Scan(classes, subsets, file.synsets if file else Synsets(), tuple(notes))
 
 
@@ -218,18 +219,19 @@ class Listing(NamedTuple):
 
 def _list_source(path: Path, subset: str, numbering: Numbering, progress: bool) -> Listing:
     refuse_root(path, f"--{subset}")
-    if (parquet := list_parquet(path, subset, numbering, progress)) is not None:
-        return _of_parquet(parquet)
+    files, passed_over = files_of(path, subset)
+    if files and files[0].suffix == ".parquet":
+        images = list_parquet(files, subset, numbering, progress)
+        parts = Parts(images.files, images.file, images.digest)
+        return Listing(images.names, images.row, np.zeros_like(images.row), parts, passed_over)
     list_files = _list_train if subset == "train" else _list_val
-    found = list(list_files(path, progress))
-    offset = np.fromiter((file.offset for file in found), np.int64, len(found))
-    size = np.fromiter((file.size for file in found), np.int64, len(found))
-    return Listing([file.name for file in found], offset, size)
-
-
-def _of_parquet(parquet: ParquetImages) -> Listing:
-    parts = Parts(parquet.files, parquet.file, parquet.digest)
-    return Listing(parquet.names, parquet.row, np.zeros_like(parquet.row), parts, parquet.passed_over)
+    found = [list(list_files(file, progress)) for file in files or [path]]
+    every = [file for some in found for file in some]
+    offset = np.fromiter((file.offset for file in every), np.int64, len(every))
+    size = np.fromiter((file.size for file in every), np.int64, len(every))
+    number = np.repeat(np.arange(len(found), dtype=np.int32), [len(some) for some in found])
+    parts_ = Parts(tuple(files), number, "") if len(files) > 1 else None
+    return Listing([file.name for file in every], offset, size, parts_, passed_over)
 
 
 def _items(source: Path, listed: Listing, labels: list[str], classes: list[str]) -> Items:

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +23,6 @@ from dist_train.data.labels import train_name_label
 from dist_train.data.pool import progress_bar
 from dist_train.errors import UserError
 
-SPLITS = {"train": ("train",), "val": ("validation", "valid", "val")}  # subset -> first words of its files' names
-_SPLIT = re.compile(r"(train|validation|valid|val|test)(?=[-_.\d])")
 REMEDY = "download it again"
 COLUMNS_REMEDY = "give files with the columns image (bytes and path) and label (a number), as Hugging Face has them"
 BATCH_ROWS = 64  # images in memory at a time
@@ -39,7 +36,6 @@ class ParquetImages(NamedTuple):
         names: N different names, "class/file"; the class is a wnid, or the schema's name.
         file, row: N places: number of the file, row in it.
         digest: hex sha256 over the files' sizes and footers: of what is in them, without reading the images.
-        passed_over: split -> number of files in the folder that belong to other subsets.
     """
 
     files: tuple[Path, ...]
@@ -47,7 +43,6 @@ class ParquetImages(NamedTuple):
     file: npt.NDArray[np.int32]
     row: npt.NDArray[np.int64]
     digest: str
-    passed_over: dict[str, int]
 
 
 @dataclass
@@ -66,52 +61,13 @@ class Numbering:
             raise UserError(f"{where}: {wnid!r} has the label {number} here and {other} elsewhere; {REMEDY}")
 
 
-def parquet_files(path: Path, subset: str) -> tuple[list[Path], dict[str, int]]:
-    """The parquet files that a path means: itself, those that match a pattern, or those of a folder that are named
-    after the subset ("train-00000-of-00294.parquet"), with the number of files of other splits there. None where the
-    path means something else.
+def list_parquet(files: list[Path], subset: str, numbering: Numbering, progress: bool) -> ParquetImages:
+    """The images of a subset; only the columns of paths and labels are read.
 
     Raises:
-        UserError: no file matches the pattern; the folder has none of this subset, or has them in its folder data/.
+        UserError: pyarrow is not installed; a file is damaged or has other columns; number and wnid of an image
+            disagree; an image has no class.
     """
-    if path.is_dir():
-        return _of_folder(path, subset)
-    if path.suffix == ".parquet" and not path.exists():
-        matching = sorted(Path(name) for name in glob(str(path)) if name.endswith(".parquet"))
-        if not matching:
-            raise UserError(f"{path}: no such file, and none matches; give a parquet file, a pattern or a folder")
-        return matching, {}
-    return ([path] if path.suffix == ".parquet" else []), {}
-
-
-def _of_folder(folder: Path, subset: str) -> tuple[list[Path], dict[str, int]]:
-    files = sorted(folder.glob("*.parquet"))
-    if not files and any((folder / "data").glob("*.parquet")):
-        raise UserError(f"{folder}: its parquet files lie in {folder / 'data'}; give that")
-    splits = {file: match[1] if (match := _SPLIT.match(file.name)) else None for file in files}
-    own = [file for file in files if splits[file] in SPLITS[subset]]
-    others = Counter(split for file in files if (split := splits[file]) and file not in set(own))
-    if own:
-        return own, dict(others)
-    if others:
-        raise UserError(
-            f"{folder}: its parquet files are those of {', '.join(others)}, none is named {SPLITS[subset][0]}-*; "
-            f"give as --{subset} the pattern of the files that you mean: '{folder}/*.parquet'"
-        )
-    return files, {}
-
-
-def list_parquet(path: Path, subset: str, numbering: Numbering, progress: bool) -> ParquetImages | None:
-    """The images of a subset with their classes; only the columns of paths and labels are read. None where the path
-    means no parquet files.
-
-    Raises:
-        UserError: see ``parquet_files``; pyarrow is not installed; a file is damaged or has other columns; number and
-            wnid of an image disagree; an image has no class.
-    """
-    files, passed_over = parquet_files(path, subset)
-    if not files:
-        return None
     parquet = pyarrow_parquet()
     rows: list[tuple[int, int, str | None, int]] = []
     names: list[str] = []
@@ -125,11 +81,11 @@ def list_parquet(path: Path, subset: str, numbering: Numbering, progress: bool) 
             rows += [(number, row, *entry) for row, entry in enumerate(_paths_and_labels(source, file))]
             bar.update()
     if not rows:
-        raise UserError(f"{path}: holds no image; {COLUMNS_REMEDY}")
+        raise UserError(f"{files[0]}: holds no image; {COLUMNS_REMEDY}")
     classes = _classes(files, rows, names, numbering)
     file_numbers = np.array([file for file, *_ in rows], np.int32)
     places = np.array([row for _, row, *_ in rows], np.int64)
-    return ParquetImages(tuple(files), _names(files, rows, classes), file_numbers, places, _digest(files), passed_over)
+    return ParquetImages(tuple(files), _names(files, rows, classes), file_numbers, places, _digest(files))
 
 
 def _classes(

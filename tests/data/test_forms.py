@@ -45,6 +45,29 @@ def hugging_face_tars(sources: Sources) -> dict[str, Path]:
     return dict(zip(("train", "val"), sources.hugging_face_tars(), strict=True))
 
 
+def several_tars(sources: Sources) -> dict[str, Path]:
+    """Hugging Face's archives of both subsets in a folder, the training images in two."""
+    train, val = sources.hugging_face()
+    for name, files in {
+        "train_images_0": [*train][::2],
+        "train_images_1": [*train][1::2],
+        "val_images": [*val],
+    }.items():
+        sources._write(f"tars/{name}.tar", tar_bytes({file: {**train, **val}[file] for file in files}))
+    return {"train": sources.root / "tars", "val": sources.root / "tars"}
+
+
+def tars_by_pattern(sources: Sources) -> dict[str, Path]:
+    return {name: several_tars(sources)[name] / f"{name}_*.tar" for name in ("train", "val")}
+
+
+def a_tar_per_class(sources: Sources) -> dict[str, Path]:
+    """The official training archive, unpacked once."""
+    for wnid, files in sources.train.items():
+        sources._write(f"classes/{wnid}.tar", tar_bytes(files))
+    return {"train": sources.root / "classes", "val": sources.val_tar(), "devkit": sources.devkit()}
+
+
 def parquet_folder(sources: Sources) -> dict[str, Path]:
     return {"train": sources.parquet(), "val": sources.parquet()}
 
@@ -58,8 +81,8 @@ def mixed(sources: Sources) -> dict[str, Path]:
     return {"train": sources.parquet(), "val": sources.val_flat(), "devkit": sources.devkit()}
 
 
-FORMS = [sorted_by_script, kaggle, kaggle_given, hugging_face_folders, hugging_face_tars, parquet_folder,
-         parquet_patterns, mixed]  # fmt: skip
+FORMS = [sorted_by_script, kaggle, kaggle_given, hugging_face_folders, hugging_face_tars, several_tars,
+         tars_by_pattern, a_tar_per_class, parquet_folder, parquet_patterns, mixed]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -220,12 +243,13 @@ def test_a_folder_of_all_splits(sources: Sources, capsys: pytest.CaptureFixture[
     data = sources.parquet()
     pack(PackConfig(train=data, val=data), sources.root / "out", progress=False)
     out = capsys.readouterr().out
-    assert "train: 2 parquet files; passed over: 2 of test, 2 of validation" in out
+    assert f"train: {data} has files of other splits, passed over: 2 of test, 2 of validation" in out
+    assert f"val: {data} has files of other splits, passed over: 2 of test, 2 of train" in out
     assert f"are copied into {sources.root / 'out' / '.pack'} first, and deleted at the end" in out
     refused(f"lie in {data}; give that", train=sources.root)
     for file in data.glob("train-*"):
         file.unlink()
-    refused(data, "those of test, validation", "none is named train-*", train=data)
+    refused(data, "those of test, validation", "none is named train...", train=data)
 
 
 def test_images_without_names(sources: Sources, content: Any) -> None:
@@ -283,9 +307,11 @@ def test_bad_parquet(sources: Sources) -> None:
     for damaged in (b"", content[:-100], b"<html>404</html>", content[:-9] + b"\xff" + content[-8:]):
         file.write_bytes(damaged)
         refused(file, "cannot be read as parquet", "again", train=file)
-    refused("none matches", train=root / "nothing-*.parquet")
-    refused("none matches", train=root / "nothing.parquet")
+    refused("nothing-*.parquet: no such file", train=root / "nothing-*.parquet")
+    refused("nothing.parquet: no such file", train=root / "nothing.parquet")
     write_parquet(file, good, ("cat", "dog"))
+    (root / "bad.tar").write_bytes(b"")
+    refused("bad.*: matches files of several kinds, bad.parquet and bad.tar", train=root / "bad.*")
     write_parquet(root / "two.parquet", good, ("dog", "cat"))
     refused("two.parquet", "names other classes than", train=root / "*.parquet")
 
