@@ -1,8 +1,9 @@
 """Where every source image lies: archives and folders are listed, never unpacked.
 
-Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its headers only) or a
-folder with a folder per class. Val is ``ILSVRC2012_img_val.tar`` or a flat folder, with labels from
-the devkit; or a folder with a folder per class. Hidden files (``.DS_Store``) are left aside; any
+Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its headers only), a folder
+with a folder per class, or a flat folder or tar of images that are named after their class. Val is
+``ILSVRC2012_img_val.tar`` or a flat folder, or a folder with a folder per class (``labels`` says where
+its labels come from). Both may be parquet files (``parquet``). Hidden files (``.DS_Store``) are left aside; any
 other file counts as an image, and the packer reports those that are none.
 """
 
@@ -13,8 +14,8 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +23,18 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dist_train.data.devkit import DEVKIT_REMEDY, devkit_labels, devkit_synsets, val_number
 from dist_train.data.headers import IMAGE_SUFFIXES
+from dist_train.data.kaggle import refuse_root, unpack_remedy
+from dist_train.data.labels import label_file, train_labels, train_name_label, val_labels
+from dist_train.data.parquet import Numbering, list_parquet
 from dist_train.data.pool import progress_bar
 from dist_train.data.shards import iter_tar
+from dist_train.data.sources import files_of
 from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
-TRAIN_REMEDY = "give ILSVRC2012_img_train.tar or a folder with one folder per class"
-VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, or a folder with one folder per class"
+TRAIN_REMEDY = "give ILSVRC2012_img_train.tar, a folder with one folder per class, or parquet files"
+VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, a folder with one folder per class, or parquet files"
 
 # First bytes of compressed files: reading at a position needs them as they are.
 COMPRESSED = {
@@ -63,16 +67,32 @@ class Found(NamedTuple):
     size: int
 
 
+class Parts(NamedTuple):
+    """The several files that the images of a subset lie in.
+
+    Attributes:
+        files: the files.
+        file: int32 [N], number of each image's file.
+        digest: of parquet files, hex sha256 over their footers; "" once the images can be read in place.
+    """
+
+    files: tuple[Path, ...]
+    file: npt.NDArray[np.int32]
+    digest: str
+
+
 @dataclass(frozen=True)
 class Items:
     """The N source images of a subset, as columns (1.28 million rows take about 150 MB).
 
     Attributes:
         source: the archive, or the folder.
-        folder: whether it is a folder.
+        folder: whether it is a folder with a file per image.
         names: N names below the source, "class/file" or "file".
-        offset, size: int64 [N], place in the archive, in bytes (a folder's files: offset 0).
+        offset, size: int64 [N], place in the archive, in bytes (a folder's files: offset 0). In parquet files the
+            offset is the row, and the size is 0, until ``spool`` knows both.
         label: int32 [N], index in the sorted classes.
+        parts: where the images lie in several files; else None.
     """
 
     source: Path
@@ -81,6 +101,7 @@ class Items:
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
     label: npt.NDArray[np.int32]
+    parts: Parts | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,6 +112,8 @@ class Items:
         content = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
         for column in (self.offset, self.size, self.label):
             content.update(column.tobytes())
+        if self.parts:
+            content.update(self.parts.file.tobytes() + self.parts.digest.encode())
         return content.hexdigest()[:16]
 
     def where(self, row: int) -> str:
@@ -99,21 +122,26 @@ class Items:
     def __getitem__(self, row: int) -> Item:
         name = self.names[row]
         path = self.source / name if self.folder else self.source
+        if self.parts:
+            path = self.parts.files[self.parts.file[row]]
         place = int(self.offset[row]), int(self.size[row])
         return Item(str(path), *place, sample_key(name), int(self.label[row]), self.where(row))
 
     def select(self, rows: npt.NDArray[np.int64]) -> Items:
         columns = (self.offset[rows], self.size[rows], self.label[rows])
-        return Items(self.source, self.folder, [self.names[row] for row in rows], *columns)
+        parts = self.parts and self.parts._replace(file=self.parts.file[rows])
+        return Items(self.source, self.folder, [self.names[row] for row in rows], *columns, parts)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What there is to pack: sorted classes (wnids), the images of each subset, what the devkit says of classes."""
+    """What there is to pack: sorted classes (wnids), the images of each subset, what the devkit says of classes;
+    ``notes`` are lines to be printed, as where the labels came from."""
 
     classes: list[str]
     subsets: dict[str, Items]
     synsets: Synsets
+    notes: tuple[str, ...] = ()
 
 
 def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = True) -> Scan:
@@ -123,16 +151,27 @@ def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = Tr
         UserError: a source is missing, damaged, of the wrong kind, or does not fit the others; two
             images of a subset have the same key.
     """
-    found = list(_list_train(train, progress))
-    classes = sorted({_group(file.name) for file in found})
-    subsets = {"train": _by_folder(train, found, classes)}
+    numbering, notes = Numbering(), list[str]()
+    listed = _list_source(train, "train", numbering, progress)
+    labels = {"train": train_labels(train, listed.names)}
+    listings = {"train": (train, listed)}
+    classes = sorted(set(labels["train"]))
+    file = label_file(devkit, val)
     if val is not None:
-        subsets["val"] = _scan_val(val, devkit, classes, progress)
+        listings["val"] = val, _list_source(val, "val", numbering, progress)
+        by = "its parquet file" if listings["val"][1].parts else "its folder"
+        labels["val"], used = val_labels(val, listings["val"][1].names, classes, file, by)
+        notes.append(f"val: labels {used}")
     elif devkit is not None:
         raise UserError(f"--devkit {devkit}: it labels the validation images; give --val too, or leave it out")
-    for items in subsets.values():
+    subsets = {name: _items(*listings[name], labels[name], classes) for name in listings}
+    for name, items in subsets.items():
         _check_keys(items)
-    return Scan(classes, subsets, devkit_synsets(devkit) if devkit else Synsets())
+        passed_over = listings[name][1].passed_over
+        if passed_over:
+            others = ", ".join(f"{count} of {split}" for split, count in passed_over.items())
+            notes.append(f"{name}: {listings[name][0]} has files of other splits, passed over: {others}")
+    return Scan(classes, subsets, file.synsets if file else Synsets(), tuple(notes))
 
 
 def hold_out(found: Scan, share: float, seed: int) -> Scan:
@@ -149,7 +188,7 @@ def hold_out(found: Scan, share: float, seed: int) -> Scan:
         held = min(len(rows) - 1, max(1, round(share * len(rows))))
         val[np.random.RandomState([seed, label]).permutation(rows)[:held]] = True
     subsets = {"train": train.select(np.flatnonzero(~val)), "val": train.select(np.flatnonzero(val))}
-    return Scan(found.classes, subsets, found.synsets)
+    return replace(found, subsets=subsets)
 
 
 def sample_key(name: str) -> str:
@@ -168,30 +207,67 @@ def _group(name: str) -> str:
     return name.partition("/")[0] if "/" in name else ""
 
 
+class Listing(NamedTuple):
+    """The images of a subset before they have labels: names below the source, places in bytes, files."""
+
+    names: list[str]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    parts: Parts | None = None
+    passed_over: dict[str, int] = {}  # noqa: RUF012  # never changed
+
+
+def _list_source(path: Path, subset: str, numbering: Numbering, progress: bool) -> Listing:
+    refuse_root(path, f"--{subset}")
+    files, passed_over = files_of(path, subset)
+    if files and files[0].suffix == ".parquet":
+        images = list_parquet(files, subset, numbering, progress)
+        parts = Parts(images.files, images.file, images.digest)
+        return Listing(images.names, images.row, np.zeros_like(images.row), parts, passed_over)
+    list_files = _list_train if subset == "train" else _list_val
+    found = [list(list_files(file, progress)) for file in files or [path]]
+    every = [file for some in found for file in some]
+    offset = np.fromiter((file.offset for file in every), np.int64, len(every))
+    size = np.fromiter((file.size for file in every), np.int64, len(every))
+    number = np.repeat(np.arange(len(found), dtype=np.int32), [len(some) for some in found])
+    parts_ = Parts(tuple(files), number, "") if len(files) > 1 else None
+    return Listing([file.name for file in every], offset, size, parts_, passed_over)
+
+
+def _items(source: Path, listed: Listing, labels: list[str], classes: list[str]) -> Items:
+    position = {wnid: label for label, wnid in enumerate(classes)}
+    label = np.fromiter((position[wnid] for wnid in labels), np.int32, len(labels))
+    folder = source.is_dir() and listed.parts is None
+    return Items(source, folder, listed.names, listed.offset, listed.size, label, listed.parts)
+
+
 def _list_train(path: Path, progress: bool) -> Iterator[Found]:
-    if path.is_dir():
-        return _list_class_folders(path, "train", progress, TRAIN_REMEDY)
-    return _list_tar_of_tars(path, progress)
+    if not path.is_dir():
+        return _list_train_tar(path, progress)
+    if not any(entry.is_dir() for entry in _entries(path)) and any(True for _ in _walk(path)):
+        return _walk(path)
+    return _list_class_folders(path, "train", progress, TRAIN_REMEDY)
 
 
-def _scan_val(path: Path, devkit: Path | None, classes: list[str], progress: bool) -> Items:
+def _list_val(path: Path, progress: bool) -> Iterator[Found]:
     if path.is_dir() and any(entry.is_dir() for entry in _entries(path)):
-        found = list(_list_class_folders(path, "val", progress, VAL_REMEDY))
-        strange = sorted({_group(file.name) for file in found} - set(classes))
-        if strange:
-            raise UserError(
-                f"{path}: class {strange[0]!r} is not among the training classes; remove it or add it there"
-            )
-        return _by_folder(path, found, classes)
-    found = list(_walk(path) if path.is_dir() else _list_flat_tar(path, progress))
+        return _list_class_folders(path, "val", progress, VAL_REMEDY)
+    found = list(_walk(path) if path.is_dir() else _list_flat_tar(path, "val", progress, VAL_REMEDY))
     if not found:
         raise UserError(f"{path}: holds no validation image; {VAL_REMEDY}")
-    if devkit is None:
-        raise UserError(f"{path}: its images carry no labels; {DEVKIT_REMEDY}")
-    return _by_number(path, found, devkit_labels(devkit, classes))
+    return iter(found)
 
 
 # ---- listing
+
+
+def _list_train_tar(path: Path, progress: bool) -> Iterator[Found]:
+    """A tar of one tar per class; or a flat one of images that are named after their class."""
+    with _open_tar(path, TRAIN_REMEDY) as file:
+        first = next(_members(file, str(path)), None)
+    if first and train_name_label(first.name):
+        return _list_flat_tar(path, "train", progress, TRAIN_REMEDY)
+    return _list_tar_of_tars(path, progress)
 
 
 def _list_tar_of_tars(path: Path, progress: bool) -> Iterator[Found]:
@@ -202,7 +278,8 @@ def _list_tar_of_tars(path: Path, progress: bool) -> Iterator[Found]:
             classes += 1
             inner = Path(outer.name)
             if inner.suffix != ".tar":
-                guess = "this looks like the validation archive" if val_number(inner.name) else "not one tar per class"
+                val = inner.name.startswith("ILSVRC2012_val_")
+                guess = "this looks like the validation archive" if val else "not one tar per class"
                 raise UserError(f"{path}: holds {outer.name!r}: {guess}; as --train {TRAIN_REMEDY}")
             empty = True
             part = io.BufferedReader(_Slice(file.fileno(), outer.offset_data, outer.size))
@@ -218,12 +295,12 @@ def _list_tar_of_tars(path: Path, progress: bool) -> Iterator[Found]:
         bar.update(bar.total - bar.n)
 
 
-def _list_flat_tar(path: Path, progress: bool) -> Iterator[Found]:
-    with _open_tar(path, VAL_REMEDY) as file, _scan_bar(file, "val", progress) as bar:
+def _list_flat_tar(path: Path, subset: str, progress: bool, remedy: str) -> Iterator[Found]:
+    with _open_tar(path, remedy) as file, _scan_bar(file, subset, progress) as bar:
         for member in _members(file, str(path)):
             if member.name.endswith(".tar"):
-                guess = "this looks like the training archive"
-                raise UserError(f"{path}: holds {member.name!r}: {guess}; as --val {VAL_REMEDY}")
+                guess = "this looks like the training archive" if subset == "val" else "not all of it are images"
+                raise UserError(f"{path}: holds {member.name!r}: {guess}; as --{subset} {remedy}")
             bar.update(member.offset_data - bar.n)
             yield Found(Path(member.name).name, member.offset_data, member.size)
         bar.update(bar.total - bar.n)
@@ -278,12 +355,14 @@ def _open_tar(path: Path, remedy: str) -> io.FileIO:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     start = os.pread(file.fileno(), 8, 0)
-    for magic, kind in COMPRESSED.items():
-        if start.startswith(magic):
-            file.close()
-            raise UserError(
-                f"{path}: is {kind}-compressed, its images cannot be read in place; uncompress it to a .tar"
-            )
+    kind = next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), "")
+    remedy_ = "unpack it and give the folder" if kind == "zip" else "uncompress it to a .tar"
+    cause = unpack_remedy(path, kind) or (
+        kind and f"is {kind}-compressed, its images cannot be read in place; {remedy_}"
+    )
+    if cause:
+        file.close()
+        raise UserError(f"{path}: {cause}")
     return file
 
 
@@ -312,38 +391,6 @@ class _Slice(io.RawIOBase):
         count = os.preadv(self.descriptor, [memoryview(buffer)[:room]], self.start + self.position)
         self.position += count
         return count
-
-
-# ---- labels
-
-
-def _columns(source: Path, found: list[Found], label: Iterable[int]) -> Items:
-    offset = np.fromiter((file.offset for file in found), np.int64, len(found))
-    size = np.fromiter((file.size for file in found), np.int64, len(found))
-    labels = np.fromiter(label, np.int32, len(found))
-    return Items(source, source.is_dir(), [file.name for file in found], offset, size, labels)
-
-
-def _by_folder(source: Path, found: list[Found], classes: list[str]) -> Items:
-    position = {wnid: label for label, wnid in enumerate(classes)}
-    return _columns(source, found, (position[_group(file.name)] for file in found))
-
-
-def _by_number(source: Path, found: list[Found], labels: list[int]) -> Items:
-    """Label of image number n: line n of the ground truth."""
-    numbers = [val_number(file.name) for file in found]
-    for file, number in zip(found, numbers, strict=True):
-        if not 1 <= number <= len(labels):
-            raise UserError(
-                f"{source}: image {file.name!r} has no label: the devkit names ILSVRC2012_val_00000001 to "
-                f"{len(labels):08d}; {VAL_REMEDY}"
-            )
-    if len(set(numbers)) != len(labels):
-        raise UserError(
-            f"{source}: holds {len(set(numbers))} validation images, the devkit labels {len(labels)}; "
-            f"fetch the archive again, or give the devkit that belongs to it"
-        )
-    return _columns(source, found, (labels[number - 1] for number in numbers))
 
 
 def _check_keys(items: Items) -> None:

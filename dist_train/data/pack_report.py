@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dist_train.data.duplicates import print_duplicates
+
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC2012
 OFFICIAL_CLASSES = 1000
 SHOWN = 20  # of a long list
@@ -79,6 +81,7 @@ def print_report(summary: dict[str, Any], out: Path) -> None:
     print(f"the counts {same} those of ILSVRC2012 (1,281,167 train, 50,000 val, 1000 classes)")
     for entry in summary["misnamed"][:SHOWN]:
         print(f"called JPEG, but {entry['format']}: {entry['source']}")
+    print_duplicates(summary["duplicates"])
     _warn(summary, out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -50,6 +51,8 @@ class ShardTask(NamedTuple):
     record: Path
     items: list[Item]
     encoding: Encoding | None
+    drop: frozenset[int] = frozenset()
+    """Images, by their place among the items, that are left out as duplicates."""
 
 
 class Header(NamedTuple):
@@ -64,7 +67,8 @@ class Header(NamedTuple):
 def write_shard(task: ShardTask, threads: int) -> None:
     """Write the tar, its ``.idx`` and, last, the record: a JSON file with all that the index needs.
 
-    The content depends on the task alone. Images that cannot be decoded are left out and listed.
+    The content depends on the task alone. Images that cannot be decoded are left out and listed. Of all others, those
+    to drop too, the record has the hash of the source bytes.
 
     Raises:
         UserError: a source cannot be read.
@@ -72,14 +76,19 @@ def write_shard(task: ShardTask, threads: int) -> None:
     """
     kept: list[tuple[Item, Header]] = []
     left_out: list[dict[str, str]] = []
+    digests: list[str] = []
+    task.record.unlink(missing_ok=True)  # from here on it may not be true
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with (whole := atomic_write(task.path)) as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for part in batches([item.size for item in task.items]):
                 items = task.items[part]
-                for item, (blob, header) in zip(items, _prepare(items, task.encoding, threads), strict=True):
+                for item, (blob, header, digest) in zip(items, _prepare(items, task.encoding, threads), strict=True):
+                    digests.append(digest)
                     if isinstance(header, str):
                         left_out.append({"key": item.key, "source": item.source, "reason": header})
+                        continue
+                    if len(digests) - 1 in task.drop:
                         continue
                     tar.write({"__key__": item.key, "cls": str(item.label).encode(), "jpg": blob})
                     kept.append((item, header))
@@ -93,21 +102,32 @@ def write_shard(task: ShardTask, threads: int) -> None:
             "sha256": file_sha256(whole.temporary),
         }
     write_text(task.path.with_suffix(".idx"), dali_index(members))
-    record = {"shard": shard, **_facts(kept, members), "undecodable": left_out}
+    record = {
+        "shard": shard,
+        **_facts(kept, members),
+        "undecodable": left_out,
+        "digests": digests,
+        "dropped": sorted(task.drop),
+    }
     write_text(task.record, json.dumps(record))
 
 
-def _prepare(items: list[Item], encoding: Encoding | None, threads: int) -> list[tuple[bytes, Header | str]]:
-    """The bytes to store for each item, with their header or the reason to leave them out."""
+def _prepare(items: list[Item], encoding: Encoding | None, threads: int) -> list[tuple[bytes, Header | str, str]]:
+    """The bytes to store for each item, their header or the reason to leave them out, and the hash of the source
+    bytes ("" for what is left out)."""
     stored: list[tuple[bytes, Header | str]] = []
-    for blob in read_blobs(items):
+    blobs = read_blobs(items)
+    for blob in blobs:
         recoded = blob if encoding is None else recode(blob, encoding)
         stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded)))
     good = [n for n, (_, header) in enumerate(stored) if isinstance(header, Header)]
     for n, reason in zip(good, decode_errors([stored[n][0] for n in good], threads), strict=True):
         if reason is not None:
             stored[n] = b"", reason
-    return stored
+    return [
+        (kept, header, "" if isinstance(header, str) else hashlib.blake2b(blob, digest_size=16).hexdigest())
+        for blob, (kept, header) in zip(blobs, stored, strict=True)
+    ]
 
 
 def recode(blob: bytes, encoding: Encoding) -> bytes | str:
