@@ -230,7 +230,7 @@ def _list_source(path: Path, subset: str, numbering: Numbering, progress: bool) 
     offset = np.fromiter((file.offset for file in every), np.int64, len(every))
     size = np.fromiter((file.size for file in every), np.int64, len(every))
     number = np.repeat(np.arange(len(found), dtype=np.int32), [len(some) for some in found])
-    parts_ = Parts(tuple(files), number, "") if len(files) > 1 else None
+    parts_ = Parts(tuple(files), number, "") if files and files != [path] else None
     return Listing([file.name for file in every], offset, size, parts_, passed_over)
 
 
