@@ -120,9 +120,12 @@ class Sources:
         pairs = zip(self.truth, self.val.items(), strict=True)
         return train, {f"{name.removesuffix('.JPEG')}_{wnid}.JPEG": blob for wnid, (name, blob) in pairs}
 
-    def hugging_face_tars(self) -> tuple[Path, Path]:
+    def hugging_face_tars(self, folder: str = "tars") -> Path:
+        """Folder of the archives of ``imagenet-1k``, uncompressed; train's images in two."""
         train, val = self.hugging_face()
-        return self._write("train_images.tar", tar_bytes(train)), self._write("val_images.tar", tar_bytes(val))
+        for part in range(2):
+            self._write(f"{folder}/train_images_{part}.tar", tar_bytes(dict([*train.items()][part::2])))
+        return self._write(f"{folder}/val_images.tar", tar_bytes(val)).parent
 
     def hugging_face_folders(self) -> tuple[Path, Path]:
         train, val = self.hugging_face()

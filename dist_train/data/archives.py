@@ -207,16 +207,16 @@ def _list_source(path: Path, subset: str, numbering: Numbering, account: Account
         return _listing([_list_folder(path, subset, account, progress)], [], passed_over, False)
     found = [_list_tar(file, subset, account, progress) for file in files or [path]]
     flat = not all(per_class for _, per_class in found)
-    return _listing([photos for photos, _ in found], files, passed_over, flat)
+    return _listing([photos for photos, _ in found], [] if files == [path] else files, passed_over, flat)
 
 
 def _listing(found: list[list[File]], files: list[Path], passed_over: dict[str, int], flat: bool) -> Listing:
-    """Of the images of each file."""
+    """Of the images in each of ``files``; in the source itself, where there are none."""
     every = [file for some in found for file in some]
     offset = np.fromiter((file.offset for file in every), np.int64, len(every))
     size = np.fromiter((file.size for file in every), np.int64, len(every))
     number = np.repeat(np.arange(len(found), dtype=np.int32), [len(some) for some in found])
-    parts = Parts(tuple(files), number, "") if len(files) > 1 else None
+    parts = Parts(tuple(files), number, "") if files else None
     return Listing([file.name for file in every], offset, size, parts, passed_over, flat)
 
 

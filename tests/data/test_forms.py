@@ -42,23 +42,13 @@ def hugging_face_folders(sources: Sources) -> dict[str, Path]:
 
 
 def hugging_face_tars(sources: Sources) -> dict[str, Path]:
-    return dict(zip(("train", "val"), sources.hugging_face_tars(), strict=True))
+    """A folder with those of both subsets."""
+    return {"train": sources.hugging_face_tars(), "val": sources.hugging_face_tars()}
 
 
-def several_tars(sources: Sources) -> dict[str, Path]:
-    """Hugging Face's archives of both subsets in a folder, the training images in two."""
-    train, val = sources.hugging_face()
-    for name, files in {
-        "train_images_0": [*train][::2],
-        "train_images_1": [*train][1::2],
-        "val_images": [*val],
-    }.items():
-        sources._write(f"tars/{name}.tar", tar_bytes({file: {**train, **val}[file] for file in files}))
-    return {"train": sources.root / "tars", "val": sources.root / "tars"}
-
-
-def tars_by_pattern(sources: Sources) -> dict[str, Path]:
-    return {name: several_tars(sources)[name] / f"{name}_*.tar" for name in ("train", "val")}
+def hugging_face_tars_by_name(sources: Sources) -> dict[str, Path]:
+    tars = sources.hugging_face_tars()
+    return {"train": tars / "train_images_*.tar", "val": tars / "val_images.tar"}
 
 
 def a_tar_per_class(sources: Sources) -> dict[str, Path]:
@@ -81,8 +71,8 @@ def mixed(sources: Sources) -> dict[str, Path]:
     return {"train": sources.parquet(), "val": sources.val_flat(), "devkit": sources.devkit()}
 
 
-FORMS = [sorted_by_script, kaggle, kaggle_given, hugging_face_folders, hugging_face_tars, several_tars,
-         tars_by_pattern, a_tar_per_class, parquet_folder, parquet_patterns, mixed]  # fmt: skip
+FORMS = [sorted_by_script, kaggle, kaggle_given, hugging_face_folders, hugging_face_tars,
+         hugging_face_tars_by_name, a_tar_per_class, parquet_folder, parquet_patterns, mixed]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
