@@ -233,7 +233,7 @@ def classify(given: Namespace) -> int:
         raise UserError(f"--topk {given.topk}: must be >= 1")
     model = Classifier.load(given.model)
     bad = 0
-    for part in batches(_photos(given.images)):
+    for part in batches(_photos(given.images, model.pixels)):
         readable = []
         for name, load in part:
             try:
@@ -253,8 +253,10 @@ def classify(given: Namespace) -> int:
     return 1 if bad else 0
 
 
-def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """What each is called, and what loads it, or raises UserError."""
+def _photos(
+    images: Sequence[str], load: Callable[..., torch.Tensor]
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """What each is called, and what loads it by ``load``, or raises UserError."""
     from dist_train.classifier import photos
 
     def failing(error: UserError) -> Callable[[], torch.Tensor]:
@@ -268,7 +270,7 @@ def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Ten
         if image == "-":
             data = sys.stdin.buffer.read()
             if photos.known(data):
-                yield "-", partial(photos.load, data, "standard input")
+                yield "-", partial(load, data, "standard input")
                 continue
             words = [] if b"\0" in data else [os.fsdecode(line) for line in data.splitlines() if line.strip()]
             if not words:
@@ -280,7 +282,7 @@ def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Ten
             except UserError as error:
                 yield word, failing(error)
                 continue
-            yield from ((str(path), partial(photos.load, path)) for path in found)
+            yield from ((str(path), partial(load, path)) for path in found)
 
 
 def export(given: Namespace) -> int:

@@ -32,7 +32,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.background import BackgroundTask
 
-from dist_train.classifier import folder, photos
+from dist_train.classifier import folder
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.guard import Guard, told
 from dist_train.errors import UserError
@@ -73,7 +73,7 @@ class Service:
             found = self._seen.get(key)
         if found is None:
             with self._work:
-                found = self.model.activations(photos.load(data, name, self.limits.pixels))
+                found = self.model.activations(self.model.pixels(data, name, self.limits.pixels))
         with self._look:
             self._seen[key] = found
             self._seen.move_to_end(key)

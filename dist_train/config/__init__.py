@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config.checks import at_least, require
-from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, PackConfig
+from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
@@ -31,6 +31,7 @@ __all__ = [
     "ExtractConfig",
     "LearnConfig",
     "MonitorConfig",
+    "Orientation",
     "PackConfig",
     "Precision",
     "PretrainConfig",
