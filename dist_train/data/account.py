@@ -71,11 +71,16 @@ class Account:
             f"{self.passed_over.total():,} passed over" + (f" ({reasons})" if reasons else "")
         )
 
-    def details(self) -> list[str]:
-        """Return a line for each file left out (the first ``SHOWN``), for each reason to pass over, and each note."""
+    def left_out_lines(self) -> list[str]:
+        """Return a line for each file left out, the first ``SHOWN`` of them."""
         lines = [f"left out: {shown(name)}: {shown(reason)}" for name, reason in self.left_out[:SHOWN]]
         if len(self.left_out) > SHOWN:
             lines.append(f"left out: {len(self.left_out) - SHOWN:,} more")
+        return lines
+
+    def passed_over_lines(self) -> list[str]:
+        """Return a line for each reason to pass over, with examples, and the notes."""
+        lines = []
         for reason, number in self.reasons:
             names = [shown(name) for name in self.examples[reason][:_EXAMPLES]]
             lines.append(f"passed over: {number:,} {reason}: {', '.join(names)}" + ", ..." * (number > len(names)))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.archives import Scan
+from dist_train.data.names import shown
 from dist_train.errors import UserError
 
 SHOWN = 20  # images printed
@@ -80,7 +81,7 @@ def summarise(duplicates: Duplicates, found: Scan, rule: str) -> dict[str, Any]:
     Returns:
         rule; train_and_val, two_classes: images of which copies are there (an image can be both); within_class:
         images that repeat one of their class and subset; dropped: images left out, by subset; groups: the copies of
-        each image, as subset, class and path.
+        each image, as subset, class and path, and whether it is dropped.
     """
     drop = to_drop(duplicates) if rule == "drop" else {}
     return {
@@ -89,7 +90,10 @@ def summarise(duplicates: Duplicates, found: Scan, rule: str) -> dict[str, Any]:
         "two_classes": sum(_classes(some) > 1 for some in duplicates.groups),
         "within_class": duplicates.within_class,
         "dropped": {name: len(drop.get(name, ())) for name in found.subsets},
-        "groups": [[_entry(copy, found) for copy in some] for some in duplicates.groups],
+        "groups": [
+            [{**_entry(copy, found), "dropped": copy.row in drop.get(copy.subset, ())} for copy in some]
+            for some in duplicates.groups
+        ],
     }
 
 
@@ -101,7 +105,7 @@ def print_duplicates(entry: dict[str, Any]) -> None:
     done = f"{dropped:,} images dropped" if entry["rule"] == "drop" else "kept; --on-duplicates drop leaves them out"
     print(f"duplicates: {_counts(entry)}" + (f": {done}" if entry["groups"] else ""))
     for copies in entry["groups"][:SHOWN]:
-        print("  " + " = ".join(f"{copy['subset']} {copy['class']}: {copy['path']}" for copy in copies))
+        print("  " + " = ".join(shown(f"{copy['subset']} {copy['class']}: {copy['path']}") for copy in copies))
     if len(entry["groups"]) > SHOWN:
         print(f"  and {len(entry['groups']) - SHOWN:,} more, in index.json under summary.duplicates")
 

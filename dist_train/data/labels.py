@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dist_train.data.devkit import devkit_synsets, devkit_wnids
 from dist_train.data.kaggle import SOLUTION, is_csv, read_solution, read_words, solution_of, words_of
+from dist_train.data.names import class_name
 from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
@@ -89,9 +90,9 @@ def train_name_label(name: str) -> str | None:
 
 
 def folder_label(name: str) -> str | None:
-    """The class folder: the first of "class/.../file"; None for "file"."""
+    """The class folder as a class name: the first of "class/.../file"; None for "file"."""
     folder, slash, _ = name.partition("/")
-    return folder if slash else None
+    return class_name(folder) if slash else None
 
 
 def train_labels(source: object, names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ Every door judges class names here: packing, splits, adding classes, and the ope
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -22,6 +23,7 @@ _FORMING = re.compile(f"[{_JOINERS}{_SELECTORS}]")
 _FORMING_NOTHING = re.compile(f"(?:^|[A-Za-z\\s])[{_JOINERS}{_SELECTORS}]|[{_JOINERS}]$")
 
 
+@functools.lru_cache(1 << 16)  # asked for each image of a class
 def class_name(text: str) -> str:
     """Return a class name as it is kept: in Unicode's composed form (NFC), so that what looks the same is the same.
 

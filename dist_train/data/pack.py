@@ -28,7 +28,8 @@ from dist_train.data.archives import Items, Scan, hold_out, scan
 from dist_train.data.duplicates import find_duplicates, refuse, to_drop
 from dist_train.data.duplicates import summarise as summarise_duplicates
 from dist_train.data.files import write_text
-from dist_train.data.pack_report import print_report, summarise
+from dist_train.data.names import shown
+from dist_train.data.pack_report import account_of, print_report, summarise
 from dist_train.data.pack_shard import Encoding, ShardTask, read_blobs, recode, write_shard
 from dist_train.data.pool import progress_bar, run_tasks
 from dist_train.data.shards import (
@@ -78,7 +79,7 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
         raise UserError("pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train")
     found = scan(options.train, options.val, options.devkit, progress)
     for note in found.notes:
-        print(note)
+        print(shown(note))
     if options.val_share is not None:
         found = hold_out(found, options.val_share, options.seed)
     plan = make_plan(options, found)
@@ -95,7 +96,7 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
             shutil.rmtree(out / ".pack")
     except OSError as error:
         raise _cannot_write(error, parts, out) from None
-    print_report(summary, out)
+    print_report(summary, found.account, out)
     return shards
 
 
@@ -345,6 +346,7 @@ def _publish(
     for part in parts:
         records[part.subset].append(_finished_record(part, out))
     summary = {**summarise(records, found.classes), "duplicates": same}
+    summary["account"] = account_of(found.account, summary).entry()
     tables = {}
     for name, entries in records.items():
         # DALI and webdataset refuse a tar without images: one of which nothing could be decoded goes.

@@ -309,8 +309,8 @@ def dali_index(members: Sequence[tuple[str, str, int, int]]) -> str:
     return "\n".join([f"v1.2 {len(samples)}", *lines, ""])
 
 
-def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
-    """Regular files of an uncompressed tar, as ``tarfile.TarInfo``; insists on the end mark.
+def iter_tar(file: IO[bytes], name: str, every: bool = False) -> Iterator[tarfile.TarInfo]:
+    """Regular files of an uncompressed tar, as ``tarfile.TarInfo``, or ``every`` member; insists on the end mark.
 
     ``tarfile`` takes a tar that is cut on a header's boundary for a complete one. The end-of-archive
     block (512 zero bytes, POSIX ustar) tells the two apart.
@@ -319,7 +319,7 @@ def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps every header of a large archive in memory
-                if member.isreg():
+                if every or member.isreg():
                     yield member
             end = tar.offset
         file.seek(end)

@@ -91,7 +91,7 @@ def test_a_thumbnail_of_a_photo_that_is_there_is_no_second_photo(name: str, tmp_
     write(tmp_path, name)
     names, account = found(tmp_path)
     assert names == [THUMBNAILS[name]] and account.passed_over == {"thumbnail of a photo that is there": 1}
-    assert f"{tmp_path}/{name}" in account.details()[0]  # it is named too
+    assert f"{tmp_path}/{name}" in account.passed_over_lines()[0]  # it is named too
     (tmp_path / THUMBNAILS[name]).unlink()  # without its photo it is all there is
     assert found(tmp_path) == ([name], Account(taken=1))
     write(tmp_path, THUMBNAILS[name])  # and of one that is no larger it is no thumbnail
@@ -150,7 +150,7 @@ def test_an_account_shows_what_cannot_be_seen_and_keeps_to_a_few_lines(tmp_path:
     for n in range(30):
         (tmp_path / f"{n:02d}.jpg").symlink_to("nowhere")
     names, account = found(tmp_path)
-    lines = account.details()
+    lines = [*account.left_out_lines(), *account.passed_over_lines()]
     assert names == [] and len(lines) == 21 + 3 and lines[20] == "left out: 10 more"
     assert lines[21].startswith("passed over: 50 .txt: ") and lines[21].endswith(", ...")
     assert any("caf\\xe9.xml" in line for line in lines) and any("a\\nb\\x1b[2J.json" in line for line in lines)
@@ -200,7 +200,7 @@ def test_two_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
     write(tmp_path, "caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "bar/3.jpg")
     found, account = classes(tmp_path)
     assert found == {"bar": ["bar/3.jpg"], "caf\u00e9": ["cafe\u0301/2.jpg", "caf\u00e9/1.jpg"]}
-    assert len(account.notes) == 1 and "they are one class" in account.details()[-1]
+    assert len(account.notes) == 1 and "they are one class" in account.passed_over_lines()[-1]
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"c\xe2\x80\xaeat", b"c\nat", b"\xe3\x85\xa4", b" cat"])
