@@ -139,6 +139,7 @@ def _check_members(config: Config, members: dict[str, list[str]]) -> None:
 def _check_pack(config: Config) -> None:
     """``stages/prepare.py`` refuses the same, but in a job."""
     from dist_train.data.pack import check_options
+    from dist_train.data.sources import is_there
     from dist_train.stages.prepare import check_drawing
 
     pack = config.pack
@@ -148,9 +149,9 @@ def _check_pack(config: Config) -> None:
         check_drawing(pack, config.data.split)
     else:
         for source in (pack.train, pack.val, pack.devkit) if not _packed(config) else ():
-            if source is not None and not source.exists():
+            if source is not None and not is_there(source):
                 raise UserError(f"{source}: no such archive or folder; mend pack.train, pack.val or pack.devkit")
-    if _packed(config) and pack.train is not None and pack.train.exists():  # else they are taken as they are
+    if _packed(config) and pack.train is not None and is_there(pack.train):  # else they are taken as they are
         check_options(pack, Path(config.data.shards))
 
 

@@ -48,6 +48,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     if not (folder / "learn" / kind.learned(name) / "final").is_dir():
         raise UserError(f"{folder}: {name} was not trained; give one of {', '.join(there)}, or learn it first")
 
+    provenance = json.loads((folder / "provenance.json").read_text())
     backbone, wnids = load_backbone(config, torch.device("cpu"))
     base = open_base(config, backbone.head.weight, backbone.head.bias)
     phi = trained(kind.network, kind.learned(name), base)
@@ -55,10 +56,10 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
         base_rows = phi.base_rows(base.means)
     network = Network(
         backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
-        base.numbers["calibration_cost"], Preprocess(config.data.eval_resize, config.data.eval_size),
+        base.numbers["calibration_cost"],
+        Preprocess(config.data.eval_resize, config.data.eval_size, provenance.get("orientation", "stored")),
     ).on(base_rows.device)  # fmt: skip
     classes = [Class(called, wnid) for called, wnid in zip(_names(config, wnids), wnids, strict=True)]
-    provenance = json.loads((folder / "provenance.json").read_text())
     return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)
 
 

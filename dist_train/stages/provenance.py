@@ -38,6 +38,7 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},
         "machine": {"platform": platform.platform(), "ranks": context.world, "device": str(context.device)},
         "shards": run.shards.hash,
+        "orientation": run.shards.orientation,
         "split": {"name": run.split.name, "hash": run.split.hash, "holdout": run.config.data.holdout},
         "seeds": {"seed": run.config.seed, "evaluate.seed": run.config.evaluate.seed},
     }

@@ -67,7 +67,7 @@ def test_index_with_a_changed_node(folder: Path, shards: ShardSet, data: st.Data
     wrong = changed(index, where, new)
     if isinstance(wrong, dict) and where[:1] != ("hash",):
         with contextlib.suppress(Exception):  # as its maker would: the hash fits the content
-            wrong["hash"] = sharding._content_hash(wrong["classes"], wrong["subsets"])
+            wrong["hash"] = sharding._content_hash(wrong)
     (folder / "index.json").write_text(json.dumps(wrong))
     try:
         opened = open_shards(folder)
@@ -91,7 +91,7 @@ def test_index_with_a_changed_node(folder: Path, shards: ShardSet, data: st.Data
 def test_an_index_cannot_name_what_lies_elsewhere(folder: Path, shards: ShardSet, key: str, value: object) -> None:
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["shards"][0][key] = value
-    index["hash"] = sharding._content_hash(index["classes"], index["subsets"])
+    index["hash"] = sharding._content_hash(index)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="not a shard index"):
         open_shards(folder)
@@ -109,7 +109,7 @@ def test_a_table_of_other_bytes(folder: Path, shards: ShardSet, place: float, by
     table.write_bytes(content)
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["samples_sha256"] = file_sha256(table)
-    index["hash"] = sharding._content_hash(index["classes"], index["subsets"])
+    index["hash"] = sharding._content_hash(index)
     (folder / "index.json").write_text(json.dumps(index))
     with contextlib.suppress(UserError):
         open_shards(folder)
@@ -123,7 +123,7 @@ def test_a_table_of_pickled_objects_is_not_loaded(folder: Path, shards: ShardSet
     np.save(table, np.array([{"a": 1}], object), allow_pickle=True)
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["samples_sha256"] = file_sha256(table)
-    index["hash"] = sharding._content_hash(index["classes"], index["subsets"])
+    index["hash"] = sharding._content_hash(index)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="not a table of samples"):
         open_shards(folder)
@@ -159,6 +159,16 @@ def test_a_configuration_with_a_changed_node(config: Config, tmp_path: Path, dat
         code = main(["evaluate", "--config", str(path), "--runs", str(tmp_path / "runs")])
     assert code == 1
     assert error.getvalue().count("dist-train: error: ") == 1 and "Traceback" not in error.getvalue()
+
+
+@pytest.mark.parametrize("key", ["pretrain", "data", "extract", "name", "runs", "data.split", "pretrain.model"])
+def test_a_zero_byte_in_a_configuration(config: Config, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(changed(to_dict(config), tuple(key.split(".")), "\0")))
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        code = main(["evaluate", "--config", str(path), "--data.shards", "/nowhere"])
+    assert code == 1 and error.getvalue().count("dist-train: error: ") == 1 and "\0" not in error.getvalue()
 
 
 @settings(quiet, max_examples=60)
