@@ -45,9 +45,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """What Pillow may open: no format that starts another program (EPS)."""
 
 
-def load(
-    photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif"
-) -> torch.Tensor:
+def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif") -> torch.Tensor:
     """uint8 [3, height, width], RGB. Of an animation, the first frame; on transparency, what lies below it.
 
     Args:

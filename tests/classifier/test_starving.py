@@ -200,7 +200,9 @@ def _open(web: httpx.Client, raw: socket.socket) -> bool:
     """Whether the server still has the connection, by the kernel's table."""
     port = f":{raw.getsockname()[1]:04X}"
     fds = Path(f"/proc/{web.headers['X-Process']}/fd")
-    nodes = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[2].endswith(port)}
+    nodes = {
+        line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[2].endswith(port)
+    }
     return any(f"socket:[{node}]" in {_target(fd) for fd in fds.iterdir()} for node in nodes)
 
 
