@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from dist_train.config import Config
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from launch.parsing import in_one_line
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _written(out: Path, source: Path, is_model: bool) -> Iterator[None]:
     if source.resolve() in out.resolve().parents or (not is_model and _same(out, source)):
         raise UserError(f"--out {out}: lies in {source}; take another folder")
     other = not (is_model and _same(out, source))
-    remedy = f"take another folder, or change it: dist-train adapt {out}"
+    remedy = f"take another folder, or change it: {command('adapt', out, '--class', 'NAME=PHOTOS')}"
     if other and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; {remedy}")
     made = not out.exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from dist_train.config import PackConfig
 # In the devkit the ids follow another order than the sorted wnids, as in the official one.
 WNIDS = ("n01440764", "n02119789", "n03000134", "n09999999")
 IDS = {"n02119789": 1, "n09999999": 2, "n01440764": 3, "n03000134": 4}
+WORDS = ("tench, Tinca tinca", "kit fox", "chime, bell", "toilet tissue")  # of the same, in the same order
 TRAIN_PER_CLASS, VAL_PER_CLASS = 12, 3
 
 Files = dict[str, bytes]
@@ -73,6 +76,7 @@ class Sources:
         return self._write("devkit.tar.gz", gzip.compress(tar_bytes(inner)))
 
     def _write(self, name: str, content: bytes) -> Path:
+        (self.root / name).parent.mkdir(exist_ok=True)
         (self.root / name).write_bytes(content)
         return self.root / name
 
@@ -88,6 +92,54 @@ class Sources:
 
     def val_flat(self) -> Path:
         return self._folder("flat", self.val)
+
+    def kaggle(self, **rows: str) -> Path:
+        """Kaggle's root: ILSVRC/Data/CLS-LOC/{train,val,test}, LOC_val_solution.csv, LOC_synset_mapping.txt. ``rows``:
+        other predictions by image id; empty leaves the row out."""
+        images = "kaggle/ILSVRC/Data/CLS-LOC"
+        self._folder(
+            images, {f"train/{wnid}/{n}": blob for wnid, some in self.train.items() for n, blob in some.items()}
+        )
+        self._folder(images, {f"val/{name}": blob for name, blob in self.val.items()})
+        self._folder(images, {"test/ILSVRC2012_test_00000001.JPEG": make_image(5)})
+        ids = [name.removesuffix(".JPEG") for name in self.val]
+        truth = {n: f"{wnid} 85 1 499 272 {wnid} 3 4 50 60 " for n, wnid in zip(ids, self.truth, strict=True)} | rows
+        # In no order, as Kaggle has it.
+        lines = [f"{name},{truth[name]}\n" for name in sorted(truth, key=lambda n: n[::-1]) if truth[name]]
+        self._write("kaggle/LOC_val_solution.csv", "".join(["ImageId,PredictionString\n", *lines]).encode())
+        words = "".join(f"{wnid} {wnid} in words, and more\n" for wnid in WNIDS)
+        return self._write("kaggle/LOC_synset_mapping.txt", words.encode()).parent
+
+    def hugging_face(self) -> tuple[Files, Files]:
+        """Train and val with Hugging Face's names: the wnid at their end."""
+        train = {
+            f"{name.removesuffix('.JPEG')}_{wnid}.JPEG": blob
+            for wnid, files in self.train.items()
+            for name, blob in files.items()
+        }
+        pairs = zip(self.truth, self.val.items(), strict=True)
+        return train, {f"{name.removesuffix('.JPEG')}_{wnid}.JPEG": blob for wnid, (name, blob) in pairs}
+
+    def hugging_face_tars(self, folder: str = "tars") -> Path:
+        """Folder of the archives of ``imagenet-1k``, uncompressed; train's images in two."""
+        train, val = self.hugging_face()
+        for part in range(2):
+            self._write(f"{folder}/train_images_{part}.tar", tar_bytes(dict([*train.items()][part::2])))
+        return self._write(f"{folder}/val_images.tar", tar_bytes(val)).parent
+
+    def hugging_face_folders(self) -> tuple[Path, Path]:
+        train, val = self.hugging_face()
+        return self._folder("hf-train", train), self._folder("hf-val", val)
+
+    def parquet(self) -> Path:
+        """Folder of parquet files as ``imagenet-1k`` has them, two a split."""
+        train, val = self.hugging_face()
+        splits = {"train": train, "validation": val, "test": {"ILSVRC2012_test_00000001.JPEG": make_image(5)}}
+        for split, files in splits.items():
+            rows = [(name, blob, hf_label(name)) for name, blob in files.items()]
+            for part in range(2):
+                write_parquet(self.root / "data" / f"{split}-{part:05d}-of-00002.parquet", rows[part::2])
+        return self.root / "data"
 
     def options(self, **options: Any) -> PackConfig:
         """To pack the archives, a few images a shard."""
@@ -112,6 +164,31 @@ class Sources:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         return self.root / folder
+
+
+def hf_label(name: str) -> int:
+    """The number of a class in ``imagenet-1k``: the place of the wnid that ends the name in the sorted wnids."""
+    wnid = name.removesuffix(".JPEG").rpartition("_")[2]
+    return sorted(WNIDS).index(wnid) if wnid in WNIDS else -1
+
+
+def write_parquet(
+    path: Path, rows: list[tuple[str | None, bytes | None, int]], names: Sequence[str] = WORDS, **columns: Any
+) -> Path:
+    """A file as ``datasets`` writes it: rows of path, bytes, label; ``names`` are those of the ClassLabel, none for a
+    file without features. ``columns`` replaces columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": blob, "path": name} for name, blob, _ in rows], kind)
+    arrays = {"image": images, "label": pa.array([label for *_, label in rows], pa.int64()), **columns}
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else {}
+    path.parent.mkdir(exist_ok=True)
+    table = pa.table({name: array for name, array in arrays.items() if array is not None})
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=5, write_page_checksum=True)
+    return path
 
 
 def _meta() -> bytes:

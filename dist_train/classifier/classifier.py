@@ -18,7 +18,9 @@ from dist_train.classifier.folder import Saved
 from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, untrained
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.classifier.schema import About, check_tensors
+from dist_train.data.names import class_name
 from dist_train.data.pixels import MEAN, STD
+from dist_train.engine.precision import round_products
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
 
@@ -41,7 +43,9 @@ class Classifier:
         rule: str = "max",
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead."""
+        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead. From then on
+        GPUs compute exact float32 products in this process, as in the tables."""
+        round_products(False)
         self.network, self.provenance = network, dict(provenance or {})
         self._base, self._kept = list(base), list(kept)
         self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
@@ -141,14 +145,12 @@ class Classifier:
             self._added[place - len(self._base)] = (replace(one, name=new), activations)
 
     def check_new(self, name: str) -> str:
-        """The name as it is kept, in Unicode's composed form (NFC): what looks the same is the same.
+        """The name as it is kept (``data.names.class_name``).
 
         Raises:
             UserError: a class cannot get this name.
         """
-        name = unicodedata.normalize("NFC", str(name))
-        if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
-            raise UserError(f"class name {name!r}: give 1 to 200 printable characters, no space at the ends")
+        name = class_name(str(name))
         if any(name in (one.name, one.wnid) for one in self.classes):
             raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
         return name

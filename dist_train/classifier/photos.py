@@ -7,7 +7,7 @@ same functions (data/pixels.py), and are turned upright by the rule that the mod
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -22,7 +22,9 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from dist_train.config import Orientation
-from dist_train.data.headers import IMAGE_SUFFIXES
+from dist_train.data.account import Account
+from dist_train.data.folders import folder_photos
+from dist_train.data.photos import SUFFIXES, open_photo
 from dist_train.data.pillow import Unusable, upright
 from dist_train.data.pixels import MEAN, STD, evaluation
 from dist_train.errors import UserError
@@ -36,13 +38,6 @@ MAX_PIXELS = 89_478_485
 
 MAX_RATIO = 100
 """Of a photo's longer side to its shorter one: the resized photo has as many more pixels."""
-
-SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".ppm", ".pgm", ".avif", ".heic", ".heif"})
-"""What is taken for a photo in a folder, by the end of its name in lower case. HEIC cannot be decoded: named, and not
-passed over."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-"""What Pillow may open: no format that starts another program (EPS)."""
 
 
 def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif") -> torch.Tensor:
@@ -70,10 +65,13 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
         name = str(photo)
     if not isinstance(photo, (str, Path, bytes)):
         raise UserError(f"{name}: {type(photo).__name__} is no photo; give a path, bytes, PIL image, array or tensor")
+    if not isinstance(photo, bytes) and os.path.exists(photo) and not os.path.isfile(photo):
+        what = "Is a directory" if os.path.isdir(photo) else "no regular file"  # to open a pipe would wait for a writer
+        raise UserError(f"{name}: {what}; give the path of an image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are looked at below, and of odd EXIF
-            with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo, formats=FORMATS) as image:
+            with open_photo(photo) as image:
                 return _decoded(image, name, max_pixels, rule)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
@@ -88,16 +86,18 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
         raise _damaged(name, error) from None
 
 
-def files(folder: Path) -> list[Path]:
-    """The photos of a folder and of those below it, by ``SUFFIXES``, sorted; without what is hidden by a dot.
+def files(folder: Path, account: Account) -> list[Path]:
+    """The photos of a folder and of those below it, sorted; the account has all files (see ``data.folders``).
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a folder cannot be read.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-                   and not any(part.startswith(".") for part in p.relative_to(folder).parts))  # fmt: skip
+    here = Account()
+    found = [folder / file.name for file in folder_photos(folder, here)]
     if not found:
-        raise UserError(f"{folder}: holds no photos ({', '.join(sorted(SUFFIXES))}); give a folder with some")
+        known = here.line() if here.found else ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{folder}: holds no photos ({known}); give a folder with some")
+    account.add(here)
     return found
 
 
@@ -147,7 +147,7 @@ def known(data: bytes) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(data), formats=FORMATS).close()
+            open_photo(data).close()
     except UnidentifiedImageError:
         return False
     except Exception:  # a damaged one is one

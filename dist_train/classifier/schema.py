@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dist_train.classifier.parts import Class, row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
+from dist_train.data.names import is_class_name, shown
 from dist_train.data.pixels import MEAN, STD
 from dist_train.errors import UserError
 
@@ -42,9 +42,9 @@ def _method(name: str) -> str:
 
 
 def _name(name: str) -> str:
-    plain = name.isprintable() and name == name.strip() and unicodedata.is_normalized("NFC", name)
-    if not 0 < len(name) <= 200 or not plain:
-        raise ValueError("give 1 to 200 printable characters in composed form (NFC), no space at the ends")
+    if not is_class_name(name):
+        raise ValueError("no class name: 1 to 200 printable characters in composed form (NFC), with no slash and no "
+                         "space at the ends")  # fmt: skip
     return name
 
 
@@ -169,7 +169,7 @@ def parse(data: bytes, path: object) -> About:
         return About.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        key = ".".join(repr(part).strip("'") for part in first["loc"])
+        key = ".".join(map(shown, first["loc"]))
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "json_invalid" or not key:
             cause = f"{path}: damaged ({what})"

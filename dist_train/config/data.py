@@ -8,6 +8,7 @@ from typing import Literal
 
 from dist_train.config.checks import at_least, require
 
+Duplicates = Literal["keep", "drop", "fail"]
 Orientation = Literal["exif", "stored"]
 
 
@@ -39,11 +40,13 @@ class PackConfig:
     """From archives or folders to shards."""
 
     train: Path | None = None
-    """ILSVRC2012_img_train.tar (a tar of one tar per wnid) or a folder with one folder per class."""
+    """ILSVRC2012_img_train.tar (a tar of one tar per wnid), a folder with one folder per class, a flat folder or tar of
+    images named after their wnid, or parquet files of Hugging Face (a folder or a pattern)."""
     val: Path | None = None
-    """ILSVRC2012_img_val.tar (needs --devkit) or a folder with one folder per class."""
+    """ILSVRC2012_img_val.tar or a flat folder, a folder with one folder per class, or parquet files."""
     devkit: Path | None = None
-    """ILSVRC2012_devkit_t12.tar.gz, for the labels of a flat validation set."""
+    """Labels of a flat validation set: ILSVRC2012_devkit_t12.tar.gz, or LOC_val_solution.csv of Kaggle, which is found
+    by itself where Kaggle has it. Not needed where names end with the wnid, as Hugging Face has them."""
     val_share: float | None = None
     """Where there is no val: this share of each class's images becomes it, at least one image, drawn by the seed."""
     shard_mb: float = 128.0
@@ -53,6 +56,10 @@ class PackConfig:
     """Re-encode: shrink so that the shorter side has this many pixels. Default: bytes as they are."""
     quality: int | None = None
     """Re-encode: JPEG quality, 1 to 100 (default 90 where --shorter_side is given)."""
+    on_duplicates: Duplicates = "keep"
+    """Images with the same bytes in train and in val, or under two classes. keep: count and list them. drop: leave out
+    the training copy of those in both, and every copy of those under two classes. fail: stop, and go on from there
+    when started again with another choice."""
     orientation: Orientation = "exif"
     """exif: photos are turned upright by their EXIF tag, from here to the model that is made of the run. stored: the
     tag is ignored, as in torchvision's ImageFolder and the published ILSVRC results."""

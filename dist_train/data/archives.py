@@ -1,9 +1,10 @@
 """Where every source image lies: archives and folders are listed, never unpacked.
 
-Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its headers only) or a
-folder with a folder per class. Val is ``ILSVRC2012_img_val.tar`` or a flat folder, with labels from
-the devkit; or a folder with a folder per class. Hidden files (``.DS_Store``) are left aside; any
-other file counts as an image, and the packer reports those that are none.
+Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its headers only), a folder
+with a folder per class, or a flat folder or tar of images that are named after their class. Val is
+``ILSVRC2012_img_val.tar`` or a flat folder, or a folder with a folder per class (``labels`` says where
+its labels come from). Both may be parquet files (``parquet``). What is an image, ``photos`` decides; the account
+has every other file.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
-import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,25 +21,22 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dist_train.data.devkit import DEVKIT_REMEDY, devkit_labels, devkit_synsets, val_number
-from dist_train.data.headers import IMAGE_SUFFIXES
+from dist_train.data.account import Account
+from dist_train.data.folders import class_folders, folder_photos, subfolders
+from dist_train.data.kaggle import refuse_root
+from dist_train.data.keys import unique_keys
+from dist_train.data.labels import folder_label, label_file, train_labels, train_name_label, val_labels
+from dist_train.data.names import shown
+from dist_train.data.parquet import Numbering, list_parquet
+from dist_train.data.photos import File, is_system_file
 from dist_train.data.pool import progress_bar
-from dist_train.data.shards import iter_tar
+from dist_train.data.sources import files_of
 from dist_train.data.synsets import Synsets
+from dist_train.data.tars import inner_photos, open_tar, tar_files, tar_photos
 from dist_train.errors import UserError
 
-TRAIN_REMEDY = "give ILSVRC2012_img_train.tar or a folder with one folder per class"
-VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, or a folder with one folder per class"
-
-# First bytes of compressed files: reading at a position needs them as they are.
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\3\4": "zip",
-}
-MAX_KEY_BYTES = 90  # with its extension a key has to fit the 100 bytes of a plain tar header
+TRAIN_REMEDY = "give ILSVRC2012_img_train.tar, a folder with one folder per class, or parquet files"
+VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, a folder with one folder per class, or parquet files"
 
 
 class Item(NamedTuple):
@@ -52,17 +48,23 @@ class Item(NamedTuple):
     key: str
     label: int
     name: str
-    """Below the source: "class/file" or "file"."""
+    """The path below the source, as the source has it (bytes that are not UTF-8 as surrogates)."""
     source: str
     """For messages: the archive and the name in it."""
 
 
-class Found(NamedTuple):
-    """A listed file: name below the source ("class/file" or "file"), offset and size in bytes."""
+class Parts(NamedTuple):
+    """The several files that the images of a subset lie in.
 
-    name: str
-    offset: int
-    size: int
+    Attributes:
+        files: the files.
+        file: int32 [N], number of each image's file.
+        digest: of parquet files, hex sha256 over their footers; "" once the images can be read in place.
+    """
+
+    files: tuple[Path, ...]
+    file: npt.NDArray[np.int32]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -71,28 +73,35 @@ class Items:
 
     Attributes:
         source: the archive, or the folder.
-        folder: whether it is a folder.
+        folder: whether it is a folder with a file per image.
+        keys: N different keys (see ``keys``), sorted: however the images came, their order is the same.
         names: N names below the source, "class/file" or "file".
-        offset, size: int64 [N], place in the archive, in bytes (a folder's files: offset 0).
+        offset, size: int64 [N], place in the archive, in bytes (a folder's files: offset 0). In parquet files the
+            offset is the row, and the size is 0, until ``spool`` knows both.
         label: int32 [N], index in the sorted classes.
+        parts: where the images lie in several files; else None.
     """
 
     source: Path
     folder: bool
+    keys: list[str]
     names: list[str]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
     label: npt.NDArray[np.int32]
+    parts: Parts | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def hash(self) -> str:
-        """16 hex digits of sha256 over names, places and labels (not over the images' bytes)."""
-        content = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
-        for column in (self.offset, self.size, self.label):
+        """16 hex digits of sha256 over keys, sizes and labels (not over the images' bytes, nor where they lie)."""
+        content = hashlib.sha256("\n".join(self.keys).encode())
+        for column in (self.size, self.label):
             content.update(column.tobytes())
+        if self.parts:
+            content.update(self.parts.digest.encode())
         return content.hexdigest()[:16]
 
     def where(self, row: int) -> str:
@@ -101,40 +110,56 @@ class Items:
     def __getitem__(self, row: int) -> Item:
         name = self.names[row]
         path = self.source / name if self.folder else self.source
+        if self.parts:
+            path = self.parts.files[self.parts.file[row]]
         place = int(self.offset[row]), int(self.size[row])
-        return Item(str(path), *place, sample_key(name), int(self.label[row]), name, self.where(row))
+        label, where = int(self.label[row]), self.where(row)
+        return Item(str(path), *place, self.keys[row], label, name, where)
 
     def select(self, rows: npt.NDArray[np.int64]) -> Items:
         columns = (self.offset[rows], self.size[rows], self.label[rows])
-        return Items(self.source, self.folder, [self.names[row] for row in rows], *columns)
+        parts = self.parts and self.parts._replace(file=self.parts.file[rows])
+        keys, names = ([column[row] for row in rows] for column in (self.keys, self.names))
+        return Items(self.source, self.folder, keys, names, *columns, parts)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What there is to pack: sorted classes (wnids), the images of each subset, what the devkit says of classes."""
+    """What there is to pack: sorted classes (wnids), the images of each subset, what the devkit says of classes;
+    ``notes`` are lines to be printed, as where the labels came from; ``account`` has all files of all sources."""
 
     classes: list[str]
     subsets: dict[str, Items]
     synsets: Synsets
+    notes: tuple[str, ...] = ()
+    account: Account = field(default_factory=Account)
 
 
 def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = True) -> Scan:
     """List all source images; the classes are those of ``train``.
 
     Raises:
-        UserError: a source is missing, damaged, of the wrong kind, or does not fit the others; two
-            images of a subset have the same key.
+        UserError: a source is missing, damaged, of the wrong kind, or does not fit the others.
     """
-    found = list(_list_train(train, progress))
-    classes = sorted({_group(file.name) for file in found})
-    subsets = {"train": _by_folder(train, found, classes)}
+    numbering, notes, account = Numbering(), list[str](), Account()
+    listed = _list_source(train, "train", numbering, account, progress)
+    labels = {"train": train_labels(train, listed.labelled)}
+    listings = {"train": (train, listed)}
+    classes = sorted(set(labels["train"]))
+    file = label_file(devkit, val)
     if val is not None:
-        subsets["val"] = _scan_val(val, devkit, classes, progress)
+        listings["val"] = val, _list_source(val, "val", numbering, account, progress)
+        by = "its parquet file" if listings["val"][1].parts else "its folder"
+        labels["val"], used = val_labels(val, listings["val"][1].labelled, classes, file, by)
+        notes.append(f"val: labels {used}")
     elif devkit is not None:
         raise UserError(f"--devkit {devkit}: it labels the validation images; give --val too, or leave it out")
-    for items in subsets.values():
-        _check_keys(items)
-    return Scan(classes, subsets, devkit_synsets(devkit) if devkit else Synsets())
+    subsets = {name: _items(*listings[name], labels[name], classes) for name in listings}
+    for name, (source, listing) in listings.items():
+        if listing.passed_over:
+            others = ", ".join(f"{count} of {split}" for split, count in listing.passed_over.items())
+            notes.append(f"{name}: {source} has files of other splits, passed over: {others}")
+    return Scan(classes, subsets, file.synsets if file else Synsets(), tuple(notes), account)
 
 
 def hold_out(found: Scan, share: float, seed: int) -> Scan:
@@ -151,211 +176,128 @@ def hold_out(found: Scan, share: float, seed: int) -> Scan:
         held = min(len(rows) - 1, max(1, round(share * len(rows))))
         val[np.random.RandomState([seed, label]).permutation(rows)[:held]] = True
     subsets = {"train": train.select(np.flatnonzero(~val)), "val": train.select(np.flatnonzero(val))}
-    return Scan(found.classes, subsets, found.synsets)
+    return replace(found, subsets=subsets)
 
 
-def sample_key(name: str) -> str:
-    """The key of "class/stem.ext" or "stem.ext": the stem, with the class before it if it is not
-    there yet. Webdataset takes all after a key's first dot for its extension, so anything but
-    letters, digits, ``-`` and ``_`` becomes ``_``."""
-    group, file = _group(name), name.rpartition("/")[2]
-    stem = file.rpartition(".")[0] or file
-    if group and stem != group and not stem.startswith(f"{group}_"):
-        stem = f"{group}_{stem}"
-    return re.sub(r"[^\w-]", "_", stem)
+class Listing(NamedTuple):
+    """The images of a subset before they have labels: names below the source, places in bytes, files."""
+
+    names: list[str]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    parts: Parts | None = None
+    passed_over: dict[str, int] = {}  # noqa: RUF012  # never changed
+    flat: bool = False
+    """Whether the folders in the names are no classes."""
+
+    @property
+    def labelled(self) -> list[str]:
+        """The names as far as they say the class: "class/file" or "file"."""
+        return [name.rpartition("/")[2] for name in self.names] if self.flat else self.names
 
 
-def _group(name: str) -> str:
-    """The class of "class/.../file"; empty for "file"."""
-    return name.partition("/")[0] if "/" in name else ""
+def _list_source(path: Path, subset: str, numbering: Numbering, account: Account, progress: bool) -> Listing:
+    refuse_root(path, f"--{subset}")
+    files, passed_over = files_of(path, subset)
+    if files and files[0].suffix == ".parquet":
+        images = list_parquet(files, subset, numbering, progress)
+        account.taken += len(images.names)
+        parts = Parts(images.files, images.file, images.digest)
+        return Listing(images.names, images.row, np.zeros_like(images.row), parts, passed_over)
+    if path.is_dir() and not files:
+        return _listing([_list_folder(path, subset, account, progress)], [], passed_over, False)
+    found = [_list_tar(file, subset, account, progress) for file in files or [path]]
+    flat = not all(per_class for _, per_class in found)
+    return _listing([photos for photos, _ in found], [] if files == [path] else files, passed_over, flat)
 
 
-def _list_train(path: Path, progress: bool) -> Iterator[Found]:
-    if path.is_dir():
-        return _list_class_folders(path, "train", progress, TRAIN_REMEDY)
-    return _list_tar_of_tars(path, progress)
+def _listing(found: list[list[File]], files: list[Path], passed_over: dict[str, int], flat: bool) -> Listing:
+    """Of the images in each of ``files``; in the source itself, where there are none."""
+    every = [file for some in found for file in some]
+    offset = np.fromiter((file.offset for file in every), np.int64, len(every))
+    size = np.fromiter((file.size for file in every), np.int64, len(every))
+    number = np.repeat(np.arange(len(found), dtype=np.int32), [len(some) for some in found])
+    parts = Parts(tuple(files), number, "") if files else None
+    return Listing([file.name for file in every], offset, size, parts, passed_over, flat)
 
 
-def _scan_val(path: Path, devkit: Path | None, classes: list[str], progress: bool) -> Items:
-    if path.is_dir() and any(entry.is_dir() for entry in _entries(path)):
-        found = list(_list_class_folders(path, "val", progress, VAL_REMEDY))
-        strange = sorted({_group(file.name) for file in found} - set(classes))
-        if strange:
-            raise UserError(
-                f"{path}: class {strange[0]!r} is not among the training classes; remove it or add it there"
-            )
-        return _by_folder(path, found, classes)
-    found = list(_walk(path) if path.is_dir() else _list_flat_tar(path, progress))
-    if not found:
-        raise UserError(f"{path}: holds no validation image; {VAL_REMEDY}")
-    if devkit is None:
-        raise UserError(f"{path}: its images carry no labels; {DEVKIT_REMEDY}")
-    return _by_number(path, found, devkit_labels(devkit, classes))
+def _items(source: Path, listed: Listing, labels: list[str], classes: list[str]) -> Items:
+    position = {wnid: label for label, wnid in enumerate(classes)}
+    label = np.fromiter((position[wnid] for wnid in labels), np.int32, len(labels))
+    folder = source.is_dir() and listed.parts is None
+    groups = [folder_label(name) or "" for name in listed.labelled]
+    keys = unique_keys(groups, _different(listed))
+    items = Items(source, folder, keys, listed.names, listed.offset, listed.size, label, listed.parts)
+    return items.select(np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64))
+
+
+def _different(listed: Listing) -> list[str]:
+    """The names; those that several files have, with the file's name and the place in it."""
+    count = Counter(listed.names)
+    if len(count) == len(listed.names) or listed.parts is None:
+        return listed.names
+    files = [listed.parts.files[number].name for number in listed.parts.file]
+    places = zip(listed.names, files, listed.offset, strict=True)
+    return [name if count[name] == 1 else f"{file}:{place}:{name}" for name, file, place in places]
 
 
 # ---- listing
 
 
-def _list_tar_of_tars(path: Path, progress: bool) -> Iterator[Found]:
-    """Images of a training archive; a class comes as one inner tar, named after it."""
-    with _open_tar(path, TRAIN_REMEDY) as file, _scan_bar(file, "train", progress) as bar:
-        classes = 0
-        for outer in _members(file, str(path)):
-            classes += 1
-            inner = Path(outer.name)
-            if inner.suffix != ".tar":
-                guess = "this looks like the validation archive" if val_number(inner.name) else "not one tar per class"
-                raise UserError(f"{path}: holds {outer.name!r}: {guess}; as --train {TRAIN_REMEDY}")
-            empty = True
-            part = io.BufferedReader(_Slice(file.fileno(), outer.offset_data, outer.size))
-            for member in _members(part, f"{path}: {outer.name}"):
-                offset = outer.offset_data + member.offset_data
-                bar.update(offset - bar.n)
-                empty = False
-                yield Found(f"{inner.stem}/{Path(member.name).name}", offset, member.size)
-            if empty:
-                raise UserError(f"{path}: {outer.name}: holds no image; fetch the archive again")
-        if classes == 0:
-            raise UserError(f"{path}: holds no class; {TRAIN_REMEDY}")
-        bar.update(bar.total - bar.n)
-
-
-def _list_flat_tar(path: Path, progress: bool) -> Iterator[Found]:
-    with _open_tar(path, VAL_REMEDY) as file, _scan_bar(file, "val", progress) as bar:
-        for member in _members(file, str(path)):
-            if member.name.endswith(".tar"):
-                guess = "this looks like the training archive"
-                raise UserError(f"{path}: holds {member.name!r}: {guess}; as --val {VAL_REMEDY}")
-            bar.update(member.offset_data - bar.n)
-            yield Found(Path(member.name).name, member.offset_data, member.size)
-        bar.update(bar.total - bar.n)
-
-
-def _list_class_folders(path: Path, subset: str, progress: bool, remedy: str) -> Iterator[Found]:
-    entries = _entries(path)
-    loose = [entry.name for entry in entries if entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES)]
-    if loose:
-        raise UserError(f"{path}: image {loose[0]!r} lies in no class folder; move or remove it, or {remedy}")
-    folders = [entry for entry in entries if entry.is_dir()]
+def _list_folder(path: Path, subset: str, account: Account, progress: bool) -> list[File]:
+    """A folder with a folder per class, or with images alone."""
+    folders = subfolders(path)
     if not folders:
-        raise UserError(f"{path}: holds no class folder; {remedy}")
+        photos = folder_photos(path, account)
+        if not photos and subset == "val":
+            raise UserError(f"{path}: holds no validation image; {VAL_REMEDY}")
+        if photos:
+            return photos
+    found = []
     with progress_bar(len(folders), f"scan {subset}", "class", progress) as bar:
-        for folder in folders:
-            files = list(_walk(Path(folder.path), f"{folder.name}/"))
-            if not files:
-                raise UserError(f"{folder.path}: the class has no image; add some or remove the folder")
-            yield from files
+        for _, photos in class_folders(path, f"--{subset}", account):
+            found += photos
             bar.update()
+    return found
 
 
-def _walk(folder: Path, prefix: str = "") -> Iterator[Found]:
-    """Files below a folder, by name (some sets have ``class/images/x.jpg``)."""
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            yield Found(f"{prefix}{entry.name}", 0, entry.stat().st_size)
-        else:
-            raise UserError(f"{entry.path}: a broken link or no regular file; remove it")
+def _list_tar(path: Path, subset: str, account: Account, progress: bool) -> tuple[list[File], bool]:
+    """The images of a tar, and whether they lie in one inner tar per class, named after it."""
+    remedy = TRAIN_REMEDY if subset == "train" else VAL_REMEDY
+    with open_tar(path, remedy) as file, _scan_bar(file, subset, progress) as bar:
+        files = tar_files(file, str(path), account, bar)
+        tars = sorted(one for one in files if is_class_tar(one.name))
+        photos = tar_photos(file.fileno(), [one for one in files if not is_class_tar(one.name)], str(path), account)
+        _check_tar(path, subset, remedy, tars, photos)
+        if tars:
+            for inner in tars:
+                photos += inner_photos(file, inner, str(path), account)
+                bar.update(inner.offset + inner.size - bar.n)
+        bar.update(bar.total - bar.n)
+    return photos, bool(tars)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+def _check_tar(path: Path, subset: str, remedy: str, tars: list[File], photos: list[File]) -> None:
+    """Raises UserError where a tar holds nothing, both kinds of files, or the kind of the other subset."""
+    if subset == "val":
+        if tars:
+            guess = "this looks like the training archive"
+            raise UserError(f"{path}: holds '{shown(tars[0].name)}': {guess}; as --val {remedy}")
+        if not photos:
+            raise UserError(f"{path}: holds no validation image; {remedy}")
+        return
+    if not tars and not photos:
+        raise UserError(f"{path}: holds no class; {remedy}")
+    if photos and (tars or not train_name_label(photos[0].name)):
+        val = Path(photos[0].name).name.startswith("ILSVRC2012_val_")
+        guess = "this looks like the validation archive" if val else "not one tar per class"
+        raise UserError(f"{path}: holds '{shown(photos[0].name)}': {guess}; as --train {remedy}")
 
 
-def _members(file: Any, name: str) -> Iterator[tarfile.TarInfo]:
-    return (member for member in iter_tar(file, name) if not Path(member.name).name.startswith("."))
-
-
-def _open_tar(path: Path, remedy: str) -> io.FileIO:
-    """Unbuffered: a header is 512 bytes, and the images between two are jumped over."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; {remedy}")
-    try:
-        file = io.FileIO(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    start = os.pread(file.fileno(), 8, 0)
-    for magic, kind in COMPRESSED.items():
-        if start.startswith(magic):
-            file.close()
-            raise UserError(
-                f"{path}: is {kind}-compressed, its images cannot be read in place; uncompress it to a .tar"
-            )
-    return file
+def is_class_tar(name: str) -> bool:
+    """Tell whether a file in a training archive is a class's tar."""
+    return name.endswith(".tar") and not is_system_file(Path(name).name)
 
 
 def _scan_bar(file: io.FileIO, subset: str, show: bool) -> tqdm[Any]:
     return progress_bar(os.fstat(file.fileno()).st_size, f"scan {subset}", "B", show)
-
-
-class _Slice(io.RawIOBase):
-    """Bytes [start, start + size) of an open file, as a file with a position of its own."""
-
-    def __init__(self, descriptor: int, start: int, size: int) -> None:
-        self.descriptor, self.start, self.size, self.position = descriptor, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        room = max(0, self.size - self.position)
-        count = os.preadv(self.descriptor, [memoryview(buffer)[:room]], self.start + self.position)
-        self.position += count
-        return count
-
-
-# ---- labels
-
-
-def _columns(source: Path, found: list[Found], label: Iterable[int]) -> Items:
-    offset = np.fromiter((file.offset for file in found), np.int64, len(found))
-    size = np.fromiter((file.size for file in found), np.int64, len(found))
-    labels = np.fromiter(label, np.int32, len(found))
-    return Items(source, source.is_dir(), [file.name for file in found], offset, size, labels)
-
-
-def _by_folder(source: Path, found: list[Found], classes: list[str]) -> Items:
-    position = {wnid: label for label, wnid in enumerate(classes)}
-    return _columns(source, found, (position[_group(file.name)] for file in found))
-
-
-def _by_number(source: Path, found: list[Found], labels: list[int]) -> Items:
-    """Label of image number n: line n of the ground truth."""
-    numbers = [val_number(file.name) for file in found]
-    for file, number in zip(found, numbers, strict=True):
-        if not 1 <= number <= len(labels):
-            raise UserError(
-                f"{source}: image {file.name!r} has no label: the devkit names ILSVRC2012_val_00000001 to "
-                f"{len(labels):08d}; {VAL_REMEDY}"
-            )
-    if len(set(numbers)) != len(labels):
-        raise UserError(
-            f"{source}: holds {len(set(numbers))} validation images, the devkit labels {len(labels)}; "
-            f"fetch the archive again, or give the devkit that belongs to it"
-        )
-    return _columns(source, found, (labels[number - 1] for number in numbers))
-
-
-def _check_keys(items: Items) -> None:
-    first: dict[str, int] = {}
-    for row, name in enumerate(items.names):
-        key = sample_key(name)
-        if first.setdefault(key, row) != row:
-            raise UserError(
-                f"two images have the key {key!r}: {items.where(first[key])} and {items.where(row)}; "
-                f"rename or remove one"
-            )
-        if len(key.encode()) > MAX_KEY_BYTES:
-            raise UserError(f"{items.where(row)}: the name makes a key of over {MAX_KEY_BYTES} bytes; shorten it")

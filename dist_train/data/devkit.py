@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 import zlib
 from pathlib import Path
@@ -15,23 +14,15 @@ from scipy.io import loadmat
 from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
-DEVKIT_REMEDY = "give ILSVRC2012_devkit_t12.tar.gz as --devkit"
+DEVKIT_REMEDY = "give ILSVRC2012_devkit_t12.tar.gz, or LOC_val_solution.csv of Kaggle, as --devkit"
 
 
-def val_number(name: str) -> int:
-    """n of ``ILSVRC2012_val_0000000n.JPEG``, counted from 1; 0 for any other name."""
-    match = re.match(r"ILSVRC2012_val_(\d{8})\b", name)
-    return int(match[1]) if match else 0
-
-
-def devkit_labels(path: Path, classes: list[str]) -> list[int]:
-    """Label of each validation image, in the order of their numbers: a position in ``classes``.
-
-    The ground truth has ILSVRC ids, which are not positions in the sorted wnids: id -> wnid (in
-    meta.mat) -> position.
+def devkit_wnids(path: Path) -> dict[str, str]:
+    """Image id ("ILSVRC2012_val_00000001") -> wnid. The ground truth has ILSVRC ids, which are not positions in the
+    sorted wnids: meta.mat translates.
 
     Raises:
-        UserError: not a devkit, a damaged one, or one with classes that are not in ``classes``.
+        UserError: not a devkit, or a damaged one.
     """
     files = _devkit_files(path)
     try:
@@ -39,16 +30,10 @@ def devkit_labels(path: Path, classes: list[str]) -> list[int]:
         ids = [int(line) for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
     except Exception as error:  # scipy raises nearly anything on a damaged file
         raise UserError(f"{path}: meta.mat or the ground truth cannot be read ({error}); {DEVKIT_REMEDY}") from None
-    position = {wnid: label for label, wnid in enumerate(classes)}
     for number in dict.fromkeys(ids):
         if number not in wnids:
             raise UserError(f"{path}: the ground truth has id {number}, meta.mat has not; {DEVKIT_REMEDY}")
-        if wnids[number] not in position:
-            raise UserError(
-                f"{path}: labels images as {wnids[number]!r}, which is not among the training classes; "
-                f"give the devkit and the validation images that belong to --train"
-            )
-    return [position[wnids[number]] for number in ids]
+    return {f"ILSVRC2012_val_{line:08d}": wnids[number] for line, number in enumerate(ids, 1)}
 
 
 def devkit_synsets(path: Path) -> Synsets:
@@ -94,7 +79,8 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
                     assert content is not None  # it is a regular file
                     files[inner.name] = content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}: not a complete devkit ({error}); {DEVKIT_REMEDY}") from None
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{path}: not a complete devkit ({reason}); {DEVKIT_REMEDY}") from None
     for name in wanted:
         if name not in files:
             raise UserError(f"{path}: not the devkit, it has no data/{name}; {DEVKIT_REMEDY}")

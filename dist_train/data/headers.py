@@ -1,4 +1,4 @@
-"""What is an image: by the name of its file, and, is this the header of one that the decoder understands?
+"""Is this the header of an image that the decoder understands?
 
 DALI 2.4.0 reads the headers of a batch of 25 to 32 images and more on several threads, and when one of
 them fails it raises while the others still work on what is gone: the process dies of a segmentation
@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
-# What DALI decodes besides JPEG, by PIL's names.
-_FORMATS = {"BMP", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
+FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
+"""What DALI decodes, by PIL's names; of some, not every file."""
 
 
 def parses(blob: bytes | npt.NDArray[np.uint8]) -> bool:
@@ -56,6 +54,6 @@ def _other(data: memoryview) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                return image.format in _FORMATS
+                return image.format in FORMATS
     except Exception:  # PIL raises nearly anything on a damaged file
         return False

@@ -13,9 +13,9 @@ import fcntl
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,11 @@ import PIL
 
 from dist_train.config import PackConfig, digest
 from dist_train.data.archives import Items, Scan, hold_out, scan
+from dist_train.data.duplicates import find_duplicates, refuse, to_drop
+from dist_train.data.duplicates import summarise as summarise_duplicates
 from dist_train.data.files import write_text
-from dist_train.data.pack_report import print_report, summarise
+from dist_train.data.names import shown
+from dist_train.data.pack_report import account_of, print_report, summarise
 from dist_train.data.pack_shard import Encoding, ShardTask, read_blobs, recode, write_shard
 from dist_train.data.pool import progress_bar, run_tasks
 from dist_train.data.shards import (
@@ -39,6 +42,7 @@ from dist_train.data.shards import (
     sample_dtype,
     write_index,
 )
+from dist_train.data.spool import spool, spooled, tasks_of
 from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
@@ -74,20 +78,25 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
     if options.train is None:
         raise UserError("pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train")
     found = scan(options.train, options.val, options.devkit, progress)
+    for note in found.notes:
+        print(shown(note))
     if options.val_share is not None:
         found = hold_out(found, options.val_share, options.seed)
     plan = make_plan(options, found)
     if (out / "index.json").is_file():
         return _finished(out, plan, found)
-    parts = cut_parts(found, options)
+    parts: list[Part] = []
     try:
         with _state(out, plan):
+            found = _readable(found, options, out, progress)
+            parts = cut_parts(found, options)
             _write_parts(parts, found, options, out, progress)
-            shards, summary = _publish(parts, found, plan, out)
+            same = _settle_duplicates(parts, found, options, out, progress)
+            shards, summary = _publish(parts, found, plan, same, out)
             shutil.rmtree(out / ".pack")
     except OSError as error:
         raise _cannot_write(error, parts, out) from None
-    print_report(summary, out)
+    print_report(summary, found.account, out)
     return shards
 
 
@@ -111,6 +120,7 @@ def _of_options(options: PackConfig) -> dict[str, Any]:
         "shorter_side": options.shorter_side,
         "quality": options.quality,
         "encoder": f"Pillow {PIL.__version__}" if Encoding.of(options) else None,
+        "on_duplicates": options.on_duplicates,
     }
 
 
@@ -190,10 +200,12 @@ def _state(out: Path, plan: dict[str, Any]) -> Iterator[None]:
             for leftover in folder.glob(".*.tmp-*"):
                 leftover.unlink()
         path = state / "plan.json"
+        # What to do with duplicates is settled last: until then it may change.
+        settled = {key: value for key, value in plan.items() if key != "on_duplicates"}
         if path.is_file():
-            _same_plan(out, json.loads(path.read_text()), plan)
+            _same_plan(out, json.loads(path.read_text()), settled)
         else:
-            write_text(path, json.dumps(plan))
+            write_text(path, json.dumps(settled))
         yield
 
 
@@ -230,33 +242,85 @@ def _record(part: Part, out: Path) -> dict[str, Any] | None:
     return record if record["shard"]["bytes"] == tar.stat().st_size else None
 
 
+def _finished_record(part: Part, out: Path) -> dict[str, Any]:
+    record = _record(part, out)
+    assert record is not None  # written just now, or found intact at the start
+    return record
+
+
 # ---- writing
 
 
+def _readable(found: Scan, options: PackConfig, out: Path, progress: bool) -> Scan:
+    """The same images, those in parquet files copied to where they can be read in place (see ``spool``)."""
+    tasks = tasks_of(found.subsets.values(), out / ".pack" / "spool")
+    if not tasks:
+        return found
+    total = sum(file.stat().st_size for file in tasks)
+    print(
+        f"{out}: {len(tasks)} parquet files cannot be read in place: their {total / 1e9:.3f} GB are copied into "
+        f"{out / '.pack'} first, and deleted at the end"
+    )
+    copies = sum(file.stat().st_size for file, task in tasks.items() if task.done() is None)
+    _check_space(copies + (0 if Encoding.of(options) else total), out)
+    spool(tasks.values(), options.workers, progress)
+    return replace(found, subsets={name: spooled(items, tasks) for name, items in found.subsets.items()})
+
+
 def _write_parts(parts: list[Part], found: Scan, options: PackConfig, out: Path, progress: bool) -> None:
+    """Write the shards that are not there yet."""
     todo = [part for part in parts if _record(part, out) is None]
     total, left = (sum(len(part.rows) for part in some) for some in (parts, todo))
     if len(todo) < len(parts):
         print(f"{out}: continues; {len(parts) - len(todo)} of {len(parts)} shards are there")
-    encoding = Encoding.of(options)
-    if encoding is None:
-        _check_space(todo, out)
-    tasks = (
-        ShardTask(
-            part.tar(out),
-            part.record(out),
-            [found.subsets[part.subset][int(row)] for row in part.rows],
-            encoding,
-            options.orientation,
-        )
-        for part in todo
-    )
+    if Encoding.of(options) is None:
+        _check_space(sum(part.bytes for part in todo), out)
     with progress_bar(total, "pack", "image", progress, done=total - left) as bar:
-        run_tasks(write_shard, tasks, len(todo), options.workers, bar)
+        run_tasks(write_shard, _tasks(todo, found, options, out, {}), len(todo), options.workers, bar)
 
 
-def _check_space(todo: Sequence[Part], out: Path) -> None:
-    needed, free = sum(part.bytes for part in todo), shutil.disk_usage(out).free
+def _tasks(
+    parts: list[Part], found: Scan, options: PackConfig, out: Path, drop: dict[str, set[int]]
+) -> Iterator[ShardTask]:
+    encoding = Encoding.of(options)
+    for part in parts:
+        items = [found.subsets[part.subset][int(row)] for row in part.rows]
+        yield ShardTask(part.tar(out), part.record(out), items, encoding, options.orientation, _dropped(part, drop))
+
+
+def _dropped(part: Part, drop: dict[str, set[int]]) -> frozenset[int]:
+    """Places in the shard of the rows to drop."""
+    rows = drop.get(part.subset, set())
+    return frozenset(place for place, row in enumerate(part.rows) if int(row) in rows)
+
+
+def _settle_duplicates(
+    parts: list[Part], found: Scan, options: PackConfig, out: Path, progress: bool
+) -> dict[str, Any]:
+    """Find the images that are there twice and do as ``on_duplicates`` says: the shards from which an image goes, or
+    into which it comes back after a change of mind, are written again.
+
+    Raises:
+        UserError: the rule is ``fail``, and there are some.
+    """
+    digests = {name: np.zeros(len(items), "S32") for name, items in found.subsets.items()}
+    dropped = []
+    for part in parts:
+        record = _finished_record(part, out)
+        digests[part.subset][part.rows] = record["digests"]
+        dropped.append(set(record["dropped"]))
+    duplicates = find_duplicates(found, digests)
+    if options.on_duplicates == "fail":
+        refuse(duplicates, found, out)
+    drop = to_drop(duplicates) if options.on_duplicates == "drop" else {}
+    todo = [part for part, gone in zip(parts, dropped, strict=True) if gone != _dropped(part, drop)]
+    with progress_bar(sum(len(part.rows) for part in todo), "drop duplicates", "image", progress and bool(todo)) as bar:
+        run_tasks(write_shard, _tasks(todo, found, options, out, drop), len(todo), options.workers, bar)
+    return summarise_duplicates(duplicates, found, options.on_duplicates)
+
+
+def _check_space(needed: int, out: Path) -> None:
+    free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(_no_space(out, needed, free))
 
@@ -275,21 +339,23 @@ def _cannot_write(error: OSError, parts: list[Part], out: Path) -> UserError:
     return UserError(_no_space(out, needed, shutil.disk_usage(out).free))
 
 
-def _publish(parts: list[Part], found: Scan, plan: dict[str, Any], out: Path) -> tuple[ShardSet, dict[str, Any]]:
-    """The index from all records, with plan and summary in it."""
+def _publish(
+    parts: list[Part], found: Scan, plan: dict[str, Any], same: dict[str, Any], out: Path
+) -> tuple[ShardSet, dict[str, Any]]:
+    """The index from all records, with plan and summary in it; ``same`` is of ``_settle_duplicates``."""
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in found.subsets}
     for part in parts:
-        record = _record(part, out)
-        assert record is not None  # written just now, or found intact at the start
-        records[part.subset].append(record)
-    summary = summarise(records, found.classes)
+        records[part.subset].append(_finished_record(part, out))
+    summary = {**summarise(records, found.classes), "duplicates": same}
+    summary["account"] = account_of(found.account, summary).entry()
     tables = {}
     for name, entries in records.items():
         # DALI and webdataset refuse a tar without images: one of which nothing could be decoded goes.
         kept = [entry for entry in entries if entry["shard"]["samples"]]
         if not kept:
-            first = entries[0]["undecodable"][0]
-            raise UserError(f"{found.subsets[name].source}: no image can be decoded; the first: {first['reason']}")
+            reasons = [entry["reason"] for record in entries for entry in record["undecodable"]]
+            why = f"can be decoded; the first: {reasons[0]}" if reasons else "is left without the duplicates"
+            raise UserError(f"{found.subsets[name].source}: no image {why}")
         for entry in entries:
             if not entry["shard"]["samples"]:
                 (out / name / entry["shard"]["name"]).unlink()

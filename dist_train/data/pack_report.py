@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dist_train.data.account import Account
+from dist_train.data.duplicates import print_duplicates
+from dist_train.data.names import shown
+
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC2012
 OFFICIAL_CLASSES = 1000
 SHOWN = 20  # of a long list
@@ -66,7 +70,27 @@ def _listed(records: dict[str, list[dict[str, Any]]], what: str) -> list[dict[st
     ]
 
 
-def print_report(summary: dict[str, Any], out: Path) -> None:
+def account_of(scanned: Account, summary: dict[str, Any]) -> Account:
+    """Return what became of all files in the end: of those that the scan took, some could not be decoded, and some
+    were dropped as duplicates.
+
+    Args:
+        scanned: of ``archives.scan``.
+        summary: of ``summarise``, and of the duplicates.
+    """
+    images = sum(subset["images"] for subset in summary["subsets"].values())
+    final = Account(images, [], scanned.passed_over, scanned.examples, scanned.notes)
+    for entry in summary["undecodable"]:
+        final.leave_out(entry["source"], entry["reason"])
+    for copies in summary["duplicates"]["groups"]:
+        for copy in copies:
+            if copy["dropped"]:
+                final.leave_out(copy["path"], "a duplicate")
+    final.left_out += scanned.left_out
+    return final
+
+
+def print_report(summary: dict[str, Any], scanned: Account, out: Path) -> None:
     """The summary on stdout; what was left out, loudly, on stderr."""
     for name, subset in summary["subsets"].items():
         per_class = subset["per_class"]
@@ -78,19 +102,28 @@ def print_report(summary: dict[str, Any], out: Path) -> None:
     same = "are" if summary["official"] else "are not"
     print(f"the counts {same} those of ILSVRC2012 (1,281,167 train, 50,000 val, 1000 classes)")
     for entry in summary["misnamed"][:SHOWN]:
-        print(f"called JPEG, but {entry['format']}: {entry['source']}")
-    _warn(summary, out)
+        print(f"called JPEG, but {entry['format']}: {shown(entry['source'])}")
+    print_duplicates(summary["duplicates"])
+    final = account_of(scanned, summary)
+    print(final.line())
+    for line in final.passed_over_lines():
+        print(line)
+    _warn(summary, scanned, out)
 
 
-def _warn(summary: dict[str, Any], out: Path) -> None:
+def _warn(summary: dict[str, Any], scanned: Account, out: Path) -> None:
     lost = summary["undecodable"]
-    lines = [f"  {entry['source']}: {entry['reason']}" for entry in lost[:SHOWN]]
+    lines = [f"  {shown(entry['source'])}: {shown(entry['reason'])}" for entry in lost[:SHOWN]]
     if lost:
         where = f"{out / 'index.json'} lists them under summary.undecodable"
         lines.insert(0, f"WARNING: {len(lost)} images cannot be decoded and were LEFT OUT; {where}")
+    if scanned.left_out:
+        where = f"{out / 'index.json'} lists them under summary.account"
+        lines.append(f"WARNING: {len(scanned.left_out)} files were LEFT OUT before a look at their pixels; {where}")
+        lines += [f"  {line}" for line in scanned.left_out_lines()]
     for name, subset in summary["subsets"].items():
         if empty := subset["empty_classes"]:
-            lines.append(f"WARNING: {len(empty)} classes have no {name} image, the first: {empty[0]}")
+            lines.append(f"WARNING: {len(empty)} classes have no {name} image, the first: {shown(empty[0])}")
     for line in lines:
         print(line, file=sys.stderr)
 

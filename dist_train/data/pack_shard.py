@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,13 +20,15 @@ from dist_train.config import Orientation, PackConfig
 from dist_train.data.archives import Item
 from dist_train.data.dali import decode_errors
 from dist_train.data.files import atomic_write, file_sha256, write_text
+from dist_train.data.headers import FORMATS
 from dist_train.data.orientation import sizes
+from dist_train.data.photos import open_photo
 from dist_train.data.pillow import upright
 from dist_train.data.pool import advance
 from dist_train.data.shards import dali_index, tar_members
 from dist_train.errors import UserError
 
-DEFAULT_QUALITY = 90
+DEFAULT_QUALITY, OFFERED_QUALITY = 90, 95
 # Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
 BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
 # PIL's own bound for a decompression bomb: a few bytes that decode to gigabytes.
@@ -53,6 +56,8 @@ class ShardTask(NamedTuple):
     items: list[Item]
     encoding: Encoding | None
     rule: Orientation
+    drop: frozenset[int] = frozenset()
+    """Images, by their place among the items, that are left out as duplicates."""
 
 
 class Header(NamedTuple):
@@ -69,7 +74,8 @@ class Header(NamedTuple):
 def write_shard(task: ShardTask, threads: int) -> None:
     """Write the tar, its ``.idx`` and, last, the record: a JSON file with all that the index needs.
 
-    The content depends on the task alone. Images that cannot be decoded are left out and listed.
+    The content depends on the task alone. Images that cannot be decoded are left out and listed. Of all others, those
+    to drop too, the record has the hash of the source bytes.
 
     Raises:
         UserError: a source cannot be read.
@@ -77,14 +83,19 @@ def write_shard(task: ShardTask, threads: int) -> None:
     """
     kept: list[tuple[Item, Header]] = []
     left_out: list[dict[str, str]] = []
+    digests: list[str] = []
+    task.record.unlink(missing_ok=True)  # from here on it may not be true
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with (whole := atomic_write(task.path)) as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for part in batches([item.size for item in task.items]):
                 items = task.items[part]
-                for item, (blob, header) in zip(items, _prepare(items, task, threads), strict=True):
+                for item, (blob, header, digest) in zip(items, _prepare(items, task, threads), strict=True):
+                    digests.append(digest)
                     if isinstance(header, str):
                         left_out.append({"key": item.key, "source": item.source, "reason": header})
+                        continue
+                    if len(digests) - 1 in task.drop:
                         continue
                     tar.write({"__key__": item.key, "cls": str(item.label).encode(), "jpg": blob})
                     kept.append((item, header))
@@ -98,35 +109,57 @@ def write_shard(task: ShardTask, threads: int) -> None:
             "sha256": file_sha256(whole.temporary),
         }
     write_text(task.path.with_suffix(".idx"), dali_index(members))
-    record = {"shard": shard, **_facts(kept, members), "undecodable": left_out}
+    record = {
+        "shard": shard,
+        **_facts(kept, members),
+        "undecodable": left_out,
+        "digests": digests,
+        "dropped": sorted(task.drop),
+    }
     write_text(task.record, json.dumps(record))
 
 
-def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[bytes, Header | str]]:
-    """The bytes to store for each item, with their header or the reason to leave them out."""
+def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[bytes, Header | str, str]]:
+    """The bytes to store for each item, their header or the reason to leave them out, and the hash of the source
+    bytes ("" for what is left out)."""
     stored: list[tuple[bytes, Header | str]] = []
-    for blob in read_blobs(items):
+    blobs = read_blobs(items)
+    for blob in blobs:
         recoded = blob if task.encoding is None else recode(blob, task.encoding, task.rule)
         stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded, task.rule)))
     good = [n for n, (_, header) in enumerate(stored) if isinstance(header, Header)]
     for n, reason in zip(good, decode_errors([stored[n][0] for n in good], threads), strict=True):
         if reason is not None:
-            stored[n] = b"", reason
-    return stored
+            stored[n] = b"", _cause(blobs[n], reason, task)
+    return [
+        (kept, header, "" if isinstance(header, str) else hashlib.blake2b(blob, digest_size=16).hexdigest())
+        for blob, (kept, header) in zip(blobs, stored, strict=True)
+    ]
+
+
+def _cause(blob: bytes, reason: str, task: ShardTask) -> str:
+    """Why the training decoder does not take an image; and, where that is so, that Pillow does."""
+    anew = Encoding(task.encoding.shorter_side if task.encoding else None, OFFERED_QUALITY)
+    if isinstance(recode(blob, anew, task.rule), str):
+        return reason
+    header = read_header(blob, task.rule)
+    if isinstance(header, Header) and header.format not in ("JPEG", "MPO"):
+        reason = f"{header.format} that Pillow decodes and DALI does not"
+    return f"{reason}; --quality {OFFERED_QUALITY} re-encodes it to JPEG and takes it"
 
 
 def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:
     """The image as it is to be stored; or why it cannot be, in a line.
 
-    Images shrink to ``shorter_side``, never grow. One that need not shrink keeps its bytes, unless
-    ``quality`` is given. EXIF data is dropped: pixels are stored upright, or, under the rule ``stored``, as they were.
+    Images shrink to ``shorter_side``, never grow. One that need not shrink keeps its bytes, unless ``quality`` is
+    given or DALI does not decode its format. EXIF data is dropped: pixels are stored upright, or, under the rule ``stored``, as they were.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            source = Image.open(io.BytesIO(blob))
+            source = open_photo(blob)
             scale = (encoding.shorter_side or min(source.size)) / min(source.size)
-            if scale >= 1 and encoding.quality is None:
+            if scale >= 1 and encoding.quality is None and source.format in FORMATS:
                 return blob
             image = Image.fromarray(upright(source, rule))
         if scale < 1:
@@ -142,7 +175,7 @@ def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:
 def read_header(blob: bytes, rule: Orientation) -> Header | str:
     """The header by PIL, or why the image cannot be used: no header, or more than MAX_PIXELS."""
     try:
-        with _any_header(), Image.open(io.BytesIO(blob)) as image:
+        with _any_header(), open_photo(blob) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels: larger than {MAX_PIXELS}, a decompression bomb"
             return Header(*sizes(image, rule), image.mode, image.format or "?")

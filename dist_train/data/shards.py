@@ -30,8 +30,9 @@ import numpy.typing as npt
 from dist_train.config import CacheConfig, Orientation
 from dist_train.data.cache import Cache
 from dist_train.data.files import atomic_write, file_sha256, write_text
+from dist_train.data.names import is_class_name, shown
 from dist_train.data.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import NoShards, UserError, command, verifying
 
 VERSION = 2
 SUBSETS = ("train", "val")
@@ -203,8 +204,10 @@ def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]
     elif (file := Path(path)).is_file():
         content = file.read_bytes()
     else:
-        what = "an unfinished pack" if (file.parent / ".pack").exists() else "no index.json"
-        raise UserError(f"{source}: {what}; make the shards with: dist-train pack --out {source} ...")
+        begun = (file.parent / ".pack").exists()
+        what = "an unfinished pack" if begun else "no index.json"
+        again = command("pack", "--out", source, "--train", "ARCHIVE_OR_FOLDER", "--val", "ARCHIVE_OR_FOLDER")
+        raise (UserError if begun else NoShards)(f"{source}: {what}; make the shards with: {again}")
     try:
         index: dict[str, Any] = json.loads(content)
         version, stated = index["version"], index["hash"]
@@ -237,8 +240,9 @@ def _check_index(index: dict[str, Any]) -> None:
                 raise ValueError(f"shard name {shard['name']!r}")
             if not all(type(shard[key]) is int and shard[key] >= 0 for key in ("samples", "bytes")):
                 raise ValueError(f"shard {shard['name']!r}: samples and bytes must be whole numbers")
-    if type(index["classes"]) is not list or not all(isinstance(wnid, str) for wnid in index["classes"]):
-        raise ValueError("classes must be a list of strings")
+    if type(index["classes"]) is not list or not all(map(is_class_name, index["classes"])):
+        strange = [wnid for wnid in index["classes"] if not is_class_name(wnid)][:1]
+        raise ValueError(f"classes must be a list of names; {strange} cannot be one")
     if index["version"] > 1 and index["orientation"] not in get_args(Orientation):
         raise ValueError(f"orientation {index['orientation']!r}")
     Synsets.of(index.get("synsets"))
@@ -264,7 +268,7 @@ def _check_table(path: Path, subset: Subset, classes: int) -> None:
     known &= (table["offset"] >= 512) & (table["size"] >= 0)
     known &= (subset.orientations() >= 1) & (subset.orientations() <= 8)
     if not known.all() or (table["offset"] + table["size"] > ends[table["shard"]]).any():
-        raise UserError(f"{path}: rows do not fit the index; dist-train verify {subset.source} names them")
+        raise UserError(f"{path}: rows do not fit the index; {verifying(subset.source)}")
 
 
 def _content_hash(index: dict[str, Any]) -> str:
@@ -281,7 +285,7 @@ def check_sizes(subset: Subset) -> None:
             found = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
                 f"{path}: {found}, the index says {shard.bytes}: copy this shard again or repack; "
-                f"dist-train verify {subset.root} checks all of them"
+                f"{command('verify', subset.root)} checks all of them"
             )
 
 
@@ -303,7 +307,7 @@ def write_index(
     }  # fmt: skip
     for name, (shards, samples, sources) in tables.items():
         # A line each; what would break the line is shown escaped.
-        write_text(root / f"{name}.sources.txt", "".join(f"{_in_one_line(path)}\n" for path in sources))
+        write_text(root / f"{name}.sources.txt", "".join(f"{shown(path)}\n" for path in sources))
         table = root / f"{name}.samples.npy"
         with atomic_write(table) as file:
             np.save(file, samples)
@@ -312,10 +316,6 @@ def write_index(
     index["hash"] = _content_hash(index)
     write_text(root / "index.json", json.dumps(index, indent=1))
     return open_shards(root, sizes=False)  # as written, right or wrong: verify says which
-
-
-def _in_one_line(path: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
 def tar_members(path: Path) -> list[tuple[str, str, int, int]]:
@@ -346,8 +346,8 @@ def dali_index(members: Sequence[tuple[str, str, int, int]]) -> str:
     return "\n".join([f"v1.2 {len(samples)}", *lines, ""])
 
 
-def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
-    """Regular files of an uncompressed tar, as ``tarfile.TarInfo``; insists on the end mark.
+def iter_tar(file: IO[bytes], name: str, every: bool = False) -> Iterator[tarfile.TarInfo]:
+    """Regular files of an uncompressed tar, as ``tarfile.TarInfo``, or ``every`` member; insists on the end mark.
 
     ``tarfile`` takes a tar that is cut on a header's boundary for a complete one. The end-of-archive
     block (512 zero bytes, POSIX ustar) tells the two apart.
@@ -356,7 +356,7 @@ def iter_tar(file: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps every header of a large archive in memory
-                if member.isreg():
+                if every or member.isreg():
                     yield member
             end = tar.offset
         file.seek(end)

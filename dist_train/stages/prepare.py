@@ -8,6 +8,7 @@ from dist_train.config import Config, PackConfig
 from dist_train.context import Context
 from dist_train.data.drawing import check_drawn, draw, split_of
 from dist_train.data.pack import pack
+from dist_train.data.sources import is_there
 from dist_train.data.splits import load_split, save_split
 from dist_train.errors import UserError
 
@@ -52,4 +53,4 @@ def check_drawing(options: PackConfig, split: str) -> None:
 
 def _sources_exist(options: PackConfig) -> bool:
     """Archives may be deleted once they are packed; then the shards are taken as they are."""
-    return options.train is not None and options.train.exists()
+    return options.train is not None and is_there(options.train)

@@ -324,7 +324,7 @@ def test_too_much_is_413_before_it_is_read_through(page: Page, path: str, head: 
 
 
 def test_a_length_that_is_not_that_of_the_body(page: Page) -> None:
-    """Too short: the rest is half a request, which does not come whole. Too long: nor does it. None: there is no body."""
+    """Too short: the rest is half a request, which does not come whole. Too long: nor does it. None: no body."""
     web = page({}, {"upload": 1_000_000}, **SHORT)
     body = b'{"name": "nobody"}'
     head = b"POST /api/remove HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

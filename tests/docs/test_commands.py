@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from imagenet_like import make_sources
 
+from dist_train.data.shards import open_shards
 from dist_train.stages.common import Run
 from launch.cli import build_parser, one_line
 
@@ -182,11 +183,16 @@ def test_imagenet(tmp_path: Path) -> None:
     for name, make in names.items():
         make().rename(tmp_path / name)
     (tmp_path / "okapi.jpg").write_bytes(next(iter(next(iter(sources.train.values())).values())))
+    sources.kaggle(), sources.train_folder(), sources.val_folder()
+    sources.parquet().rename(sources.hugging_face_tars("imagenet-1k") / "data")
     for command in commands(ROOT / "docs" / "imagenet.md"):
         if "--dry-run" in command:
             run("dist-train split --shards shards/imagenet --novel 1 --out split.json", tmp_path)
         if command not in ELSEWHERE:
             run(command, tmp_path)
+    shards = tmp_path / "shards"
+    hashes = {open_shards(shards / name).hash for name in ("imagenet", "kaggle", "folders", "parquet", "tars")}
+    assert len(hashes) == 1
     table = (tmp_path / "runs" / "imagenet" / "evaluate" / "table.md").read_text()
     assert "Linear classifier" in table and "φ+" in table
 

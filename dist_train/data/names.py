@@ -1,0 +1,91 @@
+"""Names: what a class may be called, and how any text is shown so that nothing in it stays unseen.
+
+Every door judges class names here: packing, splits, adding classes, and the opening of shards, splits and models.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+from dist_train.errors import UserError
+
+MAX_LENGTH = 200
+"""Of a class name, in characters."""
+
+_JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner: Persian words and emoji are spelt with them
+_SELECTORS = r"\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"  # variation selectors
+# Letters and marks by their category that nevertheless leave no ink: fillers, the grapheme joiner, empty Braille.
+_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+_FORMING = re.compile(f"[{_JOINERS}{_SELECTORS}]")
+# Where there is nothing to join or to vary, they only make two names that look alike. "1\ufe0f\u20e3" is an emoji.
+_FORMING_NOTHING = re.compile(f"(?:^|[A-Za-z\\s])[{_JOINERS}{_SELECTORS}]|[{_JOINERS}]$")
+
+
+@functools.lru_cache(1 << 16)  # asked for each image of a class
+def class_name(text: str) -> str:
+    """Return a class name as it is kept: in Unicode's composed form (NFC), so that what looks the same is the same.
+
+    Raises:
+        UserError: the text is empty, over ``MAX_LENGTH`` characters, not UTF-8 (a file name's stray bytes), begins or
+            ends with a space, has a slash, or a character that cannot be seen.
+    """
+    name = unicodedata.normalize("NFC", text)
+    cause = _fault(name)
+    if cause:
+        raise UserError(
+            f"class name '{shown(text[: MAX_LENGTH + 1])}': {cause}; give 1 to {MAX_LENGTH} printable characters, "
+            f"with no slash and no space at the ends"
+        )
+    return name
+
+
+def is_class_name(text: object) -> bool:
+    """Tell whether this is a class name in the form in which ``class_name`` keeps it."""
+    return isinstance(text, str) and _fault(text) is None and unicodedata.is_normalized("NFC", text)
+
+
+def shown(text: object) -> str:
+    """Return a text with all that cannot be seen, or that moves what follows, escaped as Python would write it.
+
+    Control characters (line breaks and a terminal's commands among them), marks of the writing direction and spaces
+    other than the usual space become ``\\n``, ``\\x1b``, ``\\u202e``; a byte of a file name that is not UTF-8 becomes
+    ``\\xff``. Joiners and variation selectors stay, as Persian words and emoji are spelt with them.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if _visible(char) else _escaped(char) for char in text)
+
+
+def _fault(name: str) -> str | None:
+    """Why this cannot be a class name, or None."""
+    if not name:
+        return "it is empty"
+    if len(name) > MAX_LENGTH:
+        return f"it has {len(name)} characters"
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return "it is not UTF-8"
+    if "/" in name:
+        return "it has a slash"
+    if name != name.strip():
+        return "it begins or ends with a space"
+    unseen = next((char for char in name if not _visible(char)), None)
+    if unseen:
+        return f"it has the character {_escaped(unseen)}, which cannot be seen"
+    if _FORMING_NOTHING.search(name):
+        return "it has a joiner or a variation selector that joins or varies nothing"
+    if name in (".", ".."):
+        return "it is a folder's own name"
+    return None
+
+
+def _visible(char: str) -> bool:
+    return (char.isprintable() and char not in _BLANK) or bool(_FORMING.match(char))
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # Python's stand-in for a byte that is not UTF-8 (PEP 383)
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode() if char not in _BLANK else f"\\u{ord(char):04x}"

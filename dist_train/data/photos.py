@@ -1,0 +1,185 @@
+"""What is a photo: one rule for every door (pack, adapt, classify, the page), and one way to open a photo's file.
+
+A file is a photo by the end of its name or, where that says nothing, by its first bytes. Not photos of the user's are
+the files that a system or a program keeps beside them, and thumbnails of a photo that is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from dist_train.data.account import Account
+
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif",
+    ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif",
+    ".hif",
+}  # fmt: skip
+"""What the name of a photo's file ends with, in lower case."""
+
+RAW = {
+    ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr",
+    ".iiq", ".x3f",
+}  # fmt: skip
+"""The cameras' own formats. Many begin like a TIFF, whose only picture that a decoder finds is a thumbnail."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
+"""What is opened, by Pillow's names: no format that starts another program (EPS). MPO is a JPEG to start with."""
+
+IN_SYSTEM_FOLDERS = "in system folders"
+"""Reason of an account."""
+
+HEAD = 32
+"""First bytes that tell a photo."""
+
+_SYSTEM_FOLDERS = {
+    "@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "recycler", "system volume information",
+    "lost+found",
+}  # fmt: skip
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.htt"}
+_THUMBNAIL_FOLDERS = {"thumb", "thumbs", "thumbnail", "thumbnails", "_thumbs", "_thumbnails"}
+# The photo's own name, without what marks a thumbnail: IMG_1_thumb, thumb_IMG_1, tn_IMG_1, IMG_1-150x150 (WordPress).
+_THUMBNAILS = (
+    re.compile(r"(.+)[._-](?:thumb|thumbnail|tn)", re.IGNORECASE),
+    re.compile(r"(?:thumb|thumbnail|tn)[._-](.+)", re.IGNORECASE),
+    re.compile(r"(.+)-\d{2,4}x\d{2,4}"),
+)
+_MAGIC = re.compile(
+    rb"""\xff\xd8\xff                                                       # JPEG
+       | \x89PNG\r\n\x1a\n
+       | GIF8[79]a
+       | RIFF....WEBP
+       | BM....\0\0\0\0....[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0            # BMP: a header of a known length
+       | II\*\0 | MM\0\*                                                    # TIFF
+       | \0\0\0\x0cjP\x20\x20\r\n\x87\n | \xff\x4f\xff\x51                 # JPEG 2000: a file, a bare stream
+       | P[1-6][\t\n\r\x20]+[\d\#]                                          # PBM, PGM, PPM
+       | ....ftyp(?:avif|avis|heic|heix|heim|heis|hevc|hevx|mif1|msf1)     # AVIF, HEIC
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class File(NamedTuple):
+    """A file: its name below its source ("class/file"), and its place there in bytes (offset 0 in a folder)."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def is_system_folder(name: str) -> bool:
+    """Tell whether a folder of this name is a system's or a program's: @eaDir, __MACOSX, lost+found, .thumbnails."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def is_system_file(name: str) -> bool:
+    """Tell whether a file of this name is a system's or a program's: Thumbs.db, desktop.ini, ._photo.jpg."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def is_photo_name(name: str) -> bool:
+    """Tell whether a file of this name is a photo without a look into it."""
+    return _suffix(name) in SUFFIXES and not is_system_file(name)
+
+
+def is_photo_head(head: bytes) -> bool:
+    """Tell by its first ``HEAD`` bytes whether a file is a photo."""
+    return _MAGIC.match(head) is not None
+
+
+def photos_among(
+    files: Iterable[File], head: Callable[[File], bytes], where: Callable[[str], str], account: Account
+) -> list[File]:
+    """Return the photos among files, in their order; the account counts these as taken, and has all others.
+
+    Args:
+        head: the first ``HEAD`` bytes of a file, asked for where its name says nothing.
+        where: what to call a file in the account, from its name.
+    """
+    files = list(files)
+    named = [file for file in files if _suffix(file.name) in SUFFIXES]
+    sizes: dict[str, int] = {}
+    for file in named:
+        stem = _stem(file.name)
+        sizes[stem] = max(sizes.get(stem, 0), file.size)
+    taken = []
+    for file in files:
+        raw = _suffix(file.name) in RAW and not is_system_file(_base(file.name))
+        if raw and _stem(file.name) not in sizes:
+            account.leave_out(where(file.name), "a camera's raw format; export it as JPEG")
+        elif reason := _no_photo(file, sizes, head):
+            account.pass_over(where(file.name), reason)
+        else:
+            taken.append(file)
+    account.taken += len(taken)
+    return taken
+
+
+def open_photo(photo: bytes | memoryview | str | Path) -> Image.Image:
+    """Open a photo by its bytes or its path: Pillow, with HEIC by libheif. Pixels are not decoded yet.
+
+    Raises:
+        PIL.UnidentifiedImageError: not one of ``FORMATS``.
+        OSError: the file cannot be read; and of a damaged file nearly anything else.
+    """
+    _register()
+    return Image.open(photo if isinstance(photo, (str, Path)) else io.BytesIO(photo), formats=FORMATS)
+
+
+@functools.cache
+def _register() -> None:
+    pillow_heif = importlib.import_module("pillow_heif")  # when the first photo is opened: it loads a library
+    pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _no_photo(file: File, sizes: dict[str, int], head: Callable[[File], bytes]) -> str | None:
+    """Why a file is no photo of the user's, as the account words it; None: it is a photo."""
+    *folders, name = file.name.split("/")
+    if any(is_system_folder(folder) for folder in folders):
+        return IN_SYSTEM_FOLDERS
+    if is_system_file(name):
+        return "of the system"
+    suffix = _suffix(name)
+    if suffix in RAW:
+        return "camera's raw beside its photo"
+    if suffix in SUFFIXES:
+        original = _original(file.name)
+        # A thumbnail is smaller than its photo; what is not may be any photo.
+        small = any(stem != _stem(file.name) and file.size < sizes.get(stem, 0) for stem in original)
+        return "thumbnail of a photo that is there" if small else None
+    if is_photo_head(head(file)):
+        return None
+    return suffix if re.fullmatch(r"\.\w{1,10}", suffix) else "without a known suffix"
+
+
+def _original(name: str) -> list[str]:
+    """Of which photos, as ``_stem`` has them, a file of this name can be the thumbnail."""
+    folder, _, stem = _stem(name).rpartition("/")
+    above, _, last = folder.rpartition("/")
+    places = [folder] if last.lower() not in _THUMBNAIL_FOLDERS else [folder, above]
+    stems = [match[1] for pattern in _THUMBNAILS if (match := pattern.fullmatch(stem))]
+    return [f"{place}/{own}" for place in places for own in ([stem, *stems] if place != folder else stems)]
+
+
+def _stem(name: str) -> str:
+    """ "class/IMG_1.jpg" -> "class/IMG_1"; "IMG_1.jpg" -> "/IMG_1"."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.rpartition('.')[0] or file}"
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _suffix(name: str) -> str:
+    """ ".jpg", in lower case; "" of a name without."""
+    stem, dot, suffix = _base(name).rpartition(".")
+    return f".{suffix.lower()}" if stem and dot else ""

@@ -1,0 +1,100 @@
+"""Names: what a class may be called, and how text is shown."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_train.data.names import class_name, is_class_name, shown
+from dist_train.errors import UserError
+
+GOOD = [
+    "n01440764", "golden dog", "café", "\u0e41\u0e21\u0e27", "\u67f4\u72ac", "🐕", "👩\u200d🔬", "❤\ufe0f",
+    "1\ufe0f\u20e3", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "a" * 200, "C#", "a:b", "-x", "...",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_a_class_may_be_called(name: str) -> None:
+    assert class_name(name) == name and is_class_name(name)
+
+
+def test_one_name_in_two_forms_is_one_name() -> None:
+    for name in ("café", "\u30ac\u30e9\u30b9", "\uac15\uc544\uc9c0"):
+        apart = unicodedata.normalize("NFD", name)
+        assert apart != name and class_name(apart) == name and not is_class_name(apart)
+
+
+BAD = {
+    "": "it is empty",
+    "a" * 201: "it has 201 characters",
+    "caf\udce9": "it is not UTF-8",
+    "\ud83d": "it is not UTF-8",
+    "cats/dogs": "it has a slash",
+    " cat": "begins or ends with a space",
+    "cat\u3000": "begins or ends with a space",
+    "cat\n": "begins or ends with a space",
+    "c\nat": "character \\n,",
+    "c\x1b[2Jat": "character \\x1b,",
+    "c\u202etac": "character \\u202e,",
+    "c\u2066at": "character \\u2066,",
+    "c\u200bat": "character \\u200b,",
+    "c\xadat": "character \\xad,",
+    "\ufeffcat": "character \\ufeff,",
+    "\u3164": "character \\u3164,",
+    "cat\x00": "character \\x00,",
+    "ca\u200dt": "joins or varies nothing",
+    "\u200d": "joins or varies nothing",
+    "\ufe0f": "joins or varies nothing",
+    "🐕\u200d": "joins or varies nothing",
+    "..": "a folder's own name",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_no_class_may_be_called(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        class_name(name)
+    assert BAD[name] in str(error.value) and "give 1 to 200 printable characters" in str(error.value)
+    assert shown(error.value) == str(error.value)  # it names the name, and shows what cannot be seen
+    assert not is_class_name(name)
+
+
+def test_what_is_no_text_is_no_name() -> None:
+    assert not any(is_class_name(value) for value in (None, 7, b"cat", ["cat"]))
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("IMG_1 (2).jpg", "IMG_1 (2).jpg"),
+        ("caf\u00e9 🐕 👩\u200d🔬 \u0645\u06cc\u200c\u062e", "caf\u00e9 🐕 👩\u200d🔬 \u0645\u06cc\u200c\u062e"),
+        ("a\nb\r\tc", "a\\nb\\r\\tc"),
+        ("\x1b]0;title\x07\x9b", "\\x1b]0;title\\x07\\x9b"),
+        ("gpj.\u202ecat", "gpj.\\u202ecat"),
+        ("caf\udce9.jpg", "caf\\xe9.jpg"),
+        ("\ud83d", "\\ud83d"),
+        ("10\u202fAM", "10\\u202fAM"),
+        ("\u2028", "\\u2028"),
+        ("\U000e0041", "\\U000e0041"),
+    ],
+)
+def test_what_cannot_be_seen_is_escaped(text: str, wanted: str) -> None:
+    assert shown(text) == wanted
+
+
+@given(st.text(st.characters()))
+def test_any_text_can_be_shown_and_any_name_that_passes_stays(text: str) -> None:
+    safe = shown(text)
+    safe.encode()  # no stray bytes are left
+    assert shown(safe) == safe
+    assert not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in safe)
+    try:
+        name = class_name(text)
+    except UserError as error:
+        assert shown(error) == str(error)
+    else:
+        assert class_name(name) == name and is_class_name(name) and shown(name) == name
