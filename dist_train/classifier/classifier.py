@@ -354,6 +354,7 @@ class Classifier:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             about, parts, saved = folders.read(Path(path), device)
+            check_tensors(Path(path), about, parts)
             made = cls._made(about, parts["network"], parts["added"]["activations"], device)
             made._origin = Path(path).resolve(), saved
             return made
@@ -364,7 +365,6 @@ class Classifier:
     @classmethod
     def _made(cls, about: About, tensors: dict[str, torch.Tensor], added: torch.Tensor,
               device: torch.device) -> Classifier:  # fmt: skip
-        check_tensors(about, tensors, added)
         method, size = about.method, about.preprocessing
         base_rows, learn = tensors["base_rows"], method.learn
         backbone, phi = untrained(about.backbone.model_dump(), method.name, base_rows, learn)

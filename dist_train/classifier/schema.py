@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -188,43 +189,47 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_tensors(about: About, network: Mapping[str, torch.Tensor], added: torch.Tensor) -> None:
+def check_tensors(folder: Path, about: About, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     """The tensors of a model: finite, and of the shapes that belong together. Those of the layers are compared with
     the layers' own where they are loaded.
+
+    Args:
+        parts: of the files in ``about.files``, by their names there.
 
     Raises:
         UserError: naming the file and the tensor.
     """
-    file = about.files.network.file
-    for name in (*_OWN, "backbone.head.weight"):
-        if name not in network:
-            raise _wrong(file, name, "is not there")
-    for name, tensor in network.items():
-        if not name.startswith(("backbone.", "predictor.")) and name not in _OWN:
-            raise _wrong(file, name, "belongs to nothing")
-        _check_numbers(file, name, tensor)
-    _check_numbers(about.files.added.file, "activations", added)
-    rows, sample, labels, head = (
-        network[name] for name in ("base_rows", "sample.activations", "sample.labels", "backbone.head.weight")
-    )
-    classes, dim = about.backbone.num_classes, head.shape[-1] if head.ndim else 0
+    files = {part: folder / getattr(about.files, part).file for part in parts}
+    for part, needed in (("network", (*_OWN, "backbone.head.weight")), ("added", ("activations",))):
+        for name in needed:
+            if name not in parts[part]:
+                raise _wrong(files[part], name, "is not there")
+        for name, tensor in parts[part].items():
+            if name not in needed and not (part == "network" and name.startswith(("backbone.", "predictor."))):
+                raise _wrong(files[part], name, "belongs to nothing")
+            _check_numbers(files[part], name, tensor)
+    file, network, classes = files["network"], parts["network"], about.backbone.num_classes
+    rows, sample, labels = (network[name] for name in _OWN)
+    head = network["backbone.head.weight"]
+    dim = head.shape[-1] if head.ndim else 0
     _check_shape(file, "backbone.head.weight", head, classes, dim)
     _check_shape(file, "base_rows", rows, classes, dim)
     _check_shape(file, "sample.activations", sample, len(sample) if sample.ndim else 0, dim)
     _check_shape(file, "sample.labels", labels, len(sample))
-    _check_shape(about.files.added.file, "activations", added, sum(entry.photos for entry in about.added), dim)
+    added = sum(entry.photos for entry in about.added)
+    _check_shape(files["added"], "activations", parts["added"]["activations"], added, dim)
     if max(about.base_rows, default=0) >= classes:
         raise _wrong(file, "base_rows", f"has {classes} rows, and model.json's base_rows name others")
     if labels.dtype != torch.int64 or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
         raise _wrong(file, "sample.labels", f"must be whole numbers below {classes}")
 
 
-def _check_shape(file: str, name: str, tensor: torch.Tensor, *wanted: int) -> None:
+def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> None:
     if tuple(tensor.shape) != wanted:
         raise _wrong(file, name, f"has the shape {list(tensor.shape)}, and {list(wanted)} belongs to model.json")
 
 
-def _check_numbers(file: str, name: str, tensor: torch.Tensor) -> None:
+def _check_numbers(file: Path, name: str, tensor: torch.Tensor) -> None:
     if tensor.dtype not in (torch.float32, torch.float16, torch.int64):
         raise _wrong(file, name, f"is of {tensor.dtype}; float32, float16 and int64 are read")
     if not bool(tensor.isfinite().all()):
@@ -233,5 +238,5 @@ def _check_numbers(file: str, name: str, tensor: torch.Tensor) -> None:
         raise _wrong(file, name, "has negative values, and is a variance")
 
 
-def _wrong(file: str, name: str, what: str) -> UserError:
-    return UserError(f"{file}: tensor {name!r} {what}; make the model again")
+def _wrong(file: Path, name: str, what: str) -> UserError:
+    return UserError(f"{file}: tensor {shown(name)!r} {what}; make the model again")

@@ -54,6 +54,7 @@ def wait_until_read(web: httpx.Client, raw: socket.socket) -> None:
     while True:
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         queues = {line[1][-4:]: line[4].split(":") for line in lines if {line[1][-4:], line[2][-4:]} == {own, other}}
+        assert own in queues, "the server has closed it"
         if len(queues) == 2 and int(queues[own][0], 16) == int(queues[other][1], 16) == 0:  # sent, received
             return
         time.sleep(0.05)
@@ -76,6 +77,10 @@ def png(side: int, grey: int = 0) -> bytes:
     Image.new("RGB", (side, side), (grey, grey, grey)).save(out, "PNG")
     return out.getvalue()
 
+
+_FORM = (FILE + png(7000) + b"\r\n") * 4 + b"--b--\r\n"
+LONG = UPLOAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(_FORM) + _FORM
+"""A request that is answered after some seconds: four photos of 49 megapixels."""
 
 # Connections.
 
@@ -103,7 +108,7 @@ def test_a_client_has_so_many_connections(page: Page) -> None:
     """Of more, the oldest that waits for its client gives way; the one that is being answered stays."""
     web = page(client=4, header=60)
     with ExitStack() as stack:
-        at_work = stack.enter_context(connect(web, *_photo(png(7000))))
+        at_work = stack.enter_context(connect(web, LONG))
         wait_until_read(web, at_work)
         half = [stack.enter_context(connect(web, HALF)) for _ in range(6)]
         assert [answer(raw)[0] for raw in half[:3]] == [0, 0, 0]
@@ -112,15 +117,10 @@ def test_a_client_has_so_many_connections(page: Page) -> None:
         assert answer(at_work)[0] == 200
 
 
-def _photo(data: bytes) -> tuple[bytes]:
-    form = FILE + data + b"\r\n--b--\r\n"
-    return (UPLOAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(form) + form,)
-
-
 def test_with_all_at_work_the_new_client_is_told(page: Page) -> None:
     web = page(client=2)
     with ExitStack() as stack:
-        at_work = [stack.enter_context(connect(web, *_photo(png(7000 + n)))) for n in range(2)]
+        at_work = [stack.enter_context(connect(web, LONG)) for _ in range(2)]
         for raw in at_work:
             wait_until_read(web, raw)
         late = stack.enter_context(connect(web, WHOLE))
