@@ -250,7 +250,8 @@ def classify(given: Namespace) -> int:
         answers = model.predict([pixels for _, pixels in readable], given.topk)
         for (name, _), predictions in zip(readable, answers, strict=True):
             if given.json:
-                print(json.dumps({"image": name, "classes": [asdict(p) for p in predictions]}, ensure_ascii=False))
+                answer = {"image": name, "classes": [asdict(p) for p in predictions]}
+                print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
             else:
                 print(name, *(f"{100 * p.probability:7.2f}%  {p.name}" for p in predictions), sep="\n")
         sys.stdout.flush()

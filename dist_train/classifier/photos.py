@@ -39,9 +39,8 @@ MAX_PIXELS = 89_478_485
 MAX_RATIO = 100
 """Of a photo's longer side to its shorter one: the resized photo has as many more pixels."""
 
-def load(
-    photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif"
-) -> torch.Tensor:
+
+def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif") -> torch.Tensor:
     """uint8 [3, height, width], RGB. Of an animation, the first frame; on transparency, what lies below it.
 
     Args:
