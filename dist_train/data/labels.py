@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ LABELS_REMEDY = (
     f"give as --devkit ILSVRC2012_devkit_t12.tar.gz of image-net.org, or {SOLUTION} of Kaggle; or sort the images "
     "into one folder per class"
 )
+
+
+_class_name = lru_cache(10_000)(class_name)  # a million images have a thousand classes
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def train_name_label(name: str) -> str | None:
 def folder_label(name: str) -> str | None:
     """The class folder as a class name: the first of "class/.../file"; None for "file"."""
     folder, slash, _ = name.partition("/")
-    return class_name(folder) if slash else None
+    return _class_name(folder) if slash else None
 
 
 def train_labels(source: object, names: Sequence[str]) -> list[str]:

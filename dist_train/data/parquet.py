@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.labels import train_name_label
+from dist_train.data.names import class_name, shown
 from dist_train.data.pool import progress_bar
 from dist_train.errors import UserError
 
@@ -97,8 +98,8 @@ def _classes(
             numbering.note(number, name, f"{files[0]}: the schema")
     for file, row, path, label in rows:
         if wnid := train_name_label(path or ""):
-            numbering.note(label, wnid, f"{files[file]}: row {row} ({path})")
-    meaning = numbering.wnids or dict(enumerate(names))
+            numbering.note(label, wnid, f"{files[file]}: row {row} ({shown(path)})")
+    meaning = numbering.wnids or {number: class_name(name) for number, name in enumerate(names)}
     if len(set(meaning.values())) < len(meaning):
         twice = Counter(meaning.values()).most_common(1)[0][0]
         raise UserError(f"{files[0]}: two labels are called {twice!r}; give files whose classes have different names")
@@ -107,8 +108,8 @@ def _classes(
         if label not in meaning:
             known = "the schema names no classes" if not meaning else f"known are {min(meaning)} to {max(meaning)}"
             raise UserError(
-                f"{files[file]}: row {row} ({path}) has the label {label}, whose class is unknown ({known}, and its "
-                f"name has no wnid); leave out the files of images without labels, as those of the test set"
+                f"{files[file]}: row {row} ({shown(path)}) has the label {label}, whose class is unknown ({known}, "
+                f"and its name has no wnid); leave out the files of images without labels, as those of the test set"
             )
         classes.append(meaning[label])
     return classes
@@ -219,7 +220,7 @@ def _paths_and_labels(source: Any, file: Path) -> Iterator[tuple[str | None, int
         labels = table["label"].to_pylist()
     for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
         if label is None:
-            raise UserError(f"{file}: row {row} ({path}) has no label; {REMEDY}")
+            raise UserError(f"{file}: row {row} ({shown(path)}) has no label; {REMEDY}")
         yield path, label
 
 

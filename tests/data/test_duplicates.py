@@ -99,8 +99,7 @@ def test_drop(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) ->
 def test_the_same_pixels_of_other_bytes_are_no_duplicates(sources: Sources, content: Any) -> None:
     """What is compared are the source's bytes, not those that re-encoding makes of them."""
     image = sources.train[FISH]["n01440764_0.JPEG"]
-    commented = image[:2] + b"\xff\xfe\x00\x07scan\0" + image[2:]
-    sources.train[FOX]["n02119789_900.JPEG"] = commented
+    sources.train[FOX]["n02119789_900.JPEG"] = image[:2] + b"\xff\xe7\x00\x06scan" + image[2:]  # a segment APP7
     options = sources.options(train=sources.train_tar(), val=None, devkit=None, quality=90, on_duplicates="fail")
     out = sources.root / "out"
     pack(options, out, progress=False)

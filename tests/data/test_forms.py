@@ -285,6 +285,8 @@ def test_bad_parquet(sources: Sources) -> None:
     refused(file, "row 2 (3.jpg) has the label -1", "known are 0 to 1", train=file)
     write_parquet(file, good, ("cat", "cat"))
     refused(file, "two labels are called 'cat'", train=file)
+    write_parquet(file, good, ("cat", "cat/dog"))
+    refused("'cat/dog'", "it has a slash", train=file)
     write_parquet(file, good, ("cat", "dog"), label=pa.array(["cat", "dog"]))
     refused(file, "has the columns image", "label (string)", "give files with the columns", train=file)
     write_parquet(file, good, ("cat", "dog"), label=None)
