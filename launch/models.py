@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from dist_train.config import Config
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from launch.parsing import in_one_line
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
                        "asked for.")  # fmt: skip
     serve.add_argument("--port", type=int, default=8000, help="Port; 0 = any free one.")
     serve.add_argument("--token", help="The token, at least 16 characters; default: one is drawn and printed.")
+    serve.add_argument("--public-url", metavar="URL", help="The page's address at a proxy, as in "
+                       "https://HOST:PORT/PATH/; see docs/serving.md.")  # fmt: skip
+    serve.add_argument("--proxy", metavar="ADDRESS", help="With --public-url: the proxy's address or network; default: "
+                       "this machine's.")  # fmt: skip
     serve.add_argument("--max_upload_mb", type=int, default=64, help="Limit of one upload in megabytes (10^6 bytes).")
     serve.add_argument("--max_megapixels", type=int, default=64, help="Limit of one photo in millions of pixels.")
     serve.add_argument("--max_classes", type=int, default=5000, help="Limit of all classes together.")
@@ -115,7 +119,7 @@ def _written(out: Path, source: Path, is_model: bool) -> Iterator[None]:
     if source.resolve() in out.resolve().parents or (not is_model and _same(out, source)):
         raise UserError(f"--out {out}: lies in {source}; take another folder")
     other = not (is_model and _same(out, source))
-    remedy = f"take another folder, or change it: dist-train adapt {out}"
+    remedy = f"take another folder, or change it: {command('adapt', out, '--class', 'NAME=PHOTOS')}"
     if other and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; {remedy}")
     made = not out.exists()
@@ -233,7 +237,7 @@ def classify(given: Namespace) -> int:
         raise UserError(f"--topk {given.topk}: must be >= 1")
     model = Classifier.load(given.model)
     bad = 0
-    for part in batches(_photos(given.images)):
+    for part in batches(_photos(given.images, model.pixels)):
         readable = []
         for name, load in part:
             try:
@@ -253,8 +257,10 @@ def classify(given: Namespace) -> int:
     return 1 if bad else 0
 
 
-def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """What each is called, and what loads it, or raises UserError."""
+def _photos(
+    images: Sequence[str], load: Callable[..., torch.Tensor]
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """What each is called, and what loads it by ``load``, or raises UserError."""
     from dist_train.classifier import photos
 
     def failing(error: UserError) -> Callable[[], torch.Tensor]:
@@ -268,7 +274,7 @@ def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Ten
         if image == "-":
             data = sys.stdin.buffer.read()
             if photos.known(data):
-                yield "-", partial(photos.load, data, "standard input")
+                yield "-", partial(load, data, "standard input")
                 continue
             words = [] if b"\0" in data else [os.fsdecode(line) for line in data.splitlines() if line.strip()]
             if not words:
@@ -280,7 +286,7 @@ def _photos(images: Sequence[str]) -> Iterator[tuple[str, Callable[[], torch.Ten
             except UserError as error:
                 yield word, failing(error)
                 continue
-            yield from ((str(path), partial(photos.load, path)) for path in found)
+            yield from ((str(path), partial(load, path)) for path in found)
 
 
 def export(given: Namespace) -> int:
@@ -306,10 +312,17 @@ def export(given: Namespace) -> int:
 
 
 def serve(given: Namespace) -> int:
-    from dist_train.classifier.server import Limits, run
+    from dist_train.classifier.address import Public, network
+    from dist_train.classifier.server import Place, run
+    from dist_train.classifier.service import Limits
 
+    public = None if given.public_url is None else Public.parse(given.public_url)
+    if given.proxy and not public:
+        raise UserError(f"--proxy {given.proxy}: is of use with --public-url only; give that too")
+    proxies = {"proxies": (network(given.proxy),)} if given.proxy else {}
+    place = Place(given.host, given.port, given.token, public, **proxies)
     limits = Limits(given.max_upload_mb * 1_000_000, given.max_megapixels * 1_000_000, given.max_classes)
-    return run(given.model, given.host, given.port, given.token, limits)
+    return run(given.model, place, limits)
 
 
 def _pair(option: str, text: str, form: str) -> tuple[str, str]:

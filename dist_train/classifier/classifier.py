@@ -19,6 +19,7 @@ from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction,
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.config import LearnConfig
 from dist_train.data.pixels import MEAN, STD
+from dist_train.engine.precision import round_products
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
 
@@ -41,7 +42,9 @@ class Classifier:
         rule: str = "max",
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead."""
+        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead. From then on
+        GPUs compute exact float32 products in this process, as in the tables."""
+        round_products(False)
         self.network, self.provenance = network, dict(provenance or {})
         self._base, self._kept = list(base), list(kept)
         self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
@@ -206,9 +209,17 @@ class Classifier:
         if isinstance(images, (str, Path, bytes)) or hasattr(images, "shape") or not isinstance(images, Iterable):
             images = [images]  # type: ignore[list-item]
         label = f"class {name!r}, photo" if name else "photo"
-        pixels = (photos.load(image, f"{label} {number}") for number, image in enumerate(images, 1))
+        pixels = (self.pixels(image, f"{label} {number}") for number, image in enumerate(images, 1))
         found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels)]
         return torch.cat(found) if found else self.network.base_rows.new_empty(0, self.network.backbone.dim)
+
+    def pixels(self, photo: Photo, name: str = "image", max_pixels: int = photos.MAX_PIXELS) -> torch.Tensor:
+        """A photo as this model takes it, upright or as stored: uint8 [3, height, width]. See ``photos.load``.
+
+        Raises:
+            UserError: it cannot be decoded, or is larger than ``max_pixels``.
+        """
+        return photos.load(photo, name, max_pixels, self.network.preprocess.orientation)
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -318,7 +329,7 @@ class Classifier:
                        "learn": asdict(network.learn)},
             "backbone": network.backbone.architecture,
             "preprocessing": {"resize": preprocess.resize, "size": preprocess.size, "mean": MEAN, "std": STD,
-                              "interpolation": "bilinear, antialiased", "crop": "centre", "orientation": "by EXIF"},
+                              "interpolation": "bilinear, antialiased", "crop": "centre", "orientation": preprocess.orientation},
             "classes": [asdict(one) for one in self.classes],
             "provenance": self.provenance,
         }  # fmt: skip
@@ -352,7 +363,9 @@ class Classifier:
         backbone.load_state_dict(_under("backbone.", tensors))
         phi.load_state_dict(_under("predictor.", tensors))
         sample = tensors["sample.activations"].float(), tensors["sample.labels"]
-        preprocess = Preprocess(size["resize"], size["size"])
+        # A model of before 2026-12 says "by EXIF", and turned photos by it.
+        rule = "stored" if size["orientation"] == "stored" else "exif"
+        preprocess = Preprocess(size["resize"], size["size"], rule)
         network = Network(
             backbone, method["name"], phi, learn, base_rows, sample, method["calibration_cost"], preprocess
         ).on(device)

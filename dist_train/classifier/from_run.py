@@ -15,7 +15,7 @@ from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards import open_shards
 from dist_train.data.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.fewshot.method import trained
 from dist_train.fewshot.methods import open_base
 from dist_train.stages.pretrain import load_backbone
@@ -40,13 +40,15 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     folder = config.run_dir
     for stage in ("pretrain", "extract", "learn"):
         if not (folder / stage / "done.json").is_file():
-            raise UserError(f"{folder}: {stage} is not finished; run dist-train run first")
+            again = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)
+            raise UserError(f"{folder}: {stage} is not finished; first: {again}")
     there = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
     name = method or (there[0] if there else PREFERRED[0])
     kind = row_method(name)
     if not (folder / "learn" / kind.learned(name) / "final").is_dir():
         raise UserError(f"{folder}: {name} was not trained; give one of {', '.join(there)}, or learn it first")
 
+    provenance = json.loads((folder / "provenance.json").read_text())
     backbone, wnids = load_backbone(config, torch.device("cpu"))
     base = open_base(config, backbone.head.weight, backbone.head.bias)
     phi = trained(kind.network, kind.learned(name), base)
@@ -54,10 +56,10 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
         base_rows = phi.base_rows(base.means)
     network = Network(
         backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
-        base.numbers["calibration_cost"], Preprocess(config.data.eval_resize, config.data.eval_size),
+        base.numbers["calibration_cost"],
+        Preprocess(config.data.eval_resize, config.data.eval_size, provenance.get("orientation", "stored")),
     ).on(base_rows.device)  # fmt: skip
     classes = [Class(called, wnid) for called, wnid in zip(_names(config, wnids), wnids, strict=True)]
-    provenance = json.loads((folder / "provenance.json").read_text())
     return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)
 
 

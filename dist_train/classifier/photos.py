@@ -1,8 +1,8 @@
 """Photos of any kind to network input: decoding by Pillow, then the evaluation's resize and crop.
 
 Training and evaluation decode with DALI (data/dali.py), from shards and many at a time. What people hand to a
-classifier is a few photos of any format, as files, bytes, arrays or tensors; here they become the same pixels, with
-one difference: a photo from a phone is turned upright by its EXIF orientation, which ImageNet's images are not.
+classifier is a few photos of any format, as files, bytes, arrays or tensors; here they become the same pixels, by the
+same functions (data/pixels.py), and are turned upright by the rule that the model's run was packed by.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import nn
 from torch.nn.functional import interpolate
 
+from dist_train.config import Orientation
 from dist_train.data.account import Account
 from dist_train.data.folders import folder_photos
 from dist_train.data.photos import SUFFIXES, open_photo
-from dist_train.data.pixels import MEAN, STD
+from dist_train.data.pillow import Unusable, upright
+from dist_train.data.pixels import MEAN, STD, evaluation
 from dist_train.errors import UserError
 
 Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor
@@ -37,11 +39,14 @@ MAX_PIXELS = 89_478_485
 MAX_RATIO = 100
 """Of a photo's longer side to its shorter one: the resized photo has as many more pixels."""
 
-def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def load(
+    photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif"
+) -> torch.Tensor:
     """uint8 [3, height, width], RGB. Of an animation, the first frame; on transparency, what lies below it.
 
     Args:
         name: how to call a photo that is not a file in an error.
+        rule: whether the photo's orientation is obeyed (``Preprocess.orientation`` of the model that it is for).
 
     Raises:
         UserError: it cannot be decoded, or is larger than ``max_pixels``.
@@ -56,7 +61,7 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> tor
         tensor = tensor.movedim(-1, 0) if tensor.ndim > 2 else tensor[None]
         return _pixels(photo, tensor, name, max_pixels)
     if isinstance(photo, Image.Image):
-        return _decoded(photo, name, max_pixels)
+        return _decoded(photo, name, max_pixels, rule)
     if isinstance(photo, (str, Path)):
         name = str(photo)
     if not isinstance(photo, (str, Path, bytes)):
@@ -68,7 +73,7 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> tor
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are looked at below, and of odd EXIF
             with open_photo(photo) as image:
-                return _decoded(image, name, max_pixels)
+                return _decoded(image, name, max_pixels, rule)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         raise _too_large(name, f"{pixels[1] if pixels else 'too many'} pixels", max_pixels) from None
@@ -99,17 +104,21 @@ def files(folder: Path, account: Account) -> list[Path]:
 
 class Preprocess(nn.Module):
     """Pixels to network input, as in the evaluation: shorter side to ``resize`` pixels (bilinear, antialiased), a
-    centre crop of ``size``, ImageNet's mean and standard deviation. A module, to be exported with the network.
+    centre crop of ``size``, ImageNet's mean and standard deviation.
 
-    In floats throughout, where the evaluation's resize rounds to bytes: so it is the same in every runtime.
+    ``batch`` is the evaluation itself, which rounds to bytes after the resize. ``forward`` is for exports: in floats
+    throughout, so that it is the same in every runtime, and half a step of 255 beside the evaluation at the most.
+
+    Attributes:
+        orientation: the rule by which photos are turned upright before.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, resize: int, size: int) -> None:
+    def __init__(self, resize: int, size: int, orientation: Orientation = "exif") -> None:
         super().__init__()
-        self.resize, self.size = resize, size
+        self.resize, self.size, self.orientation = resize, size, orientation
         self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
@@ -123,9 +132,9 @@ class Preprocess(nn.Module):
         return (crop - self.mean) / self.std
 
     def batch(self, pixels: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Photos of any sizes, each uint8 [3, height, width] -> float32 [B, 3, size, size]."""
-        device = self.mean.device
-        return torch.cat([self(image[None].to(device)) for image in pixels])
+        """Photos of any sizes, each uint8 [3, height, width] -> float32 [B, 3, size, size]. Resized on the CPU, where
+        they were decoded: bytes throughout, so that a large photo takes no more memory than its pixels."""
+        return torch.stack([evaluation(image.cpu(), self.resize, self.size) for image in pixels]).to(self.mean.device)
 
 
 def _centre(free: int) -> int:
@@ -147,25 +156,14 @@ def known(data: bytes) -> bool:
     return True
 
 
-def _decoded(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
+def _decoded(image: Image.Image, name: str, max_pixels: int, rule: Orientation) -> torch.Tensor:
     _check_size(image.width, image.height, name, max_pixels)
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F" or upright.mode.startswith("I"):
-            return _deep(np.array(upright), name)
-        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
-    except UserError:
-        raise
+        return torch.from_numpy(np.array(upright(image, rule))).permute(2, 0, 1)
+    except Unusable as error:
+        raise UserError(f"{name}: {error}") from None
     except Exception as error:
         raise _damaged(name, error) from None
-
-
-def _deep(pixels: npt.NDArray[Any], name: str) -> torch.Tensor:
-    """Grey levels of 16 bits as 8; Pillow's own conversion makes all above 255 white."""
-    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 0xFFFF:
-        raise UserError(f"{name}: {pixels.dtype} pixels; convert it to 8 bits a channel")
-    grey = pixels.astype(np.int32) // (257 if pixels.max() > 255 or pixels.dtype.itemsize == 2 else 1)
-    return torch.from_numpy(grey.astype(np.uint8))[None].expand(3, -1, -1)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from dist_train.config.checks import at_least, require
 
 Duplicates = Literal["keep", "drop", "fail"]
+Orientation = Literal["exif", "stored"]
 
 
 @dataclass(kw_only=True)
@@ -59,6 +60,9 @@ class PackConfig:
     """Images with the same bytes in train and in val, or under two classes. keep: count and list them. drop: leave out
     the training copy of those in both, and every copy of those under two classes. fail: stop, and go on from there
     when started again with another choice."""
+    orientation: Orientation = "exif"
+    """exif: photos are turned upright by their EXIF tag, from here to the model that is made of the run. stored: the
+    tag is ignored, as in torchvision's ImageFolder and the published ILSVRC results."""
     workers: int = 0
     """Processes; 0 = one per usable CPU."""
     seed: int = 0

@@ -47,10 +47,10 @@ class Item(NamedTuple):
     size: int
     key: str
     label: int
-    source: str
-    """For messages: the archive and the name in it."""
     name: str
     """The path below the source, as the source has it (bytes that are not UTF-8 as surrogates)."""
+    source: str
+    """For messages: the archive and the name in it."""
 
 
 class Parts(NamedTuple):
@@ -113,7 +113,8 @@ class Items:
         if self.parts:
             path = self.parts.files[self.parts.file[row]]
         place = int(self.offset[row]), int(self.size[row])
-        return Item(str(path), *place, self.keys[row], int(self.label[row]), self.where(row), name)
+        label, where = int(self.label[row]), self.where(row)
+        return Item(str(path), *place, self.keys[row], label, name, where)
 
     def select(self, rows: npt.NDArray[np.int64]) -> Items:
         columns = (self.offset[rows], self.size[rows], self.label[rows])

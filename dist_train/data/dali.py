@@ -1,7 +1,7 @@
 """Bytes and windows in, normalised tensors out: the only module that imports NVIDIA DALI.
 
-One graph serves training and evaluation: decode (only the window, where there is one), resize to a
-given size, crop, flip, augment, normalise. Everything random is drawn before, in ``augment``, and comes
+One graph serves training and evaluation: decode (only the window, where there is one), turn upright, resize to
+a given size, crop, flip, augment, normalise. Everything random is drawn before, in ``augment``, and comes
 in as numbers, so DALI keeps no state of its own. With ``decoder="mixed"`` all of it is done on the GPU.
 On the CPU it is where there is something to augment; else the graph ends after decoding, and
 ``pixels``, which is faster, does the rest.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dist_train.config import DataConfig
+from dist_train.data import orientation
 from dist_train.data.augment import BINS, OPERATIONS
 from dist_train.data.headers import parses
 from dist_train.data.pixels import MEAN, STD, Request, finished
@@ -46,20 +47,22 @@ def build_pipeline(
     threads: int,
     device_id: int | None,
     crops: int = 1,
+    turned: bool = False,
 ) -> Any:
     """The graph, on GPU ``device_id`` or, where None, on the CPU. ``source`` gives, a call a batch, what
     ``_inputs`` makes of a ``Request``; its StopIteration ends the stream. Output: float32
     [B, side, side, 3], or of several ``crops`` [B, crops, side, side, 3], normalised, where the graph is
-    ``_whole``, else windows, uint8 [height, width, 3]."""
+    ``_whole``, else windows, uint8 [height, width, 3], as they are stored. ``turned``: images have an
+    orientation."""
     dali, fn, types = _dali()
     whole = _whole(data, device_id)
     augmented = _augmenter(data) if data.operations else None
 
-    @dali.pipeline_def(enable_conditionals=data.operations > 0)  # type: ignore[untyped-decorator]
+    @dali.pipeline_def(enable_conditionals=data.operations > 0 or turned)  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        inputs = 3 + (2 + 3 * crops if whole else 0) + (1 if data.operations else 0)
+        inputs = 3 + (2 + 3 * crops + 3 * turned if whole else 0) + (1 if data.operations else 0)
         blobs, anchor, shape, *rest = fn.external_source(source=source, num_outputs=inputs, batch=True, no_copy=True)
-        # adjust_orientation=False: the index holds stored sizes, and torchvision ignores EXIF too.
+        # adjust_orientation=False: the index has the orientation, and the windows are those of the stored image.
         images = fn.decoders.image_slice(
             blobs,
             start=anchor,
@@ -69,7 +72,15 @@ def build_pipeline(
             output_type=types.RGB,
             adjust_orientation=False,
         )
+        if whole and turned:
+            lying, mirror, flip, *rest = rest
+            images = fn.flip(upright(images, lying), horizontal=mirror, vertical=flip)
         return finish(images, *rest) if whole else images
+
+    def upright(images: Any, lying: Any) -> Any:
+        if lying:
+            images = fn.transpose(images, perm=[1, 0, 2], output_layout="HWC")
+        return images
 
     def finish(images: Any, size: Any, side: Any, *rest: Any) -> Any:
         crop_y, crop_x, flip = (rest[k * crops : (k + 1) * crops] for k in range(3))
@@ -110,9 +121,12 @@ def _whole(data: DataConfig, device_id: int | None) -> bool:
     return device_id is not None or data.operations > 0
 
 
-def _inputs(request: Request, whole: bool) -> tuple[Any, ...]:
+def _inputs(request: Request, whole: bool, turned: bool) -> tuple[Any, ...]:
     """A request as the graph takes it."""
     fields: tuple[Any, ...] = (request.blobs, request.anchor, request.shape)
+    if whole and turned:
+        parts = (orientation.transposed, orientation.mirrored, orientation.flipped)
+        fields += tuple(part(request.orientation).astype(np.int32) for part in parts)
     if whole:
         # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
         border = np.maximum(request.size - request.side, 1)
@@ -174,6 +188,7 @@ def decode(
     threads: int,
     device_id: int | None = None,
     crops: int = 1,
+    turned: bool = False,
 ) -> Generator[torch.Tensor, None, None]:
     """Images of each request: float32 [B * crops, 3, side, side], normalised, in channels_last memory.
 
@@ -182,6 +197,7 @@ def decode(
         threads: of the CPU.
         device_id: the GPU that decodes, or None for the CPU.
         crops: of each image of a request.
+        turned: whether there may be images with an orientation; where there are none, nothing is spent on it.
 
     Raises:
         DecodeError: an image of a batch cannot be decoded.
@@ -194,7 +210,7 @@ def decode(
 
     def feed() -> tuple[Any, ...]:
         request = next(requests)
-        fields = _inputs(request, whole)
+        fields = _inputs(request, whole, turned)
         lent.append(fields)
         decoding.append(request)
         return fields
@@ -210,7 +226,7 @@ def decode(
             yield images, decoding.popleft()
 
     # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
-    pipeline = build_pipeline(feed, max_batch, data, threads, device_id, crops)
+    pipeline = build_pipeline(feed, max_batch, data, threads, device_id, crops, turned)
     if whole:
         for images, _ in outputs():
             tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())

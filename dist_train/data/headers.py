@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# What DALI decodes besides JPEG, by PIL's names.
-_FORMATS = {"BMP", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
+FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
+"""What DALI decodes, by PIL's names; of some, not every file."""
 
 
 def parses(blob: bytes | npt.NDArray[np.uint8]) -> bool:
@@ -54,6 +54,6 @@ def _other(data: memoryview) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                return image.format in _FORMATS
+                return image.format in FORMATS
     except Exception:  # PIL raises nearly anything on a damaged file
         return False

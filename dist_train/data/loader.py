@@ -19,6 +19,7 @@ from dist_train.data.cache import Prefetcher
 from dist_train.data.dali import DecodeError, decode, decode_errors
 from dist_train.data.headers import parses
 from dist_train.data.order import Order, rank_slice
+from dist_train.data.orientation import stored_windows
 from dist_train.data.pixels import Request
 from dist_train.data.quarantine import Quarantine
 from dist_train.data.source import BadSample, ShardSource
@@ -84,19 +85,33 @@ def train_batches(
 
     def request(source: ShardSource, ids: Ints, step: Step) -> Request:
         windows = train_windows(view, ids, step.epochs, data, seed)
+        turned, anchor, shape = _stored(view, ids, windows.anchor, windows.shape)
         chosen = augment.operations(data, seed, step.epochs, ids)
         size = np.full((len(ids), 2), step.side, np.int32)
         blobs, crop = source.read(ids), np.zeros_like(size)
-        return Request(blobs, windows.anchor, windows.shape, size, crop, windows.flip, step.side, chosen)
+        return Request(blobs, turned, anchor, shape, size, crop, windows.flip, step.side, chosen)
 
     return _batches(view, plan(), request, len(share), data, context)
 
 
 def train_windows(view: View, ids: Ints, epochs: Ints, data: DataConfig, seed: int) -> augment.Windows:
     """Crop windows and flips of samples in their epochs."""
+    height, width = _sizes(view, ids).T
+    return augment.random_resized_crop(seed, epochs, ids, height, width, data.scale, data.ratio)
+
+
+def _sizes(view: View, ids: Ints) -> Ints:
+    """Height and width of the upright images: int64 [B, 2]."""
     rows = view.subset.samples[ids]
-    h, w = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-    return augment.random_resized_crop(seed, epochs, ids, h, w, data.scale, data.ratio)
+    return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
+
+
+def _stored(
+    view: View, ids: Ints, anchor: npt.NDArray[np.int32], shape: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], ...]:
+    """Orientations, and windows as they lie in the stored images."""
+    turned = view.subset.orientations(ids)
+    return turned, *stored_windows(turned, anchor, shape, _sizes(view, ids).astype(np.int32))
 
 
 def train_side(data: DataConfig, epoch: int) -> int:
@@ -131,17 +146,15 @@ def eval_batches(
             yield Step(ids[first : first + images], np.zeros(0, np.int64), data.eval_size)
 
     def request(source: ShardSource, ids: Ints, step: Step) -> Request:
-        rows = view.subset.samples[ids]
-        h, w = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-        size = augment.resized_sizes(h, w, data.eval_resize)
+        whole = _sizes(view, ids)
+        size = augment.resized_sizes(*whole.T, data.eval_resize)
         if views == "ten":
             crop, flip = augment.ten_crops(size, data.eval_size)
         else:
             crop, flip = augment.centre_anchor(size, data.eval_size), np.zeros(len(ids), np.int32)
-        whole = np.stack([h, w], axis=1).astype(np.int32)
-        zero = np.zeros_like(whole)
+        turned, anchor, shape = _stored(view, ids, np.zeros_like(size), whole.astype(np.int32))
         chosen = np.zeros((len(ids), 0, 3), np.int32)
-        return Request(source.read(ids), zero, whole, size, crop, flip, step.side, chosen)
+        return Request(source.read(ids), turned, anchor, shape, size, crop, flip, step.side, chosen)
 
     return _batches(view, plan(), request, images, replace(data, augment="none"), context, crops)
 
@@ -166,6 +179,7 @@ def _batches(
     if data.decoder == "mixed" and not mixed:
         raise UserError("data.decoder=mixed: needs a GPU, this rank has none; use auto or cpu")
     threads = decode_threads(data, context)
+    turned = bool((view.subset.orientations(view.ids) != 1).any())
     quarantine = Quarantine(view)
     source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
     again: deque[Step] = deque()  # to be made once more, by a new pipeline
@@ -195,7 +209,7 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops)
+            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops, turned)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()

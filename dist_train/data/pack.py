@@ -116,6 +116,7 @@ def _of_options(options: PackConfig) -> dict[str, Any]:
         "version": VERSION,
         "seed": options.seed,
         "shard_mb": options.shard_mb,
+        "orientation": options.orientation,
         "shorter_side": options.shorter_side,
         "quality": options.quality,
         "encoder": f"Pillow {PIL.__version__}" if Encoding.of(options) else None,
@@ -169,7 +170,7 @@ def _shrinkage(items: Items, order: npt.NDArray[np.int64], options: PackConfig) 
     before = after = 0
     for row in order[:SAMPLE]:
         (blob,) = read_blobs([items[int(row)]])
-        recoded = recode(blob, encoding)
+        recoded = recode(blob, encoding, options.orientation)
         if isinstance(recoded, bytes):
             before, after = before + len(blob), after + len(recoded)
     return after / before if before else 1.0
@@ -272,19 +273,19 @@ def _write_parts(parts: list[Part], found: Scan, options: PackConfig, out: Path,
     total, left = (sum(len(part.rows) for part in some) for some in (parts, todo))
     if len(todo) < len(parts):
         print(f"{out}: continues; {len(parts) - len(todo)} of {len(parts)} shards are there")
-    encoding = Encoding.of(options)
-    if encoding is None:
+    if Encoding.of(options) is None:
         _check_space(sum(part.bytes for part in todo), out)
     with progress_bar(total, "pack", "image", progress, done=total - left) as bar:
-        run_tasks(write_shard, _tasks(todo, found, encoding, out, {}), len(todo), options.workers, bar)
+        run_tasks(write_shard, _tasks(todo, found, options, out, {}), len(todo), options.workers, bar)
 
 
 def _tasks(
-    parts: list[Part], found: Scan, encoding: Encoding | None, out: Path, drop: dict[str, set[int]]
+    parts: list[Part], found: Scan, options: PackConfig, out: Path, drop: dict[str, set[int]]
 ) -> Iterator[ShardTask]:
+    encoding = Encoding.of(options)
     for part in parts:
         items = [found.subsets[part.subset][int(row)] for row in part.rows]
-        yield ShardTask(part.tar(out), part.record(out), items, encoding, _dropped(part, drop))
+        yield ShardTask(part.tar(out), part.record(out), items, encoding, options.orientation, _dropped(part, drop))
 
 
 def _dropped(part: Part, drop: dict[str, set[int]]) -> frozenset[int]:
@@ -314,7 +315,7 @@ def _settle_duplicates(
     drop = to_drop(duplicates) if options.on_duplicates == "drop" else {}
     todo = [part for part, gone in zip(parts, dropped, strict=True) if gone != _dropped(part, drop)]
     with progress_bar(sum(len(part.rows) for part in todo), "drop duplicates", "image", progress and bool(todo)) as bar:
-        run_tasks(write_shard, _tasks(todo, found, Encoding.of(options), out, drop), len(todo), options.workers, bar)
+        run_tasks(write_shard, _tasks(todo, found, options, out, drop), len(todo), options.workers, bar)
     return summarise_duplicates(duplicates, found, options.on_duplicates)
 
 
@@ -358,11 +359,12 @@ def _publish(
         for entry in entries:
             if not entry["shard"]["samples"]:
                 (out / name / entry["shard"]["name"]).unlink()
-        tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept)
+        sources = [path for entry in kept for path in entry["sources"]]
+        tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept), sources
     extra = {"plan": plan, "summary": summary}
     if found.synsets != Synsets():
         extra["synsets"] = asdict(found.synsets)
-    return write_index(out, found.classes, tables, extra), summary
+    return write_index(out, found.classes, plan["orientation"], tables, extra), summary
 
 
 def _table(records: list[dict[str, Any]]) -> npt.NDArray[Any]:

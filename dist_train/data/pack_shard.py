@@ -16,15 +16,19 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from webdataset import TarWriter
 
-from dist_train.config import PackConfig
+from dist_train.config import Orientation, PackConfig
 from dist_train.data.archives import Item
 from dist_train.data.dali import decode_errors
 from dist_train.data.files import atomic_write, file_sha256, write_text
+from dist_train.data.headers import FORMATS
+from dist_train.data.orientation import sizes
+from dist_train.data.photos import open_photo
+from dist_train.data.pillow import upright
 from dist_train.data.pool import advance
 from dist_train.data.shards import dali_index, tar_members
 from dist_train.errors import UserError
 
-DEFAULT_QUALITY = 90
+DEFAULT_QUALITY, OFFERED_QUALITY = 90, 95
 # Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
 BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
 # PIL's own bound for a decompression bomb: a few bytes that decode to gigabytes.
@@ -51,15 +55,18 @@ class ShardTask(NamedTuple):
     record: Path
     items: list[Item]
     encoding: Encoding | None
+    rule: Orientation
     drop: frozenset[int] = frozenset()
     """Images, by their place among the items, that are left out as duplicates."""
 
 
 class Header(NamedTuple):
-    """What an image's header says: stored size in pixels, PIL's mode ("RGB") and format ("JPEG")."""
+    """What an image's header says: size of the upright image in pixels, its orientation (``data.orientation``), PIL's
+    mode ("RGB") and format ("JPEG")."""
 
     width: int
     height: int
+    orientation: int
     mode: str
     format: str
 
@@ -83,7 +90,7 @@ def write_shard(task: ShardTask, threads: int) -> None:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
             for part in batches([item.size for item in task.items]):
                 items = task.items[part]
-                for item, (blob, header, digest) in zip(items, _prepare(items, task.encoding, threads), strict=True):
+                for item, (blob, header, digest) in zip(items, _prepare(items, task, threads), strict=True):
                     digests.append(digest)
                     if isinstance(header, str):
                         left_out.append({"key": item.key, "source": item.source, "reason": header})
@@ -112,38 +119,49 @@ def write_shard(task: ShardTask, threads: int) -> None:
     write_text(task.record, json.dumps(record))
 
 
-def _prepare(items: list[Item], encoding: Encoding | None, threads: int) -> list[tuple[bytes, Header | str, str]]:
+def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[bytes, Header | str, str]]:
     """The bytes to store for each item, their header or the reason to leave them out, and the hash of the source
     bytes ("" for what is left out)."""
     stored: list[tuple[bytes, Header | str]] = []
     blobs = read_blobs(items)
     for blob in blobs:
-        recoded = blob if encoding is None else recode(blob, encoding)
-        stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded)))
+        recoded = blob if task.encoding is None else recode(blob, task.encoding, task.rule)
+        stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded, task.rule)))
     good = [n for n, (_, header) in enumerate(stored) if isinstance(header, Header)]
     for n, reason in zip(good, decode_errors([stored[n][0] for n in good], threads), strict=True):
         if reason is not None:
-            stored[n] = b"", reason
+            stored[n] = b"", _cause(blobs[n], reason, task)
     return [
         (kept, header, "" if isinstance(header, str) else hashlib.blake2b(blob, digest_size=16).hexdigest())
         for blob, (kept, header) in zip(blobs, stored, strict=True)
     ]
 
 
-def recode(blob: bytes, encoding: Encoding) -> bytes | str:
+def _cause(blob: bytes, reason: str, task: ShardTask) -> str:
+    """Why the training decoder does not take an image; and, where that is so, that Pillow does."""
+    anew = Encoding(task.encoding.shorter_side if task.encoding else None, OFFERED_QUALITY)
+    if isinstance(recode(blob, anew, task.rule), str):
+        return reason
+    header = read_header(blob, task.rule)
+    if isinstance(header, Header) and header.format not in ("JPEG", "MPO"):
+        reason = f"{header.format} that Pillow decodes and DALI does not"
+    return f"{reason}; --quality {OFFERED_QUALITY} re-encodes it to JPEG and takes it"
+
+
+def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:
     """The image as it is to be stored; or why it cannot be, in a line.
 
-    Images shrink to ``shorter_side``, never grow. One that need not shrink keeps its bytes, unless
-    ``quality`` is given. EXIF data, and so its rotation, is dropped: the pixels stay as stored.
+    Images shrink to ``shorter_side``, never grow. One that need not shrink keeps its bytes, unless ``quality`` is
+    given or DALI does not decode its format. EXIF data is dropped: pixels are stored upright, or, under the rule ``stored``, as they were.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            source = Image.open(io.BytesIO(blob))
+            source = open_photo(blob)
             scale = (encoding.shorter_side or min(source.size)) / min(source.size)
-            if scale >= 1 and encoding.quality is None:
+            if scale >= 1 and encoding.quality is None and source.format in FORMATS:
                 return blob
-            image = source.convert("RGB")
+            image = Image.fromarray(upright(source, rule))
         if scale < 1:
             width, height = (max(1, round(side * scale)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -154,13 +172,13 @@ def recode(blob: bytes, encoding: Encoding) -> bytes | str:
         return _pil_reason(error)
 
 
-def read_header(blob: bytes) -> Header | str:
+def read_header(blob: bytes, rule: Orientation) -> Header | str:
     """The header by PIL, or why the image cannot be used: no header, or more than MAX_PIXELS."""
     try:
-        with _any_header(), Image.open(io.BytesIO(blob)) as image:
+        with _any_header(), open_photo(blob) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels: larger than {MAX_PIXELS}, a decompression bomb"
-            return Header(*image.size, image.mode, image.format or "?")
+            return Header(*sizes(image, rule), image.mode, image.format or "?")
     except Exception as error:  # see recode
         return _pil_reason(error)
 
@@ -217,11 +235,11 @@ def read_blobs(items: list[Item]) -> list[bytes]:
 
 
 def _facts(kept: list[tuple[Item, Header]], members: list[tuple[str, str, int, int]]) -> dict[str, Any]:
-    """Of the images in the shard: a row each (offset, size, width, height, label, key), how many of
-    each mode and format, and those whose name says JPEG while they are not."""
+    """Of the images in the shard: a row each (offset, size, width, height, orientation, label, key), the path that each
+    was packed from, how many of each mode and format, and those whose name says JPEG while they are not."""
     places = [(offset, size) for _, extension, offset, size in members if extension == "jpg"]
     rows = [
-        (*place, header.width, header.height, item.label, item.key)
+        (*place, header.width, header.height, header.orientation, item.label, item.key)
         for place, (item, header) in zip(places, kept, strict=True)
     ]
     misnamed = [
@@ -232,4 +250,5 @@ def _facts(kept: list[tuple[Item, Header]], members: list[tuple[str, str, int, i
     ]
     modes = Counter(header.mode for _, header in kept)
     formats = Counter(header.format for _, header in kept)
-    return {"rows": rows, "modes": modes, "formats": formats, "misnamed": misnamed}
+    sources = [item.name for item, _ in kept]
+    return {"rows": rows, "sources": sources, "modes": modes, "formats": formats, "misnamed": misnamed}

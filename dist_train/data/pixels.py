@@ -1,8 +1,12 @@
-"""Decoded windows to normalised tensors on the CPU: resize, crop, flip, normalise.
+"""Decoded windows to normalised tensors on the CPU: turn upright, resize, crop, flip, normalise.
 
-On a GPU, or with ``data.augment``, DALI does this in its graph. On the CPU its resize takes longer than
-its decoding; torch's kernel for bytes takes a third of that (``tools/bench_loader.py``), and is the one
-that torchvision uses, to the same pixels.
+This is the reference of preprocessing: what training and evaluation make of an image on the CPU, and what a classifier
+makes of a photo, are these functions. Two other implementations are tested against it: DALI's graph (``data.dali``),
+which does the same on a GPU or with ``data.augment``, and the module that is exported with a network
+(``classifier.photos.Preprocess``).
+
+DALI's resize takes longer on a CPU than its decoding; torch's kernel for bytes takes a third of that
+(``tools/bench_loader.py``), and is the one that torchvision uses, to the same pixels.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.dlpack import from_dlpack
 
+from dist_train.data.augment import centre_anchor, resized_sizes
+from dist_train.data.orientation import turn
+
 # ImageNet channel statistics in [0, 1], RGB (torchvision's reference transforms).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -32,8 +39,9 @@ class Request:
 
     Attributes:
         blobs: B encoded images, uint8 [size].
-        anchor, shape: int32 [B, 2], the window to decode (top, left; height, width).
-        size: int32 [B, 2], height and width after resizing (bilinear, antialiased).
+        orientation: int32 [B], how each is turned, see ``data.orientation``.
+        anchor, shape: int32 [B, 2], the window to decode in the stored image (top, left; height, width).
+        size: int32 [B, 2], height and width of the upright window after resizing (bilinear, antialiased).
         crop: int32 [B * V, 2], top left of the final crops in the resized image.
         flip: int32 [B * V], 1 = mirror left to right.
         side: of the images in pixels, after the crop.
@@ -41,6 +49,7 @@ class Request:
     """
 
     blobs: list[npt.NDArray[np.uint8]]
+    orientation: npt.NDArray[np.int32]
     anchor: npt.NDArray[np.int32]
     shape: npt.NDArray[np.int32]
     size: npt.NDArray[np.int32]
@@ -61,18 +70,11 @@ def finished(decoded: Iterator[tuple[Sequence[Any], Request]], threads: int) -> 
     buffers = Buffers()
 
     def make(windows: Sequence[Any], request: Request, out: npt.NDArray[np.float32], share: range) -> None:
-        side, crops = request.side, len(request.crop) // len(windows)
-        mean, scale = _statistics(side)
+        crops = len(request.crop) // len(windows)
         for n in share:
-            image = from_dlpack(windows[n]).permute(2, 0, 1)[None]
-            image = interpolate(image, size=request.size[n].tolist(), mode="bilinear", antialias=True)
-            # numpy from here: torch would start threads of its own inside each of ours.
-            resized = image[0].permute(1, 2, 0).numpy()
+            image = resize(from_dlpack(windows[n]), int(request.orientation[n]), request.size[n].tolist())
             for k in range(n * crops, (n + 1) * crops):
-                top, left = request.crop[k]
-                pixels = resized[top : top + side, left : left + side]
-                np.subtract(pixels[:, ::-1] if request.flip[k] else pixels, mean, out=out[k])
-                np.multiply(out[k], scale, out=out[k])
+                cut(image, request.crop[k].tolist(), bool(request.flip[k]), out[k])
 
     def start(windows: Sequence[Any], request: Request) -> Callable[[], torch.Tensor]:
         out = buffers.lend(len(request.crop), (request.side, request.side, 3))
@@ -94,6 +96,39 @@ def finished(decoded: Iterator[tuple[Sequence[Any], Request]], threads: int) -> 
                 yield making.popleft()()
         while making:
             yield making.popleft()()
+
+
+def resize(stored: torch.Tensor, orientation: int, size: list[int]) -> npt.NDArray[np.uint8]:
+    """An image, or a window of it, upright and resized, bilinear and antialiased.
+
+    Args:
+        stored: uint8 [height, width, 3], as decoded.
+        size: height and width of the result [height, width, 3], of bytes too.
+    """
+    if orientation != 1:
+        stored = torch.from_numpy(np.ascontiguousarray(turn(stored.numpy(), orientation)))
+    resized = interpolate(stored.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def cut(image: npt.NDArray[np.uint8], corner: list[int], flip: bool, out: npt.NDArray[np.float32]) -> None:
+    """Crop an image [height, width, 3] at its corner (top, left) to the size of ``out`` [side, side, 3], mirror it left
+    to right, and normalise. By numpy: torch would start threads of its own inside each of a loader's."""
+    side = len(out)
+    (top, left), (mean, scale) = corner, _statistics(side)
+    pixels = image[top : top + side, left : left + side]
+    np.subtract(pixels[:, ::-1] if flip else pixels, mean, out=out)
+    np.multiply(out, scale, out=out)
+
+
+def evaluation(image: torch.Tensor, resize_to: int, side: int) -> torch.Tensor:
+    """An upright photo as the evaluation sees it: uint8 [3, height, width] -> float32 [3, side, side]. Its shorter side
+    becomes ``resize_to`` pixels, and the centre of that is cut out (torchvision's Resize and CenterCrop)."""
+    height, width = (np.array([length], np.int64) for length in image.shape[1:])
+    size = resized_sizes(height, width, resize_to)
+    out = np.empty((side, side, 3), np.float32)
+    cut(resize(image.permute(1, 2, 0), 1, size[0].tolist()), centre_anchor(size, side)[0].tolist(), False, out)
+    return torch.from_numpy(out).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=2)  # a batch in the making, and one of the next side

@@ -1,8 +1,9 @@
 """The shards on disk and their index.
 
-    DIR/index.json           classes (sorted wnids), subsets, per shard: samples, bytes, sha256; of a devkit
-                             the classes' names and hierarchy (synsets)
-    DIR/train.samples.npy    one row a sample: where its bytes lie, its size and its class
+    DIR/index.json           classes (sorted wnids), orientation, subsets, per shard: samples, bytes, sha256; of a
+                             devkit the classes' names and hierarchy (synsets)
+    DIR/train.samples.npy    one row a sample: where its bytes lie, its size, orientation and class
+    DIR/train.sources.txt    one line a sample: the path that it was packed from, for messages
     DIR/train/000000.tar     WebDataset: KEY.cls, KEY.jpg
     DIR/train/000000.idx     the same positions for DALI's own reader (format v1.2)
     DIR/val...               likewise
@@ -21,24 +22,26 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.config import CacheConfig
+from dist_train.config import CacheConfig, Orientation
 from dist_train.data.cache import Cache
 from dist_train.data.files import atomic_write, file_sha256, write_text
+from dist_train.data.names import is_class_name, shown
 from dist_train.data.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import NoShards, UserError, command, verifying
 
-VERSION = 1
+VERSION = 2
 SUBSETS = ("train", "val")
 
 
-def sample_dtype(key_bytes: int) -> np.dtype[Any]:
-    """Row of ``samples.npy``. ``offset`` and ``size`` locate the image's bytes in its shard;
-    ``width`` and ``height`` are those stored in the file (no EXIF rotation)."""
+def sample_dtype(key_bytes: int, version: int = VERSION) -> np.dtype[Any]:
+    """Row of ``samples.npy``. ``offset`` and ``size`` locate the image's bytes in its shard; ``width`` and ``height``
+    are those of the upright image, ``orientation`` says how the stored one is turned (``data.orientation``). Version 1
+    has no orientation: all images are taken as they are stored."""
     return np.dtype(
         [
             ("shard", "<i4"),
@@ -46,6 +49,7 @@ def sample_dtype(key_bytes: int) -> np.dtype[Any]:
             ("size", "<i4"),
             ("width", "<i4"),
             ("height", "<i4"),
+            *([("orientation", "u1")] if version > 1 else []),
             ("label", "<i4"),
             ("key", f"S{max(key_bytes, 1)}"),
         ]
@@ -98,24 +102,44 @@ class Subset:
             return self.cache.get(f"{self.name}/{entry.name}", entry.sha256, entry.bytes)
         return self.path(shard)
 
+    def orientations(self, ids: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int32]:
+        """How the stored images [B] are turned, see ``data.orientation``."""
+        if "orientation" not in self.samples.dtype.names:  # version 1
+            return np.ones(len(self.samples[ids]), np.int32)
+        return self.samples["orientation"][ids].astype(np.int32)
+
     def key(self, sample: int) -> str:
         return bytes(self.samples["key"][sample]).decode()
 
+    def path_of(self, sample: int) -> str:
+        """The path that a sample was packed from, below its source; "" where it is not known here: the list is not
+        fetched from a URL for a message."""
+        if self.cache:
+            return ""
+        try:
+            with (self.root / f"{self.name}.sources.txt").open(encoding="utf-8", newline="\n") as lines:
+                return next(itertools.islice(lines, sample, None), "").rstrip("\n")
+        except (OSError, ValueError):
+            return ""
+
     def where(self, sample: int) -> str:
-        """For messages: the sample's key and shard."""
+        """For messages: the sample's key, the path that it was packed from, and its shard."""
         shard = self.shards[int(self.samples["shard"][sample])]
-        return f"sample {self.key(sample)} in {self.source}/{self.name}/{shard.name}"
+        path = self.path_of(sample)
+        packed = f" ({path})" if path else ""
+        return f"sample {self.key(sample)}{packed} in {self.source}/{self.name}/{shard.name}"
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished pack. ``hash`` identifies its content: classes, samples and every shard's sha256. ``synsets`` is
-    empty where it was made without a devkit."""
+    """A finished pack. ``hash`` identifies its content: classes, samples and every shard's sha256. ``orientation`` is
+    the rule that it was packed by. ``synsets`` is empty where it was made without a devkit."""
 
     source: str
     classes: tuple[str, ...]
     subsets: dict[str, Subset]
     hash: str
+    orientation: Orientation
     synsets: Synsets
 
     @property
@@ -157,14 +181,15 @@ def open_shards(
             table = root / f"{name}.samples.npy"
             if not table.is_file() or file_sha256(table) != entry["samples_sha256"]:
                 raise UserError(f"{table}: missing or not the one index.json names; copy it again or pack again")
-        subsets[name] = Subset(name, root, shards, _load_table(table), remote)
+        subsets[name] = Subset(name, root, shards, _load_table(table, index["version"]), remote)
         if sizes:
             _check_table(table, subsets[name], len(index["classes"]))
         if sizes and not remote:
             check_sizes(subsets[name])
     if remote:
         remote.check_capacity([shard.bytes for subset in subsets.values() for shard in subset.shards])
-    return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"], Synsets.of(index.get("synsets")))
+    rule, synsets = index.get("orientation", "stored"), Synsets.of(index.get("synsets"))
+    return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"], rule, synsets)
 
 
 def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]:
@@ -179,18 +204,20 @@ def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]
     elif (file := Path(path)).is_file():
         content = file.read_bytes()
     else:
-        what = "an unfinished pack" if (file.parent / ".pack").exists() else "no index.json"
-        raise UserError(f"{source}: {what}; make the shards with: dist-train pack --out {source} ...")
+        begun = (file.parent / ".pack").exists()
+        what = "an unfinished pack" if begun else "no index.json"
+        again = command("pack", "--out", source, "--train", "ARCHIVE_OR_FOLDER", "--val", "ARCHIVE_OR_FOLDER")
+        raise (UserError if begun else NoShards)(f"{source}: {what}; make the shards with: {again}")
     try:
         index: dict[str, Any] = json.loads(content)
         version, stated = index["version"], index["hash"]
-        found = _content_hash(index["classes"], index["subsets"])
-        if version == VERSION and found == stated:
+        found = _content_hash(index)
+        if version in (1, VERSION) and found == stated:
             _check_index(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a shard index ({error!r}); copy it again or pack again") from None
-    if version != VERSION:
-        raise UserError(f"{path}: index version {version}, this program reads {VERSION}; pack again")
+    if version not in (1, VERSION):
+        raise UserError(f"{path}: index version {version}, this program reads 1 and {VERSION}; pack again")
     if found != stated:
         raise UserError(f"{path}: was changed, its content does not match its hash; copy it again or pack again")
     return index
@@ -213,16 +240,19 @@ def _check_index(index: dict[str, Any]) -> None:
                 raise ValueError(f"shard name {shard['name']!r}")
             if not all(type(shard[key]) is int and shard[key] >= 0 for key in ("samples", "bytes")):
                 raise ValueError(f"shard {shard['name']!r}: samples and bytes must be whole numbers")
-    if type(index["classes"]) is not list or not all(isinstance(wnid, str) for wnid in index["classes"]):
-        raise ValueError("classes must be a list of strings")
+    if type(index["classes"]) is not list or not all(map(is_class_name, index["classes"])):
+        strange = [wnid for wnid in index["classes"] if not is_class_name(wnid)][:1]
+        raise ValueError(f"classes must be a list of names; {strange} cannot be one")
+    if index["version"] > 1 and index["orientation"] not in get_args(Orientation):
+        raise ValueError(f"orientation {index['orientation']!r}")
     Synsets.of(index.get("synsets"))
 
 
-def _load_table(path: Path) -> npt.NDArray[Any]:
+def _load_table(path: Path, version: int) -> npt.NDArray[Any]:
     """``samples.npy``, memory-mapped."""
     try:
         table: npt.NDArray[Any] = np.load(path, mmap_mode="r")  # refuses pickled objects
-        if table.ndim != 1 or table.dtype != sample_dtype(table.dtype["key"].itemsize):
+        if table.ndim != 1 or table.dtype != sample_dtype(table.dtype["key"].itemsize, version):
             raise ValueError(f"its type is {table.dtype}")
     except Exception as error:  # NumPy's header parser has many
         reason = " ".join(str(error).split())[:200]
@@ -236,12 +266,14 @@ def _check_table(path: Path, subset: Subset, classes: int) -> None:
     ends = np.array([shard.bytes for shard in subset.shards] or [0])
     known = (table["shard"] >= 0) & (table["shard"] < len(ends)) & (table["label"] >= 0) & (table["label"] < classes)
     known &= (table["offset"] >= 512) & (table["size"] >= 0)
+    known &= (subset.orientations() >= 1) & (subset.orientations() <= 8)
     if not known.all() or (table["offset"] + table["size"] > ends[table["shard"]]).any():
-        raise UserError(f"{path}: rows do not fit the index; dist-train verify {subset.source} names them")
+        raise UserError(f"{path}: rows do not fit the index; {verifying(subset.source)}")
 
 
-def _content_hash(classes: list[str], subsets: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([classes, subsets], sort_keys=True).encode()).hexdigest()
+def _content_hash(index: dict[str, Any]) -> str:
+    content = [index["classes"], index["subsets"], *([index.get("orientation")] if index["version"] != 1 else [])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_sizes(subset: Subset) -> None:
@@ -253,30 +285,35 @@ def check_sizes(subset: Subset) -> None:
             found = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
                 f"{path}: {found}, the index says {shard.bytes}: copy this shard again or repack; "
-                f"dist-train verify {subset.root} checks all of them"
+                f"{command('verify', subset.root)} checks all of them"
             )
 
 
 def write_index(
     root: Path,
     classes: list[str],
-    tables: dict[str, tuple[list[Shard], npt.NDArray[Any]]],
+    orientation: Orientation,
+    tables: dict[str, tuple[list[Shard], npt.NDArray[Any], list[str]]],
     extra: dict[str, Any],
 ) -> ShardSet:
     """Publish a pack: the sample tables, then ``index.json`` as the last file, by rename.
 
     Args:
-        tables: per subset its shards and its samples (see ``sample_dtype``).
+        tables: per subset its shards, its samples (see ``sample_dtype``) and the path that each was packed from.
         extra: what else to keep in ``index.json`` (options, summary).
     """
-    index: dict[str, Any] = {"version": VERSION, "classes": classes, "subsets": {}, **extra}
-    for name, (shards, samples) in tables.items():
+    index: dict[str, Any] = {
+        "version": VERSION, "classes": classes, "orientation": orientation, "subsets": {}, **extra
+    }  # fmt: skip
+    for name, (shards, samples, sources) in tables.items():
+        # A line each; what would break the line is shown escaped.
+        write_text(root / f"{name}.sources.txt", "".join(f"{shown(path)}\n" for path in sources))
         table = root / f"{name}.samples.npy"
         with atomic_write(table) as file:
             np.save(file, samples)
         entry = {"shards": [vars(shard) for shard in shards], "samples": len(samples)}
         index["subsets"][name] = {**entry, "samples_sha256": file_sha256(table)}
-    index["hash"] = _content_hash(classes, index["subsets"])
+    index["hash"] = _content_hash(index)
     write_text(root / "index.json", json.dumps(index, indent=1))
     return open_shards(root, sizes=False)  # as written, right or wrong: verify says which
 

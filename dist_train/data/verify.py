@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dist_train.config import Orientation
 from dist_train.data.dali import decode_errors
 from dist_train.data.files import file_sha256
 from dist_train.data.pack_shard import batches, read_header
@@ -20,11 +21,14 @@ from dist_train.errors import UserError
 
 
 class ShardCheck(NamedTuple):
-    """One shard to check: its file, what the index says of it, its rows of ``samples.npy``."""
+    """One shard to check: its file, what the index says of it, its rows of ``samples.npy`` with their orientations, and
+    the rule that these follow."""
 
     path: Path
     shard: Shard
     rows: npt.NDArray[Any]
+    orientations: npt.NDArray[np.int32]
+    rule: Orientation
 
 
 def verify(root: Path, workers: int = 0, progress: bool = True) -> list[str]:
@@ -45,7 +49,7 @@ def verify(root: Path, workers: int = 0, progress: bool = True) -> list[str]:
     classes = len(shards.classes)
     problems = [line for subset in shards.subsets.values() for line in check_table(subset, classes)]
     total = sum(len(subset) for subset in shards.subsets.values())
-    checks = (check for subset in shards.subsets.values() for check in _checks(subset))
+    checks = (check for subset in shards.subsets.values() for check in _checks(subset, shards.orientation))
     number = sum(len(subset.shards) for subset in shards.subsets.values())
     with progress_bar(total, "verify", "image", progress) as bar:
         found = run_tasks(check_shard, checks, number, workers, bar)
@@ -68,12 +72,12 @@ def check_table(subset: Subset, classes: int) -> list[str]:
     return problems
 
 
-def _checks(subset: Subset) -> Iterator[ShardCheck]:
+def _checks(subset: Subset, rule: Orientation) -> Iterator[ShardCheck]:
     order = np.argsort(subset.samples["shard"], kind="stable")
     bounds = np.searchsorted(subset.samples["shard"][order], np.arange(len(subset.shards) + 1))
     for number, shard in enumerate(subset.shards):
-        rows = subset.samples[order[bounds[number] : bounds[number + 1]]]
-        yield ShardCheck(subset.path(number), shard, rows)
+        ids = order[bounds[number] : bounds[number + 1]]
+        yield ShardCheck(subset.path(number), shard, subset.samples[ids], subset.orientations(ids), rule)
 
 
 def check_shard(check: ShardCheck, threads: int) -> list[str]:
@@ -129,20 +133,21 @@ def _check_members(check: ShardCheck) -> list[str]:
 
 
 def _check_images(check: ShardCheck, threads: int) -> list[str]:
-    """Every image where the table says: all there, its stored width and height, and whether it decodes."""
+    """Every image where the table says: all there, its width, height and orientation, and whether it decodes."""
     problems = []
     with check.path.open("rb") as file:
         for part in batches(check.rows["size"].tolist()):
-            rows = check.rows[part]
+            rows, orientations = check.rows[part], check.orientations[part].tolist()
             blobs = [os.pread(file.fileno(), int(row["size"]), int(row["offset"])) for row in rows]
-            for row, blob, reason in zip(rows, blobs, decode_errors(blobs, threads), strict=True):
+            errors = decode_errors(blobs, threads)
+            for row, orientation, blob, reason in zip(rows, orientations, blobs, errors, strict=True):
                 where = f"{check.path}: {row['key'].decode()}"
-                header = read_header(blob)
-                stated = int(row["width"]), int(row["height"])
+                header = read_header(blob, check.rule)
+                stated = int(row["width"]), int(row["height"]), orientation
                 if reason is not None:
                     problems.append(f"{where}: cannot be decoded: {reason}")
-                elif isinstance(header, str) or header[:2] != stated:
-                    found = header if isinstance(header, str) else header[:2]
-                    problems.append(f"{where}: index (width, height) {stated}, image {found}")
+                elif isinstance(header, str) or header[:3] != stated:
+                    found = header if isinstance(header, str) else header[:3]
+                    problems.append(f"{where}: index (width, height, orientation) {stated}, image {found}")
             advance(len(rows))
     return problems

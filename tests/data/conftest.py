@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from imagenet_like import Content, Files, Sources, make_image, make_sources, tar_bytes
 
+from dist_train.data.files import file_sha256
 from dist_train.data.pack import pack
-from dist_train.data.shards import open_shards
+from dist_train.data.shards import open_shards, sample_dtype
 
 
 @pytest.fixture
@@ -47,6 +51,28 @@ def tar(tmp_path: Path) -> Callable[[str, Files], Path]:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture(scope="session")
+def version_1() -> Callable[[Path], None]:
+    """Make an index what version 1 of it was: without orientations and the list of paths."""
+
+    def rewrite(root: Path) -> None:
+        index = json.loads((root / "index.json").read_text())
+        for name, entry in index["subsets"].items():
+            table = np.load(root / f"{name}.samples.npy")
+            columns = [column for column in table.dtype.names if column != "orientation"]
+            old = np.array(table[columns].tolist(), sample_dtype(table.dtype["key"].itemsize, version=1))
+            np.save(root / f"{name}.samples.npy", old)
+            (root / f"{name}.sources.txt").unlink()
+            entry["samples_sha256"] = file_sha256(root / f"{name}.samples.npy")
+        del index["orientation"]
+        content = json.dumps([index["classes"], index["subsets"]], sort_keys=True).encode()
+        (root / "index.json").write_text(
+            json.dumps({**index, "version": 1, "hash": hashlib.sha256(content).hexdigest()})
+        )
+
+    return rewrite
 
 
 @pytest.fixture(scope="session")

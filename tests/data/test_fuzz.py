@@ -67,7 +67,7 @@ def test_index_with_a_changed_node(folder: Path, shards: ShardSet, data: st.Data
     wrong = changed(index, where, new)
     if isinstance(wrong, dict) and where[:1] != ("hash",):
         with contextlib.suppress(Exception):  # as its maker would: the hash fits the content
-            wrong["hash"] = sharding._content_hash(wrong["classes"], wrong["subsets"])
+            wrong["hash"] = sharding._content_hash(wrong)
     (folder / "index.json").write_text(json.dumps(wrong))
     try:
         opened = open_shards(folder)
@@ -91,7 +91,7 @@ def test_index_with_a_changed_node(folder: Path, shards: ShardSet, data: st.Data
 def test_an_index_cannot_name_what_lies_elsewhere(folder: Path, shards: ShardSet, key: str, value: object) -> None:
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["shards"][0][key] = value
-    index["hash"] = sharding._content_hash(index["classes"], index["subsets"])
+    index["hash"] = sharding._content_hash(index)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="not a shard index"):
         open_shards(folder)
@@ -109,7 +109,7 @@ def test_a_table_of_other_bytes(folder: Path, shards: ShardSet, place: float, by
     table.write_bytes(content)
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["samples_sha256"] = file_sha256(table)
-    index["hash"] = sharding._content_hash(index["classes"], index["subsets"])
+    index["hash"] = sharding._content_hash(index)
     (folder / "index.json").write_text(json.dumps(index))
     with contextlib.suppress(UserError):
         open_shards(folder)
@@ -123,7 +123,7 @@ def test_a_table_of_pickled_objects_is_not_loaded(folder: Path, shards: ShardSet
     np.save(table, np.array([{"a": 1}], object), allow_pickle=True)
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["samples_sha256"] = file_sha256(table)
-    index["hash"] = sharding._content_hash(index["classes"], index["subsets"])
+    index["hash"] = sharding._content_hash(index)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="not a table of samples"):
         open_shards(folder)

@@ -101,7 +101,7 @@ def packed(blobs: dict[str, bytes], root: Path) -> ShardSet:
     for name, blob in blobs.items():
         (root / "train" / "c").mkdir(parents=True, exist_ok=True)
         (root / "train" / "c" / name).write_bytes(blob)
-    return pack(PackConfig(train=root / "train", workers=1), root / "shards", progress=False)
+    return pack(PackConfig(train=root / "train", workers=1, orientation="stored"), root / "shards", progress=False)
 
 
 def evaluated(
@@ -129,7 +129,7 @@ def test_evaluation_pixels_are_torchvisions(
             (w, h), Image.Resampling.BICUBIC
         )
         exif = Image.Exif()
-        exif[0x0112] = 6 if number == 1 else 1  # rotated on display; torchvision and we read it as stored
+        exif[0x0112] = 6 if number == 1 else 1  # rotated on display; torchvision reads it as stored
         out = io.BytesIO()
         smooth.save(out, "JPEG", quality=92, exif=exif)
         blobs[f"c_{number}.JPEG"] = out.getvalue()

@@ -34,7 +34,7 @@ def test_odd_images(sources, image, capsys, content):
     assert set(found) == set(sources.expected("train")) - bad
     assert all(found[key] == value for key, value in sources.expected("train").items() if key not in bad)
     turned = shards.samples[shards.samples["key"] == b"n02119789_turned"][0]
-    assert (turned["width"], turned["height"]) == (50, 20)
+    assert (turned["width"], turned["height"], turned["orientation"]) == (20, 50, 6)
 
     summary = read_index(out)["summary"]
     assert {entry["key"] for entry in summary["undecodable"]} == bad
@@ -49,7 +49,7 @@ def test_odd_images(sources, image, capsys, content):
 
 def test_image_over_pillows_limit(sources, monkeypatch, image):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert read_header(image(1)) == Header(40, 32, "RGB", "JPEG")
+    assert read_header(image(1), "exif") == Header(40, 32, 1, "RGB", "JPEG")
     assert Image.MAX_IMAGE_PIXELS == 100
 
 

@@ -65,8 +65,8 @@ def reindex(copy, change):
         for number, shard in enumerate(subset.shards):
             path = subset.path(number)
             shards.append(Shard(shard.name, shard.samples, path.stat().st_size, file_sha256(path)))
-        tables[name] = shards, table
-    write_index(copy, list(old.classes), tables, {})
+        tables[name] = shards, table, [subset.path_of(sample) for sample in range(len(subset))]
+    write_index(copy, list(old.classes), old.orientation, tables, {})
 
 
 def test_intact(copy):
@@ -155,7 +155,7 @@ def test_table_and_shards_disagree(copy, shard):
     one_of(found, keys[0], "label 99 is not in 0..3")
     one_of(found, keys[0], "index class 99")
     one_of(found, keys[2], "comes 2 times")
-    one_of(found, keys[3], "index (width, height)")
+    one_of(found, keys[3], "index (width, height, orientation)")
     one_of(found, keys[4], "index (offset, size)")
 
 
