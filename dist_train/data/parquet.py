@@ -34,7 +34,7 @@ class ParquetImages(NamedTuple):
 
     Attributes:
         files: the parquet files.
-        names: N different names, "class/file"; the class is a wnid, or the schema's name.
+        names: N names "class/file"; the class is a wnid, or the schema's name.
         file, row: N places: number of the file, row in it.
         digest: hex sha256 over the files' sizes and footers: of what is in them, without reading the images.
     """
@@ -116,13 +116,9 @@ def _classes(
 
 
 def _names(files: list[Path], rows: list[tuple[int, int, str | None, int]], classes: list[str]) -> list[str]:
-    """A name of its own for each image: that of its path where no other of its class has it, else file and row."""
-    stems = [(path or "").rpartition("/")[2] for _, _, path, _ in rows]
-    count = Counter(zip(classes, stems, strict=True))
-    return [
-        f"{name}/{stem if stem and count[name, stem] == 1 else f'{files[file].stem}-{row}'}"
-        for (file, row, *_), stem, name in zip(rows, stems, classes, strict=True)
-    ]
+    """Class and file name of each image; where it has no path, those of the parquet file, and its row."""
+    stems = ((path or "").rpartition("/")[2] or f"{files[file].stem}-{row}" for file, row, path, _ in rows)
+    return [f"{name}/{stem}" for name, stem in zip(classes, stems, strict=True)]
 
 
 # ---- reading
