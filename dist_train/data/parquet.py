@@ -54,7 +54,11 @@ class Numbering:
     numbers: dict[str, int] = field(default_factory=dict)
 
     def note(self, number: int, wnid: str, where: str) -> None:
-        """Raises UserError where the number has meant another wnid so far, or the wnid has had another number."""
+        """Compare with what the rows said so far.
+
+        Raises:
+            UserError: the number has meant another wnid, or the wnid has had another number.
+        """
         known, other = self.wnids.setdefault(number, wnid), self.numbers.setdefault(wnid, number)
         if known != wnid:
             raise UserError(f"{where}: is {wnid!r} by its name and {known!r} by its label {number}; {REMEDY}")
@@ -63,7 +67,7 @@ class Numbering:
 
 
 def list_parquet(files: list[Path], subset: str, numbering: Numbering, progress: bool) -> ParquetImages:
-    """The images of a subset; only the columns of paths and labels are read.
+    """List the images of a subset; only the columns of paths and labels are read.
 
     Raises:
         UserError: pyarrow is not installed; a file is damaged or has other columns; number and wnid of an image
@@ -125,7 +129,7 @@ def _names(files: list[Path], rows: list[tuple[int, int, str | None, int]], clas
 
 
 def pyarrow_parquet() -> Any:
-    """The module ``pyarrow.parquet``.
+    """Import ``pyarrow.parquet``.
 
     Raises:
         UserError: it is not installed.
@@ -140,7 +144,7 @@ def pyarrow_parquet() -> Any:
 
 
 def image_bytes(file: Path, threads: int) -> Iterator[list[Any]]:
-    """The images of a file in order, as lists of buffers (``pyarrow.Buffer``), in one pass over it.
+    """Read the images of a file in order, as lists of buffers (``pyarrow.Buffer``), in one pass over it.
 
     Raises:
         UserError: the file is damaged, or a row has no bytes.

@@ -226,6 +226,16 @@ def test_bad_solutions(sources: Sources) -> None:
     refused(words, "line 1", "or remove it", **roles, devkit=words.with_name("LOC_val_solution.csv"))
 
 
+def test_compressed_archives_in_a_folder(sources: Sources) -> None:
+    """As Hugging Face has them."""
+    tars = sources.hugging_face_tars()
+    for path in tars.iterdir():
+        path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    refused("train_images_0.tar.gz: is gzip-compressed", "uncompress it to a .tar", train=tars)
+    refused("val_images.tar.gz: is gzip-compressed", train=sources.train_folder(), val=tars)
+
+
 # ---- parquet
 
 
