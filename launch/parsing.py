@@ -28,6 +28,17 @@ class Parser(ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)  # a shortened key is a mistyped key
 
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse a command line.
+
+        Raises:
+            UserError: it is not valid.
+        """
+        try:
+            return super().parse_args(*arguments, **options)
+        except ValueError as error:  # a zero byte where jsonargparse looks for a file of that name
+            raise UserError(f"the options or the configuration cannot be read ({one_line(str(error))})") from None
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         missing = re.search(r"arguments are required: ([\w.]+)", message)
         if missing:

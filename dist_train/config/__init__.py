@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dist_train.config.checks import at_least, require
+from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
@@ -101,6 +101,7 @@ class Config:
         require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
         ok = self.max_minutes is None or self.max_minutes > 0
         require(ok, "max_minutes", self.max_minutes, "> 0")
+        texts_without_zero(dataclasses.asdict(self))
 
     @property
     def run_dir(self) -> Path:

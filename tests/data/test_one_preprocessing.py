@@ -5,6 +5,7 @@ The reference is ``data.pixels``; what it resizes is compared with Pillow's own 
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,7 @@ from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.source import ShardSource
 from dist_train.data.splits import View, make_view
 from dist_train.data.verify import verify
+from dist_train.fewshot.examples import thumbnails
 
 RESIZE, SIDE = 40, 32
 
@@ -228,6 +230,16 @@ def test_a_classifier_sees_what_the_evaluation_sees(kinds: ShardSet, config: Con
         assert torch.equal(preprocess.batch([photo])[0], image), view.subset.key(sample)
         # What is exported with a network does not round; torch's kernel for bytes has weights of 16 bits.
         assert levels(preprocess(photo[None])[0], image) < 1 and mean_levels(preprocess(photo[None])[0], image) < 0.4
+
+
+def test_the_report_shows_photos_as_the_network_sees_them(kinds: ShardSet) -> None:
+    view = whole_view(kinds)
+    pictures = zip(view.ids.tolist(), blobs_of(view, view.ids), thumbnails(view.subset, view.ids), strict=True)
+    for sample, blob, uri in pictures:
+        small = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+        seen = Image.fromarray(turned_by_pillow(blob, kinds.orientation).permute(1, 2, 0).numpy())
+        wanted = np.asarray(ImageOps.fit(seen, small.size), float)
+        assert np.abs(np.asarray(small, float) - wanted).mean() < 8, view.subset.key(sample)
 
 
 def test_the_index_has_upright_sizes_and_verify_checks_them(kinds: ShardSet) -> None:

@@ -45,6 +45,7 @@ def run(request: pytest.FixtureRequest, drawn: Path, small_run: Config, tmp_path
     config = replace(
         small_run,
         runs=root / "runs",
+        pretrain=replace(small_run.pretrain, epochs=6),
         data=replace(small_run.data, shards=str(root / "shards"), eval_resize=36),
         learn=replace(small_run.learn, methods=["phi2", "phi_plus"]),
         evaluate=replace(small_run.evaluate, methods=["phi2", "phi_plus"], draws=2),
