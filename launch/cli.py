@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from jsonargparse import Namespace, set_parsing_settings
 
 import dist_train
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
+from dist_train.data.names import class_name
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
 from launch import models
@@ -198,11 +200,11 @@ def _split(given: Namespace) -> int:
         raise UserError("split: give the classes by --shards or by --wnids, one of the two")
     if (given.novel is None) == (given.novel_list is None):
         raise UserError("split: give the novel classes by --novel N or by --novel_list FILE, one of the two")
-    classes = list(open_shards(given.shards).classes) if given.shards else _words(given.wnids)
+    classes = list(open_shards(given.shards).classes) if given.shards else _class_list(given.wnids)
     if given.novel is not None:
         split = draw_split(given.out.stem, sorted(classes), given.novel, given.pseudo_novel, given.seed)
     else:
-        novel = _words(given.novel_list)
+        novel = _class_list(given.novel_list, frozenset(classes))
         unknown = sorted(set(novel) - set(classes))
         if unknown:
             raise UserError(
@@ -355,14 +357,22 @@ def _make(kind: type[Any], values: dict[str, Any]) -> Any:
         raise UserError(str(error)) from None
 
 
-def _words(path: Path) -> list[str]:
+def _class_list(path: Path, known: frozenset[str] = frozenset()) -> list[str]:
+    """The classes of a list, one a line: the whole line where there is such a class, else its first word."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a list of classes, one a line")
     try:
-        lines = path.read_text().splitlines()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
-    return [line.split()[0] for line in lines if line.strip()]
+    classes = []
+    for number, line in enumerate(lines, 1):
+        whole = unicodedata.normalize("NFC", line)
+        try:
+            classes += [class_name(whole if whole in known else line.split()[0])] if line else []
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}") from None
+    return classes
 
 
 def _named_configs(arguments: list[str]) -> list[str]:

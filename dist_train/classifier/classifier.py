@@ -18,6 +18,7 @@ from dist_train.classifier.folder import Saved
 from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, untrained
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.config import LearnConfig
+from dist_train.data.names import class_name
 from dist_train.data.pixels import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
@@ -141,14 +142,12 @@ class Classifier:
             self._added[place - len(self._base)] = (replace(one, name=new), activations)
 
     def check_new(self, name: str) -> str:
-        """The name as it is kept, in Unicode's composed form (NFC): what looks the same is the same.
+        """The name as it is kept (see ``data.names.class_name``): what looks the same is the same.
 
         Raises:
             UserError: a class cannot get this name.
         """
-        name = unicodedata.normalize("NFC", str(name))
-        if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
-            raise UserError(f"class name {name!r}: give 1 to 200 printable characters, no space at the ends")
+        name = class_name(str(name))
         if any(name in (one.name, one.wnid) for one in self.classes):
             raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
         return name

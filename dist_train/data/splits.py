@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from dist_train.config import configs_dir
 from dist_train.data.files import write_text
+from dist_train.data.names import class_name, is_class_name
 from dist_train.data.shards import Subset
 from dist_train.errors import UserError
 
@@ -49,6 +50,10 @@ class Split:
             twice = sorted({c for c in classes if classes.count(c) > 1}) if len(set(classes)) < len(classes) else []
             if twice:
                 raise UserError(f"split {self.name}: {kind} names {twice[0]!r} twice; remove one")
+        every = (*self.base, *self.novel, *self.pseudo_novel)
+        strange = next((name for name in every if not is_class_name(name)), None)
+        if strange is not None:
+            raise UserError(f"split {self.name}: {_fault(strange)}")
         both = sorted(set(self.base) & set(self.novel))
         if both:
             raise UserError(f"split {self.name}: {both[0]!r} is base and novel; remove it from one")
@@ -98,6 +103,15 @@ class Split:
         if self.halves:
             return self.scored_with_novel if holdout == "novel" else self.scored_with_pseudo_novel
         return self.roles(holdout)[0]
+
+
+def _fault(name: object) -> str:
+    """Why this is no class name as ``data.names`` keeps it."""
+    try:
+        kept = class_name(str(name))
+    except UserError as error:
+        return str(error)
+    return f"class name {name!a}: is not in Unicode's composed form (NFC); write {kept!a}"
 
 
 def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
