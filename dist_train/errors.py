@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 FAILED, STOPPED, LOST, CRASHED = 1, 75, 76, 70
 
 
@@ -24,3 +26,19 @@ class LostError(UserError):
     """Another rank is gone. Nothing is wrong with the input: starting again continues."""
 
     code = LOST
+
+
+class NoShards(UserError):
+    """There are no shards where they are to be; pack has not been there."""
+
+
+def command(*words: object) -> str:
+    """Write a command of dist-train so that a shell takes it as it stands: words with spaces are quoted."""
+    return shlex.join(["dist-train", *map(str, words)])
+
+
+def verifying(source: object) -> str:
+    """Say how all damaged images of these shards are named: by a command, which reads a local folder."""
+    if "://" in str(source):
+        return f"{command('verify', 'FOLDER')} names all of them, of the folder that was uploaded to {source}"
+    return f"{command('verify', source)} names all of them"

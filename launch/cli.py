@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
 import time
 import traceback
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace, set_parsing_settings
 
 import dist_train
-from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
-from dist_train.data.names import class_name
+from dist_train.config import GONE, STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
 from launch import models
 from launch.parsing import Parser, check_yaml, find_yaml, in_one_line, one_line
+
+if TYPE_CHECKING:
+    from dist_train.data.splits import Split
 
 
 def build_parser(words: Sequence[str]) -> Parser:
@@ -52,6 +54,8 @@ def build_parser(words: Sequence[str]) -> Parser:
     split = Parser(description="Make a split file (base, novel and pseudo-novel wnids) from a seed or from lists.")
     split.add_argument("--shards", type=Path, help="Take the classes of these shards ...")
     split.add_argument("--wnids", type=Path, help="... or of this file: the first word of each line.")
+    split.add_argument("--split", help="... or those of another split (a name or a file), with their roles.")
+    split.add_argument("--without", action="append", default=[], metavar="CLASS", help="Leave a class out; repeat it.")
     split.add_argument("--novel", type=int, help="Number of novel classes, drawn by the seed.")
     split.add_argument("--pseudo_novel", type=int, default=0, help="Number of base classes to mark as pseudo-novel.")
     split.add_argument("--novel_list", type=Path, help="Novel classes from a file instead.")
@@ -191,40 +195,50 @@ def _verify(given: Namespace) -> int:
 
 
 def _split(given: Namespace) -> int:
-    from dist_train.data.shards import open_shards
-    from dist_train.data.splits import Split, draw_split, save_split
+    from dist_train.data.splits import load_split, save_split
 
     if given.out.is_dir():
         raise UserError(f"--out {given.out}: is a folder; give the .json file to write")
-    if (given.shards is None) == (given.wnids is None):
-        raise UserError("split: give the classes by --shards or by --wnids, one of the two")
-    if (given.novel is None) == (given.novel_list is None):
-        raise UserError("split: give the novel classes by --novel N or by --novel_list FILE, one of the two")
-    classes = list(open_shards(given.shards).classes) if given.shards else _class_list(given.wnids)
-    if given.novel is not None:
-        split = draw_split(given.out.stem, sorted(classes), given.novel, given.pseudo_novel, given.seed)
+    if [given.shards, given.wnids, given.split].count(None) != 2:
+        raise UserError("split: give the classes by --shards, by --wnids or by --split, one of the three")
+    if given.split:
+        if given.novel or given.novel_list or given.pseudo_novel:
+            raise UserError("--split: names its novel classes; leave --novel, --novel_list and --pseudo_novel out")
+        split = load_split(given.split).without(given.without, given.out.stem)
     else:
-        novel = _class_list(given.novel_list, frozenset(classes))
-        unknown = sorted(set(novel) - set(classes))
-        if unknown:
-            raise UserError(
-                f"{given.novel_list}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list"
-            )
-        base = sorted(set(classes) - set(novel))
-        text = f"novel = the list {given.novel_list.name}"
-        pseudo: tuple[str, ...] = ()
-        if given.pseudo_novel:
-            pseudo = draw_split("", base, given.pseudo_novel, 0, given.seed).novel
-            text += (
-                f", pseudo-novel = the {given.pseudo_novel} base wnids with the smallest sha256('{given.seed}:WNID')"
-            )
-        split = Split(given.out.stem, tuple(base), tuple(sorted(novel)), pseudo, text)
+        split = _new_split(given)
     save_split(split, given.out)
     print(
         f"{given.out}: {len(split.base)} base ({len(split.pseudo_novel)} pseudo-novel), "
         f"{len(split.novel)} novel, hash {split.hash}"
     )
     return 0
+
+
+def _new_split(given: Namespace) -> Split:
+    """From the classes of shards or of a list: novel ones drawn, or by a list."""
+    from dist_train.data.shards import open_shards
+    from dist_train.data.splits import Split, draw_split, read_classes
+
+    if (given.novel is None) == (given.novel_list is None):
+        raise UserError("split: give the novel classes by --novel N or by --novel_list FILE, one of the two")
+    classes = list(open_shards(given.shards).classes) if given.shards else read_classes(given.wnids)
+    novel = read_classes(given.novel_list, classes) if given.novel_list else []
+    for option, some in (("--without", given.without), (given.novel_list, novel)):
+        unknown = sorted(set(some) - set(classes))
+        if unknown:
+            raise UserError(f"{option}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list")
+    classes = sorted(set(classes) - set(given.without))
+    if given.novel is not None:
+        return draw_split(given.out.stem, classes, given.novel, given.pseudo_novel, given.seed)
+    novel = sorted(set(novel) - set(given.without))
+    base = sorted(set(classes) - set(novel))
+    text = f"novel = the list {given.novel_list.name}"
+    pseudo: tuple[str, ...] = ()
+    if given.pseudo_novel:
+        pseudo = draw_split("", base, given.pseudo_novel, 0, given.seed).novel
+        text += f", pseudo-novel = the {given.pseudo_novel} base wnids with the smallest sha256('{given.seed}:WNID')"
+    return Split(given.out.stem, tuple(base), tuple(novel), pseudo, text)
 
 
 def _draw(given: Namespace) -> int:
@@ -282,9 +296,23 @@ def load_config(folder: Path) -> Config:
         raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
     parser = Parser()
     parser.add_class_arguments(Config)
-    made = parser.instantiate(parser.parse_path(str(path.absolute())))
+    values = _of_older_version(path)
+    made = parser.instantiate(
+        parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values)
+    )
     where = folder.absolute()
     return replace(_config_of(made), name=where.name, runs=where.parent)
+
+
+def _of_older_version(path: Path) -> dict[str, Any] | None:
+    """The configuration of a run that an older version has written, as JSON, without keys that are gone; else None."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        return None
+    for section, _, key in (name.partition(".") for name in GONE):
+        values.get(section, {}).pop(key, None)
+    return values
 
 
 def _config_of(made: Namespace) -> Config:
@@ -355,24 +383,6 @@ def _make(kind: type[Any], values: dict[str, Any]) -> Any:
         return kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _class_list(path: Path, known: frozenset[str] = frozenset()) -> list[str]:
-    """The classes of a list, one a line: the whole line where there is such a class, else its first word."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a list of classes, one a line")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
-    classes = []
-    for number, line in enumerate(lines, 1):
-        whole = unicodedata.normalize("NFC", line)
-        try:
-            classes += [class_name(whole if whole in known else line.split()[0])] if line else []
-        except UserError as error:
-            raise UserError(f"{path}: line {number}: {error}") from None
-    return classes
 
 
 def _named_configs(arguments: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from dist_train.config import Config, configs_dir
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from launch.cluster import CHAIN, Cluster, load_cluster, resources
 from launch.parsing import find_yaml
 
@@ -146,8 +145,7 @@ def launch_slurm(config: Config, options: Namespace) -> int:
             return slurm.run_here(config, chain)
         for stage, job_id in slurm.submit(config, cluster, chain):
             print(f"{stage}: job {job_id}")
-    run = shlex.quote(str(config.run_dir))
-    print(f"watch: dist-train status {run} --watch; dist-train logs {run} -f")
+    print(f"watch: {command('status', config.run_dir, '--watch')}; {command('logs', config.run_dir, '-f')}")
     return 0
 
 

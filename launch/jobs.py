@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from launch.cluster import CHAIN
 
 ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING")
@@ -41,6 +41,10 @@ def folder(run: Path) -> Path:
 
 class NoAnswer(UserError):
     """SLURM does not say how its jobs are. That is not the same as having none."""
+
+
+class NoCluster(NoAnswer):
+    """SLURM's programs are there, but configured for no cluster."""
 
 
 def record(run: Path, stage: str, job: str, names: Sequence[str], size: int, ranks: int, local: bool = False) -> None:
@@ -87,7 +91,8 @@ def states(ids: Sequence[str]) -> dict[str, State]:
     with suppress(NoAnswer):
         for line in ask(["sacct", "-n", "-X", "-P", "-j", asked, "-o", "JobID,State,ExitCode,NodeList"]):
             job, state, code, nodes = (line.split("|") + [""] * 4)[:4]
-            found[job] = State(state.split(" ")[0], f"exit code {code.split(':')[0]}", nodes)
+            failed = code.split(":")[0] != "0"
+            found[job] = State(state.split(" ")[0], f"exit code {code.split(':')[0]}" if failed else "", nodes)
     try:
         # About all jobs: asked about an id that it has forgotten, squeue fails for all of them.
         queue = ask(["squeue", "-h", "-r", "-o", "%i|%T|%r|%N"])
@@ -102,21 +107,23 @@ def states(ids: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def ask(command: list[str]) -> list[str]:
+def ask(program: list[str]) -> list[str]:
     """The lines that one of SLURM's programs prints.
 
     Raises:
         NoAnswer: it is not there, failed, or took too long.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(program, capture_output=True, text=True, timeout=30)
     except OSError as error:
-        raise NoAnswer(f"SLURM does not answer ({command[0]}: {error.strerror})") from None
+        raise NoAnswer(f"SLURM does not answer ({program[0]}: {error.strerror})") from None
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"SLURM does not answer ({command[0]}: nothing within 30 s)") from None
+        raise NoAnswer(f"SLURM does not answer ({program[0]}: nothing within 30 s)") from None
     if done.returncode:
         reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise NoAnswer(f"SLURM does not answer ({command[0]}: {reason.removeprefix(f'{command[0]}: ')})")
+        # SLURM has no exit code of its own for this, only words.
+        kind = NoCluster if "configuration source" in reason else NoAnswer
+        raise kind(f"SLURM does not answer ({program[0]}: {reason.removeprefix(f'{program[0]}: ')})")
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
@@ -190,7 +197,7 @@ def logs(run: Path, stage: str | None, rank: int, follow: bool, member: int = 0)
     if not found:
         last = entries[-1]
         raise UserError(
-            f"{last['stage']}: job {last['job']} has no log of rank {rank} yet; dist-train status {run} says how it is"
+            f"{last['stage']}: job {last['job']} has no log of rank {rank} yet; {command('status', run)} says how it is"
         )
     path, entry = max(found, key=lambda pair: pair[0].stat().st_mtime)
     print(f"==> {entry['stage']}, job {entry['job']}, rank {rank}: {path}", file=sys.stderr)

@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from dist_train.config import Config
 from dist_train.data.account import Account
 from dist_train.data.names import shown
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from launch.parsing import in_one_line
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
                        "asked for.")  # fmt: skip
     serve.add_argument("--port", type=int, default=8000, help="Port; 0 = any free one.")
     serve.add_argument("--token", help="The token, at least 16 characters; default: one is drawn and printed.")
+    serve.add_argument("--public-url", metavar="URL", help="The page's address at a proxy, as in "
+                       "https://HOST:PORT/PATH/; see docs/serving.md.")  # fmt: skip
+    serve.add_argument("--proxy", metavar="ADDRESS", help="With --public-url: the proxy's address or network; default: "
+                       "this machine's.")  # fmt: skip
     serve.add_argument("--max_upload_mb", type=int, default=64, help="Limit of one upload in megabytes (10^6 bytes).")
     serve.add_argument("--max_megapixels", type=int, default=64, help="Limit of one photo in millions of pixels.")
     serve.add_argument("--max_classes", type=int, default=5000, help="Limit of all classes together.")
@@ -117,7 +121,7 @@ def _written(out: Path, source: Path, is_model: bool) -> Iterator[None]:
     if source.resolve() in out.resolve().parents or (not is_model and _same(out, source)):
         raise UserError(f"--out {out}: lies in {source}; take another folder")
     other = not (is_model and _same(out, source))
-    remedy = f"take another folder, or change it: dist-train adapt {out}"
+    remedy = f"take another folder, or change it: {command('adapt', out, '--class', 'NAME=PHOTOS')}"
     if other and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; {remedy}")
     made = not out.exists()
@@ -340,10 +344,17 @@ def export(given: Namespace) -> int:
 
 
 def serve(given: Namespace) -> int:
-    from dist_train.classifier.server import Limits, run
+    from dist_train.classifier.address import Public, network
+    from dist_train.classifier.server import Place, run
+    from dist_train.classifier.service import Limits
 
+    public = None if given.public_url is None else Public.parse(given.public_url)
+    if given.proxy and not public:
+        raise UserError(f"--proxy {given.proxy}: is of use with --public-url only; give that too")
+    proxies = {"proxies": (network(given.proxy),)} if given.proxy else {}
+    place = Place(given.host, given.port, given.token, public, **proxies)
     limits = Limits(given.max_upload_mb * 1_000_000, given.max_megapixels * 1_000_000, given.max_classes)
-    return run(given.model, given.host, given.port, given.token, limits)
+    return run(given.model, place, limits)
 
 
 def _pair(option: str, text: str, form: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -12,9 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
-from dist_train.config import PackConfig
+from dist_train.config import GONE, STAGES, PackConfig
 from dist_train.data.names import shown
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 
 _KINDS = {
     "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list: [A, B]",
@@ -28,18 +29,50 @@ class Parser(ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)  # a shortened key is a mistyped key
 
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse a command line.
+
+        Raises:
+            UserError: it is not valid.
+        """
+        try:
+            return super().parse_args(*arguments, **options)
+        except ValueError as error:  # a zero byte where jsonargparse looks for a file of that name
+            raise UserError(f"the options or the configuration cannot be read ({one_line(str(error))})") from None
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         missing = re.search(r"arguments are required: ([\w.]+)", message)
         if missing:
             raise UserError(f"{self._spelt(missing[1].split('.'))} is required; see --help")
         choice = re.search(r"argument launcher: invalid choice: '(.+?)' \(choose from (.*)\)", message)
         if choice:
-            own = f"; {choice[1]} is a command of its own: dist-train {choice[1]}" if choice[1] in _COMMANDS else ""
+            own = f"; {choice[1]} is a command of its own: {command(choice[1])}" if choice[1] in _COMMANDS else ""
             raise UserError(f"launch {choice[1]}: give one of {choice[2]}" + own)
+        if re.match(r"unrecognized arguments: --redo\b", message):
+            raise UserError(
+                f"--redo: is taken by {command('run')} and by each stage, as in {command('evaluate', '--redo')}"
+            )
+        loose = re.match(r"unrecognized arguments: (?!-)(\S+)", message)
+        valued = re.match(r"argument (--\w+).*: ignored explicit argument '(.*)'", message)
+        if loose or valued:
+            raise UserError(self._not_taken(loose[1]) if loose else _no_value(valued[1], valued[2]))
         keys = [action.dest for action in self._actions]
         if "pack" in keys:
             keys += [f"pack.{name}" for name in PackConfig.__dataclass_fields__]
         raise UserError(one_line(message, keys))
+
+    def _not_taken(self, word: str) -> str:
+        """What to do with a word that no option before it takes."""
+        key, equals, value = word.partition("=")
+        keys = [action.dest for action in self._actions]
+        named = [name for name in keys if equals and key in (name, name.rpartition(".")[2])]
+        if named:
+            return f"{word!r}: options begin with two dashes: {shlex.join([f'--{named[0]}={value}'])}"
+        flags = ", ".join(
+            f"--{a.dest}" for a in self._actions if a.nargs == 0 and not a.dest.endswith(("help", "version"))
+        )
+        text = f"{word!r}: no option takes it" + (f" ({flags}: without a value)" if flags else "")
+        return text + (_stage(word) or "; quote a value with spaces, and give a list as [A, B]")
 
     def format_help(self) -> str:
         """Without Python's names for what is no news: that a path is a path, and that nothing is the default."""
@@ -55,6 +88,17 @@ class Parser(ArgumentParser):
             parser = parser._subcommands_action._name_parser_map[name]
         typed = any(action.dest == path[-1] and action.option_strings for action in parser._actions)
         return f"--{path[-1]}" if typed else path[-1].upper()
+
+
+def _no_value(option: str, value: str) -> str:
+    return f"{option}: takes no value; leave {value!r} out" + _stage(value)
+
+
+def _stage(word: str) -> str:
+    """How the stage of this name is made."""
+    if word not in ("prepare", *STAGES):
+        return ""
+    return f"; the stage {word} alone: {command(word)}, and made again: {command(word, '--redo')}"
 
 
 _COMMANDS = ("doctor", "status", "logs", "cancel", "collect")
@@ -94,8 +138,10 @@ def _kind(wanted: str) -> str:
 
 def unknown_key(key: str, keys: list[str]) -> str:
     """That there is no such key, and the nearest one that there is."""
+    if key in GONE:
+        return f"{key}: {GONE[key]}"
     # A key without its section is looked for in every section.
-    near = difflib.get_close_matches(key, keys, 1, 0.5)
+    near = difflib.get_close_matches(key, [name for name in keys if name != key], 1, 0.5)
     ends = [name for name in keys if name.rpartition(".")[2] == key and name != key]
     if near or ends:
         return f"unknown key {key!r}; did you mean {(ends or near)[0]!r}?"
@@ -108,6 +154,13 @@ def fields(kind: type[Any], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if dataclasses.is_dataclass(inner):
             yield from fields(inner, f"{prefix}{name}.")
+
+
+def takes_list(kind: type[Any], key: str) -> bool:
+    """Whether a key of a dataclass, ``learn.methods``, has a list for its value."""
+    for name in key.split("."):
+        kind = _inner(kind)[name]
+    return get_origin(kind) is list
 
 
 def _inner(kind: type[Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import sys
 from dist_train import context as contexts
 from dist_train.config import STAGES, Config
 from dist_train.engine.monitor import Monitor
-from dist_train.engine.precision import set_tf32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import STOPPED, UserError
 from dist_train.stages import common
@@ -44,7 +43,6 @@ def work(config: Config, command: str, redo: bool) -> int:
             ranks = context.world if command in ("run", "prepare", "pretrain") else 1
             common.check_options(config, ranks)
             common.check_device(config)
-            set_tf32(config.pretrain.tf32)
             if command in ("run", "prepare"):
                 prepare(config, context)
             if command == "prepare":

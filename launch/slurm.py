@@ -24,7 +24,7 @@ from submitit.core import utils as submitit_utils
 
 from dist_train.config import Config
 from dist_train.engine.preempt import margin
-from dist_train.errors import FAILED, STOPPED, UserError
+from dist_train.errors import CRASHED, FAILED, STOPPED, UserError, command
 from launch import jobs, snapshot
 from launch.cluster import Cluster, Resources
 
@@ -53,6 +53,15 @@ class Start:
         if code:
             sys.stdout.flush()
             sys.exit(code)
+
+
+def code_of(start: Start) -> int:
+    """Make a start, and return the exit code that it leaves with."""
+    try:
+        start()
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
 
 
 @dataclass
@@ -181,7 +190,7 @@ def show(config: Config, cluster: Cluster, chain: list[Job]) -> str:
         )
         parts.append(f"# ---- {job.stage}\n{script.script(len(job.starts))}")
         for name, start in zip(job.names or [job.stage], job.starts, strict=True):
-            parts.append(f"# {name}: dist-train {shlex.join(start.arguments)}")
+            parts.append(f"# {name}: {command(*start.arguments)}")
     arrows = " -> ".join(f"{job.stage}{f' x {len(job.starts)}' if len(job.starts) > 1 else ''}" for job in chain)
     return "\n".join([*parts, "", f"chain: {arrows}"])
 
@@ -197,7 +206,7 @@ def require_sbatch() -> None:
     """Raises UserError where this machine has none."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "no sbatch on this machine: go to a login node of the cluster, or run here: dist-train launch local"
+            "no sbatch on this machine: go to a login node of the cluster, or add --here to run on this machine"
         )
 
 
@@ -239,7 +248,7 @@ def run_here(config: Config, chain: list[Job]) -> int:
             )
             # submitit's process ends its tasks at once on Ctrl-C; the ranks have handlers of their own.
             ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            work = made.submit(start)
+            work = made.submit(code_of, start)
             signal.signal(signal.SIGINT, ours)
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
             ranks = job.resources.ranks_per_node
@@ -250,13 +259,22 @@ def run_here(config: Config, chain: list[Job]) -> int:
             except KeyboardInterrupt:
                 os.kill(int(work.job_id), signal.SIGTERM)  # goes on to the ranks
                 _wait(work)
-            if work.exception() is not None:
+            codes = _codes(work)
+            if any(codes):
                 reason = _last_line(work.paths.stdout)
-                if reason.startswith("dist-train: stopped"):
+                if set(codes) <= {0, STOPPED}:
                     print(f"{job.stage}: {reason}", file=sys.stderr)
                     return STOPPED
                 raise UserError(f"{job.stage} did not end well: {reason} ({work.paths.stdout})")
     return 0
+
+
+def _codes(work: Any) -> list[int]:
+    """Exit codes of the tasks; of one that was killed, or raised, that of a crash."""
+    try:
+        return list(work.results())
+    except (submitit_utils.UncompletedJobError, submitit_utils.FailedJobError):
+        return [CRASHED]
 
 
 def _wait(work: Any) -> None:

@@ -84,7 +84,7 @@ def _job(run: Path, entry: dict[str, Any], mine: dict[str, jobs.State], silence:
     text = ", ".join(name if entry["size"] == 1 else f"{count} {name}" for name, count in counts.items())
     unknown = f"state unknown: {silence}" if silence else "not known to SLURM any more"
     parts = [text or unknown]
-    if told.reason and told.state != "COMPLETED" and told.reason != "exit code 0":
+    if told.reason and told.state != "COMPLETED":
         parts.append(f"({told.reason})")
     if told.nodes and told.nodes != "None assigned":
         parts.append(f"on {told.nodes}")

@@ -176,7 +176,8 @@ def study(config: Config, path: Path, seeds: int) -> int:
         raise UserError(f"--seeds {seeds}: must be >= 1")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("study: runs in one process; start it without torchrun")
-    from dist_train.stages.common import check_inputs, open_run
+    from dist_train.stages.common import open_run
+    from dist_train.stages.inputs import check_inputs
     from launch.study_report import report
 
     choices = read(path)

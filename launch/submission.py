@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import STAGES, Config, to_dict
+from dist_train.config import STAGES, Config, to_dict, to_yaml
 from dist_train.context import Context
 from dist_train.data.files import write_text
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.stages.common import RunLock
 from launch import jobs
 from launch.cluster import CHAIN, Cluster, resources
+from launch.parsing import takes_list
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def reserved(run: Path) -> Iterator[None]:
             if busy:  # they read its configuration when they start
                 raise UserError(
                     f"{run}: jobs {', '.join(busy)} of this run are queued or running; "
-                    f"dist-train status shows them, dist-train cancel ends them"
+                    f"{command('status', run)} shows them, {command('cancel', run)} ends them"
                 )
             yield
     except BaseException:
@@ -48,7 +49,7 @@ def freeze(config: Config) -> Path:
     """The configuration as a file in the run's folder, for those who are started later."""
     path = (config.run_dir / "launch" / "config.yaml").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_dict(config), indent=1) + "\n")  # JSON is YAML
+    write_text(path, to_yaml(config))
     return path
 
 
@@ -100,7 +101,8 @@ def check(
     Raises:
         UserError: what and where.
     """
-    from dist_train.stages.common import check_inputs, check_options, open_run
+    from dist_train.stages.common import check_options, open_run
+    from dist_train.stages.inputs import check_inputs
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
@@ -126,7 +128,8 @@ def _check_members(config: Config, members: dict[str, list[str]]) -> None:
         try:
             text = json.dumps(to_dict(changed(config, options)))
         except UserError as error:
-            hint = ", and several of them [A],[B]" if "must be a list" in str(error) else ""
+            lists = [key for key in options[::2] if takes_list(Config, key.removeprefix("--"))]
+            hint = f"; {lists[0][2:]} takes a list: [A], and several of them [A],[B]" if lists else ""
             raise UserError(f"--sweep {name}: {error}{hint}") from None
         if text in seen:
             raise UserError(f"--sweep: {seen[text]} and {name} are the same setting; leave one out")

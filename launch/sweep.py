@@ -15,7 +15,7 @@ from typing import Any
 
 from dist_train.config import STAGES, Config
 from dist_train.data.files import write_text
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.fewshot import table
 from dist_train.fewshot.table import name_of
 from launch.parsing import fields, unknown_key
@@ -101,7 +101,7 @@ def collect(run: Path) -> str:
         for method, by_shots in results["methods"].items():
             found += [([folder.name, name_of(method), shots], values) for shots, values in by_shots.items()]
     if not found:
-        raise UserError(f"{run / 'sweep'}: no member has results yet; dist-train status {run / 'sweep'}")
+        raise UserError(f"{run / 'sweep'}: no member has results yet; how they are: {command('status', run / 'sweep')}")
     metrics = [name for name in _METRICS if any(name in values for _, values in found)]
     head = table.head([_METRICS[name] for name in metrics], ["setting", "method", "shots"])
     rows = [table.line([*names, *(_cell(values.get(name)) for name in metrics)]) for names, values in found]

@@ -28,7 +28,7 @@ from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
 from dist_train.fewshot.protocol import JointScorer, paired, summary
 from dist_train.fewshot.table import AGAINST, head, line, mean
 from dist_train.models.predictor import layers
-from dist_train.stages import common, evaluate, learn
+from dist_train.stages import common, learn, scoring
 from launch.cli import load_config
 
 Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
@@ -109,7 +109,7 @@ def main() -> None:
 
 def open_exam(
     parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context
-) -> tuple[common.Run, evaluate.Exam]:
+) -> tuple[common.Run, scoring.Exam]:
     """A run, and what its methods are asked: ``given`` says the run, shots and draws. Choices are made on pseudo-novel
     classes, so of other runs it is a usage error."""
     config = load_config(given.run)
@@ -117,12 +117,10 @@ def open_exam(
         parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
     run = common.open_run(replace(config, evaluate=asked))
-    return run, evaluate.Exam(run, context)
+    return run, scoring.Exam(run, context)
 
 
-def measure(
-    network: type[PhiPlus], method: type[Plus], run: common.Run, exam: evaluate.Exam, context: Context
-) -> Draws:
+def measure(network: type[PhiPlus], method: type[Plus], run: common.Run, exam: scoring.Exam, context: Context) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():

@@ -36,7 +36,8 @@ from dist_train.data.synsets import Synsets
 from dist_train.engine import checkpoint
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.fewshot.methods import LEARNED, METHODS
-from dist_train.stages import evaluate
+from dist_train.fewshot.protocol import JointScorer
+from dist_train.stages import evaluate, scoring
 from dist_train.stages.common import Run
 
 
@@ -60,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
-            with patch.multiple(evaluate, Exam=Measured, JointScorer=Prepared, _conclude=lambda *_: None):
+            with (
+                patch.multiple(evaluate, Exam=Measured, _conclude=lambda *_: None),
+                patch.object(scoring, "JointScorer", Prepared),
+            ):
                 evaluate.run(run, context, stop)
     except Stopped as stopped:
         print(stopped)
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.rmtree(folder)
 
 
-class Prepared(evaluate.JointScorer):
+class Prepared(JointScorer):
     """Notes when a method is ready for its draws."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
@@ -77,7 +81,7 @@ class Prepared(evaluate.JointScorer):
         Prepared.at = now()
 
 
-class Measured(evaluate.Exam):
+class Measured(scoring.Exam):
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with Peak() as peak:
             Prepared.at = began = now()

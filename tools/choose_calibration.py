@@ -22,7 +22,7 @@ from dist_train import context as contexts
 from dist_train.fewshot import methods
 from dist_train.fewshot.protocol import JointScorer
 from dist_train.fewshot.table import head, line
-from dist_train.stages import evaluate
+from dist_train.stages import scoring
 
 Right = dict[int, np.ndarray]  # shots -> share of draws in which each image is right, base before novel
 
@@ -50,7 +50,7 @@ def main() -> None:
     print(f"\nchosen: {chosen}")
 
 
-def right(exam: evaluate.Exam, name: str, cost: float) -> Right:
+def right(exam: scoring.Exam, name: str, cost: float) -> Right:
     base = replace(exam.prepared, numbers={**exam.prepared.numbers, "calibration_cost": cost})
     scorer, found = JointScorer(methods.make(name, base), exam.base, exam.novel), Right()
     for draw in exam.mine:

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from dist_train.config import (
     STAGES,
@@ -47,6 +48,7 @@ from dist_train.config import (
     PretrainConfig,
     to_dict,
 )
+from dist_train.data import orientation
 from dist_train.data.drawing import draw, split_of
 from dist_train.data.pack import pack
 from dist_train.data.splits import save_split
@@ -226,6 +228,14 @@ def differences(config: Config, reference: Config, exact: bool) -> list[str]:
     return found
 
 
+def mark_orientations(folder: Path) -> None:
+    """Give each photo one of the eight EXIF orientations, so that every batch has windows that are turned."""
+    for number, path in enumerate(sorted(folder.glob("*/*.JPEG"))):
+        exif = Image.Exif()
+        exif[orientation.TAG] = 1 + number % 8
+        Image.open(path).save(path, quality=95, exif=exif)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how many times to kill one rank or all (SIGKILL)")
@@ -245,6 +255,7 @@ def main() -> int:
         child = os.fork()
         if child == 0:
             draw(drawn, root / "train", root / "val", progress=False)
+            mark_orientations(root / "train")
             save_split(split_of(drawn), root / "split.json")
             pack(
                 PackConfig(train=root / "train", val=root / "val", shard_mb=0.05, workers=1),

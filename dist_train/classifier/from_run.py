@@ -15,7 +15,7 @@ from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards import open_shards
 from dist_train.data.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.fewshot.method import trained
 from dist_train.fewshot.methods import open_base
 from dist_train.stages.pretrain import load_backbone
@@ -40,7 +40,8 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     folder = config.run_dir
     for stage in ("pretrain", "extract", "learn"):
         if not (folder / stage / "done.json").is_file():
-            raise UserError(f"{folder}: {stage} is not finished; run dist-train run first")
+            again = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)
+            raise UserError(f"{folder}: {stage} is not finished; first: {again}")
     there = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
     name = method or (there[0] if there else PREFERRED[0])
     kind = row_method(name)

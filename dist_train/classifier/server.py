@@ -2,141 +2,50 @@
 
 FastAPI and not Gradio: limits on what is uploaded, tokens and all-or-nothing changes are a matter of a few lines
 here, and the page is a file without a build, a font or a script from elsewhere.
-
-The model that answers is never changed: a change is made on a copy, written to disk, and only then put in its place,
-one change at a time. So no answer sees half of one, and what a client was told is added is on disk.
 """
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
+import asyncio
 import secrets
 import shutil
-import socket
-import tempfile
-import threading
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated, Any, TypeVar
 
 import torch
 import uvicorn
 from fastapi import Body, FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 
 from dist_train.classifier import folder
+from dist_train.classifier.address import Public, links, listen, loopback
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.guard import Guard, told
+from dist_train.classifier.connections import Connection, Networks, Patience, client
+from dist_train.classifier.guard import Access, Guard, told
+from dist_train.classifier.service import REMEMBERED, Embedded, Limits, Service
 from dist_train.errors import UserError
 
 PAGE = Path(__file__).with_name("page.html")
-_REMEMBERED = 2000  # photos whose activations are kept, so that a change shows without another upload
+_THIS_MACHINE = (ip_network("127.0.0.0/8"), ip_network("::1"))
+_SECONDS = 1.0  # between two looks whether a client is still there
+
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one upload in bytes, of one photo in pixels, and of all classes."""
-
-    upload: int = 64_000_000
-    pixels: int = 64_000_000
-    classes: int = 5000
-
-
-class Service:
-    """The model in use, and its changes. All methods may be called by several threads."""
-
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self.path, self.limits = path, limits
-        self.model = Classifier.load(path)
-        self.model.head()
-        self._change = threading.Lock()
-        self._work = threading.Semaphore(2)  # photos being decoded take memory
-        self._seen: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._look = threading.Lock()
-
-    def embed(self, data: bytes, name: str) -> tuple[str, torch.Tensor]:
-        """The key of a photo, and its activation [1, dim].
-
-        Raises:
-            UserError: it cannot be decoded, or is too large.
-        """
-        key = hashlib.sha256(data).hexdigest()
-        with self._look:
-            found = self._seen.get(key)
-        if found is None:
-            with self._work:
-                found = self.model.activations(self.model.pixels(data, name, self.limits.pixels))
-        with self._look:
-            self._seen[key] = found
-            self._seen.move_to_end(key)
-            while len(self._seen) > _REMEMBERED:
-                self._seen.popitem(last=False)
-        return key, found
-
-    def remembered(self, key: str) -> torch.Tensor | None:
-        with self._look:
-            return self._seen.get(key)
-
-    def change(self, make: Callable[[Classifier], None]) -> None:
-        """Change a copy, write it, and put it in place.
-
-        Raises:
-            UserError: of ``make``; nothing is changed.
-            OSError: it cannot be written; nothing is changed.
-        """
-        with self._change:
-            changed = self.model.copy()
-            make(changed)
-            changed.head()
-            changed.save(self.path)
-            self.model = changed
-
-    def add(self, name: str, activations: torch.Tensor) -> None:
-        def make(model: Classifier) -> None:
-            if len(model.classes) >= self.limits.classes:
-                raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first")
-            model.add_activations(name, activations)
-
-        self.change(make)
-
-    def archive(self) -> Path:
-        """The model as a zip in a temporary folder, whose owner removes it."""
-        made = Path(tempfile.mkdtemp()) / "model.zip"
-        try:
-            with self._change, zipfile.ZipFile(made, "w") as file:
-                for path in sorted([self.path / "model.json", *self.path.glob("*.safetensors")]):
-                    file.write(path, f"{self.path.absolute().name}/{path.name}")
-        except OSError as error:
-            shutil.rmtree(made.parent)
-            raise UserError(f"the model cannot be read ({error.strerror}); look at its folder") from None
-        return made
-
-    def about(self) -> dict[str, Any]:
-        model = self.model
-        return {
-            "name": self.path.absolute().name,
-            "method": model.network.method,
-            "classes": [asdict(one) for one in model.classes],
-            "limits": asdict(self.limits),
-        }
-
-    def answer(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:
-        return [[asdict(one) for one in best] for best in self.model.answers(activations)]
-
-
-def app(service: Service, token: str | None, hosts: frozenset[str] | None, cookie: str = "dist_train") -> FastAPI:
-    """The page and what it asks for; ``token``, ``hosts`` and ``cookie`` as in ``Guard``."""
+def app(service: Service, access: Access) -> FastAPI:
+    """The page and what it asks for."""
     made = FastAPI(title="dist-train serve", docs_url=None, redoc_url=None, openapi_url=None)
 
-    made.add_middleware(Guard, token=token, hosts=hosts, cookie=cookie, limit=service.limits.upload)
+    made.add_middleware(Guard, access=access)
 
     @made.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> JSONResponse:
@@ -152,11 +61,17 @@ def app(service: Service, token: str | None, hosts: frozenset[str] | None, cooki
     async def disk(_: Request, error: OSError) -> JSONResponse:
         return told(507, f"the model could not be written ({error.strerror}); nothing is changed")
 
+    @made.exception_handler(ClientDisconnect)
+    async def left(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nginx's code; nobody reads it
+
     @made.api_route("/", methods=["GET", "HEAD"])
     def page(request: Request) -> Response:
-        if token and "token" in request.query_params:
-            response = RedirectResponse("/", 303)
-            response.set_cookie(cookie, token, httponly=True, samesite="strict", max_age=30 * 86400)
+        if access.token and "token" in request.query_params:
+            response = RedirectResponse("./", 303)  # relative, as a proxy may serve the page below a path
+            response.set_cookie(access.cookie, access.token, httponly=True, samesite="strict", max_age=30 * 86400,
+                                path=access.public.path if access.public else "/",
+                                secure=access.public is not None and access.public.secure)  # fmt: skip
             return response
         return FileResponse(PAGE)
 
@@ -171,28 +86,36 @@ def app(service: Service, token: str | None, hosts: frozenset[str] | None, cooki
         return FileResponse(archive, filename=name, background=BackgroundTask(shutil.rmtree, archive.parent))
 
     @made.post("/api/classify")
-    def classify(images: Annotated[list[UploadFile], File()]) -> dict[str, Any]:
+    async def classify(request: Request, images: Annotated[list[UploadFile], File()]) -> dict[str, Any]:
+        found = await _embedded(request, service, images)
+        good = [photo for photo in found if isinstance(photo, Embedded)]
+        activations = [photo.activation for photo in good]
+        answers = iter(await run_in_threadpool(service.answer, torch.cat(activations)) if good else [])
         results: list[dict[str, Any]] = []
-        for number, image in enumerate(images, 1):
-            name = image.filename or f"photo {number}"
-            try:
-                key, activation = service.embed(image.file.read(), name)
-                results.append({"name": name, "id": key, "predictions": service.answer(activation)[0]})
-            except UserError as error:
-                results.append({"name": name, "error": str(error)})
+        for photo, name in zip(found, _names(images), strict=True):
+            if isinstance(photo, Embedded):
+                results.append({"name": name, "id": photo.key, "predictions": next(answers)})
+            else:
+                results.append({"name": name, "error": str(photo)})
         return {"results": results}
 
     @made.post("/api/predictions")
-    def predictions(ids: Annotated[list[str], Body(embed=True, max_length=_REMEMBERED)]) -> dict[str, Any]:
+    def predictions(ids: Annotated[list[str], Body(embed=True, max_length=REMEMBERED)]) -> dict[str, Any]:
         found = {key: one for key in ids if (one := service.remembered(key)) is not None}
         answers = dict(zip(found, service.answer(torch.cat(list(found.values()))), strict=True)) if found else {}
         return {"results": [answers.get(key) for key in ids]}
 
     @made.post("/api/classes")
-    def add(name: Annotated[str, Form()], images: Annotated[list[UploadFile], File()]) -> dict[str, Any]:
+    async def add(
+        request: Request, name: Annotated[str, Form()], images: Annotated[list[UploadFile], File()]
+    ) -> dict[str, Any]:
         service.model.check_new(name)  # before the work
-        activations = [service.embed(image.file.read(), image.filename or "photo")[1] for image in images]
-        service.add(name, torch.cat(activations))
+        activations = []
+        for photo in await _embedded(request, service, images):
+            if isinstance(photo, UserError):
+                raise photo
+            activations.append(photo.activation)
+        await run_in_threadpool(service.add, name, torch.cat(activations))
         return service.about()
 
     @made.post("/api/remove")
@@ -208,61 +131,85 @@ def app(service: Service, token: str | None, hosts: frozenset[str] | None, cooki
     return made
 
 
-def run(path: Path, host: str, port: int, token: str | None, limits: Limits) -> int:
+def _names(images: Sequence[UploadFile]) -> list[str]:
+    return [image.filename or f"photo {number}" for number, image in enumerate(images, 1)]
+
+
+async def _embedded(request: Request, service: Service, images: Sequence[UploadFile]) -> list[Embedded | UserError]:
+    files = [(name, image.file) for name, image in zip(_names(images), images, strict=True)]
+    owner = client(request.client.host) if request.client else ""
+    return await unless_left(request, service.embed(files, owner))
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of work for a client, which ends when the client has left.
+
+    Raises:
+        ClientDisconnect: it has.
+    """
+    task = asyncio.create_task(work)
+    while not (await asyncio.wait({task}, timeout=_SECONDS))[0]:
+        if await request.is_disconnected():
+            task.cancel()
+            raise ClientDisconnect
+    return task.result()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page is served.
+
+    Attributes:
+        host: name or address to listen on.
+        port: 0 is any free one.
+        token: what visitors must have; None: one is drawn where others than this machine's users are let in.
+        public: the address of the page at a proxy, where there is one.
+        proxies: the proxy's addresses, whose word on the address of a client is taken.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    public: Public | None = None
+    proxies: Networks = _THIS_MACHINE
+
+    def __post_init__(self) -> None:
+        if self.token is not None and len(self.token) < 16:
+            raise UserError("--token: give at least 16 characters, or leave it out and one is drawn")
+
+    @property
+    def private(self) -> bool:
+        """Whether only this machine's users can reach it."""
+        return loopback(self.host) and self.public is None
+
+
+def run(path: Path, place: Place, limits: Limits, patience: Patience | None = None) -> int:
     """Serve until Ctrl-C.
 
     Raises:
         UserError: no model there or it is served already, or the address cannot be listened on.
     """
-    loopback = _loopback(host)
-    if token is not None and len(token) < 16:
-        raise UserError("--token: give at least 16 characters, or leave it out and one is drawn")
-    if min(limits.upload, limits.pixels, limits.classes) < 1:
-        raise UserError("--max_upload_mb, --max_megapixels and --max_classes: must be >= 1")
-    token = token or (None if loopback else secrets.token_urlsafe(24))
+    patience = patience or Patience()
+    token = place.token or (None if place.private else secrets.token_urlsafe(24))
     if not folder.is_model(path):
         Classifier.load(path)  # for its error
-    with _listen(host, port) as listening, folder.lock(path):
+    with listen(place.host, place.port) as listening, folder.lock(path):
         port = listening.getsockname()[1]
         service = Service(path, limits)
-        hosts = frozenset({"localhost", "127.0.0.1", "::1", host}) if loopback else None
-        web = app(service, token, hosts, f"dist_train_{port}")
+        hosts = frozenset({"localhost", "127.0.0.1", "::1", place.host}) if place.private else None
+        access = Access(token, f"dist_train_{port}", hosts, place.public, limits.upload, patience.client)
+        proxies = place.proxies if place.public else ()
         server = uvicorn.Server(
-            uvicorn.Config(web, log_level="warning", limit_concurrency=200, timeout_graceful_shutdown=5)
-        )
-        names = [f"[{host}]" if ":" in host else host]
-        if host in ("0.0.0.0", "::"):
-            names = [socket.gethostname(), *_address()]
+            uvicorn.Config(
+                app(service, access), log_level="error", timeout_graceful_shutdown=5,
+                http=partial(Connection, patience=patience, proxies=proxies),  # type: ignore[arg-type]
+                timeout_keep_alive=int(patience.header) + 1, proxy_headers=bool(proxies),
+                forwarded_allow_ips=[str(network) for network in proxies],
+            )
+        )  # fmt: skip
         print(f"{path}: {len(service.model.classes)} classes", flush=True)
-        for named in names:
-            print(f"http://{named}:{port}/" + (f"?token={quote(token)}" if token else ""), flush=True)
+        for link in links(place.host, port, place.public, token):
+            print(link, flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
     return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 65536:
-        raise UserError(f"--port {port}: must be in 0..65535")
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, UnicodeError) as error:
-        text = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--host {host} --port {port}: {text}; take another one, or --port 0 for any") from None
-
-
-def _address() -> list[str]:
-    """This machine's address on its network, where it has one: phones do not know its name."""
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing
-        return [probe.getsockname()[0]]
-    return []
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,18 +9,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dist_train.config.checks import at_least, require
+import yaml
+
+from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
 STAGES = ("pretrain", "extract", "learn", "evaluate")
+GONE = {
+    "pretrain.tf32": "is a value of pretrain.precision now; leave it out, and for float32 give "
+    "--pretrain.precision tf32 (GPUs round products) or fp32 (exact)"
+}
+"""Keys of older versions, and what to give instead."""
 
 __all__ = [
+    "GONE",
     "MODELS",
     "STAGES",
     "CacheConfig",
@@ -41,6 +50,7 @@ __all__ = [
     "configs_dir",
     "digest",
     "to_dict",
+    "to_yaml",
 ]
 
 
@@ -91,6 +101,7 @@ class Config:
         require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
         ok = self.max_minutes is None or self.max_minutes > 0
         require(ok, "max_minutes", self.max_minutes, "> 0")
+        texts_without_zero(dataclasses.asdict(self))
 
     @property
     def run_dir(self) -> Path:
@@ -101,6 +112,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON types (paths as strings, tuples as lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return plain
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Blocks, but lists on one line; and text that another reader could take for a number in quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # YAML 1.1, in which this is written, has no exponent without a point: 1e3 is text; its readers differ.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if text[:1] in "+-.0123456789" else None)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, lambda dumper, some: dumper.represent_sequence("tag:yaml.org,2002:seq", some, True))
+
+
+def to_yaml(config: Config) -> str:
+    """A configuration as a YAML file, in the order of its sections; read back it is equal."""
+    text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text
 
 
 def digest(value: Any) -> str:

@@ -22,7 +22,7 @@ class ExtractConfig:
     block: int = 4096
     """Rows between two marks of progress; an interruption costs at most one block a rank."""
     precision: Precision = "bf16"
-    """Autocast type of the forward pass; activations are stored as float16."""
+    """Of the forward pass, as pretrain.precision; activations are stored as float16."""
     views: Views = "centre"
     """What an image's activation is of: the centre crop (release), or the mean over ten crops, four corners and
     centre, each also mirrored (Krizhevsky et al. 2012; the paper's multi-view activations). In all tables."""
@@ -64,10 +64,10 @@ class LearnConfig:
     seed: int = 0
     """Seed of the predictors' training, on top of the run's: the backbone stays as it is."""
     precision: Precision = "bf16"
-    """Autocast type over float32 master weights."""
+    """As pretrain.precision. The accuracy that is logged is computed exactly, as all tables are."""
     cuda_graph: bool = False
-    """On one GPU, in fp32 or bf16: a step is one launch, of a CUDA graph, in place of about a hundred. Not the
-    default, because it has not been run by us. Elsewhere it changes nothing."""
+    """On one GPU, in any precision but fp16: a step is one launch, of a CUDA graph, in place of about a hundred.
+    Not the default, because it has not been run by us. Elsewhere it changes nothing."""
     log_every: int = 500
     """Steps between lines in TensorBoard and metrics.jsonl."""
     checkpoint_every: int = 5000

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from dist_train.config.checks import at_least, require
 
-Precision = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["bf16", "fp16", "tf32", "fp32"]
+# bf16, fp16: autocast over float32 weights. tf32: float32, whose products GPUs compute with factors of 10 bits of
+# mantissa; on CPUs it is fp32. fp32: exact products.
 # torchvision's ResNets, and the few-shot literature's ResNet-10 (one basic block a stage; Hariharan & Girshick
 # 2017), which torchvision does not name. Named here: torchvision takes seconds to import.
 MODELS = (
@@ -75,9 +77,8 @@ class PretrainConfig:
     compile: bool = False
     """Train through torch.compile (strategy ddp)."""
     precision: Precision = "bf16"
-    """Autocast type over float32 master weights; fp16 adds a gradient scaler."""
-    tf32: bool = True
-    """Let GPUs compute float32 products in TF32."""
+    """Of products and activations, over float32 master weights: autocast to bf16, or to fp16 with a gradient scaler;
+    tf32: float32 whose products GPUs round; fp32: exact."""
     channels_last: bool = True
     """Memory format of the convolutions (NHWC is the fast one on GPUs and on oneDNN CPUs)."""
     sync_batchnorm: bool = False

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.splits import View
-from dist_train.errors import UserError
+from dist_train.errors import UserError, verifying
 
 Ints = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
@@ -56,5 +56,5 @@ class Quarantine:
         subset = self.view.subset
         raise UserError(
             f"{subset.source}: no image of class {self.view.classes[label]} in {subset.name} can be used "
-            f"(last: {self.reasons[sample]}); run dist-train verify {subset.source}"
+            f"(last: {self.reasons[sample]}); {verifying(subset.source)}"
         )

@@ -32,7 +32,7 @@ from dist_train.data.cache import Cache
 from dist_train.data.files import atomic_write, file_sha256, write_text
 from dist_train.data.names import is_class_name, shown
 from dist_train.data.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import NoShards, UserError, command, verifying
 
 VERSION = 2
 SUBSETS = ("train", "val")
@@ -204,8 +204,10 @@ def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]
     elif (file := Path(path)).is_file():
         content = file.read_bytes()
     else:
-        what = "an unfinished pack" if (file.parent / ".pack").exists() else "no index.json"
-        raise UserError(f"{source}: {what}; make the shards with: dist-train pack --out {source} ...")
+        begun = (file.parent / ".pack").exists()
+        what = "an unfinished pack" if begun else "no index.json"
+        again = command("pack", "--out", source, "--train", "ARCHIVE_OR_FOLDER", "--val", "ARCHIVE_OR_FOLDER")
+        raise (UserError if begun else NoShards)(f"{source}: {what}; make the shards with: {again}")
     try:
         index: dict[str, Any] = json.loads(content)
         version, stated = index["version"], index["hash"]
@@ -266,7 +268,7 @@ def _check_table(path: Path, subset: Subset, classes: int) -> None:
     known &= (table["offset"] >= 512) & (table["size"] >= 0)
     known &= (subset.orientations() >= 1) & (subset.orientations() <= 8)
     if not known.all() or (table["offset"] + table["size"] > ends[table["shard"]]).any():
-        raise UserError(f"{path}: rows do not fit the index; dist-train verify {subset.source} names them")
+        raise UserError(f"{path}: rows do not fit the index; {verifying(subset.source)}")
 
 
 def _content_hash(index: dict[str, Any]) -> str:
@@ -283,7 +285,7 @@ def check_sizes(subset: Subset) -> None:
             found = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
                 f"{path}: {found}, the index says {shard.bytes}: copy this shard again or repack; "
-                f"dist-train verify {subset.root} checks all of them"
+                f"{command('verify', subset.root)} checks all of them"
             )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.shards import Subset
-from dist_train.errors import UserError
+from dist_train.errors import UserError, verifying
 
 _OPEN_FILES = 256  # well under the usual limit of 1024 for a process
 _HEADER = 512  # a tar member's header lies right before its data
@@ -20,7 +20,7 @@ class BadSample(UserError):
     """One sample cannot be read. ``reason`` is without the sample's name, which the message has."""
 
     def __init__(self, subset: Subset, sample: int, reason: str) -> None:
-        super().__init__(f"{subset.where(sample)}: {reason}; run dist-train verify {subset.source}")
+        super().__init__(f"{subset.where(sample)}: {reason}; {verifying(subset.source)}")
         self.sample, self.reason = sample, reason
 
 

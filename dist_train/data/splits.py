@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from dist_train.config import configs_dir
 from dist_train.data.files import write_text
 from dist_train.data.names import class_name, is_class_name
 from dist_train.data.shards import Subset
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,26 @@ class Split:
             return self.scored_with_novel if holdout == "novel" else self.scored_with_pseudo_novel
         return self.roles(holdout)[0]
 
+    def kept(self, holdout: str) -> list[int]:
+        """Positions of ``scored`` among the base classes of this run."""
+        scored = set(self.scored(holdout))
+        return [number for number, wnid in enumerate(self.roles(holdout)[0]) if wnid in scored]
+
+    def without(self, classes: Sequence[str], name: str) -> Split:
+        """The same split, less some classes, under another name.
+
+        Raises:
+            UserError: it does not name one of them, or no class of a kind is left.
+        """
+        left = set(classes)
+        strange = sorted(left - {*self.base, *self.novel, *self.pseudo_novel})
+        if strange:
+            raise UserError(f"split {self.name}: names no class {strange[0]!r}; mend --without")
+        kinds = {kind: tuple(c for c in getattr(self, kind) if c not in left)
+                 for kind in ("base", "novel", "pseudo_novel", *_HALVES)}  # fmt: skip
+        text = f"{self.description}; without {', '.join(sorted(left))}".removeprefix("; ")
+        return Split(name, description=text, **kinds)
+
 
 def _fault(name: object) -> str:
     """Why this is no class name as ``data.names`` keeps it."""
@@ -166,6 +188,7 @@ def load_split(name_or_path: str) -> Split:
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in published.glob("*.json")))
         raise UserError(f"data.split={name_or_path}: no such file and no published split ({names})")
+    again = command("split", "--shards", "SHARDS", "--novel", "N", "--out", "NEW.json")
     try:
         entry = json.loads(path.read_text())
         base, novel, pseudo = (tuple(sorted(entry[kind])) for kind in ("base", "novel", "pseudo_novel"))
@@ -173,10 +196,31 @@ def load_split(name_or_path: str) -> Split:
         split = Split(entry["name"], base, novel, pseudo, entry.get("description", ""), **halves)
         stated = entry["hash"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a split file ({error!r}); make one with: dist-train split") from None
+        raise UserError(f"{path}: not a split file ({error!r}); make one: {again}") from None
     if stated != split.hash:
         raise UserError(f"{path}: lists were changed, their hash is {split.hash}, the file says {stated}")
     return split
+
+
+def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
+    """Read a list of classes, one a line: the whole line where it is one of the ``known`` classes, else its first word.
+
+    Raises:
+        UserError: no such file, not a text file, or a word cannot be a class name.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a list of classes, one a line")
+    try:
+        lines = [unicodedata.normalize("NFC", line.strip()) for line in path.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
+    classes, whole = [], set(known)
+    for number, line in enumerate(lines, 1):
+        try:
+            classes += [class_name(line if line in whole else line.split()[0])] if line else []
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}") from None
+    return classes
 
 
 @dataclass(frozen=True)
@@ -235,5 +279,11 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
     counts = np.bincount(labels[ids], minlength=len(classes))
     if counts.min() == 0:
         wnid = classes[int(np.argmin(counts))]
-        raise UserError(f"{subset.source}: class {wnid!r} has no {subset.name} image; pack it or change the split")
+        without = [wnid for wnid, count in zip(classes, counts, strict=True) if count == 0]
+        out = f"{Path(split).stem}_without.json"
+        less = command("split", "--split", split, "--out", out, *(f"--without={wnid}" for wnid in without))
+        raise UserError(
+            f"{subset.source}: class {wnid!r} has no {subset.name} image ({len(without)} of {len(classes)} classes "
+            f"have none); pack some of it too, or leave it out: {less} and then {shlex.join(['--data.split', out])}"
+        )
     return View(subset, ids, labels[ids], tuple(classes), lookup)

@@ -205,21 +205,6 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def check_inputs(saved: Checkpoint, inputs: dict[str, Any], folder: Path) -> None:
-    """Refuse a checkpoint of other data, another split or another model, wherever it was copied from.
-
-    Raises:
-        UserError: it says what differs.
-    """
-    before = saved.state.get("inputs", {})
-    differs = [f"{key}: {before.get(key)!r} -> {inputs[key]!r}" for key in inputs if before.get(key) != inputs[key]]
-    if differs:
-        raise UserError(
-            f"{folder}: its checkpoint is of another run ({'; '.join(differs[:4])}); "
-            f"remove it, or start again with --redo"
-        )
-
-
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())

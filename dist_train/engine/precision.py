@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import nn
 from dist_train.config import Precision
 from dist_train.errors import UserError
 
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 class MixedPrecision:
-    """One object for every strategy: ``autocast`` around a forward pass, ``scale`` for the loss, ``step``.
+    """One object for every strategy: ``autocast`` around a forward pass, ``scale`` for the loss, ``step``. Making it
+    decides for this process whether GPUs round float32 products (tf32), until another is made.
 
     Attributes:
         scaler: scales losses in fp16; does nothing in bf16 and fp32.
@@ -31,7 +33,8 @@ class MixedPrecision:
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.device = device
         self.dtype = _TYPES[precision]
-        if device.type == "cpu" and precision != "fp32" and not cpu_has(precision):
+        round_products(precision == "tf32")
+        if device.type == "cpu" and self.dtype != torch.float32 and not cpu_has(precision):
             if precision == "fp16":
                 raise UserError("precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
             warnings.warn("this CPU emulates bf16, slower than fp32: set precision to fp32", stacklevel=2)
@@ -73,10 +76,25 @@ class MixedPrecision:
         return float(self.scaler.get_scale())
 
 
-def set_tf32(allowed: bool) -> None:
-    """Whether GPUs may round the factors of float32 products to TF32, in this process."""
+def round_products(allowed: bool) -> None:
+    """Let GPUs round the factors of float32 products to TF32, or not, in this process.
+
+    PyTorch's defaults are of both kinds: matrix products are exact, convolutions are not.
+    """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute exact float32 products within; after it as before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    round_products(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def assert_float32(model: nn.Module) -> None:

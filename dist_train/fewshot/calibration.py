@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from dist_train.data.activations import Activations
-from dist_train.fewshot.method import Base, Scorer, drawn
+from dist_train.fewshot.method import Base, Number, Scorer, drawn
 
-DEFAULTS = {"calibration_cost": 0.3}  # tools/choose_calibration.py
+NUMBERS = {"calibration_cost": Number(0.3)}  # tools/choose_calibration.py
 _PER_CLASS = 20  # base training images asked, of each class
 
 

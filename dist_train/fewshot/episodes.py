@@ -16,17 +16,15 @@ Two ways to score one (``evaluate.protocol``):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dist_train.fewshot import paper
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.protocol import finite, own_and_ahead, summary
-from dist_train.fewshot.table import head, line, mean, name_of, where
 
 Rows = npt.NDArray[np.int64]
 
@@ -77,30 +75,3 @@ def spread(episodes: Sequence[float], released: bool) -> dict[str, Any]:
         del found["ci95"]
         found["std"] = float(np.std(episodes, ddof=1))
     return found
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """table.md of episodes: one row a method, the published ones where the split is theirs, and what was counted."""
-    shots: list[int] = results["shots"]
-    episodes, released = results["episodes"], results["protocol"] == "released"
-    lines = head([f"{k}-shot" for k in shots])
-    for method, by_shots in results["methods"].items():
-        values = [by_shots[str(k)]["accuracy"] for k in shots]
-        lines.append(line([name_of(method), *(mean(v, half="std" if released else "ci95") for v in values)]))
-    if results["split"]["hash"] == paper.MINI_SPLIT:
-        for name, figures in paper.MINI.items():
-            cells = [f"{figures[k]:.2f}" if k in figures else "–" for k in shots]
-            lines.append(line([f"{name} (published)", *cells]))
-    asked = (
-        "All other images of a class are queries, and so is one support image of each beyond 1 shot, as in the release."
-        if released
-        else f"{episodes['queries']} queries a class, none of them a support."
-    )
-    return "\n".join([
-        *lines,
-        "",
-        f"Percent; mean ± {results['interval']}, {results['draws']} episodes of {episodes['ways']} of the "
-        f"{results['classes']['novel']} novel classes, which alone compete. {asked} "
-        f"{where(results)}",
-        "",
-    ])  # fmt: skip

@@ -12,6 +12,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
+from dist_train.data.orientation import turn
+from dist_train.data.photos import open_photo
+from dist_train.data.pillow import upright
 from dist_train.data.shards import Subset
 from dist_train.data.source import ShardSource
 from dist_train.errors import UserError
@@ -40,23 +43,26 @@ def answers(method: Method, support: torch.Tensor, queries: torch.Tensor, kept: 
 
 
 def thumbnails(subset: Subset, ids: npt.NDArray[np.int64]) -> list[str]:
-    """The middle of each image as a JPEG of 88 x 88 pixels; "" where it cannot be read."""
+    """The middle of each image, turned as the network sees it, as a JPEG of 88 x 88 pixels; "" where it cannot be
+    read."""
     source = ShardSource(subset)
-    found = []
-    for number in ids:
+    made = []
+    for number, turned in zip(ids, subset.orientations(ids).tolist(), strict=True):
         try:
-            found.append(thumbnail(bytes(source.read(np.array([number]))[0])))
+            made.append(thumbnail(bytes(source.read(np.array([number]))[0]), turned))
         except UserError:  # a report without a picture is better than none
-            found.append("")
+            made.append("")
     source.close()
-    return found
+    return made
 
 
-def thumbnail(encoded: bytes) -> str:
+def thumbnail(encoded: bytes, turned: int) -> str:
+    """One of ``thumbnails``; ``turned`` is its orientation (``data.orientation``)."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_photo(encoded) as image:
             image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            small = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE))
+            pixels = turn(upright(image, "stored"), turned)
+            small = ImageOps.fit(Image.fromarray(np.ascontiguousarray(pixels)), (SIDE, SIDE))
     except Exception:  # Pillow raises nearly anything on a damaged file
         return ""
     out = io.BytesIO()

@@ -18,24 +18,13 @@ depend on the order of scores only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from dist_train.fewshot import paper
 from dist_train.fewshot.protocol import JointScorer, own_and_ahead
-from dist_train.fewshot.table import head, line, mean, name_of
 
 PRIOR = 0.8
 """Probability of a novel class (the default of Gidaris & Komodakis' evaluation)."""
-MEASURES = {
-    "novel": "novel, joint",
-    "novel_only": "novel-only",
-    "base": "base, joint",
-    "all": "all",
-    "all_prior": "all with prior",
-}
 
 
 class LowShotScorer(JointScorer):
@@ -63,31 +52,3 @@ class LowShotScorer(JointScorer):
         return {
             f"{name}_top{k}": 100 * (rank < k).double().mean().item() for name, rank in ranks.items() for k in (1, 5)
         }
-
-
-def published(results: Mapping[str, Any]) -> tuple[paper.LowShotRow, ...]:
-    """The rows that results can be compared with: none where the split, or its half, is another."""
-    split = results["split"]
-    theirs = (split["hash"], split.get("holdout")) == (paper.LOW_SHOT_SPLIT, "novel")
-    return tuple(paper.LOW_SHOT) if theirs else ()
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """A section for table.md: the measures by method, beside the published ones where the split is theirs."""
-    shots: list[int] = results["shots"]
-    lines = [
-        "Low-shot ImageNet's measures, top-1 / top-5 (novel, joint: among all classes; novel-only: among novel "
-        f"classes; prior: P(novel) = {PRIOR}):",
-        "",
-        *head([f"n = {k}" for k in shots], ("method", "measure")),
-    ]
-    for method, by_shots in results["methods"].items():
-        for key, title in MEASURES.items():
-            values = [[by_shots[str(k)][f"{key}_top{top}"] for top in (1, 5)] for k in shots]
-            cells = [" / ".join(mean(v) for v in pair) for pair in values]
-            lines.append(line([name_of(method), title, *cells]))
-    for row in published(results):
-        for title, values in row.top5.items():
-            cells = [f"– / {values[k]:.2f}" if k in values else "–" for k in shots]
-            lines.append(line([f"{row.method} (published, {row.backbone})", title, *cells]))
-    return "\n".join([*lines, ""])

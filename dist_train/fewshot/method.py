@@ -30,6 +30,20 @@ COSINE = 10.0
 
 
 @dataclass(frozen=True)
+class Number:
+    """A number of a method that ``evaluate.options`` can change; above zero.
+
+    Attributes:
+        whole: whether it must be a whole number.
+        rows: the rows of its class that are made with it; none named: all.
+    """
+
+    default: float
+    whole: bool = False
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Base:
     """What a method may use of the base classes.
 
@@ -41,7 +55,7 @@ class Base:
         learn: folder of the trained predictors.
         options: what these were trained with.
         rule: ``evaluate.rule``.
-        numbers: the methods' ``defaults``, and over them ``evaluate.options``.
+        numbers: the defaults of the methods' ``numbers``, and over them ``evaluate.options``.
         watch: to be put around a long preparation's loop over the base classes, ``for ... in watch(list)``: shows
             progress, and raises Stopped where the run is told to leave. All ranks go through the same list.
     """
@@ -110,9 +124,8 @@ class Method(ABC):
     scale: ClassVar[float] = 1.0
     """What its scores are multiplied by to be logits; ``COSINE`` for cosines. Only a prior over base and novel
     classes needs it (fewshot/lowshot.py): ranks do not."""
-    defaults: ClassVar[dict[str, float]] = {}
-    """Numbers that ``evaluate.options`` can change, by names that start with the method's; above zero, and whole where
-    a name ends with ``_steps``."""
+    numbers: ClassVar[dict[str, Number]] = {}
+    """Its numbers, by their names in ``evaluate.options``."""
 
     @classmethod
     def learned(cls, name: str) -> str:

@@ -68,6 +68,8 @@ TABLE_2: dict[str, Figures] = {
     "linear_oracle": (75.20, 92.38, 60.50, 87.58),
 }
 """The oracles, by our names: all training images of the novel classes are shown."""
+WHOLE_NETWORK = ("triplet", "triplet10", "triplet1", "finetune")
+"""The rows, by our names, for which the paper trains the whole network (its section 4.1)."""
 
 
 # ---- published numbers of other protocols

@@ -8,9 +8,20 @@ from typing import Any
 
 from dist_train.fewshot import chart, page, paper, plots
 from dist_train.fewshot.figures import NEIGHBOURS
-from dist_train.fewshot.lowshot import MEASURES, PRIOR, published
+from dist_train.fewshot.lowshot import PRIOR
 from dist_train.fewshot.page import facts, grid, listing, meter, plain, td, tr
-from dist_train.fewshot.table import AGAINST, against, best_method, how, name_of, paper_cells
+from dist_train.fewshot.table import (
+    AGAINST,
+    MEASURES,
+    against,
+    best_method,
+    compared,
+    footnote,
+    how,
+    name_of,
+    paper_cells,
+    published,
+)
 
 _LISTED = 8  # of the best and the worst classes
 
@@ -31,7 +42,7 @@ def report_html(
     """
     figures = figures or {}
     methods, groups = plots.method_choices(results), plots.group_choices(figures.get("maps") or {})
-    note = f"<p class='note'>{escape(how(results))}</p>"
+    note = f"<p class='note'>{escape(f'{how(results)} {footnote(results)}'.strip())}</p>"
     parts = {
         "Accuracy": _table(results) + note + _paper_table(),
         "Low-shot ImageNet": _low_shot(results),
@@ -103,7 +114,7 @@ def _table(results: Mapping[str, Any]) -> str:
             cells += _cells(by_shots[str(k)])
             if best[k] == method:
                 cells[-1] = cells[-1].replace("<td>", "<td><b>").replace("<small>", "</b><small>")
-        rows.append(tr(name_of(method), cells, "best" if method == best_method(results) else ""))
+        rows.append(tr(compared(method), cells, "best" if method == best_method(results) else ""))
         if method in paper.TABLE_1:
             row = paper.TABLE_1[method]
             rows.append(tr("paper", [c for k in shots for c in plain(paper_cells(row.shots.get(k)))], "paper"))

@@ -6,14 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dist_train.fewshot import paper
+from dist_train.fewshot.lowshot import PRIOR
 from dist_train.fewshot.methods import LABELS
 from dist_train.fewshot.protocol import harmonic_mean, paired
 
 AGAINST = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
+MEASURES = {
+    "novel": "novel, joint",
+    "novel_only": "novel-only",
+    "base": "base, joint",
+    "all": "all",
+    "all_prior": "all with prior",
+}
+"""Low-shot ImageNet's measures (fewshot/lowshot.py) -> their titles."""
 
 
 def name_of(method: str) -> str:
     return LABELS.get(method, method)
+
+
+def compared(method: str) -> str:
+    """The name of a row that stands beside the paper's; with a mark where ``footnote`` says what is not the same."""
+    return name_of(method) + (" ¹" if method in paper.WHOLE_NETWORK else "")
+
+
+def footnote(results: Mapping[str, Any]) -> str:
+    """Say how the rows that ``compared`` marks differ from the paper's; nothing where there are none."""
+    if not set(paper.WHOLE_NETWORK) & set(results["methods"]):
+        return ""
+    return "¹ Trains one layer on the frozen activations, where the paper's row trains the whole network."
 
 
 def best_method(results: Mapping[str, Any]) -> str:
@@ -33,12 +54,12 @@ def table_markdown(results: Mapping[str, Any]) -> str:
     parts = ("base top-1/top-5", "novel top-1/top-5", "H")
     lines = head([f"{k}-shot {part}" for k in shots for part in parts])
     for method, by_shots in results["methods"].items():
-        lines.append(line([name_of(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
+        lines.append(line([compared(method), *(cell for k in shots for cell in _cells(by_shots[str(k)]))]))
     for row in paper.TABLE_1.values():
         if row.ours in results["methods"]:
             name = f"{_paper_name(row)} (paper, {paper.SETTING})"
             lines.append(line([name, *(cell for k in shots for cell in paper_cells(row.shots.get(k)))]))
-    lines += ["", f"{how(results)} {where(results)}", ""]
+    lines += ["", " ".join(filter(None, [how(results), footnote(results), where(results)])), ""]
     if results.get("oracles"):
         lines += ["Shown all training images of the novel classes (the paper's Table 2):", "", *head(list(parts))]
         for method, values in results["oracles"].items():
@@ -54,6 +75,61 @@ def table_markdown(results: Mapping[str, Any]) -> str:
         lines.append(line([name_of(rival), *map(mean, own)]))
         lines += [line([name_of(m), *(mean(v, "+") for v in values)]) for m, values in rows.items()] + [""]
     return "\n".join(lines)
+
+
+def episodes_markdown(results: Mapping[str, Any]) -> str:
+    """table.md of episodes: one row a method, the published ones where the split is theirs, and what was counted."""
+    shots: list[int] = results["shots"]
+    episodes, released = results["episodes"], results["protocol"] == "released"
+    lines = head([f"{k}-shot" for k in shots])
+    for method, by_shots in results["methods"].items():
+        values = [by_shots[str(k)]["accuracy"] for k in shots]
+        lines.append(line([name_of(method), *(mean(v, half="std" if released else "ci95") for v in values)]))
+    if results["split"]["hash"] == paper.MINI_SPLIT:
+        for name, figures in paper.MINI.items():
+            cells = [f"{figures[k]:.2f}" if k in figures else "–" for k in shots]
+            lines.append(line([f"{name} (published)", *cells]))
+    asked = (
+        "All other images of a class are queries, and so is one support image of each beyond 1 shot, as in the release."
+        if released
+        else f"{episodes['queries']} queries a class, none of them a support."
+    )
+    return "\n".join([
+        *lines,
+        "",
+        f"Percent; mean ± {results['interval']}, {results['draws']} episodes of {episodes['ways']} of the "
+        f"{results['classes']['novel']} novel classes, which alone compete. {asked} "
+        f"{where(results)}",
+        "",
+    ])  # fmt: skip
+
+
+def published(results: Mapping[str, Any]) -> tuple[paper.LowShotRow, ...]:
+    """The rows that results can be compared with: none where the split, or its half, is another."""
+    split = results["split"]
+    theirs = (split["hash"], split.get("holdout")) == (paper.LOW_SHOT_SPLIT, "novel")
+    return tuple(paper.LOW_SHOT) if theirs else ()
+
+
+def low_shot_markdown(results: Mapping[str, Any]) -> str:
+    """A section for table.md: the measures by method, beside the published ones where the split is theirs."""
+    shots: list[int] = results["shots"]
+    lines = [
+        "Low-shot ImageNet's measures, top-1 / top-5 (novel, joint: among all classes; novel-only: among novel "
+        f"classes; prior: P(novel) = {PRIOR}):",
+        "",
+        *head([f"n = {k}" for k in shots], ("method", "measure")),
+    ]
+    for method, by_shots in results["methods"].items():
+        for key, title in MEASURES.items():
+            values = [[by_shots[str(k)][f"{key}_top{top}"] for top in (1, 5)] for k in shots]
+            cells = [" / ".join(mean(v) for v in pair) for pair in values]
+            lines.append(line([name_of(method), title, *cells]))
+    for row in published(results):
+        for title, values in row.top5.items():
+            cells = [f"– / {values[k]:.2f}" if k in values else "–" for k in shots]
+            lines.append(line([f"{row.method} (published, {row.backbone})", title, *cells]))
+    return "\n".join([*lines, ""])
 
 
 def against(results: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, float]]]]:

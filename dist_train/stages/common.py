@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from dist_train.config import STAGES, Config, digest, to_dict
+from dist_train.config import STAGES, Config, digest, to_yaml
 from dist_train.context import Context
 from dist_train.data.files import write_text
 from dist_train.data.order import Order, rank_slice
@@ -23,30 +23,12 @@ from dist_train.engine import checkpoint, precision
 from dist_train.engine.finite import NonFinite
 from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.fewshot import methods
+from dist_train.stages.inputs import check_checkpoint, check_inputs, inputs
 from dist_train.stages.provenance import git_commit, provenance
 
 log = logging.getLogger("dist_train")
-
-# Keys that change how fast, how often or where, but not what comes out.
-_NEUTRAL = {
-    "data": ("shards", "split", "threads", "prefetch", "max_bad_fraction"),
-    "pretrain": (
-        "checkpoint_every",
-        "keep",
-        "keep_every",
-        "log_every",
-        "strategy",
-        "offload",
-        "deepspeed",
-        "compile",
-        "tf32",
-    ),
-    "extract": ("batch",),
-    "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),
-    "evaluate": ("methods", "options"),  # each row knows its own (stages/rows.py)
-}
 
 
 @dataclass(frozen=True)
@@ -72,14 +54,13 @@ class Run:
     @property
     def kept(self) -> list[int]:
         """Positions of ``scored`` in ``base``."""
-        scored = set(self.scored)
-        return [number for number, wnid in enumerate(self.base) if wnid in scored]
+        return self.split.kept(self.config.data.holdout)
 
     def view(self, subset: str, role: str) -> View:
         """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
         if (subset, role) not in self._views:
             classes = {"base": self.base, "scored": self.scored, "novel": self.novel}[role]
-            view = make_view(self.shards[subset], self.shards.classes, classes, self.split.name)
+            view = make_view(self.shards[subset], self.shards.classes, classes, self.config.data.split)
             self._views[subset, role] = view
         return self._views[subset, role]
 
@@ -180,50 +161,6 @@ class RunLock:
             self._lock.release()
 
 
-def inputs(run: Run, stage: str) -> dict[str, Any]:
-    """All that decides a stage's result, itself and upstream, as flat ``key: value``."""
-    plain = to_dict(run.config)
-    found: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
-    if stage == "pretrain" and run.split.halves:  # both halves have the same base
-        plain["data"].pop("holdout")
-    for section in ("data", *STAGES[: STAGES.index(stage) + 1]):
-        for key, value in plain[section].items():
-            if key not in _NEUTRAL[section]:
-                found[f"{section}.{key}"] = value
-    return found
-
-
-def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
-    """Raises UserError where a stage was started from other inputs than it would be now; ``remedy``: what to do, if
-    not to take another name or to make it again."""
-    again = remedy or f"dist-train {stage} --redo, with the same options, makes this stage and those after it again"
-    path = run.dir / stage / "inputs.json"
-    if not path.is_file():
-        if (path.parent / "done.json").is_file():
-            raise UserError(f"{path}: missing, so what was made is not known; {again}")
-        return
-    now = inputs(run, stage)
-    try:
-        before = json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path}: damaged; {again}") from None
-    before = {key: value for key, value in before.items() if not _is_neutral(key)}  # of an older version
-    changed = [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{path.parent}: was made from other inputs ({'; '.join(changed[:4])}); take another --name, or: {again}"
-        )
-
-
-def _is_neutral(name: str) -> bool:
-    section, _, key = name.partition(".")
-    return key in _NEUTRAL.get(section, ())
-
-
 class Stage:
     """One stage's folder. Use: ``if stage.done: return stage.rest()``, work, ``stage.finish()``; ``stage.reopen()``
     before the work where a stage that is done can be asked for more.
@@ -253,7 +190,9 @@ class Stage:
     def _check(self, run: Run, redo: bool) -> None:
         for stage in STAGES[: STAGES.index(self.name)]:
             if not (run.dir / stage / "done.json").is_file():
-                raise UserError(f"{run.dir / stage}: {stage} is not finished; run dist-train {stage} first")
+                raise UserError(
+                    f"{run.dir / stage}: {stage} is not finished; first: {command(stage)}, with the same options"
+                )
         if not redo:
             check_inputs(run, self.name)
 
@@ -275,8 +214,9 @@ class Stage:
     def _record(self) -> None:
         """What this stage, and with it the run, is made from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "inputs.json", self.inputs)
-        _write(self.run.dir / "config.yaml", to_dict(self.run.config))  # JSON is YAML
+        if not (self.folder / "inputs.json").is_file():  # the same but for neutral keys, or of an older version
+            _write(self.folder / "inputs.json", self.inputs)
+        write_text(self.run.dir / "config.yaml", to_yaml(self.run.config))
         _write(self.run.dir / "provenance.json", provenance(self.run, self.context))
 
     def finish(self, **facts: Any) -> None:
@@ -307,7 +247,7 @@ def continue_training(
     """
     saved = checkpoint.load_latest(folder, strategy.loads_on)
     if saved:
-        checkpoint.check_inputs(saved, inputs, folder)
+        check_checkpoint(saved, inputs, folder)
     found = context.gather(saved.state["step"] if saved else 0)
     if len(set(found)) > 1:
         raise UserError(

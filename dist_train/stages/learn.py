@@ -23,7 +23,7 @@ from dist_train.engine.finite import Losses, NonFinite, check_weights
 from dist_train.engine.graph import Graphed
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.optim import predictor_rate, set_lr, sgd
-from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.precision import MixedPrecision, assert_float32, exact_products
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import SummedGradients
 from dist_train.fewshot.methods import LEARNED
@@ -257,6 +257,7 @@ def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[to
     return torch.tensor(mine, dtype=torch.float64, device=context.device), logged
 
 
+@exact_products()
 @torch.inference_mode()
 def base_top1(model: RowPredictor, bank: Bank, context: Context) -> float:
     """Accuracy in percent of base validation images among the base classes, rows predicted from means."""

@@ -19,7 +19,7 @@ from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer, peak_lr
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import DataParallel
-from dist_train.errors import UserError
+from dist_train.errors import NoShards, UserError
 from dist_train.models.backbone import Backbone
 from dist_train.stages.common import check_options, open_run
 
@@ -47,7 +47,7 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
 
     In mixed precision activations have two bytes; batch norm and convolutions keep their inputs.
     """
-    size = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    size = torch.float32 if config.precision in ("fp32", "tf32") else torch.bfloat16
     with torch.device("meta"):
         model = Backbone(config.model, classes, config.small_stem).to(size)
         images = torch.empty(2, 3, side, side, dtype=size)
@@ -172,7 +172,7 @@ def _counted(config: Config, world: int) -> tuple[int, int, str]:
         drawn = config.pack.draw if config.pack else None
         if drawn is not None:
             return drawn.base_classes * drawn.train_per_class, drawn.base_classes, "to be drawn"
-        if "no index.json" not in str(error):
+        if not isinstance(error, NoShards):
             raise
         classes = len(load_split(config.data.split).roles(config.data.holdout)[0])
         where = f"no shards at {config.data.shards} yet: {_ILSVRC2012:.0f} a class, as in ILSVRC2012"

@@ -27,7 +27,7 @@ from dist_train.engine.optim import learning_rate, make_optimizer
 from dist_train.engine.precision import MixedPrecision, assert_float32
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy, make_strategy
-from dist_train.errors import UserError
+from dist_train.errors import UserError, verifying
 from dist_train.models.backbone import Backbone
 from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
 
@@ -211,7 +211,7 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
     if share > limit:
         raise UserError(
             f"data.max_bad_fraction={limit:g}: {replaced:.0f} images were replaced, {share:.2%} of those seen; "
-            f"the log names them; run dist-train verify {base.subset.source}"
+            f"the log names them; {verifying(base.subset.source)}"
         )
 
 

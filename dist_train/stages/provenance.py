@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dist_train
 from dist_train.context import Context
+from dist_train.errors import command
 
 if TYPE_CHECKING:
     from dist_train.stages.common import Run
@@ -33,7 +34,7 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
     return {
         "dist_train": dist_train.__version__,
         "commit": git_commit(),
-        "command": " ".join(["dist-train", *sys.argv[1:]]),
+        "command": command(*sys.argv[1:]),
         "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},
         "machine": {"platform": platform.platform(), "ranks": context.world, "device": str(context.device)},
         "shards": run.shards.hash,

@@ -1,27 +1,26 @@
 """The rows of an evaluation, each kept as soon as it is complete.
 
 rows/METHOD.json  {"shots": {k: {metric: [draws]}}, "curves", "seconds"}, and what it was made from: "inputs" (digest
-                  of the stage's), "numbers" (evaluate.options of its method), "code", "commit"
+                  of the stage's), "numbers" (evaluate.options of its method), "code" (stages/row_code.py), "commit"
 rows/METHOD.npz   of joint scoring: int32 [classes, classes] by k, how often each class was taken for which
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import dist_train
 from dist_train.config import Config, EvaluateConfig, digest
 from dist_train.data.files import atomic_write, write_text
+from dist_train.errors import command
 from dist_train.fewshot.methods import numbers_of
 from dist_train.stages.common import facts_of, log
 from dist_train.stages.provenance import git_commit
+from dist_train.stages.row_code import code_of
 
 _PARTS = {"shots", "curves", "seconds", "inputs", "numbers", "code", "commit"}
 
@@ -69,19 +68,20 @@ class Rows:
             with atomic_write(path.with_suffix(".npz")) as file:
                 np.savez_compressed(file, **confusions)
         numbers = numbers_of(name, self.config.options)
-        row = {**row, "inputs": self._inputs(), "numbers": numbers, "code": code(), "commit": git_commit()}
+        row = {**row, "inputs": self._inputs(), "numbers": numbers, "code": code_of(name), "commit": git_commit()}
         write_text(path, json.dumps(row) + "\n")
         return row
 
     def older(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-        """Of those rows that other code has made, the commit. Says so."""
-        found = {name: row["commit"] for name, row in rows.items() if row["code"] != code()}
+        """Return the commit of those rows that other code has made, and say which code has changed since."""
+        found = {name: row["commit"] for name, row in rows.items() if row["code"] != code_of(name)}
         if found:
-            named = ", ".join(f"{name} ({commit})" for name, commit in found.items())
+            named = ", ".join(f"{name} ({commit}: {_changed(rows[name], name)})" for name, commit in found.items())
             log.warning(
-                "evaluate: methods have changed since these rows were made, which stay: %s. To make one again delete "
-                "its file in %s; --redo makes all again", named, self.folder,
-            )  # fmt: skip
+                "evaluate: code has changed since these rows were made, which stay: %s. To make one again delete "
+                "its file in %s; %s, with the same options, makes all again",
+                *(named, self.folder, command("evaluate", "--redo")),
+            )
         return found
 
     def _inputs(self) -> str:
@@ -91,12 +91,12 @@ class Rows:
             return ""
 
 
-@cache
-def code() -> str:
-    """Digest of the sources that rows are computed by."""
-    root = Path(dist_train.__file__).parent
-    sources = sorted(path for part in ("fewshot", "models") for path in (root / part).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+def _changed(row: Mapping[str, Any], name: str) -> str:
+    """The modules that are not what they were when a row was made."""
+    made, now = row["code"], code_of(name)
+    if not isinstance(made, dict):
+        return "made by an older version"
+    return ", ".join(module for module in sorted({**made, **now}) if made.get(module) != now.get(module))
 
 
 MADE = ("results.json", "table.md", "report.html", "per_class.csv")

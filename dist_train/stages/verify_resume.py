@@ -12,7 +12,8 @@ from dist_train.context import Context
 from dist_train.data.loader import train_batches, train_windows
 from dist_train.engine import checkpoint
 from dist_train.errors import UserError
-from dist_train.stages.common import Run, inputs
+from dist_train.stages.common import Run
+from dist_train.stages.inputs import check_checkpoint, inputs
 from dist_train.stages.pretrain import base_order, fingerprint
 
 Ints = npt.NDArray[np.int64]
@@ -45,7 +46,7 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
     saved = checkpoint.load_latest(folder)
     if saved is None:
         raise UserError(f"{folder}: no checkpoint yet; start the run first")
-    checkpoint.check_inputs(saved, inputs(run, "pretrain"), folder)
+    check_checkpoint(saved, inputs(run, "pretrain"), folder)
     step, size, order = saved.state["step"], run.config.pretrain.global_batch, base_order(run)
     differences = []
     if "next" in saved.state and saved.state["next"] != fingerprint(run, order, step):

@@ -23,7 +23,7 @@ from dist_train.classifier.from_run import from_run, held_out
 from dist_train.context import Context
 from dist_train.fewshot import methods
 from dist_train.stages.common import Run
-from dist_train.stages.evaluate import Exam
+from dist_train.stages.scoring import Exam
 
 
 def supports(run: Run, shots: int) -> torch.Tensor:

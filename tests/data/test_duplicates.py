@@ -96,6 +96,19 @@ def test_drop(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) ->
     assert differing == hit and len(hit) < len(shards)
 
 
+def test_the_same_pixels_of_other_bytes_are_no_duplicates(sources: Sources, content: Any) -> None:
+    """What is compared are the source's bytes, not those that re-encoding makes of them."""
+    image = sources.train[FISH]["n01440764_0.JPEG"]
+    commented = image[:2] + b"\xff\xfe\x00\x07scan\0" + image[2:]
+    sources.train[FOX]["n02119789_900.JPEG"] = commented
+    options = sources.options(train=sources.train_tar(), val=None, devkit=None, quality=90, on_duplicates="fail")
+    out = sources.root / "out"
+    pack(options, out, progress=False)
+    assert read_index(out)["summary"]["duplicates"]["groups"] == []
+    blobs = {key: blob for key, (blob, _) in content(out).items()}
+    assert blobs["n02119789_900"] == blobs["n01440764_0"]  # equal once they are re-encoded
+
+
 def test_found_is_taken_and_left_out(twice: Sources) -> None:
     twice.train[FISH]["n01440764_3.JPEG"] = twice.train[FOX]["n02119789_3.JPEG"] = b"no image"  # the same bytes, too
     twice.train_tar()

@@ -161,6 +161,16 @@ def test_a_configuration_with_a_changed_node(config: Config, tmp_path: Path, dat
     assert error.getvalue().count("dist-train: error: ") == 1 and "Traceback" not in error.getvalue()
 
 
+@pytest.mark.parametrize("key", ["pretrain", "data", "extract", "name", "runs", "data.split", "pretrain.model"])
+def test_a_zero_byte_in_a_configuration(config: Config, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(changed(to_dict(config), tuple(key.split(".")), "\0")))
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        code = main(["evaluate", "--config", str(path), "--data.shards", "/nowhere"])
+    assert code == 1 and error.getvalue().count("dist-train: error: ") == 1 and "\0" not in error.getvalue()
+
+
 @settings(quiet, max_examples=60)
 @given(content=st.binary(max_size=60))
 def test_a_configuration_of_any_bytes(tmp_path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ The reference is ``data.pixels``; what it resizes is compared with Pillow's own 
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,7 @@ from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.source import ShardSource
 from dist_train.data.splits import View, make_view
 from dist_train.data.verify import verify
+from dist_train.fewshot.examples import thumbnails
 
 RESIZE, SIDE = 40, 32
 
@@ -176,6 +178,28 @@ def test_training_cuts_its_windows_from_the_upright_image(kinds: ShardSet, confi
             assert difference < (1 if made_by == "dali" else 0.001), view.subset.key(int(batch.ids[n]))
 
 
+def test_turned_images_are_the_same_on_any_number_of_ranks(
+    kinds: ShardSet, config: Config, made_by: str, global_batches: Callable[..., list[dict[int, bytes]]]
+) -> None:
+    view = whole_view(kinds)
+    order, data = Order(len(view), 24, 0), replace(config.data, train_size=SIDE)
+    alone = global_batches(view, order, data, 1, 0, 4)
+    assert global_batches(view, order, data, 2, 1, 4) == alone[1:]
+    assert global_batches(view, order, data, 4, 3, 4) == alone[3:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) -> None:
+    view, gpu = whole_view(kinds), Context(device=torch.device("cuda", 0))
+    data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE, decoder="mixed")
+    images = torch.cat([batch.images.cpu() for batch in eval_batches(view, view.ids, data, 16, gpu)])
+    for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
+        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), RESIZE, SIDE)
+        # nvJPEG's upsampling of chroma is not libjpeg-turbo's; a photo turned otherwise is tens of levels away.
+        assert mean_levels(image, wanted) < 3, view.subset.key(sample)
+
+
 def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """With operations that change nothing, augmented training is plain training."""
     view = whole_view(kinds)
@@ -206,6 +230,16 @@ def test_a_classifier_sees_what_the_evaluation_sees(kinds: ShardSet, config: Con
         assert torch.equal(preprocess.batch([photo])[0], image), view.subset.key(sample)
         # What is exported with a network does not round; torch's kernel for bytes has weights of 16 bits.
         assert levels(preprocess(photo[None])[0], image) < 1 and mean_levels(preprocess(photo[None])[0], image) < 0.4
+
+
+def test_the_report_shows_photos_as_the_network_sees_them(kinds: ShardSet) -> None:
+    view = whole_view(kinds)
+    pictures = zip(view.ids.tolist(), blobs_of(view, view.ids), thumbnails(view.subset, view.ids), strict=True)
+    for sample, blob, uri in pictures:
+        small = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+        seen = Image.fromarray(turned_by_pillow(blob, kinds.orientation).permute(1, 2, 0).numpy())
+        wanted = np.asarray(ImageOps.fit(seen, small.size), float)
+        assert np.abs(np.asarray(small, float) - wanted).mean() < 8, view.subset.key(sample)
 
 
 def test_the_index_has_upright_sizes_and_verify_checks_them(kinds: ShardSet) -> None:

@@ -15,7 +15,7 @@ from dist_train.context import Context
 from dist_train.engine.preempt import Stopper
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import LEARNED, METHODS, make
-from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.stages import common, extract, learn, pretrain, scoring
 
 Given = list[tuple[torch.Tensor, ...]]
 
@@ -65,10 +65,10 @@ def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.M
     def making(name: str, base: Base) -> Method:
         return _spied(make(name, base), seen, scores)
 
-    monkeypatch.setattr(evaluate, "make", making)
+    monkeypatch.setattr(scoring, "make", making)
 
-    def sit(change: Callable[[evaluate.Exam], None]) -> list[torch.Tensor]:
-        exam = evaluate.Exam(trained, Context())
+    def sit(change: Callable[[scoring.Exam], None]) -> list[torch.Tensor]:
+        exam = scoring.Exam(trained, Context())
         change(exam)
         seen.clear()
         scores.clear()
@@ -79,16 +79,16 @@ def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.M
                 assert tensor.dtype == torch.float32 and tensor.shape[-1] == exam.base.activations.shape[1]
         return list(scores)
 
-    def no_change(exam: evaluate.Exam) -> None:
+    def no_change(exam: scoring.Exam) -> None:
         base = exam.prepared
         ids = {int(i) for i in base.train.ids}
         assert not ids & {int(i) for i in exam.bank.ids} and len(base.means) == len(base.rows) == len(trained.base)
 
-    def other_labels(exam: evaluate.Exam) -> None:
+    def other_labels(exam: scoring.Exam) -> None:
         for queries in (exam.base, exam.novel):
             queries.labels[:] = queries.labels.flip(0)
 
-    def poison(exam: evaluate.Exam) -> None:
+    def poison(exam: scoring.Exam) -> None:
         """All novel training images but the supports."""
         kept = np.unique(np.stack(list(exam.supports.values())))
         rows = np.array(exam.bank.rows)

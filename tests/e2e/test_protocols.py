@@ -16,6 +16,7 @@ from dist_train.data.activations import load
 from dist_train.data.splits import Split, load_split, save_split
 from dist_train.errors import UserError
 from dist_train.stages import common
+from dist_train.stages.inputs import check_inputs
 from launch.cli import Parser, main
 
 
@@ -93,7 +94,7 @@ def test_episodes_from_images_to_table(config: Config, tmp_path: Path) -> None:
     # As released: of 20 images a class all others are queries, beyond 1 shot one support too.
     released = replace(config, evaluate=replace(options, protocol="released"))
     with pytest.raises(UserError, match=r"evaluate.protocol: 'episodes' -> 'released'.*--redo"):
-        common.check_inputs(common.open_run(released), "evaluate")
+        check_inputs(common.open_run(released), "evaluate")
     results = dist_train(released, tmp_path, "evaluate", "--redo")
     for values in results["methods"]["phi2"].values():
         assert set(values["accuracy"]) == {"mean", "std", "draws"}

@@ -13,8 +13,9 @@ from dist_train.config import EvaluateConfig, LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.engine import checkpoint
 from dist_train.fewshot import methods, paper
-from dist_train.fewshot.episodes import accuracy, draw_episode, markdown, parts, spread
+from dist_train.fewshot.episodes import accuracy, draw_episode, parts, spread
 from dist_train.fewshot.method import Base, Method, Scorer
+from dist_train.fewshot.table import episodes_markdown
 from dist_train.models.predictor import Predictor
 
 
@@ -155,10 +156,10 @@ def test_table() -> None:
         "episodes": {"ways": 5, "queries": 15}, "classes": {"novel": 20}, "shards": "fedc", "commit": "abc",
         "split": {"name": "m", "hash": paper.MINI_SPLIT}, "command": "dist-train run",
     }  # fmt: skip
-    text = markdown(results)
+    text = episodes_markdown(results)
     assert "| Class mean + cosine | 50.13 ± 0.40 | 50.13 ± 0.40 | 50.13 ± 0.40 |" in text
     assert "| φ2, WRN (published) | 59.60 | – | 73.74 |" in text and "15 queries a class, none of them" in text
-    assert "published" not in markdown({**results, "split": {"name": "m", "hash": "0"}})
+    assert "published" not in episodes_markdown({**results, "split": {"name": "m", "hash": "0"}})
     results["methods"]["mean"] = {k: {"accuracy": {"mean": 50.126, "std": 9.0}} for k in ("1", "2", "5")}
-    released = markdown({**results, "protocol": "released", "interval": "standard deviation over episodes"})
+    released = episodes_markdown({**results, "protocol": "released", "interval": "standard deviation over episodes"})
     assert "50.13 ± 9.00" in released and "one support image of each" in released

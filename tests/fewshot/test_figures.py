@@ -160,7 +160,7 @@ def test_thumbnails_are_the_images_of_the_ids_and_small(shards: ShardSet) -> Non
 
 
 def test_what_is_no_image_leaves_a_gap() -> None:
-    assert examples.thumbnail(b"\xff\xd8 not an image") == "" and examples.thumbnail(b"") == ""
+    assert examples.thumbnail(b"\xff\xd8 not an image", 1) == "" and examples.thumbnail(b"", 1) == ""
 
 
 def _decoded(uri: str) -> bytes:

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from samples import Fixed
 
 from dist_train.data.activations import Activations
-from dist_train.fewshot import lowshot, paper
-from dist_train.fewshot.lowshot import MEASURES, LowShotScorer
+from dist_train.fewshot import paper
+from dist_train.fewshot.lowshot import LowShotScorer
 from dist_train.fewshot.protocol import JointScorer, Queries
+from dist_train.fewshot.table import MEASURES, low_shot_markdown
 
 
 @settings(max_examples=50, deadline=None)
@@ -81,7 +82,7 @@ def test_section_of_the_table(hash_: str, holdout: str) -> None:
     values = {f"{key}_top{k}": {"mean": 10 * k + n, "ci95": 0.5} for n, key in enumerate(MEASURES) for k in (1, 5)}
     results = {"shots": [1, 3], "methods": {"phi2": {"1": values, "3": values}},
                "split": {"hash": hash_, "holdout": holdout}}  # fmt: skip
-    lines = [line for line in lowshot.markdown(results).splitlines() if line.startswith("|")]
+    lines = [line for line in low_shot_markdown(results).splitlines() if line.startswith("|")]
     assert lines[0] == "| method | measure | n = 1 | n = 3 |" and {line.count("|") for line in lines} == {5}
     assert lines[3] == "| φ2 | novel-only | 11.00 ± 0.50 / 51.00 ± 0.50 | 11.00 ± 0.50 / 51.00 ± 0.50 |"
     published = [line for line in lines if "published" in line]

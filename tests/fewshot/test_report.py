@@ -153,6 +153,20 @@ def test_markdown_figures(results: dict[str, Any]) -> None:
         assert fact in table_markdown(results)
 
 
+def test_a_row_that_is_trained_otherwise_than_the_papers_says_so(results: dict[str, Any]) -> None:
+    """In the table and in the report; and where there is none, nothing is said."""
+    note = "¹ Trains one layer on the frozen activations, where the paper's row trains the whole network."
+    assert "¹" not in table_markdown(results) and "¹" not in report_html(results, {}, {})
+    for method, name in (("finetune", "Fine-tuned (last layer)"), ("triplet1", "Triplet network, 1% of base")):
+        methods = {**results["methods"], method: results["methods"]["mean"]}
+        text = table_markdown({**results, "methods": methods})
+        assert f"\n| {name} ¹ | " in text and note in text and text.count("¹") == 2
+        page = " ".join(Page(report_html({**results, "methods": methods}, {}, {})).text)
+        assert f"{name} ¹" in page and note in page
+    child = {**results, "methods": {**results["methods"], "child": results["methods"]["mean"]}}
+    assert "¹" not in table_markdown(child)  # of which the paper, too, trains the last layer only
+
+
 def test_oracles_stand_beside_the_papers(results: dict[str, Any]) -> None:
     results["oracles"] = {"nn_oracle": values(60, 82, 40.5, 70, 48.36, 30), "unknown": values(1, 2, 3, 4, 5, 6)}
     lines = [cells(line) for line in table_markdown(results).split("Table 2")[1].splitlines() if line.startswith("|")]

@@ -127,7 +127,7 @@ def test_split_from_seed_and_list(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert load_split(str(out)).novel == ("n3",)
     novel.write_text("n9\n")
     assert "'n9' is not among the 5" in refused(capsys, "split", "--wnids", wnids, "--novel-list", novel, "--out", out)
-    assert "one of the two" in refused(capsys, "split", "--novel", 2, "--out", out)
+    assert "one of the three" in refused(capsys, "split", "--novel", 2, "--out", out)
     assert "leave no base class" in refused(capsys, "split", "--wnids", wnids, "--novel", 5, "--out", out)
 
 
@@ -156,7 +156,7 @@ def test_stages_in_the_wrong_order(
         "--pretrain.global_batch",
         24,
     )
-    assert "pretrain is not finished; run dist-train pretrain first" in message
+    assert "pretrain is not finished; first: dist-train pretrain, with the same options" in message
 
 
 def test_verify_reports_and_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, shards: ShardSet) -> None:

@@ -32,7 +32,8 @@ METHODS = _found()
 """Name in ``evaluate.methods`` -> its class."""
 LABELS = {name: kind.labels[name] for name, kind in METHODS.items()}
 """Name -> name in tables."""
-NUMBERS = {key: value for kind in METHODS.values() for key, value in kind.defaults.items()}
+_OPTIONS = {key: number for kind in METHODS.values() for key, number in kind.numbers.items()}
+NUMBERS = {key: number.default for key, number in _OPTIONS.items()}
 """Name in ``evaluate.options`` -> default."""
 LEARNED = {name: trained for kind in METHODS.values() for name, trained in kind.learns.items()}
 """Name in ``learn.methods`` -> what is trained."""
@@ -58,21 +59,17 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
             f"evaluate.methods: {', '.join(evaluate)}: oracles stand beside a table; name another method too"
         )
     for name, value in options.items():
-        if name not in NUMBERS:
-            raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(NUMBERS)}")
-        whole = name.endswith("_steps")
+        if name not in _OPTIONS:
+            raise UserError(f"evaluate.options: {name!r} is not known; give some of {', '.join(_OPTIONS)}")
+        whole = _OPTIONS[name].whole
         if not 0 < value < np.inf or (whole and value % 1):
             raise UserError(f"evaluate.options: {name}={value:g}: must be a {'whole ' * whole}number above 0")
 
 
 def numbers_of(name: str, options: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that the row ``name`` is made with: its class's, less those of other rows by their names."""
-    kind, found = METHODS[name], {}
-    for key, value in kind.defaults.items():
-        named = [label for label in kind.labels if key.startswith(f"{label}_")]
-        if not named or max(named, key=len) == name:
-            found[key] = options.get(key, value)
-    return found
+    """The numbers that the row ``name`` is made with: its class's, without those of other rows."""
+    own = METHODS[name].numbers.items()
+    return {key: options.get(key, number.default) for key, number in own if not number.rows or name in number.rows}
 
 
 def open_base(config: Config, rows: torch.Tensor, bias: torch.Tensor) -> Base:

@@ -12,5 +12,5 @@ class Calibrated(Predicted):
     labels: ClassVar = {"phi2cal": "φ2, calibrated"}
     learns: ClassVar = {}
     uses: ClassVar = {"phi2cal": "phi2"}
-    defaults = calibration.DEFAULTS
+    numbers = calibration.NUMBERS
     calibrated = True

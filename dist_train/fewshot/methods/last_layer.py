@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from dist_train.fewshot.method import Base, Method, Scorer, Support
+from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
 
 _BATCH = 256  # base images a step, and novel ones at most
 _MOMENTUM, _DECAY = 0.9, 1e-4  # of ResNet's training (He et al. 2016)
@@ -50,11 +50,11 @@ class Layer:
 class LastLayer(Method):
     labels: ClassVar = {"finetune": "Fine-tuned (last layer)", "logistic": "Logistic regression"}
     moves_base = True
-    defaults: ClassVar = {
-        "finetune_lr": 0.3,
-        "finetune_steps": 300,
-        "logistic_lr": 0.03,
-        "logistic_steps": 300,
+    numbers: ClassVar = {
+        "finetune_lr": Number(0.3, rows=("finetune",)),
+        "finetune_steps": Number(300, whole=True, rows=("finetune",)),
+        "logistic_lr": Number(0.03, rows=("logistic",)),
+        "logistic_steps": Number(300, whole=True, rows=("logistic",)),
     }
 
     def __init__(self, name: str, base: Base) -> None:
@@ -96,12 +96,12 @@ class LastLayer(Method):
 class LinearOracle(LastLayer):
     labels: ClassVar = {"linear_oracle": "Linear classifier"}
     oracle = True
-    defaults: ClassVar = {"linear_oracle_lr": 0.1, "linear_oracle_steps": 3000}
+    numbers: ClassVar = {"linear_oracle_lr": Number(0.1), "linear_oracle_steps": Number(3000, whole=True)}
 
 
 class LikeAChild(Method):
     labels: ClassVar = {"child": "Learning like a child"}
-    defaults: ClassVar = {"child_lr": 3.0, "child_steps": 300}
+    numbers: ClassVar = {"child_lr": Number(3.0), "child_steps": Number(300, whole=True)}
 
     def __init__(self, name: str, base: Base) -> None:
         self.base, self.lr, steps = base, base.numbers["child_lr"], int(base.numbers["child_steps"])

@@ -62,5 +62,5 @@ class Plus(RowMethod):
     network = PhiPlus
     labels: ClassVar = {"phi_plus": "φ+"}
     learns: ClassVar = {"phi_plus": PhiPlus}
-    defaults = calibration.DEFAULTS
+    numbers = calibration.NUMBERS
     calibrated = True

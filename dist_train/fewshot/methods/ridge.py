@@ -14,14 +14,14 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support
+from dist_train.fewshot.method import COSINE, Base, Method, Number, Scorer, Support
 
 
 class Ridge(Method):
     labels: ClassVar = {"ridge": "Ridge regression"}
     moves_base = True
     scale: ClassVar = COSINE  # targets from 0 to 1, as wide as cosines
-    defaults: ClassVar = {"ridge_weight": 10.0}
+    numbers: ClassVar = {"ridge_weight": Number(10.0)}
 
     def __init__(self, name: str, base: Base) -> None:
         self.weight, device = base.numbers["ridge_weight"], base.means.device

@@ -1,0 +1,110 @@
+"""Where the page is: what the server listens on, and the address that visitors know it by."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from dist_train.errors import UserError
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Public:
+    """The address of the page behind a proxy.
+
+    Attributes:
+        origin: as a browser names it: ``https://photos.example``, with a port where it is not the scheme's own.
+        path: ``/``, or where on that host the page is: ``/photos/``.
+    """
+
+    origin: str
+    path: str
+
+    @property
+    def secure(self) -> bool:
+        return self.origin.startswith("https:")
+
+    @classmethod
+    def parse(cls, url: str) -> Public:
+        """Read what was given for ``--public-url``.
+
+        Raises:
+            UserError: it is no http address, or has more than a host, a port and a path.
+        """
+        with suppress(ValueError):  # of a port that is none, or half an IPv6 address
+            parts = urlsplit(url)
+            plain = parts.username is None and not parts.query and not parts.fragment and url.isprintable()
+            if parts.scheme in _PORTS and parts.hostname and plain and " " not in url:
+                return cls(origin(url), f"/{parts.path.strip('/')}/".replace("//", "/"))
+        raise UserError(f"--public-url {url}: give https://HOST, https://HOST:PORT or https://HOST/PATH/")
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of an address as browsers write them; "" for an address without these."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in _PORTS and parts.hostname:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
+            return f"{parts.scheme}://{host}{port}"
+    return ""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    if not 0 <= port < 65536:
+        raise UserError(f"--port {port}: must be in 0..65535")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, UnicodeError) as error:
+        text = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--host {host} --port {port}: {text}; take another one, or --port 0 for any") from None
+
+
+def loopback(host: str) -> bool:
+    """Whether a name or address to listen on is this machine's own, which no other reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def network(text: str) -> Any:
+    """The addresses of a proxy: ``10.0.0.7`` or ``10.0.0.0/24``, as ``ipaddress`` has them.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UserError(f"--proxy {text}: {error}; give its address, or its network as in 10.0.0.0/24") from None
+
+
+def links(host: str, port: int, public: Public | None, token: str | None) -> list[str]:
+    """The addresses to open in a browser, the token in them where there is one."""
+    names = [f"[{host}]" if ":" in host else host]
+    if host in ("0.0.0.0", "::"):
+        names = [socket.gethostname(), *_own_address()]
+    pages = [f"{public.origin}{public.path}"] if public else [f"http://{name}:{port}/" for name in names]
+    return [page + (f"?token={quote(token)}" if token else "") for page in pages]
+
+
+def _own_address() -> list[str]:
+    """This machine's address on its network, where it has one: phones do not know its name."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return [probe.getsockname()[0]]
+    return []

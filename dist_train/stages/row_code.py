@@ -1,0 +1,102 @@
+"""The code that a row is made by: exactly what can change one of its numbers.
+
+That is ``stages/scoring.py``, the method's own file, and what these import from dist_train, as the sources say it. Left
+out are the modules of ``CARRIERS``; tables, charts and pages are imported by none of them. Comments, docstrings and
+formatting change no number and do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import dist_train
+from dist_train.fewshot.methods import METHODS
+
+CARRIERS = {
+    "dist_train": "the version, and names for users",
+    "dist_train.config": "its values are among a row's inputs",
+    "dist_train.context": "brings together what ranks have computed",
+    "dist_train.data.files": "writes files whole",
+    "dist_train.data.pool": "shows progress",
+    "dist_train.data.shards": "what the images are is a hash among a row's inputs",
+    "dist_train.engine.checkpoint": "reads tensors whose hashes it checks",
+    "dist_train.engine.preempt": "stops between draws",
+    "dist_train.errors": "the exceptions",
+}
+"""Modules that scoring and methods import and that compute nothing of a row, each with the reason."""
+
+_PACKAGE = Path(dist_train.__file__).parent
+
+
+def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
+    """Say what code the row ``method`` is made by: module -> 12 hex digits of sha256 over its normalised source.
+
+    Args:
+        package: folder of ``dist_train``; of a copy, in tests.
+    """
+    kind = METHODS[method]
+    modules = {"dist_train.stages.scoring", kind.__module__}
+    if kind.base_as:  # by its name, not by an import
+        modules.add(METHODS[kind.base_as].__module__)
+    return {name: _read(name, file)[1] for name, file in sorted(_reached(modules, package).items())}
+
+
+def _reached(modules: Iterable[str], package: Path) -> dict[str, Path]:
+    """Module -> file, of these modules and of all that they import, without ``CARRIERS``."""
+    found: dict[str, Path] = {}
+    left = set(modules)
+    while left:
+        name = left.pop()
+        file = _file(name, package)
+        if file is not None and name not in found and name not in CARRIERS:
+            found[name] = file
+            left |= _read(name, file)[0]
+    return found
+
+
+def _file(module: str, package: Path) -> Path | None:
+    """The source of a module of dist_train; None for another module, or a name within a module."""
+    top, *parts = module.split(".")
+    path = package.joinpath(*parts)
+    files = (path / "__init__.py", path.with_suffix(".py"))
+    return next((file for file in files if top == "dist_train" and file.is_file()), None)
+
+
+@cache  # once: files may change under a process, whose code stays what it was
+def _read(module: str, file: Path) -> tuple[frozenset[str], str]:
+    """What a module imports, anywhere in its code, and the digest of its code."""
+    tree = ast.parse(file.read_bytes())
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    imported: set[str] = set()
+    for node in _running(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            imported |= {f"{start}.{alias.name}" for alias in node.names}  # modules, or names in them
+    # Importing a module runs the packages around it.
+    reached = {name.rsplit(".", cut)[0] for name in imported for cut in range(name.count(".") + 1)}
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return frozenset(reached), hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``, which never run."""
+    yield node
+    never = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    children = node.orelse if isinstance(node, ast.If) and never else ast.iter_child_nodes(node)
+    for child in children:
+        yield from _running(child)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    """Whether it is a docstring, of a module, class or function, or below a name."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

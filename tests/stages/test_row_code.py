@@ -1,0 +1,129 @@
+"""What counts as the code of a row: all that can change a number of it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import dist_train
+from dist_train.fewshot.methods import METHODS
+from dist_train.fewshot.methods.class_mean import ClassMean
+from dist_train.stages import row_code
+from dist_train.stages.row_code import CARRIERS, code_of
+
+PACKAGE = Path(dist_train.__file__).parent
+ALL = set(METHODS)
+CALIBRATED = {"phi2cal", "phi_plus"}
+NEAREST = {"nn", "nn10", "nn1", "nn_oracle", "triplet", "triplet10", "triplet1"}
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[..., set[str]]:
+    """``changed(file, old, new)``: the rows that are of other code after this edit in a copy of the package."""
+
+    def edit(file: str, old: str = "", new: str = "\n_ANOTHER = 1\n") -> set[str]:
+        copy = tmp_path / str(len(list(tmp_path.iterdir()))) / "dist_train"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        text = (copy / file).read_text()
+        assert old in text
+        (copy / file).write_text(text.replace(old, new) if old else text + new)
+        return {name for name in METHODS if code_of(name, copy) != code_of(name)}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["fewshot/chart.py", "fewshot/plots.py", "fewshot/figures.py", "fewshot/page.py", "fewshot/report.py",
+     "fewshot/table.py", "fewshot/paper.py", "fewshot/classes.py", "fewshot/examples.py", "stages/conclude.py",
+     "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "engine/strategy.py", "models/backbone.py",
+     "config/fewshot.py", "errors.py"],
+)  # fmt: skip
+def test_what_shows_rows_or_makes_their_inputs_changes_none(changed: Callable[..., set[str]], file: str) -> None:
+    assert changed(file) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("stages/scoring.py", ALL), ("fewshot/protocol.py", ALL), ("fewshot/lowshot.py", ALL),
+        ("fewshot/episodes.py", ALL), ("fewshot/method.py", ALL), ("models/predictor.py", ALL),
+        ("data/activations.py", ALL), ("data/splits.py", ALL), ("fewshot/calibration.py", None),
+        ("fewshot/methods/class_mean.py", {"mean"}), ("fewshot/methods/ridge.py", {"ridge"}),
+        ("fewshot/methods/calibrated.py", {"phi2cal"}), ("fewshot/methods/nearest_neighbour.py", NEAREST),
+        ("fewshot/methods/triplet.py", {"triplet", "triplet10", "triplet1"}),
+        ("fewshot/methods/last_layer.py", {"finetune", "logistic", "child", "linear_oracle"}),
+    ],
+)  # fmt: skip
+def test_what_computes_rows_changes_them(changed: Callable[..., set[str]], file: str, rows: set[str] | None) -> None:
+    found = changed(file)
+    # Calibration is part of every method that gives each class rows of its own.
+    assert found == rows if rows else found > CALIBRATED and not found & {"mean", "nn", "ridge", "finetune"}
+
+
+def test_only_code_counts(changed: Callable[..., set[str]]) -> None:
+    assert changed("fewshot/protocol.py", new="\n\n# a remark\n") == set()
+    assert changed("fewshot/protocol.py", "class Queries:\n", 'class Queries:\n    "Asked."\n') == set()
+    assert changed("fewshot/protocol.py", "def support_rows(", "def support_rows(\n    ") == set()
+    assert (
+        changed("stages/scoring.py", "max(self.config.shots), seed, d)", "max(self.config.shots), seed, d + 1)") == ALL
+    )
+    assert changed("data/activations.py", "dtype=np.float64", "dtype=np.float32") == ALL
+
+
+def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
+    """In functions and relative ones too; not those for types only."""
+    copy = tmp_path / "dist_train"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    more = "\nif TYPE_CHECKING:\n    from dist_train.fewshot import chart\n"
+    more += "else:\n    from dist_train.fewshot import plots\n"
+    more += "\ndef later() -> None:\n    from . import figures\n    import dist_train.fewshot.classes\n"
+    (copy / "fewshot" / "protocol.py").write_text((copy / "fewshot" / "protocol.py").read_text() + more)
+    found = code_of("mean", copy).keys() - code_of("mean").keys()
+    assert {f"dist_train.fewshot.{name}" for name in ("plots", "figures", "classes")} <= found
+    assert "dist_train.fewshot.chart" not in found and "dist_train.stages.common" not in found
+
+
+def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = type("Mine", (ClassMean,), {"__module__": "dist_train.fewshot.methods.mine", "labels": {"mine": "Mine"}})
+    monkeypatch.setitem(METHODS, "mine", mine)
+    seen = []
+    for number, (method, helper) in enumerate([("X = 1", "Y = 1"), ("X = 2", "Y = 1"), ("X = 1", "Y = 2")]):
+        copy = tmp_path / str(number) / "dist_train"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        (copy / "fewshot" / "methods" / "mine.py").write_text(f"from dist_train.fewshot import helper\n{method}\n")
+        (copy / "fewshot" / "helper.py").write_text(helper)
+        seen.append(code_of("mine", copy))
+        assert code_of("mean", copy) == code_of("mean")
+    assert len({json.dumps(code) for code in seen}) == 3
+    assert {"dist_train.fewshot.helper", "dist_train.stages.scoring"} <= seen[0].keys()
+
+
+def test_no_module_is_missing_and_no_carrier_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held against what Python itself loads for scoring and all methods."""
+    loading = "import sys, dist_train.stages.scoring; print(*(name for name in sys.modules if 'dist_train' in name))"
+    done = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, check=True)
+    with_carriers = {module for name in METHODS for module in code_of(name)} | set(CARRIERS)
+    direct = {module for name in with_carriers - set(CARRIERS) for module in _imports(name)}
+    assert not set(CARRIERS) - direct, "these are imported by none that computes; take them out"
+    monkeypatch.setattr(row_code, "CARRIERS", {})
+    followed = {module for name in METHODS for module in code_of(name)}
+    missing = {name for name in done.stdout.split() if _text(name)} - followed
+    assert not missing, "Python loads these, and the imports that are followed do not lead there"
+    assert not with_carriers & {f"dist_train.fewshot.{name}" for name in ("table", "report", "chart", "paper", "page")}
+
+
+def _text(module: str) -> str:
+    file = row_code._file(module, PACKAGE)
+    return file.read_text() if file else ""
+
+
+def _imports(module: str) -> frozenset[str]:
+    file = row_code._file(module, PACKAGE)
+    return row_code._read(module, file)[0] if file else frozenset()

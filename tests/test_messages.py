@@ -1,0 +1,61 @@
+"""What the sources do with messages: commands in them are quoted by one function, and no decision is read from one."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from test_imports import ROOT, sources
+
+# Messages of other programs, where these have no type or code for it: read in one place each, and made a type or code.
+FOREIGN = {
+    "dist_train/classifier/photos.py": "Pillow's DecompressionBombError names the pixels in its text only",
+}
+
+
+def unquoted(tree: ast.AST) -> Iterator[int]:
+    """Lines of f-strings that put a value into a command."""
+    for node in ast.walk(tree):
+        for part, following in zip(getattr(node, "values", []), getattr(node, "values", [])[1:], strict=False):
+            text = part.value if isinstance(node, ast.JoinedStr) and isinstance(part, ast.Constant) else ""
+            if isinstance(following, ast.FormattedValue) and re.search(r"(dist-train|--logdir) [^;,):]*$", str(text)):
+                yield following.lineno
+
+
+def decided_by_text(tree: ast.AST) -> Iterator[int]:
+    """Lines in which the text of a caught exception is searched."""
+    for handler in (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name):
+        for node in ast.walk(handler):
+            called = node.func if isinstance(node, ast.Call) else None
+            asked: list[ast.expr] = []
+            if isinstance(node, ast.Compare) and any(isinstance(op, ast.In | ast.NotIn) for op in node.ops):
+                asked = node.comparators
+            elif isinstance(called, ast.Attribute) and called.attr in ("search", "match", "fullmatch", "findall"):
+                asked = node.args[1:]  # type: ignore[attr-defined]
+            elif isinstance(called, ast.Attribute) and called.attr in ("startswith", "endswith", "count", "find"):
+                asked = [called.value]
+            if any(ast.unparse(one) == f"str({handler.name})" for one in asked):
+                yield node.lineno  # type: ignore[attr-defined]
+
+
+def test_values_in_commands_are_quoted() -> None:
+    wrong = [f"{path.relative_to(ROOT)}:{n}" for path in sources() for n in unquoted(ast.parse(path.read_text()))]
+    assert not wrong, f"write these commands by dist_train.errors.command: {wrong}"
+
+
+def test_no_decision_is_read_from_the_text_of_an_exception() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}": list(decided_by_text(ast.parse(path.read_text())))
+        for path in [*sources(), *(ROOT / "tools").glob("*.py")]
+    }
+    assert {path for path, lines in found.items() if lines} == set(FOREIGN), found
+
+
+def test_the_two_searches_find() -> None:
+    bad = 'raise UserError(f"{run}: not done; dist-train status {run} says how it is")'
+    assert list(unquoted(ast.parse(bad))) == [1]
+    assert not list(unquoted(ast.parse(bad.replace("dist-train status {run}", "{command(1)}"))))
+    for test in ("'no index' in str(error)", "re.search('a', str(error))", "str(error).startswith('a')"):
+        body = f"try:\n    a()\nexcept UserError as error:\n    if {test}:\n        b()"
+        assert list(decided_by_text(ast.parse(body))) == [4], test
