@@ -270,8 +270,8 @@ def classify(given: Namespace) -> int:
 
 def _json(content: dict[str, Any]) -> str:
     """One line; in ASCII where the text has what a terminal would not show, or what is not UTF-8."""
-    text = json.dumps(content, ensure_ascii=False)
-    return text if shown(text) == text else json.dumps(content)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return text if shown(text) == text else json.dumps(content, allow_nan=False)
 
 
 def _print_account(account: Account, details: bool = True) -> None:
