@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from dist_train.data.names import shown
 from dist_train.errors import UserError
 
 _PORTS = {"http": 80, "https": 443}
@@ -37,17 +38,17 @@ class Public:
         Raises:
             UserError: it is no http address, or has more than a host, a port and a path.
         """
-        with suppress(ValueError):  # of a port that is none, or half an IPv6 address
+        with suppress(ValueError):  # half an IPv6 address
             parts = urlsplit(url)
             plain = parts.username is None and not parts.query and not parts.fragment and url.isprintable()
-            if parts.scheme in _PORTS and parts.hostname and plain and " " not in url:
+            if origin(url) and plain and " " not in url:
                 return cls(origin(url), f"/{parts.path.strip('/')}/".replace("//", "/"))
-        raise UserError(f"--public-url {url}: give https://HOST, https://HOST:PORT or https://HOST/PATH/")
+        raise UserError(f"--public-url {shown(url)}: give https://HOST, https://HOST:PORT or https://HOST/PATH/")
 
 
 def origin(url: str) -> str:
     """Scheme, host and port of an address as browsers write them; "" for an address without these."""
-    with suppress(ValueError):
+    with suppress(ValueError):  # half an IPv6 address, or a port that is none
         parts = urlsplit(url)
         if parts.scheme in _PORTS and parts.hostname:
             host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

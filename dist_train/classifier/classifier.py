@@ -17,7 +17,8 @@ from dist_train.classifier import photos
 from dist_train.classifier.folder import Saved
 from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, untrained
 from dist_train.classifier.photos import Photo, Preprocess
-from dist_train.config import LearnConfig
+from dist_train.classifier.schema import About, check_tensors
+from dist_train.data.names import class_name
 from dist_train.data.pixels import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
@@ -141,14 +142,12 @@ class Classifier:
             self._added[place - len(self._base)] = (replace(one, name=new), activations)
 
     def check_new(self, name: str) -> str:
-        """The name as it is kept, in Unicode's composed form (NFC): what looks the same is the same.
+        """The name as it is kept (``data.names.class_name``).
 
         Raises:
             UserError: a class cannot get this name.
         """
-        name = unicodedata.normalize("NFC", str(name))
-        if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
-            raise UserError(f"class name {name!r}: give 1 to 200 printable characters, no space at the ends")
+        name = class_name(str(name))
         if any(name in (one.name, one.wnid) for one in self.classes):
             raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
         return name
@@ -191,8 +190,15 @@ class Classifier:
 
     @torch.no_grad()
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
-        """``logits`` from activations [B, dim]."""
-        return self.head().scores(self.network.phi.query(activations.to(self.device)))
+        """``logits`` from activations [B, dim].
+
+        Raises:
+            UserError: they are no numbers.
+        """
+        scores = self.head().scores(self.network.phi.query(activations.to(self.device)))
+        if not bool(scores.isfinite().all()):
+            raise UserError("the model's scores are not finite (NaN or infinite): its weights are; make it again")
+        return scores
 
     def activations(self, images: Iterable[Photo] | Photo, name: str = "") -> torch.Tensor:
         """a(x) of photos: float32 [photos, dim].
@@ -326,7 +332,8 @@ class Classifier:
                        "learn": asdict(network.learn)},
             "backbone": network.backbone.architecture,
             "preprocessing": {"resize": preprocess.resize, "size": preprocess.size, "mean": MEAN, "std": STD,
-                              "interpolation": "bilinear, antialiased", "crop": "centre", "orientation": preprocess.orientation},
+                              "interpolation": "bilinear, antialiased", "crop": "centre",
+                              "orientation": preprocess.orientation},
             "classes": [asdict(one) for one in self.classes],
             "provenance": self.provenance,
         }  # fmt: skip
@@ -344,6 +351,7 @@ class Classifier:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             about, parts, saved = folders.read(Path(path), device)
+            check_tensors(Path(path), about, parts)
             made = cls._made(about, parts["network"], parts["added"]["activations"], device)
             made._origin = Path(path).resolve(), saved
             return made
@@ -352,32 +360,21 @@ class Classifier:
             raise UserError(f"{path}: model.json and its files do not fit together ({text}); make it again") from None
 
     @classmethod
-    def _made(cls, about: Mapping[str, Any], tensors: dict[str, torch.Tensor], added: torch.Tensor,
+    def _made(cls, about: About, tensors: dict[str, torch.Tensor], added: torch.Tensor,
               device: torch.device) -> Classifier:  # fmt: skip
-        method, size = about["method"], about["preprocessing"]
-        base_rows, learn = tensors["base_rows"], LearnConfig(**method["learn"])
-        backbone, phi = untrained(about["backbone"], method["name"], base_rows, learn)
+        method, size = about.method, about.preprocessing
+        base_rows, learn = tensors["base_rows"], method.learn
+        backbone, phi = untrained(about.backbone.model_dump(), method.name, base_rows, learn)
         backbone.load_state_dict(_under("backbone.", tensors))
         phi.load_state_dict(_under("predictor.", tensors))
         sample = tensors["sample.activations"].float(), tensors["sample.labels"]
-        # A model of before 2026-12 says "by EXIF", and turned photos by it.
-        rule = "stored" if size["orientation"] == "stored" else "exif"
-        preprocess = Preprocess(size["resize"], size["size"], rule)
-        network = Network(
-            backbone, method["name"], phi, learn, base_rows, sample, method["calibration_cost"], preprocess
-        ).on(device)
-        classes, kept = [Class(**entry) for entry in about["classes"]], [int(row) for row in about["base_rows"]]
-        if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < len(base_rows)):
-            raise ValueError("base_rows are not rows of the network")
-        if len({one.name for one in classes}) < len(classes) or not all(isinstance(one.name, str) for one in classes):
-            raise ValueError("classes need different names")
-        if not 0 < size["size"] <= size["resize"]:
-            raise ValueError("preprocessing needs 0 < size <= resize")
-        made = cls(network, classes[: len(kept)], kept, method["rule"], about["provenance"])
-        new = classes[len(kept) :]
-        if not classes or len(made._base) != len(kept) or sum(one.photos for one in new) != len(added):
-            raise ValueError("not as many classes as rows")
-        made._added = list(zip(new, torch.split(added, [one.photos for one in new]), strict=True)) if new else []
+        preprocess = Preprocess(size.resize, size.size, "stored" if size.orientation == "stored" else "exif")
+        network = Network(backbone, method.name, phi, learn, base_rows, sample, method.calibration_cost, preprocess).on(
+            device
+        )
+        made = cls(network, about.kept, about.base_rows, method.rule, about.provenance)
+        split = torch.split(added, [one.photos for one in about.added]) if about.added else ()
+        made._added = list(zip(about.added, split, strict=True))
         return made
 
 

@@ -129,7 +129,7 @@ class Connection(H11Protocol):
             left = max(until - self.loop.time(), 1.0 if self.flow.read_paused else 0.0)  # 1: it waits for the program
             if left > 0:
                 return self._start(left)
-        started = self.phase == "body" or (self.phase == "header" and self.received)
+        started = self.phase == "body" or (self.phase == "header" and self.conn.trailing_data[0])
         self.leave(408, _LATE) if started and not self._answering() else self.leave()
 
     def _answering(self) -> bool:

@@ -53,7 +53,10 @@ def torchvision(model: Classifier, out: Path) -> str:
         block = "torchvision.models.resnet.BasicBlock"
         load = f"torchvision.models.resnet.ResNet({block}, [1, 1, 1, 1], num_classes={len(head.offset)})"
     weights = {**_body(model), "fc.weight": head.rows.cpu(), "fc.bias": head.offset.cpu()}
-    write_text(out.with_name(out.name + ".json"), json.dumps(model.about(), indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        out.with_name(out.name + ".json"),
+        json.dumps(model.about(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     with atomic_write(out) as file:
         torch.save(weights, file)
     return f'model = {load}; model.load_state_dict(torch.load("{out.name}", weights_only=True)); model.eval()'
@@ -66,7 +69,7 @@ def safetensors(model: Classifier, out: Path) -> str:
     provenance are in the header."""
     head, scale = model.head(), query_scale(model)
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
-    header = {key: json.dumps(value, ensure_ascii=False) for key, value in model.about().items()}
+    header = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in model.about().items()}
     data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
                 {**header, "query_scale": "" if scale is None else repr(scale)})  # fmt: skip
     with atomic_write(out) as file:
@@ -100,7 +103,7 @@ def onnx(model: Classifier, out: Path) -> str:
         noisy.setLevel(level)
     proto = program.model_proto
     for key, value in model.about().items():
-        proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+        proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False, allow_nan=False))
     with atomic_write(out) as file:
         file.write(proto.SerializeToString())
     return f'session = onnxruntime.InferenceSession("{out.name}"); session.run(None, {{"images": pixels}})'

@@ -25,10 +25,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from dist_train.data.files import atomic_write, file_sha256, write_text
+from dist_train.classifier.schema import MAX_JSON, MAX_PART, VERSION, About, Part, parse
+from dist_train.data.files import atomic_write, check_regular, file_sha256, read_regular, write_text
 from dist_train.errors import UserError
 
-VERSION = 1
 PARTS = ("added", "network")  # in the order of reading: a change replaces the first
 Tensors = Mapping[str, torch.Tensor]
 _WRITING = threading.Lock()
@@ -38,7 +38,7 @@ class Saved(NamedTuple):
     """A model as it lies in its folder: the hash of ``model.json``, and that file's entry of the network."""
 
     state: str
-    network: Mapping[str, Any]
+    network: Part
 
 
 def write(
@@ -55,49 +55,61 @@ def write(
         before: that model, where this one is to replace it.
 
     Raises:
-        UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost.
+        UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost;
+            or it could not be opened again (see ``schema``).
         OSError: the disk is full or not writable; the model that was there is untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.json"
     with _WRITING, lock(folder, 10):
-        if before is not None and is_model(folder) and file_sha256(path) != before.state:
+        if before is not None and is_model(folder) and _about(folder)[1] != before.state:
             raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
-        there = before is not None and _is_there(folder, before.network)
-        files = {
-            "network": before.network if before and there else _write_part(folder, "network", network()),
-            "added": _write_part(folder, "added", added),
-        }
-        text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False) + "\n"
+        packed = [_packed("added", added)]
+        files = {"added": packed[0][0]}
+        if before is not None and _is_there(folder, before.network):
+            files["network"] = before.network
+        else:
+            packed.append(_packed("network", network()))
+            files["network"] = packed[1][0]
+        said = {"version": VERSION, **about, "files": {name: entry.model_dump() for name, entry in files.items()}}
+        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        parse(text.encode(errors="surrogatepass"), path)  # what is written can be read
+        for entry, data in packed:
+            if not _is_there(folder, entry):
+                with atomic_write(folder / entry.file) as file:
+                    file.write(data)
         write_text(path, text)
-        kept = {entry["file"] for entry in files.values()}
+        kept = {entry.file for entry in files.values()}
         old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
         for left in [*old, *folder.glob(".*.tmp-*")]:  # of the model before, and of a save that was killed
             left.unlink(missing_ok=True)
         return Saved(hashlib.sha256(text.encode()).hexdigest(), files["network"])
 
 
-def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]], Saved]:
+def read(folder: Path, device: torch.device) -> tuple[About, dict[str, dict[str, torch.Tensor]], Saved]:
     """What ``write`` has written: the JSON, and the parts on a device.
 
     Raises:
-        UserError: no model there, of another version, or a file is missing or changed.
+        UserError: no model there, of another version, or a file is missing, changed, or no ordinary one.
     """
     for attempt in range(5):
         about, state = _about(folder)
         try:
-            parts = {name: _part(folder, about["files"][name], device) for name in PARTS}
-            return about, parts, Saved(state, about["files"]["network"])
+            parts = {name: _part(folder, getattr(about.files, name), device) for name in PARTS}
+            return about, parts, Saved(state, about.files.network)
         except FileNotFoundError as error:
             missing = error.filename
             if _about(folder)[1] == state:  # else it was replaced in between
                 break
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror}); copy the model again") from None
         time.sleep(0.1 * attempt)
     raise UserError(f"{missing}: missing, though model.json names it; make the model again, or copy all its files")
 
 
 def is_model(folder: Path) -> bool:
-    return (folder / "model.json").is_file()
+    """Whether a folder holds a model, be it a damaged one."""
+    return os.path.lexists(folder / "model.json")
 
 
 @contextmanager
@@ -124,29 +136,23 @@ def lock(folder: Path, wait: float = 0) -> Iterator[None]:
         found.release()
 
 
-def _about(folder: Path) -> tuple[dict[str, Any], str]:
+def _about(folder: Path) -> tuple[About, str]:
     """``model.json``, and its hash."""
     path = folder / "model.json"
     try:
-        data = path.read_bytes()
-        about = json.loads(data)
+        data = read_regular(path, MAX_JSON)
     except FileNotFoundError:
         raise UserError(
             f"{folder}: not a model (no model.json); make one with dist-train adapt RUN --out MODEL"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); make the model again") from None
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        version = about.get("version") if isinstance(about, dict) else None
-        raise UserError(
-            f"{path}: version {version!r}, and this dist_train reads {VERSION}; make the model again with it"
-        )
-    return about, hashlib.sha256(data).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); copy the model again") from None
+    return parse(data, path), hashlib.sha256(data).hexdigest()
 
 
-def _part(folder: Path, entry: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    path = _path(folder, entry)
-    if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+def _part(folder: Path, entry: Part, device: torch.device) -> dict[str, torch.Tensor]:
+    path = folder / entry.file
+    if check_regular(path, MAX_PART) != entry.bytes or file_sha256(path) != entry.sha256:
         raise UserError(f"{path}: changed or damaged (its hash is not model.json's); make the model again")
     try:
         return load_file(path, device=str(device))
@@ -154,21 +160,13 @@ def _part(folder: Path, entry: Mapping[str, Any], device: torch.device) -> dict[
         raise UserError(f"{path}: damaged ({error}); make the model again") from None
 
 
-def _write_part(folder: Path, name: str, tensors: Tensors) -> dict[str, Any]:
-    """Write a part where it is not there yet; its entry in ``model.json``."""
+def _packed(name: str, tensors: Tensors) -> tuple[Part, bytes]:
+    """A part's entry in ``model.json``, and its bytes."""
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    entry: dict[str, Any] = {"file": f"{name}-{digest[:16]}.safetensors", "bytes": len(data), "sha256": digest}
-    if not _is_there(folder, entry):
-        with atomic_write(_path(folder, entry)) as file:
-            file.write(data)
-    return entry
+    return Part(file=f"{name}-{digest[:16]}.safetensors", bytes=len(data), sha256=digest), data
 
 
-def _is_there(folder: Path, entry: Mapping[str, Any]) -> bool:
-    path = _path(folder, entry)
-    return path.is_file() and path.stat().st_size == int(entry["bytes"])
-
-
-def _path(folder: Path, entry: Mapping[str, Any]) -> Path:
-    return folder / os.path.basename(str(entry["file"]))
+def _is_there(folder: Path, entry: Part) -> bool:
+    path = folder / entry.file
+    return path.is_file() and path.stat().st_size == entry.bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -94,7 +94,7 @@ class Guard:
                 del self._answered[owner]
 
     def _leave_out_the_path(self, scope: Scope) -> None:
-        prefix = self.access.public.path if self.access.public else "/"
+        prefix = unquote(self.access.public.path) if self.access.public else "/"
         if prefix != "/" and scope["path"].startswith(prefix):
             scope["path"] = scope["path"][len(prefix) - 1 :]
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from PIL import Image
 
-from dist_train.classifier import photos
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.work import Batches, Lanes
+from dist_train.data.photos import SUFFIXES, open_photo
 from dist_train.errors import UserError
 
 REMEMBERED = 2000
@@ -143,6 +142,7 @@ class Service:
             "method": model.network.method,
             "classes": [asdict(one) for one in model.classes],
             "limits": asdict(self.limits),
+            "photos": sorted(SUFFIXES),
         }
 
     def answer(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:
@@ -152,10 +152,9 @@ class Service:
 def _look(file: BinaryIO) -> tuple[str, int]:
     """The key of a photo, and how many pixels its header names: 0 where it is not to be read, which ``photos.load``
     says."""
-    key, pixels = hashlib.file_digest(file, "sha256").hexdigest(), 0  # type: ignore[arg-type]
+    data, pixels = file.read(), 0
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        file.seek(0)
-        with Image.open(file, formats=photos.FORMATS) as image:
+        with open_photo(data) as image:
             pixels = image.width * image.height
-    return key, pixels
+    return hashlib.sha256(data).hexdigest(), pixels

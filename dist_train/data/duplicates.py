@@ -17,7 +17,7 @@ SHOWN = 20  # images printed
 
 
 class Copy(NamedTuple):
-    """One of several images with the same bytes: row of the subset's ``Items``."""
+    """An image of which there are others with the same bytes: its row in the subset's ``Items``."""
 
     subset: str
     row: int
@@ -25,37 +25,43 @@ class Copy(NamedTuple):
 
 
 class Duplicates(NamedTuple):
-    """Attributes:
-    groups: of each image that is in train and in val, or under two classes, its copies; train before val, by row.
-    within_class: how many images repeat another one of their class and subset.
+    """What ``find_duplicates`` has found.
+
+    Attributes:
+        groups: of each image that is in train and in val, or under two classes, its copies; train before val, by row.
+        within_class: how many images repeat another image of their class and subset.
     """
 
     groups: list[list[Copy]]
     within_class: int
 
 
-def find_duplicates(found: Scan, digests: dict[str, npt.NDArray[np.bytes_]]) -> Duplicates:
+def find_duplicates(scanned: Scan, digests: dict[str, npt.NDArray[np.bytes_]]) -> Duplicates:
     """Compare the images' bytes by their hashes.
 
     Args:
         digests: per subset the hash of each image [N], b"" for those that were left out.
     """
-    copies = [(name, row) for name, some in digests.items() for row in np.flatnonzero(some != b"")]
-    hashes = np.concatenate([some[some != b""] for some in digests.values()])
-    _, group, count = np.unique(hashes, return_inverse=True, return_counts=True)
-    repeated = np.flatnonzero(count[group] > 1)
-    together: dict[int, list[Copy]] = {}
-    for n in repeated:
-        name, row = copies[n]
-        together.setdefault(int(group[n]), []).append(Copy(name, int(row), int(found.subsets[name].label[row])))
-    places = [len({(copy.subset, copy.label) for copy in some}) for some in together.values()]
-    groups = [some for some, places_ in zip(together.values(), places, strict=True) if places_ > 1]
-    return Duplicates(groups, len(repeated) - sum(places))
+    names = list(digests)
+    rows = [np.flatnonzero(column != b"") for column in digests.values()]
+    subset = np.repeat(np.arange(len(names)), [len(column) for column in rows])
+    row = np.concatenate(rows)
+    hashes = np.concatenate([digests[name][column] for name, column in zip(names, rows, strict=True)])
+    _, image, count = np.unique(hashes, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(count[image] > 1)
+    by_image: dict[int, list[Copy]] = {}
+    for place in repeated:
+        name, number = names[subset[place]], int(row[place])
+        copy = Copy(name, number, int(scanned.subsets[name].label[number]))
+        by_image.setdefault(int(image[place]), []).append(copy)
+    kinds = [len({(copy.subset, copy.label) for copy in copies}) for copies in by_image.values()]
+    groups = [copies for copies, number in zip(by_image.values(), kinds, strict=True) if number > 1]
+    return Duplicates(groups, len(repeated) - sum(kinds))
 
 
 def to_drop(duplicates: Duplicates) -> dict[str, set[int]]:
-    """Rows per subset that the rule ``drop`` leaves out: of an image under two classes every copy, for which class is
-    right is not known; of one in train and in val the training copies."""
+    """Return the rows per subset that the rule ``drop`` leaves out: of an image under two classes every copy, for
+    which class is right is not known; of an image in train and in val the training copies."""
     rows: dict[str, set[int]] = {}
     for copies in duplicates.groups:
         two_classes = _classes(copies) > 1
@@ -65,47 +71,48 @@ def to_drop(duplicates: Duplicates) -> dict[str, set[int]]:
     return rows
 
 
-def refuse(duplicates: Duplicates, found: Scan, out: object) -> None:
-    """The rule ``fail``: raises UserError where there are any."""
+def refuse(duplicates: Duplicates, scanned: Scan, out: object) -> None:
+    """Obey the rule ``fail``.
+
+    Raises:
+        UserError: there are duplicates.
+    """
     if duplicates.groups:
-        first = " = ".join(_where(copy, found) for copy in duplicates.groups[0][:3])
+        entry = summarise(duplicates, scanned, "fail")
         raise UserError(
-            f"{out}: {_counts(summarise(duplicates, found, 'fail'))}, the first: {first}; start again with "
+            f"{out}: {_counts(entry)}, the first: {_line(entry['groups'][0][:3])}; start again with "
             "--on-duplicates keep, or with drop to leave them out: it goes on from here"
         )
 
 
-def summarise(duplicates: Duplicates, found: Scan, rule: str) -> dict[str, Any]:
-    """For ``index.json``.
+def summarise(duplicates: Duplicates, scanned: Scan, rule: str) -> dict[str, Any]:
+    """Return the entry of ``index.json``.
 
     Returns:
         rule; train_and_val, two_classes: images of which copies are there (an image can be both); within_class:
-        images that repeat one of their class and subset; dropped: images left out, by subset; groups: the copies of
-        each image, as subset, class and path, and whether it is dropped.
+        images that repeat another of their class and subset; dropped: images left out, by subset; groups: the copies
+        of each image, as subset, class and path, and whether it is dropped.
     """
     drop = to_drop(duplicates) if rule == "drop" else {}
     return {
         "rule": rule,
-        "train_and_val": sum(len({copy.subset for copy in some}) > 1 for some in duplicates.groups),
-        "two_classes": sum(_classes(some) > 1 for some in duplicates.groups),
+        "train_and_val": sum(len({copy.subset for copy in copies}) > 1 for copies in duplicates.groups),
+        "two_classes": sum(_classes(copies) > 1 for copies in duplicates.groups),
         "within_class": duplicates.within_class,
-        "dropped": {name: len(drop.get(name, ())) for name in found.subsets},
-        "groups": [
-            [{**_entry(copy, found), "dropped": copy.row in drop.get(copy.subset, ())} for copy in some]
-            for some in duplicates.groups
-        ],
+        "dropped": {name: len(drop.get(name, ())) for name in scanned.subsets},
+        "groups": [[_entry(copy, scanned, drop) for copy in copies] for copies in duplicates.groups],
     }
 
 
 def print_duplicates(entry: dict[str, Any]) -> None:
-    """What ``summarise`` says, on stdout: the counts, and the first images by their paths."""
+    """Print what ``summarise`` says: the counts, and the first images by their paths."""
     if not entry["groups"] and not entry["within_class"]:
         return
     dropped = sum(entry["dropped"].values())
     done = f"{dropped:,} images dropped" if entry["rule"] == "drop" else "kept; --on-duplicates drop leaves them out"
     print(f"duplicates: {_counts(entry)}" + (f": {done}" if entry["groups"] else ""))
     for copies in entry["groups"][:SHOWN]:
-        print("  " + " = ".join(shown(f"{copy['subset']} {copy['class']}: {copy['path']}") for copy in copies))
+        print(f"  {_line(copies)}")
     if len(entry["groups"]) > SHOWN:
         print(f"  and {len(entry['groups']) - SHOWN:,} more, in index.json under summary.duplicates")
 
@@ -113,20 +120,21 @@ def print_duplicates(entry: dict[str, Any]) -> None:
 def _counts(entry: dict[str, Any]) -> str:
     return (
         f"{entry['train_and_val']:,} images are in train and in val, {entry['two_classes']:,} under two classes, "
-        f"{entry['within_class']:,} repeat one of their class"
+        f"{entry['within_class']:,} repeat another of their class"
     )
 
 
-def _entry(copy: Copy, found: Scan) -> dict[str, str]:
+def _line(copies: list[dict[str, str]]) -> str:
+    return " = ".join(shown(f"{copy['subset']} {copy['class']}: {copy['path']}") for copy in copies)
+
+
+def _entry(copy: Copy, scanned: Scan, drop: dict[str, set[int]]) -> dict[str, Any]:
     return {
         "subset": copy.subset,
-        "class": found.classes[copy.label],
-        "path": found.subsets[copy.subset].where(copy.row),
+        "class": scanned.classes[copy.label],
+        "path": scanned.subsets[copy.subset].where(copy.row),
+        "dropped": copy.row in drop.get(copy.subset, ()),
     }
-
-
-def _where(copy: Copy, found: Scan) -> str:
-    return f"{copy.subset} {found.classes[copy.label]}: {found.subsets[copy.subset].where(copy.row)}"
 
 
 def _classes(copies: list[Copy]) -> int:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import IO, Any
+
+from dist_train.errors import UserError
 
 
 class atomic_write:
@@ -41,6 +44,28 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file that is an ordinary one: nobody waits for what a pipe or a device never gives.
+
+    Raises:
+        UserError: it is none, or of more than ``limit`` bytes.
+        OSError: it is not there, or cannot be read.
+    """
+    check_regular(path, limit)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        return file.read(limit)
+
+
+def check_regular(path: Path, limit: int) -> int:
+    """Bytes of a file that is an ordinary one. Raises as ``read_regular``."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise UserError(f"{path}: is no ordinary file (a pipe, a device or a folder); put the file itself there")
+    if about.st_size > limit:
+        raise UserError(f"{path}: {about.st_size} bytes, and {limit} are the limit; make it again")
+    return about.st_size
 
 
 def file_sha256(path: Path) -> str:

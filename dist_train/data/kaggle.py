@@ -23,29 +23,25 @@ SOLUTION_REMEDY = f"give {SOLUTION} of Kaggle, as it is"
 
 
 def solution_of(val: Path) -> Path | None:
-    """The file of labels where Kaggle has it: in the folder that holds ILSVRC/, or beside the images' folder."""
-    return _beside(val, SOLUTION)
+    """Look for the file of labels where Kaggle has it: in the folder that holds ILSVRC/, or beside the images."""
+    path = val.absolute()
+    roots = [path.parent, *(parent.parent for parent in path.parents if parent.name == "ILSVRC")]
+    return next((root / SOLUTION for root in roots if (root / SOLUTION).is_file()), None)
 
 
 def words_of(solution: Path) -> Path | None:
-    """The file of the classes' words, beside the file of labels; None where it is missing."""
+    """Look for the file of the classes' words beside the file of labels."""
     path = solution.with_name(WORDS)
     return path if path.is_file() else None
 
 
-def _beside(val: Path, name: str) -> Path | None:
-    path = val.absolute()
-    roots = [path.parent, *(parent.parent for parent in path.parents if parent.name == "ILSVRC")]
-    return next((root / name for root in roots if (root / name).is_file()), None)
-
-
 def is_csv(path: Path) -> bool:
-    """Whether the file is to be read as Kaggle's CSV: by its name."""
+    """Tell by the name whether a file is to be read as Kaggle's CSV."""
     return path.suffix.lower() == ".csv"
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """Image id -> wnid, of LOC_val_solution.csv. A row has five words for each object in the image, of which the
+    """Read LOC_val_solution.csv: image id -> wnid. A row has five words for each object in the image, of which the
     first is the wnid; all objects of an image are of its class.
 
     Raises:
@@ -74,7 +70,7 @@ def read_solution(path: Path) -> dict[str, str]:
 
 
 def read_words(path: Path) -> dict[str, str]:
-    """wnid -> its words, of LOC_synset_mapping.txt.
+    """Read LOC_synset_mapping.txt: wnid -> its words.
 
     Raises:
         UserError: the file cannot be read, or a line is not a wnid and words.
@@ -94,7 +90,11 @@ def read_words(path: Path) -> dict[str, str]:
 
 
 def refuse_root(path: Path, option: str) -> None:
-    """Raises UserError where ``path`` is a folder of Kaggle's above train/ and val/; it names both."""
+    """Refuse a folder of Kaggle's above train/ and val/.
+
+    Raises:
+        UserError: it is; the line names both.
+    """
     parts = IMAGES.split("/")
     for start in range(len(parts) + 1):
         images = path.joinpath(*parts[start:])
@@ -107,7 +107,7 @@ def _options(images: Path) -> str:
 
 
 def unpack_remedy(path: Path, kind: str) -> str | None:
-    """What to do with Kaggle's archive, a zip file or a (compressed) tar; None where it is another one."""
+    """Say what to do with Kaggle's archive, a zip file or a (compressed) tar; None where it is another archive."""
     if not any(name.startswith("ILSVRC/") for name in _first_names(path, kind)):
         return None
     folder = path.absolute().parent

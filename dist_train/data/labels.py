@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ LABELS_REMEDY = (
 )
 
 
+_class_name = lru_cache(10_000)(class_name)  # a million images have a thousand classes
+
+
 @dataclass(frozen=True)
 class LabelFile:
     """Labels that a file gives.
@@ -32,25 +36,25 @@ class LabelFile:
     Attributes:
         path: the file.
         classes: image id ("ILSVRC2012_val_00000001") -> wnid.
-        found: whether it was found beside the images, and not given.
+        beside: whether it lay beside the images, and was not given.
         synsets: what it, or the file that comes with it, says of the classes.
     """
 
     path: Path
     classes: dict[str, str]
-    found: bool = False
+    beside: bool = False
     synsets: Synsets = field(default_factory=Synsets)
 
 
 class Source(NamedTuple):
-    """Where a label may come from: its name for messages, and name of an image -> class, or None."""
+    """A place where labels may come from: what messages call it, and image's name -> class, or None."""
 
     says: str
     label: Callable[[str], str | None]
 
 
 def label_file(devkit: Path | None, val: Path | None) -> LabelFile | None:
-    """The file given as ``--devkit``, a devkit or Kaggle's CSV; without it, the CSV where Kaggle has it.
+    """Read the file given as ``--devkit``, a devkit or Kaggle's CSV; without it, the CSV where Kaggle has it.
 
     Raises:
         UserError: the file is missing, damaged, or neither of the two.
@@ -66,19 +70,19 @@ def label_file(devkit: Path | None, val: Path | None) -> LabelFile | None:
 
 
 def image_id(name: str) -> str:
-    """The image's id from its name: without folders, extension and the wnid that Hugging Face appends
+    """Return the image's id, its name without folders, extension and the wnid that Hugging Face appends
     ("ILSVRC2012_val_00000001_n03000134.JPEG", "n01440764_10026_n01440764.JPEG")."""
     return re.sub(r"(?<=.)_n\d{8}$", "", _stem(name))
 
 
 def name_label(name: str) -> str | None:
-    """The wnid at the end of a name as Hugging Face has them, or None."""
+    """Return the wnid at the end of a name, where Hugging Face has it, or None."""
     match = re.search(r"._(n\d{8})$", _stem(name))
     return match[1] if match else None
 
 
 def train_name_label(name: str) -> str | None:
-    """The wnid that a training image is named after, "n01440764_10026.JPEG" with or without one at the end.
+    """Return the wnid that a training image is named after, at the start or at the end of its name, or None.
 
     Raises:
         UserError: it begins with one wnid and ends with another.
@@ -90,13 +94,13 @@ def train_name_label(name: str) -> str | None:
 
 
 def folder_label(name: str) -> str | None:
-    """The class folder as a class name: the first of "class/.../file"; None for "file"."""
+    """Return the class folder as a class name: the first of "class/.../file"; None for "file"."""
     folder, slash, _ = name.partition("/")
-    return class_name(folder) if slash else None
+    return _class_name(folder) if slash else None
 
 
 def train_labels(source: object, names: Sequence[str]) -> list[str]:
-    """The class of each training image, by its folder, or by its name where there are no folders.
+    """Return the class of each training image, by its folder, or by its name where there are no folders.
 
     Raises:
         UserError: an image has no class; folder and name disagree.
@@ -111,7 +115,7 @@ def train_labels(source: object, names: Sequence[str]) -> list[str]:
 def val_labels(
     source: object, names: Sequence[str], classes: Sequence[str], file: LabelFile | None, by: str = "its folder"
 ) -> tuple[list[str], str]:
-    """The class of each validation image, and where the labels came from ("12 by /path/of/a.csv").
+    """Return the class of each validation image, and where the labels came from ("12 by /path/of/a.csv").
 
     An answer that is no class of the training images does not contradict a class folder: folders may have names
     of their own.
@@ -133,7 +137,7 @@ def val_labels(
     sources = [Source(by, folder_label), by_name]
     if file:
         by_file = Source(str(file.path), lambda name: unless_foreign(file.classes.get(image_id(name))))
-        sources.insert(2 if file.found else 1, by_file)
+        sources.insert(2 if file.beside else 1, by_file)
     labels, used = decide(source, names, sources, lambda name: _no_val_label(name, file))
     for name, label in zip(names, labels, strict=True):
         if label not in known:
@@ -149,7 +153,7 @@ def val_labels(
 def decide(
     source: object, names: Sequence[str], sources: Sequence[Source], nothing: Callable[[str], str]
 ) -> tuple[list[str], Counter[str]]:
-    """For each image the label of the first source that has one; how many labels each source gave.
+    """Return for each image the label of the first source that has a label; and how many each source gave.
 
     Args:
         source: the archive or folder, for messages.

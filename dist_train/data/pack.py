@@ -262,7 +262,8 @@ def _readable(found: Scan, options: PackConfig, out: Path, progress: bool) -> Sc
         f"{out / '.pack'} first, and deleted at the end"
     )
     copies = sum(file.stat().st_size for file, task in tasks.items() if task.done() is None)
-    _check_space(copies + (0 if Encoding.of(options) else total), out)
+    if copies:  # once they are there, the shards' sizes are known
+        _check_space(copies + (0 if Encoding.of(options) else total), out)
     spool(tasks.values(), options.workers, progress)
     return replace(found, subsets={name: spooled(items, tasks) for name, items in found.subsets.items()})
 
@@ -301,7 +302,7 @@ def _settle_duplicates(
     into which it comes back after a change of mind, are written again.
 
     Raises:
-        UserError: the rule is ``fail``, and there are some.
+        UserError: the rule is ``fail``, and there are duplicates.
     """
     digests = {name: np.zeros(len(items), "S32") for name, items in found.subsets.items()}
     dropped = []

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.labels import train_name_label
+from dist_train.data.names import class_name, shown
 from dist_train.data.pool import progress_bar
 from dist_train.errors import UserError
 
@@ -33,7 +34,7 @@ class ParquetImages(NamedTuple):
 
     Attributes:
         files: the parquet files.
-        names: N different names, "class/file"; the class is a wnid, or the schema's name.
+        names: N names "class/file"; the class is a wnid, or the schema's name.
         file, row: N places: number of the file, row in it.
         digest: hex sha256 over the files' sizes and footers: of what is in them, without reading the images.
     """
@@ -53,7 +54,11 @@ class Numbering:
     numbers: dict[str, int] = field(default_factory=dict)
 
     def note(self, number: int, wnid: str, where: str) -> None:
-        """Raises UserError where the number has meant another wnid so far, or the wnid has had another number."""
+        """Compare with what the rows said so far.
+
+        Raises:
+            UserError: the number has meant another wnid, or the wnid has had another number.
+        """
         known, other = self.wnids.setdefault(number, wnid), self.numbers.setdefault(wnid, number)
         if known != wnid:
             raise UserError(f"{where}: is {wnid!r} by its name and {known!r} by its label {number}; {REMEDY}")
@@ -62,7 +67,7 @@ class Numbering:
 
 
 def list_parquet(files: list[Path], subset: str, numbering: Numbering, progress: bool) -> ParquetImages:
-    """The images of a subset; only the columns of paths and labels are read.
+    """List the images of a subset; only the columns of paths and labels are read.
 
     Raises:
         UserError: pyarrow is not installed; a file is damaged or has other columns; number and wnid of an image
@@ -97,8 +102,8 @@ def _classes(
             numbering.note(number, name, f"{files[0]}: the schema")
     for file, row, path, label in rows:
         if wnid := train_name_label(path or ""):
-            numbering.note(label, wnid, f"{files[file]}: row {row} ({path})")
-    meaning = numbering.wnids or dict(enumerate(names))
+            numbering.note(label, wnid, f"{files[file]}: row {row} ({shown(path)})")
+    meaning = numbering.wnids or {number: class_name(name) for number, name in enumerate(names)}
     if len(set(meaning.values())) < len(meaning):
         twice = Counter(meaning.values()).most_common(1)[0][0]
         raise UserError(f"{files[0]}: two labels are called {twice!r}; give files whose classes have different names")
@@ -107,28 +112,24 @@ def _classes(
         if label not in meaning:
             known = "the schema names no classes" if not meaning else f"known are {min(meaning)} to {max(meaning)}"
             raise UserError(
-                f"{files[file]}: row {row} ({path}) has the label {label}, whose class is unknown ({known}, and its "
-                f"name has no wnid); leave out the files of images without labels, as those of the test set"
+                f"{files[file]}: row {row} ({shown(path)}) has the label {label}, whose class is unknown ({known}, "
+                f"and its name has no wnid); leave out the files of images without labels, as those of the test set"
             )
         classes.append(meaning[label])
     return classes
 
 
 def _names(files: list[Path], rows: list[tuple[int, int, str | None, int]], classes: list[str]) -> list[str]:
-    """A name of its own for each image: that of its path where no other of its class has it, else file and row."""
-    stems = [(path or "").rpartition("/")[2] for _, _, path, _ in rows]
-    count = Counter(zip(classes, stems, strict=True))
-    return [
-        f"{name}/{stem if stem and count[name, stem] == 1 else f'{files[file].stem}-{row}'}"
-        for (file, row, *_), stem, name in zip(rows, stems, classes, strict=True)
-    ]
+    """Class and file name of each image; where it has no path, those of the parquet file, and its row."""
+    stems = ((path or "").rpartition("/")[2] or f"{files[file].stem}-{row}" for file, row, path, _ in rows)
+    return [f"{name}/{stem}" for name, stem in zip(classes, stems, strict=True)]
 
 
 # ---- reading
 
 
 def pyarrow_parquet() -> Any:
-    """The module ``pyarrow.parquet``.
+    """Import ``pyarrow.parquet``.
 
     Raises:
         UserError: it is not installed.
@@ -143,7 +144,7 @@ def pyarrow_parquet() -> Any:
 
 
 def image_bytes(file: Path, threads: int) -> Iterator[list[Any]]:
-    """The images of a file in order, as lists of buffers (``pyarrow.Buffer``), in one pass over it.
+    """Read the images of a file in order, as lists of buffers (``pyarrow.Buffer``), in one pass over it.
 
     Raises:
         UserError: the file is damaged, or a row has no bytes.
@@ -219,7 +220,7 @@ def _paths_and_labels(source: Any, file: Path) -> Iterator[tuple[str | None, int
         labels = table["label"].to_pylist()
     for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
         if label is None:
-            raise UserError(f"{file}: row {row} ({path}) has no label; {REMEDY}")
+            raise UserError(f"{file}: row {row} ({shown(path)}) has no label; {REMEDY}")
         yield path, label
 
 

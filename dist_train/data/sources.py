@@ -14,18 +14,18 @@ from dist_train.errors import UserError
 # how the names of a subset's files begin.
 SPLITS = {"train": ("train",), "val": ("validation", "valid", "val")}
 _SPLIT = re.compile(r"(train|validation|valid|val|test)(?=[-_.\d])")
-SUFFIXES = (".parquet", ".tar")  # files of many images
+_TARS = (".tar", ".tar.gz", ".tgz", ".zip")  # those that are compressed are refused when they are opened
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder, or a file that matches the pattern."""
+    """Tell whether there is such a file or folder, or a file that matches the pattern."""
     return path.exists() or bool(glob(str(path)))
 
 
 def files_of(path: Path, subset: str) -> tuple[list[Path], dict[str, int]]:
-    """The files of many images that a path means: itself; those that match a pattern; those of a folder that has
-    nothing else in it, of its subset where their names begin with a split. And how many of other splits are there.
-    No files where the path is a folder of images, or is not there.
+    """Return the files of many images that a path means: itself; those that match a pattern; those of a folder that has
+    nothing else in it, of its subset where their names begin with a split. And, per other split, how many files are
+    there. No files where the path is a folder of images, or is not there.
 
     Raises:
         UserError: a pattern matches files of both kinds; a folder has no file of this subset, or has them in its
@@ -64,5 +64,6 @@ def _many_images(folder: Path) -> list[Path]:
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     except OSError:
         return []  # whoever lists it says why
-    parquet, tars = ([entry for entry in entries if entry.suffix == suffix] for suffix in SUFFIXES)
+    parquet = [entry for entry in entries if entry.suffix == ".parquet"]
+    tars = [entry for entry in entries if entry.name.endswith(_TARS)]
     return parquet or (tars if len(tars) == len(entries) else [])

@@ -31,7 +31,7 @@ class SpoolTask(NamedTuple):
         return self.path.with_suffix(".npy")
 
     def done(self) -> npt.NDArray[np.int64] | None:
-        """The sizes, if both files are whole."""
+        """Return the sizes, if both files are whole."""
         if not (self.sizes.is_file() and self.path.is_file()):
             return None
         sizes: npt.NDArray[np.int64] = np.load(self.sizes)
@@ -39,13 +39,13 @@ class SpoolTask(NamedTuple):
 
 
 def tasks_of(subsets: Iterable[Items], folder: Path) -> dict[Path, SpoolTask]:
-    """A task for each file that cannot be read in place; none where all images can."""
+    """Return a task for each file that cannot be read in place."""
     files = [file for items in subsets if items.parts and items.parts.digest for file in items.parts.files]
     return {file: SpoolTask(file, folder / f"{n:05d}.images") for n, file in enumerate(dict.fromkeys(files))}
 
 
 def spool(tasks: Collection[SpoolTask], workers: int, progress: bool) -> None:
-    """Copy what is not there yet.
+    """Copy what is not there yet, in processes.
 
     Raises:
         UserError: a file is damaged (see ``parquet.image_bytes``).
@@ -75,7 +75,7 @@ def spool_file(task: SpoolTask, threads: int) -> None:
 
 
 def spooled(items: Items, tasks: dict[Path, SpoolTask]) -> Items:
-    """The same images, by their places in the copies.
+    """Return the same images, by their places in the copies.
 
     Raises:
         UserError: a file has fewer images than when it was scanned.

@@ -82,15 +82,15 @@ def test_a_class_from_photos_to_answers(serve: Serve, model: Path) -> None:
     assert [one["name"] for one in asked[0]["predictions"]] == [one.name for one in wanted]
     assert np.allclose([one["probability"] for one in asked[0]["predictions"]], [one.probability for one in wanted])
 
-    added = web.post("/api/classes", data={"name": "öwl / 猫"}, files=files(photo(1), photo(3)))
+    added = web.post("/api/classes", data={"name": "öwl + 猫"}, files=files(photo(1), photo(3)))
     assert added.status_code == 200 and added.json()["classes"][-1]["photos"] == 2
     now = web.post("/api/predictions", json={"ids": [asked[0]["id"], "unknown", asked[2]["id"]]}).json()["results"]
     assert now[1] is None and len(now[0]) == 5
-    own.add_class("öwl / 猫", [photo(1), photo(3)])
+    own.add_class("öwl + 猫", [photo(1), photo(3)])
     assert [one["name"] for one in now[2]] == [one.name for one in own.predict(photo(2))[0]]
-    assert names(model) == ["öwl / 猫"]  # on disk when the answer came
+    assert names(model) == ["öwl + 猫"]  # on disk when the answer came
 
-    assert web.post("/api/rename", json={"name": "öwl / 猫", "new": "cat"}).status_code == 200
+    assert web.post("/api/rename", json={"name": "öwl + 猫", "new": "cat"}).status_code == 200
     archive = web.get("/api/download")
     with zipfile.ZipFile(io.BytesIO(archive.content)) as file:
         file.extractall(model.parent / "got")
@@ -112,7 +112,7 @@ def test_what_is_refused_changes_nothing(serve: Serve, model: Path) -> None:
                                          f"that one first")  # fmt: skip
     assert add("x", photo(1), photo(2)[:300])[1].startswith("photo 1.jpg: damaged or cut off")
     assert add("x", b"")[1].startswith("photo 0.jpg: not an image of a known format")
-    assert add(" ", photo(1))[1].startswith("class name ' ': give 1 to 200")
+    assert add(" ", photo(1))[1].startswith("class name ' ': it begins or ends with a space; give 1 to 200")
     assert add("", photo(1)) == (422, "name: Field required")
     assert told(web.post("/api/classes", data={"name": "x"})) == (422, "images: Field required")
     large = io.BytesIO()

@@ -226,6 +226,16 @@ def test_bad_solutions(sources: Sources) -> None:
     refused(words, "line 1", "or remove it", **roles, devkit=words.with_name("LOC_val_solution.csv"))
 
 
+def test_compressed_archives_in_a_folder(sources: Sources) -> None:
+    """As Hugging Face has them."""
+    tars = sources.hugging_face_tars()
+    for path in tars.iterdir():
+        path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    refused("train_images_0.tar.gz: is gzip-compressed", "uncompress it to a .tar", train=tars)
+    refused("val_images.tar.gz: is gzip-compressed", train=sources.train_folder(), val=tars)
+
+
 # ---- parquet
 
 
@@ -285,6 +295,8 @@ def test_bad_parquet(sources: Sources) -> None:
     refused(file, "row 2 (3.jpg) has the label -1", "known are 0 to 1", train=file)
     write_parquet(file, good, ("cat", "cat"))
     refused(file, "two labels are called 'cat'", train=file)
+    write_parquet(file, good, ("cat", "cat/dog"))
+    refused("'cat/dog'", "it has a slash", train=file)
     write_parquet(file, good, ("cat", "dog"), label=pa.array(["cat", "dog"]))
     refused(file, "has the columns image", "label (string)", "give files with the columns", train=file)
     write_parquet(file, good, ("cat", "dog"), label=None)

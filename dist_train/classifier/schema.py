@@ -1,0 +1,242 @@
+"""What a model may say: every key of ``model.json`` with its type and range, and what its tensors must be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked
+
+from dist_train.classifier.parts import Class, row_method
+from dist_train.config import MODELS, LearnConfig, Orientation, Rule
+from dist_train.data.names import is_class_name, shown
+from dist_train.data.pixels import MEAN, STD
+from dist_train.errors import UserError
+
+VERSION = 1
+MAX_JSON, MAX_PART = 1 << 26, 1 << 33
+"""Bytes of ``model.json``, and of one of the files that it names."""
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+_OWN = ("base_rows", "sample.activations", "sample.labels")  # tensors that are no layer's
+_MAX_ROWS = 100_000
+_MAX_SIDE = 4096  # pixels; the largest in the literature is a quarter of it
+
+
+def _known(name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        raise ValueError(f"give one of {', '.join(names)}")
+    return name
+
+
+def _method(name: str) -> str:
+    try:
+        row_method(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _name(name: str) -> str:
+    if not is_class_name(name):
+        raise ValueError("no class name: 1 to 200 printable characters in composed form (NFC), with no slash and no "
+                         "space at the ends")  # fmt: skip
+    return name
+
+
+def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # a number like 1e999 is infinite
+    return value
+
+
+class Part(BaseModel):
+    """A file beside ``model.json``."""
+
+    model_config = _STRICT
+    file: Annotated[str, Field(pattern=r"^(network|added)-[0-9a-f]{16}\.safetensors$")]
+    bytes: Annotated[int, Field(ge=8, le=MAX_PART)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Files(BaseModel):
+    """The files beside ``model.json``."""
+
+    model_config = _STRICT
+    network: Part
+    added: Part
+
+
+class _Method(BaseModel):
+    model_config = _STRICT
+    name: Annotated[str, AfterValidator(_method)]
+    rule: Rule
+    calibration_cost: Annotated[float, Field(ge=0, le=100)]
+    learn: checked(LearnConfig, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
+
+
+class _Architecture(BaseModel):
+    model_config = _STRICT
+    name: Annotated[str, AfterValidator(lambda name: _known(name, MODELS))]
+    num_classes: Annotated[int, Field(ge=1, le=_MAX_ROWS)]
+    small_stem: bool
+
+
+class _Preprocessing(BaseModel):
+    model_config = _STRICT
+    resize: Annotated[int, Field(ge=1, le=_MAX_SIDE)]
+    size: Annotated[int, Field(ge=1, le=_MAX_SIDE)]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear, antialiased"]
+    crop: Literal["centre"]
+    orientation: Orientation | Literal["by EXIF"]  # so before 2026-12, and photos were turned by it
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Preprocessing:
+        if self.size > self.resize:
+            raise ValueError("size must be <= resize")
+        if (self.mean, self.std) != (MEAN, STD):
+            raise ValueError(f"mean and std must be those of ImageNet, {list(MEAN)} and {list(STD)}")
+        return self
+
+
+class _Class(BaseModel):
+    model_config = _STRICT
+    name: Annotated[str, AfterValidator(_name)]
+    wnid: Annotated[str, Field(max_length=200)] = ""
+    photos: Annotated[int, Field(ge=0, le=_MAX_ROWS)] = 0
+    added: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = ""
+
+
+class About(BaseModel):
+    """``model.json``."""
+
+    model_config = _STRICT
+    version: Literal[1]
+    method: _Method
+    backbone: _Architecture
+    preprocessing: _Preprocessing
+    classes: Annotated[list[_Class], Field(min_length=1, max_length=_MAX_ROWS)]
+    base_rows: list[Annotated[int, Field(ge=0, lt=_MAX_ROWS)]]
+    provenance: Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+    files: Files
+
+    @model_validator(mode="after")
+    def _fits(self) -> About:
+        names = [entry.name for entry in self.classes]
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"classes need different names; two are {twice!r}")
+        if self.base_rows != sorted(set(self.base_rows)):
+            raise ValueError("base_rows must grow")
+        base, added = self.classes[: len(self.base_rows)], self.classes[len(self.base_rows) :]
+        if len(base) < len(self.base_rows) or any(entry.photos for entry in base):
+            raise ValueError("classes must begin with one of no photos for each of base_rows")
+        if not all(entry.photos for entry in added):
+            raise ValueError("classes after those of base_rows need photos")
+        return self
+
+    @property
+    def kept(self) -> list[Class]:
+        """The classes of the run."""
+        return self._classes()[: len(self.base_rows)]
+
+    @property
+    def added(self) -> list[Class]:
+        """The classes that were added."""
+        return self._classes()[len(self.base_rows) :]
+
+    def _classes(self) -> list[Class]:
+        return [Class(entry.name, entry.wnid, entry.photos, entry.added) for entry in self.classes]
+
+
+def parse(data: bytes, path: object) -> About:
+    """``model.json`` from its bytes, every number in its range.
+
+    Raises:
+        UserError: naming ``path`` and the key: it is not JSON, of another version, has a key too many or too few, or
+            a value that cannot be.
+    """
+    try:
+        version = _Version.model_validate_json(data).version
+        if version != VERSION or isinstance(version, bool):
+            remedy = f"this dist_train reads {VERSION}; make the model again with it"
+            raise UserError(f"{path}: version {_short(version)}, and {remedy}")
+        return About.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(shown, first["loc"]))
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "json_invalid" or not key:
+            cause = f"{path}: damaged ({what})"
+        else:
+            cause = f"{path}: {key} = {_short(first['input'])}: {what[:1].lower()}{what[1:]}"
+        raise UserError(f"{cause}; make the model again") from None
+
+
+class _Version(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+    version: JsonValue = None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_tensors(folder: Path, about: About, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """The tensors of a model: finite, and of the shapes that belong together. Those of the layers are compared with
+    the layers' own where they are loaded.
+
+    Args:
+        parts: of the files in ``about.files``, by their names there.
+
+    Raises:
+        UserError: naming the file and the tensor.
+    """
+    files = {part: folder / getattr(about.files, part).file for part in parts}
+    for part, needed in (("network", (*_OWN, "backbone.head.weight")), ("added", ("activations",))):
+        for name in needed:
+            if name not in parts[part]:
+                raise _wrong(files[part], name, "is not there")
+        for name, tensor in parts[part].items():
+            if name not in needed and not (part == "network" and name.startswith(("backbone.", "predictor."))):
+                raise _wrong(files[part], name, "belongs to nothing")
+            _check_numbers(files[part], name, tensor)
+    file, network, classes = files["network"], parts["network"], about.backbone.num_classes
+    rows, sample, labels = (network[name] for name in _OWN)
+    head = network["backbone.head.weight"]
+    dim = head.shape[-1] if head.ndim else 0
+    _check_shape(file, "backbone.head.weight", head, classes, dim)
+    _check_shape(file, "base_rows", rows, classes, dim)
+    _check_shape(file, "sample.activations", sample, len(sample) if sample.ndim else 0, dim)
+    _check_shape(file, "sample.labels", labels, len(sample))
+    added = sum(entry.photos for entry in about.added)
+    _check_shape(files["added"], "activations", parts["added"]["activations"], added, dim)
+    if max(about.base_rows, default=0) >= classes:
+        raise _wrong(file, "base_rows", f"has {classes} rows, and model.json's base_rows name others")
+    if labels.dtype != torch.int64 or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+        raise _wrong(file, "sample.labels", f"must be whole numbers below {classes}")
+
+
+def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> None:
+    if tuple(tensor.shape) != wanted:
+        raise _wrong(file, name, f"has the shape {list(tensor.shape)}, and {list(wanted)} belongs to model.json")
+
+
+def _check_numbers(file: Path, name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in (torch.float32, torch.float16, torch.int64):
+        raise _wrong(file, name, f"is of {tensor.dtype}; float32, float16 and int64 are read")
+    if not bool(tensor.isfinite().all()):
+        raise _wrong(file, name, "has values that are not finite (NaN or infinite)")
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        raise _wrong(file, name, "has negative values, and is a variance")
+
+
+def _wrong(file: Path, name: str, what: str) -> UserError:
+    return UserError(f"{file}: tensor {shown(name)!r} {what}; make the model again")
