@@ -129,7 +129,7 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
         "val": [val_per_class] * (base + novel),
     }
     subsets = {name: subset(folder, name, np.repeat(np.arange(base + novel), each)) for name, each in counts.items()}
-    shards = ShardSet(str(folder), tuple(classes), subsets, f"random {sizes}", Synsets())
+    shards = ShardSet(str(folder), tuple(classes), subsets, f"random {sizes}", "exif", Synsets())
     # Not the identity, so that what is learned is random; no stage looks at the network or at images.
     config = Config(name="run", runs=folder, learn=LearnConfig(identity_init=False),
                     evaluate=options)  # fmt: skip
