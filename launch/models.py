@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from dist_train.config import Config
+from dist_train.data.account import Account
+from dist_train.data.names import shown
 from dist_train.errors import UserError, command
 from launch.parsing import in_one_line
 
@@ -165,7 +167,8 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
             raise UserError(f"--rename {text}: give OLD=NEW")
         known = [pair for pair in pairs if any(pair[0] in (one.name, one.wnid) for one in model.classes)]
         model.rename_class(*(known or pairs)[0])  # a name may have a = in it
-    new = _new_classes(given)
+    account = Account()
+    new = _new_classes(given, account)
     for name in new:
         model.check_new(name)  # before the work
     first = len(model.classes)
@@ -175,7 +178,8 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
         bar.update(len(paths))
     bar.close()
     added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[first:]]
-    asked = _held_out(given, model, config) if new or given.held_out else None
+    asked = _held_out(given, model, config, account) if new or given.held_out else None
+    _print_account(account)
     if not asked:
         return added
     rates = model.base_accuracy(*asked)[-len(new) - 1 :]
@@ -185,31 +189,31 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
     return [*steps, f"base accuracy on {len(asked[1])} held-out images: {told}"]
 
 
-def _new_classes(given: Namespace) -> dict[str, list[Path]]:
+def _new_classes(given: Namespace, account: Account) -> dict[str, list[Path]]:
     """Name -> its photos."""
-    from dist_train.classifier import photos
+    from dist_train.data.folders import class_folders
+    from dist_train.data.names import class_name
 
     found: dict[str, list[Path]] = {}
     for text in given["class"]:
         name, where = _pair("--class", text, "NAME=PHOTOS")
-        found.setdefault(name, []).extend(_expand(where, f"--class {text}"))
+        found.setdefault(class_name(name), []).extend(_expand(where, f"--class {text}", account))
     if given.classes:
         if not given.classes.is_dir():
             raise UserError(f"--classes {given.classes}: no such folder; give one with a folder of photos a class")
-        folders = sorted(path for path in given.classes.iterdir() if path.is_dir() and path.name[0] != ".")
-        if not folders:
-            raise UserError(f"--classes {given.classes}: holds no folders; give one with a folder of photos a class")
-        for path in folders:
-            found.setdefault(path.name, []).extend(photos.files(path))
+        for name, files in class_folders(given.classes, "--classes", account):
+            found.setdefault(name, []).extend(given.classes / file.name for file in files)
     return found
 
 
-def _held_out(given: Namespace, model: Classifier, config: Config | None) -> tuple[torch.Tensor, list[int]] | None:
+def _held_out(
+    given: Namespace, model: Classifier, config: Config | None, account: Account
+) -> tuple[torch.Tensor, list[int]] | None:
     """Activations of images of the classes that came with the run, and their places in ``model.classes``."""
     import torch
 
-    from dist_train.classifier import photos
     from dist_train.classifier.from_run import held_out
+    from dist_train.data.folders import class_folders
 
     base = [one for one in model.classes if not one.added]
     if given.held_out is None:
@@ -221,10 +225,15 @@ def _held_out(given: Namespace, model: Classifier, config: Config | None) -> tup
         return (activations[kept], [place[labels[n]] for n in kept]) if kept else None
     place = {name: n for n, one in enumerate(base) for name in (one.wnid, one.name)}
     found, labels = [], list[int]()
-    for path in sorted(given.held_out.iterdir()) if given.held_out.is_dir() else ():
-        if path.is_dir() and path.name in place:
-            found.append(model.activations(photos.files(path), path.name))
-            labels += [place[path.name]] * len(found[-1])
+    if not given.held_out.is_dir():
+        raise UserError(f"--held_out {given.held_out}: no such folder; give one with a folder of photos a class")
+    for name, files in class_folders(given.held_out, "--held_out", account):
+        if name in place:
+            found.append(model.activations([given.held_out / file.name for file in files], name))
+            labels += [place[name]] * len(files)
+        else:
+            account.taken -= len(files)
+            account.pass_over(f"{given.held_out}/{name}", "in folders of no class of the run", len(files))
     if not found:
         raise UserError(f"--held_out {given.held_out}: holds no folder with the name or wnid of a class; make some")
     return torch.cat(found), labels
@@ -236,35 +245,52 @@ def classify(given: Namespace) -> int:
     if given.topk < 1:
         raise UserError(f"--topk {given.topk}: must be >= 1")
     model = Classifier.load(given.model)
-    bad = 0
-    for part in batches(_photos(given.images, model.pixels)):
+    account = Account()
+    for part in batches(_photos(given.images, model.pixels, account)):
         readable = []
         for name, load in part:
             try:
                 readable.append((name, load()))
             except UserError as error:
-                bad += 1
+                account.taken -= 1
+                account.leave_out(name, str(error))
                 print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
         if not readable:
             continue
         answers = model.predict([pixels for _, pixels in readable], given.topk)
         for (name, _), predictions in zip(readable, answers, strict=True):
             if given.json:
-                answer = {"image": name, "classes": [asdict(p) for p in predictions]}
-                print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+                print(_json({"image": name, "classes": [asdict(p) for p in predictions]}))
             else:
-                print(name, *(f"{100 * p.probability:7.2f}%  {p.name}" for p in predictions), sep="\n")
+                print(shown(name), *(f"{100 * p.probability:7.2f}%  {p.name}" for p in predictions), sep="\n")
         sys.stdout.flush()
-    return 1 if bad else 0
+    _print_account(account, details=False)
+    return 1 if account.left_out else 0
+
+
+def _json(content: dict[str, Any]) -> str:
+    """One line; in ASCII where the text has what a terminal would not show, or what is not UTF-8."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return text if shown(text) == text else json.dumps(content, allow_nan=False)
+
+
+def _print_account(account: Account, details: bool = True) -> None:
+    """What became of several files, on stderr; ``details``: also each that is left out."""
+    if account.found > 1:
+        print("\n".join([account.line(), *account.left_out_lines() * details, *account.passed_over_lines()]),
+              file=sys.stderr)  # fmt: skip
 
 
 def _photos(
-    images: Sequence[str], load: Callable[..., torch.Tensor]
+    images: Sequence[str], load: Callable[..., torch.Tensor], account: Account
 ) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """What each is called, and what loads it by ``load``, or raises UserError."""
+    """What each is called, and what loads it by ``load``, or raises UserError. The account counts all of them as
+    taken, and has what is passed over."""
     from dist_train.classifier import photos
 
     def failing(error: UserError) -> Callable[[], torch.Tensor]:
+        account.taken += 1
+
         def fail() -> torch.Tensor:
             raise error
 
@@ -275,6 +301,7 @@ def _photos(
         if image == "-":
             data = sys.stdin.buffer.read()
             if photos.known(data):
+                account.taken += 1
                 yield "-", partial(load, data, "standard input")
                 continue
             words = [] if b"\0" in data else [os.fsdecode(line) for line in data.splitlines() if line.strip()]
@@ -282,11 +309,15 @@ def _photos(
                 what = "neither an image nor a list of paths" if data else "empty"
                 yield "-", failing(UserError(f"standard input: {what}; give one photo, or paths one a line"))
         for word in words:
+            here = Account()
             try:
-                found = _expand(word, word)
+                found = _expand(word, word, here)
             except UserError as error:
                 yield word, failing(error)
                 continue
+            broken, here.left_out = here.left_out, []
+            account.add(here)
+            yield from ((name, failing(UserError(f"{name}: {reason}"))) for name, reason in broken)
             yield from ((str(path), partial(load, path)) for path in found)
 
 
@@ -333,7 +364,7 @@ def _pair(option: str, text: str, form: str) -> tuple[str, str]:
     return first, second
 
 
-def _expand(text: str, option: str) -> list[Path]:
+def _expand(text: str, option: str, account: Account) -> list[Path]:
     """The photos that a word means: a file, those of a folder, or those that match a pattern."""
     from dist_train.classifier import photos
 
@@ -342,13 +373,14 @@ def _expand(text: str, option: str) -> list[Path]:
         with suppress(RuntimeError):  # no such user
             path = path.expanduser()
     if text and path.is_dir():
-        return photos.files(path)
+        return photos.files(path, account)
     if text and path.exists():
+        account.taken += 1  # as it was asked for, whatever it is called
         return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True)) if text else []
+    found = photos.matching(str(path), account) if glob.has_magic(text) else []
     if not found:
         raise UserError(f"{option}: no such file or folder, and no pattern that matches; check the path")
-    return [photo for one in found for photo in (photos.files(one) if one.is_dir() else [one])]
+    return found
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from dist_train.config import GONE, STAGES, PackConfig
+from dist_train.data.names import shown
 from dist_train.errors import UserError, command
 
 _KINDS = {
@@ -104,8 +105,9 @@ _COMMANDS = ("doctor", "status", "logs", "cancel", "collect")
 
 
 def in_one_line(error: Exception) -> str:
-    """An error's text, which may have a file's name in it, and that a line break."""
-    return str(error).replace("\r", "\\r").replace("\n", "\\n")
+    """An error's text in one line that a terminal can show: it may have a file's or a class's name in it, and that a
+    line break, or what moves the cursor."""
+    return shown(error)
 
 
 def one_line(message: str, keys: list[str] | None = None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from dist_train.data.names import class_name
 from dist_train.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def make(given: Namespace) -> int:
     if given.split:
         if given.novel or given.novel_list or given.pseudo_novel:
             raise UserError("--split: names its novel classes; leave --novel, --novel_list and --pseudo_novel out")
-        split = load_split(given.split).without(given.without, given.out.stem)
+        split = load_split(given.split).without([class_name(text) for text in given.without], given.out.stem)
     else:
         split = _new_split(given)
     save_split(split, given.out)
@@ -58,20 +59,21 @@ def make(given: Namespace) -> int:
 def _new_split(given: Namespace) -> Split:
     """From the classes of shards or of a list: novel ones drawn, or by a list."""
     from dist_train.data.shards import open_shards
-    from dist_train.data.splits import Split, draw_split
+    from dist_train.data.splits import Split, draw_split, read_classes
 
     if (given.novel is None) == (given.novel_list is None):
         raise UserError("split: give the novel classes by --novel N or by --novel_list FILE, one of the two")
-    classes = list(open_shards(given.shards).classes) if given.shards else _words(given.wnids)
-    novel = _words(given.novel_list) if given.novel_list else []
-    for option, some in (("--without", given.without), (given.novel_list, novel)):
+    classes = list(open_shards(given.shards).classes) if given.shards else read_classes(given.wnids)
+    novel = read_classes(given.novel_list, classes) if given.novel_list else []
+    without = [class_name(text) for text in given.without]
+    for option, some in (("--without", without), (given.novel_list, novel)):
         unknown = sorted(set(some) - set(classes))
         if unknown:
             raise UserError(f"{option}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list")
-    classes = sorted(set(classes) - set(given.without))
+    classes = sorted(set(classes) - set(without))
     if given.novel is not None:
         return draw_split(given.out.stem, classes, given.novel, given.pseudo_novel, given.seed)
-    novel = sorted(set(novel) - set(given.without))
+    novel = sorted(set(novel) - set(without))
     base = sorted(set(classes) - set(novel))
     text = f"novel = the list {given.novel_list.name}"
     pseudo: tuple[str, ...] = ()
@@ -79,13 +81,3 @@ def _new_split(given: Namespace) -> Split:
         pseudo = draw_split("", base, given.pseudo_novel, 0, given.seed).novel
         text += f", pseudo-novel = the {given.pseudo_novel} base wnids with the smallest sha256('{given.seed}:WNID')"
     return Split(given.out.stem, tuple(base), tuple(novel), pseudo, text)
-
-
-def _words(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a list of classes, one a line")
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
-    return [line.split()[0] for line in lines if line.strip()]

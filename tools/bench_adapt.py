@@ -26,6 +26,7 @@ from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.parts import Class, Network, row_method, untrained
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import DrawConfig, LearnConfig
+from dist_train.data.account import Account
 from dist_train.data.activations import Activations
 from dist_train.data.drawing import picture, split_of
 from dist_train.fewshot import methods
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     with TemporaryDirectory() as folder:
-        files = photos.files(given.photos) if given.photos else draw(Path(folder))
+        files = photos.files(given.photos, Account()) if given.photos else draw(Path(folder))
         if len(files) < max(ADDED):
             parser.error(f"--photos {given.photos}: holds {len(files)}; give at least {max(ADDED)}")
         train = bank(given.base, given.per_class, Backbone(given.backbone, 1).dim)
@@ -132,7 +133,7 @@ def draw(folder: Path) -> list[Path]:
     for number in range(max(ADDED)):
         image, _ = picture(options, "train", names[number % len(names)], number)
         image.resize((500, 375)).save(folder / f"{number:03d}.jpg", quality=90)
-    return photos.files(folder)
+    return photos.files(folder, Account())
 
 
 def bank(classes: int, per_class: int, dim: int) -> Activations:

@@ -7,6 +7,8 @@ same functions (data/pixels.py), and are turned upright by the rule that the mod
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import re
 import warnings
@@ -23,8 +25,8 @@ from torch.nn.functional import interpolate
 
 from dist_train.config import Orientation
 from dist_train.data.account import Account
-from dist_train.data.folders import folder_photos
-from dist_train.data.photos import SUFFIXES, open_photo
+from dist_train.data.folders import folder_photos, listed_photos
+from dist_train.data.photos import IN_SYSTEM_FOLDERS, SUFFIXES, is_system_folder, open_photo
 from dist_train.data.pillow import Unusable, upright
 from dist_train.data.pixels import MEAN, STD, evaluation
 from dist_train.errors import UserError
@@ -95,10 +97,38 @@ def files(folder: Path, account: Account) -> list[Path]:
     here = Account()
     found = [folder / file.name for file in folder_photos(folder, here)]
     if not found:
-        known = here.line() if here.found else ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{folder}: holds no photos ({known}); give a folder with some")
+        raise _none(str(folder), here)
     account.add(here)
     return found
+
+
+def matching(pattern: str, account: Account) -> list[Path]:
+    """The photos among the files that match a pattern, and in the folders that do; none where nothing matches.
+
+    Raises:
+        UserError: something matches, and no photo is among it; a folder cannot be read.
+    """
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    folders = [path for path in matches if path.is_dir()]
+    folders = [path for path in folders if not set(folders) & set(path.parents)]
+    listed = [path for path in matches if not path.is_dir() and not set(folders) & set(path.parents)]
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts[:-1]))
+    here = Account()
+    found = [fixed / file.name for file in listed_photos(fixed, listed, here)]
+    for folder in folders:
+        if folder != fixed and is_system_folder(folder.name):
+            here.pass_over(str(folder), IN_SYSTEM_FOLDERS, sum(len(files) for _, _, files in os.walk(folder)))
+        else:
+            found += [folder / file.name for file in folder_photos(folder, here)]
+    if matches and not found:
+        raise _none(pattern, here)
+    account.add(here)
+    return sorted(found)
+
+
+def _none(where: str, account: Account) -> UserError:
+    known = account.line() if account.found else ", ".join(sorted(SUFFIXES))
+    return UserError(f"{where}: holds no photos ({known}); give a folder with some")
 
 
 class Preprocess(nn.Module):

@@ -24,7 +24,7 @@ import torch
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.work import Batches, Lanes
-from dist_train.data.photos import open_photo
+from dist_train.data.photos import SUFFIXES, open_photo
 from dist_train.errors import UserError
 
 REMEMBERED = 2000
@@ -142,6 +142,7 @@ class Service:
             "method": model.network.method,
             "classes": [asdict(one) for one in model.classes],
             "limits": asdict(self.limits),
+            "photos": sorted(SUFFIXES),
         }
 
     def answer(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dist_train.data.account import Account
@@ -46,6 +46,12 @@ def folder_photos(root: Path, account: Account, below: str = "") -> list[File]:
     """
     found = sorted(_files(root, below, account))
     return photos_among(found, lambda file: file_head(root / file.name), lambda name: f"{root}/{name}", account)
+
+
+def listed_photos(root: Path, paths: Iterable[Path], account: Account) -> list[File]:
+    """Return the photos among files that lie below ``root``; the account has all of them, see ``folder_photos``."""
+    files = [file for path in paths for file in _regular(path, str(path.relative_to(root)), account)]
+    return photos_among(files, lambda file: file_head(root / file.name), lambda name: f"{root}/{name}", account)
 
 
 def class_folders(root: Path, option: str, account: Account) -> Iterator[tuple[str, list[File]]]:
@@ -163,29 +169,39 @@ def _listed(root: Path, below: str, account: Account) -> tuple[list[str], list[F
     folders, files = [], []
     prefix = f"{below}/" if below else ""
     for entry in _entries(root / below):
-        name, where = prefix + entry.name, entry.path
-        try:
-            if entry.is_dir():
-                if is_system_folder(entry.name):
-                    account.pass_over(where, IN_SYSTEM_FOLDERS, sum(len(files) for _, _, files in os.walk(where)))
-                else:
-                    folders.append(name)
-            elif entry.is_file():
-                files.append(File(name, 0, entry.stat().st_size))
-            elif not entry.is_symlink() or os.path.exists(where):
-                account.pass_over(where, "no regular file")
-            else:
-                _broken(entry, account)
-        except OSError:  # a link to itself
-            _broken(entry, account)
+        if not _is_folder(entry):
+            files += _regular(entry, prefix + entry.name, account)
+        elif is_system_folder(entry.name):
+            inside = sum(len(files) for _, _, files in os.walk(entry.path))
+            account.pass_over(entry.path, IN_SYSTEM_FOLDERS, inside)
+        else:
+            folders.append(prefix + entry.name)
     return folders, files
 
 
-def _broken(entry: os.DirEntry[str], account: Account) -> None:
-    if is_photo_name(entry.name):
-        account.leave_out(entry.path, "a broken link; mend or remove it")
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _regular(path: os.DirEntry[str] | Path, name: str, account: Account) -> list[File]:
+    """The file at a path, if it is a regular one; none, and a word in the account, if it is not."""
+    where = os.fspath(path)
+    try:
+        if path.is_file():
+            return [File(name, 0, path.stat().st_size)]
+        if os.path.exists(where):
+            account.pass_over(where, "no regular file")
+            return []
+    except OSError:  # a link to itself
+        pass
+    if is_photo_name(path.name):
+        account.leave_out(where, "a broken link; mend or remove it")
     else:
-        account.pass_over(entry.path, "broken link")
+        account.pass_over(where, "broken link")
+    return []
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -153,7 +153,8 @@ def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:
     """The image as it is to be stored; or why it cannot be, in a line.
 
     Images shrink to ``shorter_side``, never grow. One that need not shrink keeps its bytes, unless ``quality`` is
-    given or DALI does not decode its format. EXIF data is dropped: pixels are stored upright, or, under the rule ``stored``, as they were.
+    given or DALI does not decode its format. EXIF data is dropped: pixels are stored upright, or, under the rule
+    ``stored``, as they were.
     """
     try:
         with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from dist_train.config import configs_dir
 from dist_train.data.files import write_text
+from dist_train.data.names import class_name, is_class_name
 from dist_train.data.shards import Subset
 from dist_train.errors import UserError, command
 
@@ -50,6 +52,10 @@ class Split:
             twice = sorted({c for c in classes if classes.count(c) > 1}) if len(set(classes)) < len(classes) else []
             if twice:
                 raise UserError(f"split {self.name}: {kind} names {twice[0]!r} twice; remove one")
+        every = (*self.base, *self.novel, *self.pseudo_novel)
+        strange = next((name for name in every if not is_class_name(name)), None)
+        if strange is not None:
+            raise UserError(f"split {self.name}: {_fault(strange)}")
         both = sorted(set(self.base) & set(self.novel))
         if both:
             raise UserError(f"split {self.name}: {both[0]!r} is base and novel; remove it from one")
@@ -121,6 +127,15 @@ class Split:
         return Split(name, description=text, **kinds)
 
 
+def _fault(name: object) -> str:
+    """Why this is no class name as ``data.names`` keeps it."""
+    try:
+        kept = class_name(str(name))
+    except UserError as error:
+        return str(error)
+    return f"class name {name!a}: is not in Unicode's composed form (NFC); write {kept!a}"
+
+
 def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
     """Split ``classes`` by the rank of their hash (see the module's text).
 
@@ -185,6 +200,27 @@ def load_split(name_or_path: str) -> Split:
     if stated != split.hash:
         raise UserError(f"{path}: lists were changed, their hash is {split.hash}, the file says {stated}")
     return split
+
+
+def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
+    """Read a list of classes, one a line: the whole line where it is one of the ``known`` classes, else its first word.
+
+    Raises:
+        UserError: no such file, not a text file, or a word cannot be a class name.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a list of classes, one a line")
+    try:
+        lines = [unicodedata.normalize("NFC", line.strip()) for line in path.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
+    classes, whole = [], set(known)
+    for number, line in enumerate(lines, 1):
+        try:
+            classes += [class_name(line if line in whole else line.split()[0])] if line else []
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}") from None
+    return classes
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,19 @@ def test_errors_are_told_where_one_looks(light: Any, served: tuple[Any, str], mo
     said(light, "the server cannot be reached; is dist-train serve still running?")
 
 
+def test_files_that_are_no_photos_are_named(light: Any) -> None:
+    other = [{"name": name, "mimeType": kind, "buffer": b"I am text"} for name, kind in
+             (("notes.txt", "text/plain"), ("Thumbs.db", ""), ("clip.mp4", "video/mp4"), ("a.pdf", "application/pdf"))]  # fmt: skip
+    heic = {"name": "IMG_1.HEIC", "mimeType": "image/heic", "buffer": photo(2)}
+    light.set_input_files("#files", [*sent(photo(1)), heic, *other])
+    said(light, "2 photos classified. 4 files passed over: notes.txt, Thumbs.db, clip.mp4, …")
+    light.set_input_files("#files", other[:1])
+    said(light, "No images among these files. 1 file passed over: notes.txt.")
+    light.set_input_files("#examples", [*sent(photo(3)), other[1]])
+    said(light, "1 file passed over: Thumbs.db.")
+    assert light.locator("#tray > *").count() == 1
+
+
 def test_a_large_photo_is_told_by_its_size(light: Any) -> None:
     out = io.BytesIO()
     Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(out, "PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from PIL import Image
 from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.context import Context
+from dist_train.data.account import Account
 from dist_train.data.loader import eval_batches
+from dist_train.data.photos import open_photo
 from dist_train.data.source import ShardSource
 from dist_train.errors import UserError
 from dist_train.stages.common import Run
@@ -121,6 +124,39 @@ def test_what_cannot_be_pixels_is_named(photo: Any, wanted: str) -> None:
     assert wanted in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF", "JPEG2000", "GIF", "MPO"])
+def test_what_phones_and_cameras_give_can_be_read(kind: str) -> None:
+    flat = np.full((32, 48, 3), (200, 40, 90), np.uint8)
+    out = io.BytesIO()
+    open_photo(encoded())  # registers HEIC, to be written too
+    Image.fromarray(flat).save(out, kind)
+    pixels = photos.load(out.getvalue())
+    assert pixels.shape == (3, 32, 48)
+    assert (pixels.permute(1, 2, 0).int() - torch.from_numpy(flat).int()).abs().max() < 12
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe.jpg: no regular file; give the path of an image"):
+        photos.load(tmp_path / "pipe.jpg")
+
+
+def test_a_pattern_is_the_photos_that_match(tmp_path: Path) -> None:
+    for name in (".album/a/1.jpg", ".album/a/more/2.jpg", ".album/b.png", ".album/Thumbs.db", ".album/@eaDir/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(9))
+    (tmp_path / ".album" / "gone.jpg").symlink_to("nowhere")
+    for pattern in ("*", "**", "**/*"):
+        account = Account()
+        found = photos.matching(f"{tmp_path}/.album/{pattern}", account)  # each once, and what is hidden was asked for
+        assert [str(p.relative_to(tmp_path / ".album")) for p in found] == ["a/1.jpg", "a/more/2.jpg", "b.png"]
+        assert account.left_out == [(f"{tmp_path}/.album/gone.jpg", "a broken link; mend or remove it")]
+        assert account.passed_over == {"of the system": 1, "in system folders": 1} and account.found == 6
+    with pytest.raises(UserError, match=r"/\*.db: holds no photos \(found 1 file: 0 taken, 0 left out, 1 passed over"):
+        photos.matching(f"{tmp_path}/.album/*.db", Account())
+    assert photos.matching(f"{tmp_path}/none*", Account()) == []
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_grey_and_not_white(kind: str, tmp_path: Path) -> None:
     levels = (257 * np.arange(256, dtype=np.uint16)).reshape(16, 16)
@@ -139,7 +175,14 @@ def test_a_folder_is_its_photos(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "a.png", "b/notes.txt", "1.webp", "c.HEIC", "._a.png", ".hidden/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(p.relative_to(tmp_path)) for p in photos.files(tmp_path)] == ["1.webp", "a.png", "b/2.JPG", "c.HEIC"]
+    account = Account()
+    assert [str(p.relative_to(tmp_path)) for p in photos.files(tmp_path, account)] == [
+        "1.webp",
+        "a.png",
+        "b/2.JPG",
+        "c.HEIC",
+    ]
+    assert account.passed_over == {".txt": 1, "of the system": 1, "in system folders": 1}
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none: holds no photos"):
-        photos.files(tmp_path / "none")
+        photos.files(tmp_path / "none", Account())

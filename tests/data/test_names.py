@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import unicodedata
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from imagenet_like import Sources, tar_bytes
 
+from dist_train.data.archives import scan
 from dist_train.data.names import class_name, is_class_name, shown
+from dist_train.data.shards import open_shards, write_index
+from dist_train.data.splits import Split, draw_split, load_split, read_classes, save_split
 from dist_train.errors import UserError
 
 GOOD = [
@@ -98,3 +107,82 @@ def test_any_text_can_be_shown_and_any_name_that_passes_stays(text: str) -> None
         assert shown(error) == str(error)
     else:
         assert class_name(name) == name and is_class_name(name) and shown(name) == name
+
+
+# ---- the doors
+
+
+def refused(call: Callable[[], object], *words: str) -> None:
+    with pytest.raises(UserError) as error:
+        call()
+    assert all(word in str(error.value) for word in words), error.value
+    assert shown(error.value) == str(error.value)
+
+
+STRANGE = [os.fsdecode(b"caf\xe9"), "c\u202etac", "cat\n"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_no_source_of_a_pack_has_such_a_class(name: str, sources: Sources, image: Callable[..., bytes]) -> None:
+    sources.train[name] = {"1.JPEG": image(1)}
+    folder = sources.train_folder()
+    refused(lambda: scan(folder, None, None, progress=False), str(folder), "class name 'c", "give 1 to 200 printable")
+    inner = {f"{wnid}.tar": tar_bytes(files) for wnid, files in sources.train.items()}
+    (sources.root / "train.tar").write_bytes(_tar(inner))
+    train = sources.root / "train.tar"
+    refused(lambda: scan(train, None, None, progress=False), str(train), "class name 'c", "give 1 to 200 printable")
+    del sources.train[name]
+    val = sources.val_folder()
+    (val / "n01440764").rename(val / name)
+    tar = sources.train_tar()
+    refused(lambda: scan(tar, val, None, progress=False), str(val), "class name 'c", "give 1 to 200 printable")
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    import io
+    import tarfile
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:  # whose names are bytes
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_train_and_val_may_differ_in_the_form_of_a_name(sources: Sources) -> None:
+    train, val = sources.train_folder(), sources.val_folder()
+    (train / "n01440764").rename(train / "cafe\u0301")
+    (val / "n01440764").rename(val / "caf\u00e9")
+    found = scan(train, val, None, progress=False)
+    assert found.classes[0] == "caf\u00e9" and found.subsets["val"].label.tolist().count(0) == 3
+
+
+@pytest.mark.parametrize("name", [*STRANGE, "cafe\u0301", ""])
+def test_no_split_and_no_index_has_such_a_class(name: str, packed: Path, tmp_path: Path) -> None:
+    split = draw_split("s", ["a", "b", "c"], 1, 0, 0)
+    for lists in (((name,), ("b",)), (("a",), (name,)), (("a", name), ("b",), (name,))):
+        refused(lambda lists=lists: Split("s", *lists), "split s: class name '", "")
+    save_split(split, tmp_path / "s.json")
+    entry = json.loads((tmp_path / "s.json").read_text())
+    entry["novel"] = [name]
+    (tmp_path / "s.json").write_text(json.dumps(entry))
+    refused(lambda: load_split(str(tmp_path / "s.json")), "class name '")
+    shutil.copytree(packed, tmp_path / "shards")
+    shards = open_shards(packed)
+    tables = {
+        subset: (list(shards[subset].shards), shards[subset].samples, [""] * len(shards[subset]))
+        for subset in shards.subsets
+    }
+    classes = [*shards.classes[:3], name]
+    refused(lambda: write_index(tmp_path / "shards", classes, "exif", tables, {}), "index.json: not a shard index")
+
+
+def test_a_list_of_classes_may_have_spaces_in_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_bytes("\ufeffgolden dog\r\nn01440764 tench, Tinca tinca\n\ncafe\u0301\n".encode())
+    assert read_classes(path, ["golden dog", "n01440764"]) == ["golden dog", "n01440764", "caf\u00e9"]
+    assert read_classes(path) == ["golden", "n01440764", "caf\u00e9"]
+    path.write_bytes(b"cat\nd\xe2\x80\xaeog\n")
+    refused(lambda: read_classes(path), "novel.txt: line 2: class name 'd\\u202eog'")

@@ -4,11 +4,13 @@ import io
 
 import numpy as np
 import pytest
+from imagenet_like import make_image
 from PIL import Image
 
 from dist_train.config import PackConfig
 from dist_train.data.pack import pack
 from dist_train.data.pack_shard import Header, read_header
+from dist_train.data.photos import open_photo
 from dist_train.data.shards import open_shards, read_index
 from dist_train.data.verify import verify
 from dist_train.errors import UserError
@@ -68,6 +70,46 @@ def test_nothing_decodes(sources):
     sources.train = {"n02119789": {"n02119789_1.JPEG": b"no image"}}
     with pytest.raises(UserError, match=r"train\.tar: no image can be decoded"):
         pack(PackConfig(train=sources.train_tar()), sources.root / "out", progress=False)
+
+
+# ---- what Pillow decodes and DALI does not
+
+
+def phone(seed: int, kind: str, **save: object) -> bytes:
+    open_photo(make_image(seed))  # registers HEIC, to be written too
+    out = io.BytesIO()
+    Image.open(io.BytesIO(make_image(seed, size=(64, 48)))).save(out, kind, **save)
+    return out.getvalue()
+
+
+def test_what_re_encoding_would_take_is_left_out_with_that_word(sources, capsys, content):
+    """HEIC, AVIF and GIF, by any name; not of what Pillow cannot decode either."""
+    odd = {"phone.HEIC": phone(1, "HEIF"), "web.avif": phone(2, "AVIF"), "moving.gif": phone(3, "GIF"),
+           "called.jpg": phone(4, "HEIF"), "cut.heic": phone(5, "HEIF")[:900], "cut.gif": phone(6, "GIF")[:900],
+           "cut.jpg": phone(7, "JPEG")[:900], "text.jpg": b"I am text"}  # fmt: skip
+    sources.train["n02119789"] |= odd | {
+        "notes.txt": b"I am text",
+        "Thumbs.db": b"system",
+        "good.jfif": phone(8, "JPEG"),
+    }
+    train = sources.train_folder()
+    pack(PackConfig(train=train, workers=1), sources.root / "out", progress=False)
+    said = capsys.readouterr()
+    taken = "; --quality 95 re-encodes it to JPEG and takes it"
+    for name, cause in {"phone.HEIC": "HEIF", "web.avif": "AVIF", "moving.gif": "GIF", "called.jpg": "HEIF"}.items():
+        assert f"{name}: {cause} that Pillow decodes and DALI does not{taken}" in said.err
+    assert said.err.count(taken) == 4 and "cut.jpg: damaged or truncated image data" in said.err
+    assert "found 59 files: 49 taken, 8 left out, 2 passed over (1 .txt, 1 of the system)" in said.out
+    account = read_index(sources.root / "out")["summary"]["account"]
+    assert account["found"] == 59 and account["taken"] == 49 and len(account["left_out"]) == 8
+
+    pack(PackConfig(train=train, workers=1, quality=95), sources.root / "anew", progress=False)
+    found = content(sources.root / "anew")
+    assert "found 59 files: 53 taken, 4 left out, 2 passed over" in capsys.readouterr().out
+    for key in ("n02119789_phone", "n02119789_web", "n02119789_moving", "n02119789_called"):
+        image = Image.open(io.BytesIO(found[key][0]))
+        assert (image.format, image.size) == ("JPEG", (64, 48))
+    assert verify(sources.root / "anew", workers=1, progress=False) == []
 
 
 # ---- re-encoding

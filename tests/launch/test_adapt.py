@@ -111,7 +111,10 @@ def test_classify_takes_files_folders_patterns_and_standard_input(
     for given, wrong in ((b"/nowhere.jpg\n" + paths, "/nowhere.jpg: no such file"), (b"", "standard input: empty"),
                          (bytes(99), "standard input: neither an image nor a list of paths")):  # fmt: skip
         done = subprocess.run(typed, input=given, capture_output=True)
-        assert done.returncode == 1 and wrong in done.stderr.decode() and done.stderr.count(b"\n") == 1
+        assert done.returncode == 1 and wrong in done.stderr.decode()
+        said = done.stderr.decode().splitlines()
+        several = ["found 16 files: 15 taken, 1 left out, 0 passed over"] * (paths in given)
+        assert said[1:] == several
         assert len(done.stdout.splitlines()) == (2 * len(photos) if paths in given else 0)
     done = subprocess.run(typed, input=photos[0].read_bytes(), capture_output=True, check=True)
     assert done.stdout.decode().splitlines()[0] == "-" and wanted[0] in done.stdout.decode()
@@ -119,9 +122,16 @@ def test_classify_takes_files_folders_patterns_and_standard_input(
 
 def test_classify_goes_on_past_what_is_no_photo(models: Path, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (album / "okapi" / "text.jpg").write_text("I am text")
+    (album / "okapi" / "notes.txt").write_text("I am text")
+    (album / "okapi" / "gone.jpg").symlink_to("nowhere")
+    (album / "okapi" / os.fsdecode(b"caf\xe9\x1b[2J.jpg")).write_text("I am text")
     assert main(["classify", str(models / "phi2"), "/nowhere.jpg", str(album / "okapi")]) == 1
     said = capsys.readouterr()
-    assert said.out.count(".JPEG\n") == 5 and said.err.count("\n") == 2
+    lines = said.err.splitlines()
+    assert said.out.count(".JPEG\n") == 5 and len(lines) == 6
+    assert lines[4] == "found 10 files: 5 taken, 4 left out, 1 passed over (1 .txt)" and "notes.txt" in lines[5]
+    assert f"error: {album}/okapi/gone.jpg: a broken link" in said.err
+    assert f"error: {album}/okapi/caf\\xe9\\x1b[2J.jpg: not an image" in said.err
     assert "error: /nowhere.jpg: no such file or folder" in said.err
     assert f"error: {album}/okapi/text.jpg: not an image of a known format" in said.err
 
@@ -166,7 +176,74 @@ def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_
     capsys.readouterr()
     assert main(["classify", str(model), f"{tmp_path}/~nobody.jpg", str(tmp_path / "bad\nname.jpg")]) == 1
     said = capsys.readouterr()
-    assert "bad\\nname.jpg: not an image" in said.err and said.err.count("\n") == 1 and "~nobody.jpg" in said.out
+    assert "bad\\nname.jpg: not an image" in said.err and said.err.count("\n") == 2 and "~nobody.jpg" in said.out
+
+
+def test_adapt_accounts_for_every_file(models: Path, album: Path, drawn: Path, tmp_path: Path,
+                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """Through --class, --classes and --held_out; the names of classes in one form."""
+    model = shutil.copytree(models / "phi2", tmp_path / "m")
+    (album / "okapi" / "Thumbs.db").write_bytes(b"system")
+    (album / "okapi" / "@eaDir").mkdir()
+    (album / "okapi" / "@eaDir" / "SYNO.jpg").write_bytes(b"system")
+    (album / "okapi" / "gone.jpg").symlink_to("nowhere")
+    (album / "README.md").write_text("beside the classes")
+    (album / "tapir").rename(album / "cafe\u0301")
+    (album / "caf\u00e9").mkdir()
+    (album / "cafe\u0301" / "a.mpo").write_bytes(next((album / "saiga").iterdir()).read_bytes())
+    next((album / "cafe\u0301").glob("*.JPEG")).rename(album / "caf\u00e9" / "1.jfif")
+    held = tmp_path / "held"
+    shutil.copytree(drawn / "val", held)
+    (held / "unknown").mkdir()
+    (held / "unknown" / "1.jpg").write_bytes(b"of no class")
+    assert main(["adapt", str(model), "--classes", str(album), "--held_out", str(held), "--class",
+                 f"okapi={album}/okapi/*", "--class", f"cafe\u0301={album}/saiga"]) == 0  # fmt: skip
+    assert added(model) == {"okapi": 10, "caf\u00e9": 11, "saiga": 5}
+    said = capsys.readouterr().err.splitlines()
+    of_run = sum(1 for one in Classifier.load(model).classes if not one.added)
+    whole = 26 + len(list((drawn / "val").glob("*/*.*")))
+    held_of_run = [line for line in said if line.startswith("passed over: 19 in folders of no class")]
+    assert of_run == 6 and len(held_of_run) == 1
+    total = next(line for line in said if line.startswith("found "))
+    numbers = [int(word) for word in total.replace(",", "").replace(":", "").split() if word.isdigit()]
+    assert numbers[0] == sum(numbers[1:4]) and numbers[2] == 2 and numbers[0] == whole + 9
+    assert sum(f"left out: {album}/okapi/gone.jpg: a broken link" in line for line in said) == 2
+    assert any("they are one class" in line for line in said)
+
+
+@pytest.mark.parametrize("option", ["--classes", "--held_out"])
+def test_a_folder_of_parts_is_no_folder_of_classes(option: str, models: Path, drawn: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "my data").mkdir()
+    for name in ("train", "val"):
+        (tmp_path / "my data" / name).symlink_to(drawn / name)
+    right = f"{option} '{tmp_path}/my data/{'train' if option == '--classes' else 'val'}'"
+    command = ["adapt", str(models / "phi2"), "--out", str(tmp_path / "m"), option, f"{tmp_path}/my data"]
+    assert main(command) == 1
+    assert (
+        f"is a level too high, its folder 'train' holds folders and no photo; give {right}" in capsys.readouterr().err
+    )
+
+
+def test_names_that_cannot_be_shown_never_reach_the_terminal(models: Path, album: Path, tmp_path: Path) -> None:
+    """Of files that classify names, in text and in JSON, and of classes that are not there."""
+    odd = album / os.fsdecode(b"caf\xe9\xc2\x9b\xe2\x80\xae.png")
+    Image.new("RGB", (9, 9)).save(odd, "PNG")
+    typed = [sys.executable, "-m", "dist_train"]
+    model = str(models / "phi2")
+    cases = [
+        (["classify", model, str(odd)], 0),
+        (["classify", model, str(odd), "--json"], 0),
+        (["adapt", model, "--remove", os.fsdecode(b"\xe9\x1b[2J")], 1),
+        (["adapt", model, "--class", os.fsdecode(b"\xe9=") + str(odd)], 1),
+    ]
+    for words, code in cases:
+        done = subprocess.run([*typed, *words], capture_output=True, env={**os.environ, "LC_ALL": "C"})
+        text = (done.stdout + done.stderr).decode()  # UTF-8 it is
+        assert done.returncode == code and "Traceback" not in text, text
+        assert all(char.isprintable() or char == "\n" for char in text), text
+        if "--json" in words:
+            assert json.loads(done.stdout)["image"] == str(odd)
 
 
 def test_thousands_of_classes(models: Path, tmp_path: Path) -> None:
@@ -206,7 +283,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/cut.jpg"): "cut.jpg: damaged or cut off",
         ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/huge.png"): "900000000 pixels, and 89478485 are",
         ("adapt", model, "--out", other, "--class", f"{taken}={album}/okapi"): f"class '{taken}': exists already",
-        ("adapt", model, "--out", other, "--classes", f"{tmp_path}/empty"): "empty: holds no folders",
+        ("adapt", model, "--out", other, "--classes", f"{tmp_path}/empty"): "empty: holds no class folder",
         ("adapt", model, "--out", other, "--remove", "nobody"): "class 'nobody': there is none among the 6",
         ("adapt", model, "--out", other, "--rename", "nobody"): "--rename nobody: give OLD=NEW",
         ("adapt", model, "--out", other, "--class", f"o={album}/okapi", "--held_out", str(album)):
