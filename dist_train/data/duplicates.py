@@ -80,8 +80,8 @@ def refuse(duplicates: Duplicates, scanned: Scan, out: object) -> None:
     if duplicates.groups:
         entry = summarise(duplicates, scanned, "fail")
         raise UserError(
-            f"{out}: {_counts(entry)}, the first: {_line(entry['groups'][0][:3])}; start again with "
-            "--on-duplicates keep, or with drop to leave them out: it goes on from here"
+            f"{out}: images with the same bytes: {_counts(entry)}; the first: {_line(entry['groups'][0][:3])}; "
+            "start again with --on-duplicates keep, or with drop to leave them out: it goes on from here"
         )
 
 
@@ -110,7 +110,7 @@ def print_duplicates(entry: dict[str, Any]) -> None:
         return
     dropped = sum(entry["dropped"].values())
     done = f"{dropped:,} images dropped" if entry["rule"] == "drop" else "kept; --on-duplicates drop leaves them out"
-    print(f"duplicates: {_counts(entry)}" + (f": {done}" if entry["groups"] else ""))
+    print(f"images with the same bytes: {_counts(entry)}" + (f"; {done}" if entry["groups"] else ""))
     for copies in entry["groups"][:SHOWN]:
         print(f"  {_line(copies)}")
     if len(entry["groups"]) > SHOWN:
@@ -119,8 +119,8 @@ def print_duplicates(entry: dict[str, Any]) -> None:
 
 def _counts(entry: dict[str, Any]) -> str:
     return (
-        f"{entry['train_and_val']:,} images are in train and in val, {entry['two_classes']:,} under two classes, "
-        f"{entry['within_class']:,} repeat another of their class"
+        f"{entry['train_and_val']:,} in train and in val, {entry['two_classes']:,} under two classes, "
+        f"{entry['within_class']:,} repeated within a class"
     )
 
 

@@ -30,7 +30,7 @@ from dist_train.data.duplicates import summarise as summarise_duplicates
 from dist_train.data.files import write_text
 from dist_train.data.names import shown
 from dist_train.data.pack_report import account_of, print_report, summarise
-from dist_train.data.pack_shard import Encoding, ShardTask, read_blobs, recode, write_shard
+from dist_train.data.pack_shard import DIGEST_HEX, Encoding, ShardTask, read_blobs, recode, write_shard
 from dist_train.data.pool import progress_bar, run_tasks
 from dist_train.data.shards import (
     SUBSETS,
@@ -304,7 +304,7 @@ def _settle_duplicates(
     Raises:
         UserError: the rule is ``fail``, and there are duplicates.
     """
-    digests = {name: np.zeros(len(items), "S32") for name, items in found.subsets.items()}
+    digests = {name: np.zeros(len(items), f"S{DIGEST_HEX}") for name, items in found.subsets.items()}
     dropped = []
     for part in parts:
         record = _finished_record(part, out)

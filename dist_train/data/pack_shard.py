@@ -29,6 +29,7 @@ from dist_train.data.shards import dali_index, tar_members
 from dist_train.errors import UserError
 
 DEFAULT_QUALITY, OFFERED_QUALITY = 90, 95
+DIGEST_HEX = 32  # digits kept of an image's sha256: 128 bits, no two of a million images share them by chance
 # Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
 BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
 # PIL's own bound for a decompression bomb: a few bytes that decode to gigabytes.
@@ -132,7 +133,7 @@ def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[byt
         if reason is not None:
             stored[n] = b"", _cause(blobs[n], reason, task)
     return [
-        (kept, header, "" if isinstance(header, str) else hashlib.blake2b(blob, digest_size=16).hexdigest())
+        (kept, header, "" if isinstance(header, str) else hashlib.sha256(blob).hexdigest()[:DIGEST_HEX])
         for blob, (kept, header) in zip(blobs, stored, strict=True)
     ]
 
