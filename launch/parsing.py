@@ -158,9 +158,10 @@ def fields(kind: type[Any], prefix: str = "") -> Iterator[str]:
 
 def takes_list(kind: type[Any], key: str) -> bool:
     """Whether a key of a dataclass, ``learn.methods``, has a list for its value."""
-    for name in key.split("."):
-        kind = _inner(kind)[name]
-    return get_origin(kind) is list
+    *sections, name = key.split(".")
+    for section in sections:
+        kind = _inner(kind)[section]
+    return get_origin(get_type_hints(kind)[name]) is list
 
 
 def _inner(kind: type[Any]) -> dict[str, Any]:

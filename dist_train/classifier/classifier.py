@@ -20,7 +20,6 @@ from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.classifier.schema import About, check_tensors
 from dist_train.data.names import class_name
 from dist_train.data.pixels import MEAN, STD
-from dist_train.engine.precision import round_products
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
 
@@ -43,9 +42,7 @@ class Classifier:
         rule: str = "max",
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead. From then on
-        GPUs compute exact float32 products in this process, as in the tables."""
-        round_products(False)
+        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead."""
         self.network, self.provenance = network, dict(provenance or {})
         self._base, self._kept = list(base), list(kept)
         self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos

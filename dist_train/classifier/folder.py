@@ -55,7 +55,8 @@ def write(
         before: that model, where this one is to replace it.
 
     Raises:
-        UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost.
+        UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost;
+            or it could not be opened again (see ``schema``).
         OSError: the disk is full or not writable; the model that was there is untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,15 +64,20 @@ def write(
     with _WRITING, lock(folder, 10):
         if before is not None and is_model(folder) and _about(folder)[1] != before.state:
             raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
-        there = before is not None and _is_there(folder, before.network)
-        files = {
-            "network": before.network if before and there else _write_part(folder, "network", network()),
-            "added": _write_part(folder, "added", added),
-        }
-        entries = {name: entry.model_dump() for name, entry in files.items()}
-        said = {"version": VERSION, **about, "files": entries}
-        text = json.dumps(said, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        parse(text.encode(), path)  # what is written can be read
+        packed = [_packed("added", added)]
+        files = {"added": packed[0][0]}
+        if before is not None and _is_there(folder, before.network):
+            files["network"] = before.network
+        else:
+            packed.append(_packed("network", network()))
+            files["network"] = packed[1][0]
+        said = {"version": VERSION, **about, "files": {name: entry.model_dump() for name, entry in files.items()}}
+        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        parse(text.encode(errors="surrogatepass"), path)  # what is written can be read
+        for entry, data in packed:
+            if not _is_there(folder, entry):
+                with atomic_write(folder / entry.file) as file:
+                    file.write(data)
         write_text(path, text)
         kept = {entry.file for entry in files.values()}
         old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
@@ -154,15 +160,11 @@ def _part(folder: Path, entry: Part, device: torch.device) -> dict[str, torch.Te
         raise UserError(f"{path}: damaged ({error}); make the model again") from None
 
 
-def _write_part(folder: Path, name: str, tensors: Tensors) -> Part:
-    """Write a part where it is not there yet; its entry in ``model.json``."""
+def _packed(name: str, tensors: Tensors) -> tuple[Part, bytes]:
+    """A part's entry in ``model.json``, and its bytes."""
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    entry = Part(file=f"{name}-{digest[:16]}.safetensors", bytes=len(data), sha256=digest)
-    if not _is_there(folder, entry):
-        with atomic_write(folder / entry.file) as file:
-            file.write(data)
-    return entry
+    return Part(file=f"{name}-{digest[:16]}.safetensors", bytes=len(data), sha256=digest), data
 
 
 def _is_there(folder: Path, entry: Part) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import LearnConfig, Rule
+from dist_train.engine.precision import round_products
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.row_method import RowMethod
@@ -70,7 +71,9 @@ class Network:
     preprocess: Preprocess
 
     def on(self, device: torch.device) -> Network:
-        """The same on a device, its modules (these ones) frozen and in evaluation mode."""
+        """The same on a device, its modules (these ones) frozen and in evaluation mode. From then on GPUs compute exact
+        float32 products in this process, as for the tables."""
+        round_products(False)
         for module in (self.backbone, self.phi, self.preprocess):
             module.eval().requires_grad_(False).to(device)
         self.backbone.to(memory_format=torch.channels_last)

@@ -147,7 +147,7 @@ def eval_batches(
 
     def request(source: ShardSource, ids: Ints, step: Step) -> Request:
         whole = _sizes(view, ids)
-        size = augment.resized_sizes(*whole.T, data.eval_resize)
+        size = augment.resized_sizes(whole[:, 0], whole[:, 1], data.eval_resize)
         if views == "ten":
             crop, flip = augment.ten_crops(size, data.eval_size)
         else:

@@ -101,7 +101,7 @@ def inverse(orientation: int) -> int:
 def turn(pixels: Pixels, orientation: int) -> Pixels:
     """Stored pixels [height, width, ...] upright: a view, without a copy."""
     if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)  # type: ignore[assignment]
+        pixels = pixels.swapaxes(0, 1)
     if orientation in _MIRRORED:
         pixels = pixels[:, ::-1]  # type: ignore[assignment]
     if orientation in _FLIPPED:

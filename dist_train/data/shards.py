@@ -104,7 +104,7 @@ class Subset:
 
     def orientations(self, ids: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int32]:
         """How the stored images [B] are turned, see ``data.orientation``."""
-        if "orientation" not in self.samples.dtype.names:  # version 1
+        if "orientation" not in (self.samples.dtype.names or ()):  # version 1
             return np.ones(len(self.samples[ids]), np.int32)
         return self.samples["orientation"][ids].astype(np.int32)
 

@@ -160,7 +160,7 @@ def test_killed_while_shards_are_written_again(twice: Sources, monkeypatch: pyte
     archives = (twice.root / name for name in ("train.tar", "val.tar", "devkit.tar.gz"))
     found = packing.scan(*archives, progress=False)
     part = packing.cut_parts(found, twice.options())[0]
-    (task,) = packing._tasks([part], found, None, out, {"train": {int(part.rows[0])}})
+    (task,) = packing._tasks([part], found, twice.options(), out, {"train": {int(part.rows[0])}})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pack_shard, "advance", lambda images: None)
         patch.setattr(pack_shard, "dali_index", lambda members: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -35,7 +35,9 @@ def turned(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=["exif", "stored"])
-def run(request: pytest.FixtureRequest, drawn: Path, small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(
+    request: pytest.FixtureRequest, drawn: Path, small_run: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """A run on photos that are stored turned, with a model of its base classes."""
     root = tmp_path_factory.mktemp("turned")
     for subset in ("train", "val"):

@@ -171,7 +171,7 @@ def test_verify_reports_and_fails(capsys: pytest.CaptureFixture[str], tmp_path: 
     path.write_bytes(content)
     assert main(["verify", str(root), "--workers", "1"]) == 1
     assert "train/000000.tar" in capsys.readouterr().out
-    assert json.loads((root / "index.json").read_text())["version"] == 1
+    assert json.loads((root / "index.json").read_text())["version"] == 2
 
 
 def test_help_has_no_names_of_python(capsys: pytest.CaptureFixture[str]) -> None:

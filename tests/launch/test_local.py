@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import yaml
 
 from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
 from dist_train.engine.metrics import read, reproducible
-from dist_train.errors import STOPPED
+from dist_train.errors import STOPPED, UserError
+from launch import slurm
 from launch.cli import main
+from launch.cluster import Resources
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,3 +127,25 @@ def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "file").touch()
     assert main(["doctor", "--runs", str(tmp_path / "file" / "runs")]) == 1
     assert "choose another folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("act", "wanted"),
+    [
+        (partial(sys.exit, 75), 75),
+        (partial(print, "dist-train: stopped (a signal); the same command continues"), 0),
+        (partial(sys.exit, 1), "learn did not end well"),
+        (partial(os._exit, 9), "learn did not end well"),
+        (partial(int, "no number"), "learn did not end well"),
+    ],
+    ids=["stopped", "says so only", "refused", "killed", "crashed"],
+)
+def test_how_a_chain_without_slurm_ends_is_read_from_exit_codes(
+    config: Config, act: Callable[[], object], wanted: int | str
+) -> None:
+    job = slurm.Job("learn", Resources(tasks_per_node=2), [act])  # type: ignore[list-item]
+    if isinstance(wanted, str):
+        with pytest.raises(UserError, match=wanted):
+            slurm.run_here(config, [job])
+    else:
+        assert slurm.run_here(config, [job]) == wanted

@@ -16,7 +16,8 @@ import yaml
 from filelock import FileLock
 
 from dist_train.config import Config, DrawConfig, PackConfig, to_dict
-from dist_train.stages.common import inputs, open_run
+from dist_train.stages.common import open_run
+from dist_train.stages.inputs import inputs
 from launch import jobs
 from launch.cli import main
 from launch.status import show

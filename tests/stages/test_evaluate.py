@@ -20,6 +20,7 @@ from dist_train.fewshot.methods import METHODS
 from dist_train.stages import common, evaluate, extract, learn, pretrain
 from dist_train.stages.row_code import code_of
 from dist_train.stages.rows import is_done
+from launch.cli import load_config
 
 
 class Told(Stopper):
@@ -110,7 +111,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     assert is_done(learned.run_dir, "evaluate", learned) and not is_done(learned.run_dir, "evaluate", other)
     assert changed(other, lambda: None) == ["ridge"] and "(ridge_weight 10.0 -> 0.1)" in caplog.text
     assert results(folder)["methods"]["ridge"] != first["methods"]["ridge"]
-    assert json.loads((learned.run_dir / "config.yaml").read_text())["evaluate"]["options"]["ridge_weight"] == 0.1
+    assert load_config(learned.run_dir).evaluate.options["ridge_weight"] == 0.1
     assert "ridge_weight=0.1, " in (folder / "table.md").read_text()
     assert changed(learned, lambda: None) == ["ridge"] and results(folder) == first
     # What was damaged or deleted.

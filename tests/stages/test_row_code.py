@@ -82,16 +82,17 @@ def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
     copy = tmp_path / "dist_train"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     more = "\nif TYPE_CHECKING:\n    from dist_train.fewshot import chart\n"
-    more += "else:\n    from dist_train.fewshot import plots\n"
-    more += "\ndef later() -> None:\n    from . import figures\n    import dist_train.fewshot.classes\n"
+    more += "else:\n    from dist_train.fewshot import classes\n"
+    more += "\ndef later() -> None:\n    from . import figures\n    import dist_train.fewshot.paper\n"
     (copy / "fewshot" / "protocol.py").write_text((copy / "fewshot" / "protocol.py").read_text() + more)
     found = code_of("mean", copy).keys() - code_of("mean").keys()
-    assert {f"dist_train.fewshot.{name}" for name in ("plots", "figures", "classes")} <= found
+    assert {f"dist_train.fewshot.{name}" for name in ("classes", "figures", "paper")} <= found
     assert "dist_train.fewshot.chart" not in found and "dist_train.stages.common" not in found
 
 
 def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = type("Mine", (ClassMean,), {"__module__": "dist_train.fewshot.methods.mine", "labels": {"mine": "Mine"}})
+    names = {"__module__": "dist_train.fewshot.methods.mine", "labels": {"mine": "Mine"}, "base_as": "ridge"}
+    mine = type("Mine", (ClassMean,), names)
     monkeypatch.setitem(METHODS, "mine", mine)
     seen = []
     for number, (method, helper) in enumerate([("X = 1", "Y = 1"), ("X = 2", "Y = 1"), ("X = 1", "Y = 2")]):
@@ -102,7 +103,10 @@ def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkey
         seen.append(code_of("mine", copy))
         assert code_of("mean", copy) == code_of("mean")
     assert len({json.dumps(code) for code in seen}) == 3
-    assert {"dist_train.fewshot.helper", "dist_train.stages.scoring"} <= seen[0].keys()
+    # Its base scores are those of another row, which it names and does not import.
+    assert {"dist_train.fewshot.helper", "dist_train.fewshot.methods.ridge", "dist_train.stages.scoring"} <= seen[
+        0
+    ].keys()
 
 
 def test_no_module_is_missing_and_no_carrier_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
