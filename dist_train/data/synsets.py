@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dist_train.data.names import is_class_name
+
 # WordNet 3.0 lists its nouns by subject (lexnames(5WN)), and a wnid is a place in that list: the first wnid of
 # each subject that ImageNet has classes of, and of what follows it.
 _SUBJECTS = {
@@ -52,14 +54,14 @@ class Synsets:
 
     def names(self, classes: Sequence[str]) -> list[str]:
         """A short name for each class, all different: the first of its words, with the wnid where two classes
-        share it (ImageNet has two cranes); the wnid where there are none."""
+        share it (ImageNet has two cranes); the wnid where there are none, or none that a class can be called."""
         short = [self._short(wnid) for wnid in classes]
         shared = Counter(short)
         return [name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(short, classes, strict=True)]
 
     def _short(self, wnid: str) -> str:
         first = " ".join(self.words.get(wnid, "").partition(",")[0].split())
-        return first or wnid
+        return first if is_class_name(first) else wnid
 
     def groups(self, classes: Sequence[str], limit: int = 8) -> list[str]:
         """The name of the group that each class belongs to: of at most ``limit`` parts of the hierarchy where it

@@ -168,8 +168,8 @@ def test_errors_are_told_where_one_looks(light: Any, served: tuple[Any, str], mo
 
 
 def test_files_that_are_no_photos_are_named(light: Any) -> None:
-    other = [{"name": name, "mimeType": kind, "buffer": b"I am text"} for name, kind in
-             (("notes.txt", "text/plain"), ("Thumbs.db", ""), ("clip.mp4", "video/mp4"), ("a.pdf", "application/pdf"))]  # fmt: skip
+    kinds = {"notes.txt": "text/plain", "Thumbs.db": "", "clip.mp4": "video/mp4", "a.pdf": "application/pdf"}
+    other = [{"name": name, "mimeType": kind, "buffer": b"I am text"} for name, kind in kinds.items()]
     heic = {"name": "IMG_1.HEIC", "mimeType": "image/heic", "buffer": photo(2)}
     light.set_input_files("#files", [*sent(photo(1)), heic, *other])
     said(light, "2 photos classified. 4 files passed over: notes.txt, Thumbs.db, clip.mp4, …")
