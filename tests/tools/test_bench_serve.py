@@ -15,4 +15,4 @@ def test_every_figure_is_told(models: Path, capsys: pytest.CaptureFixture[str]) 
     bench_serve.main([str(models / "phi2"), "--large", "2", "--megapixels", "17"])
     [row] = re.findall(r"^\|((?: [\d.]+ \|){6})$", capsys.readouterr().out, re.MULTILINE)
     alone, median, longest, seconds, before, most = (float(number) for number in row.split("|")[:-1])
-    assert 0 < alone and 0 < median <= longest <= seconds and 0 < before <= most
+    assert alone > 0 and 0 < median <= longest <= seconds and 0 < before <= most
