@@ -57,13 +57,14 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, patience: Patience, proxies: Networks = (), **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.patience, self.proxies = patience, proxies
-        self.phase = ""
+        self.phase, self.lingers = "", False
         self._timer: asyncio.TimerHandle | None = None
 
     # What asyncio and uvicorn call.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _Lingering(self, transport))
         self.owner = client(self.client[0]) if self.client else ""
         self._follow()
         self._make_room()
@@ -74,8 +75,9 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
-        super().data_received(data)
-        self._follow()
+        if not self.lingers:
+            super().data_received(data)
+            self._follow()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -167,6 +169,27 @@ class Connection(H11Protocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
         self._start(self.patience.answer)
+
+
+class _Lingering:
+    """A transport that is not closed while a body comes whose request is answered: the client would be told that the
+    connection is reset, and not the answer. What comes is dropped until the client closes, or its time is over.
+    (nginx asks for a close after each request, and does the same with its own clients: ``lingering_close``.)"""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._connection, self._transport = connection, transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        connection = self._connection
+        unread = connection.conn.their_state is h11.SEND_BODY and connection.cycle.response_complete
+        if unread and not connection.lingers and not self._transport.is_closing():
+            connection.lingers = True
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
 
 def client(address: str) -> str:

@@ -132,7 +132,7 @@ PUBLIC, SERVED = ({where: free() for where, _ in PATHS.values()} for _ in range(
 
 def test_who_the_client_is_comes_through_nginx(page: Page, nginx: Callable[[str], Path]) -> None:
     """Two addresses have a share each, though all comes from nginx; what a client says of itself is not believed."""
-    place = {"token": TOKEN, "public": f"https://localhost:{free()}", "port": free()}
+    place = {"token": TOKEN, "public": f"https://localhost:{free()}", "port": free(), "proxies": ["127.0.0.1"]}
     page(place, client=1)
     [lines] = LINES
     public = urlsplit(place["public"]).port

@@ -324,6 +324,17 @@ def test_too_much_is_413_before_it_is_read_through(page: Page, path: str, head: 
     assert web.get("/api/model").status_code == 200
 
 
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
+def test_who_sends_too_much_is_told_and_not_reset(page: Page, close: bytes) -> None:
+    """A client that reads nothing until it has sent all, as many do."""
+    web = page({}, {"upload": 1_000_000})
+    with connect(web, UPLOAD + close + b"Content-Length: 60000000\r\n\r\n") as raw:
+        for _ in range(60):
+            raw.sendall(bytes(1_000_000))
+        raw.shutdown(socket.SHUT_WR)
+        assert answer(raw) == (413, TOO_LONG)
+
+
 def test_a_length_that_is_not_that_of_the_body(page: Page) -> None:
     """Too short: the rest is half a request, which does not come whole. Too long: nor does it. None: no body."""
     web = page({}, {"upload": 1_000_000}, **SHORT)
