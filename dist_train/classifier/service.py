@@ -24,7 +24,7 @@ import torch
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.work import Batches, Lanes
-from dist_train.data.photos import SUFFIXES, open_photo
+from dist_train.data.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError
 
 REMEMBERED = 2000
@@ -143,6 +143,7 @@ class Service:
             "classes": [asdict(one) for one in model.classes],
             "limits": asdict(self.limits),
             "photos": sorted(SUFFIXES),
+            "system": {"files": sorted(SYSTEM_FILES), "folders": sorted(SYSTEM_FOLDERS)},
         }
 
     def answer(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:

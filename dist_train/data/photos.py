@@ -40,11 +40,15 @@ IN_SYSTEM_FOLDERS = "in system folders"
 HEAD = 32
 """First bytes that tell a photo."""
 
-_SYSTEM_FOLDERS = {
+SYSTEM_FOLDERS = {
     "@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "recycler", "system volume information",
     "lost+found",
 }  # fmt: skip
-_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.htt"}
+"""Folders that a system or a program keeps, by their names in lower case; those that begin with a dot are too."""
+
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.htt"}
+"""Files that a system keeps, likewise."""
+
 _THUMBNAIL_FOLDERS = {"thumb", "thumbs", "thumbnail", "thumbnails", "_thumbs", "_thumbnails"}
 # The photo's own name, without what marks a thumbnail: IMG_1_thumb, thumb_IMG_1, tn_IMG_1, IMG_1-150x150 (WordPress).
 _THUMBNAILS = (
@@ -77,12 +81,12 @@ class File(NamedTuple):
 
 def is_system_folder(name: str) -> bool:
     """Tell whether a folder of this name is a system's or a program's: @eaDir, __MACOSX, lost+found, .thumbnails."""
-    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def is_system_file(name: str) -> bool:
     """Tell whether a file of this name is a system's or a program's: Thumbs.db, desktop.ini, ._photo.jpg."""
-    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_photo_name(name: str) -> bool:

@@ -180,6 +180,21 @@ def test_files_that_are_no_photos_are_named(light: Any) -> None:
     assert light.locator("#tray > *").count() == 1
 
 
+def test_a_folder_is_dropped_with_all_below(light: Any, tmp_path: Path) -> None:
+    inside = {"a.jpg": 1, "deep/b.jpg": 2, "@eaDir/a.jpg": 3, "deep/.thumbnails/b.jpg": 4}
+    for name, seed in inside.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(photo(seed))
+    (tmp_path / "photos" / "Thumbs.db").write_bytes(b"I am none")
+    session = light.context.new_cdp_session(light)
+    data = {"items": [], "files": [str(tmp_path / "photos")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 100, "y": 100, "data": data})
+    said(light, "2 photos classified. 3 files passed over: ")
+    cards = light.locator("article.card").all_inner_texts()
+    assert len(cards) == 2 and "a.jpg" in "".join(cards) and "b.jpg" in "".join(cards)
+
+
 def test_a_large_photo_is_told_by_its_size(light: Any) -> None:
     out = io.BytesIO()
     Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(out, "PNG")
