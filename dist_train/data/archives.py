@@ -270,8 +270,9 @@ def _list_tar(path: Path, subset: str, account: Account, progress: bool) -> tupl
         photos = tar_photos(file.fileno(), [one for one in files if not is_class_tar(one.name)], str(path), account)
         _check_tar(path, subset, remedy, tars, photos)
         if tars:
+            stems = Counter(Path(inner.name).stem for inner in tars)
             for inner in tars:
-                photos += inner_photos(file, inner, str(path), account)
+                photos += inner_photos(file, inner, str(path), account, stems[Path(inner.name).stem] > 1)
                 bar.update(inner.offset + inner.size - bar.n)
         bar.update(bar.total - bar.n)
     return photos, bool(tars)

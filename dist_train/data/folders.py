@@ -151,8 +151,10 @@ def _files(root: Path, below: str, account: Account) -> list[File]:
             path = root / folder
             if path.is_symlink():
                 links.append(folder)
+            elif (real := os.path.realpath(path)) in seen:  # below a link, where another link has led already
+                account.pass_over(f"{root}/{folder}", _WALKED)
             else:
-                seen.add(os.path.realpath(path))
+                seen.add(real)
                 todo.append(folder)
         links.sort()
     return found

@@ -359,7 +359,9 @@ def _publish(
             raise UserError(f"{found.subsets[name].source}: no image {why}")
         for entry in entries:
             if not entry["shard"]["samples"]:
-                (out / name / entry["shard"]["name"]).unlink()
+                tar = out / name / entry["shard"]["name"]
+                tar.with_suffix(".idx").unlink()
+                tar.unlink()
         sources = [path for entry in kept for path in entry["sources"]]
         tables[name] = [Shard(**entry["shard"]) for entry in kept], _table(kept), sources
     extra = {"plan": plan, "summary": summary}

@@ -116,8 +116,8 @@ def photos_among(
         sizes[stem] = max(sizes.get(stem, 0), file.size)
     taken = []
     for file in files:
-        raw = _suffix(file.name) in RAW and not is_system_file(_base(file.name))
-        if raw and _stem(file.name) not in sizes:
+        raw = _suffix(file.name) in RAW and _stem(file.name) not in sizes
+        if raw and not _is_of_system(file.name):
             account.leave_out(where(file.name), "a camera's raw format; export it as JPEG")
         elif reason := _no_photo(file, sizes, head):
             account.pass_over(where(file.name), reason)
@@ -142,6 +142,11 @@ def open_photo(photo: bytes | memoryview | str | Path) -> Image.Image:
 def _register() -> None:
     pillow_heif = importlib.import_module("pillow_heif")  # when the first photo is opened: it loads a library
     pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _is_of_system(name: str) -> bool:
+    *folders, file = name.split("/")
+    return is_system_file(file) or any(is_system_folder(folder) for folder in folders)
 
 
 def _no_photo(file: File, sizes: dict[str, int], head: Callable[[File], bytes]) -> str | None:

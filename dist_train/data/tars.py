@@ -96,9 +96,12 @@ def tar_photos(descriptor: int, files: list[File], where: str, account: Account)
     return photos_among(files, lambda file: os.pread(descriptor, HEAD, file.offset), lambda n: f"{where}: {n}", account)
 
 
-def inner_photos(tar: io.FileIO, inner: File, where: str, account: Account) -> list[File]:
+def inner_photos(tar: io.FileIO, inner: File, where: str, account: Account, shared: bool = False) -> list[File]:
     """Return the photos of a tar in a tar, with their places in the outer; they are called "class/member", and the
     class after the inner tar.
+
+    Args:
+        shared: other inner tars have the same class: photos are called "class/inner tar/member".
 
     Raises:
         UserError: the inner tar is damaged or holds no photo, or its name cannot be a class name.
@@ -110,8 +113,9 @@ def inner_photos(tar: io.FileIO, inner: File, where: str, account: Account) -> l
         raise UserError(f"{where}: {shown(inner.name)}: {error}") from None
     part = io.BufferedReader(_Slice(tar.fileno(), inner.offset, inner.size))
     here = Account()
+    prefix = f"{stem}/{inner.name}" if shared else stem
     files = [
-        File(f"{stem}/{file.name}", inner.offset + file.offset, file.size)
+        File(f"{prefix}/{file.name}", inner.offset + file.offset, file.size)
         for file in tar_files(part, f"{where}: {inner.name}", here)
     ]
     photos = tar_photos(tar.fileno(), files, where, here)

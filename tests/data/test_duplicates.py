@@ -206,3 +206,11 @@ def test_nothing_is_left(sources: Sources, tmp_path: Path) -> None:
     folder = sources.train_folder()
     with pytest.raises(UserError, match=r"train: no image is left without the duplicates"):
         pack(PackConfig(train=folder, val=folder, on_duplicates="drop"), tmp_path / "out", progress=False)
+
+
+def test_a_shard_that_is_left_empty_goes_with_its_idx(sources: Sources, tmp_path: Path) -> None:
+    folder, out = sources.train_folder(), tmp_path / "out"
+    shutil.copytree(folder / FISH, folder / "again")
+    pack(PackConfig(train=folder, on_duplicates="drop", shard_mb=0.001), out, progress=False)
+    tars, lists = ({path.stem for path in (out / "train").glob(f"*.{end}")} for end in ("tar", "idx"))
+    assert tars == lists

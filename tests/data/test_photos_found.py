@@ -6,6 +6,7 @@ import io
 import os
 import shlex
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 from dist_train.data.account import Account
+from dist_train.data.archives import scan
 from dist_train.data.folders import class_folders, folder_photos
-from dist_train.data.photos import FORMATS, SUFFIXES, is_photo_head, open_photo
+from dist_train.data.photos import FORMATS, SUFFIXES, File, is_photo_head, open_photo, photos_among
 from dist_train.errors import UserError
 
 SMALL, LARGE = b"\xff\xd8\xff" + bytes(50), b"\xff\xd8\xff" + bytes(500)
@@ -245,3 +247,31 @@ def test_a_level_too_high_is_refused_with_the_right_path(form: str, tmp_path: Pa
     refused(root, "a level too high", f"give --val {shlex.quote(f'{root}/{val}')}", option="--val")
     refused(root, "a level too high", f"give --classes {shlex.quote(f'{root}/{train}')}", option="--classes")
     assert "cat" in classes(root / train)[0]  # what the line says works
+
+
+def test_a_folder_that_two_links_reach_is_taken_once(tmp_path: Path) -> None:
+    write(tmp_path / "else", "1.jpg", "deep/2.jpg")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a").symlink_to(tmp_path / "else" / "deep")
+    (tmp_path / "c" / "b").symlink_to(tmp_path / "else")
+    names, account = found(tmp_path / "c")
+    assert names == ["a/2.jpg", "b/1.jpg"]
+    assert account.passed_over == {"link to a folder that is walked already": 1}
+
+
+def test_a_raw_file_in_a_system_folder_is_of_the_system() -> None:
+    account = Account()
+    assert photos_among([File("__MACOSX/x.cr2", 0, 9)], lambda _: b"", str, account) == []
+    assert account.passed_over == {"in system folders": 1} and not account.left_out
+
+
+def test_two_inner_tars_of_one_class(tmp_path: Path, image: Callable[..., bytes]) -> None:
+    write(tmp_path, "1.jpg", data=image(1))
+    with tarfile.open(tmp_path / "train.tar", "w") as outer:
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            with tarfile.open(tmp_path / folder / "dog.tar", "w") as inner:
+                inner.add(tmp_path / "1.jpg", "1.jpg")
+            outer.add(tmp_path / folder / "dog.tar", f"{folder}/dog.tar")
+    items = scan(tmp_path / "train.tar", None, None, progress=False).subsets["train"]
+    assert items.names == ["dog/a/dog.tar/1.jpg", "dog/b/dog.tar/1.jpg"] and len(set(items.keys)) == 2
