@@ -173,10 +173,17 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
         model.check_new(name)  # before the work
     first = len(model.classes)
     bar = progress_bar(sum(map(len, new.values())), "photos", "img", sum(map(len, new.values())) > 20)
+    broken = False
     for name, paths in new.items():
-        model.add_activations(name, model.activations(paths, name))
+        activations = _activations(model, paths, account)
+        broken = broken or len(activations) < len(paths)
+        if not broken:
+            model.add_activations(name, activations)
         bar.update(len(paths))
     bar.close()
+    if broken:
+        _print_account(account, details=account.found > 1)
+        raise UserError(f"{_first(account)}; nothing is changed")
     added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[first:]]
     asked = _held_out(given, model, config, account) if new or given.held_out else None
     _print_account(account)
@@ -187,6 +194,31 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
              for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
     told = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if new else f"{rates[0]:.2f}%"
     return [*steps, f"base accuracy on {len(asked[1])} held-out images: {told}"]
+
+
+def _activations(model: Classifier, paths: Sequence[Path], account: Account) -> torch.Tensor:
+    """Activations [k, dim] of the photos that can be decoded; the account has the others by name."""
+    import torch
+
+    from dist_train.classifier.classifier import batches
+
+    rows = [model.network.base_rows[:0]]
+    for part in batches(paths):
+        pixels = []
+        for path in part:
+            try:
+                pixels.append(model.pixels(path))
+            except UserError as error:
+                account.taken -= 1
+                account.leave_out(str(path), str(error).removeprefix(f"{path}: "))
+        rows.append(model.activations(pixels))
+    return torch.cat(rows)
+
+
+def _first(account: Account) -> str:
+    """The last photo that was left out with its reason, and how many there are."""
+    name, reason = account.left_out[-1]
+    return f"{name}: {reason}" + (f"; {len(account.left_out)} photos are left out" * (len(account.left_out) > 1))
 
 
 def _new_classes(given: Namespace, account: Account) -> dict[str, list[Path]]:

@@ -19,6 +19,7 @@ from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction,
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.classifier.schema import About, check_tensors
 from dist_train.data.names import class_name
+from dist_train.data.photos import MAX_PIXELS
 from dist_train.data.pixels import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
@@ -216,7 +217,7 @@ class Classifier:
         found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels)]
         return torch.cat(found) if found else self.network.base_rows.new_empty(0, self.network.backbone.dim)
 
-    def pixels(self, photo: Photo, name: str = "image", max_pixels: int = photos.MAX_PIXELS) -> torch.Tensor:
+    def pixels(self, photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         """A photo as this model takes it, upright or as stored: uint8 [3, height, width]. See ``photos.load``.
 
         Raises:

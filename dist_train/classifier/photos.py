@@ -26,7 +26,14 @@ from torch.nn.functional import interpolate
 from dist_train.config import Orientation
 from dist_train.data.account import Account
 from dist_train.data.folders import folder_photos, listed_photos
-from dist_train.data.photos import IN_SYSTEM_FOLDERS, SUFFIXES, is_system_folder, open_photo
+from dist_train.data.photos import (
+    IN_SYSTEM_FOLDERS,
+    MAX_PIXELS,
+    SUFFIXES,
+    is_system_folder,
+    open_photo,
+    size_fault,
+)
 from dist_train.data.pillow import Unusable, upright
 from dist_train.data.pixels import MEAN, STD, evaluation
 from dist_train.errors import UserError
@@ -34,12 +41,6 @@ from dist_train.errors import UserError
 Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor
 """A file, its bytes, a PIL image, or pixels: uint8, or floats in [0, 1]. An array is [height, width, 3] or
 [height, width]; a tensor is [3, height, width] or [1, height, width]."""
-
-MAX_PIXELS = 89_478_485
-"""Of one photo (Pillow's own guard against images that fill the memory: 2^28 bytes of RGB)."""
-
-MAX_RATIO = 100
-"""Of a photo's longer side to its shorter one: the resized photo has as many more pixels."""
 
 
 def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif") -> torch.Tensor:
@@ -77,7 +78,8 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
                 return _decoded(image, name, max_pixels, rule)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
-        raise _too_large(name, f"{pixels[1] if pixels else 'too many'} pixels", max_pixels) from None
+        what = f"{pixels[1] if pixels else 'too many'} pixels, and {max_pixels} are the limit; make it smaller"
+        raise UserError(f"{name}: {what}") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: not an image of a known format; convert it to JPEG or PNG") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -196,18 +198,13 @@ def _decoded(image: Image.Image, name: str, max_pixels: int, rule: Orientation) 
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise _too_large(name, f"{width} x {height} pixels", max_pixels)
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise UserError(f"{name}: {width} x {height} pixels, over {MAX_RATIO} times as long as wide; crop it")
+    fault = size_fault(width, height, max_pixels)
+    if fault:
+        raise UserError(f"{name}: {fault}")
 
 
 def _damaged(name: str, error: Exception) -> UserError:
     return UserError(f"{name}: damaged or cut off ({' '.join(str(error).split())[:200]}); get the file again")
-
-
-def _too_large(name: str, what: str, max_pixels: int) -> UserError:
-    return UserError(f"{name}: {what}, and {max_pixels} are the limit; make it smaller")
 
 
 def _pixels(photo: Any, image: torch.Tensor, name: str, max_pixels: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dist_train.config import DataConfig
@@ -256,9 +257,28 @@ def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:
     return reasons
 
 
+def decode_whole(blob: bytes) -> npt.NDArray[np.uint8]:
+    """Decode an image as training does, whole and as it is stored: uint8 [height, width, 3].
+
+    Raises:
+        RuntimeError: it cannot be decoded.
+    """
+    images: npt.NDArray[np.uint8] = np.array(_decoded([blob], 1).at(0))
+    return images
+
+
 def _decodes(blobs: list[bytes], threads: int) -> str | None:
     if any(len(blob) == 0 for blob in blobs):
         return "empty file"  # DALI's own words for it are "nvImageCodec failure: '#2'"
+    try:
+        _decoded(blobs, threads)
+    except RuntimeError as error:
+        return _reason(error)
+    return None
+
+
+def _decoded(blobs: list[bytes], threads: int) -> Any:
+    """DALI's list of images."""
     dali, fn, types = _dali()
     arrays = [np.frombuffer(blob, np.uint8) for blob in blobs]
 
@@ -267,13 +287,10 @@ def _decodes(blobs: list[bytes], threads: int) -> str | None:
         encoded = fn.external_source(source=lambda: arrays, batch=True)
         return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
 
-    try:
-        pipeline = graph(batch_size=len(blobs), num_threads=threads, device_id=None, prefetch_queue_depth=1)
-        pipeline.build()
-        pipeline.run()
-    except RuntimeError as error:
-        return _reason(error)
-    return None
+    pipeline = graph(batch_size=len(blobs), num_threads=threads, device_id=None, prefetch_queue_depth=1)
+    pipeline.build()
+    (images,) = pipeline.run()
+    return images
 
 
 def _reason(error: RuntimeError) -> str:

@@ -228,6 +228,8 @@ def check_level(root: Path, folders: list[str], option: str) -> None:
         return
     right = _right_folder(root, option)
     remedy = f"give {option} {shlex.quote(str(right))}" if right else "give the folder that holds the class folders"
+    if any(_is_class(root / name) for name in folders):
+        remedy += f"; or, if '{shown(wrong)}' is a class too, move its photos out of its folders"
     raise UserError(
         f"{option} {shlex.quote(str(root))}: is a level too high, its folder '{shown(wrong)}' holds folders and no "
         f"photo; {remedy}"

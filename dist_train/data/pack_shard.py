@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from webdataset import TarWriter
 
 from dist_train.config import Orientation, PackConfig
 from dist_train.data.archives import Item
-from dist_train.data.dali import decode_errors
+from dist_train.data.dali import decode_errors, decode_whole
 from dist_train.data.files import atomic_write, file_sha256, write_text
 from dist_train.data.headers import FORMATS
 from dist_train.data.orientation import sizes
-from dist_train.data.photos import open_photo
+from dist_train.data.photos import MAX_PIXELS, open_photo, size_fault
 from dist_train.data.pillow import upright
 from dist_train.data.pool import advance
 from dist_train.data.shards import dali_index, tar_members
@@ -32,8 +33,8 @@ DEFAULT_QUALITY, OFFERED_QUALITY = 90, 95
 DIGEST_HEX = 32  # digits kept of an image's sha256: 128 bits, no two of a million images share them by chance
 # Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
 BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
-# PIL's own bound for a decompression bomb: a few bytes that decode to gigabytes.
-MAX_PIXELS = 178_956_970
+# Of these formats some files decode otherwise in DALI than in Pillow, which the model's photos are decoded by.
+COMPARED, TOLERANCE = ("TIFF", "PPM", "JPEG2000"), 3
 
 
 class Encoding(NamedTuple):
@@ -128,8 +129,13 @@ def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[byt
     for blob in blobs:
         recoded = blob if task.encoding is None else recode(blob, task.encoding, task.rule)
         stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded, task.rule)))
-    good = [n for n, (_, header) in enumerate(stored) if isinstance(header, Header)]
-    for n, reason in zip(good, decode_errors([stored[n][0] for n in good], threads), strict=True):
+    headers = {n: header for n, (_, header) in enumerate(stored) if isinstance(header, Header)}
+    for n in [n for n, header in headers.items() if header.format not in FORMATS]:
+        stored[n] = b"", _cause(blobs[n], f"{headers.pop(n).format} that Pillow decodes and DALI does not", task)
+    reasons = decode_errors([stored[n][0] for n in headers], threads)
+    for (n, header), reason in zip(headers.items(), reasons, strict=True):
+        if reason is None and header.format in COMPARED:
+            reason = _difference(stored[n][0], header)
         if reason is not None:
             stored[n] = b"", _cause(blobs[n], reason, task)
     return [
@@ -139,14 +145,30 @@ def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[byt
 
 
 def _cause(blob: bytes, reason: str, task: ShardTask) -> str:
-    """Why the training decoder does not take an image; and, where that is so, that Pillow does."""
-    anew = Encoding(task.encoding.shorter_side if task.encoding else None, OFFERED_QUALITY)
-    if isinstance(recode(blob, anew, task.rule), str):
-        return reason
-    header = read_header(blob, task.rule)
-    if isinstance(header, Header) and header.format not in ("JPEG", "MPO"):
+    """Add to the reason why an image is left out that re-encoding takes it, where Pillow decodes it."""
+    try:
+        with warnings.catch_warnings(), open_photo(blob) as image:
+            warnings.simplefilter("ignore")
+            header = Header(*sizes(image, task.rule), image.mode, image.format or "?")
+            upright(image, task.rule)
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        return _pil_reason(error) if reason.endswith("DALI does not") else reason
+    if header.format not in ("JPEG", "MPO") and header.format not in reason:
         reason = f"{header.format} that Pillow decodes and DALI does not"
     return f"{reason}; --quality {OFFERED_QUALITY} re-encodes it to JPEG and takes it"
+
+
+def _difference(blob: bytes, header: Header) -> str | None:
+    """Say that the training decoder makes other pixels of an image than Pillow does; None where it does not."""
+    try:
+        with open_photo(blob) as image:
+            reference = upright(image, "stored")
+    except Exception as error:  # as in ``_cause``
+        return _pil_reason(error)
+    decoded = decode_whole(blob)
+    if decoded.shape == reference.shape and np.abs(decoded.astype(int) - reference).max() <= TOLERANCE:
+        return None
+    return f"{header.format} ({header.mode}) of which DALI makes other pixels than Pillow"
 
 
 def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:
@@ -175,11 +197,15 @@ def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:
 
 
 def read_header(blob: bytes, rule: Orientation) -> Header | str:
-    """The header by PIL, or why the image cannot be used: no header, or more than MAX_PIXELS."""
+    """The header by PIL, or why the image cannot be used: no header, or a size that is not taken."""
+    if not blob:
+        return "empty file"
     try:
         with _any_header(), open_photo(blob) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels: larger than {MAX_PIXELS}, a decompression bomb"
+            if fault := size_fault(image.width, image.height):
+                return fault
             return Header(*sizes(image, rule), image.mode, image.format or "?")
     except Exception as error:  # see recode
         return _pil_reason(error)

@@ -37,6 +37,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "PPM"
 IN_SYSTEM_FOLDERS = "in system folders"
 """Reason of an account."""
 
+MAX_PIXELS = 178_956_970
+"""Of a photo: Pillow's bound for a decompression bomb, a few bytes that decode to gigabytes."""
+
+MAX_RATIO = 100
+"""Of a photo's longer side to its shorter one: resized by its shorter side, it has as many times more pixels."""
+
 HEAD = 32
 """First bytes that tell a photo."""
 
@@ -125,6 +131,15 @@ def photos_among(
             taken.append(file)
     account.taken += len(taken)
     return taken
+
+
+def size_fault(width: int, height: int, max_pixels: int = MAX_PIXELS) -> str | None:
+    """Say why a photo of this size is not taken; None where it is."""
+    if width * height > max_pixels:
+        return f"{width} x {height} pixels, and {max_pixels} are the limit; make it smaller"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"{width} x {height} pixels, over {MAX_RATIO} times as long as wide; crop it"
+    return None
 
 
 def open_photo(photo: bytes | memoryview | str | Path) -> Image.Image:

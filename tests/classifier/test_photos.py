@@ -83,10 +83,10 @@ BAD = {
     "text.jpg": (b"hello, I am text\n" * 9, "text.jpg: not an image of a known format"),
     "cut.jpg": (encoded("JPEG")[:400], "cut.jpg: damaged or cut off"),
     "cut.png": (encoded()[:700], "cut.png: damaged or cut off"),
-    "huge.png": (png_of(30_000, 30_000), "huge.png: 900000000 pixels, and 89478485 are the limit"),
+    "huge.png": (png_of(30_000, 30_000), "huge.png: 900000000 pixels, and 178956970 are the limit"),
     "narrow.png": (png_of(1, 200_000), "narrow.png: 1 x 200000 pixels, over 100 times as long as wide; crop it"),
     "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "script.eps: not an image of a known format"),
-    "large.png": (png_of(10_000, 10_000), "large.png: 10000 x 10000 pixels, and 89478485 are the limit"),
+    "large.png": (png_of(13_377, 13_378), "large.png: 13377 x 13378 pixels, and 178956970 are the limit"),
 }
 
 
