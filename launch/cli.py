@@ -23,7 +23,7 @@ from dist_train.config import GONE, STAGES, Config, DrawConfig, PackConfig, conf
 from dist_train.errors import CRASHED, UserError
 from launch import commands as commands_around
 from launch import models, split_file
-from launch.parsing import Parser, check_yaml, find_yaml, in_one_line, one_line
+from launch.parsing import Parser, check_keys, check_yaml, find_yaml, in_one_line, one_line
 
 
 def build_parser(words: Sequence[str]) -> Parser:
@@ -237,6 +237,10 @@ def load_config(folder: Path) -> Config:
     parser = Parser()
     parser.add_class_arguments(Config)
     values = _of_older_version(path)
+    if values is None:
+        check_yaml(path, Config)
+    else:
+        check_keys(path, values, Config)
     made = parser.instantiate(
         parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values)
     )
@@ -250,8 +254,11 @@ def _of_older_version(path: Path) -> dict[str, Any] | None:
         values: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         return None
+    if not isinstance(values, dict):
+        return None
     for section, _, key in (name.partition(".") for name in GONE):
-        values.get(section, {}).pop(key, None)
+        if isinstance(values.get(section), dict):
+            values[section].pop(key, None)
     return values
 
 

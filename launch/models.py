@@ -73,7 +73,7 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
                        "asked for.")  # fmt: skip
     serve.add_argument("--port", type=int, default=8000, help="Port; 0 = any free one.")
     serve.add_argument("--token", help="The token, at least 16 characters; default: one is drawn and printed.")
-    serve.add_argument("--public-url", metavar="URL", help="The page's address at a proxy, as in "
+    serve.add_argument("--public_url", metavar="URL", help="The page's address at a proxy, as in "
                        "https://HOST:PORT/PATH/; see docs/serving.md.")  # fmt: skip
     serve.add_argument("--proxy", metavar="ADDRESS", help="With --public-url: the proxy's address or network; default: "
                        "this machine's.")  # fmt: skip
@@ -101,7 +101,7 @@ def adapt(given: Namespace, load_config: Callable[[Path], Config]) -> int:
         if writes and out:
             model.save(out)
     if given.list:
-        told = [f"{one.name}\t{one.wnid or '-'}\t{one.photos or '-'}" for one in model.classes]
+        told = [f"{one.name}\t{shown(one.wnid) or '-'}\t{one.photos or '-'}" for one in model.classes]
     for text in told:
         print(text)
     if writes and not given.list:

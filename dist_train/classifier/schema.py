@@ -230,8 +230,10 @@ def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> N
 
 
 def _check_numbers(file: Path, name: str, tensor: torch.Tensor) -> None:
-    if tensor.dtype not in (torch.float32, torch.float16, torch.int64):
-        raise _wrong(file, name, f"is of {tensor.dtype}; float32, float16 and int64 are read")
+    whole = name == "sample.labels" or name.endswith(".num_batches_tracked")
+    wanted = torch.int64 if whole else torch.float16 if name == "sample.activations" else torch.float32
+    if tensor.dtype != wanted:
+        raise _wrong(file, name, f"is of {tensor.dtype}, and must be of {wanted}")
     if not bool(tensor.isfinite().all()):
         raise _wrong(file, name, "has values that are not finite (NaN or infinite)")
     if name.endswith("running_var") and bool((tensor < 0).any()):

@@ -177,7 +177,7 @@ def test_numbers_that_are_none(part: str, name: str, value: float, broken: Path)
     [
         ("network", "sample.labels", lambda old: old + 5, "must be whole numbers below 2"),
         ("network", "sample.labels", lambda old: -old, "must be whole numbers below 2"),
-        ("network", "sample.labels", lambda old: old.float(), "must be whole numbers below 2"),
+        ("network", "sample.labels", lambda old: old.float(), "must be of torch.int64"),
         ("network", "sample.labels", lambda old: old[:-1], "has the shape [5], and [6]"),
         ("network", "sample.activations", lambda old: old[:, :7], "has the shape [6, 7], and [6, 512]"),
         ("network", "base_rows", lambda old: old[:1], "has the shape [1, 512], and [2, 512]"),
@@ -188,6 +188,10 @@ def test_numbers_that_are_none(part: str, name: str, value: float, broken: Path)
         ("network", "backbone.body.bn1.running_var", lambda old: -old, "has negative values, and is a variance"),
         ("network", "backbone.body.conv1.weight", lambda old: old[:3], "do not fit together"),
         ("added", "activations", lambda old: old[:, :3], "has the shape [2, 3], and [2, 512]"),
+        ("network", "base_rows", lambda old: old.long(), "is of torch.int64"),
+        ("network", "backbone.body.conv1.weight", lambda old: old.long(), "is of torch.int64"),
+        ("added", "activations", lambda old: old.long(), "is of torch.int64"),
+        ("added", "activations", lambda old: old.half(), "is of torch.float16"),
         ("added", "activations", lambda old: old[:1], "has the shape [1, 512], and [2, 512]"),
     ],
 )  # fmt: skip

@@ -179,3 +179,19 @@ def test_help_has_no_names_of_python(capsys: pytest.CaptureFixture[str]) -> None
         with pytest.raises(SystemExit) as left:
             main([command, "--help"])
         assert left.value.code == 0 and "<class" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--public-url", "--public_url"])
+def test_the_public_address_is_an_option_of_serve(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in ([option, "ftp://a"], [f"{option}=ftp://a"]):
+        assert main(["serve", "model", *given]) == 1
+        assert "error: --public-url ftp://a: give https://HOST" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'"x"', b'{"pretrain": null}', b"\xff\xfe", b"seed: 1\nseed: 2"])
+def test_a_damaged_config_of_a_run_is_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert main(["adapt", str(tmp_path), "--list"]) == 1
+    assert capsys.readouterr().err.startswith(f"dist-train: error: {tmp_path}/config.yaml: ")
