@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,9 +41,18 @@ class Public:
         """
         with suppress(ValueError):  # half an IPv6 address
             parts = urlsplit(url)
-            plain = parts.username is None and not parts.query and not parts.fragment and url.isprintable()
-            if origin(url) and plain and " " not in url:
-                return cls(origin(url), f"/{parts.path.strip('/')}/".replace("//", "/"))
+            plain = (
+                url.isprintable()
+                and parts.username is None
+                and not parts.query
+                and not parts.fragment
+                and parts.port != 0
+            )
+            # The host as browsers send it (xn--...), and of the path what a cookie's attribute can hold.
+            plain = plain and re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", parts.netloc) is not None
+            plain = plain and re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path) is not None
+            if origin(url) and plain and ".." not in parts.path.split("/"):
+                return cls(origin(url), re.sub("/+", "/", f"/{parts.path}/"))
         raise UserError(f"--public-url {shown(url)}: give https://HOST, https://HOST:PORT or https://HOST/PATH/")
 
 

@@ -214,7 +214,7 @@ class Classifier:
             images = [images]  # type: ignore[list-item]
         label = f"class {name!r}, photo" if name else "photo"
         pixels = (self.pixels(image, f"{label} {number}") for number, image in enumerate(images, 1))
-        found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels)]
+        found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels, self.network.batch)]
         return torch.cat(found) if found else self.network.base_rows.new_empty(0, self.network.backbone.dim)
 
     def pixels(self, photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:

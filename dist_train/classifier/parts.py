@@ -70,6 +70,11 @@ class Network:
     cost: float
     preprocess: Preprocess
 
+    @property
+    def batch(self) -> int:
+        """Images that are computed at a time: 32 of 256 x 256 pixels, and fewer of larger ones."""
+        return max(1, min(32, 32 * 256**2 // self.preprocess.size**2))
+
     def on(self, device: torch.device) -> Network:
         """The same on a device, its modules (these ones) frozen and in evaluation mode. From then on GPUs compute exact
         float32 products in this process, as for the tables."""

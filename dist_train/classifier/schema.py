@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from dist_train.classifier.parts import Class, row_method
@@ -25,7 +25,7 @@ MAX_JSON, MAX_PART = 1 << 26, 1 << 33
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 _OWN = ("base_rows", "sample.activations", "sample.labels")  # tensors that are no layer's
 _MAX_ROWS = 100_000
-_MAX_SIDE = 4096  # pixels; the largest in the literature is a quarter of it
+_MAX_SIDE = 1024  # pixels; the literature's largest are half of it, and work and memory grow with its square
 
 
 def _known(name: str, names: tuple[str, ...]) -> str:
@@ -47,6 +47,12 @@ def _name(name: str) -> str:
         raise ValueError("no class name: 1 to 200 printable characters in composed form (NFC), with no slash and no "
                          "space at the ends")  # fmt: skip
     return name
+
+
+def _wnid(wnid: str) -> str:
+    if wnid and not is_class_name(wnid):
+        raise ValueError("a wnid has printable characters, as a class name")
+    return wnid
 
 
 def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -108,7 +114,7 @@ class _Preprocessing(BaseModel):
 class _Class(BaseModel):
     model_config = _STRICT
     name: Annotated[str, AfterValidator(_name)]
-    wnid: Annotated[str, Field(max_length=200)] = ""
+    wnid: Annotated[str, Field(max_length=200), AfterValidator(_wnid)] = ""
     photos: Annotated[int, Field(ge=0, le=_MAX_ROWS)] = 0
     added: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = ""
 
@@ -121,8 +127,8 @@ class About(BaseModel):
     method: _Method
     backbone: _Architecture
     preprocessing: _Preprocessing
-    classes: Annotated[list[_Class], Field(min_length=1, max_length=_MAX_ROWS)]
-    base_rows: list[Annotated[int, Field(ge=0, lt=_MAX_ROWS)]]
+    classes: Annotated[list[_Class], FailFast(), Field(min_length=1, max_length=_MAX_ROWS)]
+    base_rows: Annotated[list[Annotated[int, Field(ge=0, lt=_MAX_ROWS)]], FailFast()]
     provenance: Annotated[dict[str, JsonValue], AfterValidator(_finite)]
     files: Files
 

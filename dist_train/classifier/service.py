@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.work import Batches, Lanes
+from dist_train.classifier.work import Batches, Lanes, Shares
 from dist_train.data.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError
 
@@ -60,7 +60,9 @@ class Service:
         self.model = Classifier.load(path)
         self.model.head()
         self._change = threading.Lock()
-        self._lanes, self._batches = Lanes(), Batches(self.model.embed)
+        # What is decoded and waits for the network lies in memory: of each client no more than a batch.
+        size = self.model.network.batch
+        self._lanes, self._batches, self._shares = Lanes(), Batches(self.model.embed, size), Shares(size)
         self._seen: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._look_up = threading.Lock()
 
@@ -75,11 +77,12 @@ class Service:
         return found  # type: ignore[return-value]
 
     async def _embed(self, file: BinaryIO, name: str, client: str) -> Embedded:
-        key, pixels = await self._lanes.small.run(client, _look, file)
+        key, pixels = await self._lanes.looks.run(client, _look, file)
         activation = self.remembered(key)
         if activation is None:
-            image = await self._lanes.of(pixels).run(client, self._prepare, file, name)
-            activation = await self._batches.activation(image)
+            async with self._shares.of(client):
+                image = await self._lanes.of(pixels).run(client, self._prepare, file, name)
+                activation = await self._batches.activation(image)
         self._remember(key, activation)
         return Embedded(key, activation)
 

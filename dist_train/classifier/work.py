@@ -21,7 +21,18 @@ SMALL = 16_000_000
 """Pixels of a photo that counts as small; a phone's has 12 million. Decoding one takes a tenth of a second."""
 
 _THREADS = max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-_BATCH = 32
+
+
+class Shares:
+    """How much each client may have in work at once."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, client: str) -> asyncio.Semaphore:
+        """Return the share of a client, to be held for each piece of work; it is forgotten when nothing holds it."""
+        return self._of.setdefault(client, asyncio.Semaphore(self._number))
 
 
 class Lane:
@@ -29,21 +40,19 @@ class Lane:
     for a few at most."""
 
     def __init__(self, threads: int) -> None:
-        self._pool, self._threads = ThreadPoolExecutor(threads), threads
-        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._pool, self._shares = ThreadPoolExecutor(threads), Shares(threads)
 
     async def run(self, client: str, work: Callable[..., Result], *arguments: object) -> Result:
         """``work(*arguments)`` on one of the threads."""
-        share = self._shares.setdefault(client, asyncio.Semaphore(self._threads))
-        async with share:
+        async with self._shares.of(client):
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
 class Lanes:
-    """One lane for small photos and one, of a single thread, for large ones."""
+    """One lane to look at photos, one for small ones and one, of a single thread, for large ones."""
 
     def __init__(self) -> None:
-        self.small, self._large = Lane(_THREADS), Lane(1)
+        self.looks, self.small, self._large = Lane(_THREADS), Lane(_THREADS), Lane(1)
 
     def of(self, pixels: int) -> Lane:
         """The lane for a photo of so many pixels."""
@@ -51,14 +60,15 @@ class Lanes:
 
 
 class Batches:
-    """Images of any number of callers through the network: whatever waits when it is free, at most 32.
+    """Images of any number of callers through the network: whatever waits when it is free.
 
     Args:
         embed: images [B, 3, size, size] -> activations [B, dim].
+        size: images in a batch at the most.
     """
 
-    def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._embed, self._pool = embed, ThreadPoolExecutor(1)
+    def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
+        self._embed, self._size, self._pool = embed, size, ThreadPoolExecutor(1)
         self._waiting: list[tuple[torch.Tensor, asyncio.Future[torch.Tensor]]] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -73,7 +83,7 @@ class Batches:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            part, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+            part, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             images = torch.cat([image for image, _ in part])
             try:
                 rows = await loop.run_in_executor(self._pool, self._embed, images)

@@ -109,7 +109,11 @@ def print_duplicates(entry: dict[str, Any]) -> None:
     if not entry["groups"] and not entry["within_class"]:
         return
     dropped = sum(entry["dropped"].values())
-    done = f"{dropped:,} images dropped" if entry["rule"] == "drop" else "kept; packed anew with --on-duplicates drop, into another --out, they are left out"
+    done = (
+        f"{dropped:,} images dropped"
+        if entry["rule"] == "drop"
+        else "kept; packed anew with --on-duplicates drop, into another --out, they are left out"
+    )
     print(f"images with the same bytes: {_counts(entry)}" + (f"; {done}" if entry["groups"] else ""))
     for copies in entry["groups"][:SHOWN]:
         print(f"  {_line(copies)}")

@@ -80,7 +80,9 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
         raise UserError("pack.train: no training images; give ILSVRC2012_img_train.tar or a folder with --train")
     for option, source in (("--train", options.train), ("--val", options.val)):
         if source and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"--out {out}: lies in {option} {source}, which would then hold shards; give a folder elsewhere")
+            raise UserError(
+                f"--out {out}: lies in {option} {source}, which would then hold shards; give a folder elsewhere"
+            )
     found = scan(options.train, options.val, options.devkit, progress)
     _check_formats(found, options)
     for note in found.notes:

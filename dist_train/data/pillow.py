@@ -45,5 +45,5 @@ def _deep(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Grey levels of 16 bits as 8; Pillow's own conversion makes all above 255 white."""
     if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise Unusable(f"{pixels.dtype} pixels; convert it to 8 bits a channel")
-    grey = pixels.astype(np.int32) // 257
+    grey = (pixels.astype(np.int32) + 128) // 257  # to the nearest, as DALI does
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)

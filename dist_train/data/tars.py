@@ -45,7 +45,11 @@ def open_tar(path: Path, remedy: str) -> io.FileIO:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     start = os.pread(file.fileno(), 8, 0)
     kind = next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), "")
-    uncompress = "unpack it and give the folder" if kind == "zip" else "unpack it and give the folder, or uncompress it to a .tar"
+    uncompress = (
+        "unpack it and give the folder"
+        if kind == "zip"
+        else "unpack it and give the folder, or uncompress it to a .tar"
+    )
     cause = unpack_remedy(path, kind) or (
         kind and f"is {kind}-compressed, its images cannot be read in place; {uncompress}"
     )

@@ -23,9 +23,9 @@ from dist_train.engine import checkpoint, precision
 from dist_train.engine.finite import NonFinite
 from dist_train.engine.strategy import Strategy
 from dist_train.engine.zero import deepspeed_options
-from dist_train.errors import UserError, command
+from dist_train.errors import UserError
 from dist_train.fewshot import methods
-from dist_train.stages.inputs import check_checkpoint, check_inputs, inputs
+from dist_train.stages.inputs import check_checkpoint, check_inputs, inputs, same_options
 from dist_train.stages.provenance import git_commit, provenance
 
 log = logging.getLogger("dist_train")
@@ -190,9 +190,7 @@ class Stage:
     def _check(self, run: Run, redo: bool) -> None:
         for stage in STAGES[: STAGES.index(self.name)]:
             if not (run.dir / stage / "done.json").is_file():
-                raise UserError(
-                    f"{run.dir / stage}: {stage} is not finished; first: {command(stage)}, with the same options"
-                )
+                raise UserError(f"{run.dir / stage}: {stage} is not finished; first: {same_options(stage).rstrip(',')}")
         if not redo:
             check_inputs(run, self.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
     Raises:
         UserError: it says what has changed, or that the record is missing or damaged.
     """
-    again = remedy or f"{command(stage, '--redo')}, with the same options, makes this stage and those after it again"
+    again = remedy or f"{same_options(stage, '--redo')} makes this stage and those after it again"
     path = run.dir / stage / "inputs.json"
     if not path.is_file():
         if (path.parent / "done.json").is_file():
@@ -60,6 +61,15 @@ def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
     changed = _changed(before, inputs(run, stage))
     if changed:
         raise UserError(f"{path.parent}: was made from other inputs ({changed}); take another --name, or: {again}")
+
+
+def same_options(stage: str, *flags: str) -> str:
+    """Write the command of a stage with the options that this process was started with, and further flags; where they
+    are not on its command line (a rank or a job), say that they are the same."""
+    name, *options = sys.argv[1:] or [""]
+    if name not in ("run", *STAGES):
+        return f"{command(stage, *flags)}, with the same options,"
+    return command(stage, *(word for word in options if word not in flags), *flags)
 
 
 def check_checkpoint(saved: Checkpoint, now: Mapping[str, Any], folder: Path) -> None:

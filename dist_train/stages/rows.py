@@ -16,9 +16,9 @@ import numpy as np
 
 from dist_train.config import Config, EvaluateConfig, digest
 from dist_train.data.files import atomic_write, write_text
-from dist_train.errors import command
 from dist_train.fewshot.methods import numbers_of
 from dist_train.stages.common import facts_of, log
+from dist_train.stages.inputs import same_options
 from dist_train.stages.provenance import git_commit
 from dist_train.stages.row_code import code_of
 
@@ -79,8 +79,8 @@ class Rows:
             named = ", ".join(f"{name} ({commit}: {_changed(rows[name], name)})" for name, commit in found.items())
             log.warning(
                 "evaluate: code has changed since these rows were made, which stay: %s. To make one again delete "
-                "its file in %s; %s, with the same options, makes all again",
-                *(named, self.folder, command("evaluate", "--redo")),
+                "its file in %s; %s makes all again",
+                *(named, self.folder, same_options("evaluate", "--redo")),
             )
         return found
 

@@ -80,6 +80,8 @@ def test_the_whole_one_opens(broken: Path) -> None:
     [
         (put("preprocessing", "size", value=100_000), "preprocessing.size = 100000: input should be less than"),
         (put("preprocessing", "size", value=0), "preprocessing.size = 0"),
+        (put("classes", 0, "wnid", value="\x1b[2J"), "classes.0.wnid"),
+        (put("classes", value=[{"name": "a", "no": 1}] * 200_000), "classes.0"),
         (put("preprocessing", "size", value=True), "preprocessing.size = True"),
         (put("preprocessing", "size", value=32.5), "preprocessing.size = 32.5"),
         (put("preprocessing", "size", value=40), "size must be <= resize"),

@@ -181,6 +181,7 @@ def test_a_user_of_the_machine_is_not_kept_from_the_token(page: Page) -> None:
         ("https://photos.example:8443", ("https://photos.example:8443", "/")),
         ("https://photos.example/animals", ("https://photos.example", "/animals/")),
         ("https://[2001:db8::1]:8443/a/b/", ("https://[2001:db8::1]:8443", "/a/b/")),
+        ("https://photos.example//a////b", ("https://photos.example", "/a/b/")),
     ],
 )
 def test_a_public_address(url: str, wanted: tuple[str, str]) -> None:
@@ -192,10 +193,11 @@ def test_a_public_address(url: str, wanted: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "url",
     ["photos.example", "ftp://a", "https://", "https://a:b", "https://[", "https://a?b", "https://u:p@a", "https://a#b",
-     "https://a b", "https://a\n", "", "https://a:99999"],
+     "https://a b", "https://a\n", "", "https://a:99999", "https://a/x;Domain=evil", 'https://a"b', "https://a/../b", "https://a:0",
+     "https://bücher.example", "https://a\\b"],
 )  # fmt: skip
 def test_what_is_no_public_address(url: str) -> None:
-    with pytest.raises(UserError, match=r"^--public-url [ -~]*: give https://HOST"):
+    with pytest.raises(UserError, match=r"^--public-url [^\n]*: give https://HOST"):
         Public.parse(url)
 
 

@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from dist_train.classifier.connections import client
 from dist_train.classifier.server import unless_left
+from dist_train.classifier.service import Embedded, Limits, Service
 from dist_train.classifier.work import SMALL, Batches, Lane, Lanes
 
 Page = Callable[..., httpx.Client]
@@ -441,7 +442,7 @@ def test_batches_take_what_waits() -> None:
         return images.flatten(1) * 2
 
     async def ask(numbers: Iterator[int]) -> list[Any]:
-        batches = Batches(embed)
+        batches = Batches(embed, 32)
         images = [torch.full((1, 1, 1, 1), float(number)) for number in numbers]
         tasks = [asyncio.create_task(batches.activation(image)) for image in images]
         await asyncio.sleep(0)
@@ -454,6 +455,35 @@ def test_batches_take_what_waits() -> None:
     assert sizes == [32, 32, 6]
     found = asyncio.run(ask(iter(range(60, 130))))
     assert [isinstance(row, ValueError) for row in found[1:]] == [True] * 31 + [False] * 38
+
+
+def test_a_client_with_many_photos_has_a_batch_of_them_in_work(untrained_model: Path) -> None:
+    """Another's photo waits for two batches at most, and what waits does not grow with the request."""
+    service, embedded = Service(untrained_model, Limits()), list[int]()
+    embed, share = service._batches._embed, service.model.network.batch
+
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        embedded.append(len(images))
+        time.sleep(0.05)
+        return embed(images)
+
+    service._batches._embed = slow
+
+    async def both() -> tuple[int, int]:
+        many = asyncio.create_task(
+            service.embed([(f"{n}.png", io.BytesIO(noise(n))) for n in range(6 * share)], "many")
+        )
+        while not embedded:
+            await asyncio.sleep(0.01)
+        before, waiting = sum(embedded), len(service._batches._waiting)
+        assert isinstance((await service.embed([("one.png", io.BytesIO(noise(9999)))], "one"))[0], Embedded)
+        after = sum(embedded)
+        assert all(isinstance(photo, Embedded) for photo in await many)
+        return after - before, waiting
+
+    between, waiting = asyncio.run(both())
+    assert between <= 2 * share + 1 and waiting <= share
+    assert sum(embedded) == 6 * share + 1
 
 
 def test_work_for_a_client_that_has_left_ends() -> None:

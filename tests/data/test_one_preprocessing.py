@@ -33,6 +33,7 @@ from dist_train.data.shards import ShardSet, open_shards
 from dist_train.data.source import ShardSource
 from dist_train.data.splits import View, make_view
 from dist_train.data.verify import verify
+from dist_train.errors import UserError
 from dist_train.fewshot.examples import thumbnails
 
 RESIZE, SIDE = 40, 32
@@ -262,6 +263,54 @@ def test_re_encoding_stores_pixels_as_the_rule_says(rule: Orientation, tmp_path:
         stored = turned_by_pillow(blob, rule)
         assert stored.shape == wanted.shape
         assert (stored.int() - wanted.int()).abs().float().mean() < 8, view.subset.path_of(sample)
+
+
+def odd_files() -> dict[str, bytes]:
+    """Files that DALI decodes, to other pixels than Pillow; and of the same formats some that are the same."""
+    grey = np.asarray(IMAGE.convert("L"))
+    header = f"P5 {grey.shape[1]} {grey.shape[0]}"
+    floats = Image.fromarray(grey.astype(np.float32))
+    return {
+        "la.tif": encoded(IMAGE.convert("LA"), "TIFF"),
+        "lab.tif": encoded(IMAGE.convert("LAB"), "TIFF"),
+        "floats.tif": encoded(floats, "TIFF"),
+        "maxval-1023.pgm": f"{header} 1023\n".encode() + (4 * grey.astype(">u2")).tobytes(),
+        "maxval-100.pgm": f"{header} 100\n".encode() + (grey // 3).tobytes(),
+        "dark-16-bits.pgm": f"{header} 65535\n".encode() + grey.astype(">u2").tobytes(),
+        "good.tif": PLAIN["tiff"],
+        "good.pgm": PLAIN["pgm"],
+    }
+
+
+def test_what_the_two_decoders_see_otherwise_is_left_out(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is taken gets the same pixels from both."""
+    (tmp_path / "train" / "c").mkdir(parents=True)
+    for name, blob in odd_files().items():
+        (tmp_path / "train" / "c" / name).write_bytes(blob)
+    shards = pack(PackConfig(train=tmp_path / "train", workers=1), tmp_path / "shards", False)
+    view, data = whole_view(shards), replace(config.data, eval_resize=RESIZE, eval_size=SIDE)
+    taken = {view.subset.path_of(sample) for sample in view.ids.tolist()}
+    assert taken == {"c/good.tif", "c/good.pgm", "c/dark-16-bits.pgm"}
+    (batch,) = eval_batches(view, view.ids, data, len(view), Context())
+    for blob, image in zip(blobs_of(view, view.ids), batch.images, strict=True):
+        assert torch.equal(Preprocess(RESIZE, SIDE).batch([photos.load(blob)])[0], image)
+    said = capsys.readouterr().err
+    for name in ("la.tif", "maxval-1023.pgm", "maxval-100.pgm"):
+        assert f"{name}: " in said and "DALI makes other pixels than Pillow; --quality 95 re-encodes" in said
+    assert "floats.tif: Unusable: float32 pixels; convert it to 8 bits a channel" in said
+
+
+def test_one_limit_of_sizes_at_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train" / "c").mkdir(parents=True)
+    (tmp_path / "train" / "c" / "good.png").write_bytes(PLAIN["png"])
+    Image.new("L", (3030, 30)).save(tmp_path / "train" / "c" / "long.png")
+    for options in ({}, {"quality": 95}):
+        pack(PackConfig(train=tmp_path / "train", workers=1, **options), tmp_path / f"s{len(options)}", False)
+        assert "long.png: 3030 x 30 pixels, over 100 times as long as wide; crop it" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"long\.png: 3030 x 30 pixels, over 100 times as long as wide; crop it"):
+        photos.load(tmp_path / "train" / "c" / "long.png")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

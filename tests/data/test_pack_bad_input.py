@@ -27,6 +27,21 @@ def test_good_sources_pass(sources):
     scan(sources.train_folder(), sources.val_flat(), sources.devkit(), progress=False)
 
 
+def test_shards_within_their_source(sources):
+    train = sources.train_folder()
+    for out in (train / "shards", train):
+        with pytest.raises(UserError, match=r"--out .*: lies in --train .*give a folder elsewhere"):
+            pack(PackConfig(train=train), out, progress=False)
+
+
+def test_photos_of_phones_alone(tmp_path):
+    (tmp_path / "train" / "c").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "train" / "c" / f"{number}.HEIC").write_bytes(b"not looked into")
+    with pytest.raises(UserError, match=r"all 3 photos are HEIC, AVIF or GIF by their names, .*; --quality 95 "):
+        pack(PackConfig(train=tmp_path / "train"), tmp_path / "out", progress=False)
+
+
 def test_no_train(tmp_path):
     with pytest.raises(UserError, match="--train"):
         pack(PackConfig(), tmp_path / "out", progress=False)

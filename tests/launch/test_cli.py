@@ -188,7 +188,9 @@ def test_the_public_address_is_an_option_of_serve(option: str, capsys: pytest.Ca
         assert "error: --public-url ftp://a: give https://HOST" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"[]", b"5", b"null", b'"x"', b'{"pretrain": null}', b"\xff\xfe", b"seed: 1\nseed: 2"])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"5", b"null", b'"x"', b'{"pretrain": null}', b"\xff\xfe", b"seed: 1\nseed: 2"]
+)
 def test_a_damaged_config_of_a_run_is_one_line(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

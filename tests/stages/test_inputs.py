@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
@@ -152,3 +153,14 @@ def test_products_are_rounded_where_a_training_says_so_and_nowhere_else(whole_ru
     with exact_products():
         assert rounded() == (False, False)
     assert rounded() == (False, True)  # PyTorch's default, which is of both kinds
+
+
+def test_the_remedy_has_the_options_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a rank or a job, whose command line is another, says that they are the same."""
+    given = ["--config", "my config.yaml", "--name", "it's", "--learn.steps", "41"]
+    for words in (["run", *given], ["learn", *given, "--redo"]):
+        monkeypatch.setattr("sys.argv", ["dist-train", *words])
+        assert shlex.split(inputs.same_options("learn", "--redo")) == ["dist-train", "learn", *given, "--redo"]
+    for words in ([], ["-c"], ["launch", "local", *given]):
+        monkeypatch.setattr("sys.argv", ["dist-train", *words])
+        assert inputs.same_options("learn", "--redo") == "dist-train learn --redo, with the same options,"
