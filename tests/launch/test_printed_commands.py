@@ -65,7 +65,7 @@ def test_a_run_that_is_not_finished(spaced: Config, tmp_path: Path, capsys: pyte
     assert main(["adapt", str(spaced.run_dir), "--out", str(model)]) == 0
     assert main(["adapt", str(spaced.run_dir), "--out", str(model)]) == 1
     told = printed(capsys.readouterr().err.splitlines()[-1], "change it: ")
-    photo = next(p for p in (Path(spaced.data.split).parent / "train").rglob("*") if p.is_file())
+    photo = next(p for p in (Path(spaced.data.split).parent / "train").rglob("*.JPEG"))
     done = shell(told.replace("NAME=PHOTOS", f"new={shlex.quote(str(photo))}"), tmp_path)
     assert done.returncode == 0 and "new: added from 1 photo" in done.stdout, done.stderr
 
