@@ -19,6 +19,7 @@ from dist_train.config import Config
 from dist_train.data.account import Account
 from dist_train.data.names import shown
 from dist_train.errors import UserError, command
+from launch.adding import last_left_out, photos_of
 from launch.parsing import in_one_line
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
     bar = progress_bar(sum(map(len, new.values())), "photos", "img", sum(map(len, new.values())) > 20)
     broken = False
     for name, paths in new.items():
-        activations = _activations(model, paths, account)
+        activations = photos_of(model, paths, account)
         broken = broken or len(activations) < len(paths)
         if not broken:
             model.add_activations(name, activations)
@@ -183,7 +184,7 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
     bar.close()
     if broken:
         _print_account(account, details=account.found > 1)
-        raise UserError(f"{_first(account)}; nothing is changed")
+        raise UserError(f"{last_left_out(account)}; nothing is changed")
     added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[first:]]
     asked = _held_out(given, model, config, account) if new or given.held_out else None
     _print_account(account)
@@ -194,31 +195,6 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
              for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
     told = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if new else f"{rates[0]:.2f}%"
     return [*steps, f"base accuracy on {len(asked[1])} held-out images: {told}"]
-
-
-def _activations(model: Classifier, paths: Sequence[Path], account: Account) -> torch.Tensor:
-    """Activations [k, dim] of the photos that can be decoded; the account has the others by name."""
-    import torch
-
-    from dist_train.classifier.classifier import batches
-
-    rows = [model.network.base_rows[:0]]
-    for part in batches(paths):
-        pixels = []
-        for path in part:
-            try:
-                pixels.append(model.pixels(path))
-            except UserError as error:
-                account.taken -= 1
-                account.leave_out(str(path), str(error).removeprefix(f"{path}: "))
-        rows.append(model.activations(pixels))
-    return torch.cat(rows)
-
-
-def _first(account: Account) -> str:
-    """The last photo that was left out with its reason, and how many there are."""
-    name, reason = account.left_out[-1]
-    return f"{name}: {reason}" + (f"; {len(account.left_out)} photos are left out" * (len(account.left_out) > 1))
 
 
 def _new_classes(given: Namespace, account: Account) -> dict[str, list[Path]]:

@@ -29,7 +29,7 @@ from dist_train.data.duplicates import find_duplicates, refuse, to_drop
 from dist_train.data.duplicates import summarise as summarise_duplicates
 from dist_train.data.files import write_text
 from dist_train.data.names import shown
-from dist_train.data.pack_report import account_of, print_report, summarise
+from dist_train.data.pack_report import account_of, check_formats, print_report, summarise
 from dist_train.data.pack_shard import DIGEST_HEX, Encoding, ShardTask, read_blobs, recode, write_shard
 from dist_train.data.pool import progress_bar, run_tasks
 from dist_train.data.shards import (
@@ -46,7 +46,6 @@ from dist_train.data.spool import spool, spooled, tasks_of
 from dist_train.data.synsets import Synsets
 from dist_train.errors import UserError
 
-NOT_DECODED = (".heic", ".heif", ".hif", ".avif", ".gif")
 IDX_BYTES = 128  # an image's line in the .idx file, about
 SAMPLE = 64  # images re-encoded in advance, to learn how small they get
 
@@ -84,7 +83,8 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
                 f"--out {out}: lies in {option} {source}, which would then hold shards; give a folder elsewhere"
             )
     found = scan(options.train, options.val, options.devkit, progress)
-    _check_formats(found, options)
+    if Encoding.of(options) is None:
+        check_formats(found.subsets["train"])
     for note in found.notes:
         print(shown(note))
     if options.val_share is not None:
@@ -105,21 +105,6 @@ def pack(options: PackConfig, out: Path, progress: bool = True) -> ShardSet:
         raise _cannot_write(error, parts, out) from None
     print_report(summary, found.account, out)
     return shards
-
-
-def _check_formats(found: Scan, options: PackConfig) -> None:
-    """Say before the work how many photos only re-encoding takes, by their names.
-
-    Raises:
-        UserError: all of them.
-    """
-    items = found.subsets["train"]
-    count = sum(name.lower().endswith(NOT_DECODED) for name in items.names)
-    if Encoding.of(options) is None and count:
-        what = "HEIC, AVIF or GIF by their names, which DALI does not decode; --quality 95 re-encodes these to JPEG"
-        if count == len(items):
-            raise UserError(f"{items.source}: all {count} photos are {what}")
-        print(f"train: {count:,} of {len(items):,} photos are {what}")
 
 
 def make_plan(options: PackConfig, found: Scan) -> dict[str, Any]:

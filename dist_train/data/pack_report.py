@@ -12,7 +12,9 @@ import numpy as np
 from dist_train.data.account import Account
 from dist_train.data.duplicates import print_duplicates
 from dist_train.data.names import shown
+from dist_train.errors import UserError
 
+NOT_DECODED = (".heic", ".heif", ".hif", ".avif", ".gif")
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC2012
 OFFICIAL_CLASSES = 1000
 SHOWN = 20  # of a long list
@@ -130,3 +132,17 @@ def _warn(summary: dict[str, Any], scanned: Account, out: Path) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def check_formats(items: Any) -> None:
+    """Say before the work how many of the training images (``archives.Items``) only re-encoding takes, by their names.
+
+    Raises:
+        UserError: all of them.
+    """
+    count = sum(name.lower().endswith(NOT_DECODED) for name in items.names)
+    what = "HEIC, AVIF or GIF by their names, which DALI does not decode; --quality 95 re-encodes these to JPEG"
+    if count and count == len(items):
+        raise UserError(f"{items.source}: all {count} photos are {what}")
+    if count:
+        print(f"train: {count:,} of {len(items):,} photos are {what}")
