@@ -183,7 +183,7 @@ def _apply(given: Namespace, model: Classifier, config: Config | None) -> list[s
         bar.update(len(paths))
     bar.close()
     if broken:
-        _print_account(account, details=account.found > 1)
+        _print_account(account)
         raise UserError(f"{last_left_out(account)}; nothing is changed")
     added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[first:]]
     asked = _held_out(given, model, config, account) if new or given.held_out else None

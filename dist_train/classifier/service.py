@@ -156,9 +156,10 @@ class Service:
 def _look(file: BinaryIO) -> tuple[str, int]:
     """The key of a photo, and how many pixels its header names: 0 where it is not to be read, which ``photos.load``
     says."""
-    data, pixels = file.read(), 0
+    key, pixels = hashlib.file_digest(file, "sha256").hexdigest(), 0  # type: ignore[arg-type]
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with open_photo(data) as image:
+        file.seek(0)
+        with open_photo(file) as image:
             pixels = image.width * image.height
-    return hashlib.sha256(data).hexdigest(), pixels
+    return key, pixels

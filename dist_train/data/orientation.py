@@ -84,8 +84,6 @@ def stored_windows(orientation: Ints, anchor: Ints, shape: Ints, size: Ints) -> 
     Returns:
         anchor, shape: int32 [B, 2], in the stored images.
     """
-    if (orientation == 1).all():
-        return anchor, shape
     far = size - anchor - shape  # the window's distance to the bottom and the right
     undone = np.stack([flipped(orientation), mirrored(orientation)], axis=1)
     anchor = np.where(undone, far, anchor)

@@ -29,7 +29,8 @@ from dist_train.data.pool import advance
 from dist_train.data.shards import dali_index, tar_members
 from dist_train.errors import UserError
 
-DEFAULT_QUALITY, OFFERED_QUALITY = 90, 95
+DEFAULT_QUALITY = 90
+RE_ENCODED = "; --quality 95 re-encodes it to JPEG and takes it"
 DIGEST_HEX = 32  # digits kept of an image's sha256: 128 bits, no two of a million images share them by chance
 # Images checked at a time: enough to spread DALI's cost of starting, few enough for the memory.
 BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
@@ -131,31 +132,35 @@ def _prepare(items: list[Item], task: ShardTask, threads: int) -> list[tuple[byt
         stored.append((b"", recoded) if isinstance(recoded, str) else (recoded, read_header(recoded, task.rule)))
     headers = {n: header for n, (_, header) in enumerate(stored) if isinstance(header, Header)}
     for n in [n for n, header in headers.items() if header.format not in FORMATS]:
-        stored[n] = b"", _cause(blobs[n], f"{headers.pop(n).format} that Pillow decodes and DALI does not", task)
-    reasons = decode_errors([stored[n][0] for n in headers], threads)
-    for (n, header), reason in zip(headers.items(), reasons, strict=True):
-        if reason is None and header.format in COMPARED:
-            reason = _difference(stored[n][0], header)
-        if reason is not None:
-            stored[n] = b"", _cause(blobs[n], reason, task)
+        del headers[n]
+        stored[n] = b"", _cause(blobs[n], None, task.rule)
+    errors = decode_errors([stored[n][0] for n in headers], threads)
+    for (n, header), error in zip(headers.items(), errors, strict=True):
+        if error is not None:
+            stored[n] = b"", _cause(blobs[n], error, task.rule)
+        elif header.format in COMPARED and (difference := _difference(stored[n][0], header)):
+            stored[n] = b"", difference
     return [
         (kept, header, "" if isinstance(header, str) else hashlib.sha256(blob).hexdigest()[:DIGEST_HEX])
         for blob, (kept, header) in zip(blobs, stored, strict=True)
     ]
 
 
-def _cause(blob: bytes, reason: str, task: ShardTask) -> str:
-    """Add to the reason why an image is left out that re-encoding takes it, where Pillow decodes it."""
+def _cause(blob: bytes, said: str | None, rule: Orientation) -> str:
+    """Say why an image is left out that DALI does not decode, and that re-encoding takes it, where Pillow decodes it.
+
+    Args:
+        said: by DALI; None where the format is not one of its own.
+    """
     try:
         with warnings.catch_warnings(), open_photo(blob) as image:
             warnings.simplefilter("ignore")
-            header = Header(*sizes(image, task.rule), image.mode, image.format or "?")
-            upright(image, task.rule)
+            kind = image.format
+            upright(image, rule)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        return _pil_reason(error) if reason.endswith("DALI does not") else reason
-    if header.format not in ("JPEG", "MPO") and header.format not in reason:
-        reason = f"{header.format} that Pillow decodes and DALI does not"
-    return f"{reason}; --quality {OFFERED_QUALITY} re-encodes it to JPEG and takes it"
+        return said or _pil_reason(error)
+    reason = said if said and kind in ("JPEG", "MPO") else f"{kind} that Pillow decodes and DALI does not"
+    return reason + RE_ENCODED
 
 
 def _difference(blob: bytes, header: Header) -> str | None:
@@ -168,7 +173,7 @@ def _difference(blob: bytes, header: Header) -> str | None:
     decoded = decode_whole(blob)
     if decoded.shape == reference.shape and np.abs(decoded.astype(int) - reference).max() <= TOLERANCE:
         return None
-    return f"{header.format} ({header.mode}) of which DALI makes other pixels than Pillow"
+    return f"{header.format} ({header.mode}) of which DALI makes other pixels than Pillow" + RE_ENCODED
 
 
 def recode(blob: bytes, encoding: Encoding, rule: Orientation) -> bytes | str:

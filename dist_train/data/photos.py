@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
@@ -142,15 +142,15 @@ def size_fault(width: int, height: int, max_pixels: int = MAX_PIXELS) -> str | N
     return None
 
 
-def open_photo(photo: bytes | memoryview | str | Path) -> Image.Image:
-    """Open a photo by its bytes or its path: Pillow, with HEIC by libheif. Pixels are not decoded yet.
+def open_photo(photo: bytes | memoryview | str | Path | BinaryIO) -> Image.Image:
+    """Open a photo by its bytes, its path or its open file: Pillow, with HEIC by libheif. Pixels are not decoded yet.
 
     Raises:
         PIL.UnidentifiedImageError: not one of ``FORMATS``.
         OSError: the file cannot be read; and of a damaged file nearly anything else.
     """
     _register()
-    return Image.open(photo if isinstance(photo, (str, Path)) else io.BytesIO(photo), formats=FORMATS)
+    return Image.open(io.BytesIO(photo) if isinstance(photo, (bytes, memoryview)) else photo, formats=FORMATS)
 
 
 @functools.cache

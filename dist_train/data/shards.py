@@ -266,7 +266,8 @@ def _check_table(path: Path, subset: Subset, classes: int) -> None:
     ends = np.array([shard.bytes for shard in subset.shards] or [0])
     known = (table["shard"] >= 0) & (table["shard"] < len(ends)) & (table["label"] >= 0) & (table["label"] < classes)
     known &= (table["offset"] >= 512) & (table["size"] >= 0)
-    known &= (subset.orientations() >= 1) & (subset.orientations() <= 8)
+    turned = subset.orientations()
+    known &= (turned >= 1) & (turned <= 8)
     if not known.all() or (table["offset"] + table["size"] > ends[table["shard"]]).any():
         raise UserError(f"{path}: rows do not fit the index; {verifying(subset.source)}")
 
