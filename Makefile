@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || (echo "python venv is missing: on Debian, apt-get install python3-venv" && exit 1)
 	@echo "installing into $(VENV): about 6 GB, a few minutes"
+	@$(BIN)/python -m pip install --quiet --upgrade pip  # Python 3.11's own takes ten minutes to choose versions
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	@touch $@
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_train.errors import UserError
+from dist_train.devices import Seat, choose_device, identity, refuse_shared
 from dist_train.rendezvous import meet, read_environment
 
 
@@ -41,7 +41,7 @@ class Context:
     Attributes:
         rank, world: number of this process and of all processes.
         local_rank, local_world: the same on this node.
-        device: ``cuda:LOCAL_RANK`` or ``cpu``.
+        device: this rank's GPU, or the CPU (``devices.choose_device``).
         store, address: where the ranks met; None for a lone process.
     """
 
@@ -122,18 +122,11 @@ def start(
         folder: where ranks that have no address yet find each other (SLURM), seen by all of them.
 
     Raises:
-        UserError: a rank did not come, or the environment is wrong.
+        UserError: a rank did not come, the environment is wrong, or GPUs cannot be used (``devices``).
     """
     place = read_environment(env)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        visible = torch.cuda.device_count()
-        index = place.local_rank if visible > 1 else 0
-        if index >= visible or (visible == 1 and place.local_world > 1 and place.launcher != "slurm"):
-            raise UserError(
-                f"rank {place.rank}: local rank {place.local_rank} but {visible} visible GPU(s); start one rank a GPU"
-            )
-        device = torch.device("cuda", index)
+    device = choose_device(place, env)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in env or place.world > 1:
         # torchrun sets one thread a rank; take this rank's share of the CPUs instead.
@@ -149,28 +142,49 @@ def start(
             dist.destroy_process_group()
 
 
-def join_group(context: Context) -> None:
-    """Connect all ranks that have met."""
+def backends(device: torch.device) -> str:
+    """Return the process group's backends: of a GPU's tensors NCCL, of a CPU's gloo."""
+    return "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+
+
+def join_group(context: Context, hang_timeout: float = 1800.0) -> None:
+    """Connect all ranks that have met.
+
+    Args:
+        hang_timeout: seconds after which ``engine.monitor`` ends a rank that hangs. An exchange waits for
+            twice as long: NCCL's own watchdog would end the process without saying which rank it is.
+    """
     if context.world > 1:
-        backend = "cuda:nccl,cpu:gloo" if context.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=context.store, rank=context.rank, world_size=context.world)
+        dist.init_process_group(
+            backends(context.device),
+            store=context.store,
+            rank=context.rank,
+            world_size=context.world,
+            timeout=timedelta(seconds=2 * hang_timeout),
+        )
 
 
 def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str]:
-    """Where the ranks are and what they have, in a line, and a warning for each that has less than it
-    should. Every rank calls it."""
+    """Return where the ranks are and what they have, in a line, and a warning for each that has less than
+    it should. Every rank calls it.
+
+    Raises:
+        UserError: ranks share a GPU, or only some have a GPU.
+    """
     name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "CPU"
     cpus, asked = usable_cpus(), env.get("SLURM_CPUS_PER_TASK", "")
     warning = None
     if asked.isdigit() and int(asked) > cpus:
         warning = f"rank {context.rank} may use {cpus} CPU(s) of the {asked} asked for; pass --cpus-per-task to srun"
     host = env.get("SLURMD_NODENAME") or socket.gethostname()
-    found = context.gather((host, name, cpus_per_rank(context.local_world, env), warning))
-    nodes = list(dict.fromkeys(node for node, *_ in found))
-    kinds = ", ".join(dict.fromkeys(kind for _, kind, *_ in found))
+    seat = Seat(host, name, identity(context.device, env), cpus_per_rank(context.local_world, env), warning)
+    seats: list[Seat] = context.gather(seat)
+    refuse_shared(seats)
+    nodes = list(dict.fromkeys(seat.host for seat in seats))
+    kinds = ", ".join(dict.fromkeys(seat.kind for seat in seats))
     over = env.get("GLOO_SOCKET_IFNAME")
     line = (
         f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, "
-        f"{min(share for *_, share, _ in found)} CPU(s) each" + (f", over {over})" if over else ")")
+        f"{min(seat.cpus for seat in seats)} CPU(s) each" + (f", over {over})" if over else ")")
     )
-    return [line, *(text for *_, text in found if text)]
+    return [line, *(seat.warning for seat in seats if seat.warning)]

@@ -32,7 +32,7 @@ def work(config: Config, command: str, redo: bool) -> int:
         if not context.main:
             log.setLevel(logging.WARNING)
         try:
-            contexts.join_group(context)
+            contexts.join_group(context, config.monitor.hang_timeout)
             for line in contexts.placement(context):
                 log.info("%s", line)
             if config.run_dir.is_dir():

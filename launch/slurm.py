@@ -13,8 +13,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,18 +247,17 @@ def run_here(config: Config, chain: list[Job]) -> int:
                 timeout_min=60 * 24 * 365, tasks_per_node=job.resources.ranks_per_node, stderr_to_stdout=True
             )
             # submitit's process ends its tasks at once on Ctrl-C; the ranks have handlers of their own.
-            ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            work = made.submit(code_of, start)
-            signal.signal(signal.SIGINT, ours)
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+            with _handler(signal.SIGINT, signal.SIG_IGN):
+                work = made.submit(code_of, start)
             ranks = job.resources.ranks_per_node
             jobs.record(config.run_dir, job.stage, work.job_id, job.names, 1, ranks, local=True)
             print(f"{job.stage}: {ranks} process(es), log {work.paths.stdout}", flush=True)
-            try:
-                _wait(work)
-            except KeyboardInterrupt:
-                os.kill(int(work.job_id), signal.SIGTERM)  # goes on to the ranks
-                _wait(work)
+            with _handler(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)):
+                try:
+                    _wait(work)
+                except KeyboardInterrupt:
+                    os.kill(int(work.job_id), signal.SIGTERM)  # goes on to the ranks
+                    _wait(work)
             codes = _codes(work)
             if any(codes):
                 reason = _last_line(work.paths.stdout)
@@ -267,6 +266,16 @@ def run_here(config: Config, chain: list[Job]) -> int:
                     return STOPPED
                 raise UserError(f"{job.stage} did not end well: {reason} ({work.paths.stdout})")
     return 0
+
+
+@contextmanager
+def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Handle a signal in another way within the block."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _codes(work: Any) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,18 @@ from dist_train.stages import evaluate, extract, learn, pretrain
 from dist_train.stages.common import Run, open_run
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Fail a test after which this process answers signals otherwise than before it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    left = {number.name for number, handler in before.items() if signal.getsignal(number) != handler}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert not left, f"handlers of {', '.join(sorted(left))} were left behind"
 
 # Ranks of tests/distributed, and pack's workers, fork from a process that has loaded everything.
 forkserver.set_forkserver_preload(["launch.cli", "dist_train.stages.evaluate", "dist_train.stages.extract",
