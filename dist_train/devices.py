@@ -97,9 +97,14 @@ def unusable(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
             "in a container start with --nv (Apptainer) or --gpus all (Docker), else install the driver",
         )
     if driver[0] < built:
-        reason = f"its driver takes CUDA {driver[0]}.{driver[1]} and torch {torch.__version__} is built for CUDA {built}"
+        reason = (
+            f"its driver takes CUDA {driver[0]}.{driver[1]} and torch {torch.__version__} is built for CUDA {built}"
+        )
         if driver[0] == 12:
-            return reason, "install for CUDA 12 (make CUDA=12, or the extra cuda12; docs/training.md), or a newer driver"
+            return (
+                reason,
+                "install for CUDA 12 (make CUDA=12, or the extra cuda12; docs/training.md), or a newer driver",
+            )
         return reason, "install a newer driver"
     try:
         torch.cuda.init()

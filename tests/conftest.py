@@ -52,6 +52,7 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
     assert not left, f"handlers of {', '.join(sorted(left))} were left behind"
 
+
 # Ranks of tests/distributed, and pack's workers, fork from a process that has loaded everything.
 forkserver.set_forkserver_preload(["launch.cli", "dist_train.stages.evaluate", "dist_train.stages.extract",
                                    "dist_train.stages.learn", "dist_train.data.verify", "nvidia.dali.fn"])  # fmt: skip

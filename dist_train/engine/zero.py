@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dist_train.config import PretrainConfig
-from dist_train.context import Context
+from dist_train.context import Context, backends
 from dist_train.engine.precision import MixedPrecision
 from dist_train.engine.strategy import Strategy
 from dist_train.errors import UserError
@@ -99,7 +99,7 @@ class DeepSpeed(Strategy):
         options = deepspeed_options(config, context.world)
         deepspeed = _deepspeed(context)
         if not dist.is_initialized():  # a lone process
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backends(context.device), store=dist.HashStore(), rank=0, world_size=1)
         # DeepSpeed replaces the groups' parameters by flat ones.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         if self.stage > 0:
@@ -298,7 +298,10 @@ def deepspeed_options(config: PretrainConfig, world: int) -> dict[str, Any]:
 def _deepspeed(context: Context) -> Any:
     if context.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(context.local_rank))  # it asks for it, under SLURM too
+    # The number of the GPU that it computes on: under SLURM a task may see its own GPU only, as number 0.
+    on_gpu = context.device.type == "cuda"
+    os.environ["LOCAL_RANK"] = str(context.device.index if on_gpu else context.local_rank)
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # mpirun's; it refuses one that differs
     try:
         deepspeed = importlib.import_module("deepspeed")
     except ImportError as error:

@@ -21,6 +21,8 @@ from rank_process import run_rank
 
 from dist_train.config import Config, to_dict
 
+Rank = Callable[[dict[str, str], list[str], str], None]
+
 
 @dataclass
 class Ranks:
@@ -57,7 +59,9 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     started: list[Ranks] = []
     context = multiprocessing.get_context("forkserver")
 
-    def start(world: int, config: Config | list[Config], command: str, *arguments: str) -> Ranks:
+    def start(
+        world: int, config: Config | list[Config], command: str, *arguments: str, target: Rank = run_rank
+    ) -> Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -74,7 +78,7 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
             one.errors.append(tmp_path / f"stderr-{len(started)}-{rank}")
             one.errors[-1].touch()
             line = [command, "--config", str(path), *arguments]
-            one.processes.append(context.Process(target=run_rank, args=(env, line, str(one.errors[-1]))))
+            one.processes.append(context.Process(target=target, args=(env, line, str(one.errors[-1]))))
             one.processes[-1].start()
         return one
 

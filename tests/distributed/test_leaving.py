@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from rank_process import run_rank_sharing
 
 from dist_train.config import Config, MonitorConfig
 from dist_train.context import Context
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read, reproducible
 from dist_train.engine.preempt import Stopper
-from dist_train.errors import LOST, STOPPED
+from dist_train.errors import FAILED, LOST, STOPPED
 
 Start = Callable[..., Any]
 Until = Callable[..., None]
@@ -222,3 +223,11 @@ def test_a_rank_that_never_comes_is_a_line_after_the_start_timeout(config: Confi
     text = late.error(0)
     assert "did not meet" in text or "is dead" in text or "is gone" in text, text
     assert "Traceback" not in text
+
+
+def test_ranks_that_share_a_gpu_leave_before_any_work(config: Config, ranks: Start) -> None:
+    started = ranks(3, config, "pretrain", target=run_rank_sharing)
+    assert started.wait() == [FAILED] * 3
+    lines = "".join(started.error(rank) for rank in range(3))
+    assert lines.count("ranks 0, 1, 2 on") == 1 and "share one GPU (CPU, GPU-5ec41dd0)" in lines
+    assert not (config.run_dir / "pretrain" / "checkpoints").exists()
