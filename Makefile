@@ -1,6 +1,8 @@
 # Everything sets itself up: only git, make and Python 3.11 or later are needed.
 PYTHON ?= python3
 VENV ?= .venv
+# Of the driver, as nvidia-smi prints it: 13 or later, or 12.
+CUDA ?= 13
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -24,11 +26,11 @@ $(STAMP): pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || (echo "python venv is missing: on Debian, apt-get install python3-venv" && exit 1)
 	@echo "installing into $(VENV): about 6 GB, a few minutes"
 	@$(BIN)/python -m pip install --quiet --upgrade pip  # Python 3.11's own takes ten minutes to choose versions
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[cuda$(CUDA),test]"
 	@touch $@
 
 $(VENV)/.dev: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cuda$(CUDA),dev]"
 	@touch $@
 
 clean:  ## remove the environment

@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from dist_train.config import CacheConfig, Config
 from dist_train.context import usable_cpus
 from dist_train.data.files import write_text
+from dist_train.devices import allocated, device_files, driver_cuda, unusable
 from dist_train.errors import UserError
 from dist_train.rendezvous import interface_towards
 from launch import jobs
@@ -58,21 +58,26 @@ def software() -> Iterator[Line]:
     import platform
 
     yield "ok", "python", platform.python_version()
+    built = (torch.version.cuda or "").split(".")[0]
     yield "ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
     wheels = {d.metadata["Name"]: d.version for d in distributions() if "nvidia-dali" in (d.metadata["Name"] or "")}
     real = {name: version for name, version in wheels.items() if re.search(r"cuda\d+$", name)}
+    named = ", ".join(f"{name} {version}" for name, version in real.items())
     if not real:
-        yield "error", "dali", "no wheel; pip install nvidia-dali-cuda130 (its suffix is the CUDA version)"
-        return
-    for name, version in real.items():
-        major, ours = name.rpartition("cuda")[2][:2], (torch.version.cuda or "").split(".")[0]
-        if ours and major != ours and torch.cuda.is_available():
-            yield "error", "dali", f"{name} {version} beside torch for CUDA {ours}; pip install nvidia-dali-cuda{ours}0"
-        else:
-            yield "ok", "dali", f"{name} {version}"
+        yield "error", "dali", "no wheel; pip install -e '.[cuda13]', or '.[cuda12]' for a driver of CUDA 12"
+    elif len(real) > 1:
+        yield "error", "dali", f"{named} lie in one folder; pip uninstall both, and install that of torch's CUDA again"
+    elif built and built not in named.partition("cuda")[2][:2]:
+        yield "error", "dali", f"{named} beside torch for CUDA {built}; pip install -e '.[cuda{built}]' in a new folder"
+    else:
+        yield "ok", "dali", named
 
 
 def accelerators() -> Iterator[Line]:
+    driver = driver_cuda()
+    if driver is not None:
+        fits = "the extra cuda12 fits" if driver[0] == 12 else "the extra cuda13 fits" if driver[0] > 12 else "too old"
+        yield "ok", "driver", f"takes CUDA {driver[0]}.{driver[1]}; {fits}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)
@@ -82,19 +87,12 @@ def accelerators() -> Iterator[Line]:
         if not dist.is_nccl_available():
             yield "error", "nccl", "this torch has none; install torch from PyPI"
         return
-    if shutil.which("nvidia-smi"):
-        with suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-            if "GPU 0" in found.stdout:
-                hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-                why = (
-                    f"CUDA_VISIBLE_DEVICES={hidden!r}"
-                    if hidden is not None
-                    else "its driver is older than torch's CUDA"
-                )
-                yield "error", "gpu", f"there is one, but torch cannot use it: {why}"
-                return
-    yield "warning", "gpu", "none here; everything runs on the CPU"
+    if why := allocated():
+        reason, remedy = unusable()
+        yield "error", "gpu", f"{why}, but torch cannot use a GPU: {reason}; {remedy}"
+        return
+    hidden = " (CUDA_VISIBLE_DEVICES hides this machine's)" if device_files() and driver is not None else ""
+    yield "warning", "gpu", f"none here{hidden}; everything runs on the CPU"
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     if not re.search(r"\b(amx_bf16|avx512_bf16)\b", flags):
         yield "warning", "bf16", "this CPU emulates it; set the three precisions to fp32, as demo does"

@@ -36,7 +36,7 @@ def _dali() -> tuple[Any, Any, Any]:
         dali, fn, types = (importlib.import_module(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))
     except ImportError as error:
         raise UserError(
-            f"NVIDIA DALI cannot be imported ({error}); install nvidia-dali-cuda130, or -cuda120 for CUDA 12"
+            f"NVIDIA DALI cannot be imported ({error}); pip install -e '.[cuda13]', or '.[cuda12]'"
         ) from None
     return dali, fn, types
 

@@ -45,7 +45,7 @@ ELSEWHERE = {
     "make demo": "e2e/test_wheel.py",
     "make test": "../.ci/run",
     "git clone <this repository> dist_train && cd dist_train": "../.ci/run",
-    "python3 -m venv .venv && .venv/bin/pip install -e .": "../.ci/run",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[cuda13]'": "../.ci/run",
     "source .venv/bin/activate": "../.ci/run",
     "dist-train run --config imagenet_hariharan_girshick": "e2e/test_protocols.py",
     "dist-train run --config imagenet --name pseudo --data.holdout pseudo-novel": "e2e/test_study.py",

@@ -12,15 +12,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from dist_train import devices
 from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
 from dist_train.engine.metrics import read, reproducible
 from dist_train.errors import STOPPED, UserError
-from launch import slurm
+from launch import doctor, slurm
 from launch.cli import main
 from launch.cluster import Resources
 
@@ -149,3 +152,30 @@ def test_how_a_chain_without_slurm_ends_is_read_from_exit_codes(
             slurm.run_here(config, [job])
     else:
         assert slurm.run_here(config, [job]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("built", "wheels", "driver", "lines"),
+    [
+        ("13.0", ["cuda130"], None, ["ok dali"]),
+        ("13.0", ["cuda120"], (13, 0), ["error dali nvidia-dali-cuda120 2.4.0 beside torch for CUDA 13"]),
+        ("12.8", ["cuda120"], (12, 4), ["ok dali", "takes CUDA 12.4; the extra cuda12 fits"]),
+        ("13.0", ["cuda120", "cuda130"], None, ["error dali", "in one folder"]),
+        ("13.0", [], None, ["error dali no wheel"]),
+        ("13.0", ["cuda130"], (12, 4), ["takes CUDA 12.4; the extra cuda12 fits", "error gpu SLURM allocated GPUs"]),
+    ],
+)
+def test_doctor_says_which_wheels_fit(
+    monkeypatch: pytest.MonkeyPatch, built: str, wheels: list[str], driver: tuple[int, int] | None, lines: list[str]
+) -> None:
+    installed = [SimpleNamespace(metadata={"Name": f"nvidia-dali-{name}"}, version="2.4.0") for name in wheels]
+    monkeypatch.setattr(doctor, "distributions", lambda: installed)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    for module in (doctor, devices):
+        monkeypatch.setattr(module, "driver_cuda", lambda: driver)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    printed = "\n".join(" ".join(line) for check in (doctor.software, doctor.accelerators) for line in check())
+    for line in lines:
+        assert line in printed, printed
