@@ -119,6 +119,9 @@ def resources(cluster: Cluster, stage: str, asked: dict[str, Any]) -> Resources:
     """What a stage's job asks for: the command line's word, then the stage's, then the site's.
 
     ``prepare`` packs with processes of its own on one node, and without GPUs unless its entry says so.
+
+    Raises:
+        UserError: a value of the command line is wrong, or there are more ranks than GPUs.
     """
     names = Resources.__dataclass_fields__
     found = {name: getattr(cluster, name) for name in names}
@@ -129,6 +132,12 @@ def resources(cluster: Cluster, stage: str, asked: dict[str, Any]) -> Resources:
     for given in (dataclasses.asdict(own) if own else {}, asked):
         found |= {key: value for key, value in given.items() if value is not None and key in names}
     try:
-        return Resources(**found)
+        made = Resources(**found)
     except ValueError as error:
         raise UserError(f"--{error}") from None  # the profile was checked before: it is the command line's
+    if made.gpus_per_node and made.ranks_per_node > made.gpus_per_node:
+        raise UserError(
+            f"{stage}: tasks_per_node={made.tasks_per_node} with gpus_per_node={made.gpus_per_node}: ranks cannot "
+            f"share a GPU; leave tasks_per_node out, or give stages.{stage} of the profile one that fits"
+        )
+    return made

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import configs_dir
+from dist_train.errors import UserError
 from launch.cli import main
 from launch.cluster import load_cluster, resources
 
@@ -47,6 +48,21 @@ def test_who_decides_what_a_stage_asks_for() -> None:
     assert resources(cluster, "learn", {"gpus_per_node": 4, "nodes": None}).gpus_per_node == 4
     packing = resources(cluster, "prepare", {"nodes": 4, "gpus_per_node": 8})
     assert (packing.nodes, packing.ranks_per_node, packing.gpus_per_node, packing.partition) == (1, 1, 0, "cpu")
+
+
+def test_more_ranks_than_gpus_are_not_submitted(tmp_path: Path) -> None:
+    profile = tmp_path / "site.yaml"
+    profile.write_text(
+        "gpus_per_node: 8\ntasks_per_node: 8\nstages: {learn: {gpus_per_node: 1}, extract: {gpus_per_node: 0}}"
+    )
+    cluster = load_cluster(str(profile))
+    assert resources(cluster, "pretrain", {}).ranks_per_node == 8
+    assert resources(cluster, "extract", {}).ranks_per_node == 8, "on CPUs"
+    with pytest.raises(UserError, match=r"learn: tasks_per_node=8 with gpus_per_node=1.*stages\.learn"):
+        resources(cluster, "learn", {})
+    assert resources(cluster, "learn", {"tasks_per_node": 1}).ranks_per_node == 1
+    with pytest.raises(UserError, match="pretrain: tasks_per_node=16 with gpus_per_node=8"):
+        resources(cluster, "pretrain", {"tasks_per_node": 16})
 
 
 @pytest.mark.parametrize(
