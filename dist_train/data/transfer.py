@@ -18,7 +18,7 @@ class Transfer:
     page-locked (``pixels.Buffers``); what is not is copied into such memory first."""
 
     def __init__(self, device: torch.device, ahead: int = 4) -> None:
-        """Copy to ``device``. Of a batch, images and labels are a tensor each; the last ``ahead`` are not waited for."""
+        """Copy to ``device``. The last ``ahead`` tensors are not waited for; a batch is two, images and labels."""
         self.device, self._ahead = device, ahead
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._kept: deque[tuple[torch.Tensor, Any]] = deque()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faults import Fault
 from rank_process import run_rank
 
 from dist_train.config import Config, to_dict
@@ -53,11 +54,13 @@ class Ranks:
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """``ranks(world, config, "pretrain", ...)`` starts a command on so many ranks; a list of
-    configurations is one for each."""
+    configurations is one for each, and the last rank has the ``fault``."""
     started: list[Ranks] = []
     context = multiprocessing.get_context("forkserver")
 
-    def start(world: int, config: Config | list[Config], command: str, *arguments: str) -> Ranks:
+    def start(
+        world: int, config: Config | list[Config], command: str, *arguments: str, fault: Fault | None = None
+    ) -> Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -74,7 +77,8 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
             one.errors.append(tmp_path / f"stderr-{len(started)}-{rank}")
             one.errors[-1].touch()
             line = [command, "--config", str(path), *arguments]
-            one.processes.append(context.Process(target=run_rank, args=(env, line, str(one.errors[-1]))))
+            planted = fault if rank == world - 1 else None
+            one.processes.append(context.Process(target=run_rank, args=(env, line, str(one.errors[-1]), planted)))
             one.processes[-1].start()
         return one
 

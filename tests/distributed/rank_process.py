@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import sys
 
+from faults import Fault, plant
 
-def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
-    """One rank, in its own process."""
+
+def run_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault | None = None) -> None:
+    """One rank, in its own process; with a ``fault``, under a launcher, and it fails there."""
     descriptor = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -18,7 +20,9 @@ def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
     sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
     import torch
 
-    from launch.cli import main
+    from launch.cli import main, main_of_rank
 
     torch.set_num_threads(1)
-    sys.exit(main(arguments))
+    if fault:
+        plant(fault)
+    sys.exit(main_of_rank(arguments) if fault else main(arguments))
