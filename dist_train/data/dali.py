@@ -55,7 +55,7 @@ def build_pipeline(
     ``_whole``, else windows, uint8 [height, width, 3], as they are stored. ``turned``: images have an
     orientation."""
     dali, fn, types = _dali()
-    whole = _whole(data, device_id)
+    whole, cut_after = _whole(data, device_id), _cuts_after(device_id)
     augmented = _augmenter(data) if data.operations else None
 
     @dali.pipeline_def(enable_conditionals=data.operations > 0 or turned)  # type: ignore[untyped-decorator]
@@ -78,9 +78,9 @@ def build_pipeline(
             # which decoder an image gets must not depend on its place in a batch.
             "hw_decoder_load": 1.0,
         }
-        if device_id is None or decodes_regions():
-            return fn.decoders.image_slice(blobs, **window, **options)
-        return fn.slice(fn.decoders.image(blobs, **options), **window)
+        if cut_after:
+            return fn.slice(fn.decoders.image(blobs, **options), **window)
+        return fn.decoders.image_slice(blobs, **window, **options)
 
     def upright(images: Any, lying: Any) -> Any:
         if lying:
@@ -121,17 +121,18 @@ def build_pipeline(
     return pipeline
 
 
-def decodes_regions() -> bool:
-    """Return whether nvJPEG decodes a window of an image to the pixels that it has in the whole image: from 13.2 on.
+def _cuts_after(device_id: int | None) -> bool:
+    """Whether an image is decoded whole and then cut to its window, or only its window is decoded.
 
-    Before, it upsamples chroma wrongly at the window's edge, so nvImageCodec hands such images to the CPU, with a
-    warning for each. That is all of nvidia-nvjpeg-cu12 (12.4), which comes with nvidia-dali-cuda120. The whole image
-    is decoded and then cut there, on the GPU, and where the version is not known.
+    nvJPEG before 13.2 upsamples chroma wrongly at a window's edge, so nvImageCodec hands every such image to the CPU,
+    with a warning. That is all of nvidia-nvjpeg-cu12 (12.4), which comes with nvidia-dali-cuda120.
     """
-    try:
-        return tuple(int(part) for part in version("nvidia-nvjpeg").split(".")[:2]) >= (13, 2)
-    except (PackageNotFoundError, ValueError):
+    if device_id is None:
         return False
+    try:
+        return tuple(int(part) for part in version("nvidia-nvjpeg").split(".")[:2]) < (13, 2)
+    except (PackageNotFoundError, ValueError):
+        return True
 
 
 def _whole(data: DataConfig, device_id: int | None) -> bool:

@@ -236,9 +236,9 @@ def _batches(
                 images.close()
                 wanted.close()
     finally:
-        transfer.close()
         source.close()
         plan.close()
+        transfer.close()
 
 
 def _check_headers(view: View, ids: Ints, made: Request) -> None:

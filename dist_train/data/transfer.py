@@ -47,9 +47,14 @@ class Transfer:
     def close(self) -> None:
         """Wait for what is on its way."""
         while self._kept:
-            self._kept.popleft()[1].synchronize()
+            self._release()
 
     def _keep(self, tensor: torch.Tensor, until: Any) -> None:
         self._kept.append((tensor, until))
         while self._kept and (len(self._kept) > self._ahead or self._kept[0][1].query()):
-            self._kept.popleft()[1].synchronize()
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of the oldest, once its event has come."""
+        self._kept[0][1].synchronize()
+        self._kept.popleft()
