@@ -197,8 +197,9 @@ def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) 
     images = torch.cat([batch.images.cpu() for batch in eval_batches(view, view.ids, data, 16, gpu)])
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
         wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), RESIZE, SIDE)
-        # nvJPEG's upsampling of chroma is not libjpeg-turbo's; a photo turned otherwise is tens of levels away.
-        assert mean_levels(image, wanted) < 3, view.subset.key(sample)
+        # Bytes are rounded twice. Chroma that is upsampled otherwise is 2 levels away at this size (4:2:0), a photo
+        # that is turned otherwise tens of levels.
+        assert mean_levels(image, wanted) < 1, view.subset.key(sample)
 
 
 def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
