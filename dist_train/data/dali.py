@@ -74,7 +74,7 @@ def build_pipeline(
             "output_type": types.RGB,
             "adjust_orientation": False,  # the index has it, and the windows are those of the stored image
             "jpeg_fancy_upsampling": True,  # as libjpeg-turbo does, which is every decoder on a CPU
-            # The GPU's JPEG engine, where it has one, takes what it can and not a share of each batch (DALI: 0.9):
+            # The GPU's JPEG engine, where it has one, takes what it can and not a share of each batch (DALI's 0.65):
             # which decoder an image gets must not depend on its place in a batch.
             "hw_decoder_load": 1.0,
         }
