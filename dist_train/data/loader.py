@@ -214,7 +214,8 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops, turned, gpu is not None)
+            device = gpu if mixed else None
+            images = decode(wanted, max_batch, data, threads, device, crops, turned, locked=gpu is not None)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()
@@ -242,6 +243,7 @@ def _batches(
 
 
 def _check_headers(view: View, ids: Ints, made: Request) -> None:
+    """Raises BadSample for the first image that looks doubtful and that DALI's decoder on the CPU refuses."""
     for sample, blob in zip(ids.tolist(), made.blobs, strict=True):
         if not parses(blob) and (reason := decode_errors([blob.tobytes()], threads=1)[0]):
             raise BadSample(view.subset, sample, f"cannot be decoded ({reason})")

@@ -24,7 +24,7 @@ from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config, DataConfig, Orientation, PackConfig
 from dist_train.context import Context
-from dist_train.data import dali, orientation, pixels
+from dist_train.data import dali, loader, orientation, pixels
 from dist_train.data.loader import eval_batches, train_batches, train_windows
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
@@ -187,6 +187,12 @@ def test_turned_images_are_the_same_on_any_number_of_ranks(
     alone = global_batches(view, order, data, 1, 0, 4)
     assert global_batches(view, order, data, 2, 1, 4) == alone[1:]
     assert global_batches(view, order, data, 4, 3, 4) == alone[3:]
+
+
+def test_the_index_has_the_size_that_dali_reads_of_every_kind(kinds: ShardSet) -> None:
+    """Or a sound image would be blamed for what a GPU has done."""
+    view = whole_view(kinds)
+    assert loader._faults(view, view.ids, blobs_of(view, view.ids)) == [None] * len(FILES)
 
 
 @pytest.mark.gpu
