@@ -19,7 +19,7 @@ from dist_train.context import Context
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
-from dist_train.data.pixels import STD
+from dist_train.data.pixels import STD, Buffers
 from dist_train.data.shards import ShardSet
 from dist_train.data.splits import View, make_view
 
@@ -93,6 +93,11 @@ def test_a_batch_that_is_let_go_stays_until_the_gpu_has_passed_it(
         torch.cuda._sleep(50_000_000)  # cycles: some 30 ms
         late[number] = batch.images.double().sum()
     assert late.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_batches_to_be_copied_lie_in_page_locked_memory(gpu: Context) -> None:
+    lent = Buffers(locked=True).lend(4, (2, 3))
+    assert torch.from_numpy(lent).permute(0, 2, 1).is_pinned()
 
 
 @pytest.mark.parametrize("augment", ["none", "randaugment"])
