@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from faults import Fault
 from rank_process import run_rank
 
 from dist_train.config import Config, to_dict
+
+Rank = Callable[[dict[str, str], list[str], str], None]
 
 
 @dataclass
@@ -54,12 +55,12 @@ class Ranks:
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """``ranks(world, config, "pretrain", ...)`` starts a command on so many ranks; a list of
-    configurations is one for each, and the last rank has the ``fault``."""
+    configurations is one for each."""
     started: list[Ranks] = []
     context = multiprocessing.get_context("forkserver")
 
     def start(
-        world: int, config: Config | list[Config], command: str, *arguments: str, fault: Fault | None = None
+        world: int, config: Config | list[Config], command: str, *arguments: str, target: Rank = run_rank
     ) -> Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -77,8 +78,7 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
             one.errors.append(tmp_path / f"stderr-{len(started)}-{rank}")
             one.errors[-1].touch()
             line = [command, "--config", str(path), *arguments]
-            planted = fault if rank == world - 1 else None
-            one.processes.append(context.Process(target=run_rank, args=(env, line, str(one.errors[-1]), planted)))
+            one.processes.append(context.Process(target=target, args=(env, line, str(one.errors[-1]))))
             one.processes[-1].start()
         return one
 

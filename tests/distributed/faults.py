@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rank_process import run_rank
 
 # As DALI 2.4 words it: the operator, the lines of the graph, what happened, and a last line.
 FRAME = """Critical error in pipeline:
@@ -44,6 +45,22 @@ class Fault:
         if self.code is not None:
             made.error_code = self.code  # type: ignore[attr-defined]
         return made
+
+
+def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault) -> None:
+    """A rank as launchers start it; the last one has the fault."""
+    from launch import cli
+
+    main = cli.main
+
+    def of_rank(arguments: list[str]) -> int:
+        cli.main = main
+        return cli.main_of_rank(arguments)
+
+    cli.main = of_rank  # type: ignore[assignment]
+    if env.get("RANK", "0") == str(int(env.get("WORLD_SIZE", "1")) - 1):
+        plant(fault)
+    run_rank(env, arguments, error)
 
 
 def plant(fault: Fault) -> None:

@@ -6,11 +6,9 @@ from __future__ import annotations
 import os
 import sys
 
-from faults import Fault, plant
 
-
-def run_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault | None = None) -> None:
-    """One rank, in its own process; with a ``fault``, under a launcher, and it fails there."""
+def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
+    """One rank, in its own process."""
     descriptor = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -20,9 +18,15 @@ def run_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault
     sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
     import torch
 
-    from launch.cli import main, main_of_rank
+    from launch.cli import main
 
     torch.set_num_threads(1)
-    if fault:
-        plant(fault)
-    sys.exit(main_of_rank(arguments) if fault else main(arguments))
+    sys.exit(main(arguments))
+
+
+def run_rank_sharing(env: dict[str, str], arguments: list[str], error: str) -> None:
+    """The same, on a machine whose launcher gives all ranks one GPU: that is what they take their device for."""
+    from dist_train import context
+
+    context.identity = lambda device, env: "GPU-5ec41dd0"
+    run_rank(env, arguments, error)
