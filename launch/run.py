@@ -6,13 +6,17 @@ import importlib
 import logging
 import sys
 
+import torch
+
 from dist_train import context as contexts
 from dist_train.config import STAGES, Config
+from dist_train.data.dali_errors import PipelineError
 from dist_train.engine.monitor import Monitor
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.errors import STOPPED, UserError
 from dist_train.stages import common
 from dist_train.stages.prepare import prepare
+from launch.memory import explained
 from launch.parsing import in_one_line
 
 log = logging.getLogger("dist_train")
@@ -53,8 +57,9 @@ def work(config: Config, command: str, redo: bool) -> int:
                 for name in STAGES if command == "run" else (command,):
                     # Imported when it is due: torchvision, of the first two, takes seconds.
                     chapter = importlib.import_module(f"dist_train.stages.{name}")
-                    # redo takes the later ones along
-                    chapter.run(run, context, stop, redo and name in (command, STAGES[0]))
+                    with explained(config, name, context):
+                        # redo takes the later ones along
+                        chapter.run(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as reason:
             if context.main:
                 why = stop.reason or "another rank was told to"
@@ -64,14 +69,17 @@ def work(config: Config, command: str, redo: bool) -> int:
             first = monitor.failed(str(error))
             if isinstance(error, UserError):
                 if first:  # at once: a launcher may end this rank when another that has found the same is gone
-                    print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr, flush=True)
+                    who = f"rank {context.rank}: " if context.world > 1 else ""
+                    print(f"dist-train: error: {who}{in_one_line(error)}", file=sys.stderr, flush=True)
                 error.told = True
             raise
         except RuntimeError as error:
-            # An exchange that broke because another rank went: say which, not where it was noticed.
-            culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 else None
+            # An exchange that broke because another rank went: say which, not where it was noticed. A GPU that failed
+            # and a loader that failed are this rank's own.
+            own = isinstance(error, (torch.AcceleratorError, PipelineError))
+            culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 and not own else None
             if culprit is None:
-                monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0])
+                monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0], crashed=True)
                 raise
             raise type(culprit)(monitor.farewell(culprit)) from None
         finally:

@@ -13,6 +13,8 @@ import importlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,10 @@ import torch
 from dist_train.config import DataConfig
 from dist_train.data import orientation
 from dist_train.data.augment import BINS, OPERATIONS
+from dist_train.data.dali_errors import meaning, reason
 from dist_train.data.headers import parses
 from dist_train.data.pixels import MEAN, STD, Request, finished
 from dist_train.errors import UserError
-
-
-class DecodeError(Exception):
-    """DALI refused a batch; the pipeline that raised it is spent."""
 
 
 def _dali() -> tuple[Any, Any, Any]:
@@ -56,27 +55,32 @@ def build_pipeline(
     ``_whole``, else windows, uint8 [height, width, 3], as they are stored. ``turned``: images have an
     orientation."""
     dali, fn, types = _dali()
-    whole = _whole(data, device_id)
+    whole, cut_after = _whole(data, device_id), _cuts_after(device_id)
     augmented = _augmenter(data) if data.operations else None
 
     @dali.pipeline_def(enable_conditionals=data.operations > 0 or turned)  # type: ignore[untyped-decorator]
     def graph() -> Any:
         inputs = 3 + (2 + 3 * crops + 3 * turned if whole else 0) + (1 if data.operations else 0)
         blobs, anchor, shape, *rest = fn.external_source(source=source, num_outputs=inputs, batch=True, no_copy=True)
-        # adjust_orientation=False: the index has the orientation, and the windows are those of the stored image.
-        images = fn.decoders.image_slice(
-            blobs,
-            start=anchor,
-            shape=shape,
-            axis_names="HW",
-            device="cpu" if device_id is None else "mixed",
-            output_type=types.RGB,
-            adjust_orientation=False,
-        )
+        images = decoded(blobs, start=anchor, shape=shape, axis_names="HW")
         if whole and turned:
             lying, mirror, flip, *rest = rest
             images = fn.flip(upright(images, lying), horizontal=mirror, vertical=flip)
         return finish(images, *rest) if whole else images
+
+    def decoded(blobs: Any, **window: Any) -> Any:
+        options = {
+            "device": "cpu" if device_id is None else "mixed",
+            "output_type": types.RGB,
+            "adjust_orientation": False,  # the index has it, and the windows are those of the stored image
+            "jpeg_fancy_upsampling": True,  # as libjpeg-turbo does, which is every decoder on a CPU
+            # The GPU's JPEG engine, where it has one, takes what it can and not a share of each batch (DALI's 0.65):
+            # which decoder an image gets must not depend on its place in a batch.
+            "hw_decoder_load": 1.0,
+        }
+        if cut_after:
+            return fn.slice(fn.decoders.image(blobs, **options), **window)
+        return fn.decoders.image_slice(blobs, **window, **options)
 
     def upright(images: Any, lying: Any) -> Any:
         if lying:
@@ -115,6 +119,20 @@ def build_pipeline(
         )
         pipeline.build()
     return pipeline
+
+
+def _cuts_after(device_id: int | None) -> bool:
+    """Whether an image is decoded whole and then cut to its window, or only its window is decoded.
+
+    nvJPEG before 13.2 upsamples chroma wrongly at a window's edge, so nvImageCodec hands every such image to the CPU,
+    with a warning. That is all of nvidia-nvjpeg-cu12 (12.4), which comes with nvidia-dali-cuda120.
+    """
+    if device_id is None:
+        return False
+    try:
+        return tuple(int(part) for part in version("nvidia-nvjpeg").split(".")[:2]) < (13, 2)
+    except (PackageNotFoundError, ValueError):
+        return True
 
 
 def _whole(data: DataConfig, device_id: int | None) -> bool:
@@ -190,6 +208,7 @@ def decode(
     device_id: int | None = None,
     crops: int = 1,
     turned: bool = False,
+    locked: bool = False,
 ) -> Generator[torch.Tensor, None, None]:
     """Images of each request: float32 [B * crops, 3, side, side], normalised, in channels_last memory.
 
@@ -199,11 +218,12 @@ def decode(
         device_id: the GPU that decodes, or None for the CPU.
         crops: of each image of a request.
         turned: whether there may be images with an orientation; where there are none, nothing is spent on it.
+        locked: see ``pixels.finished``, where it is that which makes the images.
 
     Raises:
-        DecodeError: an image of a batch cannot be decoded.
+        DecodeError: an image of a batch cannot be decoded, most likely.
+        PipelineError, torch.OutOfMemoryError, MemoryError: the GPU failed, or memory is used up (``dali_errors``).
     """
-
     whole = _whole(data, device_id)
     # no_copy lends our arrays to DALI: hold them until their batch must be through.
     lent: deque[tuple[Any, ...]] = deque(maxlen=data.prefetch + 3)
@@ -222,18 +242,21 @@ def decode(
                 (images,) = pipeline.run()
             except StopIteration:
                 return
-            except RuntimeError as error:
-                raise DecodeError(_reason(error)) from error
+            except (RuntimeError, MemoryError) as error:
+                raise meaning(error) from error
             yield images, decoding.popleft()
 
     # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
-    pipeline = build_pipeline(feed, max_batch, data, threads, device_id, crops, turned)
+    try:
+        pipeline = build_pipeline(feed, max_batch, data, threads, device_id, crops, turned)
+    except (RuntimeError, MemoryError) as error:
+        raise meaning(error) from error
     if whole:
         for images, _ in outputs():
             tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
             yield tensor.flatten(0, -4).permute(0, 3, 1, 2)
     else:
-        yield from finished(((list(windows), request) for windows, request in outputs()), threads)
+        yield from finished(((list(windows), request) for windows, request in outputs()), threads, locked)
 
 
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:
@@ -273,33 +296,35 @@ def _decodes(blobs: list[bytes], threads: int) -> str | None:
     try:
         _decoded(blobs, threads)
     except RuntimeError as error:
-        return _reason(error)
+        return reason(error)
     return None
 
 
 def _decoded(blobs: list[bytes], threads: int) -> Any:
     """DALI's list of images."""
-    dali, fn, types = _dali()
+    return _on_cpu("decoders.image", blobs, threads, output_type=_dali()[2].RGB, adjust_orientation=False)
+
+
+def stored_sizes(blobs: list[bytes]) -> npt.NDArray[np.int64]:
+    """Return height and width of each image as it is stored, by its header: int64 [B, 2]. All of them decode."""
+    if not blobs:
+        return np.zeros((0, 2), np.int64)
+    shapes = _on_cpu("peek_image_shape", blobs, 1, adjust_orientation=False)
+    sizes: npt.NDArray[np.int64] = np.stack([np.array(shapes.at(n)) for n in range(len(blobs))])[:, :2]
+    return sizes
+
+
+def _on_cpu(operator: str, blobs: list[bytes], threads: int, **options: Any) -> Any:
+    """What one of DALI's operators makes of encoded images, in a pipeline of its own."""
+    dali, fn, _ = _dali()
     arrays = [np.frombuffer(blob, np.uint8) for blob in blobs]
 
     @dali.pipeline_def  # type: ignore[untyped-decorator]
     def graph() -> Any:
         encoded = fn.external_source(source=lambda: arrays, batch=True)
-        return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
+        return attrgetter(operator)(fn)(encoded, **options)
 
     pipeline = graph(batch_size=len(blobs), num_threads=threads, device_id=None, prefetch_queue_depth=1)
     pipeline.build()
-    (images,) = pipeline.run()
-    return images
-
-
-def _reason(error: RuntimeError) -> str:
-    """What DALI says after "encountered:", in words where it only gives a code."""
-    text = str(error).split("encountered:")[-1]
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "Current pipeline object" not in line]
-    told = " ".join(lines[:2]) or "unknown error"
-    if "nvImageCodec failure" in told:
-        return f"not an image format that DALI decodes ({told})"
-    if "Failed to decode sample" in told:
-        return "damaged or truncated image data"
-    return told[:200]
+    (made,) = pipeline.run()
+    return made

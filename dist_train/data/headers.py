@@ -1,8 +1,12 @@
-"""Is this the header of an image that the decoder understands?
+"""Does this look like an image that the decoder takes: its header, and the end of a JPEG?
 
 DALI 2.4.0 reads the headers of a batch of 25 to 32 images and more on several threads, and when one of
 them fails it raises while the others still work on what is gone: the process dies of a segmentation
 fault instead of an exception. So what looks doubtful here is tried alone.
+
+Of a JPEG that was cut off a decoder notices only what it needs. On the CPU that is the crop window and all above it, so
+one epoch would take such an image and the next would not, and a decoder on a GPU may take it always. Here its end is
+looked for, and the CPU's decoder then tries the whole image: the same answer for every window, rank and device.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ from PIL import Image
 FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
 """What DALI decodes, by PIL's names; of some, not every file."""
 
+_END = b"\xff\xd9"
+
 
 def parses(blob: bytes | npt.NDArray[np.uint8]) -> bool:
-    """Whether the header is whole. Says nothing about the pixels. A few microseconds for a JPEG."""
+    """Return whether the header is whole and a JPEG ends. Says nothing of what lies between. A few microseconds for a
+    JPEG."""
     data = memoryview(blob)  # type: ignore[arg-type]  # numpy has the buffer protocol
     return _jpeg(data) if bytes(data[:2]) == b"\xff\xd8" else _other(data)
 
@@ -36,7 +43,7 @@ def _jpeg(data: memoryview) -> bool:
             place += 1
             continue
         if marker == 0xDA:  # start of scan
-            return frame
+            return frame and _ends(data, place)
         if marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # these have no length, and no place here
             return False
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -47,6 +54,12 @@ def _jpeg(data: memoryview) -> bool:
             return False
         place += 2 + length
     return False
+
+
+def _ends(data: memoryview, scan: int) -> bool:
+    """Return whether the marker that ends a JPEG comes after its scan began, most likely as the last bytes. Without it,
+    and only then, libjpeg-turbo runs out of data. (A thumbnail's own end comes before.)"""
+    return bytes(data[-2:]) == _END or _END in bytes(data[scan:])
 
 
 def _other(data: memoryview) -> bool:

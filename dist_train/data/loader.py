@@ -16,14 +16,16 @@ from dist_train.config import DataConfig, Views
 from dist_train.context import Context, cpus_per_rank
 from dist_train.data import augment
 from dist_train.data.cache import Prefetcher
-from dist_train.data.dali import DecodeError, decode, decode_errors
+from dist_train.data.dali import decode, decode_errors, stored_sizes
+from dist_train.data.dali_errors import DecodeError, PipelineError
 from dist_train.data.headers import parses
 from dist_train.data.order import Order, rank_slice
-from dist_train.data.orientation import stored_windows
+from dist_train.data.orientation import stored_windows, transposed
 from dist_train.data.pixels import Request
 from dist_train.data.quarantine import Quarantine
 from dist_train.data.source import BadSample, ShardSource
 from dist_train.data.splits import View
+from dist_train.data.transfer import Transfer
 from dist_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]
@@ -184,6 +186,7 @@ def _batches(
     turned = bool((view.subset.orientations(view.ids) != 1).any())
     quarantine = Quarantine(view)
     source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
+    transfer = Transfer(context.device)
     again: deque[Step] = deque()  # to be made once more, by a new pipeline
     planned: deque[Step] = deque()  # being made, oldest first
     decoding: deque[Ints] = deque()  # of these, what the decoder has: the ids it was given
@@ -211,17 +214,22 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops, turned)
+            device = gpu if mixed else None
+            images = decode(wanted, max_batch, data, threads, device, crops, turned, locked=gpu is not None)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()
-                    labels = torch.from_numpy(view.labels_of(ids)).to(context.device, non_blocking=True)
+                    labels = transfer.send(torch.from_numpy(view.labels_of(ids)))
                     replaced = int((ids != step.ids).sum())
-                    yield Batch(tensor.to(context.device, non_blocking=True), labels, ids, replaced)
+                    yield Batch(transfer.send(tensor), labels, ids, replaced)
+                    transfer.used(tensor)
                 return
             except DecodeError as error:
                 wanted.close()  # waits for the reader thread
-                _find_bad(quarantine, [step.ids for step in planned], error)
+                if not _take_out_bad(quarantine, [step.ids for step in planned]):
+                    raise PipelineError(
+                        f"DALI failed, though its decoder on the CPU takes each image: {error}"
+                    ) from error
                 again.extendleft(reversed(planned))
                 planned.clear()
                 decoding.clear()
@@ -231,9 +239,11 @@ def _batches(
     finally:
         source.close()
         plan.close()
+        transfer.close()
 
 
 def _check_headers(view: View, ids: Ints, made: Request) -> None:
+    """Raises BadSample for the first image that looks doubtful and that DALI's decoder on the CPU refuses."""
     for sample, blob in zip(ids.tolist(), made.blobs, strict=True):
         if not parses(blob) and (reason := decode_errors([blob.tobytes()], threads=1)[0]):
             raise BadSample(view.subset, sample, f"cannot be decoded ({reason})")
@@ -247,24 +257,37 @@ def _take_out(quarantine: Quarantine, error: BadSample) -> None:
     quarantine.add(error.sample, error.reason)
 
 
-def _find_bad(quarantine: Quarantine, batches: list[Ints], error: DecodeError) -> None:
-    """DALI says that a batch failed, not which image: find them."""
-    subset = quarantine.view.subset
-    source, found = ShardSource(subset), False  # the reader thread has its own
+def _take_out_bad(quarantine: Quarantine, batches: list[Ints]) -> bool:
+    """DALI says that a batch failed, not which image: find those that cannot be used. Returns whether there are any."""
+    view = quarantine.view
+    source, found = ShardSource(view.subset), False  # the reader thread has its own
     try:
         for ids in map(quarantine.stand_ins, batches):
             try:
                 blobs = [blob.tobytes() for blob in source.read(ids)]
             except BadSample:
-                continue  # the reader will meet it again
-            for sample, reason in zip(ids.tolist(), decode_errors(blobs, threads=1), strict=True):
+                found = True  # the reader will meet it again, and take it out
+                continue
+            for sample, reason in zip(ids.tolist(), _faults(view, ids, blobs), strict=True):
                 if reason is not None:
-                    _take_out(quarantine, BadSample(subset, sample, f"cannot be decoded ({reason})"))
+                    _take_out(quarantine, BadSample(view.subset, sample, reason))
                     found = True
     finally:
         source.close()
-    if not found:
-        raise UserError(f"a batch of {subset.source} cannot be decoded, though each of its images can: {error}")
+    return found
+
+
+def _faults(view: View, ids: Ints, blobs: list[bytes]) -> list[str | None]:
+    """Why each image cannot be used, or None: DALI's decoder on the CPU refuses it, or it is not of the index's size,
+    so that windows may lie outside of it."""
+    reasons = [reason and f"cannot be decoded ({reason})" for reason in decode_errors(blobs, threads=1)]
+    sound = [n for n, reason in enumerate(reasons) if reason is None]
+    lying, stated = transposed(view.subset.orientations(ids)), _sizes(view, ids)
+    stated[lying] = stated[lying, ::-1]
+    for n, (height, width) in zip(sound, stored_sizes([blobs[n] for n in sound]).tolist(), strict=True):
+        if (height, width) != tuple(stated[n]):
+            reasons[n] = f"is {width} x {height} pixels, not those of the index: it was replaced under the index"
+    return reasons
 
 
 def _ahead(build: Callable[[Step], Made], plan: Iterator[Step], depth: int) -> Iterator[Made]:

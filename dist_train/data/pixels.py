@@ -59,15 +59,18 @@ class Request:
     operations: npt.NDArray[np.int32]
 
 
-def finished(decoded: Iterator[tuple[Sequence[Any], Request]], threads: int) -> Generator[torch.Tensor, None, None]:
+def finished(
+    decoded: Iterator[tuple[Sequence[Any], Request]], threads: int, locked: bool = False
+) -> Generator[torch.Tensor, None, None]:
     """float32 [B * V, 3, side, side] of each request, normalised, in channels_last memory.
 
     One batch is in the making, on ``threads`` threads, while the one before it is used.
 
     Args:
         decoded: the decoded windows, B times uint8 [height, width, 3] as dlpack, and their request.
+        locked: into page-locked memory, which a GPU can copy by itself (``transfer``).
     """
-    buffers = Buffers()
+    buffers = Buffers(locked)
 
     def make(windows: Sequence[Any], request: Request, out: npt.NDArray[np.float32], share: range) -> None:
         crops = len(request.crop) // len(windows)
@@ -144,9 +147,10 @@ def _statistics(side: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
 class Buffers:
     """Arrays float32 [B, *shape], each used again once the last tensor over it is gone: the kernel takes
     as long to clear so much fresh memory as the resizing takes. Those of another shape than was asked for
-    last are let go."""
+    last are let go. ``locked``: in page-locked memory, of which torch takes the next power of two."""
 
-    def __init__(self) -> None:
+    def __init__(self, locked: bool = False) -> None:
+        self._locked = locked
         self._shape: tuple[int, ...] = ()
         self._free: list[npt.NDArray[np.float32]] = []
 
@@ -155,7 +159,7 @@ class Buffers:
             self._shape, self._free = shape, []  # what is lent comes back to the old list, and goes with it
         whole = self._free.pop() if self._free else np.empty((0, *shape), np.float32)
         if len(whole) < count:
-            whole = np.empty((count, *shape), np.float32)
+            whole = torch.empty((count, *shape), pin_memory=self._locked).numpy()
         lent = whole[:count]
         weakref.finalize(lent, self._free.append, whole)
         return lent

@@ -86,10 +86,11 @@ class Monitor:
             print(f"dist-train: error: {error}", file=sys.stderr, flush=True)
         os._exit(getattr(error, "code", CRASHED))
 
-    def failed(self, message: str) -> bool:
-        """Tell the others, and those who watch, why this rank leaves; returns whether no other has told the same."""
+    def failed(self, message: str, crashed: bool = False) -> bool:
+        """Tell the others, and those who watch, why this rank leaves; returns whether no other has told the same.
+        ``crashed``: starting again continues, so the others leave as from a rank that is lost."""
         self._note(message)
-        first = self._tell(f"rank {self.context.rank} failed: {message}", lost=False)
+        first = self._tell(f"rank {self.context.rank} failed: {message}", lost=crashed)
         return first["message"] != f"rank {first['rank']} failed: {message}" or first["rank"] == self.context.rank
 
     def _tell(self, message: str, lost: bool) -> dict[str, Any]:

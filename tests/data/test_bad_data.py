@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dist_train.config import Config, PackConfig, Views
 from dist_train.context import Context
-from dist_train.data.dali import decode_errors
+from dist_train.data import dali
+from dist_train.data.dali import decode_errors, decode_whole, stored_sizes
+from dist_train.data.dali_errors import DecodeError, PipelineError, meaning
 from dist_train.data.headers import parses
 from dist_train.data.loader import eval_batches, train_batches
 from dist_train.data.order import Order
@@ -39,6 +42,14 @@ def jpeg(size: tuple[int, int] = (40, 40), mode: str = "RGB", **options: object)
     noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(noise).convert(mode).save(out, options.pop("format", "JPEG"), **options)
+    return out.getvalue()
+
+
+def photo(**options: Any) -> bytes:
+    """Smooth: in a few zeros, with which ``damage`` fills, a decoder finds much less than what is missing."""
+    noise = np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).resize((90, 120)).save(out, "JPEG", **options)
     return out.getvalue()
 
 
@@ -173,6 +184,116 @@ def test_a_bad_header_in_a_large_batch_is_an_image_and_not_a_crash(copy: ShardSe
         damage(copy["train"], sample, b"garbage!" * 20)
     (batch,) = train_batches(view, Order(len(view), 120, 0), config.data, 0, Context(), 0, 1)
     assert batch.replaced == 2
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.97, 1.0], ids=["a-third", "most", "all-but-the-end", "no-end-marker"])
+def test_a_photo_that_was_cut_off_is_bad_whatever_its_window(
+    config: Config, tmp_path: Path, kept: float, global_batches: Callable[..., list[dict[int, bytes]]]
+) -> None:
+    """DALI decodes a window, and of a cut photo it refuses only windows that reach the part that is gone: one epoch
+    would train on it, another would not, and a GPU's decoder may never notice."""
+    folder = tmp_path / "train" / "c"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        (folder / f"{number}.JPEG").write_bytes(photo(quality=90 + number))
+    shards = pack(PackConfig(train=tmp_path / "train", workers=1), tmp_path / "shards", progress=False)
+    view = make_view(shards["train"], shards.classes, shards.classes, "s")
+    bad = int(view.ids[1])
+    size = int(shards["train"].samples["size"][bad])
+    content = shards["train"].path(0).read_bytes()[int(shards["train"].samples["offset"][bad]) :][:size]
+    damage(shards["train"], bad, content[: min(int(kept * size), size - 2)])
+    # Windows of a tenth of the photo: most do not reach its end.
+    data, order = replace(config.data, scale=(0.1, 0.1)), Order(4, 4, 0)
+    alone = global_batches(view, order, data, 1, 0, 6)
+    assert all(set(batch) == set(view.ids.tolist()) - {bad} for batch in alone)
+    assert global_batches(view, order, data, 2, 3, 6) == alone[3:]
+
+
+def test_the_end_of_a_photo_is_looked_for_after_its_scan_began() -> None:
+    thumbnail = Image.Exif()
+    thumbnail[0x010E] = jpeg((20, 20)).decode("latin-1")  # ends as a photo does, before this one begins
+    for whole in (photo(), photo(progressive=True), photo(exif=thumbnail)):
+        assert parses(whole) and parses(whole + bytes(99)), "what some cameras append is no damage"
+        for cut in (2, 3, len(whole) // 3):
+            assert not parses(whole[:-cut]) and not parses(whole[:-cut] + bytes(cut))
+            assert decode_errors([whole[:-cut]], 1) == ["damaged or truncated image data"]
+
+
+def test_an_image_of_another_size_than_the_indexs_is_replaced_and_said(
+    copy: ShardSet, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
+    bad = int(view.ids[3])
+    small = jpeg((9, 7), quality=5)
+    damage(copy["train"], bad, small)
+    batches = list(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 5))
+    assert sum(batch.replaced for batch in batches) == 1 and not any(bad in batch.ids for batch in batches)
+    assert f"{copy['train'].where(bad)}: is 9 x 7 pixels, not those of the index" in caplog.text
+
+
+def test_sizes_are_those_of_stored_images() -> None:
+    blobs = [turned(), jpeg((33, 21)), png16(), jpeg((50, 20), mode="L"), jpeg((5, 7), format="PNG")]
+    assert stored_sizes(blobs).tolist() == [[30, 60], [21, 33], [40, 40], [20, 50], [7, 5]]
+    assert stored_sizes([]).shape == (0, 2)
+
+
+ECC = "CUDA runtime API error cudaErrorECCUncorrectable (214):\nuncorrectable ECC error encountered"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (ECC, PipelineError),
+        ("CUDA driver API error CUDA_ERROR_ILLEGAL_ADDRESS (700):\nan illegal memory access", PipelineError),
+        ("nvImageCodec failure: '#21'", PipelineError),
+        ("CUDA allocation failed", torch.OutOfMemoryError),
+        ("Can't allocate 12345 bytes on device 3.", torch.OutOfMemoryError),
+        ("nvImageCodec failure: '#15'", torch.OutOfMemoryError),
+        ("Can't allocate 12345 bytes on host.", MemoryError),
+        ("std::bad_alloc", MemoryError),
+        ("Failed to decode sample #3 : ", DecodeError),
+        ("nvImageCodec failure: '#4'", DecodeError),
+        ("nvImageCodec failure: '#2'", DecodeError),
+    ],
+)
+def test_what_an_error_of_dalis_means(said: str, kind: type[Exception]) -> None:
+    frame = (
+        "Error in MIXED operator `cuda`,\n  File: CUDA allocation failed\n\nencountered:\n\n{}\nCurrent pipeline object"
+    )
+    made = meaning(RuntimeError(frame.format(said)))
+    assert type(made) is kind and "\n" not in str(made)
+
+
+def test_errors_that_dali_raises_here_are_of_images() -> None:
+    for make in UNUSABLE.values():
+        if make is not bomb:  # known by its header alone
+            with pytest.raises(RuntimeError) as caught:
+                decode_whole(make())
+            assert type(meaning(caught.value)) is DecodeError
+
+
+def test_a_pipeline_that_fails_without_a_bad_image_is_a_crash_and_nothing_is_replaced(
+    copy: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build = dali.build_pipeline
+
+    def broken(*arguments: Any) -> Any:
+        pipeline = build(*arguments)
+        monkeypatch.setattr(pipeline, "run", run)
+        return pipeline
+
+    def run() -> Any:
+        raise RuntimeError(f"encountered:\n\n{said}")
+
+    monkeypatch.setattr(dali, "build_pipeline", broken)
+    view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
+    said = ""
+    for text in ("Failed to decode sample #3 : ", "an error of a kind that is not known", ECC):
+        said = text
+        with pytest.raises(PipelineError) as caught:
+            next(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 5))
+        assert not isinstance(caught.value, UserError | DecodeError)
+    assert "replaced by" not in caplog.text
 
 
 def test_what_the_header_check_lets_through_dalis_parser_takes() -> None:

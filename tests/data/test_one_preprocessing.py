@@ -24,7 +24,7 @@ from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config, DataConfig, Orientation, PackConfig
 from dist_train.context import Context
-from dist_train.data import dali, orientation, pixels
+from dist_train.data import dali, loader, orientation, pixels
 from dist_train.data.loader import eval_batches, train_batches, train_windows
 from dist_train.data.order import Order
 from dist_train.data.pack import pack
@@ -189,6 +189,12 @@ def test_turned_images_are_the_same_on_any_number_of_ranks(
     assert global_batches(view, order, data, 4, 3, 4) == alone[3:]
 
 
+def test_the_index_has_the_size_that_dali_reads_of_every_kind(kinds: ShardSet) -> None:
+    """Or a sound image would be blamed for what a GPU has done."""
+    view = whole_view(kinds)
+    assert loader._faults(view, view.ids, blobs_of(view, view.ids)) == [None] * len(FILES)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) -> None:
@@ -197,8 +203,9 @@ def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) 
     images = torch.cat([batch.images.cpu() for batch in eval_batches(view, view.ids, data, 16, gpu)])
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
         wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), RESIZE, SIDE)
-        # nvJPEG's upsampling of chroma is not libjpeg-turbo's; a photo turned otherwise is tens of levels away.
-        assert mean_levels(image, wanted) < 3, view.subset.key(sample)
+        # Bytes are rounded twice. Chroma that is upsampled otherwise is 2 levels away at this size (4:2:0), a photo
+        # that is turned otherwise tens of levels.
+        assert mean_levels(image, wanted) < 1, view.subset.key(sample)
 
 
 def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

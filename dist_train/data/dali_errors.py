@@ -1,0 +1,58 @@
+"""What DALI's errors mean: a damaged image, no memory left, or a GPU that failed.
+
+DALI raises RuntimeError for all of them and has no code for them in Python, so they are told apart by their text, here
+and nowhere else. The texts are those of DALI 2.4.0 (``cuda_error.h``: CUDAError, CUDABadAlloc; ``image_decoder.h``)
+and of nvImageCodec 0.9 (``nvimgcodec.h``: nvimgcodecStatus_t).
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+_GPU_MEMORY = re.compile(
+    r"CUDA allocation failed|Can't allocate \d+ bytes on device|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|nvImageCodec failure: '#(5|15)'"  # allocator failure, of nvImageCodec and of one of its decoders
+)
+_HOST_MEMORY = re.compile(r"Can't allocate \d+ bytes on host|bad_alloc")
+_GPU = re.compile(
+    r"CUDA (runtime|driver) API error|cudaError[A-Z]|CUDA_ERROR_|NVJPEG_STATUS_|CUDA error"
+    r"|nvImageCodec failure: '#21'"  # a CUDA call of a decoder
+)
+
+
+class PipelineError(RuntimeError):
+    """DALI's pipeline failed, and no image is at fault: a crash, after which starting again continues."""
+
+
+class DecodeError(PipelineError):
+    """A pipeline failed at a batch, most likely because of an image. Which one, if any, the CPU's decoder decides
+    (``dali.decode_errors``). The pipeline is spent."""
+
+
+def meaning(error: Exception) -> Exception:
+    """Return an error of a pipeline as an error of its own type, with a text of one line.
+
+    Returns:
+        torch.OutOfMemoryError or MemoryError: no memory is left on the GPU or on the machine. PipelineError: a call
+        of CUDA failed. DecodeError: anything else.
+    """
+    text, said = str(error).split("encountered:")[-1], reason(error)
+    if _GPU_MEMORY.search(text):
+        return torch.OutOfMemoryError(f"DALI: {said}")
+    if _HOST_MEMORY.search(text) or isinstance(error, MemoryError):
+        return MemoryError(f"DALI: {said}")
+    return PipelineError(f"DALI: {said}") if _GPU.search(text) else DecodeError(said)
+
+
+def reason(error: Exception) -> str:
+    """Return what DALI says after "encountered:" in one line, in words where it only gives a code."""
+    text = str(error).split("encountered:")[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "Current pipeline object" not in line]
+    said = " ".join(lines[:2]) or "unknown error"
+    if re.search(r"nvImageCodec failure: '#(2|3|4|13|14|19)'", said):  # a parser's: of the format, or of the bytes
+        return f"not an image format that DALI decodes ({said})"
+    if "Failed to decode sample" in said:
+        return "damaged or truncated image data"
+    return said[:200]

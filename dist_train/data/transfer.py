@@ -1,0 +1,60 @@
+"""Batches on their way to a GPU, and the memory that they lie in while either side still works on it.
+
+A copy to a GPU, and all that a GPU computes, goes on after the call that asked for it has returned. So the memory of a
+batch is kept here until an event says that the GPU is through with it; only then may the loader, or DALI, write the
+next batch there. On a CPU none of this does anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+
+
+class Transfer:
+    """Copies tensors to a device, on a stream of its own: beside what the device computes, if their memory is
+    page-locked (``pixels.Buffers``); what is not is copied into such memory first."""
+
+    def __init__(self, device: torch.device, ahead: int = 4) -> None:
+        """Copy to ``device``. The last ``ahead`` tensors are not waited for; a batch is two, images and labels."""
+        self.device, self._ahead = device, ahead
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._kept: deque[tuple[torch.Tensor, Any]] = deque()
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor on the device, for use on the current stream; the memory format stays. One that is there
+        already is returned as it is."""
+        if self._stream is None or tensor.is_cuda:
+            return tensor
+        locked = tensor if tensor.is_pinned() else tensor.pin_memory()
+        with torch.cuda.stream(self._stream):
+            sent = locked.to(self.device, non_blocking=True)
+            copied = self._stream.record_event()
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(copied)
+        sent.record_stream(current)  # or what is copied next could take its place while it is in use
+        self._keep(locked, copied)
+        return sent
+
+    def used(self, tensor: torch.Tensor) -> None:
+        """Note that all work with a tensor of DALI's has been asked for: DALI knows nothing of torch's streams, and
+        takes the memory again as soon as Python lets go of it."""
+        if self._stream is not None and tensor.is_cuda:
+            self._keep(tensor, torch.cuda.current_stream(self.device).record_event())
+
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        while self._kept:
+            self._release()
+
+    def _keep(self, tensor: torch.Tensor, until: Any) -> None:
+        self._kept.append((tensor, until))
+        while self._kept and (len(self._kept) > self._ahead or self._kept[0][1].query()):
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of the oldest, once its event has come."""
+        self._kept[0][1].synchronize()
+        self._kept.popleft()

@@ -1,0 +1,76 @@
+"""Out of memory: one line that names the stage, its batch and what would fit. Starting again would end the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from dist_train.config import Config
+from dist_train.context import Context
+from dist_train.errors import UserError
+
+_ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t
+# cuBLAS and cuDNN have no code of theirs in torch's exceptions, which are RuntimeErrors with these words.
+_OF_LIBRARIES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
+
+
+@contextmanager
+def explained(config: Config, stage: str, context: Context) -> Iterator[None]:
+    """Turn an error that says that memory is used up, on the GPU or on the machine, into a line for the user.
+
+    Raises:
+        UserError: memory was used up within.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kind = exhausted(error)
+        if kind is None:
+            raise
+        remedy = fitting(config, stage, context.world) if kind == "GPU" else _MACHINE
+        said = " ".join(str(error).split()).split(" Including non-PyTorch memory")[0][:240].rstrip(".")
+        doing = context.progress.text
+        raise UserError(f"{stage}: out of {kind} memory at {doing!r} ({said}); {remedy}") from error
+
+
+def exhausted(error: Exception) -> str | None:
+    """Say whose memory an error finds used up: "GPU" or "machine"; None where it is about something else."""
+    if isinstance(error, MemoryError):
+        return "machine"
+    if isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == _ALLOCATION:
+        return "GPU"
+    return "GPU" if any(word in str(error) for word in _OF_LIBRARIES) else None
+
+
+_MACHINE = "ask for more memory for the job (SLURM: --mem), or give a smaller data.prefetch or data.threads"
+
+
+def fitting(config: Config, stage: str, world: int) -> str:
+    """Name the key whose value takes the memory of a stage on ``world`` ranks, and a smaller value.
+
+    A smaller batch than half is not guessed: what fits is known when it runs, or by ``run --dry-run``.
+    """
+    if stage == "pretrain":
+        return _pretrain(config, world)
+    if stage == "extract":
+        batch = config.extract.batch
+        smaller = f"; --extract.batch {batch // 2} takes about half, and continues" if batch > 1 else ""
+        return f"extract.batch={batch} images are on a GPU at a time{smaller}"
+    if stage == "learn":
+        return "all base activations lie on each GPU: end what else runs on it, or take one with more memory"
+    return "the rows before are kept: take a GPU with more free memory, or leave the method out of evaluate.methods"
+
+
+def _pretrain(config: Config, world: int) -> str:
+    """Of pretrain: the next larger number of passes that divides the batch, or more ranks."""
+    batch, passes = config.pretrain.global_batch, config.pretrain.accumulate
+    each = batch // (world * passes)
+    held = f"pretrain.global_batch={batch} is {each} images a pass on each of {world} rank(s)"
+    more = (n for n in range(2 * passes, batch // (2 * world) + 1) if batch % (world * n) == 0)  # batch norm needs 2
+    ranks = f"on {2 * world} ranks it continues, with {each // 2}" if each % 2 == 0 and each >= 4 else ""
+    if (enough := next(more, None)) is not None:
+        changed = f"--pretrain.accumulate {enough} --redo begins it again with {batch // (world * enough)}"
+        return f"{held}; {', or '.join(filter(None, [changed, ranks]))}"
+    return f"{held}; choose a smaller pretrain.global_batch"

@@ -1,0 +1,94 @@
+"""What a GPU does to a rank, done to a rank without one: errors with the texts of DALI, CUDA and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rank_process import run_rank
+
+# As DALI 2.4 words it: the operator, the lines of the graph, what happened, and a last line.
+FRAME = """Critical error in pipeline:
+Error in MIXED operator `nvidia.dali.fn.decoders.image_slice`,
+which was used in the pipeline definition with the following traceback:
+
+  File "dali.py", line 1, in graph
+    images = decoded(blobs)
+
+encountered:
+
+{said}
+Current pipeline object is no longer valid."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error at the third batch: of DALI's ``pipeline``, or of a training ``step``.
+
+    Attributes:
+        said: its text.
+        kind: name of its type: RuntimeError, MemoryError, or one of torch's.
+        code: of an AcceleratorError.
+    """
+
+    place: str
+    said: str
+    kind: str = "RuntimeError"
+    code: int | None = None
+
+    def error(self) -> Exception:
+        made: Exception = {"RuntimeError": RuntimeError, "MemoryError": MemoryError}.get(
+            self.kind, getattr(torch, self.kind, RuntimeError)
+        )(FRAME.format(said=self.said) if self.place == "pipeline" else self.said)
+        if self.code is not None:
+            made.error_code = self.code  # type: ignore[attr-defined]
+        return made
+
+
+def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault) -> None:
+    """A rank as launchers start it; the last one has the fault."""
+    from launch import cli
+
+    main = cli.main
+
+    def of_rank(arguments: list[str]) -> int:
+        cli.main = main
+        return cli.main_of_rank(arguments)
+
+    cli.main = of_rank  # type: ignore[assignment]
+    if env.get("RANK", "0") == str(int(env.get("WORLD_SIZE", "1")) - 1):
+        plant(fault)
+    run_rank(env, arguments, error)
+
+
+def plant(fault: Fault) -> None:
+    """Let this process fail."""
+    from dist_train.data import dali
+    from dist_train.engine.objective import Objective
+
+    if fault.place == "step":
+        Objective.loss = _failing(Objective.loss, fault)  # type: ignore[method-assign]
+        return
+    build = dali.build_pipeline
+
+    def broken(*arguments: Any) -> Any:
+        pipeline = build(*arguments)
+        pipeline.run = _failing(pipeline.run, fault)
+        return pipeline
+
+    dali.build_pipeline = broken
+
+
+def _failing(function: Callable[..., Any], fault: Fault) -> Callable[..., Any]:
+    calls = 0
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise fault.error()
+        return function(*arguments, **options)
+
+    return call

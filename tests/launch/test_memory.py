@@ -1,0 +1,82 @@
+"""Out of memory: which errors say so, and what the line offers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dist_train.config import Config, ExtractConfig, PretrainConfig
+from dist_train.context import Context
+from dist_train.errors import UserError
+from launch.memory import exhausted, explained, fitting
+
+
+def accelerator_error(text: str, code: int) -> Exception:
+    error = torch.AcceleratorError(text)
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "GPU"),
+        (accelerator_error("CUDA error: out of memory", 2), "GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "GPU"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "GPU"),
+        (MemoryError(), "machine"),
+        (accelerator_error("CUDA error: uncorrectable ECC error encountered", 214), None),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), None),
+    ],
+)
+def test_which_errors_say_that_memory_is_used_up(error: Exception, whose: str | None) -> None:
+    assert exhausted(error) == whose
+    with pytest.raises(UserError if whose else type(error)), explained(Config(), "learn", Context()):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("batch", "passes", "world", "wanted"),
+    [
+        (1024, 1, 8, "=1024 is 128 images a pass on each of 8 rank(s); --pretrain.accumulate 2 --redo begins it again "
+                     "with 64, or on 16 ranks it continues, with 64"),
+        (1024, 4, 8, "=1024 is 32 images a pass on each of 8 rank(s); --pretrain.accumulate 8 --redo begins it again "
+                     "with 16, or on 16 ranks it continues, with 16"),
+        (90, 1, 2, "is 45 images a pass on each of 2 rank(s); --pretrain.accumulate 3 --redo begins it again with 15"),
+        (6, 1, 2, "is 3 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
+        (16, 4, 2, "is 2 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
+    ],
+)  # fmt: skip
+def test_the_batch_that_is_offered_divides_and_is_at_most_half(
+    batch: int, passes: int, world: int, wanted: str
+) -> None:
+    config = replace(Config(), pretrain=PretrainConfig(global_batch=batch, accumulate=passes))
+    assert fitting(config, "pretrain", world).endswith(wanted)
+
+
+def test_each_stage_names_a_key_or_a_thing_of_its_own() -> None:
+    config = replace(Config(), extract=ExtractConfig(batch=256))
+    assert "extract.batch=256" in fitting(config, "extract", 8) and "--extract.batch 128" in fitting(
+        config, "extract", 8
+    )
+    assert "--extract.batch" not in fitting(replace(config, extract=ExtractConfig(batch=1)), "extract", 8)
+    assert "activations" in fitting(config, "learn", 8) and "evaluate.methods" in fitting(config, "evaluate", 8)
+
+
+def test_the_line_says_where_it_was_and_what_torch_says_first() -> None:
+    context = Context()
+    context.doing("extract base train: 3 blocks left")
+    text = (
+        "CUDA out of memory. Tried to allocate 392.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 45.25 MiB "
+        "is free. Including non-PyTorch memory, this process has 79.06 GiB memory in use.\nOf the allocated memory ..."
+    )
+    with pytest.raises(UserError) as caught, explained(Config(), "extract", context):
+        raise torch.OutOfMemoryError(text)
+    line = str(caught.value)
+    assert line.startswith(
+        "extract: out of GPU memory at 'extract base train: 3 blocks left' (CUDA out of memory. Tried "
+    )
+    assert "45.25 MiB is free)" in line and "\n" not in line and "non-PyTorch" not in line
