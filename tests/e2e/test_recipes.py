@@ -16,7 +16,7 @@ from dist_train.engine.metrics import read
 from dist_train.engine.optim import peak_lr
 from dist_train.engine.preempt import Stopper
 from dist_train.stages import common, pretrain
-from dist_train.stages.plan import cost, memory
+from dist_train.stages.memory import cost, memory
 from launch.cli import Parser, main
 
 RECIPES = sorted(path.stem for path in (configs_dir() / "recipes").glob("*.yaml"))

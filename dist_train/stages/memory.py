@@ -1,0 +1,166 @@
+"""What a training step takes of one rank's memory, and which batch fits: counted before anything starts.
+
+The step's forward pass is run on fake tensors, which have shapes and types and no numbers, and what autograd keeps of
+it is added up. PyTorch's own tracker, which sees every tensor of whole steps, comes to the same within 5%
+(tests/engine/test_fake_cuda.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dist_train.config import PretrainConfig
+from dist_train.models.backbone import Backbone
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_GIB = 2**30
+
+CARDS = (16, 24, 40, 80, 141)
+"""GB of memory that GPUs are sold with: V100 and T4, A10 and L4, A100, A100 and H100, H200. Counted as 10^9 bytes,
+which all of them have at least."""
+
+CONTEXT = 0.5 * _GIB
+"""CUDA's context and the kernels that are loaded: "about 300 MB" with CUDA 11.7's lazy loading
+(github.com/pytorch/pytorch/issues/107667), and more with each library."""
+WORKSPACE = 1.0 * _GIB
+"""What cuDNN's and cuBLAS's kernels work in. PyTorch sets cuDNN no limit (github.com/pytorch/pytorch/issues/49207);
+TensorFlow's is 8 GiB (pull request 56055), and ResNet's convolutions are known to use a quarter of a GiB. cuBLAS takes
+32 MiB (PyTorch's notes on CUDA semantics)."""
+NCCL = 1.0 * _GIB
+"""The buffers of one communicator, where there are several ranks: with the context, 1.6 GB after the first all-reduce
+(github.com/NVIDIA/nccl/issues/864). They grow with the number of channels, not of nodes (issues/986)."""
+DECODER = 0.5 * _GIB
+"""DALI's and nvJPEG's working memory: a buffer for each thread, of 16 MiB (``device_memory_padding``) up to the largest
+image."""
+DECODED = 4
+"""Batches of float32 images that DALI holds: ``data.prefetch`` of 2 by default, the one that is made, and its decoded
+and resized bytes. They are DALI's own, beside the batch that is trained on."""
+FRAGMENTED = 1.1
+"""What PyTorch's allocator reserves for each byte that is allocated: 16.7 GB for 15.0
+(github.com/pytorch/pytorch/issues/40989)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image through the model.
+
+    Attributes:
+        flops: of the forward pass (multiply and add count as two).
+        saved: bytes that are kept until the backward pass, the image itself among them.
+        copies: bytes that are kept whatever the number of images: in mixed precision, the weights in two bytes.
+        parameters, buffers: numbers of the model.
+    """
+
+    flops: float
+    saved: float
+    copies: float
+    parameters: int
+    buffers: int
+
+
+def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
+    """Return what one image of ``side`` pixels costs. Nothing is computed, and no memory is taken."""
+    images = 2  # batch norm wants more than one where it is left with one pixel
+    kind = _HALF.get(config.precision)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, or another may come to lie at its address
+        return tensor
+
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = Backbone(config.model, classes, config.small_stem)
+        batch = keep(torch.empty(images, 3, side, side).contiguous(memory_format=torch.channels_last))
+        mixed = keep(batch.clone()) if config.mixup or config.cutmix else batch
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            # The CPU's autocast casts the same layers of a ResNet as CUDA's, which is off where there is no GPU.
+            with torch.autocast("cpu", kind, enabled=kind is not None):
+                logits = keep(model(keep(mixed.contiguous(memory_format=layout))))
+            F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64))
+    weights = list(model.parameters())
+    for tensor in (*weights, *model.buffers()):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    alive = sum(storage.nbytes() for storage in kept.values())
+    copies = 2.0 * sum(w.numel() for w in weights if w.ndim > 1) if kind else 0.0  # batch norm's are not cast
+    return Cost(
+        flops=counter.get_total_flops() / images,
+        saved=(alive - copies) / images,
+        copies=copies,
+        parameters=sum(w.numel() for w in weights),
+        buffers=sum(b.numel() for b in model.buffers()),
+    )
+
+
+def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
+    """Return the bytes of one rank at the fullest moment of a step, by what takes them.
+
+    That is the end of the forward pass; of few images, the optimiser's step, when there are all gradients and no
+    activations. A lone process has no gradients before its first backward pass of a step; DDP keeps room for them.
+
+    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks; in stage 3 each
+    rank keeps a whole copy besides, for evaluation and checkpoints.
+
+    Args:
+        images: in flight at once, on this rank.
+    """
+    stage = 0 if config.strategy == "ddp" else int(config.strategy.removeprefix("zero"))
+    whole = 4.0 * one.parameters
+    model = (whole / world + whole if stage == 3 else whole) + 4.0 * one.buffers
+    moments = {"sgd": 1, "lars": 1, "lamb": 2}[config.optimizer]
+    gradients = whole / (world if stage >= 2 else 1)
+    activations = one.copies + one.saved * images
+    if world == 1 and config.strategy == "ddp" and config.accumulate == 1:
+        gradients, activations = (0.0, activations) if activations > gradients else (gradients, 0.0)
+    return {
+        "weights": model * (2 if config.ema else 1),
+        "gradients": gradients,
+        "optimiser": 0.0 if config.offload else moments * whole / (world if stage >= 1 else 1),
+        "activations": activations,
+    }
+
+
+def overhead(one_side: int, images: int, world: int) -> dict[str, float]:
+    """Return the bytes that a rank's GPU holds beside PyTorch's tensors, by what takes them."""
+    return {
+        "CUDA context": CONTEXT,
+        "workspace": WORKSPACE,
+        "NCCL": NCCL if world > 1 else 0.0,
+        "DALI": DECODER + DECODED * 4.0 * 3 * one_side**2 * images,
+    }
+
+
+def fitting(config: PretrainConfig, classes: int, side: int, world: int, bytes: float) -> int:
+    """Return the largest batch of one forward pass with which a rank fits a GPU of so many bytes, with ``overhead``
+    and the allocator's share on top; 0 where none does.
+
+    Args:
+        side: of the images, in pixels.
+        world: number of ranks.
+    """
+    return _fitting(config, cost(config, classes, side), side, world, bytes)
+
+
+def _fitting(config: PretrainConfig, one: Cost, side: int, world: int, bytes: float) -> int:
+    def taken(images: int) -> float:
+        tensors = sum(memory(config, one, images, world).values())
+        return FRAGMENTED * tensors + sum(overhead(side, images, world).values())
+
+    few, many = 0, 1
+    while taken(many) <= bytes:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if taken(middle) <= bytes else (few, middle)
+    return few
+
+
+def cards(config: PretrainConfig, one: Cost, side: int, world: int) -> str:
+    """Return the largest batch of a rank on each of ``CARDS``, in words."""
+    return ", ".join(f"{_fitting(config, one, side, world, size * 1e9)} on {size} GB" for size in CARDS)
