@@ -18,7 +18,7 @@ from dist_train.engine.finite import Losses, NonFinite
 from dist_train.engine.metrics import peak_memory_gib
 from dist_train.engine.objective import Objective, seed_step
 from dist_train.engine.optim import set_lr
-from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.precision import MixedPrecision, tuned_convolutions
 from dist_train.engine.strategy import Strategy
 
 
@@ -190,6 +190,7 @@ def _values(
     }
 
 
+@tuned_convolutions(False)  # the last batch is short
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, precision: MixedPrecision, batches: Iterator[Batch], expected: int, context: Context

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +20,9 @@ from dist_train.models.backbone import Backbone
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _GIB = 2**30
+_WORKING = {"sgd": 0, "lars": 2, "lamb": 3}
+"""Temporary tensors of the largest parameter's size in an optimiser's step: PyTorch's fused SGD has none; timm's were
+counted by the tracker (timm 1.0)."""
 
 CARDS = (16, 24, 40, 80, 141)
 """GB of memory that GPUs are sold with: V100 and T4, A10 and L4, A100, A100 and H100, H200. Counted as 10^9 bytes,
@@ -54,6 +58,8 @@ class Cost:
         saved: bytes that are kept until the backward pass, the image itself among them.
         copies: bytes that are kept whatever the number of images: in mixed precision, the weights in two bytes.
         parameters, buffers: numbers of the model.
+        largest: numbers of its largest parameter.
+        layers: of each layer with parameters, in order, the numbers of the parameters and the ``saved`` bytes so far.
     """
 
     flops: float
@@ -61,6 +67,8 @@ class Cost:
     copies: float
     parameters: int
     buffers: int
+    largest: int
+    layers: tuple[tuple[int, float], ...]
 
 
 def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
@@ -68,15 +76,31 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
     images = 2  # batch norm wants more than one where it is left with one pixel
     kind = _HALF.get(config.precision)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    own: set[int] = set()
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, or another may come to lie at its address
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, or another may come to lie at its address
         return tensor
+
+    def alive() -> int:
+        return sum(storage.nbytes() for storage in kept.values())
+
+    layers: list[tuple[int, int]] = []
+
+    def ended(layer: nn.Module, *_: object) -> None:
+        before = layers[-1][0] if layers else 0
+        layers.append((before + sum(w.numel() for w in layer.parameters(recurse=False)), alive()))
 
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         model = Backbone(config.model, classes, config.small_stem)
+        weights = list(model.parameters())
+        own |= {tensor.untyped_storage()._cdata for tensor in (*weights, *model.buffers())}
+        for layer in model.modules():
+            if list(layer.parameters(recurse=False)):
+                layer.register_forward_hook(ended)
         batch = keep(torch.empty(images, 3, side, side).contiguous(memory_format=torch.channels_last))
         mixed = keep(batch.clone()) if config.mixup or config.cutmix else batch
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -84,25 +108,29 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
             with torch.autocast("cpu", kind, enabled=kind is not None):
                 logits = keep(model(keep(mixed.contiguous(memory_format=layout))))
             F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64))
-    weights = list(model.parameters())
-    for tensor in (*weights, *model.buffers()):
-        kept.pop(tensor.untyped_storage()._cdata, None)
-    alive = sum(storage.nbytes() for storage in kept.values())
     copies = 2.0 * sum(w.numel() for w in weights if w.ndim > 1) if kind else 0.0  # batch norm's are not cast
+    parameters = sum(w.numel() for w in weights)
+
+    def saved(so_far: int, alive: int) -> float:
+        return (alive - copies * so_far / parameters) / images
+
     return Cost(
         flops=counter.get_total_flops() / images,
-        saved=(alive - copies) / images,
+        saved=saved(parameters, alive()),
         copies=copies,
-        parameters=sum(w.numel() for w in weights),
+        parameters=parameters,
         buffers=sum(b.numel() for b in model.buffers()),
+        largest=max(w.numel() for w in weights),
+        layers=tuple((so_far, saved(so_far, bytes)) for so_far, bytes in layers),
     )
 
 
 def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
     """Return the bytes of one rank at the fullest moment of a step, by what takes them.
 
-    That is the end of the forward pass; of few images, the optimiser's step, when there are all gradients and no
-    activations. A lone process has no gradients before its first backward pass of a step; DDP keeps room for them.
+    In the backward pass, gradients come as activations go, from the last layer to the first: with DDP, which keeps
+    room for all gradients, or many images, it is fullest at its start. At the end of the step there are all gradients,
+    and the optimiser's temporary tensors, which are counted among the activations.
 
     ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks; in stage 3 each
     rank keeps a whole copy besides, for evaluation and checkpoints.
@@ -114,10 +142,15 @@ def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[s
     whole = 4.0 * one.parameters
     model = (whole / world + whole if stage == 3 else whole) + 4.0 * one.buffers
     moments = {"sgd": 1, "lars": 1, "lamb": 2}[config.optimizer]
-    gradients = whole / (world if stage >= 2 else 1)
-    activations = one.copies + one.saved * images
+    room = whole / (world if stage >= 2 else 1)
+    gradients, activations = room, max(one.copies + one.saved * images, 4.0 * one.largest * _WORKING[config.optimizer])
     if world == 1 and config.strategy == "ddp" and config.accumulate == 1:
-        gradients, activations = (0.0, activations) if activations > gradients else (gradients, 0.0)
+        gradients, activations = max(
+            (0.0, one.copies + one.saved * images),
+            *((whole - 4.0 * n, one.copies * n / one.parameters + saved * images) for n, saved in one.layers),
+            (whole, 4.0 * one.largest * _WORKING[config.optimizer]),
+            key=sum,
+        )
     return {
         "weights": model * (2 if config.ema else 1),
         "gradients": gradients,

@@ -15,7 +15,7 @@ from dist_train.data.order import Order
 from dist_train.data.splits import load_split
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer, peak_lr
-from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.precision import MixedPrecision, tuned_convolutions
 from dist_train.engine.strategy import DataParallel
 from dist_train.errors import NoShards, UserError
 from dist_train.models.backbone import Backbone
@@ -26,6 +26,7 @@ _ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no sh
 _GIB = 2**30
 
 
+@tuned_convolutions(True)
 def measured_rate(config: PretrainConfig, classes: int, side: int, device: torch.device, seconds: float = 5.0) -> float:
     """Training images/s of one rank on this device: a few steps on synthetic images, without a loader."""
     batch = 64 if device.type == "cuda" else 8

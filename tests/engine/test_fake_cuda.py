@@ -32,7 +32,7 @@ PRETRAIN: list[Case] = [
     {"stage": "pretrain", "side": 224, "classes": 1000, **options}
     for options in (
         {"model": "resnet50", "precision": "bf16", "global_batch": 256},
-        {"model": "resnet50", "precision": "fp32", "global_batch": 256, "optimizer": "lars", "channels_last": False},
+        {"model": "resnet50", "precision": "fp32", "global_batch": 256, "channels_last": False},
         {"model": "resnet18", "precision": "bf16", "global_batch": 64, "ema": 0.9},
         {"model": "resnet18", "precision": "fp16", "global_batch": 64, "clip_norm": 1.0},
         {"model": "resnet18", "precision": "fp32", "global_batch": 64},
@@ -41,12 +41,14 @@ PRETRAIN: list[Case] = [
         {"model": "resnet18", "precision": "bf16", "global_batch": 64, "optimizer": "lars", "clip_norm": 1.0},
         {"model": "resnet18", "precision": "bf16", "global_batch": 64, "optimizer": "lamb", "loss": "bce", "ema": 0.9,
          "label_smoothing": 0.0, "mixup": 0.2, "cutmix": 1.0, "stochastic_depth": 0.1},
-        {"model": "resnet18", "precision": "bf16", "global_batch": 1, "optimizer": "lamb"},
+        {"model": "resnet10", "precision": "bf16", "global_batch": 1, "optimizer": "lamb"},
+        {"model": "resnet10", "precision": "bf16", "global_batch": 1, "optimizer": "lars"},
+        {"model": "resnet10", "precision": "fp32", "global_batch": 1},
     )
 ]  # fmt: skip
 LEARN: list[Case] = [
     {"stage": "learn", "method": method, "precision": precision}
-    for method, precision in product(LEARNED, ("bf16", "fp16", "tf32", "fp32"))
+    for method, precision in product(LEARNED, ("bf16", "fp16", "fp32"))
 ]
 TINY: Case = {"stage": "pretrain", "side": 32, "classes": 10, "model": "resnet10", "global_batch": 4}
 # Two devices in one operator, and what makes the host wait, with what the error must say.
@@ -98,11 +100,11 @@ def test_what_does_not_stay_or_waits_is_seen(case: Case, message: str, results: 
 
 @pytest.mark.parametrize("case", PRETRAIN, ids=named)
 def test_dry_run_says_the_memory_that_a_step_takes(case: Case, results: dict[str, Case]) -> None:
-    """By PyTorch's tracker, within 5%; of one image with LAMB, whose own temporary tensors are not counted, 10%."""
+    """By PyTorch's tracker, within 5%. Of one image, the fullest moment is in the optimiser's step."""
     options = {name: value for name, value in case.items() if name not in ("stage", "side", "classes")}
     config = PretrainConfig(**options)
     images = config.global_batch // config.accumulate
     said = sum(memory(config, cost(config, case["classes"], case["side"]), images, world=1).values())
     seen = results[key(case)]["peak"]
-    assert said == pytest.approx(seen, rel=0.05 if images > 1 else 0.1)
+    assert said == pytest.approx(seen, rel=0.05)
     print(f"{named(case)}: {seen / 2**30:.2f} GiB, {said / seen:.3f}")

@@ -35,7 +35,8 @@ CONTEXT = Context(device=CUDA)
 
 
 def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any) -> int:
-    """Make two steps of ``pretrain``, as its stage sets them up. Returns the most memory that was taken."""
+    """Make a step of ``pretrain``, as its stage sets it up; two where only the first makes the optimiser's state.
+    Returns the most memory that was taken."""
     config = PretrainConfig(**options)
     model = Backbone(config.model, classes).to(CUDA)
     if config.stochastic_depth:
@@ -60,7 +61,7 @@ def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any
         objective.loss = lambda logits, targets: FAULTS[fault](loss(logits, targets), logits)  # type: ignore[method-assign]
     feed = batches()
     with tracker, mode.step():
-        for step in range(2):
+        for step in range(1 if config.optimizer == "sgd" else 2):
             set_lr(strategy.optimizer, 0.1)
             loop.one_step(strategy, feed, config, 0, step, objective, window, norm=True)
     return tracker.get_tracker_snapshot("peak")[CUDA]["Total"]
