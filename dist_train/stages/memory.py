@@ -33,11 +33,11 @@ CONTEXT = 0.5 * _GIB
 (github.com/pytorch/pytorch/issues/107667), and more with each library."""
 WORKSPACE = 1.0 * _GIB
 """What cuDNN's and cuBLAS's kernels work in. PyTorch sets cuDNN no limit (github.com/pytorch/pytorch/issues/49207);
-TensorFlow's is 8 GiB (pull request 56055), and ResNet's convolutions are known to use a quarter of a GiB. cuBLAS takes
-32 MiB (PyTorch's notes on CUDA semantics)."""
+a ResNet's algorithms gain nothing above 128 to 256 MiB (measured in github.com/sonots/cumo/pull/502), a trial of all of
+them may take more. cuBLAS takes 32 MiB (PyTorch's notes on CUDA semantics)."""
 NCCL = 1.0 * _GIB
 """The buffers of one communicator, where there are several ranks: with the context, 1.6 GB after the first all-reduce
-(github.com/NVIDIA/nccl/issues/864). They grow with the number of channels, not of nodes (issues/986)."""
+(github.com/NVIDIA/nccl/issues/864). They grow with the number of channels, and not beyond two nodes (issues/986)."""
 DECODER = 0.5 * _GIB
 """DALI's and nvJPEG's working memory: a buffer for each thread, of 16 MiB (``device_memory_padding``) up to the largest
 image."""
@@ -71,36 +71,42 @@ class Cost:
     layers: tuple[tuple[int, float], ...]
 
 
+class _Kept:
+    """Storages that are alive at the end of a forward pass, beside the model's own."""
+
+    def __init__(self) -> None:
+        self.own: set[int] = set()
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.own:
+            self._storages[storage._cdata] = storage  # held, or another may come to lie at its address
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self._storages.values())
+
+
 def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
     """Return what one image of ``side`` pixels costs. Nothing is computed, and no memory is taken."""
     images = 2  # batch norm wants more than one where it is left with one pixel
     kind = _HALF.get(config.precision)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    own: set[int] = set()
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, or another may come to lie at its address
-        return tensor
-
-    def alive() -> int:
-        return sum(storage.nbytes() for storage in kept.values())
-
-    layers: list[tuple[int, int]] = []
+    keep = _Kept()
+    so_far = [(0, 0)]  # numbers of parameters, bytes that are kept, after each layer
 
     def ended(layer: nn.Module, *_: object) -> None:
-        before = layers[-1][0] if layers else 0
-        layers.append((before + sum(w.numel() for w in layer.parameters(recurse=False)), alive()))
+        so_far.append((so_far[-1][0] + sum(w.numel() for w in layer.parameters(recurse=False)), keep.bytes))
 
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         model = Backbone(config.model, classes, config.small_stem)
-        weights = list(model.parameters())
-        own |= {tensor.untyped_storage()._cdata for tensor in (*weights, *model.buffers())}
         for layer in model.modules():
             if list(layer.parameters(recurse=False)):
                 layer.register_forward_hook(ended)
+        weights = list(model.parameters())
+        keep.own |= {tensor.untyped_storage()._cdata for tensor in (*weights, *model.buffers())}
         batch = keep(torch.empty(images, 3, side, side).contiguous(memory_format=torch.channels_last))
         mixed = keep(batch.clone()) if config.mixup or config.cutmix else batch
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -110,18 +116,15 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
             F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64))
     copies = 2.0 * sum(w.numel() for w in weights if w.ndim > 1) if kind else 0.0  # batch norm's are not cast
     parameters = sum(w.numel() for w in weights)
-
-    def saved(so_far: int, alive: int) -> float:
-        return (alive - copies * so_far / parameters) / images
-
+    layers = tuple((count, (kept - copies * count / parameters) / images) for count, kept in so_far)
     return Cost(
         flops=counter.get_total_flops() / images,
-        saved=saved(parameters, alive()),
+        saved=(keep.bytes - copies) / images,
         copies=copies,
         parameters=parameters,
         buffers=sum(b.numel() for b in model.buffers()),
         largest=max(w.numel() for w in weights),
-        layers=tuple((so_far, saved(so_far, bytes)) for so_far, bytes in layers),
+        layers=layers,
     )
 
 
@@ -159,13 +162,13 @@ def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[s
     }
 
 
-def overhead(one_side: int, images: int, world: int) -> dict[str, float]:
+def overhead(side: int, images: int, world: int) -> dict[str, float]:
     """Return the bytes that a rank's GPU holds beside PyTorch's tensors, by what takes them."""
     return {
         "CUDA context": CONTEXT,
         "workspace": WORKSPACE,
         "NCCL": NCCL if world > 1 else 0.0,
-        "DALI": DECODER + DECODED * 4.0 * 3 * one_side**2 * images,
+        "DALI": DECODER + DECODED * 4.0 * 3 * side**2 * images,
     }
 
 

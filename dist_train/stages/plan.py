@@ -72,6 +72,7 @@ def plan(config: Config, world: int) -> list[str]:
     costs = {side: cost(options, classes, side) for side in set(sides)}
     flops = 3 * options.global_batch * sum(costs[side].flops for side in sides) / len(sides) * steps
     parts = memory(options, costs[max(sides)], each, world)
+    fit = cards(options, costs[max(sides)], max(sides), world)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # In the mean over the sides, by their operations.
     share = flops / (3 * options.global_batch * steps) / costs[max(sides)].flops
@@ -99,7 +100,7 @@ def plan(config: Config, world: int) -> list[str]:
         f"memory      about {sum(parts.values()) / _GIB:.1f} GiB a rank: "
         + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items())
         + "; working buffers come on top",
-        f"fits        images of a rank at once, with working buffers: {cards(options, costs[max(sides)], max(sides), world)}",
+        f"fits        at once on a rank, with working buffers: {fit}",
         f"time        {hours}",
         f"then        extract {images:,} images{' of ten crops' if config.extract.views == 'ten' else ''}, "
         f"learn {len(config.learn.methods)} predictor(s) of {config.learn.steps:,} steps, "
