@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import PretrainConfig
+from dist_train.engine.zero import deepspeed_options
 from dist_train.models.backbone import Backbone
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -131,35 +132,51 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
 def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
     """Return the bytes of one rank at the fullest moment of a step, by what takes them.
 
-    In the backward pass, gradients come as activations go, from the last layer to the first: with DDP, which keeps
-    room for all gradients, or many images, it is fullest at its start. At the end of the step there are all gradients,
-    and the optimiser's temporary tensors, which are counted among the activations.
+    At the end of the step, that may be with the optimiser's temporary tensors, counted among the activations.
 
-    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks; in stage 3 each
-    rank keeps a whole copy besides, for evaluation and checkpoints.
+    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks. Each rank keeps
+    the optimiser's copy of its part of the weights besides, and in stage 3 a whole copy for evaluation and checkpoints.
 
     Args:
         images: in flight at once, on this rank.
     """
     stage = 0 if config.strategy == "ddp" else int(config.strategy.removeprefix("zero"))
     whole = 4.0 * one.parameters
-    model = (whole / world + whole if stage == 3 else whole) + 4.0 * one.buffers
+    part = whole / world if stage >= 1 and not config.offload else 0.0
+    model = whole + 4.0 * one.buffers
     moments = {"sgd": 1, "lars": 1, "lamb": 2}[config.optimizer]
-    room = whole / (world if stage >= 2 else 1)
-    gradients, activations = room, max(one.copies + one.saved * images, 4.0 * one.largest * _WORKING[config.optimizer])
+    working = 4.0 * one.largest * _WORKING[config.optimizer]
     if world == 1 and config.strategy == "ddp" and config.accumulate == 1:
-        gradients, activations = max(
-            (0.0, one.copies + one.saved * images),
-            *((whole - 4.0 * n, one.copies * n / one.parameters + saved * images) for n, saved in one.layers),
-            (whole, 4.0 * one.largest * _WORKING[config.optimizer]),
-            key=sum,
-        )
+        gradients, activations = _fullest(one, images, working)
+    else:  # room for all gradients is kept from step to step, or from one pass to the next
+        gradients = whole / (world if stage >= 2 else 1)
+        activations = max(one.copies + one.saved * images, working)
     return {
-        "weights": model * (2 if config.ema else 1),
+        "weights": model * (2 if config.ema else 1) + part + (whole / world if stage == 3 else 0.0),
         "gradients": gradients,
         "optimiser": 0.0 if config.offload else moments * whole / (world if stage >= 1 else 1),
         "activations": activations,
+        "buckets": _buckets(config, world) if stage else 0.0,
     }
+
+
+def _fullest(one: Cost, images: int, working: float) -> tuple[float, float]:
+    """Return the bytes of gradients and of activations at the fullest moment of a lone process, which frees its
+    gradients after each step: they come as activations go, from the last layer to the first. With many images it is
+    fullest before the first of them is there."""
+    whole = 4.0 * one.parameters
+    backward = ((whole - 4.0 * n, one.copies * n / one.parameters + saved * images) for n, saved in one.layers)
+    return max((0.0, one.copies + one.saved * images), *backward, (whole, working), key=sum)
+
+
+def _buckets(config: PretrainConfig, world: int) -> float:
+    """Return the bytes of the buffers in which ZeRO 1 to 3 gathers gradients, whatever the model's size: one of 5e8
+    numbers by DeepSpeed's default (0.19, runtime/zero/config.py), two where exchanges overlap in stages 1 and 2."""
+    options = deepspeed_options(config, world)["zero_optimization"]
+    if not options.get("contiguous_gradients", True):
+        return 0.0
+    count = 2 if options.get("overlap_comm") and config.strategy != "zero3" else 1
+    return 4.0 * count * float(options.get("reduce_bucket_size", 5e8))
 
 
 def overhead(side: int, images: int, world: int) -> dict[str, float]:

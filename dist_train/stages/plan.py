@@ -98,7 +98,7 @@ def plan(config: Config, world: int) -> list[str]:
         f"model       {costs[max(sides)].parameters / 1e6:.1f} M parameters, "
         f"{costs[max(sides)].flops / 1e9:.2f} GFLOP forward an image; {flops:.3g} FLOP in all",
         f"memory      about {sum(parts.values()) / _GIB:.1f} GiB a rank: "
-        + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items())
+        + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items() if value)
         + "; working buffers come on top",
         f"fits        at once on a rank, with working buffers: {fit}",
         f"time        {hours}",
