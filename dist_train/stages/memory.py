@@ -132,7 +132,7 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
 def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
     """Return the bytes of one rank at the fullest moment of a step, by what takes them.
 
-    At the end of the step, that may be with the optimiser's temporary tensors, counted among the activations.
+    The optimiser's temporary tensors, which there are when the activations are gone, are counted among these.
 
     ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks. Each rank keeps
     the optimiser's copy of its part of the weights besides, and in stage 3 a whole copy for evaluation and checkpoints.
