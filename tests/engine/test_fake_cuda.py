@@ -47,8 +47,8 @@ PRETRAIN: list[Case] = [
     )
 ]  # fmt: skip
 LEARN: list[Case] = [
-    {"stage": "learn", "method": method, "precision": precision}
-    for method, precision in product(LEARNED, ("bf16", "fp16", "fp32"))
+    {"stage": "learn", "method": method, "precision": precision, "graphed": graphed}
+    for method, (precision, graphed) in product(LEARNED, (("bf16", True), ("fp16", False), ("fp32", False)))
 ]
 TINY: Case = {"stage": "pretrain", "side": 32, "classes": 10, "model": "resnet10", "global_batch": 4}
 # Two devices in one operator, and what makes the host wait, with what the error must say.

@@ -87,8 +87,9 @@ FAULTS = {
 """What someone might add to a step, in place of the loss."""
 
 
-def learned(mode: FakeCuda, fault: str, method: str, precision: str) -> int:
-    """Make steps of ``learn``, as its stage sets them up; one with means only and one with single images only."""
+def learned(mode: FakeCuda, fault: str, method: str, precision: str, graphed: bool) -> int:
+    """Make steps of ``learn``, as its stage sets them up; one with means only and one with single images only.
+    ``graphed``: with a rate on the device, as a CUDA graph needs."""
     rng = np.random.default_rng(0)
     table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
     bank = learn.Bank(table, table, table.means(), torch.randn(7, 12), CONTEXT)
@@ -99,10 +100,13 @@ def learned(mode: FakeCuda, fault: str, method: str, precision: str) -> int:
     strategy = SummedGradients(
         model, sgd(groups, config.momentum, nesterov=False), MixedPrecision(config.precision, CUDA), CONTEXT
     )
+    for group in strategy.optimizer.param_groups:
+        group["lr"] = torch.zeros((), device=CUDA) if graphed else 0.0
     labels = torch.arange(7, device="cpu" if fault == "labels" else CUDA)
     for p_mean in (1.0, 0.0):
         drawn = bank.draw(0, 0, p_mean)
         with mode.step():
+            set_lr(strategy.optimizer, 0.1)
             learn.one_step(model, bank, labels, strategy, *(part[0] for part in drawn))
     return 0
 
