@@ -17,6 +17,7 @@ The interval is that of the median by order statistics, of at least 95% from 6 r
 On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most. There
 ``--cpu-time`` also leaves out the time that the others have the core, but so it does waiting: look at both.
 
+cuDNN is tuned, as in ``pretrain``, for all loops; compare ``--no-tuning`` in another process: choices are kept.
 A log line comes every ``--log-every`` steps and at the end of a round; evaluation and checkpoints are not
 part of a step. Where the time goes is measured afterwards, for on a GPU that needs a wait after each part.
 """
@@ -56,7 +57,7 @@ from dist_train.engine.loop import Window, train
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer
-from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.precision import MixedPrecision, tuned_convolutions
 from dist_train.engine.preempt import Stopper
 from dist_train.engine.strategy import make_strategy
 from dist_train.models.backbone import Backbone
@@ -349,6 +350,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-channels-last", action="store_true")
+    parser.add_argument("--no-tuning", action="store_true", help="without torch.backends.cudnn.benchmark")
     parser.add_argument("--matrix", action="store_true", help="compile on and off, channels_last on and off")
     parser.add_argument("--timm", action="store_true", help="timm's training step too")
     parser.add_argument("--control", action="store_true", help="a second bare loop: what two equal ones differ by")
@@ -376,7 +378,7 @@ def drawn_shards(given: argparse.Namespace, folder: Path) -> ShardSet:
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, tuned_convolutions(not given.no_tuning):
         folder = Path(temporary)
         shards = open_shards(given.shards) if given.shards else drawn_shards(given, folder)
         given.classes = max(given.classes, len(shards.classes))
@@ -388,7 +390,8 @@ def main(arguments: list[str] | None = None) -> None:
     where = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(
         f"{given.model}, {given.batch} images of {given.size} pixels, {given.precision}, {given.rounds} rounds of "
-        f"{given.steps} steps{', CPU time' if given.cpu_time else ''}; {where}, torch {torch.__version__}\n"
+        f"{given.steps} steps{', CPU time' if given.cpu_time else ''}"
+        f"{', cuDNN not tuned' if given.no_tuning else ''}; {where}, torch {torch.__version__}\n"
     )
     print("\n".join(table(results)))
 

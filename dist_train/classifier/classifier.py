@@ -21,10 +21,9 @@ from dist_train.classifier.schema import About, check_tensors
 from dist_train.data.names import class_name
 from dist_train.data.photos import MAX_PIXELS
 from dist_train.data.pixels import MEAN, STD
+from dist_train.engine.precision import exact_products
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
-
-_BATCH = 32
 
 
 class Classifier:
@@ -189,6 +188,7 @@ class Classifier:
         """
         return self.scores(self.activations(images))
 
+    @exact_products()
     @torch.no_grad()
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
         """``logits`` from activations [B, dim].
@@ -225,11 +225,13 @@ class Classifier:
         """
         return photos.load(photo, name, max_pixels, self.network.preprocess.orientation)
 
+    @exact_products()
     @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocessed images [B, 3, size, size] -> activations [B, dim]."""
         return self.network.backbone.features(images.contiguous(memory_format=torch.channels_last)).float()
 
+    @exact_products()
     @torch.no_grad()
     def head(self) -> Head:
         """The classifier that follows from the classes as they are; made when it is first asked for."""
@@ -245,6 +247,7 @@ class Classifier:
             self._head = Head(torch.cat([base, *added]), owner, offset)
         return self._head
 
+    @exact_products()
     @torch.no_grad()
     def base_accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> list[float]:
         """What additions did to the classes that were there: the share, in percent, of images that are right with
@@ -379,7 +382,7 @@ class Classifier:
         return made
 
 
-def batches(items: Iterable[Any], size: int = _BATCH) -> Iterator[list[Any]]:
+def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
     """At most ``size`` at a time, so that a folder of photos does not lie in memory."""
     left = iter(items)
     while part := list(islice(left, size)):

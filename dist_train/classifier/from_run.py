@@ -15,6 +15,7 @@ from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards import open_shards
 from dist_train.data.synsets import Synsets
+from dist_train.engine.precision import exact_products
 from dist_train.errors import UserError, command
 from dist_train.fewshot.method import trained
 from dist_train.fewshot.methods import open_base
@@ -26,6 +27,7 @@ PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
 _HELD_OUT = 50  # validation images of a class that say what additions do to the base classes
 
 
+@exact_products()
 def from_run(config: Config, method: str | None = None, rule: str | None = None) -> Classifier:
     """The base classes of a run, by one of its methods. Needs its first three stages, and of its shards no more than
     the names of the classes. On the CPU.

@@ -18,7 +18,7 @@ from dist_train.engine.finite import Losses, NonFinite
 from dist_train.engine.metrics import peak_memory_gib
 from dist_train.engine.objective import Objective, seed_step
 from dist_train.engine.optim import set_lr
-from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.precision import MixedPrecision, tuned_convolutions
 from dist_train.engine.strategy import Strategy
 
 
@@ -122,20 +122,8 @@ def train(
         context.doing(f"pretrain: step {number} of {total}")
         lr = rate(step)
         set_lr(strategy.optimizer, lr)
-        for piece in range(config.accumulate):
-            batch = window.next(batches)
-            seed_step(seed, step, piece, context.rank, context.device)
-            images, targets = objective.mix(batch.images, batch.labels)
-            with strategy.accumulating(last=piece == config.accumulate - 1):
-                logits = strategy.forward(images)
-                loss = objective.loss(logits.float(), targets)
-                strategy.backward(loss / config.accumulate)
-            with torch.no_grad():
-                window.add(number, loss, logits, batch.labels, batch.replaced)
         due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
-        norm = strategy.step(config.clip_norm, due)
-        window.steps += 1
-        window.timed += 1
+        norm = one_step(strategy, batches, config, seed, step, objective, window, due)
         if due:
             sums = window.total(context)
             if norm is not None and not strategy.precision.scaler.is_enabled() and not math.isfinite(norm):
@@ -147,6 +135,39 @@ def train(
         paused = time.perf_counter()
         on_step(number)
         began += time.perf_counter() - paused  # evaluation and saving are not training time
+
+
+def one_step(
+    strategy: Strategy,
+    batches: Iterator[Batch],
+    config: PretrainConfig,
+    seed: int,
+    step: int,
+    objective: Objective,
+    window: Window,
+    norm: bool,
+) -> torch.Tensor | None:
+    """Train on ``config.accumulate`` batches, count them in ``window``, and make optimiser step ``step`` (from 0) at
+    the rate that is set. Asks the device for no number.
+
+    Returns:
+        The gradient's norm before clipping, on the device, where ``norm`` or ``config.clip_norm`` wants it.
+    """
+    context = strategy.context
+    for piece in range(config.accumulate):
+        batch = window.next(batches)
+        seed_step(seed, step, piece, context.rank, context.device)
+        images, targets = objective.mix(batch.images, batch.labels)
+        with strategy.accumulating(last=piece == config.accumulate - 1):
+            logits = strategy.forward(images)
+            loss = objective.loss(logits.float(), targets)
+            strategy.backward(loss / config.accumulate)
+        with torch.no_grad():
+            window.add(step + 1, loss, logits, batch.labels, batch.replaced)
+    gradient = strategy.step(config.clip_norm, norm)
+    window.steps += 1
+    window.timed += 1
+    return gradient
 
 
 def _values(
@@ -169,6 +190,7 @@ def _values(
     }
 
 
+@tuned_convolutions(False)  # the last batch is short
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, precision: MixedPrecision, batches: Iterator[Batch], expected: int, context: Context

@@ -81,20 +81,43 @@ def round_products(allowed: bool) -> None:
 
     PyTorch's defaults are of both kinds: matrix products are exact, convolutions are not.
     """
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
+    _round(allowed, allowed)
+
+
+def _round(products: bool, convolutions: bool) -> None:
+    # Both of PyTorch's interfaces (the second one since 2.9), or reading the first raises where anyone has set the
+    # second. And where the first says no, torch.backends.fp32_precision still decides for convolutions.
+    torch.set_float32_matmul_precision("high" if products else "highest")
+    torch.backends.cudnn.allow_tf32 = convolutions
+    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]
+        kind.fp32_precision = "tf32" if convolutions else "ieee"
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Compute exact float32 products within; after it as before."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    """Compute exact float32 products within, also within an autocast; after it as before."""
+    before = torch.backends.cuda.matmul.fp32_precision == "tf32", torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     round_products(False)
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        _round(*before)
+
+
+@contextmanager
+def tuned_convolutions(on: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms on each new shape and keep the fastest within, or not; after it as before.
+
+    On: for shapes that come again and again. A trial takes seconds for a whole network, and the choice, and with it
+    the last digits, may differ from one start to the next.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.backends.cudnn.benchmark = before
 
 
 def assert_float32(model: nn.Module) -> None:

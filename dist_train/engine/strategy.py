@@ -173,7 +173,9 @@ class DataParallel(Strategy):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.align()
         if compiled:
-            self.module = torch.compile(model, dynamic=False)  # type: ignore[assignment]  # before DDP, as PyTorch's docs ask for
+            # In DDP's forward pass, where PyTorch then cuts the graph at DDP's buckets: a bucket is exchanged while the
+            # backward graphs of those after it run.
+            self.module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         if context.world > 1:
             devices = [context.device.index] if context.device.type == "cuda" else None
             self.module = DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True)

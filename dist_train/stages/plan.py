@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import Config, PretrainConfig
 from dist_train.context import Context
@@ -17,74 +15,18 @@ from dist_train.data.order import Order
 from dist_train.data.splits import load_split
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import make_optimizer, peak_lr
-from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.precision import MixedPrecision, tuned_convolutions
 from dist_train.engine.strategy import DataParallel
 from dist_train.errors import NoShards, UserError
 from dist_train.models.backbone import Backbone
 from dist_train.stages.common import check_options, open_run
+from dist_train.stages.memory import cards, cost, memory
 
 _ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no shards yet
 _GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one image through the model.
-
-    Attributes:
-        flops: of the forward pass (multiply and add count as two).
-        saved: bytes that its backward pass needs.
-        parameters: numbers of the model.
-    """
-
-    flops: float
-    saved: float
-    parameters: int
-
-
-def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
-    """Counted on PyTorch's meta device: nothing is computed, no memory is taken.
-
-    In mixed precision activations have two bytes; batch norm and convolutions keep their inputs.
-    """
-    size = torch.float32 if config.precision in ("fp32", "tf32") else torch.bfloat16
-    with torch.device("meta"):
-        model = Backbone(config.model, classes, config.small_stem).to(size)
-        images = torch.empty(2, 3, side, side, dtype=size)
-    weights = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)  # or another may come to lie at its address
-        return tensor
-
-    alive: list[torch.Tensor] = []
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model(images)
-    numbers = sum(p.numel() for p in model.parameters())
-    return Cost(counter.get_total_flops() / 2, sum(kept.values()) / 2, numbers)
-
-
-def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[str, float]:
-    """Bytes of one rank in training, by what takes them. ``images`` are in flight at once.
-
-    ZeRO divides the optimiser's state (1), the gradients too (2), the weights too (3) among the ranks;
-    in stage 3 each rank keeps a whole copy besides, for evaluation and checkpoints.
-    """
-    stage = 0 if config.strategy == "ddp" else int(config.strategy.removeprefix("zero"))
-    whole = 4.0 * one.parameters
-    moments = {"sgd": 1, "lars": 1, "lamb": 2}[config.optimizer]
-    return {
-        "weights": (whole / world + whole if stage == 3 else whole) * (2 if config.ema else 1),
-        "gradients": whole / (world if stage >= 2 else 1),
-        "optimiser": 0.0 if config.offload else moments * whole / (world if stage >= 1 else 1),
-        "activations": one.saved * images,
-    }
-
-
+@tuned_convolutions(True)
 def measured_rate(config: PretrainConfig, classes: int, side: int, device: torch.device, seconds: float = 5.0) -> float:
     """Training images/s of one rank on this device: a few steps on synthetic images, without a loader."""
     batch = 64 if device.type == "cuda" else 8
@@ -130,6 +72,7 @@ def plan(config: Config, world: int) -> list[str]:
     costs = {side: cost(options, classes, side) for side in set(sides)}
     flops = 3 * options.global_batch * sum(costs[side].flops for side in sides) / len(sides) * steps
     parts = memory(options, costs[max(sides)], each, world)
+    fit = cards(options, costs[max(sides)], max(sides), world)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # In the mean over the sides, by their operations.
     share = flops / (3 * options.global_batch * steps) / costs[max(sides)].flops
@@ -155,8 +98,9 @@ def plan(config: Config, world: int) -> list[str]:
         f"model       {costs[max(sides)].parameters / 1e6:.1f} M parameters, "
         f"{costs[max(sides)].flops / 1e9:.2f} GFLOP forward an image; {flops:.3g} FLOP in all",
         f"memory      about {sum(parts.values()) / _GIB:.1f} GiB a rank: "
-        + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items())
+        + ", ".join(f"{key} {value / _GIB:.2f}" for key, value in parts.items() if value)
         + "; working buffers come on top",
+        f"fits        at once on a rank, with working buffers: {fit}",
         f"time        {hours}",
         f"then        extract {images:,} images{' of ten crops' if config.extract.views == 'ten' else ''}, "
         f"learn {len(config.learn.methods)} predictor(s) of {config.learn.steps:,} steps, "

@@ -24,7 +24,7 @@ from dist_train.engine.loop import Window, evaluate, train
 from dist_train.engine.metrics import Metrics
 from dist_train.engine.objective import Objective
 from dist_train.engine.optim import learning_rate, make_optimizer
-from dist_train.engine.precision import MixedPrecision, assert_float32
+from dist_train.engine.precision import MixedPrecision, assert_float32, tuned_convolutions
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.engine.strategy import Strategy, make_strategy
 from dist_train.errors import UserError, verifying
@@ -116,7 +116,8 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
 
     batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
     try:
-        train(strategy, batches, config, seed, start, total, rate, objective, window, on_log, on_step)
+        with tuned_convolutions(True):
+            train(strategy, batches, config, seed, start, total, rate, objective, window, on_log, on_step)
         stop.finish()
         finish_writes(keep.writer, context, "pretrain")
     except NonFinite as error:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dist_train.config import Config, configs_dir
+from dist_train.config import Config, PretrainConfig, configs_dir
 from dist_train.context import Context
 from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
 from dist_train.engine.optim import peak_lr
 from dist_train.engine.preempt import Stopper
 from dist_train.stages import common, pretrain
-from dist_train.stages.plan import cost, memory
+from dist_train.stages.memory import FRAGMENTED, cost, fitting, memory, overhead
 from launch.cli import Parser, main
 
 RECIPES = sorted(path.stem for path in (configs_dir() / "recipes").glob("*.yaml"))
@@ -90,7 +91,15 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     options = ["--pretrain.model", "resnet10", "--data.train_size", "64", "--data.ramp_from", "32"]
     assert main(["run", "--config", "recipes/rn50_16", *options, "--dry-run", "--ranks", "8"]) == 0
     told = capsys.readouterr().out
-    for word in ("1,153,050 of 900", "18,016 steps", "8 rank(s) x 1 pass(es) x 128", "32 to 64", "GiB", "images/s"):
+    for word in (
+        "1,153,050 of 900",
+        "18,016 steps",
+        "8 rank(s) x 1 pass(es) x 128",
+        "32 to 64",
+        "GiB",
+        "on 141 GB",
+        "images/s",
+    ):
         assert word in told, (word, told)
     assert not list(tmp_path.iterdir())
     assert main(["run", "--config", "recipes/rn50_16", "--dry-run", "--ranks", "7"]) == 1
@@ -102,7 +111,27 @@ def test_estimates_are_what_a_real_pass_keeps() -> None:
     one = cost(config, 1000, 224)
     assert one.parameters == 11_689_512 and one.flops == pytest.approx(2 * 1.81e9, rel=0.01)  # torchvision's 1.81 GMACs
     parts = memory(replace(config, optimizer="sgd", strategy="zero2"), one, 8, 4)
-    assert parts["gradients"] == parts["optimiser"] == one.parameters and parts["weights"] == 4 * one.parameters
+    assert parts["gradients"] == parts["optimiser"] == one.parameters and parts["buckets"] == 2e9
+    assert parts["weights"] == 4 * (one.parameters + one.buffers) + one.parameters  # the optimiser's copy of its part
     assert memory(config, one, 8, 4)["optimiser"] == 8 * one.parameters
     # ResNet-18 at 224: 2.5 M activations before and as many after each batch norm, of 4 bytes.
     assert 15e6 < one.saved < 30e6
+
+
+@pytest.mark.parametrize("world", [1, 8])
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "fp32", "optimizer": "lamb"}, {"ema": 0.9, "mixup": 0.2}], ids=str
+)
+def test_the_batch_that_fits_is_the_largest(options: dict[str, Any], world: int) -> None:
+    config = PretrainConfig(model="resnet18", **options)
+    one = cost(config, 1000, 128)
+
+    def taken(images: int) -> float:
+        return FRAGMENTED * sum(memory(config, one, images, world).values()) + sum(
+            overhead(128, images, world).values()
+        )
+
+    for size in (8e9, 80e9):
+        images = fitting(config, 1000, 128, world, size)
+        assert taken(images) <= size < taken(images + 1)
+    assert fitting(config, 1000, 128, world, taken(1) - 1) == 0

@@ -1,0 +1,128 @@
+"""Training steps on the fake device: ``python steps.py CASES`` in ``fake.environment``.
+
+Prints a JSON line for each case of the JSON list CASES: the error, or the most memory that a step has taken, in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from fake import FakeCuda, switch_on
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from dist_train.config import LearnConfig, PretrainConfig
+from dist_train.context import Context
+from dist_train.data.activations import Activations
+from dist_train.data.loader import Batch
+from dist_train.engine import loop
+from dist_train.engine.loop import Window
+from dist_train.engine.objective import Objective
+from dist_train.engine.optim import make_optimizer, set_lr, sgd
+from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.strategy import SummedGradients, make_strategy
+from dist_train.fewshot.methods import LEARNED
+from dist_train.models.backbone import Backbone
+from dist_train.stages import learn
+
+CUDA = torch.device("cuda", 0)
+CONTEXT = Context(device=CUDA)
+
+
+def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any) -> int:
+    """Make a step of ``pretrain``, as its stage sets it up; two where only the first makes the optimiser's state.
+    Returns the most memory that was taken."""
+    config = PretrainConfig(**options)
+    model = Backbone(config.model, classes).to(CUDA)
+    if config.stochastic_depth:
+        model.drop_branches(config.stochastic_depth)
+    precision = MixedPrecision(config.precision, CUDA)
+    strategy = make_strategy(model, make_optimizer(model, config), precision, config, CONTEXT)
+    strategy.module.train()
+    objective, window = Objective(config, classes), Window.restore(None, CONTEXT)
+    tracker = MemTracker()
+    tracker.track_external(strategy.model, strategy.optimizer, *([strategy.average] if strategy.average else []))
+    images = config.global_batch // config.accumulate
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            tracker.reset_mod_stats()  # or it refuses the model's next forward pass
+            pixels = torch.empty(images, 3, side, side, device=CUDA).contiguous(memory_format=torch.channels_last)
+            labels = torch.zeros(images, dtype=torch.int64, device="cpu" if fault == "labels" else CUDA)
+            yield Batch(pixels, labels, np.arange(images))
+
+    loss = objective.loss
+    if fault in FAULTS:
+        objective.loss = lambda logits, targets: FAULTS[fault](loss(logits, targets), logits)  # type: ignore[method-assign]
+    feed = batches()
+    with tracker, mode.step():
+        for step in range(1 if config.optimizer == "sgd" else 2):
+            set_lr(strategy.optimizer, 0.1)
+            loop.one_step(strategy, feed, config, 0, step, objective, window, norm=True)
+    return tracker.get_tracker_snapshot("peak")[CUDA]["Total"]
+
+
+def faulty(change: Callable[[torch.Tensor, torch.Tensor], object]) -> Callable[..., torch.Tensor]:
+    def changed(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        change(loss, logits)
+        return loss
+
+    return changed
+
+
+FAULTS = {
+    "item": faulty(lambda loss, logits: loss.item()),
+    "if": faulty(lambda loss, logits: 1 if loss > 0 else 2),
+    "cpu": faulty(lambda loss, logits: loss.cpu()),
+    "mask": faulty(lambda loss, logits: logits[logits > 0]),
+    "constant": faulty(lambda loss, logits: logits + torch.zeros(logits.shape[1])),
+    "constant sent": faulty(lambda loss, logits: logits + torch.zeros(logits.shape[1]).to(CUDA)),
+    "index": faulty(lambda loss, logits: logits[torch.arange(2)]),
+}
+"""What someone might add to a step, in place of the loss."""
+
+
+def learned(mode: FakeCuda, fault: str, method: str, precision: str, graphed: bool) -> int:
+    """Make steps of ``learn``, as its stage sets them up; one with means only and one with single images only.
+    ``graphed``: with a rate on the device, as a CUDA graph needs."""
+    rng = np.random.default_rng(0)
+    table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
+    bank = learn.Bank(table, table, table.means(), torch.randn(7, 12), CONTEXT)
+    config = LearnConfig(precision=precision)  # type: ignore[arg-type]
+    model = LEARNED[method].build(method, bank.means, bank.head, config).to(CUDA)
+    config = replace(config, **model.own)
+    groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
+    strategy = SummedGradients(
+        model, sgd(groups, config.momentum, nesterov=False), MixedPrecision(config.precision, CUDA), CONTEXT
+    )
+    for group in strategy.optimizer.param_groups:
+        group["lr"] = torch.zeros((), device=CUDA) if graphed else 0.0
+    labels = torch.arange(7, device="cpu" if fault == "labels" else CUDA)
+    for p_mean in (1.0, 0.0):
+        drawn = bank.draw(0, 0, p_mean)
+        with mode.step():
+            set_lr(strategy.optimizer, 0.1)
+            learn.one_step(model, bank, labels, strategy, *(part[0] for part in drawn))
+    return 0
+
+
+def main() -> None:
+    switch_on()
+    makers = {"pretrain": pretrain, "learn": learned}
+    for case in json.loads(sys.argv[1]):
+        given = dict(case)
+        with FakeCuda() as mode:
+            try:
+                result = {"peak": makers[given.pop("stage")](mode, given.pop("fault", ""), **given)}
+            except Exception as error:
+                result = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps([case, result]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
