@@ -34,7 +34,7 @@ from gpu_check_steps import ROOT, Step, installed, steps
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "deepspeed", "webdataset",
             "numpy")  # fmt: skip
 PAGE = ROOT / "docs" / "results" / "gpu.md"
-PROBE_SECONDS, GRACE_SECONDS = 20, 5
+PROBE_SECONDS, GRACE_SECONDS = 30, 5
 _PROBE = """
 import json, os, torch
 found = {"cpus": len(os.sched_getaffinity(0)), "gpus": 0, "name": "CPU"}
