@@ -153,9 +153,10 @@ def run(given: argparse.Namespace) -> int:
     """Take the steps; return 1 where one has failed or was ended by its time-out."""
     out = given.out.absolute()
     (out / "work").mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    if given.cpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    if given.cpu:  # and without a compiler, which takes minutes there
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     device, known = probe(environment), versions()
     if not given.cpu and not device["gpus"]:
         why = device.get("error", "dist-train doctor says why")

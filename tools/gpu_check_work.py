@@ -28,7 +28,7 @@ from dist_train.engine import checkpoint
 from dist_train.errors import STOPPED
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90  # of a usual ImageNet photo; with the grain below its 110 KB too
-GRAIN = 11  # levels, standard deviation
+GRAIN = 17  # levels, standard deviation
 MOST_APART = 5.0  # percent points between tables: GPUs add in any order, so that two runs are not equal to the last bit
 TINY = ["--pack.draw.base_classes", "6", "--pack.draw.novel_classes", "3", "--pack.draw.train_per_class", "12",
         "--pack.draw.val_per_class", "4", "--pack.draw.size", "36", "--data.train_size", "32",
