@@ -173,9 +173,7 @@ def subset(folder: Path, name: str, labels: np.ndarray) -> Subset:
     return Subset(name, folder, (), samples)
 
 
-def table(
-    folder: Path, name: str, centres: torch.Tensor, per_class: int, first: int, drawn: torch.Generator
-) -> None:
+def table(folder: Path, name: str, centres: torch.Tensor, per_class: int, first: int, drawn: torch.Generator) -> None:
     """Activations of classes about ``centres``, as ``extract`` leaves them; samples are numbered from ``first``."""
     folder.mkdir(parents=True, exist_ok=True)
     count, dim = len(centres) * per_class, centres.shape[1]

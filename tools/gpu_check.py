@@ -34,7 +34,7 @@ from gpu_check_steps import ROOT, Step, installed, steps
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "deepspeed", "webdataset",
             "numpy")  # fmt: skip
 PAGE = ROOT / "docs" / "results" / "gpu.md"
-PROBE_SECONDS, GRACE_SECONDS = 30, 5
+PROBE_SECONDS, GRACE_SECONDS = 25, 5
 _PROBE = """
 import json, os, torch
 found = {"cpus": len(os.sched_getaffinity(0)), "gpus": 0, "name": "CPU"}
@@ -111,7 +111,7 @@ def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
         status, reason = "failed", f"exit code {code}: {last_line(text)}"
     elif result is None:
         status, reason = "failed", f"left no result: {last_line(text)}"
-    elif result.get("skipped") and not result.get("passed"):
+    elif isinstance(result, dict) and result.get("skipped") and not result.get("passed"):  # all tests
         status, reason = "skipped", result["reason"]
     else:
         status, reason = "passed", ""
@@ -168,7 +168,12 @@ def run(given: argparse.Namespace) -> int:
         print(f"gpu_check: --only {' '.join(sorted(unknown))}: no such step; there are: "
               f"{', '.join(step.name for step in every)}", file=sys.stderr)  # fmt: skip
         return 1
-    passed = {name for name, record in records(out).items() if record["status"] == "passed"}
+    before = records(out)
+    if any(bool(record["device"]["gpus"]) == given.cpu for record in before.values()):
+        other = "a GPU's" if given.cpu else "a rehearsal's"
+        print(f"gpu_check: {out} holds {other} records; choose another folder", file=sys.stderr)
+        return 1
+    passed = {name for name, record in before.items() if record["status"] == "passed"}
     bad = 0
     for step in every:
         if given.only and step.name not in given.only:

@@ -124,35 +124,41 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
         command = tool("bench_step", *size.split(), "--threads", threads, *words, *left(name))
         return Step(name, proves, command, seconds, python + (DALI if after else ()), after, gpus)
 
+    untuned = [train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning")]
+    if "--no-tuning" not in (ROOT / "tools" / "bench_step.py").read_text():
+        untuned = []
     loaders = ["DALI's own", "torchvision", *([] if cpu else ["limit"])]
     passes = "--rounds 1 --passes 1" if cpu else "--rounds 3 --passes 4 --gpu"
     sizes = "--classes 7 --per-class 8 --dim 12 --steps 5 --precision fp32" if cpu else "--steps 2000 --precision bf16"
-    rows = ("--base 5 --per-class 8 --novel 3 --novel-per-class 9 --val-per-class 2 --dim 8 --draws 2 --shots 1 3 "
-            "--methods mean phi2").split() if cpu else []  # fmt: skip
+    classes = "--base 5 --per-class 8 --novel 3 --novel-per-class 9 --val-per-class 2 --dim 8 --draws 2 --shots 1 3"
+    rows = [*classes.split(), "--methods", "mean", "phi2"] if cpu else []
+    photos = ["--count", "128" if cpu else "1024"]
     every = [
         Step("doctor", "what the machine can do",
              [sys.executable, "-m", "dist_train", "doctor", "--runs", str(work / "runs")], 15, CLI, read=read_doctor),
-        test("pixels", "the GPU sees the CPU's pixels, and keeps them", 45, *DALI),
-        test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 70, "timm"),
+        test("pixels", "the GPU sees the CPU's pixels, and keeps them", 40, *DALI),
+        test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 65, "timm"),
         test("predictor", "a CUDA graph learns what single launches learn", 40, "timm"),
         test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI),
         Step("images", "full-size photos for the loaders, packed",
-             tool("gpu_check_work", "images", str(work), *left("images"), "--count", "64" if cpu else "1024"), 15, DALI),
+             tool("gpu_check_work", "images", str(work), *left("images"), *photos), 15, DALI),
         Step("loader", "the loader beside DALI's reader and torchvision's, on full-size photos",
              tool("bench_loader", "--images", str(work / "photos"), *passes.split(), "--threads", threads,
                   "--only", *loaders, *left("loader")), 40, (*DALI, *python), "images", gpus),
         train("step-eager", "the trainer beside a bare loop and timm's", 40, "--no-loader",
               *(["--timm"] if installed("timm") else [])),
-        train("step-loader", "the trainer on what its loader reads", 30, "--shards", str(work / "shards"), after="images"),
+        *untuned,
+        train("step-loader", "the trainer on what its loader reads", 30, "--shards", str(work / "shards"),
+              after="images"),
         train("step-compiled", "the compiled trainer beside a compiled bare loop", 75, "--no-loader", "--compile"),
         Step("run", "drawn classes through all stages, stopped and resumed, beside a whole run",
              tool("gpu_check_work", "resume", str(work), *left("run"), *(["--tiny"] if cpu else [])), 60,
              (*DALI, *CLI, *python), gpus=gpus),
         Step("learn", "the predictors' training with and without the CUDA graph, at full size",
              tool("bench_learn", *sizes.split(), "--methods", "phi2", "phi1", "phi2star", "--cuda-graph", "off", "on",
-                  *left("learn")), 50, python, gpus=gpus),
+                  *left("learn")), 45, python, gpus=gpus),
         Step("evaluate", "all rows on stored activations of full size",
-             tool("bench_evaluate", *rows, *left("evaluate")), 170, python, gpus=gpus),
+             tool("bench_evaluate", *rows, *left("evaluate")), 160, python, gpus=gpus),
     ]  # fmt: skip
     if not cpu:
         return every

@@ -1,7 +1,7 @@
 """What two steps of ``gpu_check`` do: full-size photos, and a run that is stopped and resumed beside a whole one.
 
-    python tools/gpu_check_work.py images FOLDER --json FILE [--count 1024]
-    python tools/gpu_check_work.py resume FOLDER --json FILE [--tiny]
+python tools/gpu_check_work.py images FOLDER --json FILE [--count 1024]
+python tools/gpu_check_work.py resume FOLDER --json FILE [--tiny]
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ FULL = ["--pretrain.precision", "bf16", "--extract.precision", "bf16", "--learn.
 def photo(number: int, path: Path) -> int:
     """Draw soft blobs with grain, which compress as photos do; return the file's bytes."""
     rng = np.random.default_rng(number)
-    blobs = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    blobs = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(
+        (WIDTH, HEIGHT), Image.Resampling.BICUBIC
+    )
     grain = rng.normal(0, GRAIN, (HEIGHT, WIDTH, 3)).astype(np.float32)
     Image.fromarray((np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8)).save(path, quality=QUALITY)
     return path.stat().st_size

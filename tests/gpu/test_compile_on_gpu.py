@@ -36,9 +36,7 @@ def trained(device: torch.device, precision: Precision, compiled: bool) -> tuple
     Returns:
         The loss of each step; how many graphs were compiled by the end of each; the weights in a row, on the CPU.
     """
-    config = PretrainConfig(
-        global_batch=16, precision=precision, compile=compiled, log_every=1, checkpoint_every=1000
-    )
+    config = PretrainConfig(global_batch=16, precision=precision, compile=compiled, log_every=1, checkpoint_every=1000)
     context, model = Context(device=device), network(device)
     mixed = MixedPrecision(precision, device)
     strategy = make_strategy(model, make_optimizer(model, config), mixed, config, context)

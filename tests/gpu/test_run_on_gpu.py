@@ -1,4 +1,4 @@
-"""A run that is stopped in each of its stages ends in the table of one that is not; images are decoded where it runs."""
+"""A run that is stopped in each of its stages ends in the table of one that is not."""
 
 from __future__ import annotations
 
@@ -61,7 +61,12 @@ def test_a_stopped_run_has_the_table_of_a_whole_one(
     )
     context = Context(device=device)
     assert finish(replace(config, name="whole"), context, stopped=False) == []
-    assert finish(replace(config, name="stopped"), context, stopped=True) == ["pretrain", "extract", "learn", "evaluate"]
+    assert finish(replace(config, name="stopped"), context, stopped=True) == [
+        "pretrain",
+        "extract",
+        "learn",
+        "evaluate",
+    ]
     folders = [config.runs / name for name in ("whole", "stopped")]
     for part in ("pretrain/final", "learn/phi1/final", "learn/phi2/final"):
         one, other = (checkpoint.load(folder / part, torch.device("cpu")).tensors["model"] for folder in folders)

@@ -81,19 +81,21 @@ def overlap(me: Context, norms: str, told: Path) -> None:
             torch.cuda.synchronize()
     exchanges, computing = [], []
     for event in seen.events() or ():
-        name, spent = event.name.lower(), (event.time_range.start, event.time_range.end)
         if gpu and event.device_type != DeviceType.CUDA:
             continue
+        name, spent = event.name.lower(), (event.time_range.start, event.time_range.end)
         if "allreduce" in name if gpu else name == "gloo:all_reduce":
             exchanges.append(spent)
-        elif not gpu and name == "convolutionbackward0":
-            computing.append(spent)
-        # Not what is no kernel: copies, and the names of DDP's and the optimiser's parts ("Optimizer.step#SGD.step").
-        elif gpu and not any(part in name for part in ("nccl", "memcpy", "memset", "distributed", "optimizer")):
+        elif computes(name) if gpu else name == "convolutionbackward0":
             computing.append(spent)
     both = sum(a < d and c < b for a, b in exchanges for c, d in computing)
     if me.main:
         told.write_text(json.dumps({"exchanges": len(exchanges), "computing": len(computing), "both": both}))
+
+
+def computes(name: str) -> bool:
+    """Whether a GPU's event is a kernel that computes: no exchange, copy, or name of a part ("Optimizer.step#SGD.step")."""
+    return not any(part in name for part in ("nccl", "memcpy", "memset", "distributed", "optimizer"))
 
 
 def launch(world: int, device: str, *words: str) -> None:
