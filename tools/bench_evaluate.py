@@ -15,6 +15,7 @@ memory is short: *anonymous* is the rest.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import threading
@@ -53,12 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--folder", type=Path, help="where activations and rows are made, and stay")
+    parser.add_argument("--json", type=Path, help="write seconds by row here, after each row")
     given = parser.parse_args(arguments)
     sizes = [given.base, given.per_class, given.novel, given.novel_per_class, given.val_per_class, given.dim]
     folder = given.folder or Path(tempfile.mkdtemp())
     try:
         with contexts.start() as context, Stopper(context) as stop:
             run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
+            Measured.target, Measured.seconds = given.json, {}
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
             with (
@@ -82,6 +85,9 @@ class Prepared(JointScorer):
 
 
 class Measured(scoring.Exam):
+    target: Path | None
+    seconds: dict[str, float]
+
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with Peak() as peak:
             Prepared.at = began = now()
@@ -89,6 +95,9 @@ class Measured(scoring.Exam):
             times = np.stack([Prepared.at - began, now() - Prepared.at]).ravel()
         numbers = " | ".join(f"{value:.1f}" for value in [*times, peak.resident, peak.anonymous])
         print(f"| {name} | {numbers} |", flush=True)
+        self.seconds[name] = round(float(times[0] + times[2]), 1)
+        if self.target:
+            self.target.write_text(json.dumps({"seconds": self.seconds, "methods": list(METHODS)}))
         return found
 
 
@@ -136,18 +145,22 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
     run = Run(config, shards, split, split.base, split.novel)
     if (run.dir / "learn" / "done.json").is_file():
         return run
-    rng = np.random.default_rng(0)
-    centres = rng.random((base + novel, dim), np.float32)
+    # On the GPU where there is one: the tables are 4.7 GB.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    drawn = torch.Generator(device).manual_seed(0)
+    centres = torch.rand(base + novel, dim, generator=drawn, device=device)
     for name, each in counts.items():
         for role, numbers in (("base", range(base)), ("novel", range(base, base + novel))):
             first = sum(each[: numbers.start])
-            table(run.dir / "extract", f"{role}_{name}", centres[numbers], each[numbers.start], first, rng)
-    np.save(run.dir / "extract" / "means.f32.npy", centres[:base])
+            middle = centres[numbers.start : numbers.stop]
+            table(run.dir / "extract", f"{role}_{name}", middle, each[numbers.start], first, drawn)
+    means = centres[:base].cpu()
+    np.save(run.dir / "extract" / "means.f32.npy", means.numpy())
     torch.manual_seed(0)
     head = {"head.weight": torch.randn(base, dim) / dim**0.5, "head.bias": torch.zeros(base)}
     checkpoint.save(run.dir / "pretrain" / "final", {"model": head}, {})
     for name, kind in LEARNED.items():
-        model = kind.build(name, torch.from_numpy(centres[:base]), head["head.weight"], config.learn)
+        model = kind.build(name, means, head["head.weight"], config.learn)
         checkpoint.save(run.dir / "learn" / name / "final", {"model": model.state_dict()}, {})
     for stage in ("pretrain", "extract", "learn"):
         write_text(run.dir / stage / "done.json", "{}\n")
@@ -160,14 +173,14 @@ def subset(folder: Path, name: str, labels: np.ndarray) -> Subset:
     return Subset(name, folder, (), samples)
 
 
-def table(folder: Path, name: str, centres: np.ndarray, per_class: int, first: int, rng: np.random.Generator) -> None:
+def table(folder: Path, name: str, centres: torch.Tensor, per_class: int, first: int, drawn: torch.Generator) -> None:
     """Activations of classes about ``centres``, as ``extract`` leaves them; samples are numbered from ``first``."""
     folder.mkdir(parents=True, exist_ok=True)
     count, dim = len(centres) * per_class, centres.shape[1]
     rows = np.lib.format.open_memmap(folder / f"{name}.f16.npy", "w+", np.float16, (count, dim))
     for number, centre in enumerate(centres):
-        rows[number * per_class : (number + 1) * per_class] = centre + 2 * rng.random((per_class, dim), np.float32)
-    rows.flush()
+        noise = torch.rand(per_class, dim, generator=drawn, device=centres.device)
+        rows[number * per_class : (number + 1) * per_class] = (centre + 2 * noise).half().cpu().numpy()
     ids = np.arange(first, first + count)
     np.savez(folder / f"{name}.rows.npz", ids=ids, offsets=np.arange(len(centres) + 1) * per_class)
 

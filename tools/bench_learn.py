@@ -1,7 +1,7 @@
 """Iterations/s of all that ``learn`` trains, on random activations, at the paper's size by default.
 
     python tools/bench_learn.py [--methods phi2 ...] [--classes 900] [--per-class 1300] [--dim 2048] [--steps 20]
-        [--precision fp32] [--cuda-graph]
+        [--precision fp32] [--cuda-graph off on] [--json FILE]
 
 Activations are written to a temporary file and memory-mapped, as in a run; the peak memory printed
 is that of the process so far. The paper trains 75,000 steps. On a GPU, time a few thousand: the first ones are slow.
@@ -10,7 +10,10 @@ is that of the process so far. The paper trains 75,000 steps. On a GPU, time a f
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ from dist_train.fewshot.methods import LEARNED
 from dist_train.stages.learn import Bank, train
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=900)
     parser.add_argument("--per-class", type=int, default=1300)
@@ -33,35 +36,44 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--methods", nargs="+", choices=list(LEARNED), default=list(LEARNED), metavar="NAME")
-    parser.add_argument("--cuda-graph", action="store_true", help="learn.cuda_graph: a step as one launch")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--cuda-graph", nargs="+", choices=["off", "on"], default=["off"], help="learn.cuda_graph: each in turn"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here, after each method")
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, contexts.start() as context:
-        rng = np.random.default_rng(0)
+        draw = torch.Generator(context.device).manual_seed(0)
         path = Path(temporary) / "rows.npy"
         rows = np.lib.format.open_memmap(path, "w+", np.float16, (given.classes * given.per_class, given.dim))
         means = np.empty((given.classes, given.dim), np.float32)
         for label in range(given.classes):
-            block = rng.random((given.per_class, given.dim), np.float32)
-            rows[label * given.per_class : (label + 1) * given.per_class] = block
-            means[label] = block.mean(0)
-        rows.flush()
+            block = torch.rand(given.per_class, given.dim, generator=draw, device=context.device)
+            rows[label * given.per_class : (label + 1) * given.per_class] = block.half().cpu().numpy()
+            means[label] = block.mean(0).cpu().numpy()
         del rows
         offsets = np.arange(given.classes + 1) * given.per_class
         table = Activations(np.load(path, mmap_mode="c"), np.arange(offsets[-1]), offsets)
         val = Activations(np.asarray(table.rows[: 2 * given.classes]), np.arange(2 * given.classes),
                           np.arange(given.classes + 1) * 2)  # fmt: skip
         bank = Bank(table, val, means, torch.from_numpy(means), context)
-        config = LearnConfig(
-            steps=given.steps, precision=given.precision, log_every=given.steps, cuda_graph=given.cuda_graph
-        )
         print(f"{given.classes} classes, {given.dim} channels, {given.precision}, {context.device}")
+        rates: dict[str, dict[str, float]] = defaultdict(dict)
         for method in given.methods:
-            rate = train(method, bank, config, Path(temporary) / method, 0, context, {}, Stopper(context))
-            print(
-                f"{method}: {rate:.2f} it/s ({75_000 / rate / 60:.1f} min for 75,000 steps), "
-                f"peak {peak_memory_gib(context.device):.1f} GiB",
-                flush=True,
-            )
+            for graph in given.cuda_graph:
+                config = LearnConfig(
+                    steps=given.steps, precision=given.precision, log_every=given.steps, cuda_graph=graph == "on"
+                )
+                folder = Path(temporary) / method / graph
+                rate = train(method, bank, config, folder, 0, context, {}, Stopper(context))
+                rates[method][graph] = rate
+                print(
+                    f"{method}{', CUDA graph' if graph == 'on' else ''}: {rate:.2f} it/s "
+                    f"({75_000 / rate / 60:.1f} min for 75,000 steps), peak {peak_memory_gib(context.device):.1f} GiB",
+                    flush=True,
+                )
+            if given.json:
+                figures = {"rates": rates, "steps": given.steps, "peak_gib": peak_memory_gib(context.device)}
+                given.json.write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

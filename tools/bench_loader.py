@@ -1,12 +1,15 @@
 """Images/s of this loader beside its neighbours, in one run, as ratios.
 
-    python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2] [--only NAME]
+    python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2] [--only NAME ...] [--gpu]
 
 All do the same work: read, decode, random resized crop to 224, flip, normalise, in batches of 64,
 without a model; dist_train also with its augmentations. ``limit`` decodes whole JPEGs with libjpeg-
 turbo and does nothing else. The rounds go through all contestants in turn, forwards and backwards, and
 medians are compared, so that a machine that slows down slows all of them. Images: full-size JPEGs (a
 tar or a folder); drawn ones where none are given.
+
+With ``--gpu`` the batches are wanted on GPU 0: dist_train and DALI's reader decode there (``mixed``), and what the
+others have made on the CPU is copied there, by torchvision's DataLoader from pinned memory.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -67,17 +70,22 @@ def images_into(folder: Path, source: Path | None) -> None:
         (target / name).write_bytes(blob)
 
 
-def ours(shards: ShardSet, threads: int, passes: int, **options: Any) -> Iterator[int]:
+GPU = torch.device("cuda", 0)
+
+
+def ours(shards: ShardSet, threads: int, passes: int, context: Context, **options: Any) -> Iterator[int]:
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     order = Order(len(view), BATCH, 0)
     data = DataConfig(shards=str(shards.root), threads=threads, **options)
-    for batch in train_batches(view, order, data, 0, Context(), 0, order.steps(passes)):
+    for batch in train_batches(view, order, data, 0, context, 0, order.steps(passes)):
         yield len(batch.images)
 
 
-def finish(encoded: object) -> object:
-    """Crop, resize, flip and normalise as DALI's own examples do."""
-    images = fn.decoders.image_random_crop(encoded, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0])
+def finish(encoded: object, device: str = "cpu") -> object:
+    """Crop, resize, flip and normalise as DALI's own examples do; ``device`` of the decoder: cpu or mixed."""
+    images = fn.decoders.image_random_crop(
+        encoded, device=device, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0]
+    )
     images = fn.resize(images, size=(SIDE, SIDE), interp_type=types.INTERP_LINEAR, antialias=True)
     flip = fn.random.coin_flip()
     return fn.crop_mirror_normalize(
@@ -95,7 +103,7 @@ def tars(shards: ShardSet) -> list[str]:
     return [str(shards["train"].path(n)) for n in range(len(shards["train"].shards))]
 
 
-def dali_reader(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
+def dali_reader(shards: ShardSet, threads: int, passes: int, gpu: bool) -> Iterator[int]:
     paths = tars(shards)
 
     @pipeline_def
@@ -104,9 +112,10 @@ def dali_reader(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
             paths=paths, index_paths=[p[:-3] + "idx" for p in paths], ext=["jpg", "cls"],
             missing_component_behavior="error", random_shuffle=True, initial_fill=256, name="reader",
         )  # fmt: skip
-        return finish(encoded)
+        return finish(encoded, "mixed" if gpu else "cpu")
 
-    pipeline = graph(batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2, exec_dynamic=True)
+    device = 0 if gpu else None
+    pipeline = graph(batch_size=BATCH, num_threads=threads, device_id=device, prefetch_queue_depth=2, exec_dynamic=True)
     return run_pipeline(pipeline, len(shards["train"]) * passes)
 
 
@@ -129,15 +138,18 @@ def transform() -> v2.Compose:
     )  # fmt: skip
 
 
-def count(batches: Iterable[object]) -> Iterator[int]:
-    for batch in batches:
-        yield len(batch[0])  # type: ignore[index]
+def count(batches: Iterable[Any], gpu: bool = False) -> Iterator[int]:
+    for images, *_ in batches:
+        yield len(images.to(GPU, non_blocking=True) if gpu else images)
 
 
-def torchvision_loader(folder: Path, threads: int, passes: int) -> Iterator[int]:
+def torchvision_loader(folder: Path, threads: int, passes: int, gpu: bool) -> Iterator[int]:
     data = torchvision.datasets.ImageFolder(str(folder / "train"), transform())
     whole = torch.utils.data.ConcatDataset([data] * passes)
-    return count(torch.utils.data.DataLoader(whole, BATCH, shuffle=True, num_workers=threads, drop_last=True))
+    loader = torch.utils.data.DataLoader(
+        whole, BATCH, shuffle=True, num_workers=threads, drop_last=True, pin_memory=gpu
+    )
+    return count(loader, gpu)
 
 
 def webdataset_pil(shards: ShardSet, threads: int, passes: int) -> Iterator[int]:
@@ -175,18 +187,24 @@ def rate(batches: Iterator[int]) -> float:
     next(batches)
     start = time.perf_counter()
     images = sum(batches)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return images / (time.perf_counter() - start)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=4, help="over the images, in each round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="loaders whose names hold this text, and dist_train")
+    parser.add_argument("--only", nargs="+", default=[""], help="loaders whose names hold this text, and dist_train")
+    parser.add_argument("--gpu", action="store_true", help="batches are wanted on GPU 0")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if given.gpu:
+        torch.cuda.init()
+    context = Context(device=GPU) if given.gpu else Context()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -199,16 +217,17 @@ def main() -> None:
             remote["train"].fetch(number)
         contestants: dict[str, Callable[[], Iterator[int]]] = {
             "limit: bare libjpeg-turbo decode": lambda: limit(blobs, n, p),
-            "dist_train": lambda: ours(shards, n, p),
-            "dist_train, from a URL, cache warm": lambda: ours(remote, n, p),
-            "dist_train, RandAugment": lambda: ours(shards, n, p, augment="randaugment"),
-            "dist_train, TrivialAugment": lambda: ours(shards, n, p, augment="trivialaugment"),
-            "DALI's own webdataset reader": lambda: dali_reader(shards, n, p),
+            "dist_train": lambda: ours(shards, n, p, context),
+            "dist_train, from a URL, cache warm": lambda: ours(remote, n, p, context),
+            "dist_train, RandAugment": lambda: ours(shards, n, p, context, augment="randaugment"),
+            "dist_train, TrivialAugment": lambda: ours(shards, n, p, context, augment="trivialaugment"),
+            "DALI's own webdataset reader": lambda: dali_reader(shards, n, p, given.gpu),
             "DALI over the webdataset library": lambda: dali_over_webdataset(shards, n, p),
-            "torchvision DataLoader": lambda: torchvision_loader(folder, n, p),
+            "torchvision DataLoader": lambda: torchvision_loader(folder, n, p, given.gpu),
             "webdataset + PIL": lambda: webdataset_pil(shards, n, p),
         }
-        chosen = {name: make for name, make in contestants.items() if given.only in name or name == "dist_train"}
+        wanted = ["dist_train", *(name for name in contestants if any(text in name for text in given.only))]
+        chosen = {name: make for name, make in contestants.items() if name in wanted}
         rates: dict[str, list[float]] = {name: [] for name in chosen}
         for number in range(given.rounds):
             for name, make in list(chosen.items())[:: -1 if number % 2 else 1]:
@@ -223,7 +242,7 @@ def main() -> None:
         ratios = statistics.median(a / b for a, b in zip(rates["dist_train"], values, strict=True))
         print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} | {ratios:.2f}x |")
     if given.json:
-        given.json.write_text(json.dumps({"rates": rates, "dist_train": mine}, indent=1))
+        given.json.write_text(json.dumps({"rates": rates, "dist_train": mine, "threads": n}, indent=1))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import platform
 import statistics
 import sys
@@ -33,17 +34,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import torchvision
+from bench_loops import LR, Steps, bare, timms
 from scipy.stats import binom
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from dist_train.config import DataConfig, DrawConfig, PackConfig, PretrainConfig
 from dist_train.context import Context
@@ -62,9 +60,7 @@ from dist_train.engine.preempt import Stopper
 from dist_train.engine.strategy import make_strategy
 from dist_train.models.backbone import Backbone
 
-LR = 0.01  # of all of them: small, for one batch is trained on again and again
 PARTS = ("data wait", "forward and loss", "backward", "optimiser", "sums", "logging", "other")
-Steps = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -108,63 +104,6 @@ def synthetic(given: argparse.Namespace, setting: Setting, device: torch.device)
     images = torch.randn(given.batch, 3, given.size, given.size, device=device)
     labels = torch.randint(given.classes, (given.batch,), device=device)
     return Batch(images.contiguous(memory_format=setting.memory_format), labels, np.arange(given.batch))
-
-
-def autocast(given: argparse.Namespace, device: torch.device) -> Any:
-    kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
-    return torch.autocast(device.type, kind, enabled=given.precision == "bf16")
-
-
-def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
-    """Nothing of this project: what anyone would write."""
-    device = batch.images.device
-    if given.model == "resnet10":  # torchvision does not name it
-        model: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], given.classes)
-    else:
-        model = torchvision.models.get_model(given.model, weights=None, num_classes=given.classes)
-    model = model.to(device, memory_format=setting.memory_format).train()  # type: ignore[call-overload]
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 1e-4},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=LR, momentum=0.9, nesterov=True, fused=True)
-    called = torch.compile(model, dynamic=False) if setting.compiled else model
-    images, labels = batch.images, batch.labels
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            with autocast(given, device):
-                loss = F.cross_entropy(called(images), labels, label_smoothing=0.1)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return steps
-
-
-def timms(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
-    """The step of timm's train.py (1.0), without its meters and its EMA."""
-    import timm
-    from timm.loss import LabelSmoothingCrossEntropy
-    from timm.optim import create_optimizer_v2
-
-    device = batch.images.device
-    model: nn.Module = timm.create_model(given.model, num_classes=given.classes)
-    model = model.to(device, memory_format=setting.memory_format).train()  # type: ignore[call-overload]
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=LR, weight_decay=1e-4, momentum=0.9)
-    called = torch.compile(model, dynamic=False) if setting.compiled else model
-    loss_of = LabelSmoothingCrossEntropy(smoothing=0.1).to(device)
-    images, labels = batch.images, batch.labels
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            with autocast(given, device):
-                loss = loss_of(called(images), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return steps
 
 
 class Clock:
@@ -255,7 +194,7 @@ def loaded(shards: ShardSet, given: argparse.Namespace, context: Context, start:
     return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, start, stop)
 
 
-def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folder: Path) -> Result:
+def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet | None, folder: Path) -> Result:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     torch.compiler.reset()
     batch, cuda = synthetic(given, setting, device), device.type == "cuda"
@@ -264,7 +203,7 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
     memory: dict[str, float] = {}
 
     def feeds(name: str) -> Generator[Batch]:
-        if name == "trainer":
+        if name == "trainer" or shards is None:
             return repeated(batch)
         return loaded(shards, given, trainer.context, trainer.step, trainer.step + whole)
 
@@ -294,7 +233,8 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
         contestants["timm"] = of_loop(timms(given, setting, batch))
     if given.control:
         contestants["bare, again"] = of_loop(bare(given, setting, batch))
-    contestants["trainer + loader"] = of_trainer("trainer + loader")
+    if shards:
+        contestants["trainer + loader"] = of_trainer("trainer + loader")
     for seconds in contestants.values():
         seconds()  # compiles, and makes what is made once
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -309,7 +249,7 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet, folde
         shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
         print(f"{setting}: round {number + 1}: {shown} images/s", file=sys.stderr)
     parts = {}
-    for name in ("trainer", "trainer + loader"):
+    for name in ("trainer", "trainer + loader") if shards else ("trainer",):
         batches = feeds(name)
         trainer.run(batches, given.lead)
         parts[name] = trainer.parts(batches, given.steps)
@@ -357,6 +297,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cpu-time", action="store_true", help="rates per second of this process's CPU time")
     parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
     parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")
+    parser.add_argument("--no-loader", action="store_true", help="leave the loader out: DALI is not needed then")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     return parser.parse_args(arguments)
 
 
@@ -380,8 +322,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     with tempfile.TemporaryDirectory() as temporary, tuned_convolutions(not given.no_tuning):
         folder = Path(temporary)
-        shards = open_shards(given.shards) if given.shards else drawn_shards(given, folder)
-        given.classes = max(given.classes, len(shards.classes))
+        shards = None
+        if not given.no_loader:
+            shards = open_shards(given.shards) if given.shards else drawn_shards(given, folder)
+            given.classes = max(given.classes, len(shards.classes))
         results = {
             setting: compare(given, setting, shards, folder / f"metrics{number}")
             for number, setting in enumerate(settings(given))
@@ -394,6 +338,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{', cuDNN not tuned' if given.no_tuning else ''}; {where}, torch {torch.__version__}\n"
     )
     print("\n".join(table(results)))
+    if given.json:
+        given.json.write_text(json.dumps([asdict(setting) | asdict(result) for setting, result in results.items()]))
 
 
 if __name__ == "__main__":

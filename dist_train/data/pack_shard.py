@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from webdataset import TarWriter
 
 from dist_train.config import Orientation, PackConfig
 from dist_train.data.archives import Item
@@ -84,6 +83,8 @@ def write_shard(task: ShardTask, threads: int) -> None:
         UserError: a source cannot be read.
         OSError: the shard cannot be written; nothing of it is left.
     """
+    from webdataset import TarWriter  # not above: what only reads shards runs without the library
+
     kept: list[tuple[Item, Header]] = []
     left_out: list[dict[str, str]] = []
     digests: list[str] = []

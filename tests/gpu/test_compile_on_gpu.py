@@ -1,0 +1,82 @@
+"""A compiled training step is the eager one, and is compiled once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from dist_train.config import Precision, PretrainConfig
+from dist_train.context import Context
+from dist_train.data.loader import Batch
+from dist_train.engine.loop import Window, train
+from dist_train.engine.objective import Objective
+from dist_train.engine.optim import make_optimizer
+from dist_train.engine.precision import MixedPrecision
+from dist_train.engine.strategy import make_strategy
+from dist_train.models.backbone import Backbone
+
+STEPS = 4
+
+
+def network(device: torch.device) -> nn.Module:
+    """A ResNet; on a CPU, whose compiler takes a minute for it, one of each of its layers."""
+    torch.manual_seed(0)
+    if device.type == "cuda":
+        return Backbone("resnet10", 10, small_stem=True).to(device)
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, 10))
+
+
+def trained(device: torch.device, precision: Precision, compiled: bool) -> tuple[list[float], list[int], torch.Tensor]:
+    """Train the real loop on another batch at each step.
+
+    Returns:
+        The loss of each step; how many graphs were compiled by the end of each; the weights in a row, on the CPU.
+    """
+    config = PretrainConfig(global_batch=16, precision=precision, compile=compiled, log_every=1, checkpoint_every=1000)
+    context, model = Context(device=device), network(device)
+    mixed = MixedPrecision(precision, device)
+    strategy = make_strategy(model, make_optimizer(model, config), mixed, config, context)
+    draw = torch.Generator().manual_seed(1)
+    batches = []
+    for _ in range(STEPS):
+        images = torch.randn(16, 3, 32, 32, generator=draw).to(device, memory_format=torch.channels_last)
+        batches.append(Batch(images, torch.randint(10, (16,), generator=draw).to(device), np.arange(16)))
+    losses: list[float] = []
+    graphs: list[int] = []
+
+    def on_log(step: int, values: dict[str, float]) -> None:
+        losses.append(values["train/loss"])
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    torch.compiler.reset()
+    counters.clear()
+    train(
+        strategy, iter(batches), config, 0, 0, STEPS, lambda step: 0.01, Objective(config, 10),
+        Window.restore(None, context), on_log, lambda step: None,
+    )  # fmt: skip
+    weights = torch.cat([value.detach().flatten().float().cpu() for value in model.parameters()])
+    return losses, graphs, weights
+
+
+def compare(device: torch.device, precision: Precision, tolerance: float) -> None:
+    losses, graphs, weights = trained(device, precision, compiled=False)
+    assert graphs == [0] * STEPS
+    other, graphs, others = trained(device, precision, compiled=True)
+    assert graphs[0] >= 1 and graphs == [graphs[0]] * STEPS, f"compiled again: graphs after each step {graphs}"
+    assert losses == pytest.approx(other, rel=tolerance), (losses, other)
+    moved = float((weights - others).norm() / weights.norm())
+    assert moved < tolerance, moved
+
+
+def test_a_compiled_step_is_the_eager_one(device: torch.device) -> None:
+    compare(device, "fp32", 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_compiled_step_is_the_eager_one_in_bf16() -> None:
+    compare(torch.device("cuda", 0), "bf16", 3e-2)  # fused operations round less often: bf16 keeps 8 bits

@@ -1,0 +1,89 @@
+"""A run that is stopped in each of its stages ends in the table of one that is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dist_train.config import Config
+from dist_train.context import Context
+from dist_train.engine import checkpoint
+from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.stages import common, evaluate, extract, learn, pretrain
+
+# Stage -> how often it has asked whether to stop when it is told so: in the middle of its work.
+TOLD = {pretrain: 7, extract: 3, learn: 1, evaluate: 3}
+
+
+class After(Stopper):
+    """Told to stop when it is asked for the ``asks``-th time."""
+
+    def __init__(self, context: Context, asks: int) -> None:
+        super().__init__(context)
+        self.left = asks
+
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.reason = "told by the test"
+        return super().requested()
+
+
+def finish(config: Config, context: Context, stopped: bool) -> list[str]:
+    """All stages of a run; return the names of those that were stopped, each once."""
+    found = []
+    for stage, asks in TOLD.items():
+        if stopped:
+            try:
+                stage.run(common.open_run(config), context, After(context, asks))
+            except Stopped:
+                found.append(stage.__name__.rpartition(".")[2])
+        stage.run(common.open_run(config), context, Stopper(context))
+    return found
+
+
+def test_a_stopped_run_has_the_table_of_a_whole_one(
+    device: torch.device, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = device.type == "cuda"
+    # A GPU adds in any order where it may; what is left of that is in the tolerance below. Without max-pooling, whose
+    # backward pass on GPUs always adds so.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    config = replace(
+        config,
+        pretrain=replace(config.pretrain, small_stem=gpu, precision="fp32"),
+        learn=replace(config.learn, steps=100, methods=["phi1", "phi2"]),
+        evaluate=replace(config.evaluate, methods=["mean", "phi1", "phi2"]),
+    )
+    context = Context(device=device)
+    assert finish(replace(config, name="whole"), context, stopped=False) == []
+    assert finish(replace(config, name="stopped"), context, stopped=True) == [
+        "pretrain",
+        "extract",
+        "learn",
+        "evaluate",
+    ]
+    folders = [config.runs / name for name in ("whole", "stopped")]
+    for part in ("pretrain/final", "learn/phi1/final", "learn/phi2/final"):
+        one, other = (checkpoint.load(folder / part, torch.device("cpu")).tensors["model"] for folder in folders)
+        for name, value in one.items():
+            near = torch.allclose(value.float(), other[name].float(), rtol=1e-3, atol=1e-3)
+            assert near if gpu else torch.equal(value, other[name]), (part, name)
+    tables = [figures(json.loads((folder / "evaluate" / "results.json").read_text())) for folder in folders]
+    assert len(tables[0]) > 20
+    one_image = 100 / 18  # of 18 novel queries
+    assert tables[0] == (pytest.approx(tables[1], abs=one_image) if gpu else tables[1])
+
+
+def figures(results: dict[str, Any]) -> dict[str, float]:
+    """Means by method, shots and metric, in percent."""
+    return {
+        f"{method} {shots} {metric}": value["mean"]
+        for method, row in results["methods"].items()
+        for shots, metrics in row.items()
+        for metric, value in metrics.items()
+    }

@@ -1,0 +1,220 @@
+"""Prove on a GPU what no CPU can, in twelve minutes: each step with its own time-out, JSON and log.
+
+    python tools/gpu_check.py run OUT [--cpu] [--only STEP ...]   (tools/gpu_check.sh OUT)
+    python tools/gpu_check.py page OUT [--to docs/results/gpu.md]
+
+``run`` takes the steps of ``gpu_check_steps`` in the order of what they prove. Of each it leaves ``OUT/STEP.json``:
+name, command, status (passed, failed, timed out, skipped), reason, seconds, time-out, result, versions, device, start
+(UTC); and ``OUT/STEP.log``, all that the step has printed. A step that a time-out ends keeps what it had written of its
+result. ``page`` writes a page from what lies in OUT; ``run`` does so at its end, into OUT with ``--cpu``.
+
+It needs nothing but Python itself: git, network and packages may be missing; a step without its packages is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpu_check_page import page
+from gpu_check_steps import ROOT, Step, installed, steps
+
+PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "deepspeed", "webdataset",
+            "numpy")  # fmt: skip
+PAGE = ROOT / "docs" / "results" / "gpu.md"
+PROBE_SECONDS, GRACE_SECONDS = 25, 5
+_PROBE = """
+import json, os, torch
+found = {"cpus": len(os.sched_getaffinity(0)), "gpus": 0, "name": "CPU"}
+if torch.cuda.is_available():
+    facts = torch.cuda.get_device_properties(0)
+    found |= {"gpus": torch.cuda.device_count(), "name": facts.name, "gib": round(facts.total_memory / 2**30),
+              "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+print(json.dumps(found))
+"""
+
+
+def probe(environment: dict[str, str]) -> dict[str, Any]:
+    """Return what torch sees: name, GPUs, GiB of the first, CPUs that may be used; "error" where torch cannot say."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return {"gpus": 0, "name": "unknown", "error": f"torch gave no answer within {PROBE_SECONDS} s"}
+    if done.returncode:
+        return {"gpus": 0, "name": "unknown", "error": last_line(done.stderr)}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of those of ``PACKAGES`` that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def lacking(step: Step, device: dict[str, Any], passed: set[str]) -> str:
+    """Return why a step cannot be taken here, or "". ``passed``: names of the steps that have passed."""
+    missing = [module for module in step.needs if not installed(module)]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if device["gpus"] < step.gpus:
+        return f"needs {step.gpus} GPU(s), {device['gpus']} here"
+    if step.after and step.after not in passed:
+        return f"needs what the step {step.after} makes, which has not passed"
+    return ""
+
+
+def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Run a step to its end or its time-out; return status, reason, seconds and result."""
+    log, made = out / f"{step.name}.log", step.result(out)
+    made.unlink(missing_ok=True)  # of an earlier start
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            step.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | None = process.wait(step.seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            end(process)
+    seconds = round(time.monotonic() - began, 1)
+    text = log.read_text(errors="replace")
+    try:
+        result = step.read(made, text)
+    except (OSError, ValueError, KeyError, SyntaxError):  # it was ended before, or while, it wrote
+        result = None
+    if code is None:
+        status, reason = "timed out", f"after {step.seconds} s; last: {last_line(text)}"
+    elif code:
+        status, reason = "failed", f"exit code {code}: {last_line(text)}"
+    elif result is None:
+        status, reason = "failed", f"left no result: {last_line(text)}"
+    elif isinstance(result, dict) and result.get("skipped") and not result.get("passed"):  # all tests
+        status, reason = "skipped", result["reason"]
+    else:
+        status, reason = "passed", ""
+    return {"status": status, "reason": reason, "seconds": seconds, "result": result}
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a step and all that it has started: asked first, so that launchers can end their ranks."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "nothing was printed"
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """Return what earlier starts have left in OUT, by step."""
+    found = {}
+    for path in sorted(out.glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            found[record["name"]] = record
+        except (ValueError, KeyError, TypeError):
+            print(f"gpu_check: {path}: not a step's record, left out", file=sys.stderr)
+    return found
+
+
+def run(given: argparse.Namespace) -> int:
+    """Take the steps; return 1 where one has failed or was ended by its time-out."""
+    out = given.out.absolute()
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    if given.cpu:  # and without a compiler, which takes minutes there
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    device, known = probe(environment), versions()
+    if not given.cpu and not device["gpus"]:
+        why = device.get("error", "dist-train doctor says why")
+        print(f"gpu_check: no GPU that torch can use ({why}); --cpu rehearses without one", file=sys.stderr)
+        return 1
+    every = steps(out, given.cpu, device.get("cpus", 1))
+    unknown = set(given.only) - {step.name for step in every}
+    if unknown:
+        print(f"gpu_check: --only {' '.join(sorted(unknown))}: no such step; there are: "
+              f"{', '.join(step.name for step in every)}", file=sys.stderr)  # fmt: skip
+        return 1
+    before = records(out)
+    if any(bool(record["device"]["gpus"]) == given.cpu for record in before.values()):
+        other = "a GPU's" if given.cpu else "a rehearsal's"
+        print(f"gpu_check: {out} holds {other} records; choose another folder", file=sys.stderr)
+        return 1
+    passed = {name for name, record in before.items() if record["status"] == "passed"}
+    bad = 0
+    for step in every:
+        if given.only and step.name not in given.only:
+            continue
+        passed.discard(step.name)
+        print(f"gpu_check: {step.name}: {step.proves} (at most {step.seconds} s)", flush=True)
+        began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        why = lacking(step, device, passed)
+        found = {"status": "skipped", "reason": why, "seconds": 0.0, "result": None} if why else (
+            take(step, out, environment)
+        )  # fmt: skip
+        about = {"name": step.name, "command": shlex.join(step.command), "timeout": step.seconds, "start": began}
+        text = json.dumps({**about, **found, "versions": known, "device": device}, indent=1)
+        (out / f"{step.name}.json").write_text(text + "\n")
+        if found["status"] == "passed":
+            passed.add(step.name)
+        bad += found["status"] in ("failed", "timed out")
+        print(f"gpu_check: {step.name}: {found['status']} {found['reason']}".rstrip() + f" ({found['seconds']} s)",
+              flush=True)  # fmt: skip
+    target = out / "gpu.md" if given.cpu else PAGE
+    target.write_text(page(records(out)))
+    print(f"gpu_check: {target}")
+    return 1 if bad else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    take_all = verbs.add_parser("run", help="take the steps")
+    take_all.add_argument("out", type=Path, help="folder of the records")
+    take_all.add_argument("--cpu", action="store_true", help="rehearse, tiny, without a GPU")
+    take_all.add_argument("--only", nargs="+", default=[], metavar="STEP", help="these steps")
+    write = verbs.add_parser("page", help="write the page from the records")
+    write.add_argument("out", type=Path, help="folder of the records")
+    write.add_argument("--to", type=Path, default=PAGE)
+    given = parser.parse_args(arguments)
+    if given.verb == "run":
+        return run(given)
+    given.to.write_text(page(records(given.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
