@@ -181,7 +181,6 @@ def _batches(
     if data.decoder == "mixed" and not mixed:
         raise UserError("data.decoder=mixed: needs a GPU, this rank has none; use auto or cpu")
     threads = decode_threads(data, context)
-    turned = bool((view.subset.orientations(view.ids) != 1).any())
     quarantine = Quarantine(view)
     source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
     again: deque[Step] = deque()  # to be made once more, by a new pipeline
@@ -211,7 +210,7 @@ def _batches(
     try:
         while True:
             wanted = requests()
-            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops, turned)
+            images = decode(wanted, max_batch, data, threads, gpu if mixed else None, crops, view.turned)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()
