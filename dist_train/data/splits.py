@@ -257,10 +257,16 @@ class View:
         """Whether any of its images is stored turned, see ``data.orientation``."""
         if "orientation" not in (self.subset.samples.dtype.names or ()):  # version 1
             return False
-        return any(
-            bool(((rows["orientation"] != 1) & (self.lookup[rows["label"]] >= 0)).any())
-            for rows in chunks(self.subset.samples)
-        )
+
+        def look() -> npt.NDArray[np.bool_]:
+            return np.array(
+                [
+                    bool(((rows["orientation"] != 1) & (self.lookup[rows["label"]] >= 0)).any())
+                    for rows in chunks(self.subset.samples)
+                ]
+            )
+
+        return bool(_shared_of(self.subset, self.lookup, "turned", look).any())
 
     def shards(self) -> npt.NDArray[np.int32]:
         """int32 [N], the shard of each sample."""
@@ -324,8 +330,9 @@ def _grouped(labels: npt.NDArray[np.int32], lookup: npt.NDArray[np.int64], class
     from scipy.sparse import csr_array  # here: a tenth of a second to import
 
     own = np.where(lookup < 0, classes, lookup).astype(np.int32)[labels]  # those of no class of the view come last
-    entries = (np.ones(len(own), np.int8), own, np.arange(len(own) + 1))
-    columns = csr_array(entries, shape=(len(own), classes + 1)).tocsc()
+    rows = np.arange(len(own) + 1, dtype=np.int32 if len(own) < 2**31 else np.int64)
+    columns = csr_array((np.ones(len(own), np.int8), own, rows), shape=(len(own), classes + 1)).tocsc()
+    del own, rows  # memory: what follows is as large
     bounds = columns.indptr[: classes + 1].astype(np.int64)
     return np.concatenate([bounds, columns.indices[: bounds[-1]]])
 
