@@ -1,5 +1,6 @@
 """tools/plan_start.py: what can be computed by hand, what must grow with what, and that its requests are the code's."""
 
+import itertools
 import math
 import subprocess
 import sys
