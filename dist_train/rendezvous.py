@@ -8,13 +8,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import secrets
 import socket
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,7 @@ def meet(place: Place, env: Mapping[str, str], folder: Path | None, timeout: flo
         LostError: a rank did not come, or rank 0 left no address.
         UserError: rank 0 is there but cannot be reached.
     """
+    _allow_files()
     if place.launcher == "torchrun":
         address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
         try:
@@ -175,20 +179,32 @@ def _connect(address: str, port: int, token: str) -> Any:
 
 
 def _wait_for_all(store: Any, place: Place, end: float, timeout: float) -> None:
+    """Return once all ranks have come. Seven requests a rank: were each to ask for each other, again and again, rank 0
+    would have to answer millions for a thousand ranks (``tools/plan_start.py``)."""
     store.set(f"here/{place.rank}", socket.gethostname())
-    missing = list(range(place.world))
-    while missing := [rank for rank in missing if not store.check([f"here/{rank}"])]:
-        if time.monotonic() > end:
-            raise LostError(
-                f"rank {place.rank}: of {place.world} ranks these did not come within {timeout:g} s "
-                f"(monitor.start_timeout): {', '.join(map(str, missing[:20]))}; their logs say why"
-            )
-        time.sleep(0.1)
+    if store.add("here", 1) == place.world:
+        store.set("all-here", "1")
+    try:
+        store.wait(["all-here"], timedelta(seconds=max(1.0, end - time.monotonic())))
+    except RuntimeError:
+        absent = (rank for rank in range(place.world) if not store.check([f"here/{rank}"]))
+        raise LostError(
+            f"rank {place.rank}: of {place.world} ranks these did not come within {timeout:g} s "
+            f"(monitor.start_timeout): {', '.join(map(str, islice(absent, 20)))}; their logs say why"
+        ) from None
     store.set_timeout(timedelta(seconds=timeout))  # of what follows; to find it took less
     # Rank 0 holds the store and must not leave before all have seen everyone.
     if store.add("seen", 1) == place.world:
         store.set("all-seen", "1")
     store.wait(["all-seen"], timedelta(seconds=max(5.0, end - time.monotonic())))
+
+
+def _allow_files() -> None:
+    """As many open files as may be had. The usual 1024 are too few for the connections of a thousand ranks: gloo has
+    one to each, and rank 0's store two from each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems have a limit below the one that they name
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def interface_towards(host: str) -> str | None:

@@ -64,7 +64,7 @@ class Store:
         self.table = folder / f"{name}.f16.npy"
         self.marks = folder / f"{name}.blocks"
         self.folder, self.name, self.view, self.dim, self.block = folder, name, view, dim, block
-        self._by_shard = np.argsort(view.ids)  # sample ids number the images as they lie in the shards
+        self._by_shard = view.by_shard()
 
     def create(self) -> None:
         """Make the files where they are not there yet (one rank does this). A table of another shape
@@ -74,9 +74,8 @@ class Store:
             return
         rows = np.lib.format.open_memmap(self.table, "w+", np.float16, (len(self.view), self.dim))
         rows.flush()
-        offsets = np.searchsorted(self.view.labels, np.arange(len(self.view.classes) + 1))
         with atomic_write(self.folder / f"{self.name}.rows.npz") as file:
-            np.savez(file, ids=self.view.ids, offsets=offsets)
+            np.savez(file, ids=self.view.ids, offsets=self.view.bounds)
         with atomic_write(self.marks) as file:
             file.write(bytes(blocks))
 

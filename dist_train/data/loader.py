@@ -183,7 +183,6 @@ def _batches(
     if data.decoder == "mixed" and not mixed:
         raise UserError("data.decoder=mixed: needs a GPU, this rank has none; use auto or cpu")
     threads = decode_threads(data, context)
-    turned = bool((view.subset.orientations(view.ids) != 1).any())
     quarantine = Quarantine(view)
     source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
     transfer = Transfer(context.device)
@@ -215,7 +214,7 @@ def _batches(
         while True:
             wanted = requests()
             device = gpu if mixed else None
-            images = decode(wanted, max_batch, data, threads, device, crops, turned, locked=gpu is not None)
+            images = decode(wanted, max_batch, data, threads, device, crops, view.turned, locked=gpu is not None)
             try:
                 for tensor in images:
                     step, ids = planned.popleft(), decoding.popleft()

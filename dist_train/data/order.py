@@ -8,42 +8,56 @@ the next epoch.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dist_train.data.shared import discard, shared
 from dist_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.integer[Any]]  # int32 wherever that is enough: half the memory
 
 
-def permutation(num_samples: int, seed: int, epoch: int) -> Ints:
+def permutation(num_samples: int, seed: int, epoch: int) -> Positions:
     """Positions 0..num_samples-1 in the order of an epoch.
 
     ``RandomState`` because NumPy freezes its stream (NEP 19): the order of a run stays what it was
     under every later NumPy.
     """
-    return np.random.RandomState([seed, epoch]).permutation(num_samples).astype(np.int64)
+    return _shuffled(np.random.RandomState([seed, epoch]), num_samples)
 
 
-def block_permutation(shards: Ints, block_shards: int, seed: int, epoch: int) -> Ints:
+def _shuffled(random: np.random.RandomState, count: int) -> Positions:
+    """``random.permutation(count)``, which is this shuffle of int64."""
+    kind: Any = np.int32 if count < 2**31 else np.int64
+    places: Positions = np.arange(count, dtype=kind)
+    random.shuffle(places)
+    return places
+
+
+def block_permutation(shards: Positions, block_shards: int, seed: int, epoch: int) -> Positions:
     """The same, but block after block of ``block_shards`` shards, so that few are in use at a time.
 
     Which shards form a block is drawn anew each epoch; within a block all samples are shuffled.
 
     Args:
-        shards: int64 [num_samples], the shard of each position.
+        shards: [num_samples], the shard of each position.
     """
     random = np.random.RandomState([seed, epoch])
-    place = random.permutation(int(shards.max()) + 1)
-    shuffled = random.permutation(len(shards)).astype(np.int64)
-    return shuffled[np.argsort(place[shards[shuffled]] // block_shards, kind="stable")]
+    block = random.permutation(int(shards.max()) + 1) // block_shards
+    block = block.astype(np.uint16 if len(block) <= 2**16 else np.int64)  # NumPy sorts 16 bits by radix
+    shuffled = _shuffled(random, len(shards))
+    return shuffled[np.argsort(block[shards[shuffled]], kind="stable")]
 
 
 @dataclass(frozen=True)
 class Order:
-    """The row of global batches.
+    """The row of global batches. An epoch's permutation is in memory once a node (``data.shared``).
 
     Attributes:
         shards, block_shards: see ``block_permutation``; 0 = one permutation of all samples.
@@ -55,9 +69,9 @@ class Order:
     num_samples: int
     global_batch: int
     seed: int
-    shards: Ints | None = None
+    shards: Positions | None = None
     block_shards: int = 0
-    _epochs: dict[int, Ints] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _epochs: dict[int, Positions] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
@@ -66,18 +80,32 @@ class Order:
                 f"choose a global batch of at most that"
             )
 
-    def epoch(self, number: int) -> Ints:
+    def epoch(self, number: int) -> Positions:
         """All positions in the order of epoch ``number``."""
         order = self._epochs.get(number)
         if order is None:
-            if self.block_shards and self.shards is not None:
-                order = block_permutation(self.shards, self.block_shards, self.seed, number)
-            else:
-                order = permutation(self.num_samples, self.seed, number)
+            order = shared(self._name(number), self.num_samples, partial(self._draw, number))
             if len(self._epochs) > 2:  # a batch reaches over two epochs at most; a reader ahead may be in a third
-                self._epochs.pop(min(list(self._epochs)), None)
+                oldest = min(list(self._epochs))
+                self._epochs.pop(oldest, None)
+                discard(self._name(oldest))
             self._epochs[number] = order
         return order
+
+    def _draw(self, number: int) -> Positions:
+        if self.block_shards and self.shards is not None:
+            return block_permutation(self.shards, self.block_shards, self.seed, number)
+        return permutation(self.num_samples, self.seed, number)
+
+    def _name(self, number: int) -> str:
+        """Of all that decides an epoch."""
+        return f"order-{self.num_samples}-{self.seed}-{number}{self._blocks}"
+
+    @cached_property
+    def _blocks(self) -> str:
+        if not self.block_shards or self.shards is None:
+            return ""
+        return f"-{self.block_shards}-{hashlib.sha256(self.shards.tobytes()).hexdigest()[:16]}"
 
     def batch(self, number: int) -> tuple[Ints, Ints]:
         """Global batch ``number``: (positions [global_batch], epoch of each [global_batch])."""

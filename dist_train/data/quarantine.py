@@ -24,7 +24,6 @@ class Quarantine:
     def __init__(self, view: View) -> None:
         self.view = view
         self.reasons: dict[int, str] = {}
-        self._first = np.searchsorted(view.labels, np.arange(len(view.classes) + 1))
 
     def add(self, sample: int, reason: str) -> None:
         """Take a sample out; says so, once, by its key.
@@ -46,8 +45,7 @@ class Quarantine:
 
     def _next(self, sample: int) -> int:
         label = int(self.view.labels_of(np.array([sample]))[0])
-        start, stop = self._first[label], self._first[label + 1]
-        members = self.view.ids[start:stop]
+        members = self.view.ids[self.view.bounds[label] : self.view.bounds[label + 1]]
         here = int(np.searchsorted(members, sample))
         for step in range(1, len(members)):
             other = int(members[(here + step) % len(members)])

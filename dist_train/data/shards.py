@@ -10,6 +10,10 @@
 
 ``index.json`` is written last and by rename: a folder without it is an unfinished pack. A sample
 id is the row in ``samples.npy``; everything downstream speaks of samples by this number.
+
+All ranks of a node map ``samples.npy``, so that it is in memory once. A mapped file must not be cut or written in place
+(the kernel ends whoever reads past its end, with SIGBUS): ``pack`` and the cache replace files by rename, which leaves
+what is mapped as it was.
 """
 
 from __future__ import annotations
@@ -31,11 +35,13 @@ from dist_train.config import CacheConfig, Orientation
 from dist_train.data.cache import Cache
 from dist_train.data.files import atomic_write, file_sha256, write_text
 from dist_train.data.names import is_class_name, shown
+from dist_train.data.shared import once
 from dist_train.data.synsets import Synsets
 from dist_train.errors import NoShards, UserError, command, verifying
 
 VERSION = 2
 SUBSETS = ("train", "val")
+_CHUNK = 2**18  # rows
 
 
 def sample_dtype(key_bytes: int, version: int = VERSION) -> np.dtype[Any]:
@@ -73,6 +79,7 @@ class Subset:
     Attributes:
         root: the pack's folder, or the cache's where the pack is at a URL.
         cache: None for local shards.
+        digest: sha256 of the table's file; "" where there is none.
     """
 
     name: str
@@ -80,6 +87,7 @@ class Subset:
     shards: tuple[Shard, ...]
     samples: npt.NDArray[Any]
     cache: Cache | None = None
+    digest: str = ""
 
     @property
     def source(self) -> str:
@@ -170,26 +178,44 @@ def open_shards(
     """
     remote = Cache(str(source), cache or CacheConfig(), block_shards) if "://" in str(source) else None
     index = read_index(source, remote)
-    subsets = {}
-    for name, entry in index["subsets"].items():
-        shards = tuple(Shard(**shard) for shard in entry["shards"])
-        if remote:
-            table, root = remote.get(f"{name}.samples.npy", entry["samples_sha256"]), remote.dir
-            remote.hold(table)
-        else:
-            root = Path(source)
-            table = root / f"{name}.samples.npy"
-            if not table.is_file() or file_sha256(table) != entry["samples_sha256"]:
-                raise UserError(f"{table}: missing or not the one index.json names; copy it again or pack again")
-        subsets[name] = Subset(name, root, shards, _load_table(table, index["version"]), remote)
-        if sizes:
-            _check_table(table, subsets[name], len(index["classes"]))
-        if sizes and not remote:
-            check_sizes(subsets[name])
+    subsets = {name: _open_subset(str(source), name, index, remote, sizes) for name in index["subsets"]}
     if remote:
         remote.check_capacity([shard.bytes for subset in subsets.values() for shard in subset.shards])
     rule, synsets = index.get("orientation", "stored"), Synsets.of(index.get("synsets"))
     return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"], rule, synsets)
+
+
+def _open_subset(source: str, name: str, index: dict[str, Any], remote: Cache | None, sizes: bool) -> Subset:
+    """One subset, checked as ``open_shards`` says: with ``sizes``, by one rank of a node for all. A thousand ranks that
+    each look at thousands of shards would wait for a network file system."""
+    entry = index["subsets"][name]
+    shards, digest = tuple(Shard(**shard) for shard in entry["shards"]), entry["samples_sha256"]
+    if remote:
+        table, root = remote.get(f"{name}.samples.npy", digest), remote.dir
+        remote.hold(table)
+    else:
+        table, root = Path(source) / f"{name}.samples.npy", Path(source)
+
+    def mapped() -> Subset:
+        return Subset(name, root, shards, _load_table(table, index["version"]), remote, digest)
+
+    def check() -> None:
+        if not remote and (not table.is_file() or file_sha256(table) != digest):
+            raise UserError(f"{table}: missing or not the one index.json names; copy it again or pack again")
+        if sizes:
+            _check_table(table, mapped(), len(index["classes"]))
+        if sizes and not remote:
+            check_sizes(mapped())
+
+    once(f"{name}-{index['hash'][:16]}-{_identity(table)}", check) if sizes else check()
+    return mapped()
+
+
+def _identity(path: Path) -> str:
+    """16 hex digits that change when the file is replaced or written to."""
+    about = path.stat() if path.is_file() else None
+    facts = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else ()
+    return hashlib.sha256(f"{path.absolute()} {facts}".encode()).hexdigest()[:16]
 
 
 def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]:
@@ -251,7 +277,7 @@ def _check_index(index: dict[str, Any]) -> None:
 def _load_table(path: Path, version: int) -> npt.NDArray[Any]:
     """``samples.npy``, memory-mapped."""
     try:
-        table: npt.NDArray[Any] = np.load(path, mmap_mode="r")  # refuses pickled objects
+        table: npt.NDArray[Any] = np.asarray(np.load(path, mmap_mode="r"))  # refuses pickled objects
         if table.ndim != 1 or table.dtype != sample_dtype(table.dtype["key"].itemsize, version):
             raise ValueError(f"its type is {table.dtype}")
     except Exception as error:  # NumPy's header parser has many
@@ -262,14 +288,19 @@ def _load_table(path: Path, version: int) -> npt.NDArray[Any]:
 
 def _check_table(path: Path, subset: Subset, classes: int) -> None:
     """Every row points into a shard that the index names, and names one of its classes."""
-    table = subset.samples
     ends = np.array([shard.bytes for shard in subset.shards] or [0])
-    known = (table["shard"] >= 0) & (table["shard"] < len(ends)) & (table["label"] >= 0) & (table["label"] < classes)
-    known &= (table["offset"] >= 512) & (table["size"] >= 0)
-    turned = subset.orientations()
-    known &= (turned >= 1) & (turned <= 8)
-    if not known.all() or (table["offset"] + table["size"] > ends[table["shard"]]).any():
-        raise UserError(f"{path}: rows do not fit the index; {verifying(subset.source)}")
+    for rows in chunks(subset.samples):
+        known = (rows["shard"] >= 0) & (rows["shard"] < len(ends)) & (rows["label"] >= 0) & (rows["label"] < classes)
+        known &= (rows["offset"] >= 512) & (rows["size"] >= 0)
+        if "orientation" in (rows.dtype.names or ()):
+            known &= (rows["orientation"] >= 1) & (rows["orientation"] <= 8)
+        if not known.all() or (rows["offset"] + rows["size"] > ends[rows["shard"]]).any():
+            raise UserError(f"{path}: rows do not fit the index; {verifying(subset.source)}")
+
+
+def chunks(table: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """A table in pieces, so that what is computed of it takes a few megabytes at a time."""
+    return (table[first : first + _CHUNK] for first in range(0, len(table), _CHUNK))
 
 
 def _content_hash(index: dict[str, Any]) -> str:

@@ -17,9 +17,11 @@ import hashlib
 import json
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,8 @@ import numpy.typing as npt
 from dist_train.config import configs_dir
 from dist_train.data.files import write_text
 from dist_train.data.names import class_name, is_class_name
-from dist_train.data.shards import Subset
+from dist_train.data.shards import Subset, chunks
+from dist_train.data.shared import shared
 from dist_train.errors import UserError, command
 
 
@@ -225,23 +228,53 @@ def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
 
 @dataclass(frozen=True)
 class View:
-    """The samples of some classes: a window on a subset; the shards stay as they are.
+    """The samples of some classes: a window on a subset; the shards stay as they are. What has N numbers is in
+    memory once a node (``data.shared``).
 
     Attributes:
         ids: int64 [N], sample ids sorted by class, then id.
-        labels: int64 [N], position of the sample's class in ``classes``.
+        bounds: int64 [classes + 1]: class c has ``ids[bounds[c]:bounds[c + 1]]``.
         classes: wnids; a model's output c stands for ``classes[c]``.
         lookup: int64 [all classes], shard label -> label of this view, -1 = not in it.
     """
 
     subset: Subset
     ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     lookup: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """int64 [N], position of the sample's class in ``classes``; made anew each time."""
+        return np.repeat(np.arange(len(self.classes)), np.diff(self.bounds))
+
+    @cached_property
+    def turned(self) -> bool:
+        """Whether any of its images is stored turned, see ``data.orientation``."""
+        if "orientation" not in (self.subset.samples.dtype.names or ()):  # version 1
+            return False
+
+        def look() -> npt.NDArray[np.bool_]:
+            return np.array(
+                [
+                    bool(((rows["orientation"] != 1) & (self.lookup[rows["label"]] >= 0)).any())
+                    for rows in chunks(self.subset.samples)
+                ]
+            )
+
+        return bool(_shared_of(self.subset, self.lookup, "turned", look).any())
+
+    def shards(self) -> npt.NDArray[np.int32]:
+        """int32 [N], the shard of each sample."""
+        return _shared_of(self.subset, self.lookup, "shards", lambda: self.subset.samples["shard"][self.ids])
+
+    def by_shard(self) -> npt.NDArray[np.int64]:
+        """int64 [N], the places of ``ids`` in the order in which their images lie in the shards."""
+        return _shared_of(self.subset, self.lookup, "by-shard", lambda: np.argsort(self.ids))
 
     def labels_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Labels of sample ids, read from the index anew: the guard of every batch.
@@ -273,10 +306,10 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
     lookup = np.full(len(all_classes), -1, np.int64)
     for label, wnid in enumerate(classes):
         lookup[position[wnid]] = label
-    labels = lookup[subset.samples["label"]]
-    ids = np.flatnonzero(labels >= 0)
-    ids = ids[np.argsort(labels[ids], kind="stable")]
-    counts = np.bincount(labels[ids], minlength=len(classes))
+    # Both in one array: where each class begins and the last ends, then the ids.
+    table = _shared_of(subset, lookup, "ids", lambda: _grouped(subset.samples["label"], lookup, len(classes)))
+    bounds, ids = table[: len(classes) + 1], table[len(classes) + 1 :]
+    counts = np.diff(bounds)
     if counts.min() == 0:
         wnid = classes[int(np.argmin(counts))]
         without = [wnid for wnid, count in zip(classes, counts, strict=True) if count == 0]
@@ -286,4 +319,27 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
             f"{subset.source}: class {wnid!r} has no {subset.name} image ({len(without)} of {len(classes)} classes "
             f"have none); pack some of it too, or leave it out: {less} and then {shlex.join(['--data.split', out])}"
         )
-    return View(subset, ids, labels[ids], tuple(classes), lookup)
+    return View(subset, ids, bounds, tuple(classes), lookup)
+
+
+def _grouped(labels: npt.NDArray[np.int32], lookup: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """int64 [classes + 1 + N]: ``bounds``, then ``ids`` of a view, see there.
+
+    As a matrix with one entry a sample, in its class's column: by columns, SciPy counts and does not compare. For 14
+    million samples that takes half the time of NumPy's stable sort of 16 bits, and a fifth of that of 64."""
+    from scipy.sparse import csr_array  # here: a tenth of a second to import
+
+    own = np.where(lookup < 0, classes, lookup).astype(np.int32)[labels]  # those of no class of the view come last
+    rows = np.arange(len(own) + 1, dtype=np.int32 if len(own) < 2**31 else np.int64)
+    columns = csr_array((np.ones(len(own), np.int8), own, rows), shape=(len(own), classes + 1)).tocsc()
+    del own, rows  # memory: what follows is as large
+    bounds = columns.indptr[: classes + 1].astype(np.int64)
+    return np.concatenate([bounds, columns.indices[: bounds[-1]]])
+
+
+def _shared_of(
+    subset: Subset, lookup: npt.NDArray[np.int64], what: str, make: Callable[[], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """An array that a subset's table and a view's ``lookup`` decide; shared where the table is a file."""
+    name = f"{what}-{subset.digest[:16]}-{hashlib.sha256(lookup.tobytes()).hexdigest()[:16]}"
+    return shared(name, len(subset) if subset.digest else 0, make)

@@ -80,7 +80,7 @@ def open_run(config: Config, world: int = 1) -> Run:
     # What would only fail hours later, or after a stage has begun, fails here.
     Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
     check_options(config, world)
-    fewest = int(np.bincount(sizes["train", "novel"].labels).min())
+    fewest = int(np.diff(sizes["train", "novel"].bounds).min())
     if config.evaluate.images > fewest:
         more = "" if config.evaluate.protocol == "joint" else f", {config.evaluate.images} needed with the queries"
         raise UserError(

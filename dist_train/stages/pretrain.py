@@ -190,7 +190,7 @@ class Keeper:
 def base_order(run: Run) -> Order:
     """The order of the base training images."""
     base, data, config = run.view("train", "base"), run.config.data, run.config.pretrain
-    shards = base.subset.samples["shard"][base.ids].astype(np.int64) if data.block_shards else None
+    shards = base.shards() if data.block_shards else None
     return Order(len(base), config.global_batch, run.config.seed, shards, data.block_shards)
 
 

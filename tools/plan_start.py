@@ -1,0 +1,379 @@
+"""A start on many nodes, simulated: when the first step comes, what a restart costs, how much of the time is training.
+
+    python tools/plan_start.py --batch 256 --step-ms 102.4         # 1, 8, 32 and 128 nodes, then a straggler among them
+    python tools/plan_start.py --measure                           # requests/s of a real TCPStore on this machine
+
+A discrete simulation of what the code does, in events (heapq); the same seed gives the same numbers. Options of
+tools/plan_scale.py about the step and the network hold here too. In order:
+
+* ranks come: --launch-s after the start, and up to --spread-s later, each node at a time of its own;
+* they meet (dist_train/rendezvous.py): every request to rank 0's store waits its turn; --polling is what the code did
+  before this simulation: each rank asked for each other, ten times a second;
+* gloo connects all with all, NCCL its rings (--mesh-s, --nccl-s: for 1024 ranks, in proportion to the ranks), and
+  names and GPUs are gathered: a ring of world - 1 hops, twice;
+* each node reads and opens the index (--open-s), with two barriers through the store;
+* node caches fill from one store (dist_train/data/cache.py): whole shards in the order of their use, --downloads at a
+  time and one more by each rank that waits for its own. The nodes share the store fairly, each within its own limit. A
+  global batch waits until all nodes have the shards of all its images (a little too late: a rank waits for its own);
+* all nodes take each step together: the slowest sets the pace.
+
+Restart: a node is lost; --told: it said so before (USR2, TERM), and all saved; else what was done since the last
+checkpoint is done again, and its silence is noticed after monitor.rank_timeout. Its successor's cache is empty.
+
+Not in it: evaluation, checkpoints' writes (they run beside the steps), retries, the scheduler's queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import math
+import multiprocessing
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import numpy as np
+import plan_scale
+from plan_scale import GB, above, count
+
+CONNECT = 5  # requests: the client's own two, a check, a get of two (rendezvous._connect)
+BARRIER = 2  # add, wait (context.barrier)
+POLL = 0.1  # seconds between the rounds of the ranks that polled
+
+
+class Clock:
+    """Events in the order of their times."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()  # events of one time: in the order of their making
+
+    def at(self, when: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._numbers), act))
+
+    def run(self) -> None:
+        while self._events:
+            self.now, _, act = heapq.heappop(self._events)
+            act()
+
+
+class Server:
+    """Rank 0's store: one thread, so many requests a second, first come, first served."""
+
+    def __init__(self, clock: Clock, rate: float) -> None:
+        self.clock, self.rate, self.requests, self._free = clock, rate, 0, 0.0
+
+    def ask(self, requests: int, then: Callable[[], None]) -> None:
+        self.requests += requests
+        self._free = max(self._free, self.clock.now) + requests / self.rate
+        self.clock.at(self._free, then)
+
+
+def meet(arrivals: Sequence[float], rate: float, polling: bool = False) -> tuple[list[float], int]:
+    """Simulate ``rendezvous.meet``: when each rank is through, and the requests that took."""
+    clock, world = Clock(), len(arrivals)
+    server, here, seen = Server(clock, rate), 0, 0
+    through = [0.0] * world
+
+    def come(rank: int) -> None:
+        nonlocal here
+        here += 1
+        if polling:
+            look(rank, world)
+        elif here == world:
+            for other in range(world):  # the waits that are answered
+                server.ask(1, partial(met, other))
+
+    def look(rank: int, missing: int) -> None:
+        server.ask(missing, partial(looked, rank))
+
+    def looked(rank: int) -> None:
+        if missing := world - here:
+            clock.at(clock.now + POLL, partial(look, rank, missing))
+        else:
+            met(rank)
+
+    def met(rank: int) -> None:
+        server.ask(1, all_seen)  # add
+
+    def all_seen() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == world:
+            for other in range(world):
+                server.ask(1, partial(leave, other))
+
+    def leave(rank: int) -> None:
+        through[rank] = clock.now
+
+    for rank, when in enumerate(arrivals):  # set, and add where they count
+        clock.at(when, partial(server.ask, CONNECT + (1 if polling else 2), partial(come, rank)))
+    clock.run()
+    return through, server.requests
+
+
+def fair(total: float, limits: Sequence[float]) -> list[float]:
+    """Rates that share ``total``, none above its limit, what one leaves goes to the others (max-min fairness)."""
+    rates, left = [0.0] * len(limits), total
+    for place, number in enumerate(sorted(range(len(limits)), key=limits.__getitem__)):
+        rates[number] = min(limits[number], left / (len(limits) - place))
+        left -= rates[number] if left < math.inf else 0
+    return rates
+
+
+Curve = list[tuple[float, float]]  # (seconds, bytes that are there)
+
+
+def fill(starts: Sequence[float], amounts: Sequence[float], limits: Sequence[float], total: float) -> list[Curve]:
+    """How each node's cache fills: from event to event (a node begins, a node has all) at constant rates.
+
+    Args:
+        starts, amounts, limits: of each node the second it begins, the bytes that it lacks, and its bytes/s.
+        total: bytes/s of the store.
+    """
+    done = [0.0] * len(starts)
+    curves: list[Curve] = [[(start, 0.0)] for start in starts]
+    waiting = {node for node, amount in enumerate(amounts) if amount > 0}
+    now = min(starts)
+    while waiting:
+        active = sorted(node for node in waiting if starts[node] <= now)
+        rates = fair(total, [limits[node] for node in active])
+        ends = [now + (amounts[node] - done[node]) / rate for node, rate in zip(active, rates, strict=True)]
+        then = min([*ends, *(starts[node] for node in waiting if starts[node] > now)])
+        for node, rate, end in zip(active, rates, ends, strict=True):
+            done[node] = amounts[node] if end <= then else done[node] + rate * (then - now)
+            curves[node].append((then, done[node]))
+            if end <= then:
+                waiting.remove(node)
+        now = then
+    return curves
+
+
+def reached(curve: Curve, amount: float) -> float:
+    """When so many bytes are there."""
+    place = bisect_left(curve, amount, key=lambda point: point[1])
+    if place == 0:
+        return curve[0][0]
+    (before, low), (after, high) = curve[place - 1], curve[min(place, len(curve) - 1)]
+    return after if high <= low else before + (after - before) * min(1.0, (amount - low) / (high - low))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds since the job began, at the last rank; ``filled`` when the last node has all shards."""
+
+    came: float
+    met: float
+    joined: float
+    opened: float
+    fed: float
+    first_step: float
+    filled: float
+    curves: list[Curve]
+    requests: int
+
+
+def lacking(step: int, images: int, given: argparse.Namespace) -> float:
+    """Share of the shards that global batches 0 to ``step`` use: expected, or whole blocks."""
+    if given.block_shards:
+        blocks = math.floor(
+            (step * images % given.dataset + images - 1) * given.shards / given.block_shards / given.dataset
+        )
+        past = step * images // given.dataset  # a later epoch has other blocks, but by then all are there
+        return 1.0 if past else min(1.0, (blocks + 1) * given.block_shards / given.shards)
+    return 1 - (1 - 1 / given.shards) ** ((step + 1) * images)
+
+
+def start(nodes: int, given: argparse.Namespace, cold: Sequence[int] | None = None) -> Start:
+    """Simulate one start. ``cold``: nodes whose cache is empty; default: all."""
+    random, per = np.random.RandomState(given.seed), given.gpus_per_node
+    arrivals = np.repeat(given.launch_s + given.spread_s * random.random_sample(nodes), per).tolist()
+    world = nodes * per
+    times, requests = meet(arrivals, given.store_rate, given.polling)
+    met = max(times)
+    hops = 2 * (world - 1) * given.hop_us / 1e6
+    joined = met + (given.mesh_s + given.nccl_s) * world / 1024 + hops
+    read = given.index_mb * 1e6 / min(given.storage_node * GB, given.storage_total * GB / nodes)
+    opened = joined + read + given.open_s + 2 * BARRIER * world / given.store_rate
+    every = given.dataset * given.image_kb * 1e3
+    empty = set(range(nodes) if cold is None else cold)
+    shard = 1 / given.connection + 1 / given.hash  # seconds a GB: a download is read, then hashed
+    streams = (given.downloads + per) / shard if shard else math.inf
+    limits = [min(given.storage_node, given.disk, streams) * GB] * nodes
+    if given.slow_link:
+        limits[-1] = min(limits[-1], given.slow_link * GB)
+    curves = fill(
+        [opened] * nodes, [every if n in empty else 0.0 for n in range(nodes)], limits, given.storage_total * GB
+    )
+    need = lacking(0, world * given.batch, given) * every
+    fed = max(reached(curve, need) for curve in curves)
+    filled = max(curve[-1][0] for curve in curves)
+    step = step_seconds(nodes, given)[1] * (1 + given.slow_node / 100)
+    return Start(max(arrivals), met, joined, opened, fed, fed + step, filled, curves, requests)
+
+
+def step_seconds(nodes: int, given: argparse.Namespace) -> tuple[float, float]:
+    """(compute, compute and what is not hidden of the all-reduce) of a step; ``plan_scale``, without storage."""
+    row = plan_scale.plan(nodes * given.gpus_per_node, given.step)
+    return row.compute, row.compute + row.exposed
+
+
+def train(nodes: int, given: argparse.Namespace, begun: Start, steps: int) -> float:
+    """When the last step is done: a step waits for all nodes' shards, and lasts as long as the slowest node's."""
+    random, images = np.random.RandomState(given.seed + 1), nodes * given.gpus_per_node * given.batch
+    compute, whole = step_seconds(nodes, given)
+    pace = np.ones(nodes)
+    pace[-1] += given.slow_node / 100
+    every, now = given.dataset * given.image_kb * 1e3, begun.fed
+    for step in range(steps):
+        if now < begun.filled:
+            need = lacking(step, images, given) * every
+            now = max(now, *(reached(curve, need) for curve in begun.curves))
+        jitter = given.jitter / 100 * random.standard_normal(nodes)
+        now += compute * float((pace + np.maximum(jitter, -0.5)).max()) + whole - compute
+    return now
+
+
+def restart(nodes: int, given: argparse.Namespace, steps: int, told: bool) -> float:
+    """Seconds of training that the loss of one node costs, its successor with an empty cache."""
+    again = start(nodes, given, cold=[nodes - 1]).first_step
+    step = step_seconds(nodes, given)[1]
+    lost = step + given.save_s if told else given.rank_timeout + min(given.checkpoint_every, steps) / 2 * step
+    return lost + given.requeue_s + again
+
+
+def table(nodes: Sequence[int], given: argparse.Namespace) -> None:
+    """A row for each number of nodes: seconds of each part of the start, at the last rank; then when what is reached;
+    ideal is the given step, without a start or an exchange."""
+    print("| nodes | requests | met, s | joined, s | index, s | first shards, s | first step at, s | all shards at, s "
+          "| steps | end at | efficiency | killed, s | told, s |")  # fmt: skip
+    print("|---:|" + "---:|" * 12)
+    for number in nodes:
+        begun, world = start(number, given), number * given.gpus_per_node
+        steps = max(1, round(given.epochs * given.dataset / (world * given.batch)))
+        end = train(number, given, begun, steps)
+        phases = (
+            begun.met - begun.came,
+            begun.joined - begun.met,
+            begun.opened - begun.joined,
+            begun.fed - begun.opened,
+        )
+        killed, told = restart(number, given, steps, False), restart(number, given, steps, True)
+        each = " | ".join(f"{phase:.1f}" for phase in phases)
+        print(
+            f"| {number} | {begun.requests:,} | {each} | {begun.first_step:.0f} "
+            f"| {begun.filled:.0f} | {steps:,} | {plan_scale.duration(end)} | {steps * given.step_ms / 1e3 / end:.1%} "
+            f"| {killed:.0f} | {told:.0f} |"
+        )
+
+
+# --measure: requests of a real store
+
+
+def ask(port: int, begin: object, requests: int) -> None:
+    """One client of ``measure``."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=60), wait_for_workers=False)
+    begin.wait()  # type: ignore[attr-defined]
+    for _ in range(requests):
+        store.check(["key"])
+
+
+def measure(clients: int, requests: int = 2000) -> tuple[float, float]:
+    """Requests a second that a TCPStore of this process answers to so many processes, and that it would answer with a
+    core of its own, by the processor time that it takes: nothing else runs in this process meanwhile."""
+    import torch.distributed as dist
+
+    host = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    host.set("key", "value")
+    spawn = multiprocessing.get_context("spawn")
+    begin = spawn.Barrier(clients + 1)
+    running = [spawn.Process(target=ask, args=(host.port, begin, requests)) for _ in range(clients)]
+    for process in running:
+        process.start()
+    begin.wait()
+    began, busy = time.perf_counter(), time.process_time()
+    for process in running:
+        process.join()
+    answered = clients * requests
+    return answered / (time.perf_counter() - began), answered / (time.process_time() - busy)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the start; what is not among them goes to ``plan_scale.parse``."""
+    parser = plan_scale.Parser(prog="plan_start.py", description=__doc__,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    limit, least = above(0, infinite=True), above(0, allow=True)
+
+    add = parser.add_argument_group("the start").add_argument
+    add("--nodes", type=count, nargs="+", default=[1, 8, 32, 128], help="%(default)s")
+    add("--launch-s", type=least, default=20, help="until the first rank has its imports; %(default)s, an assumption")
+    add("--spread-s", type=least, default=20, help="until the last has, after that; %(default)s, an assumption")
+    add("--store-rate", type=limit, default=40000, help="requests/s of rank 0's store; %(default)s; --measure: 48,000 "
+        "by its processor time on an AMD EPYC")  # fmt: skip
+    add("--polling", action="store_true", help="each rank asks for each other, as the code did before")
+    add("--mesh-s", type=least, default=9, help="gloo's connections among 1024 ranks; %(default)s: half of the 18 s "
+        "that Meta saw among 2048 (pytorch/gloo, pull request 408)")  # fmt: skip
+    add("--nccl-s", type=least, default=10, help="NCCL's communicator of 1024 ranks; %(default)s, an assumption "
+        "(NVIDIA/nccl issue 1156: 150 s among several thousand)")  # fmt: skip
+    add("--hop-us", type=least, default=50, help="µs of a gloo message between hosts; %(default)s, an assumption "
+        "(docs/results/scale.md: 124 to 159 on a loaded machine's loopback)")  # fmt: skip
+    add(
+        "--index-mb", type=least, default=56, help="MB of the table of samples; %(default)s: ImageNet's, 44 bytes a row"
+    )
+    add("--open-s", type=least, default=0.5, help="to open it, on all ranks of a node; %(default)s, of "
+        "tools/bench_index.py, rounded up")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the nodes' times; %(default)s")
+
+    add = parser.add_argument_group("filling the caches; with --storage-total and --storage-node").add_argument
+    add("--shards", type=count, default=1100, help="%(default)s, ImageNet's")
+    add("--block-shards", type=int, default=0, help="data.block_shards; %(default)s: no blocks")
+    add("--downloads", type=count, default=4, help="cache.downloads; %(default)s")
+    add("--connection", type=limit, default=math.inf, help="GB/s of one download; no limit. Object stores give some "
+        "0.09 a request (Amazon's performance guidelines for S3)")  # fmt: skip
+    add("--hash", type=limit, default=0.9, help="GB/s of sha256 in one thread; %(default)s, measured on an AMD EPYC")
+    add("--disk", type=limit, default=5, help="GB/s that a node's disk writes; %(default)s, an assumption")
+
+    add = parser.add_argument_group("what goes wrong").add_argument
+    add("--slow-node", type=least, default=0, help="%% that one node computes slower; %(default)s")
+    add("--slow-link", type=least, default=0, help="GB/s that one node reads at most; %(default)s: as the others")
+    add("--jitter", type=least, default=1, help="%% of a step, standard deviation of a node's time; %(default)s, an "
+        "assumption")  # fmt: skip
+    add("--checkpoint-every", type=count, default=1000, help="pretrain.checkpoint_every, steps; %(default)s")
+    add("--rank-timeout", type=least, default=60, help="monitor.rank_timeout, s; %(default)s")
+    add("--save-s", type=least, default=5, help="to save when told to leave; %(default)s, an assumption")
+    add("--requeue-s", type=least, default=60, help="until the scheduler has another node; %(default)s, an assumption")
+    add(
+        "--measure", type=count, nargs="?", const=4, metavar="CLIENTS", help="requests/s of a store here; no simulation"
+    )
+
+    given, others = parser.parse_known_args(argv)
+    if given.measure:
+        return given
+    given.step = plan_scale.parse([*others, "--gpus", "1"])
+    for name in ("batch", "step_ms", "gpus_per_node", "dataset", "epochs", "image_kb", "storage_node", "storage_total"):
+        setattr(given, name, getattr(given.step, name))
+    if not 0 <= given.block_shards <= given.shards:
+        parser.error(f"--block-shards must be from 0 to --shards {given.shards}, got {given.block_shards}")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = parse(argv)
+    if given.measure:
+        here, alone = measure(given.measure)
+        print(f"{given.measure} clients: {here:,.0f} requests/s; {alone:,.0f} by the store's processor time")
+    else:
+        table(given.nodes, given)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
