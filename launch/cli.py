@@ -83,7 +83,7 @@ def build_parser(words: Sequence[str]) -> Parser:
             commands_around.add_run_options(stage)
         stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
         if name == "run":
-            stage.add_argument("--dry_run", action="store_true", help="Print steps, memory, what fits, time; start nothing.")
+            stage.add_argument("--dry_run", action="store_true", help="Print steps, memory and time; start nothing.")
             stage.add_argument("--ranks", type=int, default=1, help="Ranks to plan for, with --dry-run.")
         commands.add_subcommand(name, stage, help=told.get(name, f"the stage {name} alone"))
     return parser
