@@ -27,7 +27,6 @@ PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
 _HELD_OUT = 50  # validation images of a class that say what additions do to the base classes
 
 
-@exact_products()
 def from_run(config: Config, method: str | None = None, rule: str | None = None) -> Classifier:
     """The base classes of a run, by one of its methods. Needs its first three stages, and of its shards no more than
     the names of the classes. On the CPU.
@@ -54,7 +53,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     backbone, wnids = load_backbone(config, torch.device("cpu"))
     base = open_base(config, backbone.head.weight, backbone.head.bias)
     phi = trained(kind.network, kind.learned(name), base)
-    with torch.no_grad():
+    with torch.no_grad(), exact_products():
         base_rows = phi.base_rows(base.means)
     network = Network(
         backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
