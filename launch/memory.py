@@ -10,6 +10,7 @@ import torch
 from dist_train.config import Config
 from dist_train.context import Context
 from dist_train.errors import UserError
+from dist_train.stages import memory
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t
 # cuBLAS and cuDNN have no code of theirs in torch's exceptions, which are RuntimeErrors with these words.
@@ -17,8 +18,11 @@ _OF_LIBRARIES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUS
 
 
 @contextmanager
-def explained(config: Config, stage: str, context: Context) -> Iterator[None]:
+def explained(config: Config, stage: str, context: Context, classes: int) -> Iterator[None]:
     """Turn an error that says that memory is used up, on the GPU or on the machine, into a line for the user.
+
+    Args:
+        classes: of the backbone, for which ``stages.memory`` counts what fits.
 
     Raises:
         UserError: memory was used up within.
@@ -29,7 +33,9 @@ def explained(config: Config, stage: str, context: Context) -> Iterator[None]:
         kind = exhausted(error)
         if kind is None:
             raise
-        remedy = fitting(config, stage, context.world) if kind == "GPU" else _MACHINE
+        remedy = (
+            smaller(config, stage, context.world, _fits(config, stage, context, classes)) if kind == "GPU" else _MACHINE
+        )
         said = " ".join(str(error).split()).split(" Including non-PyTorch memory")[0][:240].rstrip(".")
         doing = context.progress.text
         raise UserError(f"{stage}: out of {kind} memory at {doing!r} ({said}); {remedy}") from error
@@ -47,13 +53,23 @@ def exhausted(error: Exception) -> str | None:
 _MACHINE = "ask for more memory for the job (SLURM: --mem), or give a smaller data.prefetch or data.threads"
 
 
-def fitting(config: Config, stage: str, world: int) -> str:
+def _fits(config: Config, stage: str, context: Context, classes: int) -> int | None:
+    """Return how many images a pass of pretrain should fit this GPU, as ``run --dry-run`` counts them; None for other
+    stages, and without a GPU."""
+    if stage != "pretrain" or context.device.type != "cuda":
+        return None
+    size = torch.cuda.get_device_properties(context.device).total_memory
+    return memory.fitting(config.pretrain, classes, config.data.train_size, context.world, size)
+
+
+def smaller(config: Config, stage: str, world: int, fits: int | None = None) -> str:
     """Name the key whose value takes the memory of a stage on ``world`` ranks, and a smaller value.
 
-    A smaller batch than half is not guessed: what fits is known when it runs, or by ``run --dry-run``.
+    Args:
+        fits: images a pass that should fit. Where the number is not known, or did not fit after all, half is offered.
     """
     if stage == "pretrain":
-        return _pretrain(config, world)
+        return _pretrain(config, world, fits)
     if stage == "extract":
         batch = config.extract.batch
         smaller = f"; --extract.batch {batch // 2} takes about half, and continues" if batch > 1 else ""
@@ -63,12 +79,16 @@ def fitting(config: Config, stage: str, world: int) -> str:
     return "the rows before are kept: take a GPU with more free memory, or leave the method out of evaluate.methods"
 
 
-def _pretrain(config: Config, world: int) -> str:
-    """Of pretrain: the next larger number of passes that divides the batch, or more ranks."""
+def _pretrain(config: Config, world: int, fits: int | None) -> str:
+    """Of pretrain: the next larger number of passes that divides the batch and fits, or more ranks."""
     batch, passes = config.pretrain.global_batch, config.pretrain.accumulate
     each = batch // (world * passes)
     held = f"pretrain.global_batch={batch} is {each} images a pass on each of {world} rank(s)"
-    more = (n for n in range(2 * passes, batch // (2 * world) + 1) if batch % (world * n) == 0)  # batch norm needs 2
+    if fits and fits < each:
+        held += f", about {fits} fit"
+    most = min(fits or each, each // 2)
+    fewest = max(2 * passes, -(-batch // (world * max(1, most))))
+    more = (n for n in range(fewest, batch // (2 * world) + 1) if batch % (world * n) == 0)  # batch norm needs 2
     ranks = f"on {2 * world} ranks it continues, with {each // 2}" if each % 2 == 0 and each >= 4 else ""
     if (enough := next(more, None)) is not None:
         changed = f"--pretrain.accumulate {enough} --redo begins it again with {batch // (world * enough)}"

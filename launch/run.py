@@ -57,7 +57,7 @@ def work(config: Config, command: str, redo: bool) -> int:
                 for name in STAGES if command == "run" else (command,):
                     # Imported when it is due: torchvision, of the first two, takes seconds.
                     chapter = importlib.import_module(f"dist_train.stages.{name}")
-                    with explained(config, name, context):
+                    with explained(config, name, context, len(run.base)):
                         # redo takes the later ones along
                         chapter.run(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as reason:

@@ -191,7 +191,7 @@ def overhead(side: int, images: int, world: int) -> dict[str, float]:
 
 def fitting(config: PretrainConfig, classes: int, side: int, world: int, bytes: float) -> int:
     """Return the largest batch of one forward pass with which a rank fits a GPU of so many bytes, with ``overhead``
-    and the allocator's share on top; 0 where none does.
+    and the allocator's share on top; 0 where not even one image does.
 
     Args:
         side: of the images, in pixels.

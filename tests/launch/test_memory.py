@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import torch
 from dist_train.config import Config, ExtractConfig, PretrainConfig
 from dist_train.context import Context
 from dist_train.errors import UserError
-from launch.memory import exhausted, explained, fitting
+from dist_train.stages import memory
+from launch.memory import exhausted, explained, smaller
 
 
 def accelerator_error(text: str, code: int) -> Exception:
@@ -34,7 +37,7 @@ def accelerator_error(text: str, code: int) -> Exception:
 )
 def test_which_errors_say_that_memory_is_used_up(error: Exception, whose: str | None) -> None:
     assert exhausted(error) == whose
-    with pytest.raises(UserError if whose else type(error)), explained(Config(), "learn", Context()):
+    with pytest.raises(UserError if whose else type(error)), explained(Config(), "learn", Context(), 10):
         raise error
 
 
@@ -54,16 +57,31 @@ def test_the_batch_that_is_offered_divides_and_is_at_most_half(
     batch: int, passes: int, world: int, wanted: str
 ) -> None:
     config = replace(Config(), pretrain=PretrainConfig(global_batch=batch, accumulate=passes))
-    assert fitting(config, "pretrain", world).endswith(wanted)
+    assert smaller(config, "pretrain", world).endswith(wanted)
+
+
+def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Context(world=4, device=torch.device("cuda", 0))
+    gpu.doing("pretrain: step 1")
+    card = SimpleNamespace(total_memory=4e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    options = PretrainConfig(model="resnet18", global_batch=4096, precision="fp32")
+    config = replace(Config(), pretrain=options)
+    fits = memory.fitting(options, 100, config.data.train_size, 4, 4e9)
+    assert 1 <= fits < 256, "or the test shows nothing"
+    with pytest.raises(UserError) as caught, explained(config, "pretrain", gpu, 100):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
+    assert offered and 4096 // (4 * int(offered[1])) <= fits < 2 * 4096 // (4 * int(offered[1]))
 
 
 def test_each_stage_names_a_key_or_a_thing_of_its_own() -> None:
     config = replace(Config(), extract=ExtractConfig(batch=256))
-    assert "extract.batch=256" in fitting(config, "extract", 8) and "--extract.batch 128" in fitting(
+    assert "extract.batch=256" in smaller(config, "extract", 8) and "--extract.batch 128" in smaller(
         config, "extract", 8
     )
-    assert "--extract.batch" not in fitting(replace(config, extract=ExtractConfig(batch=1)), "extract", 8)
-    assert "activations" in fitting(config, "learn", 8) and "evaluate.methods" in fitting(config, "evaluate", 8)
+    assert "--extract.batch" not in smaller(replace(config, extract=ExtractConfig(batch=1)), "extract", 8)
+    assert "activations" in smaller(config, "learn", 8) and "evaluate.methods" in smaller(config, "evaluate", 8)
 
 
 def test_the_line_says_where_it_was_and_what_torch_says_first() -> None:
@@ -73,7 +91,7 @@ def test_the_line_says_where_it_was_and_what_torch_says_first() -> None:
         "CUDA out of memory. Tried to allocate 392.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 45.25 MiB "
         "is free. Including non-PyTorch memory, this process has 79.06 GiB memory in use.\nOf the allocated memory ..."
     )
-    with pytest.raises(UserError) as caught, explained(Config(), "extract", context):
+    with pytest.raises(UserError) as caught, explained(Config(), "extract", context, 10):
         raise torch.OutOfMemoryError(text)
     line = str(caught.value)
     assert line.startswith(
