@@ -128,8 +128,8 @@ def _head(records: Records) -> Iterator[str]:
     yield ""
     yield from (
         "It takes twelve minutes at most on one H200-class GPU, and needs no git and no network. `OUT` gets a JSON and",
-        "a log of each step; `--only STEP` takes a step again, `--cpu` rehearses all of them without a GPU. This page is",
-        "made from the JSON alone (`tools/gpu_check_page.py`).",
+        "a log of each step; `--only STEP` takes a step again, `--cpu` rehearses all of them without a GPU. This page",
+        "is made from the JSON alone (`tools/gpu_check_page.py`).",
         "",
     )
 

@@ -50,6 +50,7 @@ def test_the_rehearsal_takes_every_step(tmp_path: Path) -> None:
     assert found["tests-pixels"]["result"]["skipped"] >= 10
     assert set(found["step-eager"]["result"][0]["rates"]) == {"bare", "trainer", "timm"}
     assert set(found["step-loader"]["result"][0]["rates"]) == {"bare", "trainer", "trainer + loader"}
+    assert set(found["step-compiled"]["result"][0]["rates"]) == {"trainer"}
     assert found["step-compiled"]["result"][0]["compiled"]
     page = (tmp_path / "gpu.md").read_text()
     assert "no GPU: a rehearsal" in page and page.count("| rehearsed |") == 4 and "not run" not in page
