@@ -139,7 +139,7 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
         test("pixels", "the GPU sees the CPU's pixels, and keeps them", 40, *DALI),
         test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 75, "timm"),
         test("predictor", "a CUDA graph learns what single launches learn", 40, "timm"),
-        test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI),
+        test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI, "pydantic"),
         Step("images", "full-size photos for the loaders, packed",
              tool("gpu_check_work", "images", str(work), *left("images"), *photos), 15, DALI),
         Step("loader", "the loader beside DALI's reader and torchvision's, on full-size photos",
