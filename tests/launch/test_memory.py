@@ -74,6 +74,7 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError) as caught, explained(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
+    assert "ranks it continues" not in str(caught.value), "twice as many are too few"
     assert offered and 4096 // (4 * int(offered[1])) <= fits < 2 * 4096 // (4 * int(offered[1]))
 
 
