@@ -124,9 +124,6 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
         command = tool("bench_step", *size.split(), "--threads", threads, *words, *left(name))
         return Step(name, proves, command, seconds, python + (DALI if after else ()), after, gpus)
 
-    untuned = [train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning")]
-    if "--no-tuning" not in (ROOT / "tools" / "bench_step.py").read_text():
-        untuned = []
     loaders = ["DALI's own", "torchvision", *([] if cpu else ["limit"])]
     passes = "--rounds 1 --passes 1" if cpu else "--rounds 3 --passes 4 --gpu"
     sizes = "--classes 7 --per-class 8 --dim 12 --steps 5 --precision fp32" if cpu else "--steps 2000 --precision bf16"
@@ -148,7 +145,7 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
                   "--only", *loaders, *left("loader")), 40, (*DALI, *python), "images", gpus),
         train("step-eager", "the trainer beside a bare loop and timm's", 40, "--no-loader",
               *(["--timm"] if installed("timm") else [])),
-        *untuned,
+        train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning"),
         train("step-loader", "the trainer on what its loader reads", 30, "--shards", str(work / "shards"),
               after="images"),
         train("step-compiled", "the compiled trainer", 70, "--no-loader", "--alone", "--compile"),
