@@ -13,8 +13,8 @@ from dist_train.errors import UserError
 from dist_train.stages import memory
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t
-# Libraries have no code of theirs in torch's exceptions, which are RuntimeErrors with these words. cuDNN's since 9; NCCL
-# gives the number of CUDA's error since 2.19 or so.
+# Libraries have no code of theirs in torch's exceptions, which are RuntimeErrors with these words: cuDNN's until 8 and
+# from 9 on; NCCL's with the number of CUDA's error, and without as older versions write it.
 _OF_LIBRARIES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
