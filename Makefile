@@ -1,10 +1,19 @@
 # Everything sets itself up: only git, make and Python 3.11 or later are needed.
 PYTHON ?= python3
 VENV ?= .venv
-# Of the driver, as nvidia-smi prints it: 13 or later, or 12.
-CUDA ?= 13
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Of the driver, as nvidia-smi prints it: 13 or later, or 12. What is installed stays: two of DALI's wheels in one
+# folder break each other.
+CUDA ?= 13
+HAS := $(shell cat $(VENV)/.cuda 2>/dev/null)
+ifneq ($(HAS),)
+ifeq ($(filter command% environment%,$(origin CUDA)),)
+override CUDA := $(HAS)
+else ifneq ($(HAS),$(CUDA))
+$(if $(filter clean,$(MAKECMDGOALS)),,$(error $(VENV) is for CUDA $(HAS): make clean first, or VENV=another folder))
+endif
+endif
 
 .PHONY: demo test test-long lint clean
 demo: $(STAMP)  ## drawn images to the table, 2 workers
@@ -26,6 +35,7 @@ $(STAMP): pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || (echo "python venv is missing: on Debian, apt-get install python3-venv" && exit 1)
 	@echo "installing into $(VENV): about 6 GB, a few minutes"
 	@$(BIN)/python -m pip install --quiet --upgrade pip  # Python 3.11's own takes ten minutes to choose versions
+	@echo $(CUDA) > $(VENV)/.cuda
 	$(BIN)/python -m pip install --quiet --editable ".[cuda$(CUDA),test]"
 	@touch $@
 

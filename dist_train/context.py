@@ -18,6 +18,8 @@ import torch.distributed as dist
 from dist_train.devices import Seat, choose_device, identity, refuse_shared
 from dist_train.rendezvous import meet, read_environment
 
+_LONGEST = 10 * 365 * 86400.0  # seconds; a time without end cannot be given to a process group
+
 
 @dataclass
 class Progress:
@@ -160,7 +162,7 @@ def join_group(context: Context, hang_timeout: float = 1800.0) -> None:
             store=context.store,
             rank=context.rank,
             world_size=context.world,
-            timeout=timedelta(seconds=2 * hang_timeout),
+            timeout=timedelta(seconds=min(2 * hang_timeout, _LONGEST)),
         )
 
 

@@ -179,8 +179,8 @@ def _connect(address: str, port: int, token: str) -> Any:
 
 
 def _wait_for_all(store: Any, place: Place, end: float, timeout: float) -> None:
-    """Return once all ranks have come. Seven requests a rank: were each to ask for each other, again and again, rank 0
-    would have to answer millions for a thousand ranks (``tools/plan_start.py``)."""
+    """Return once all ranks have come. Seven requests a rank at most: were each to ask for each other, again and again,
+    rank 0 would have to answer millions for a thousand ranks (``tools/plan_start.py``)."""
     store.set(f"here/{place.rank}", socket.gethostname())
     if store.add("here", 1) == place.world:
         store.set("all-here", "1")

@@ -76,8 +76,8 @@ def software() -> Iterator[Line]:
 def accelerators() -> Iterator[Line]:
     driver = driver_cuda()
     if driver is not None:
-        fits = "the extra cuda12 fits" if driver[0] == 12 else "the extra cuda13 fits" if driver[0] > 12 else "too old"
-        yield "ok", "driver", f"takes CUDA {driver[0]}.{driver[1]}; {fits}"
+        level, fits = ("ok", f"the extra cuda{min(driver[0], 13)} fits") if driver[0] >= 12 else ("warning", "too old")
+        yield level, "driver", f"takes CUDA {driver[0]}.{driver[1]}; {fits}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)

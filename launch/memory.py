@@ -13,8 +13,18 @@ from dist_train.errors import UserError
 from dist_train.stages import memory
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t
-# cuBLAS and cuDNN have no code of theirs in torch's exceptions, which are RuntimeErrors with these words.
-_OF_LIBRARIES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
+# Libraries have no code of theirs in torch's exceptions, which are RuntimeErrors with these words: cuDNN's until 8 and
+# from 9 on; NCCL's with the number of CUDA's error, and without as older versions write it.
+_OF_LIBRARIES = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+    "Cuda failure 'out of memory'",
+)
+# What torch's allocator of CPU memory raises, a RuntimeError as well (c10/core/impl/alloc_cpu.cpp).
+_OF_MACHINE = "DefaultCPUAllocator: can't allocate memory"
 
 
 @contextmanager
@@ -43,7 +53,7 @@ def explained(config: Config, stage: str, context: Context, classes: int) -> Ite
 
 def exhausted(error: Exception) -> str | None:
     """Say whose memory an error finds used up: "GPU" or "machine"; None where it is about something else."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _OF_MACHINE in str(error):
         return "machine"
     if isinstance(error, torch.OutOfMemoryError) or getattr(error, "error_code", None) == _ALLOCATION:
         return "GPU"
@@ -80,18 +90,23 @@ def smaller(config: Config, stage: str, world: int, fits: int | None = None) -> 
 
 
 def _pretrain(config: Config, world: int, fits: int | None) -> str:
-    """Of pretrain: the next larger number of passes that divides the batch and fits, or more ranks."""
+    """Of pretrain: the next larger number of passes, and of ranks, that divides the batch and fits."""
     batch, passes = config.pretrain.global_batch, config.pretrain.accumulate
     each = batch // (world * passes)
     held = f"pretrain.global_batch={batch} is {each} images a pass on each of {world} rank(s)"
     if fits and fits < each:
         held += f", about {fits} fit"
     most = min(fits or each, each // 2)
-    fewest = max(2 * passes, -(-batch // (world * max(1, most))))
-    more = (n for n in range(fewest, batch // (2 * world) + 1) if batch % (world * n) == 0)  # batch norm needs 2
-    halves = each % 2 == 0 and each >= 4 and each // 2 <= (fits or each)
-    ranks = f"on {2 * world} ranks it continues, with {each // 2}" if halves else ""
-    if (enough := next(more, None)) is not None:
-        changed = f"--pretrain.accumulate {enough} --redo begins it again with {batch // (world * enough)}"
-        return f"{held}; {', or '.join(filter(None, [changed, ranks]))}"
-    return f"{held}; choose a smaller pretrain.global_batch"
+    if (enough := _parts(batch, world, 2 * passes, most)) is None:
+        return f"{held}; choose a smaller pretrain.global_batch"
+    offers = [f"--pretrain.accumulate {enough} --redo begins it again with {batch // (world * enough)}"]
+    if (times := _parts(batch, world * passes, 2, most)) is not None:
+        offers.append(f"or on {times * world} ranks it continues, with {each // times}")
+    return f"{held}; {', '.join(offers)}"
+
+
+def _parts(batch: int, parts: int, fewest: int, most: int) -> int | None:
+    """Return the smallest number from ``fewest`` on into which each of so many parts of a batch can be divided, with at
+    most ``most`` images in each, and with 2 at least, which batch norm needs; None where there is none."""
+    fewest = max(fewest, -(-batch // (parts * max(1, most))))
+    return next((n for n in range(fewest, batch // (2 * parts) + 1) if batch % (parts * n) == 0), None)

@@ -73,10 +73,10 @@ def work(config: Config, command: str, redo: bool) -> int:
                     print(f"dist-train: error: {who}{in_one_line(error)}", file=sys.stderr, flush=True)
                 error.told = True
             raise
-        except RuntimeError as error:
-            # An exchange that broke because another rank went: say which, not where it was noticed. A GPU that failed
-            # and a loader that failed are this rank's own.
-            own = isinstance(error, (torch.AcceleratorError, PipelineError))
+        except Exception as error:
+            # An exchange that broke because another rank went is a RuntimeError: say which, not where it was noticed. A
+            # GPU that failed, a loader that failed and a defect are this rank's own.
+            own = not isinstance(error, RuntimeError) or isinstance(error, (torch.AcceleratorError, PipelineError))
             culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 and not own else None
             if culprit is None:
                 monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0], crashed=True)

@@ -113,6 +113,9 @@ def executor(config: Config, cluster: Cluster, job: Job, code: Path, dependency:
         "OMP_NUM_THREADS": None,
         **cluster.environment,
     }
+    if wanted.gpus_per_node == 0:
+        # Where it is submitted from within a job that has GPUs, that job's variables come along, and say that it has.
+        variables = {"CUDA_VISIBLE_DEVICES": "", **variables}
     if wanted.cpus_per_task:
         variables["SRUN_CPUS_PER_TASK"] = str(wanted.cpus_per_task)
     # Around srun, in the job's own shell: it outlives every rank, and scontrol is at hand. The only member

@@ -176,6 +176,8 @@ def test_exchanges_outlast_the_watchdog_that_names_the_culprit(monkeypatch: pyte
     context.join_group(Context(world=2, device=torch.device("cuda", 0)), hang_timeout=1800)
     assert asked["backend"] == "cuda:nccl,cpu:gloo"
     assert asked["timeout"].total_seconds() > 1800 + 60
+    context.join_group(Context(world=2), hang_timeout=float("inf"))  # a watchdog that never bites
+    assert asked["timeout"].total_seconds() > 30 * 86400
     assert backends(torch.device("cpu")) == "gloo"
 
 

@@ -1,12 +1,13 @@
 """Prove on a GPU what no CPU can, in twelve minutes: each step with its own time-out, JSON and log.
 
     python tools/gpu_check.py run OUT [--cpu] [--only STEP ...]   (tools/gpu_check.sh OUT)
-    python tools/gpu_check.py page OUT [--to docs/results/gpu.md]
+    python tools/gpu_check.py page OUT [--to FILE]
 
 ``run`` takes the steps of ``gpu_check_steps`` in the order of what they prove. Of each it leaves ``OUT/STEP.json``:
 name, command, status (passed, failed, timed out, skipped), reason, seconds, time-out, result, versions, device, start
 (UTC); and ``OUT/STEP.log``, all that the step has printed. A step that a time-out ends keeps what it had written of its
-result. ``page`` writes a page from what lies in OUT; ``run`` does so at its end, into OUT with ``--cpu``.
+result. ``page`` writes docs/results/gpu.md from what lies in OUT, or OUT/gpu.md where that is of a rehearsal; ``run``
+does so at its end.
 
 It needs nothing but Python itself: git, network and packages may be missing; a step without its packages is skipped.
 """
@@ -23,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from gpu_check_steps import ROOT, Step, installed, steps
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "deepspeed", "webdataset",
             "numpy")  # fmt: skip
 PAGE = ROOT / "docs" / "results" / "gpu.md"
+KEYS = {"name", "command", "status", "reason", "seconds", "timeout", "result", "versions", "device", "start"}
+"""Of a step's record."""
 PROBE_SECONDS, GRACE_SECONDS = 25, 5
 _PROBE = """
 import json, os, torch
@@ -143,16 +146,29 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(out.glob("*.json")):
         try:
             record = json.loads(path.read_text())
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and record.keys() >= KEYS:
             found[record["name"]] = record
-        except (ValueError, KeyError, TypeError):
+        else:
             print(f"gpu_check: {path}: not a step's record, left out", file=sys.stderr)
     return found
+
+
+def target(out: Path, found: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Return where the page of these records goes: a rehearsal's never into the documentation."""
+    rehearsed = any(not record["device"]["gpus"] for record in found.values())
+    return out / PAGE.name if rehearsed else PAGE
 
 
 def run(given: argparse.Namespace) -> int:
     """Take the steps; return 1 where one has failed or was ended by its time-out."""
     out = given.out.absolute()
-    (out / "work").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "work").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"gpu_check: {out}: {error.strerror}; choose another folder", file=sys.stderr)
+        return 1
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     if given.cpu:  # and without a compiler, which takes minutes there
@@ -193,10 +209,19 @@ def run(given: argparse.Namespace) -> int:
         bad += found["status"] in ("failed", "timed out")
         print(f"gpu_check: {step.name}: {found['status']} {found['reason']}".rstrip() + f" ({found['seconds']} s)",
               flush=True)  # fmt: skip
-    target = out / "gpu.md" if given.cpu else PAGE
-    target.write_text(page(records(out)))
-    print(f"gpu_check: {target}")
-    return 1 if bad else 0
+    return write(out) or (1 if bad else 0)
+
+
+def write(out: Path, to: Path | None = None) -> int:
+    """Write the page from the records in OUT; return 1 where there are none."""
+    found = records(out)
+    if not found and not out.is_dir():
+        print(f"gpu_check: {out}: no such folder", file=sys.stderr)
+        return 1
+    to = to or target(out, found)
+    to.write_text(page(found))
+    print(f"gpu_check: {to}")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,14 +231,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     take_all.add_argument("out", type=Path, help="folder of the records")
     take_all.add_argument("--cpu", action="store_true", help="rehearse, tiny, without a GPU")
     take_all.add_argument("--only", nargs="+", default=[], metavar="STEP", help="these steps")
-    write = verbs.add_parser("page", help="write the page from the records")
-    write.add_argument("out", type=Path, help="folder of the records")
-    write.add_argument("--to", type=Path, default=PAGE)
+    only_write = verbs.add_parser("page", help="write the page from the records")
+    only_write.add_argument("out", type=Path, help="folder of the records")
+    only_write.add_argument("--to", type=Path, help="default: as run does")
     given = parser.parse_args(arguments)
-    if given.verb == "run":
+    if given.verb == "page":
+        return write(given.out, given.to)
+    # A step has a session of its own: left behind, it would keep the GPU.
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
         return run(given)
-    given.to.write_text(page(records(given.out)))
-    return 0
+    except (KeyboardInterrupt, Told) as told:
+        print(f"gpu_check: {told or 'interrupted'}; the step that ran is ended, the records before it are kept: --only "
+              "takes steps that are missing, and writes the page", file=sys.stderr)  # fmt: skip
+        return 1
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Told(BaseException):
+    """A signal told this program to leave."""
+
+
+def leave(number: int, frame: object) -> None:
+    raise Told(f"told to leave ({signal.Signals(number).name})")
 
 
 if __name__ == "__main__":

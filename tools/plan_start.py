@@ -309,7 +309,7 @@ def measure(clients: int, requests: int = 2000) -> tuple[float, float]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of the start; what is not among them goes to ``plan_scale.parse``."""
-    parser = plan_scale.Parser(prog="plan_start.py", description=__doc__,
+    parser = plan_scale.Parser(prog="plan_start.py", description=__doc__, allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     limit, least = above(0, infinite=True), above(0, allow=True)
 
@@ -358,9 +358,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     given, others = parser.parse_known_args(argv)
     if given.measure:
         return given
-    given.step = plan_scale.parse([*others, "--gpus", "1"])
+    given.step = plan_scale.parse(["--gpus", "1", *others])
+    if given.step.check or given.step.global_batch or given.step.gpus != [1]:
+        parser.error("--check, --gpus and --global-batch are plan_scale.py's; here --nodes says how many, and each GPU "
+                     "has the --batch")  # fmt: skip
     for name in ("batch", "step_ms", "gpus_per_node", "dataset", "epochs", "image_kb", "storage_node", "storage_total"):
         setattr(given, name, getattr(given.step, name))
+    if not 0 <= given.seed < 2**32 - 1:
+        parser.error(f"--seed must be from 0 to {2**32 - 2}, got {given.seed}")
     if not 0 <= given.block_shards <= given.shards:
         parser.error(f"--block-shards must be from 0 to --shards {given.shards}, got {given.block_shards}")
     return given

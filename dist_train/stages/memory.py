@@ -26,8 +26,11 @@ _WORKING = {"sgd": 0, "lars": 2, "lamb": 3}
 counted by the tracker (timm 1.0)."""
 
 CARDS = (16, 24, 40, 80, 141)
-"""GB of memory that GPUs are sold with: V100 and T4, A10 and L4, A100, A100 and H100, H200. Counted as 10^9 bytes,
-which all of them have at least."""
+"""GB of memory that GPUs are sold with: V100 and T4, A10 and L4, A100, A100 and H100, H200."""
+
+LEAST = 0.97e9
+"""Bytes of such a GB that torch can have at least: of a T4's 16 GB 14.56 GiB
+(github.com/AlphaGPU/leetgpu-challenges/issues/52); those with HBM have more than 10^9."""
 
 CONTEXT = 0.5 * _GIB
 """CUDA's context and the kernels that are loaded: "about 300 MB" with CUDA 11.7's lazy loading
@@ -216,4 +219,4 @@ def _fitting(config: PretrainConfig, one: Cost, side: int, world: int, bytes: fl
 
 def cards(config: PretrainConfig, one: Cost, side: int, world: int) -> str:
     """Return the largest batch of a rank on each of ``CARDS``, in words."""
-    return ", ".join(f"{_fitting(config, one, side, world, size * 1e9)} on {size} GB" for size in CARDS)
+    return ", ".join(f"{_fitting(config, one, side, world, size * LEAST)} on {size} GB" for size in CARDS)

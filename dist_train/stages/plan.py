@@ -85,8 +85,8 @@ def plan(config: Config, world: int) -> list[str]:
             f"{seen / (rate * world) / 3600:,.1f} h for pretrain at {rate:,.1f} images/s a rank, measured now on this "
             f"machine's {name} without a loader; exchanges and evaluation come on top"
         )
-    except UserError as error:
-        hours = f"not measured on this machine ({error})"
+    except (UserError, torch.OutOfMemoryError) as error:
+        hours = f"not measured on this machine ({' '.join(str(error).split())[:160]})"
     shown = f"{min(sides)} to {max(sides)}" if len(set(sides)) > 1 else f"{max(sides)}"
     return [
         f"run         {config.run_dir}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ class Fault:
 
     Attributes:
         said: its text.
-        kind: name of its type: RuntimeError, MemoryError, or one of torch's.
+        kind: name of its type: one of Python's, or of torch's.
         code: of an AcceleratorError.
     """
 
@@ -39,9 +40,8 @@ class Fault:
     code: int | None = None
 
     def error(self) -> Exception:
-        made: Exception = {"RuntimeError": RuntimeError, "MemoryError": MemoryError}.get(
-            self.kind, getattr(torch, self.kind, RuntimeError)
-        )(FRAME.format(said=self.said) if self.place == "pipeline" else self.said)
+        kind = getattr(builtins, self.kind, None) or getattr(torch, self.kind, RuntimeError)
+        made: Exception = kind(FRAME.format(said=self.said) if self.place == "pipeline" else self.said)
         if self.code is not None:
             made.error_code = self.code  # type: ignore[attr-defined]
         return made

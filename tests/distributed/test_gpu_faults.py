@@ -84,6 +84,11 @@ def test_of_several_ranks_the_others_leave_with_its_reason_and_at_once(config: C
     assert "rank 0 leaves: rank 1 failed: PipelineError: DALI: CUDA runtime API error" in started.error(0)
     assert "the same command continues" in started.error(0)
 
+    defect = partial(run_faulty_rank, fault=Fault("step", "no such key", "KeyError"))
+    started = ranks(2, replace(config, name="defect"), "pretrain", target=defect)
+    assert started.wait() == [LOST, CRASHED], started.error(0) + started.error(1)
+    assert "rank 0 leaves: rank 1 failed: KeyError: 'no such key'; the same command" in started.error(0)
+
     out = partial(run_faulty_rank, fault=Fault("step", OUT, "OutOfMemoryError"))
     started = ranks(2, replace(config, name="memory"), "pretrain", target=out)
     assert started.wait() == [FAILED, FAILED], started.error(0) + started.error(1)

@@ -16,7 +16,7 @@ from dist_train.engine import checkpoint
 from dist_train.engine.metrics import read
 from dist_train.engine.optim import peak_lr
 from dist_train.engine.preempt import Stopper
-from dist_train.stages import common, pretrain
+from dist_train.stages import common, plan, pretrain
 from dist_train.stages.memory import FRAGMENTED, cost, fitting, memory, overhead
 from launch.cli import Parser, main
 
@@ -104,6 +104,13 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     assert not list(tmp_path.iterdir())
     assert main(["run", "--config", "recipes/rn50_16", "--dry-run", "--ranks", "7"]) == 1
     assert "divide into 7 ranks" in capsys.readouterr().err
+
+    def too_small(*given: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(plan, "measured_rate", too_small)
+    assert main(["run", "--config", "recipes/rn50_16", *options, "--dry-run", "--ranks", "8"]) == 0
+    assert "not measured on this machine (CUDA out of memory. Tried to allocate" in capsys.readouterr().out
 
 
 def test_estimates_are_what_a_real_pass_keeps() -> None:

@@ -60,6 +60,8 @@ FAULTS: list[tuple[Case, str]] = [
     ({**LEARN[0], "fault": "labels"}, MIXED),
     ({**TINY, "fault": "cpu"}, WAITS),
     ({**TINY, "fault": "constant sent"}, WAITS),
+    ({**TINY, "fault": "number sent"}, WAITS),
+    ({**TINY, "fault": "number kept"}, WAITS),
     ({**TINY, "fault": "item"}, READS),
     ({**TINY, "fault": "if"}, READS),
     ({**TINY, "fault": "mask"}, READS),

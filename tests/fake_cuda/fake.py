@@ -81,9 +81,10 @@ class FakeCuda(FakeTensorMode):
         target = torch.device(kwargs.get("device") or "meta").type
         if not fake and target != "cuda":
             return func(*args, **kwargs)
-        # A number, which has no dimension, may come from the CPU: it is sent along with the kernel.
-        lying = [tensor for tensor in given if not isinstance(tensor, FakeTensor) and tensor.ndim]
-        if func in _COPIES and (lying or target == "cpu") and self.in_step:
+        real = [tensor for tensor in given if not isinstance(tensor, FakeTensor)]
+        # A number, which has no dimension, may come from the CPU: it is sent along with the kernel. A copy has none.
+        lying = [tensor for tensor in real if tensor.ndim]
+        if func in _COPIES and (real or target == "cpu") and self.in_step:
             raise Waits(f"{func}: a copy between the device and the CPU")
         if lying and func not in _COPIES:
             raise RuntimeError(f"{func}: tensors on cpu and on cuda:0")

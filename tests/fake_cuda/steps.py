@@ -82,6 +82,8 @@ FAULTS = {
     "mask": faulty(lambda loss, logits: logits[logits > 0]),
     "constant": faulty(lambda loss, logits: logits + torch.zeros(logits.shape[1])),
     "constant sent": faulty(lambda loss, logits: logits + torch.zeros(logits.shape[1]).to(CUDA)),
+    "number sent": faulty(lambda loss, logits: torch.tensor(2.0).to(CUDA)),
+    "number kept": faulty(lambda loss, logits: torch.tensor(0.0).copy_(loss)),
     "index": faulty(lambda loss, logits: logits[torch.arange(2)]),
 }
 """What someone might add to a step, in place of the loss."""

@@ -85,7 +85,9 @@ def compare(me: Context, name: str) -> dict[str, Any]:
 
 def test_zero_alone_is_ddp(device: torch.device, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0" if device.type == "cuda" else ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # a lone process takes the first GPU of those that it is shown
+    if device.type == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
     told = tmp_path / "found.json"
     done = subprocess.run([sys.executable, __file__, str(told)], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -29,7 +29,11 @@ def accelerator_error(text: str, code: int) -> Exception:
         (accelerator_error("CUDA error: out of memory", 2), "GPU"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "GPU"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "GPU"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "GPU"),
+        (RuntimeError("NCCL error in: x.cpp:1\nLast error:\nCuda failure 2 'out of memory'"), "GPU"),
         (MemoryError(), "machine"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "machine"),
+        (RuntimeError("NCCL error in: x.cpp:1\nLast error:\nCuda failure 1 'invalid argument'"), None),
         (accelerator_error("CUDA error: uncorrectable ECC error encountered", 214), None),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), None),
@@ -50,7 +54,8 @@ def test_which_errors_say_that_memory_is_used_up(error: Exception, whose: str | 
                      "with 16, or on 16 ranks it continues, with 16"),
         (24, 2, 1, "is 12 images a pass on each of 1 rank(s); --pretrain.accumulate 4 --redo begins it again with 6, "
                    "or on 2 ranks it continues, with 6"),
-        (90, 1, 2, "is 45 images a pass on each of 2 rank(s); --pretrain.accumulate 3 --redo begins it again with 15"),
+        (90, 1, 2, "is 45 images a pass on each of 2 rank(s); --pretrain.accumulate 3 --redo begins it again with 15, "
+                   "or on 6 ranks it continues, with 15"),
         (6, 1, 2, "is 3 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
         (16, 4, 2, "is 2 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
     ],
@@ -60,6 +65,26 @@ def test_the_batch_that_is_offered_divides_and_is_at_most_half(
 ) -> None:
     config = replace(Config(), pretrain=PretrainConfig(global_batch=batch, accumulate=passes))
     assert smaller(config, "pretrain", world).endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("fits", "wanted"),
+    [
+        (100, "--pretrain.accumulate 2 --redo begins it again with 64, or on 16 ranks it continues, with 64"),
+        (50, "--pretrain.accumulate 4 --redo begins it again with 32, or on 32 ranks it continues, with 32"),
+        (3, "--pretrain.accumulate 64 --redo begins it again with 2, or on 512 ranks it continues, with 2"),
+        (1, "choose a smaller pretrain.global_batch"),
+    ],
+)
+def test_nothing_is_offered_that_does_not_fit(fits: int, wanted: str) -> None:
+    config = replace(Config(), pretrain=PretrainConfig(global_batch=1024))
+    assert smaller(config, "pretrain", 8, fits).endswith(f", about {fits} fit; {wanted}")
+
+
+def test_torch_says_so_when_the_machine_has_no_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert exhausted(caught.value) == "machine"
 
 
 def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +99,8 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError) as caught, explained(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
-    assert "ranks it continues" not in str(caught.value), "twice as many are too few"
+    ranks = re.search(r"or on (\d+) ranks it continues, with (\d+)", str(caught.value))
+    assert ranks and int(ranks[2]) <= fits and int(ranks[1]) * int(ranks[2]) == 4096
     assert offered and 4096 // (4 * int(offered[1])) <= fits < 2 * 4096 // (4 * int(offered[1]))
 
 

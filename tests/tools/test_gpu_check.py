@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -156,6 +157,63 @@ def test_a_step_that_fails_hangs_or_lacks_something_leaves_the_others_standing(
     # A GPU's figures and a rehearsal's are never on one page.
     monkeypatch.setattr(gpu_check, "probe", lambda environment: DEVICE)
     assert gpu_check.main(["run", str(out)]) == 1 and gpu_check.records(out) == again
+
+
+TOLD = """
+import sys
+import gpu_check
+from gpu_check_steps import Step
+out, child = sys.argv[1:]
+code = f"import subprocess, time; p = subprocess.Popen(['sleep', '600']); open({child!r}, 'w').write(f'{{p.pid}} '); " \
+    "time.sleep(600)"
+gpu_check.steps = lambda *given: [Step("long", "what it proves", [sys.executable, "-c", code], 600)]
+gpu_check.probe = lambda environment: {"gpus": 0, "name": "CPU", "cpus": 2}
+sys.exit(gpu_check.main(["run", out, "--cpu"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_told_to_leave_it_takes_its_step_along(tmp_path: Path, number: signal.Signals) -> None:
+    child = tmp_path / "pid"
+    process = subprocess.Popen([sys.executable, "-c", TOLD, str(tmp_path / "out"), str(child)], cwd=ROOT / "tools",
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    end = time.monotonic() + 60
+    while not (child.is_file() and child.read_text().endswith(" ")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "records before it are kept" in said and "Traceback" not in said, said
+    while alive(int(child.read_text())):
+        assert time.monotonic() < end + 60
+        time.sleep(0.05)
+
+
+def test_a_rehearsal_never_gets_into_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "docs.md"
+    page.write_text("as it was")
+    monkeypatch.setattr(gpu_check, "PAGE", page)
+    out = tmp_path / "out"
+    assert gpu_check.main(["page", str(out)]) == 1 and "no such folder" in capsys.readouterr().err
+    out.mkdir()
+    (out / "package.json").write_text('{"name": "of something else"}')
+    (out / "list.json").write_text("[]")
+    (record,) = made_up(evaluate=GOOD["evaluate"]).values()
+    rehearsed = {**record, "device": {"gpus": 0, "name": "CPU"}}
+    (out / "evaluate.json").write_text(json.dumps(rehearsed))
+    assert gpu_check.main(["page", str(out)]) == 0 and page.read_text() == "as it was"
+    assert "no GPU: a rehearsal" in (out / page.name).read_text()
+    assert capsys.readouterr().err.count("not a step's record") == 2
+    (out / "evaluate.json").write_text(json.dumps(record))
+    assert gpu_check.main(["page", str(out)]) == 0 and "1 × Drawn GPU" in page.read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert gpu_check.main(["run", str(tmp_path / "file"), "--cpu"]) == 1
+    assert "file: Not a directory; choose another folder" in capsys.readouterr().err
 
 
 def test_without_a_gpu_nothing_is_started_and_the_page_stays(tmp_path: Path) -> None:

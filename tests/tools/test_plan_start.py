@@ -200,6 +200,10 @@ def test_more_trouble_is_never_less_time(count: int, rate: float, slow: float, j
         ("--nodes 0", "--nodes: must be at least 1"),
         ("--store-rate 0", "--store-rate: must be above 0"),
         ("--launch-s nan", "--launch-s: must be at least 0"),
+        ("--seed -1", "--seed must be from 0 to 4294967294, got -1"),
+        ("--global-batch 1024", "--global-batch are plan_scale.py's"),
+        ("--gpus 8", "--gpus and --global-batch are plan_scale.py's"),
+        ("--check", "--check, --gpus"),
         ("--nonsense 3", "unrecognized arguments: --nonsense 3"),
     ],
 )
