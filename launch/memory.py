@@ -89,7 +89,8 @@ def _pretrain(config: Config, world: int, fits: int | None) -> str:
     most = min(fits or each, each // 2)
     fewest = max(2 * passes, -(-batch // (world * max(1, most))))
     more = (n for n in range(fewest, batch // (2 * world) + 1) if batch % (world * n) == 0)  # batch norm needs 2
-    ranks = f"on {2 * world} ranks it continues, with {each // 2}" if each % 2 == 0 and each >= 4 else ""
+    halves = each % 2 == 0 and each >= 4 and each // 2 <= (fits or each)
+    ranks = f"on {2 * world} ranks it continues, with {each // 2}" if halves else ""
     if (enough := next(more, None)) is not None:
         changed = f"--pretrain.accumulate {enough} --redo begins it again with {batch // (world * enough)}"
         return f"{held}; {', or '.join(filter(None, [changed, ranks]))}"

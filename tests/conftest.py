@@ -16,7 +16,6 @@ import pytest
 import torch
 from browsers import CHROMIUM, SLOW
 
-from dist_train.classifier.from_run import from_run
 from dist_train.config import (
     Config,
     DataConfig,
@@ -140,6 +139,8 @@ def whole_run(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Ru
 def models(whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of models of ``whole_run`` with its base classes, by method: phi1, phi2, phi2cal, phi_plus. Not to be
     changed."""
+    from dist_train.classifier.from_run import from_run  # not above: it needs pydantic, and a GPU machine may lack it
+
     root = tmp_path_factory.mktemp("models")
     for method in ("phi1", "phi2", "phi2cal", "phi_plus"):
         from_run(whole_run.config, method).save(root / method)

@@ -228,7 +228,8 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet | None
 
         return seconds
 
-    contestants = {"bare": of_loop(bare(given, setting, batch)), "trainer": of_trainer("trainer")}
+    contestants = {} if given.alone else {"bare": of_loop(bare(given, setting, batch))}
+    contestants["trainer"] = of_trainer("trainer")
     if given.timm:
         contestants["timm"] = of_loop(timms(given, setting, batch))
     if given.control:
@@ -265,8 +266,10 @@ def table(results: dict[Setting, Result]) -> Iterator[str]:
     yield "|---|---|---:|---:|---|" + ("---:|" if memory else "")
     for setting, result in results.items():
         for name, rates in result.rates.items():
-            middle, low, high = result.ratio(name)
-            compared = " 1 | |" if name == "bare" else f" {middle:.3f} | {low:.3f} to {high:.3f} |"
+            compared = " 1 | |" if name == "bare" else " – | |"
+            if name != "bare" and "bare" in result.rates:
+                middle, low, high = result.ratio(name)
+                compared = f" {middle:.3f} | {low:.3f} to {high:.3f} |"
             more = f" {result.memory[name]:.2f} |" if memory else ""
             yield f"| {setting} | {name} | {statistics.median(rates):.1f} |{compared}{more}"
     yield ""
@@ -297,6 +300,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cpu-time", action="store_true", help="rates per second of this process's CPU time")
     parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
     parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")
+    parser.add_argument("--alone", action="store_true", help="leave the bare loop out: one network to compile")
     parser.add_argument("--no-loader", action="store_true", help="leave the loader out: DALI is not needed then")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     return parser.parse_args(arguments)

@@ -25,7 +25,7 @@ TESTS = {
     "pixels": ("tests/data/test_loader.py", "tests/gpu/test_loader_on_gpu.py", "tests/data/test_one_preprocessing.py",
                "tests/data/test_operations.py"),
     "step": ("tests/engine/test_syncs.py::test_pretrain_on_a_gpu_never_waits_between_log_lines",
-             "tests/gpu/test_compile_on_gpu.py", "tests/gpu/test_zero_on_gpu.py", "tests/gpu/test_two_gpus.py"),
+             "tests/gpu/test_zero_on_gpu.py", "tests/gpu/test_two_gpus.py", "tests/gpu/test_compile_on_gpu.py"),
     "predictor": ("tests/stages/test_learn.py",
                   "tests/engine/test_syncs.py::test_learn_on_a_gpu_never_waits_between_log_lines"),
     "run": ("tests/classifier/test_classifier.py", "tests/gpu/test_run_on_gpu.py"),
@@ -124,9 +124,6 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
         command = tool("bench_step", *size.split(), "--threads", threads, *words, *left(name))
         return Step(name, proves, command, seconds, python + (DALI if after else ()), after, gpus)
 
-    untuned = [train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning")]
-    if "--no-tuning" not in (ROOT / "tools" / "bench_step.py").read_text():
-        untuned = []
     loaders = ["DALI's own", "torchvision", *([] if cpu else ["limit"])]
     passes = "--rounds 1 --passes 1" if cpu else "--rounds 3 --passes 4 --gpu"
     sizes = "--classes 7 --per-class 8 --dim 12 --steps 5 --precision fp32" if cpu else "--steps 2000 --precision bf16"
@@ -137,9 +134,10 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
         Step("doctor", "what the machine can do",
              [sys.executable, "-m", "dist_train", "doctor", "--runs", str(work / "runs")], 15, CLI, read=read_doctor),
         test("pixels", "the GPU sees the CPU's pixels, and keeps them", 40, *DALI),
-        test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 65, "timm"),
+        test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 75, "timm"),
         test("predictor", "a CUDA graph learns what single launches learn", 40, "timm"),
-        test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI),
+        test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI,
+             "pydantic"),
         Step("images", "full-size photos for the loaders, packed",
              tool("gpu_check_work", "images", str(work), *left("images"), *photos), 15, DALI),
         Step("loader", "the loader beside DALI's reader and torchvision's, on full-size photos",
@@ -147,18 +145,18 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
                   "--only", *loaders, *left("loader")), 40, (*DALI, *python), "images", gpus),
         train("step-eager", "the trainer beside a bare loop and timm's", 40, "--no-loader",
               *(["--timm"] if installed("timm") else [])),
-        *untuned,
+        train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning"),
         train("step-loader", "the trainer on what its loader reads", 30, "--shards", str(work / "shards"),
               after="images"),
-        train("step-compiled", "the compiled trainer beside a compiled bare loop", 75, "--no-loader", "--compile"),
+        train("step-compiled", "the compiled trainer", 70, "--no-loader", "--alone", "--compile"),
         Step("run", "drawn classes through all stages, stopped and resumed, beside a whole run",
-             tool("gpu_check_work", "resume", str(work), *left("run"), *(["--tiny"] if cpu else [])), 60,
+             tool("gpu_check_work", "resume", str(work), *left("run"), *(["--tiny"] if cpu else [])), 70,
              (*DALI, *CLI, *python), gpus=gpus),
         Step("learn", "the predictors' training with and without the CUDA graph, at full size",
              tool("bench_learn", *sizes.split(), "--methods", "phi2", "phi1", "phi2star", "--cuda-graph", "off", "on",
                   *left("learn")), 45, python, gpus=gpus),
         Step("evaluate", "all rows on stored activations of full size",
-             tool("bench_evaluate", *rows, *left("evaluate")), 160, python, gpus=gpus),
+             tool("bench_evaluate", *rows, *left("evaluate")), 145, python, gpus=gpus),
     ]  # fmt: skip
     if not cpu:
         return every

@@ -35,9 +35,11 @@ TINY = ["--pack.draw.base_classes", "6", "--pack.draw.novel_classes", "3", "--pa
         "--data.eval_resize", "32", "--data.eval_size", "32", "--pretrain.global_batch", "12",
         "--pretrain.checkpoint_every", "2", "--learn.steps", "20", "--evaluate.draws", "2",
         "--evaluate.methods", "[mean,phi1]", "--learn.methods", "[phi1]"]  # fmt: skip
-# Of the demo's size, with fewer steps, in the precision of GPUs.
-FULL = ["--pretrain.precision", "bf16", "--extract.precision", "bf16", "--learn.precision", "bf16",
-        "--learn.steps", "1000", "--evaluate.draws", "20", "--pretrain.checkpoint_every", "50"]  # fmt: skip
+# The demo's 100 classes with fewer images and steps, in the precision of GPUs.
+FULL = ["--pack.draw.train_per_class", "40", "--pack.draw.val_per_class", "10", "--learn.methods", "[phi1]",
+        "--evaluate.methods", "[mean,phi1]", "--evaluate.draws", "20", "--learn.steps", "1000",
+        "--pretrain.precision", "bf16", "--extract.precision", "bf16", "--learn.precision", "bf16",
+        "--pretrain.checkpoint_every", "20"]  # fmt: skip
 
 
 def photo(number: int, path: Path) -> int:

@@ -96,7 +96,7 @@ class DeepSpeed(Strategy):
     ) -> None:
         super().__init__(model, optimizer, precision, context)
         self.stage = int(config.strategy.removeprefix("zero"))
-        options = deepspeed_options(config, context.world)
+        options = deepspeed_options(config, context.world, sum(p.numel() for p in model.parameters()))
         deepspeed = _deepspeed(context)
         if not dist.is_initialized():  # a lone process
             dist.init_process_group(backends(context.device), store=dist.HashStore(), rank=0, world_size=1)
@@ -260,8 +260,11 @@ class DeepSpeed(Strategy):
                 self._set(parameter, saved[name])
 
 
-def deepspeed_options(config: PretrainConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: ours, and what ``pretrain.deepspeed`` adds.
+def deepspeed_options(config: PretrainConfig, world: int, parameters: int = 0) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: ours, and what ``pretrain.deepspeed`` adds.
+
+    Args:
+        parameters: numbers of the model; 0 where it is not known yet.
 
     Raises:
         UserError: an option that another key decides.
@@ -281,6 +284,8 @@ def deepspeed_options(config: PretrainConfig, world: int) -> dict[str, Any]:
             raise UserError(f"pretrain.deepspeed.{name}: not an option that is passed on{hint}")
     stage = int(config.strategy.removeprefix("zero"))
     zero: dict[str, Any] = {"stage": stage, **(given.pop("zero_optimization", None) or {})}
+    if parameters:  # DeepSpeed takes memory for 5e8 gradients (0.19, runtime/zero/config.py), 2 GB, whatever the model
+        zero.setdefault("reduce_bucket_size", min(parameters, 500_000_000))
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {

@@ -156,7 +156,7 @@ def memory(config: PretrainConfig, one: Cost, images: int, world: int) -> dict[s
         "gradients": gradients,
         "optimiser": 0.0 if config.offload else moments * whole / (world if stage >= 1 else 1),
         "activations": activations,
-        "buckets": _buckets(config, world) if stage else 0.0,
+        "buckets": _buckets(config, world, one.parameters) if stage else 0.0,
     }
 
 
@@ -169,14 +169,14 @@ def _fullest(one: Cost, images: int, working: float) -> tuple[float, float]:
     return max((0.0, one.copies + one.saved * images), *backward, (whole, working), key=sum)
 
 
-def _buckets(config: PretrainConfig, world: int) -> float:
-    """Return the bytes of the buffers in which ZeRO 1 to 3 gathers gradients, whatever the model's size: one of 5e8
-    numbers by DeepSpeed's default (0.19, runtime/zero/config.py), two where exchanges overlap in stages 1 and 2."""
-    options = deepspeed_options(config, world)["zero_optimization"]
+def _buckets(config: PretrainConfig, world: int, parameters: int) -> float:
+    """Return the bytes of the buffers in which ZeRO 1 to 3 gathers gradients: one, or two where exchanges overlap in
+    stages 1 and 2."""
+    options = deepspeed_options(config, world, parameters)["zero_optimization"]
     if not options.get("contiguous_gradients", True):
         return 0.0
     count = 2 if options.get("overlap_comm") and config.strategy != "zero3" else 1
-    return 4.0 * count * float(options.get("reduce_bucket_size", 5e8))
+    return 4.0 * count * float(options["reduce_bucket_size"])
 
 
 def overhead(side: int, images: int, world: int) -> dict[str, float]:

@@ -216,6 +216,10 @@ def test_options_of_deepspeed_pass_through() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
     made = deepspeed_options(replace(CONFIG, strategy="zero2", deepspeed=options, offload=True), 4)
     assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000, "offload_optimizer": {"device": "cpu"}}
+    sized = deepspeed_options(replace(CONFIG, strategy="zero1"), 4, parameters=25_557_032)
+    assert sized["zero_optimization"]["reduce_bucket_size"] == 25_557_032, "and not 2 GB"
+    given = deepspeed_options(replace(CONFIG, strategy="zero2", deepspeed=options), 4, parameters=25_557_032)
+    assert given["zero_optimization"]["reduce_bucket_size"] == 1000
     assert made["wall_clock_breakdown"] and made["gradient_clipping"] == 0.0
     assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]) == (2, 2)
 

@@ -111,7 +111,7 @@ def test_estimates_are_what_a_real_pass_keeps() -> None:
     one = cost(config, 1000, 224)
     assert one.parameters == 11_689_512 and one.flops == pytest.approx(2 * 1.81e9, rel=0.01)  # torchvision's 1.81 GMACs
     parts = memory(replace(config, optimizer="sgd", strategy="zero2"), one, 8, 4)
-    assert parts["gradients"] == parts["optimiser"] == one.parameters and parts["buckets"] == 2e9
+    assert parts["gradients"] == parts["optimiser"] == one.parameters and parts["buckets"] == 4 * one.parameters
     assert parts["weights"] == 4 * (one.parameters + one.buffers) + one.parameters  # the optimiser's copy of its part
     assert memory(config, one, 8, 4)["optimiser"] == 8 * one.parameters
     # ResNet-18 at 224: 2.5 M activations before and as many after each batch norm, of 4 bytes.

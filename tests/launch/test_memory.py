@@ -48,6 +48,8 @@ def test_which_errors_say_that_memory_is_used_up(error: Exception, whose: str | 
                      "with 64, or on 16 ranks it continues, with 64"),
         (1024, 4, 8, "=1024 is 32 images a pass on each of 8 rank(s); --pretrain.accumulate 8 --redo begins it again "
                      "with 16, or on 16 ranks it continues, with 16"),
+        (24, 2, 1, "is 12 images a pass on each of 1 rank(s); --pretrain.accumulate 4 --redo begins it again with 6, "
+                   "or on 2 ranks it continues, with 6"),
         (90, 1, 2, "is 45 images a pass on each of 2 rank(s); --pretrain.accumulate 3 --redo begins it again with 15"),
         (6, 1, 2, "is 3 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
         (16, 4, 2, "is 2 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
@@ -72,6 +74,7 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError) as caught, explained(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
+    assert "ranks it continues" not in str(caught.value), "twice as many are too few"
     assert offered and 4096 // (4 * int(offered[1])) <= fits < 2 * 4096 // (4 * int(offered[1]))
 
 
