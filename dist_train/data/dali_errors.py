@@ -17,7 +17,7 @@ _GPU_MEMORY = re.compile(
 )
 _HOST_MEMORY = re.compile(r"Can't allocate \d+ bytes on host|bad_alloc")
 _GPU = re.compile(
-    r"CUDA (runtime|driver) API error|cudaError[A-Z]|CUDA_ERROR_|NVJPEG_STATUS_|CUDA error"
+    r"CUDA (runtime|driver) API error|cudaError[A-Z]|CUDA_ERROR_|CUDA error"
     r"|nvImageCodec failure: '#21'"  # a CUDA call of a decoder
 )
 
@@ -51,8 +51,10 @@ def reason(error: Exception) -> str:
     text = str(error).split("encountered:")[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip() and "Current pipeline object" not in line]
     said = " ".join(lines[:2]) or "unknown error"
-    if re.search(r"nvImageCodec failure: '#(2|3|4|13|14|19)'", said):  # a parser's: of the format, or of the bytes
+    if re.search(r"nvImageCodec failure: '#(2|4|14)'", said):  # a parser's: of the format
         return f"not an image format that DALI decodes ({said})"
+    if re.search(r"nvImageCodec failure: '#(3|13|17|19)'", said):  # a parser's: of the bytes
+        return f"damaged or truncated image data ({said})"
     if "Failed to decode sample" in said:
         return "damaged or truncated image data"
     return said[:200]

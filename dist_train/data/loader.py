@@ -41,12 +41,14 @@ class Batch:
         labels: int64 [B] on the device, positions in the view's classes.
         ids: int64 [B], sample ids.
         replaced: how many of them stand in for an image that cannot be used.
+        waited: seconds in which nothing was done for this batch, because the GPU still computed with earlier ones.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: Ints
     replaced: int = 0
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _batches(
     threads = decode_threads(data, context)
     quarantine = Quarantine(view)
     source = ShardSource(view.subset)  # of the reader thread; one is alive at a time
-    transfer = Transfer(context.device)
+    transfer, waited = Transfer(context.device), 0.0
     again: deque[Step] = deque()  # to be made once more, by a new pipeline
     planned: deque[Step] = deque()  # being made, oldest first
     decoding: deque[Ints] = deque()  # of these, what the decoder has: the ids it was given
@@ -220,8 +222,8 @@ def _batches(
                     step, ids = planned.popleft(), decoding.popleft()
                     labels = transfer.send(torch.from_numpy(view.labels_of(ids)))
                     replaced = int((ids != step.ids).sum())
-                    yield Batch(transfer.send(tensor), labels, ids, replaced)
-                    transfer.used(tensor)
+                    yield Batch(transfer.send(tensor), labels, ids, replaced, waited)
+                    waited = transfer.used(tensor)
                 return
             except DecodeError as error:
                 wanted.close()  # waits for the reader thread

@@ -1,33 +1,39 @@
 """Share large arrays and checks between the ranks of a node: the first that asks does the work, all map the result.
 
-    TMPDIR/dist_train-UID/START/NAME.npy      an array; its pages are in memory once, however many ranks map it
-    TMPDIR/dist_train-UID/START/NAME.checked  a check was passed
-    TMPDIR/dist_train-UID/START/NAME.lock     held while a rank is at work (by the kernel: a killed process holds none)
+    TMPDIR/dist_train-UID/HOST/START/NAME.npy      an array; its pages are in memory once, however many ranks map it
+    TMPDIR/dist_train-UID/HOST/START/NAME.checked  a check was passed
+    TMPDIR/dist_train-UID/HOST/START/NAME.lock     held while a rank is at work
+    TMPDIR/dist_train-UID/HOST/START/alive         held, together, by all ranks that live
 
-START names the process that started the ranks, so that a new start makes and checks all of it anew. Nothing depends on
-these files: each is a pure function of its name, and a rank that cannot use them makes a copy of its own. A file is
-complete or not there (rename), is never written again, and may be removed at any time: what is mapped stays mapped.
+Locks are the kernel's: a killed process holds none. START is a step of a SLURM job, or the process that started the
+ranks, so that a new start makes and checks all of it anew. Nothing depends on these files: each is a pure function of
+its name, and a rank that cannot use them makes a copy of its own. A file is complete or not there (rename), is never
+written again, and may be removed by this node at any time: what is mapped stays mapped. HOST is for a TMPDIR that nodes
+share: what another node removes from a network file system is gone for who has mapped it (SIGBUS).
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import logging
 import os
 import shutil
+import socket
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from dist_train.rendezvous import read_environment
+from dist_train.rendezvous import Place, read_environment
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +100,13 @@ def _mapped(path: Path) -> Array | None:
 
 def _publish(path: Path, array: Array) -> None:
     """Write the array, whole or not at all; without fsync, for it need not survive the machine."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
     try:
         with temporary.open("wb") as file:
             np.save(file, array)
         os.replace(temporary, path)
     except OSError as error:
-        log.warning("%s: %s; each rank keeps its own copy (TMPDIR names another folder)", path, error.strerror)
+        log.warning("%s: %s; each rank keeps its own copy (TMPDIR names another folder)", path, error.strerror or error)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -120,29 +126,46 @@ def _folder() -> Path | None:
     if place.local_world == 1:
         return None
     try:
-        root = Path(tempfile.gettempdir()) / f"dist_train-{os.getuid()}"
-        root.mkdir(mode=0o700, exist_ok=True)
-        about = root.lstat()
+        own = Path(tempfile.gettempdir()) / f"dist_train-{os.getuid()}"
+        own.mkdir(mode=0o700, exist_ok=True)
+        about = own.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
             return None  # another user's: not to be trusted
+        root = own / socket.gethostname()
+        root.mkdir(exist_ok=True)
         for left in root.iterdir():
-            if not _starter_lives(left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        folder = root / f"{os.getppid()}-{_born(os.getppid())}-{restart}"
-        folder.mkdir(exist_ok=True)
+            _remove(left)
+        folder = root / _start(place)
+        alive = _join(folder)
     except OSError:
         return None
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder, alive)
     return folder
 
 
-def _starter_lives(name: str) -> bool:
-    pid, _, rest = name.partition("-")
-    try:
-        return _born(int(pid)) == rest.partition("-")[0]
-    except (OSError, ValueError):
-        return False
+def _start(place: Place) -> str:
+    """Return a name that all ranks of this node have that were started together, and no others."""
+    if place.launcher == "slurm":  # not the parent: a container's process or a shell may stand between srun and a rank
+        return "-".join(os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    return f"{os.getppid()}-{_born(os.getppid())}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _join(folder: Path) -> IO[bytes]:
+    """Make the folder, and return its file ``alive``, held for as long as it is open."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # removed meanwhile
+            alive = (folder / "alive").open("ab+")
+            fcntl.flock(alive, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(alive.fileno()), (folder / "alive").stat()):
+                return alive
+
+
+def _remove(folder: Path, alive: IO[bytes] | None = None) -> None:
+    """Remove a start's folder unless another rank lives that uses it. ``alive``: this rank's, which uses it no more."""
+    with suppress(OSError), alive or (folder / "alive").open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _born(pid: int) -> str:

@@ -7,6 +7,7 @@ next batch there. On a CPU none of this does anything.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Any
 
@@ -38,11 +39,17 @@ class Transfer:
         self._keep(locked, copied)
         return sent
 
-    def used(self, tensor: torch.Tensor) -> None:
+    def used(self, tensor: torch.Tensor) -> float:
         """Note that all work with a tensor of DALI's has been asked for: DALI knows nothing of torch's streams, and
-        takes the memory again as soon as Python lets go of it."""
+        takes the memory again as soon as Python lets go of it.
+
+        Returns:
+            Seconds in which the host waited for the device to be through with an older one.
+        """
+        start = time.perf_counter()
         if self._stream is not None and tensor.is_cuda:
             self._keep(tensor, torch.cuda.current_stream(self.device).record_event())
+        return time.perf_counter() - start
 
     def close(self) -> None:
         """Wait for what is on its way."""

@@ -43,7 +43,7 @@ class Window:
     def next(self, batches: Iterator[Batch]) -> Batch:
         start = time.perf_counter()
         batch = next(batches)
-        self.data += time.perf_counter() - start
+        self.data += time.perf_counter() - start - batch.waited
         return batch
 
     def add(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, replaced: int) -> None:

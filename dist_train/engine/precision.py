@@ -81,13 +81,13 @@ def round_products(allowed: bool) -> None:
 
     PyTorch's defaults are of both kinds: matrix products are exact, convolutions are not.
     """
-    _round(allowed, allowed)
+    _round("high" if allowed else "highest", allowed)
 
 
-def _round(products: bool, convolutions: bool) -> None:
+def _round(products: str, convolutions: bool) -> None:
     # Both of PyTorch's interfaces (the second one since 2.9), or reading the first raises where anyone has set the
     # second. And where the first says no, torch.backends.fp32_precision still decides for convolutions.
-    torch.set_float32_matmul_precision("high" if products else "highest")
+    torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions
     for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]
         kind.fp32_precision = "tf32" if convolutions else "ieee"
@@ -96,13 +96,15 @@ def _round(products: bool, convolutions: bool) -> None:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Compute exact float32 products within, also within an autocast; after it as before."""
-    before = torch.backends.cuda.matmul.fp32_precision == "tf32", torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    kinds: Any = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    gpu, cpu, convolutions = (kind.fp32_precision for kind in kinds)
+    products = "highest" if gpu != "tf32" else "medium" if cpu == "bf16" else "high"
     round_products(False)
     try:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        _round(*before)
+        _round(products, convolutions == "tf32")
 
 
 @contextmanager

@@ -1,7 +1,12 @@
 """What the ranks of a node share: the index, its views and orders are in memory once, and as they always were."""
 
+import fcntl
 import json
+import logging
 import os
+import resource
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,7 +59,7 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     sharing._folder.cache_clear()
-    yield tmp_path / "tmp" / f"dist_train-{os.getuid()}"
+    yield tmp_path / "tmp" / f"dist_train-{os.getuid()}" / socket.gethostname()
     sharing._folder.cache_clear()
 
 
@@ -83,9 +88,9 @@ inner = indexes._check_table
 indexes._check_table = lambda *given: (checked.append(1), inner(*given))
 small = indexes.open_shards(sys.argv[3])  # first: libraries load what they need
 make_view(small["train"], small.classes, small.classes, "s")
+checked.clear()  # whichever of the two looked at the small one
 before = anonymous()
 shards = indexes.open_shards(sys.argv[1])
-checked = checked[1:]
 view = make_view(shards["train"], shards.classes, shards.classes[1:], "s")
 order = Order(len(view), 64, 0, view.shards() if block else None, block)
 ids = []
@@ -135,7 +140,7 @@ def test_two_ranks_hold_the_index_once_and_train_on_what_one_would(large: Path, 
     for number, step in enumerate((0, 1, len(ids) // 64, 2 * (len(ids) // 64) + 1)):
         for rank in range(2):
             assert said[rank]["ids"][number] == row[step * 64 : (step + 1) * 64][rank::2].tolist()
-    assert not list(tmp_path.glob("dist_train-*/*")), "both have left; so has what they shared"
+    assert not list(tmp_path.glob("dist_train-*/*/*")), "both have left; so has what they shared"
 
 
 def plain_ids(root: Path) -> np.ndarray:
@@ -237,10 +242,12 @@ def test_a_small_array_is_no_file_and_a_large_one_is_made_once_and_cannot_be_wri
         second[0] = 1
     sharing.discard("large")
     assert second.tolist() == [0, 1, 2], "what is mapped stays"
-    assert [path.suffix for path in rank.rglob("*") if path.is_file()] == [".lock"]
+    assert sorted(path.name for path in rank.rglob("*") if path.is_file()) == ["alive", "large.lock"]
 
 
-@pytest.mark.parametrize("trouble", ["full", "another's", "no locks", "not writable", "a file", "gone meanwhile"])
+@pytest.mark.parametrize(
+    "trouble", ["full", "another's", "no locks", "no flock", "not writable", "a file", "gone meanwhile"]
+)
 def test_who_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise NotImplementedError if trouble == "no locks" else OSError(28, "No space left on device")
@@ -251,10 +258,12 @@ def test_who_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pyte
         monkeypatch.setattr(os, "getuid", lambda: 4711)
     elif trouble == "no locks":
         monkeypatch.setattr(sharing.FileLock, "acquire", fail)
+    elif trouble == "no flock":  # as on Lustre, unless it is mounted with it
+        monkeypatch.setattr(fcntl, "flock", fail)
     elif trouble == "not writable":
         monkeypatch.setattr(Path, "mkdir", fail)
     elif trouble == "a file":
-        rank.write_text("")
+        rank.parent.write_text("")
 
     def make() -> np.ndarray:
         if trouble == "gone meanwhile":
@@ -268,17 +277,104 @@ def test_who_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pyte
     assert not list(rank.rglob(".*")) if rank.is_dir() else True
 
 
+HOLDER = """
+import os, sys
+import numpy as np
+from dist_train.data import shared as sharing
+print(sharing.shared(sys.argv[1], sharing.LARGE, lambda: np.full(3, int(sys.argv[2])))[0], flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(tmp: Path, number: int, shell: bool = False, **env: str) -> subprocess.Popen[str]:
+    """A rank that shares "held", and holds it until its input ends. ``shell``: a process stands between us and it, as a
+    container's may."""
+    line = [sys.executable, "-c", HOLDER, "held", str(number)]
+    every = {**{key: value for key, value in os.environ.items() if key not in RANKS}, "TMPDIR": str(tmp), **env}
+    rank = subprocess.Popen(
+        ["sh", "-c", '"$@"; exit', "sh", *line] if shell else line,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=every, start_new_session=True,
+    )  # fmt: skip
+    return rank
+
+
+def said(rank: subprocess.Popen[str]) -> int:
+    assert rank.stdout
+    return int(rank.stdout.readline())
+
+
+def slurm(rank: int, step: int = 0) -> dict[str, str]:
+    """What srun sets for one of two ranks on a node."""
+    return {
+        "SLURM_PROCID": str(rank),
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_LOCALID": str(rank),
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_ID": str(step),
+    }
+
+
+def test_ranks_of_a_slurm_step_share_whatever_stands_between_srun_and_them(rank: Path) -> None:
+    tmp = rank.parents[1]
+    first = holder(tmp, 1, shell=True, **slurm(0))
+    assert said(first) == 1
+    second = holder(tmp, 2, shell=True, **slurm(1))
+    assert said(second) == 1, "what the first has made"
+    other = holder(tmp, 3, **slurm(0, step=1))
+    assert said(other) == 3, "another step is another start"
+    assert sorted(path.name for path in rank.iterdir()) == ["7-0-0", "7-1-0"]
+    first.communicate()
+    assert (rank / "7-0-0" / "held.npy").exists(), "the second still lives"
+    second.communicate(), other.communicate()
+    assert not list(rank.iterdir())
+
+
 def test_what_a_killed_start_left_is_removed_and_what_a_living_one_has_is_not(rank: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    born = sharing._born(gone.pid)
-    gone.wait()
-    mine = f"{os.getpid()}-{sharing._born(os.getpid())}-0"
-    for name in (f"{gone.pid}-{born}-0", f"{os.getpid()}-1-0", "strange", mine):
-        (rank / name).mkdir(parents=True)
+    tmp = rank.parents[1]
+    killed, lives = (holder(tmp, 1, **slurm(0, step)) for step in (0, 1))
+    assert said(killed) == said(lives) == 1
+    elsewhere = rank.with_name("another-node") / "7-0-0"  # its ranks' locks cannot be seen from here, on some systems
+    for folder in (rank / "strange", elsewhere):
+        folder.mkdir(parents=True)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert (rank / "7-0-0" / "held.npy").exists()
     sharing.shared("name", ROWS, lambda: np.arange(3))
-    assert sorted(path.name for path in rank.iterdir()) == sorted(
-        [mine, f"{os.getppid()}-{sharing._born(os.getppid())}-0"]
-    )
+    mine = f"{os.getppid()}-{sharing._born(os.getppid())}-0"
+    assert sorted(path.name for path in rank.iterdir()) == sorted(["7-1-0", mine]) and elsewhere.exists()
+    lives.communicate()
+
+
+def test_a_folder_that_is_removed_while_a_rank_comes_is_made_again(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, removed = fcntl.flock, []
+
+    def flock(file: Any, kind: int) -> None:
+        if kind == fcntl.LOCK_SH and not removed:
+            removed.append(file)
+            sharing._remove(Path(file.name).parent)
+        inner(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = sharing._folder()
+    assert removed and folder is not None and folder.exists()
+    sharing._remove(folder)
+    assert folder.exists(), "this rank lives"
+
+
+def test_a_disk_that_is_full_is_said_by_its_name(rank: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4096, before[1])
+    )  # NumPy writes less than it was asked to, as on a full disk
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert len(sharing.shared("name", ROWS, lambda: np.arange(ROWS))) == ROWS
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (message,) = caplog.messages
+    assert "name.npy" in message and "written" in message and "None" not in message
 
 
 def test_an_epoch_that_is_over_takes_no_room(rank: Path) -> None:

@@ -18,6 +18,7 @@ from dist_train.data.order import Order
 from dist_train.data.shards import ShardSet
 from dist_train.data.splits import make_view
 from dist_train.data.transfer import Transfer
+from dist_train.engine import loop
 
 GPU = torch.device("cuda", 0)
 
@@ -139,6 +140,31 @@ def test_what_dali_lent_is_kept_until_the_computation_has_passed(monkeypatch: py
     assert cuda.asked == ["compute: event 0"] and len(transfer._kept) == 1
     transfer.used(Tensor(cuda, "on the CPU"))
     assert cuda.asked == ["compute: event 0"]
+    transfer.used(Tensor(cuda, "decoded", is_cuda=True))
+    ticks = iter((3.0, 10.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    assert transfer.used(Tensor(cuda, "decoded", is_cuda=True)) == 7
+    assert cuda.asked[-1] == "host waits for event 0"
+
+
+def test_time_that_the_gpu_computes_is_not_time_that_training_waits_for_data(
+    shards: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock runs while the host waits for the GPU, and at no other time."""
+    clock = [0.0]
+
+    class Busy(Transfer):
+        def used(self, tensor: torch.Tensor) -> float:
+            clock[0] += 5
+            return 5.0
+
+    monkeypatch.setattr(loader, "Transfer", Busy)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
+    batches = train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), 0, 4)
+    window = loop.Window.restore(None, Context())
+    assert [window.next(batches).waited for _ in range(4)] == [0, 5, 5, 5]
+    assert clock == [15] and window.data == 0
 
 
 def test_on_a_cpu_it_does_nothing() -> None:

@@ -153,6 +153,18 @@ def test_before_and_after_an_exact_block(roundest: Callable[[], None]) -> None:
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
 
 
+@pytest.mark.parametrize("chosen", ["medium", "high", "highest"])
+def test_what_a_process_has_chosen_is_chosen_after_an_exact_block(chosen: str) -> None:
+    torch.set_float32_matmul_precision(chosen)
+    try:
+        with exact_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == chosen
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_convolutions_are_tuned_in_training_only(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in the evaluation within it, nor after it, nor where it fails."""
     seen: set[tuple[bool, bool]] = set()
