@@ -139,7 +139,7 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
         test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI,
              "pydantic"),
         Step("images", "full-size photos for the loaders, packed",
-             tool("gpu_check_work", "images", str(work), *left("images"), *photos), 15, DALI),
+             tool("gpu_check_work", "images", str(work), *left("images"), *photos), 30, DALI),
         Step("loader", "the loader beside DALI's reader and torchvision's, on full-size photos",
              tool("bench_loader", "--images", str(work / "photos"), *passes.split(), "--threads", threads,
                   "--only", *loaders, *left("loader")), 40, (*DALI, *python), "images", gpus),
@@ -156,7 +156,7 @@ def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
              tool("bench_learn", *sizes.split(), "--methods", "phi2", "phi1", "phi2star", "--cuda-graph", "off", "on",
                   *left("learn")), 45, python, gpus=gpus),
         Step("evaluate", "all rows on stored activations of full size",
-             tool("bench_evaluate", *rows, *left("evaluate")), 145, python, gpus=gpus),
+             tool("bench_evaluate", *rows, *left("evaluate")), 130, python, gpus=gpus),
     ]  # fmt: skip
     if not cpu:
         return every
