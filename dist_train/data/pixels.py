@@ -159,7 +159,7 @@ class Buffers:
             self._shape, self._free = shape, []  # what is lent comes back to the old list, and goes with it
         whole = self._free.pop() if self._free else np.empty((0, *shape), np.float32)
         if len(whole) < count:
-            whole = torch.empty((count, *shape), pin_memory=self._locked).numpy()
+            whole = torch.empty((count, *shape), dtype=torch.float32, pin_memory=self._locked).numpy()
         lent = whole[:count]
         weakref.finalize(lent, self._free.append, whole)
         return lent
