@@ -241,8 +241,28 @@ def submit(config: Config, cluster: Cluster, chain: list[Job]) -> list[tuple[str
 def run_here(config: Config, chain: list[Job]) -> int:
     """The same chain by submitit's local executor, one job after the other, where there is no SLURM."""
     code = snapshot.take(config.run_dir / "launch")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
-    os.environ["PYTHONSAFEPATH"] = "1"
+    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+    with _environment(PYTHONPATH=path, PYTHONSAFEPATH="1"):
+        return _run_jobs(config, chain)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables for processes that are started within the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _run_jobs(config: Config, chain: list[Job]) -> int:
+    """Run each job's starts, one after the other; return 0, or ``STOPPED`` where one stopped."""
     for job in chain:
         for start in job.starts:
             made = submitit.LocalExecutor(jobs.folder(config.run_dir))

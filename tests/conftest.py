@@ -42,13 +42,16 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Fail a test after which this process answers signals otherwise than before it."""
+    """Fail a test after which this process answers signals, or starts Python, otherwise than before it."""
+    python = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
     left = {number.name for number, handler in before.items() if signal.getsignal(number) != handler}
     for number, handler in before.items():
         signal.signal(number, handler)
+    now = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    assert now == python, "variables for Python were left behind"
     assert not left, f"handlers of {', '.join(sorted(left))} were left behind"
 
 
