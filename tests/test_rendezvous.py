@@ -60,7 +60,7 @@ def test_a_rank_asks_the_same_of_the_store_in_any_world_however_late_the_last_co
     stores, errors = meet(list(range(world)), world, 30, late)
     assert not errors
     asked = [sum(store.requests.values()) - store.requests["set_timeout"] for store in stores]
-    assert min(asked) == 5 or world == 1
+    assert min(asked) == 5 or world <= 2  # of two, each may be the last at a door
     assert max(asked) <= 7 and sum(asked) == 5 * world + 2  # who comes last says so, at both doors
 
 
