@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# setuptools warns of every editable installation.
+PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 STAMP := $(VENV)/.installed
 # Of the driver, as nvidia-smi prints it: 13 or later, or 12. What is installed stays: two of DALI's wheels in one
 # folder break each other.
@@ -34,13 +36,13 @@ $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || (echo "python venv is missing: on Debian, apt-get install python3-venv" && exit 1)
 	@echo "installing into $(VENV): about 6 GB, a few minutes"
-	@$(BIN)/python -m pip install --quiet --upgrade pip  # Python 3.11's own takes ten minutes to choose versions
+	@$(PIP) --upgrade pip  # Python 3.11's own takes ten minutes to choose versions
 	@echo $(CUDA) > $(VENV)/.cuda
-	$(BIN)/python -m pip install --quiet --editable ".[cuda$(CUDA),test]"
+	$(PIP) --editable ".[cuda$(CUDA),test]"
 	@touch $@
 
 $(VENV)/.dev: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[cuda$(CUDA),dev]"
+	$(PIP) --editable ".[cuda$(CUDA),dev]"
 	@touch $@
 
 clean:  ## remove the environment

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dist_train.config import MonitorConfig
 from dist_train.devices import Seat, choose_device, identity, refuse_shared
-from dist_train.rendezvous import meet, read_environment
+from dist_train.rendezvous import meet, read_environment, wait_for_each_other
 
 _LONGEST = 10 * 365 * 86400.0  # seconds; a time without end cannot be given to a process group
 
@@ -76,11 +77,7 @@ class Context:
         before = self.progress.text
         self.doing(f"waiting for the other ranks at {name}", patient=True)
         store = dist.distributed_c10d._get_default_store()
-        count = store.add(f"barrier/{name}", 1)
-        turn = (count - 1) // self.world  # a name may be used again
-        if count % self.world == 0:
-            store.set(f"barrier/{name}/{turn}", "open")
-        store.wait([f"barrier/{name}/{turn}"], timedelta(days=7))
+        wait_for_each_other(store, f"barrier/{name}", self.world, timedelta(days=7))
         self.doing(before)
 
     def gather(self, value: Any) -> list[Any]:
@@ -149,7 +146,7 @@ def backends(device: torch.device) -> str:
     return "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
 
 
-def join_group(context: Context, hang_timeout: float = 1800.0) -> None:
+def join_group(context: Context, hang_timeout: float = MonitorConfig.hang_timeout) -> None:
     """Connect all ranks that have met.
 
     Args:

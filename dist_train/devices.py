@@ -29,12 +29,8 @@ def choose_device(place: Place, env: Mapping[str, str] = os.environ) -> torch.de
         UserError: there are fewer GPUs than ranks, or GPUs were allocated and torch cannot use them.
     """
     if not torch.cuda.is_available():
-        if why := allocated(env):
-            reason, remedy = unusable(env)
-            raise UserError(
-                f"rank {place.rank}: {why}, but torch cannot use a GPU: {reason}; {remedy}, "
-                f"or set CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU"
-            )
+        if fault := unusable_though_allocated(env):
+            raise UserError(f"rank {place.rank}: {fault}, or set CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU")
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     index = place.local_rank if visible > 1 else 0
@@ -116,6 +112,15 @@ def unusable(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
     if shown is not None:
         return reason, f"see that CUDA_VISIBLE_DEVICES={shown} names GPUs of this node"
     return reason, "nvidia-smi on this node says more"
+
+
+def unusable_though_allocated(env: Mapping[str, str] = os.environ) -> str | None:
+    """Return, where torch has no GPU, what says that there should be one, the reason and the remedy; None where no GPU
+    is meant."""
+    if (why := allocated(env)) is None:
+        return None
+    reason, remedy = unusable(env)
+    return f"{why}, but torch cannot use a GPU: {reason}; {remedy}"
 
 
 def identity(device: torch.device, env: Mapping[str, str] = os.environ) -> str | None:

@@ -182,10 +182,8 @@ def _wait_for_all(store: Any, place: Place, end: float, timeout: float) -> None:
     """Return once all ranks have come. Seven requests a rank at most: were each to ask for each other, again and again,
     rank 0 would have to answer millions for a thousand ranks (``tools/plan_start.py``)."""
     store.set(f"here/{place.rank}", socket.gethostname())
-    if store.add("here", 1) == place.world:
-        store.set("all-here", "1")
     try:
-        store.wait(["all-here"], timedelta(seconds=max(1.0, end - time.monotonic())))
+        wait_for_each_other(store, "come", place.world, timedelta(seconds=max(1.0, end - time.monotonic())))
     except RuntimeError:
         absent = (rank for rank in range(place.world) if not store.check([f"here/{rank}"]))
         raise LostError(
@@ -194,9 +192,21 @@ def _wait_for_all(store: Any, place: Place, end: float, timeout: float) -> None:
         ) from None
     store.set_timeout(timedelta(seconds=timeout))  # of what follows; to find it took less
     # Rank 0 holds the store and must not leave before all have seen everyone.
-    if store.add("seen", 1) == place.world:
-        store.set("all-seen", "1")
-    store.wait(["all-seen"], timedelta(seconds=max(5.0, end - time.monotonic())))
+    wait_for_each_other(store, "seen", place.world, timedelta(seconds=max(5.0, end - time.monotonic())))
+
+
+def wait_for_each_other(store: Any, name: str, world: int, timeout: timedelta) -> None:
+    """Return once all ranks have called it with this name, which may be used again: two requests a rank, and one more
+    of the last.
+
+    Raises:
+        RuntimeError: they did not all come in time.
+    """
+    count = store.add(name, 1)
+    turn = (count - 1) // world
+    if count % world == 0:
+        store.set(f"{name}/{turn}", "open")
+    store.wait([f"{name}/{turn}"], timeout)
 
 
 def _allow_files() -> None:

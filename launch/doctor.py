@@ -22,7 +22,7 @@ import torch.distributed as dist
 from dist_train.config import CacheConfig, Config
 from dist_train.context import usable_cpus
 from dist_train.data.files import write_text
-from dist_train.devices import allocated, device_files, driver_cuda, unusable
+from dist_train.devices import device_files, driver_cuda, unusable_though_allocated
 from dist_train.errors import UserError
 from dist_train.rendezvous import interface_towards
 from launch import jobs
@@ -87,9 +87,8 @@ def accelerators() -> Iterator[Line]:
         if not dist.is_nccl_available():
             yield "error", "nccl", "this torch has none; install torch from PyPI"
         return
-    if why := allocated():
-        reason, remedy = unusable()
-        yield "error", "gpu", f"{why}, but torch cannot use a GPU: {reason}; {remedy}"
+    if fault := unusable_though_allocated():
+        yield "error", "gpu", fault
         return
     hidden = " (CUDA_VISIBLE_DEVICES hides this machine's)" if device_files() and driver is not None else ""
     yield "warning", "gpu", f"none here{hidden}; everything runs on the CPU"

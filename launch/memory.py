@@ -10,7 +10,6 @@ import torch
 from dist_train.config import Config
 from dist_train.context import Context
 from dist_train.errors import UserError
-from dist_train.stages import memory
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t
 # Libraries have no code of theirs in torch's exceptions, which are RuntimeErrors with these words: cuDNN's until 8 and
@@ -68,6 +67,8 @@ def _fits(config: Config, stage: str, context: Context, classes: int) -> int | N
     stages, and without a GPU."""
     if stage != "pretrain" or context.device.type != "cuda":
         return None
+    from dist_train.stages import memory  # not above: it brings the networks, and with them torchvision
+
     size = torch.cuda.get_device_properties(context.device).total_memory
     return memory.fitting(config.pretrain, classes, config.data.train_size, context.world, size)
 

@@ -14,7 +14,7 @@ from torch import nn
 from dist_train.config import Precision
 from dist_train.errors import UserError
 
-_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 class MixedPrecision:
@@ -32,7 +32,7 @@ class MixedPrecision:
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.device = device
-        self.dtype = _TYPES[precision]
+        self.dtype = TYPES[precision]
         round_products(precision == "tf32")
         if device.type == "cpu" and self.dtype != torch.float32 and not cpu_has(precision):
             if precision == "fp16":

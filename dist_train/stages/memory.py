@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import PretrainConfig
+from dist_train.engine.precision import TYPES
 from dist_train.engine.zero import deepspeed_options
 from dist_train.models.backbone import Backbone
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _GIB = 2**30
 _WORKING = {"sgd": 0, "lars": 2, "lamb": 3}
 """Temporary tensors of the largest parameter's size in an optimiser's step: PyTorch's fused SGD has none; timm's were
@@ -96,7 +96,8 @@ class _Kept:
 def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
     """Return what one image of ``side`` pixels costs. Nothing is computed, and no memory is taken."""
     images = 2  # batch norm wants more than one where it is left with one pixel
-    kind = _HALF.get(config.precision)
+    kind = TYPES[config.precision]
+    mixed_precision = kind != torch.float32
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     keep = _Kept()
     so_far = [(0, 0)]  # numbers of parameters, bytes that are kept, after each layer
@@ -115,10 +116,12 @@ def cost(config: PretrainConfig, classes: int, side: int) -> Cost:
         mixed = keep(batch.clone()) if config.mixup or config.cutmix else batch
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             # The CPU's autocast casts the same layers of a ResNet as CUDA's, which is off where there is no GPU.
-            with torch.autocast("cpu", kind, enabled=kind is not None):
+            with torch.autocast("cpu", kind, enabled=mixed_precision):
                 logits = keep(model(keep(mixed.contiguous(memory_format=layout))))
             F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64))
-    copies = 2.0 * sum(w.numel() for w in weights if w.ndim > 1) if kind else 0.0  # batch norm's are not cast
+    copies = (
+        2.0 * sum(w.numel() for w in weights if w.ndim > 1) if mixed_precision else 0.0
+    )  # batch norm's are not cast
     parameters = sum(w.numel() for w in weights)
     layers = tuple((count, (kept - copies * count / parameters) / images) for count, kept in so_far)
     return Cost(

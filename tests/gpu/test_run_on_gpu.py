@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from dist_train.context import Context
 from dist_train.engine import checkpoint
 from dist_train.engine.preempt import Stopped, Stopper
 from dist_train.stages import common, evaluate, extract, learn, pretrain
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from gpu_check_work import figures
 
 # Stage -> how often it has asked whether to stop when it is told so: in the middle of its work.
 TOLD = {pretrain: 7, extract: 3, learn: 1, evaluate: 3}
@@ -77,13 +82,3 @@ def test_a_stopped_run_has_the_table_of_a_whole_one(
     assert len(tables[0]) > 20
     one_image = 100 / 18  # of 18 novel queries
     assert tables[0] == (pytest.approx(tables[1], abs=one_image) if gpu else tables[1])
-
-
-def figures(results: dict[str, Any]) -> dict[str, float]:
-    """Means by method, shots and metric, in percent."""
-    return {
-        f"{method} {shots} {metric}": value["mean"]
-        for method, row in results["methods"].items()
-        for shots, metrics in row.items()
-        for metric, value in metrics.items()
-    }
