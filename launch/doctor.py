@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 
 from dist_train.config import CacheConfig, Config
-from dist_train.context import usable_cpus
-from dist_train.data.files import write_text
-from dist_train.devices import device_files, driver_cuda, unusable_though_allocated
+from dist_train.distributed.context import usable_cpus
+from dist_train.distributed.devices import device_files, driver_cuda, unusable_though_allocated
+from dist_train.distributed.rendezvous import interface_towards
 from dist_train.errors import UserError
-from dist_train.rendezvous import interface_towards
-from launch import jobs
-from launch.cluster import Cluster, load_cluster
+from dist_train.files import write_text
+from launch.slurm import jobs
+from launch.slurm.profile import Cluster, load_cluster
 
 Line = tuple[str, str, str]  # ok, warning or error; what; what is so, and the remedy
 _PROBE = 64 * 2**20  # bytes written and exchanged to measure a speed
@@ -207,8 +207,8 @@ def slurm() -> Iterator[Line]:
 
 def nodes(runs: Path, cluster: Cluster, minutes: float) -> Iterator[Line]:
     """A short job of the profile on two nodes: do the ranks meet, and how fast do they exchange?"""
-    from launch.cluster import resources
-    from launch.slurm import Job, Start, submit
+    from launch.slurm.profile import resources
+    from launch.slurm.submit import Job, Start, submit
 
     wanted = resources(cluster, "pretrain", {"nodes": min(2, cluster.nodes or 2), "minutes": 5})
     runs.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def _runs(run: Path) -> bool:
 
 def inside(folder: Path) -> int:
     """What that job runs on every rank."""
-    from dist_train import context as contexts
+    from dist_train.distributed import context as contexts
 
     with contexts.start(timeout=120, folder=folder / "launch") as context:
         where, *warnings = contexts.placement(context)

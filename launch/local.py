@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dist_train.errors import FAILED, STOPPED
-from launch.after import again, begin
+from launch.restart import again, begin
 
 
 def work(arguments: list[str]) -> int:
     """One worker. What needs no new start is returned; anything else ends the process, and with it the group."""
-    from launch.cli import main_of_rank
+    from launch.cli.main import main_of_rank
 
     code = main_of_rank(arguments)
     if code not in (0, FAILED, STOPPED):

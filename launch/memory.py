@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from dist_train.config import Config
-from dist_train.context import Context
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t

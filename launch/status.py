@@ -11,7 +11,8 @@ from typing import Any
 
 from dist_train.config import STAGES
 from dist_train.errors import UserError
-from launch import after, jobs
+from launch import restart as after
+from launch.slurm import jobs
 
 _NONE = jobs.State("")
 _FAILED = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL")
@@ -101,7 +102,7 @@ def _job(run: Path, entry: dict[str, Any], mine: dict[str, jobs.State], silence:
 
 
 def _meeting(run: Path, job: str) -> str:
-    """What a start waits for before its ranks have met (dist_train/rendezvous.py)."""
+    """What a start waits for before its ranks have met (dist_train/distributed/rendezvous.py)."""
     for path in sorted((run / "launch").glob(f"meet-{job}-*.json"), reverse=True):
         note = _read(path)
         if note:

@@ -18,18 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train import context as contexts
 from dist_train.config import LearnConfig
-from dist_train.context import Context
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed import context as contexts
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
-from dist_train.fewshot.protocol import JointScorer, paired, summary
-from dist_train.fewshot.table import AGAINST, head, line, mean
+from dist_train.fewshot.protocols.joint import JointScorer, paired, summary
 from dist_train.models.predictor import layers
-from dist_train.stages import common, learn, scoring
-from launch.cli import load_config
+from dist_train.report.table import AGAINST, head, line, mean
+from dist_train.runs import stage as common
+from dist_train.stages import learn, scoring
+from launch.cli.main import load_config
 
 Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
 

@@ -28,18 +28,18 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from dist_train import context as contexts
 from dist_train.config import Config, EvaluateConfig, LearnConfig
-from dist_train.data.files import write_text
-from dist_train.data.shards import ShardSet, Subset, sample_dtype
+from dist_train.data.shards.index import ShardSet, Subset, sample_dtype
+from dist_train.data.sources.synsets import Synsets
 from dist_train.data.splits import Split
-from dist_train.data.synsets import Synsets
-from dist_train.engine import checkpoint
-from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.distributed import context as contexts
+from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.fewshot.methods import LEARNED, METHODS
-from dist_train.fewshot.protocol import JointScorer
+from dist_train.fewshot.protocols.joint import JointScorer
+from dist_train.files import write_text
+from dist_train.runs.stage import Run
 from dist_train.stages import evaluate, scoring
-from dist_train.stages.common import Run
+from dist_train.training import checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from dist_train.config import DataConfig
-from dist_train.data.loader import train_windows
-from dist_train.data.order import Order, rank_slice
-from dist_train.data.shards import Shard, open_shards, sample_dtype, write_index
+from dist_train.data.loading.loader import train_windows
+from dist_train.data.loading.order import Order, rank_slice
+from dist_train.data.shards.index import Shard, open_shards, sample_dtype, write_index
 from dist_train.data.splits import make_view
 
 IMAGENET_21K = (14_197_122, 21_841)  # images and classes, image-net.org

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dist_train import context as contexts
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
-from dist_train.engine.metrics import peak_memory_gib
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed import context as contexts
+from dist_train.distributed.stopping import Stopper
 from dist_train.fewshot.methods import LEARNED
 from dist_train.stages.learn import Bank, train
+from dist_train.training.metrics import peak_memory_gib
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

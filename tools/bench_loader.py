@@ -40,14 +40,14 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from dist_train.config import CacheConfig, DataConfig, DrawConfig, PackConfig
-from dist_train.context import Context
-from dist_train.data import pixels
 from dist_train.data.drawing import draw
-from dist_train.data.loader import train_batches
-from dist_train.data.order import Order
-from dist_train.data.pack import pack
-from dist_train.data.shards import ShardSet, open_shards
+from dist_train.data.loading import preprocessing as pixels
+from dist_train.data.loading.loader import train_batches
+from dist_train.data.loading.order import Order
+from dist_train.data.packing.pack import pack
+from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import make_view
+from dist_train.distributed.context import Context
 
 BATCH, SIDE = 64, 224
 MEAN, STD = [255 * v for v in pixels.MEAN], [255 * v for v in pixels.STD]

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from dist_train.data.loader import Batch
+from dist_train.data.loading.loader import Batch
 
 if TYPE_CHECKING:
     from bench_step import Setting

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from dist_train import context as contexts
 from dist_train.config import PretrainConfig
-from dist_train.engine import checkpoint
-from dist_train.engine.optim import make_optimizer
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.preempt import Stopper
-from dist_train.engine.strategy import DataParallel
+from dist_train.distributed import context as contexts
+from dist_train.distributed.stopping import Stopper
 from dist_train.models.backbone import Backbone
+from dist_train.training import checkpoint
+from dist_train.training.optimizer import make_optimizer
+from dist_train.training.precision import MixedPrecision
+from dist_train.training.strategies.strategy import DataParallel
 
 
 def main() -> None:

@@ -44,21 +44,21 @@ from bench_loops import LR, Steps, bare, timms
 from scipy.stats import binom
 
 from dist_train.config import DataConfig, DrawConfig, PackConfig, PretrainConfig
-from dist_train.context import Context
 from dist_train.data.drawing import draw
-from dist_train.data.loader import Batch, train_batches
-from dist_train.data.order import Order
-from dist_train.data.pack import pack
-from dist_train.data.shards import ShardSet, open_shards
+from dist_train.data.loading.loader import Batch, train_batches
+from dist_train.data.loading.order import Order
+from dist_train.data.packing.pack import pack
+from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import make_view
-from dist_train.engine.loop import Window, train
-from dist_train.engine.metrics import Metrics
-from dist_train.engine.objective import Objective
-from dist_train.engine.optim import make_optimizer
-from dist_train.engine.precision import MixedPrecision, tuned_convolutions
-from dist_train.engine.preempt import Stopper
-from dist_train.engine.strategy import make_strategy
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.models.backbone import Backbone
+from dist_train.training.loop import Window, train
+from dist_train.training.metrics import Metrics
+from dist_train.training.objective import Objective
+from dist_train.training.optimizer import make_optimizer
+from dist_train.training.precision import MixedPrecision, tuned_convolutions
+from dist_train.training.strategies.strategy import make_strategy
 
 PARTS = ("data wait", "forward and loss", "backward", "optimiser", "sums", "logging", "other")
 

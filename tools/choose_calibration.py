@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from ablate_phi_plus import open_exam
 
-from dist_train import context as contexts
+from dist_train.distributed import context as contexts
 from dist_train.fewshot import methods
-from dist_train.fewshot.protocol import JointScorer
-from dist_train.fewshot.table import head, line
+from dist_train.fewshot.protocols.joint import JointScorer
+from dist_train.report.table import head, line
 from dist_train.stages import scoring
 
 Right = dict[int, np.ndarray]  # shots -> share of draws in which each image is right, base before novel

@@ -28,11 +28,12 @@ from dist_train.config import (
     PackConfig,
     PretrainConfig,
 )
-from dist_train.context import Context
-from dist_train.engine import metrics, precision
-from dist_train.engine.preempt import Stopper
-from dist_train.stages import common, extract, learn, pretrain
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
+from dist_train.runs import stage as common
+from dist_train.stages import extract, learn, pretrain
 from dist_train.stages.prepare import prepare
+from dist_train.training import metrics, precision
 
 KINDS = ("fp32", "bf16", "fp16")
 

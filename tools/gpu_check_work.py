@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 
 from dist_train.config import PackConfig
-from dist_train.data.pack import pack
-from dist_train.engine import checkpoint
+from dist_train.data.packing.pack import pack
 from dist_train.errors import STOPPED
+from dist_train.training import checkpoint
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90  # of a usual ImageNet photo; with the grain below its 110 KB too
 GRAIN = 17  # levels, standard deviation

@@ -18,7 +18,7 @@ import argparse
 
 import numpy as np
 
-from dist_train.data.order import Order
+from dist_train.data.loading.order import Order
 
 
 def main() -> None:

@@ -48,16 +48,17 @@ from dist_train.config import (
     PretrainConfig,
     to_dict,
 )
-from dist_train.data import orientation
 from dist_train.data.drawing import draw, split_of
-from dist_train.data.pack import pack
+from dist_train.data.images import orientation
+from dist_train.data.packing.pack import pack
 from dist_train.data.splits import save_split
-from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read, reproducible
 from dist_train.errors import FAILED, LOST, STOPPED
-from dist_train.stages import common, pretrain
-from dist_train.stages.provenance import git_commit
-from launch.cli import main as dist_train
+from dist_train.runs import stage as common
+from dist_train.runs.provenance import git_commit
+from dist_train.stages import pretrain
+from dist_train.training import checkpoint
+from dist_train.training.metrics import read, reproducible
+from launch.cli.main import main as dist_train
 
 LIMIT = 120  # seconds in which all ranks must have left after one was killed
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from dist_train.data.names import shown
 from dist_train.errors import UserError
+from dist_train.names import shown
 
 _PORTS = {"http": 80, "https": 443}
 

@@ -18,12 +18,12 @@ from dist_train.classifier.folder import Saved
 from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, untrained
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.classifier.schema import About, check_tensors
-from dist_train.data.names import class_name
-from dist_train.data.photos import MAX_PIXELS
-from dist_train.data.pixels import MEAN, STD
-from dist_train.engine.precision import exact_products
+from dist_train.data.images.photos import MAX_PIXELS
+from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
+from dist_train.names import class_name
+from dist_train.training.precision import exact_products
 
 
 class Classifier:

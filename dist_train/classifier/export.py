@@ -17,8 +17,8 @@ from torch import nn
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.parts import Head
-from dist_train.data.files import atomic_write, write_text
 from dist_train.errors import UserError
+from dist_train.files import atomic_write, write_text
 
 OPSET = 20
 

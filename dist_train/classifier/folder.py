@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from dist_train.classifier.schema import MAX_JSON, MAX_PART, VERSION, About, Part, parse
-from dist_train.data.files import atomic_write, check_regular, file_sha256, read_regular, write_text
 from dist_train.errors import UserError
+from dist_train.files import atomic_write, check_regular, file_sha256, read_regular, write_text
 
 PARTS = ("added", "network")  # in the order of reading: a change replaces the first
 Tensors = Mapping[str, torch.Tensor]

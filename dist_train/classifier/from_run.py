@@ -13,13 +13,13 @@ from dist_train.classifier.parts import Class, Network, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config
 from dist_train.data import activations
-from dist_train.data.shards import open_shards
-from dist_train.data.synsets import Synsets
-from dist_train.engine.precision import exact_products
+from dist_train.data.shards.index import open_shards
+from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError, command
 from dist_train.fewshot.method import trained
 from dist_train.fewshot.methods import open_base
 from dist_train.stages.pretrain import load_backbone
+from dist_train.training.precision import exact_products
 
 PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
 """The method where none is named: the first of these that was trained, as docs/results has them."""

@@ -10,12 +10,12 @@ import torch
 
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import LearnConfig, Rule
-from dist_train.engine.precision import round_products
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.backbone import Backbone
 from dist_train.models.predictor import RowClassifier
+from dist_train.training.precision import round_products
 
 RULES = get_args(Rule)
 

@@ -1,8 +1,8 @@
 """Photos of any kind to network input: decoding by Pillow, then the evaluation's resize and crop.
 
-Training and evaluation decode with DALI (data/dali.py), from shards and many at a time. What people hand to a
+Training and evaluation decode with DALI (data/loading/dali.py), from shards and many at a time. What people hand to a
 classifier is a few photos of any format, as files, bytes, arrays or tensors; here they become the same pixels, by the
-same functions (data/pixels.py), and are turned upright by the rule that the model's run was packed by.
+same functions (data/loading/preprocessing.py), and are turned upright by the rule that the model's run was packed by.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from torch.nn.functional import interpolate
 
 from dist_train.config import Orientation
 from dist_train.data.account import Account
-from dist_train.data.folders import folder_photos, listed_photos
-from dist_train.data.photos import (
+from dist_train.data.images.photos import (
     IN_SYSTEM_FOLDERS,
     MAX_PIXELS,
     SUFFIXES,
@@ -34,8 +33,9 @@ from dist_train.data.photos import (
     open_photo,
     size_fault,
 )
-from dist_train.data.pillow import Unusable, upright
-from dist_train.data.pixels import MEAN, STD, evaluation
+from dist_train.data.images.pillow import Unusable, upright
+from dist_train.data.loading.preprocessing import MEAN, STD, evaluation
+from dist_train.data.sources.folders import folder_photos, listed_photos
 from dist_train.errors import UserError
 
 Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor

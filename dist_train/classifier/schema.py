@@ -14,9 +14,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from dist_train.classifier.parts import Class, row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
-from dist_train.data.names import is_class_name, shown
-from dist_train.data.pixels import MEAN, STD
+from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
+from dist_train.names import is_class_name, shown
 
 VERSION = 1
 MAX_JSON, MAX_PART = 1 << 26, 1 << 33

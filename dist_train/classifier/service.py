@@ -24,7 +24,7 @@ import torch
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.work import Batches, Lanes, Shares
-from dist_train.data.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
+from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError
 
 REMEMBERED = 2000

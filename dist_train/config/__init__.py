@@ -1,7 +1,7 @@
 """The typed configuration of a run: one YAML file, the same names as command-line options.
 
 Every default carries its source. Values are checked when the object is made, so a run never
-starts on a value that would fail hours later. ``launch/cli.py`` does the parsing (jsonargparse).
+starts on a value that would fail hours later. ``launch/cli/main.py`` does the parsing (jsonargparse).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from dist_train.data.names import shown
+from dist_train.names import shown
 
 SHOWN = 20  # of a long list
 _EXAMPLES = 3  # of what is passed over, on a line

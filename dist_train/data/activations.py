@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.files import atomic_write
 from dist_train.data.splits import View
 from dist_train.errors import UserError
+from dist_train.files import atomic_write
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from dist_train.config import DrawConfig, to_dict
-from dist_train.data.pool import advance, progress_bar, run_tasks
 from dist_train.data.splits import Split
+from dist_train.distributed.pool import advance, progress_bar, run_tasks
 from dist_train.errors import UserError
 
 Array = npt.NDArray[np.floating[Any]]

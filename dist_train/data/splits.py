@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import configs_dir
-from dist_train.data.files import write_text
-from dist_train.data.names import class_name, is_class_name
-from dist_train.data.shards import Subset, chunks
-from dist_train.data.shared import shared
+from dist_train.data.shards.index import Subset, chunks
+from dist_train.distributed.shared import shared
 from dist_train.errors import UserError, command
+from dist_train.files import write_text
+from dist_train.names import class_name, is_class_name
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
-from dist_train.engine import checkpoint
 from dist_train.errors import UserError
 from dist_train.models.predictor import RowPredictor
+from dist_train.training import checkpoint
 
 Row = TypeVar("Row", bound=RowPredictor)
 
@@ -123,7 +123,7 @@ class Method(ABC):
     inherited."""
     scale: ClassVar[float] = 1.0
     """What its scores are multiplied by to be logits; ``COSINE`` for cosines. Only a prior over base and novel
-    classes needs it (fewshot/lowshot.py): ranks do not."""
+    classes needs it (fewshot/protocols/low_shot.py): ranks do not."""
     numbers: ClassVar[dict[str, Number]] = {}
     """Its numbers, by their names in ``evaluate.options``."""
 

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, to_dict
-from dist_train.context import Context
 from dist_train.data.activations import Activations, load
-from dist_train.data.files import write_text
-from dist_train.engine import metrics
-from dist_train.fewshot import classes, examples, figures
-from dist_train.fewshot.classes import ClassList
+from dist_train.distributed.context import Context
 from dist_train.fewshot.method import Base
 from dist_train.fewshot.methods import LEARNED, METHODS, make
 from dist_train.fewshot.methods.predicted import Predicted
-from dist_train.fewshot.report import report_html
-from dist_train.fewshot.table import best_method, name_of
-from dist_train.stages.common import Run, facts_of
+from dist_train.files import write_text
+from dist_train.report import classes, examples, figures
+from dist_train.report.classes import ClassList
+from dist_train.report.report import report_html
+from dist_train.report.table import best_method, name_of
+from dist_train.runs.stage import Run, facts_of
+from dist_train.training import metrics
 
 _PROJECTED = 64
 """Dimensions of the vectors in TensorBoard's projector: their principal components. 1000 classes take 1.4 MB."""

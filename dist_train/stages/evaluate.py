@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from dist_train.context import Context
-from dist_train.data.files import write_text
-from dist_train.data.pool import progress_bar
-from dist_train.engine.preempt import Stopper
-from dist_train.fewshot.episodes import spread
+from dist_train.distributed.context import Context
+from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.stopping import Stopper
 from dist_train.fewshot.methods import LABELS, METHODS
-from dist_train.fewshot.protocol import summary
-from dist_train.fewshot.table import episodes_markdown, low_shot_markdown, table_markdown
-from dist_train.stages.common import Run, Stage, log
+from dist_train.fewshot.protocols.episodes import spread
+from dist_train.fewshot.protocols.joint import summary
+from dist_train.files import write_text
+from dist_train.report.table import episodes_markdown, low_shot_markdown, table_markdown
+from dist_train.runs.provenance import provenance
+from dist_train.runs.stage import Run, Stage, log
 from dist_train.stages.conclude import report, tensorboard
-from dist_train.stages.provenance import provenance
 from dist_train.stages.rows import MADE, Rows, is_shown
 from dist_train.stages.scoring import EpisodeExam, Exam, Examiner
 

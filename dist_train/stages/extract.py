@@ -7,15 +7,15 @@ import time
 import numpy as np
 import torch
 
-from dist_train.context import Context
 from dist_train.data.activations import Store, load
-from dist_train.data.files import atomic_write
-from dist_train.data.loader import eval_batches
-from dist_train.data.pool import progress_bar
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.stages.common import Run, Stage, log
+from dist_train.data.loading.loader import eval_batches
+from dist_train.distributed.context import Context
+from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.files import atomic_write
+from dist_train.runs.stage import Run, Stage, log
 from dist_train.stages.pretrain import load_backbone
+from dist_train.training.precision import MixedPrecision
 
 TABLES = [(role, subset) for role in ("base", "novel") for subset in ("train", "val")]
 

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 
 from dist_train.config import LearnConfig
-from dist_train.context import Context
 from dist_train.data.activations import Activations, load
-from dist_train.data.augment import uniforms
-from dist_train.data.pool import progress_bar
-from dist_train.engine import checkpoint
-from dist_train.engine.finite import Losses, NonFinite, check_weights
-from dist_train.engine.graph import Graphed
-from dist_train.engine.metrics import Metrics
-from dist_train.engine.optim import predictor_rate, set_lr, sgd
-from dist_train.engine.precision import MixedPrecision, assert_float32, exact_products
-from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.engine.strategy import SummedGradients
+from dist_train.data.loading.augment import uniforms
+from dist_train.distributed.context import Context
+from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
-from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
+from dist_train.runs.stage import Run, Stage, continue_training, diverged, finish_writes, log
 from dist_train.stages.rows import is_done
+from dist_train.training import checkpoint
+from dist_train.training.cuda_graph import Graphed
+from dist_train.training.finite import Losses, NonFinite, check_weights
+from dist_train.training.metrics import Metrics
+from dist_train.training.optimizer import predictor_rate, set_lr, sgd
+from dist_train.training.precision import MixedPrecision, assert_float32, exact_products
+from dist_train.training.strategies.strategy import SummedGradients
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 

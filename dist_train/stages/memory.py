@@ -2,7 +2,7 @@
 
 The step's forward pass is run on fake tensors, which have shapes and types and no numbers, and what autograd keeps of
 it is added up. PyTorch's own tracker, which sees every tensor of whole steps, comes to the same within 5%
-(tests/engine/test_fake_cuda.py).
+(tests/training/test_fake_cuda.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import PretrainConfig
-from dist_train.engine.precision import TYPES
-from dist_train.engine.zero import deepspeed_options
 from dist_train.models.backbone import Backbone
+from dist_train.training.precision import TYPES
+from dist_train.training.strategies.deepspeed import deepspeed_options
 
 _GIB = 2**30
 _WORKING = {"sgd": 0, "lars": 2, "lamb": 3}

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from dist_train.config import Config, PretrainConfig
-from dist_train.context import Context
-from dist_train.data.loader import train_side
-from dist_train.data.order import Order
+from dist_train.data.loading.loader import train_side
+from dist_train.data.loading.order import Order
 from dist_train.data.splits import load_split
-from dist_train.engine.objective import Objective
-from dist_train.engine.optim import make_optimizer, peak_lr
-from dist_train.engine.precision import MixedPrecision, tuned_convolutions
-from dist_train.engine.strategy import DataParallel
+from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import check_options, open_run
+from dist_train.runs.stage import check_options, open_run
 from dist_train.stages.memory import cards, cost, memory
+from dist_train.training.objective import Objective
+from dist_train.training.optimizer import make_optimizer, peak_lr
+from dist_train.training.precision import MixedPrecision, tuned_convolutions
+from dist_train.training.strategies.strategy import DataParallel
 
 _ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no shards yet
 _GIB = 2**30

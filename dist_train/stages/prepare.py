@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_train.config import Config, PackConfig
-from dist_train.context import Context
 from dist_train.data.drawing import check_drawn, draw, split_of
-from dist_train.data.pack import pack
-from dist_train.data.sources import is_there
+from dist_train.data.packing.pack import pack
+from dist_train.data.sources.paths import is_there
 from dist_train.data.splits import load_split, save_split
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 
 

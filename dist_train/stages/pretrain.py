@@ -12,24 +12,24 @@ import torch
 from torch import nn
 
 from dist_train.config import Config
-from dist_train.context import Context
-from dist_train.data.augment import operations
-from dist_train.data.loader import eval_batches, train_batches, train_side, train_windows
-from dist_train.data.order import Order
-from dist_train.data.pool import progress_bar
+from dist_train.data.loading.augment import operations
+from dist_train.data.loading.loader import eval_batches, train_batches, train_side, train_windows
+from dist_train.data.loading.order import Order
 from dist_train.data.splits import View
-from dist_train.engine import checkpoint
-from dist_train.engine.finite import NonFinite, check_weights
-from dist_train.engine.loop import Window, evaluate, train
-from dist_train.engine.metrics import Metrics
-from dist_train.engine.objective import Objective
-from dist_train.engine.optim import learning_rate, make_optimizer
-from dist_train.engine.precision import MixedPrecision, assert_float32, tuned_convolutions
-from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.engine.strategy import Strategy, make_strategy
+from dist_train.distributed.context import Context
+from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.errors import UserError, verifying
 from dist_train.models.backbone import Backbone
-from dist_train.stages.common import Run, Stage, continue_training, diverged, finish_writes, log
+from dist_train.runs.stage import Run, Stage, continue_training, diverged, finish_writes, log
+from dist_train.training import checkpoint
+from dist_train.training.finite import NonFinite, check_weights
+from dist_train.training.loop import Window, evaluate, train
+from dist_train.training.metrics import Metrics
+from dist_train.training.objective import Objective
+from dist_train.training.optimizer import learning_rate, make_optimizer
+from dist_train.training.precision import MixedPrecision, assert_float32, tuned_convolutions
+from dist_train.training.strategies.strategy import Strategy, make_strategy
 
 
 def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:

@@ -19,12 +19,12 @@ from dist_train.fewshot.methods import METHODS
 CARRIERS = {
     "dist_train": "the version, and names for users",
     "dist_train.config": "its values are among a row's inputs",
-    "dist_train.context": "brings together what ranks have computed",
-    "dist_train.data.files": "writes files whole",
-    "dist_train.data.pool": "shows progress",
-    "dist_train.data.shards": "what the images are is a hash among a row's inputs",
-    "dist_train.engine.checkpoint": "reads tensors whose hashes it checks",
-    "dist_train.engine.preempt": "stops between draws",
+    "dist_train.distributed.context": "brings together what ranks have computed",
+    "dist_train.files": "writes files whole",
+    "dist_train.distributed.pool": "shows progress",
+    "dist_train.data.shards.index": "what the images are is a hash among a row's inputs",
+    "dist_train.training.checkpoint": "reads tensors whose hashes it checks",
+    "dist_train.distributed.stopping": "stops between draws",
     "dist_train.errors": "the exceptions",
 }
 """Modules that scoring and methods import and that compute nothing of a row, each with the reason."""

@@ -17,18 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dist_train.context import Context
 from dist_train.data.activations import load
-from dist_train.data.pool import progress_bar
-from dist_train.engine import checkpoint
-from dist_train.engine.precision import round_products
-from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.errors import UserError
-from dist_train.fewshot.episodes import accuracy, draw_episode, parts
-from dist_train.fewshot.lowshot import LowShotScorer
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
-from dist_train.fewshot.protocol import (
+from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, parts
+from dist_train.fewshot.protocols.joint import (
     Draw,
     JointScorer,
     Mixed,
@@ -37,9 +34,12 @@ from dist_train.fewshot.protocol import (
     averaged,
     support_rows,
 )
+from dist_train.fewshot.protocols.low_shot import LowShotScorer
+from dist_train.training import checkpoint
+from dist_train.training.precision import round_products
 
 if TYPE_CHECKING:
-    from dist_train.stages.common import Run
+    from dist_train.runs.stage import Run
 
 
 class Examiner(ABC):
@@ -179,7 +179,7 @@ class Exam(Examiner):
 
 
 class EpisodeExam(Examiner):
-    """A few novel classes at a time, alone (fewshot/episodes.py)."""
+    """A few novel classes at a time, alone (fewshot/protocols/episodes.py)."""
 
     def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began, config = time.perf_counter(), self.config

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.context import Context
-from dist_train.data.loader import train_batches, train_windows
-from dist_train.engine import checkpoint
+from dist_train.data.loading.loader import train_batches, train_windows
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
-from dist_train.stages.common import Run
-from dist_train.stages.inputs import check_checkpoint, inputs
+from dist_train.runs.inputs import check_checkpoint, inputs
+from dist_train.runs.stage import Run
 from dist_train.stages.pretrain import base_order, fingerprint
+from dist_train.training import checkpoint
 
 Ints = npt.NDArray[np.int64]
 Pixels = dict[int, str]

@@ -15,13 +15,13 @@ from PIL import Image
 
 from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
-from dist_train.context import Context
 from dist_train.data.account import Account
-from dist_train.data.loader import eval_batches
-from dist_train.data.photos import open_photo
-from dist_train.data.source import ShardSource
+from dist_train.data.images.photos import open_photo
+from dist_train.data.loading.loader import eval_batches
+from dist_train.data.loading.reader import ShardSource
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
-from dist_train.stages.common import Run
+from dist_train.runs.stage import Run
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (30, 40, 3), np.uint8)
 

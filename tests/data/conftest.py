@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from imagenet_like import Content, Files, Sources, make_image, make_sources, tar_bytes
 
-from dist_train.data.files import file_sha256
-from dist_train.data.pack import pack
-from dist_train.data.shards import open_shards, sample_dtype
+from dist_train.data.packing.pack import pack
+from dist_train.data.shards.index import open_shards, sample_dtype
+from dist_train.files import file_sha256
 
 
 @pytest.fixture

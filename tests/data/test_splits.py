@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_train.data.shards import ShardSet
+from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import Split, draw_split, load_split, make_view, save_split
 from dist_train.errors import UserError
-from dist_train.fewshot import paper
+from dist_train.report import paper
 
 
 def test_published_imagenet_split() -> None:

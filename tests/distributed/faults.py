@@ -49,7 +49,7 @@ class Fault:
 
 def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault) -> None:
     """A rank as launchers start it; the last one has the fault."""
-    from launch import cli
+    from launch.cli import main as cli
 
     main = cli.main
 
@@ -65,8 +65,8 @@ def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault
 
 def plant(fault: Fault) -> None:
     """Let this process fail."""
-    from dist_train.data import dali
-    from dist_train.engine.objective import Objective
+    from dist_train.data.loading import dali
+    from dist_train.training.objective import Objective
 
     if fault.place == "step":
         Objective.loss = _failing(Objective.loss, fault)  # type: ignore[method-assign]

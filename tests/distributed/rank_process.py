@@ -18,7 +18,7 @@ def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
     sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
     import torch
 
-    from launch.cli import main
+    from launch.cli.main import main
 
     torch.set_num_threads(1)
     sys.exit(main(arguments))
@@ -26,7 +26,7 @@ def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
 
 def run_rank_sharing(env: dict[str, str], arguments: list[str], error: str) -> None:
     """The same, on a machine whose launcher gives all ranks one GPU: that is what they take their device for."""
-    from dist_train import context
+    from dist_train.distributed import context
 
     context.identity = lambda device, env: "GPU-5ec41dd0"
     run_rank(env, arguments, error)

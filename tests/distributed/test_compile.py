@@ -17,12 +17,12 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from dist_train import context as contexts
 from dist_train.config import PretrainConfig
-from dist_train.context import Context
-from dist_train.engine.optim import make_optimizer, set_lr
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.strategy import Strategy, make_strategy
+from dist_train.distributed import context as contexts
+from dist_train.distributed.context import Context
+from dist_train.training.optimizer import make_optimizer, set_lr
+from dist_train.training.precision import MixedPrecision
+from dist_train.training.strategies.strategy import Strategy, make_strategy
 
 WIDTH = 1800  # a layer of 13 MB; DDP's buckets are 25 MB
 

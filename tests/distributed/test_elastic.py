@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config
-from dist_train.context import Context
 from dist_train.data.splits import make_view
-from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.errors import STOPPED, UserError
-from dist_train.stages import common, pretrain
+from dist_train.runs import stage as common
+from dist_train.stages import pretrain
 from dist_train.stages.pretrain import base_order
 from dist_train.stages.verify_resume import verify_resume
-from launch.cli import main
+from dist_train.training import checkpoint
+from dist_train.training.metrics import read
+from launch.cli.main import main
 
 
 @pytest.mark.parametrize("blocks", [0, 2])

@@ -13,7 +13,7 @@ from faults import Fault, run_faulty_rank
 
 from dist_train.config import Config, MonitorConfig
 from dist_train.errors import CRASHED, FAILED, LOST, STOPPED
-from launch.after import again, begin
+from launch.restart import again, begin
 
 Start = Callable[..., Any]
 ECC = "CUDA runtime API error cudaErrorECCUncorrectable (214):\nuncorrectable ECC error encountered"

@@ -16,11 +16,11 @@ import torch
 from rank_process import run_rank_sharing
 
 from dist_train.config import Config, MonitorConfig
-from dist_train.context import Context
-from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read, reproducible
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.errors import FAILED, LOST, STOPPED
+from dist_train.training import checkpoint
+from dist_train.training.metrics import read, reproducible
 
 Start = Callable[..., Any]
 Until = Callable[..., None]

@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_train import context as contexts
 from dist_train.config import Config, PretrainConfig
-from dist_train.context import Context
-from dist_train.engine import checkpoint, precision
-from dist_train.engine.metrics import read
-from dist_train.engine.optim import make_optimizer, set_lr
-from dist_train.engine.precision import MixedPrecision, assert_float32
-from dist_train.engine.strategy import Strategy, make_strategy
-from dist_train.engine.zero import deepspeed_options
+from dist_train.distributed import context as contexts
+from dist_train.distributed.context import Context
 from dist_train.errors import STOPPED, UserError
 from dist_train.models.backbone import Backbone
+from dist_train.training import checkpoint, precision
+from dist_train.training.metrics import read
+from dist_train.training.optimizer import make_optimizer, set_lr
+from dist_train.training.precision import MixedPrecision, assert_float32
+from dist_train.training.strategies.deepspeed import deepspeed_options
+from dist_train.training.strategies.strategy import Strategy, make_strategy
 
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 CONFIG = PretrainConfig(model="resnet10", global_batch=16, accumulate=2, momentum=0.9, weight_decay=1e-2)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dist_train.config import Config, to_dict
-from dist_train.rendezvous import interface_towards, read_environment
+from dist_train.distributed.rendezvous import interface_towards, read_environment
 
 NAMES = [f"dt{os.getpid()}a", f"dt{os.getpid()}b"]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from imagenet_like import make_sources
 
-from dist_train.data.shards import open_shards
-from dist_train.stages.common import Run
-from launch.cli import build_parser, one_line
+from dist_train.data.shards.index import open_shards
+from dist_train.runs.stage import Run
+from launch.cli.main import build_parser, one_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,11 +11,12 @@ import torch
 from tqdm import tqdm
 
 from dist_train.config import Config
-from dist_train.context import Context
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import LEARNED, METHODS, make
-from dist_train.stages import common, extract, learn, pretrain, scoring
+from dist_train.runs import stage as common
+from dist_train.stages import extract, learn, pretrain, scoring
 
 Given = list[tuple[torch.Tensor, ...]]
 

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 from dist_train.config import Config, Orientation, PackConfig
-from dist_train.context import Context
-from dist_train.data import activations, orientation
-from dist_train.data.pack import pack
-from dist_train.engine.preempt import Stopper
-from dist_train.fewshot.protocol import support_rows
+from dist_train.data import activations
+from dist_train.data.images import orientation
+from dist_train.data.packing.pack import pack
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
+from dist_train.fewshot.protocols.joint import support_rows
+from dist_train.runs.stage import Run, open_run
 from dist_train.stages import evaluate, extract, learn, pretrain
-from dist_train.stages.common import Run, open_run
-from launch.cli import main
+from launch.cli.main import main
 
 
 def turned(source: Path, target: Path) -> None:

@@ -15,9 +15,9 @@ from dist_train.config import Config, configs_dir, to_dict
 from dist_train.data.activations import load
 from dist_train.data.splits import Split, load_split, save_split
 from dist_train.errors import UserError
-from dist_train.stages import common
-from dist_train.stages.inputs import check_inputs
-from launch.cli import Parser, main
+from dist_train.runs import stage as common
+from dist_train.runs.inputs import check_inputs
+from launch.cli.main import Parser, main
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from dist_train.config import Config, PretrainConfig, configs_dir
-from dist_train.context import Context
-from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read
-from dist_train.engine.optim import peak_lr
-from dist_train.engine.preempt import Stopper
-from dist_train.stages import common, plan, pretrain
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
+from dist_train.runs import stage as common
+from dist_train.stages import plan, pretrain
 from dist_train.stages.memory import FRAGMENTED, cost, fitting, memory, overhead
-from launch.cli import Parser, main
+from dist_train.training import checkpoint
+from dist_train.training.metrics import read
+from dist_train.training.optimizer import peak_lr
+from launch.cli.main import Parser, main
 
 RECIPES = sorted(path.stem for path in (configs_dir() / "recipes").glob("*.yaml"))
 

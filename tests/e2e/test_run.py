@@ -17,12 +17,13 @@ import torch
 import yaml
 
 from dist_train.config import Config, to_dict
-from dist_train.context import Context
-from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read, reproducible
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
-from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.runs import stage as common
+from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.training import checkpoint
+from dist_train.training.metrics import read, reproducible
 
 TorchRun = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -13,9 +13,9 @@ import yaml
 from scipy import stats
 
 from dist_train.config import Config, configs_dir, to_dict
-from launch.cli import main
-from launch.study import plan, read
-from launch.study_report import report
+from launch.cli.main import main
+from launch.grid.study import plan, read
+from launch.grid.study_report import report
 
 STUDY = """
 methods: [phi2]

@@ -17,18 +17,18 @@ from fake import FakeCuda, switch_on
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from dist_train.config import LearnConfig, PretrainConfig
-from dist_train.context import Context
 from dist_train.data.activations import Activations
-from dist_train.data.loader import Batch
-from dist_train.engine import loop
-from dist_train.engine.loop import Window
-from dist_train.engine.objective import Objective
-from dist_train.engine.optim import make_optimizer, set_lr, sgd
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.strategy import SummedGradients, make_strategy
+from dist_train.data.loading.loader import Batch
+from dist_train.distributed.context import Context
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.backbone import Backbone
 from dist_train.stages import learn
+from dist_train.training import loop
+from dist_train.training.loop import Window
+from dist_train.training.objective import Objective
+from dist_train.training.optimizer import make_optimizer, set_lr, sgd
+from dist_train.training.precision import MixedPrecision
+from dist_train.training.strategies.strategy import SummedGradients, make_strategy
 
 CUDA = torch.device("cuda", 0)
 CONTEXT = Context(device=CUDA)

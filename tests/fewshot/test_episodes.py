@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from dist_train.config import EvaluateConfig, LearnConfig
 from dist_train.data.activations import Activations
-from dist_train.engine import checkpoint
-from dist_train.fewshot import methods, paper
-from dist_train.fewshot.episodes import accuracy, draw_episode, parts, spread
+from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method, Scorer
-from dist_train.fewshot.table import episodes_markdown
+from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, parts, spread
 from dist_train.models.predictor import Predictor
+from dist_train.report import paper
+from dist_train.report.table import episodes_markdown
+from dist_train.training import checkpoint
 
 
 def table(counts: list[int], dim: int = 6, seed: int = 0) -> Activations:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from samples import Fixed
 
 from dist_train.data.activations import Activations
-from dist_train.fewshot import paper
-from dist_train.fewshot.lowshot import LowShotScorer
-from dist_train.fewshot.protocol import JointScorer, Queries
-from dist_train.fewshot.table import MEASURES, low_shot_markdown
+from dist_train.fewshot.protocols.joint import JointScorer, Queries
+from dist_train.fewshot.protocols.low_shot import LowShotScorer
+from dist_train.report import paper
+from dist_train.report.table import MEASURES, low_shot_markdown
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from samples import activations, prepare
 
 from dist_train.config import LearnConfig
-from dist_train.engine import checkpoint
 from dist_train.fewshot import calibration, methods
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.fewshot.methods.triplet import Triplet
+from dist_train.training import checkpoint
 
 OPTIONS = LearnConfig(identity_init=False)
 

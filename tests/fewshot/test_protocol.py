@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from samples import Fixed, activations, prepare
 
 from dist_train.config import LearnConfig
-from dist_train.engine import checkpoint
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Scorer
 from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
-from dist_train.fewshot.protocol import (
+from dist_train.fewshot.protocols.joint import (
     JointScorer,
     Queries,
     harmonic_mean,
@@ -26,6 +25,7 @@ from dist_train.fewshot.protocol import (
     support_rows,
 )
 from dist_train.models.predictor import Predictor
+from dist_train.training import checkpoint
 
 
 @settings(max_examples=50, deadline=None)

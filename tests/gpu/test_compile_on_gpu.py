@@ -9,14 +9,14 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from dist_train.config import Precision, PretrainConfig
-from dist_train.context import Context
-from dist_train.data.loader import Batch
-from dist_train.engine.loop import Window, train
-from dist_train.engine.objective import Objective
-from dist_train.engine.optim import make_optimizer
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.strategy import make_strategy
+from dist_train.data.loading.loader import Batch
+from dist_train.distributed.context import Context
 from dist_train.models.backbone import Backbone
+from dist_train.training.loop import Window, train
+from dist_train.training.objective import Objective
+from dist_train.training.optimizer import make_optimizer
+from dist_train.training.precision import MixedPrecision
+from dist_train.training.strategies.strategy import make_strategy
 
 STEPS = 4
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from dist_train.config import Config, PackConfig
-from dist_train.context import Context
-from dist_train.data.loader import eval_batches, train_batches
-from dist_train.data.order import Order
-from dist_train.data.pack import pack
-from dist_train.data.pixels import STD, Buffers
-from dist_train.data.shards import ShardSet
+from dist_train.data.loading.loader import eval_batches, train_batches
+from dist_train.data.loading.order import Order
+from dist_train.data.loading.preprocessing import STD, Buffers
+from dist_train.data.packing.pack import pack
+from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import View, make_view
+from dist_train.distributed.context import Context
 
 pytestmark = [
     pytest.mark.gpu,

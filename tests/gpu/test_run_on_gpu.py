@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from dist_train.config import Config
-from dist_train.context import Context
-from dist_train.engine import checkpoint
-from dist_train.engine.preempt import Stopped, Stopper
-from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.runs import stage as common
+from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.training import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 

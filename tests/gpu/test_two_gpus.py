@@ -19,13 +19,13 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from dist_train import context as contexts
 from dist_train.config import PretrainConfig
-from dist_train.context import Context
-from dist_train.engine.optim import make_optimizer, set_lr
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.strategy import Strategy, make_strategy
+from dist_train.distributed import context as contexts
+from dist_train.distributed.context import Context
 from dist_train.models.backbone import Backbone
+from dist_train.training.optimizer import make_optimizer, set_lr
+from dist_train.training.precision import MixedPrecision
+from dist_train.training.strategies.strategy import Strategy, make_strategy
 
 TWO_GPUS = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")]

@@ -16,8 +16,8 @@ from pictures import png_of
 from PIL import Image
 
 from dist_train import Classifier
-from dist_train.stages.common import Run
-from launch.cli import main
+from dist_train.runs.stage import Run
+from launch.cli.main import main
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dist_train.errors import CRASHED, FAILED, LOST, STOPPED
-from launch.after import again, begin, told
-from launch.jobs import newest, record
-from launch.snapshot import take
-from launch.sweep import collect, first_stage, link, members
+from launch.grid.sweep import collect, first_stage, link, members
+from launch.restart import again, begin, told
+from launch.slurm.jobs import newest, record
+from launch.slurm.snapshot import take
 
 
 def test_done_and_bad_input_end_it(tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_a_snapshot_is_what_runs_later(tmp_path: Path) -> None:
     assert take(tmp_path) != code
     environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     told = subprocess.run(
-        [sys.executable, "-c", "import dist_train, launch.cli; from dist_train.config import configs_dir\n"
-         "from dist_train.stages.provenance import git_commit\n"
-         "print(dist_train.__file__, launch.cli.__file__, configs_dir(), git_commit(), sep='\\n')"],
+        [sys.executable, "-c", "import dist_train, launch.cli.main; from dist_train.config import configs_dir\n"
+         "from dist_train.runs.provenance import git_commit\n"
+         "print(dist_train.__file__, launch.cli.main.__file__, configs_dir(), git_commit(), sep='\\n')"],
         env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     assert all(line.startswith(str(code)) for line in told[:3])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.data.shards import ShardSet
+from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import load_split
-from launch.cli import main
+from launch.cli.main import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -68,7 +68,7 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     path.write_text("pretrain:\n  lerning_rate: 1\n")
     assert "unknown key 'pretrain.lerning_rate'" in refused(capsys, "pretrain", "--config", path)
     for text, key in (("data: {split: null}", "data.split"), ("data:", "data"), ("learn: {lr: }", "learn.lr")):
-        path.write_text(text)  # the first was found by tests/data/test_fuzz.py
+        path.write_text(text)  # the first was found by tests/data/packing/test_fuzz.py
         assert f"{key} has no value; give one, or leave the key out" in refused(capsys, "pretrain", "--config", path)
     path.write_text("data:\n  shards: [\n")
     refused(capsys, "pretrain", "--config", path)

@@ -9,8 +9,8 @@ import pytest
 
 from dist_train.config import configs_dir
 from dist_train.errors import UserError
-from launch.cli import main
-from launch.cluster import load_cluster, resources
+from launch.cli.main import main
+from launch.slurm.profile import load_cluster, resources
 
 GOLDEN = Path(__file__).parent / "golden"
 

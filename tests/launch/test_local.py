@@ -19,13 +19,14 @@ import pytest
 import torch
 import yaml
 
-from dist_train import devices
 from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
-from dist_train.engine.metrics import read, reproducible
+from dist_train.distributed import devices
 from dist_train.errors import STOPPED, UserError
-from launch import doctor, slurm
-from launch.cli import main
-from launch.cluster import Resources
+from dist_train.training.metrics import read, reproducible
+from launch import doctor
+from launch.cli.main import main
+from launch.slurm import submit as slurm
+from launch.slurm.profile import Resources
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dist_train.config import Config, ExtractConfig, PretrainConfig
-from dist_train.context import Context
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.stages import memory
 from launch.memory import exhausted, explained, smaller

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import Config, PackConfig, to_yaml
-from dist_train.context import Context
-from dist_train.data.pack import pack
-from dist_train.data.shards import ShardSet, open_shards
+from dist_train.data.packing.pack import pack
+from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import Split, load_split, save_split
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command, verifying
-from dist_train.stages import common
-from dist_train.stages.provenance import provenance
-from launch import jobs
-from launch.cli import main
+from dist_train.runs import stage as common
+from dist_train.runs.provenance import provenance
+from launch.cli.main import main
+from launch.slurm import jobs
 
 ROOT = Path(__file__).parents[2]
 

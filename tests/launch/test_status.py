@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dist_train.config import Config, to_dict
-from launch.cli import main
+from launch.cli.main import main
 from launch.status import show
 
 

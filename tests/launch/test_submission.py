@@ -16,10 +16,10 @@ import yaml
 from filelock import FileLock
 
 from dist_train.config import Config, DrawConfig, PackConfig, to_dict
-from dist_train.stages.common import open_run
-from dist_train.stages.inputs import inputs
-from launch import jobs
-from launch.cli import main
+from dist_train.runs.inputs import inputs
+from dist_train.runs.stage import open_run
+from launch.cli.main import main
+from launch.slurm import jobs
 from launch.status import show
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from dist_train.config import Config, to_dict
-from dist_train.engine import metrics
-from launch import jobs
-from launch.cli import main
+from dist_train.training import metrics
+from launch.cli.main import main
+from launch.slurm import jobs
 
 TOOL = Path(__file__).parents[2] / "tools" / "dev_slurm.sh"
 

@@ -12,7 +12,7 @@ import pytest
 from chain import Chain, output
 
 from dist_train.config import Config, MonitorConfig
-from launch import jobs
+from launch.slurm import jobs
 
 
 @pytest.fixture(scope="session")

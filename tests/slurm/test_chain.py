@@ -18,9 +18,9 @@ import yaml
 from chain import TOOL, Chain, output
 
 from dist_train.config import Config, to_dict
-from dist_train.engine import checkpoint, metrics
-from launch import jobs
-from launch.cli import main
+from dist_train.training import checkpoint, metrics
+from launch.cli.main import main
+from launch.slurm import jobs
 
 Make = Callable[..., Chain]
 SLOW = {

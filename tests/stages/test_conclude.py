@@ -12,9 +12,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_train.data.activations import load
-from dist_train.fewshot.examples import thumbnails
-from dist_train.fewshot.protocol import support_rows
-from dist_train.stages.common import Run
+from dist_train.fewshot.protocols.joint import support_rows
+from dist_train.report.examples import thumbnails
+from dist_train.runs.stage import Run
 from dist_train.stages.conclude import differences
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config
-from dist_train.context import Context
-from dist_train.engine.preempt import Stopped, Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
-from dist_train.stages import common, evaluate, extract, learn, pretrain
+from dist_train.runs import stage as common
+from dist_train.stages import evaluate, extract, learn, pretrain
 from dist_train.stages.row_code import code_of
 from dist_train.stages.rows import is_done
-from launch.cli import load_config
+from launch.cli.main import load_config
 
 
 class Told(Stopper):
@@ -136,9 +137,9 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     for act in (lambda: None, (folder / "table.md").unlink):
         assert changed(learned, act) == [] and "stay: mean (0123456789ab: made by an older version)" in caplog.text
     assert " (Class mean + cosine of 0123456789ab), command" in (folder / "table.md").read_text()
-    code = {**code_of("mean"), "dist_train.fewshot.protocol": "0"}
+    code = {**code_of("mean"), "dist_train.fewshot.protocols.joint": "0"}
     (rows / "mean.json").write_text(json.dumps({**row, "code": code}))
-    assert changed(learned, lambda: None) == [] and ": dist_train.fewshot.protocol). To make" in caplog.text
+    assert changed(learned, lambda: None) == [] and ": dist_train.fewshot.protocols.joint). To make" in caplog.text
     # Rows that a --redo was killed over, before it came to them.
     more = replace(learned, evaluate=replace(learned.evaluate, draws=5))
     (folder / "inputs.json").unlink()

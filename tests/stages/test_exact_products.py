@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.from_run import from_run, held_out
 from dist_train.config import Config
-from dist_train.context import Context
-from dist_train.engine.precision import exact_products, round_products, tuned_convolutions
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.models.backbone import Backbone
+from dist_train.runs.stage import Run, open_run
 from dist_train.stages import extract, learn, pretrain, scoring
-from dist_train.stages.common import Run, open_run
+from dist_train.training.precision import exact_products, round_products, tuned_convolutions
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "convolution", "linear", "einsum", "matmul"}
 

@@ -16,15 +16,16 @@ from torchvision import transforms
 from torchvision.models.resnet import ResNet
 
 from dist_train.config import Config, PackConfig
-from dist_train.context import Context
-from dist_train.data import pixels
 from dist_train.data.activations import Activations, load
-from dist_train.data.pack import pack
-from dist_train.data.source import ShardSource
+from dist_train.data.loading import preprocessing as pixels
+from dist_train.data.loading.reader import ShardSource
+from dist_train.data.packing.pack import pack
 from dist_train.data.splits import Split, save_split
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
-from dist_train.stages import common, extract, pretrain
+from dist_train.runs import stage as common
+from dist_train.stages import extract, pretrain
 
 CLASSES, TRAIN, VAL = ("n01440764", "n02119789", "n03000134", "n09999999"), 5, 2
 TABLES = ("base_train", "base_val", "novel_train", "novel_val")

@@ -12,13 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dist_train import context as contexts
 from dist_train.config import LearnConfig, Precision
-from dist_train.context import Context
 from dist_train.data.activations import Activations
-from dist_train.engine import checkpoint
-from dist_train.engine.metrics import read
-from dist_train.engine.preempt import Stopper
+from dist_train.distributed import context as contexts
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
@@ -26,6 +24,8 @@ from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.models.predictor import Predictor, RowPredictor
 from dist_train.stages.learn import Bank, train
+from dist_train.training import checkpoint
+from dist_train.training.metrics import read
 
 CONFIG = LearnConfig(steps=30, lr=0.05, log_every=10, checkpoint_every=10, precision="fp32")
 

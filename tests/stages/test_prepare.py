@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import Config, DataConfig, DrawConfig, PackConfig
-from dist_train.context import Context
 from dist_train.data.drawing import split_of
 from dist_train.data.splits import Split, load_split, save_split
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.stages.prepare import prepare
 

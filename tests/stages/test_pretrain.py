@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from dist_train.config import Config
-from dist_train.context import Context
-from dist_train.engine import checkpoint
-from dist_train.engine.objective import Objective
-from dist_train.engine.preempt import Stopper
-from dist_train.engine.strategy import Strategy
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.stages import common, pretrain
+from dist_train.runs import stage as common
+from dist_train.stages import pretrain
+from dist_train.training import checkpoint
+from dist_train.training.objective import Objective
+from dist_train.training.strategies.strategy import Strategy
 
 
 def run(config: Config) -> None:

@@ -40,9 +40,9 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
 
 @pytest.mark.parametrize(
     "file",
-    ["fewshot/chart.py", "fewshot/plots.py", "fewshot/figures.py", "fewshot/page.py", "fewshot/report.py",
-     "fewshot/table.py", "fewshot/paper.py", "fewshot/classes.py", "fewshot/examples.py", "stages/conclude.py",
-     "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "engine/strategy.py", "models/backbone.py",
+    ["report/chart.py", "report/plots.py", "report/figures.py", "report/page.py", "report/report.py",
+     "report/table.py", "report/paper.py", "report/classes.py", "report/examples.py", "stages/conclude.py",
+     "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "training/strategies/strategy.py", "models/backbone.py",
      "config/fewshot.py", "errors.py"],
 )  # fmt: skip
 def test_what_shows_rows_or_makes_their_inputs_changes_none(changed: Callable[..., set[str]], file: str) -> None:
@@ -52,8 +52,8 @@ def test_what_shows_rows_or_makes_their_inputs_changes_none(changed: Callable[..
 @pytest.mark.parametrize(
     ("file", "rows"),
     [
-        ("stages/scoring.py", ALL), ("fewshot/protocol.py", ALL), ("fewshot/lowshot.py", ALL),
-        ("fewshot/episodes.py", ALL), ("fewshot/method.py", ALL), ("models/predictor.py", ALL),
+        ("stages/scoring.py", ALL), ("fewshot/protocols/joint.py", ALL), ("fewshot/protocols/low_shot.py", ALL),
+        ("fewshot/protocols/episodes.py", ALL), ("fewshot/method.py", ALL), ("models/predictor.py", ALL),
         ("data/activations.py", ALL), ("data/splits.py", ALL), ("fewshot/calibration.py", None),
         ("fewshot/methods/class_mean.py", {"mean"}), ("fewshot/methods/ridge.py", {"ridge"}),
         ("fewshot/methods/calibrated.py", {"phi2cal"}), ("fewshot/methods/nearest_neighbour.py", NEAREST),
@@ -68,9 +68,9 @@ def test_what_computes_rows_changes_them(changed: Callable[..., set[str]], file:
 
 
 def test_only_code_counts(changed: Callable[..., set[str]]) -> None:
-    assert changed("fewshot/protocol.py", new="\n\n# a remark\n") == set()
-    assert changed("fewshot/protocol.py", "class Queries:\n", 'class Queries:\n    "Asked."\n') == set()
-    assert changed("fewshot/protocol.py", "def support_rows(", "def support_rows(\n    ") == set()
+    assert changed("fewshot/protocols/joint.py", new="\n\n# a remark\n") == set()
+    assert changed("fewshot/protocols/joint.py", "class Queries:\n", 'class Queries:\n    "Asked."\n') == set()
+    assert changed("fewshot/protocols/joint.py", "def support_rows(", "def support_rows(\n    ") == set()
     assert (
         changed("stages/scoring.py", "max(self.config.shots), seed, d)", "max(self.config.shots), seed, d + 1)") == ALL
     )
@@ -83,11 +83,11 @@ def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     more = "\nif TYPE_CHECKING:\n    from dist_train.fewshot import chart\n"
     more += "else:\n    from dist_train.fewshot import classes\n"
-    more += "\ndef later() -> None:\n    from . import figures\n    import dist_train.fewshot.paper\n"
+    more += "\ndef later() -> None:\n    from . import figures\n    import dist_train.report.paper\n"
     (copy / "fewshot" / "protocol.py").write_text((copy / "fewshot" / "protocol.py").read_text() + more)
     found = code_of("mean", copy).keys() - code_of("mean").keys()
     assert {f"dist_train.fewshot.{name}" for name in ("classes", "figures", "paper")} <= found
-    assert "dist_train.fewshot.chart" not in found and "dist_train.stages.common" not in found
+    assert "dist_train.report.chart" not in found and "dist_train.runs.stage" not in found
 
 
 def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

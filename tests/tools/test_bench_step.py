@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.data.shards import ShardSet
+from dist_train.data.shards.index import ShardSet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 

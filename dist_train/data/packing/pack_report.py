@@ -1,0 +1,148 @@
+"""What came out of a pack: counted, compared with the official set, and said."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.data.account import Account
+from dist_train.data.packing.duplicates import print_duplicates
+from dist_train.errors import UserError
+from dist_train.names import shown
+
+NOT_DECODED = (".heic", ".heif", ".hif", ".avif", ".gif")
+OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC2012
+OFFICIAL_CLASSES = 1000
+SHOWN = 20  # of a long list
+
+
+def summarise(records: dict[str, list[dict[str, Any]]], classes: list[str]) -> dict[str, Any]:
+    """The summary in ``index.json``, from the records of all shards (see ``pack_shard.write_shard``).
+
+    Returns:
+        subsets: per subset images, shards, bytes, modes, formats, per_class (min, mean, max) and
+            empty_classes; undecodable: subset, key, source, reason of what was left out; misnamed:
+            subset, key, source, format of what is called .jpg or .jpeg and is none; official:
+            whether the counts are those of ILSVRC2012.
+    """
+    subsets = {name: _count(entries, classes) for name, entries in records.items()}
+    counts = {name: subset["images"] for name, subset in subsets.items()}
+    return {
+        "classes": len(classes),
+        "subsets": subsets,
+        "official": len(classes) == OFFICIAL_CLASSES and counts == OFFICIAL,
+        "undecodable": _listed(records, "undecodable"),
+        "misnamed": _listed(records, "misnamed"),
+    }
+
+
+def _count(records: list[dict[str, Any]], classes: list[str]) -> dict[str, Any]:
+    shards = [record["shard"] for record in records if record["shard"]["samples"]]
+    labels = [row[-2] for record in records for row in record["rows"]]
+    per_class = np.bincount(labels, minlength=len(classes)) if labels else np.zeros(len(classes), int)
+    return {
+        "images": len(labels),
+        "shards": len(shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "modes": _total(records, "modes"),
+        "formats": _total(records, "formats"),
+        "per_class": {
+            "min": int(per_class.min()),
+            "mean": round(float(per_class.mean()), 3),
+            "max": int(per_class.max()),
+        },
+        "empty_classes": [classes[label] for label in np.flatnonzero(per_class == 0)],
+    }
+
+
+def _total(records: list[dict[str, Any]], what: str) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record[what])
+    return dict(total.most_common())
+
+
+def _listed(records: dict[str, list[dict[str, Any]]], what: str) -> list[dict[str, str]]:
+    return [
+        {"subset": name, **entry} for name, entries in records.items() for record in entries for entry in record[what]
+    ]
+
+
+def account_of(scanned: Account, summary: dict[str, Any]) -> Account:
+    """Return what became of all files in the end: of those that the scan took, some could not be decoded, and some
+    were dropped as duplicates.
+
+    Args:
+        scanned: of ``archives.scan``.
+        summary: of ``summarise``, and of the duplicates.
+    """
+    images = sum(subset["images"] for subset in summary["subsets"].values())
+    final = Account(images, [], scanned.passed_over, scanned.examples, scanned.notes)
+    for entry in summary["undecodable"]:
+        final.leave_out(entry["source"], entry["reason"])
+    for copies in summary["duplicates"]["groups"]:
+        for copy in copies:
+            if copy["dropped"]:
+                final.leave_out(copy["path"], "a duplicate")
+    final.left_out += scanned.left_out
+    return final
+
+
+def print_report(summary: dict[str, Any], scanned: Account, out: Path) -> None:
+    """The summary on stdout; what was left out, loudly, on stderr."""
+    for name, subset in summary["subsets"].items():
+        per_class = subset["per_class"]
+        print(
+            f"{name}: {subset['images']:,} images of {summary['classes']} classes in {subset['shards']} "
+            f"shards, {subset['bytes'] / 1e9:.3f} GB; {per_class['min']} to {per_class['max']} a class "
+            f"(mean {per_class['mean']:g}); {_counts(subset['modes'])}; {_counts(subset['formats'])}"
+        )
+    same = "are" if summary["official"] else "are not"
+    print(f"the counts {same} those of ILSVRC2012 (1,281,167 train, 50,000 val, 1000 classes)")
+    for entry in summary["misnamed"][:SHOWN]:
+        print(f"called JPEG, but {entry['format']}: {shown(entry['source'])}")
+    print_duplicates(summary["duplicates"])
+    final = account_of(scanned, summary)
+    print(final.line())
+    for line in final.passed_over_lines():
+        print(line)
+    _warn(summary, scanned, out)
+
+
+def _warn(summary: dict[str, Any], scanned: Account, out: Path) -> None:
+    lost = summary["undecodable"]
+    lines = [f"  {shown(entry['source'])}: {shown(entry['reason'])}" for entry in lost[:SHOWN]]
+    if lost:
+        where = f"{out / 'index.json'} lists them under summary.undecodable"
+        lines.insert(0, f"WARNING: {len(lost)} images cannot be decoded and were LEFT OUT; {where}")
+    if scanned.left_out:
+        where = f"{out / 'index.json'} lists them under summary.account"
+        lines.append(f"WARNING: {len(scanned.left_out)} files were LEFT OUT before a look at their pixels; {where}")
+        lines += [f"  {line}" for line in scanned.left_out_lines()]
+    for name, subset in summary["subsets"].items():
+        if empty := subset["empty_classes"]:
+            lines.append(f"WARNING: {len(empty)} classes have no {name} image, the first: {shown(empty[0])}")
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def check_formats(items: Any) -> None:
+    """Say before the work how many of the training images (``archives.Items``) only re-encoding takes, by their names.
+
+    Raises:
+        UserError: all of them.
+    """
+    count = sum(name.lower().endswith(NOT_DECODED) for name in items.names)
+    what = "HEIC, AVIF or GIF by their names, which DALI does not decode; --quality 95 re-encodes these to JPEG"
+    if count and count == len(items):
+        raise UserError(f"{items.source}: all {count} photos are {what}")
+    if count:
+        print(f"train: {count:,} of {len(items):,} photos are {what}")

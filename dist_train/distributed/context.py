@@ -1,0 +1,189 @@
+"""Who am I: rank, world and device, from torchrun, from SLURM, or as a lone process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_train.config import MonitorConfig
+from dist_train.distributed.devices import Seat, choose_device, identity, refuse_shared
+from dist_train.distributed.rendezvous import meet, read_environment, wait_for_each_other
+
+_LONGEST = 10 * 365 * 86400.0  # seconds; a time without end cannot be given to a process group
+
+
+@dataclass
+class Progress:
+    """What this process is doing, for whoever watches it.
+
+    Attributes:
+        text: "pretrain: step 120".
+        since: ``time.monotonic()`` of the last progress.
+        patient: nothing is expected to move for a long time (waiting for another rank).
+    """
+
+    text: str = "starting"
+    since: float = field(default_factory=time.monotonic)
+    patient: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """This process among all.
+
+    Attributes:
+        rank, world: number of this process and of all processes.
+        local_rank, local_world: the same on this node.
+        device: this rank's GPU, or the CPU (``devices.choose_device``).
+        store, address: where the ranks met; None for a lone process.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: Any = field(default=None, compare=False, repr=False)
+    address: tuple[str, int] = ("", 0)
+    progress: Progress = field(default_factory=Progress, compare=False, repr=False)
+
+    def doing(self, text: str, patient: bool = False) -> None:
+        """Note progress. Costs nothing worth naming: call it at every step."""
+        self.progress.text, self.progress.patient, self.progress.since = text, patient, time.monotonic()
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0: the one that prints, logs and saves."""
+        return self.rank == 0
+
+    def barrier(self, name: str) -> None:
+        """All ranks meet. ``name`` must be the same on all; it appears when one is missing.
+
+        Through the store and without a short time-out, for rank 0 may be at work for hours (a pack,
+        class means) while the others have nothing to do but wait.
+        """
+        if self.world == 1:
+            return
+        before = self.progress.text
+        self.doing(f"waiting for the other ranks at {name}", patient=True)
+        store = dist.distributed_c10d._get_default_store()
+        wait_for_each_other(store, f"barrier/{name}", self.world, timedelta(days=7))
+        self.doing(before)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on (fewer than the machine has, under SLURM or taskset)."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpus_per_rank(local_world: int, env: Mapping[str, str] = os.environ) -> int:
+    """This rank's share of the node's CPUs: what SLURM gave its task, else an equal part."""
+    asked = env.get("SLURM_CPUS_PER_TASK", "")
+    if asked.isdigit() and "SLURM_STEP_NUM_TASKS" in env:
+        return max(1, min(usable_cpus(), int(asked)))
+    return max(1, usable_cpus() // local_world)
+
+
+@contextmanager
+def start(
+    env: Mapping[str, str] = os.environ, timeout: float = 600.0, join: bool = True, folder: Path | None = None
+) -> Iterator[Context]:
+    """Meet the other ranks, and join the process group (gloo on CPUs, NCCL on GPUs) for as long as the
+    block runs.
+
+    Args:
+        timeout: seconds until all ranks must have come.
+        join: False: meet only, and leave ``join_group`` to the caller.
+        folder: where ranks that have no address yet find each other (SLURM), seen by all of them.
+
+    Raises:
+        UserError: a rank did not come, the environment is wrong, or GPUs cannot be used (``devices``).
+    """
+    place = read_environment(env)
+    device = choose_device(place, env)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in env or place.world > 1:
+        # torchrun sets one thread a rank; take this rank's share of the CPUs instead.
+        torch.set_num_threads(cpus_per_rank(place.local_world, env))
+    store, address = meet(place, env, folder, timeout) if place.world > 1 else (None, ("", 0))
+    context = Context(place.rank, place.world, place.local_rank, place.local_world, device, store, address)
+    if join:
+        join_group(context)
+    try:
+        yield context
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def backends(device: torch.device) -> str:
+    """Return the process group's backends: of a GPU's tensors NCCL, of a CPU's gloo."""
+    return "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+
+
+def join_group(context: Context, hang_timeout: float = MonitorConfig.hang_timeout) -> None:
+    """Connect all ranks that have met.
+
+    Args:
+        hang_timeout: seconds after which ``engine.monitor`` ends a rank that hangs. An exchange waits for
+            twice as long: NCCL's own watchdog would end the process without saying which rank it is.
+    """
+    if context.world > 1:
+        dist.init_process_group(
+            backends(context.device),
+            store=context.store,
+            rank=context.rank,
+            world_size=context.world,
+            timeout=timedelta(seconds=min(2 * hang_timeout, _LONGEST)),
+        )
+
+
+def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str]:
+    """Return where the ranks are and what they have, in a line, and a warning for each that has less than
+    it should. Every rank calls it.
+
+    Raises:
+        UserError: ranks share a GPU, or only some have a GPU.
+    """
+    name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "CPU"
+    cpus, asked = usable_cpus(), env.get("SLURM_CPUS_PER_TASK", "")
+    warning = None
+    if asked.isdigit() and int(asked) > cpus:
+        warning = f"rank {context.rank} may use {cpus} CPU(s) of the {asked} asked for; pass --cpus-per-task to srun"
+    host = env.get("SLURMD_NODENAME") or socket.gethostname()
+    seat = Seat(host, name, identity(context.device, env), cpus_per_rank(context.local_world, env), warning)
+    seats: list[Seat] = context.gather(seat)
+    refuse_shared(seats)
+    nodes = list(dict.fromkeys(seat.host for seat in seats))
+    kinds = ", ".join(dict.fromkeys(seat.kind for seat in seats))
+    over = env.get("GLOO_SOCKET_IFNAME")
+    line = (
+        f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, "
+        f"{min(seat.cpus for seat in seats)} CPU(s) each" + (f", over {over})" if over else ")")
+    )
+    return [line, *(seat.warning for seat in seats if seat.warning)]

@@ -1,0 +1,106 @@
+"""config.yaml of a run: a person can read it, and it is read back equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dist_train.config import (
+    CacheConfig,
+    Config,
+    DataConfig,
+    DrawConfig,
+    EvaluateConfig,
+    LearnConfig,
+    MonitorConfig,
+    PackConfig,
+    PretrainConfig,
+    to_dict,
+    to_yaml,
+)
+from launch.cli.main import load_config, main
+
+_LIKE_OTHERS = (
+    *("1e3", "1e-3", "0x1f", "0o7", "1_000", "12:30", "2001-01-01", "null", "~", "yes", "no", "true", ".inf", "-", "="),
+    *("<<", "", " a", "a: b", "#a", "a #b", "'a'", '"a"', "{a}", "[a]", "*a", "&a", "!a", "%a", "@a", "é", "象"),
+)
+text = st.sampled_from(_LIKE_OTHERS) | st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+names = text.filter(lambda n: bool(n) and "/" not in n and n not in (".", "..") and n.isprintable() and len(n) < 40)
+paths = names.map(lambda name: Path("/tmp") / name)
+positive = st.floats(1e-12, 1e12) | st.sampled_from([1e-5, 1e-3, 1e16, 0.1, 1 / 3]) | st.integers(1, 10**9)
+
+
+@st.composite
+def configs(draw: Callable[..., Any]) -> Config:
+    drawing = DrawConfig(base_classes=draw(st.integers(1, 9)), seed=draw(st.integers(0, 2**32 - 1)))
+    pack = PackConfig(train=draw(st.none() | paths), val_share=draw(st.none() | st.floats(1e-9, 0.9)),
+                      draw=draw(st.sampled_from([None, drawing])))  # fmt: skip
+    low, high = sorted(draw(st.lists(st.floats(1e-6, 1), min_size=2, max_size=2)))
+    options = draw(st.dictionaries(names, positive, max_size=3))
+    deepspeed = draw(
+        st.dictionaries(
+            st.sampled_from(["aio", "timers"]),
+            st.dictionaries(
+                st.sampled_from(["one", "two"]),
+                st.booleans() | positive | st.none() | st.sampled_from(["a", "sum of all"]),
+            ),
+        )
+    )
+    return Config(
+        name=draw(names), runs=draw(paths), seed=draw(st.integers(0, 2**32 - 1)),
+        pack=draw(st.sampled_from([None, pack])),
+        max_minutes=draw(st.none() | positive),
+        data=DataConfig(shards=draw(text.filter(bool)), split=draw(text), scale=(low, high),
+                        ramp_from=draw(st.none() | st.integers(1, 224)), max_bad_fraction=draw(st.floats(0, 1))),
+        cache=CacheConfig(dir=draw(paths), gb=draw(positive)),
+        monitor=MonitorConfig(hang_timeout=draw(st.floats(1, 1e9))),
+        pretrain=PretrainConfig(lr=draw(positive), milestones=sorted(draw(st.lists(st.floats(1e-3, 80)))),
+                                strategy="zero1", deepspeed=deepspeed, offload=draw(st.booleans())),
+        learn=LearnConfig(lr=draw(positive), methods=draw(st.lists(names, min_size=1, unique=True))),
+        evaluate=EvaluateConfig(options=options, shots=draw(st.lists(st.integers(1, 50), min_size=1, unique=True))),
+    )  # fmt: skip
+
+
+def written(config: Config, text: str, folder: Path) -> Config:
+    """What a run with this text in its config.yaml is opened as, under the name and folder that ``config`` has."""
+    (folder / "config.yaml").write_text(text)
+    return replace(load_config(folder), name=config.name, runs=config.runs)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(configs())
+@example(Config())
+def test_a_configuration_is_read_back_equal(tmp_path: Path, config: Config) -> None:
+    for text in (to_yaml(config), json.dumps(to_dict(config))):  # the second: as older versions wrote it
+        assert written(config, text, tmp_path) == config
+
+
+def test_it_is_written_for_people(tmp_path: Path) -> None:
+    config = Config(name="1e3", runs=tmp_path, pretrain=PretrainConfig(lr=1e-5, model="resnet18"))
+    text = to_yaml(config)
+    lines = text.splitlines()
+    assert "name: '1e3'" in lines and "  model: resnet18" in lines and "  shots: [1, 2, 3]" in lines
+    assert [line.partition(":")[0] for line in lines if line[0] != " "] == list(Config.__dataclass_fields__)
+    assert not any(sign in text.replace("{}", "") for sign in ('"', "{", "!!"))
+    assert yaml.safe_load(text)["pretrain"]["lr"] == 1e-5  # in YAML 1.1 1e-5 would be text
+
+
+def test_keys_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of an older version opens; a file or an option of a user's own gets one line with what to give instead."""
+    values = to_dict(Config())
+    values["pretrain"]["tf32"] = True
+    old = json.dumps(values)
+    assert written(Config(), old, tmp_path) == Config()
+    (tmp_path / "mine.yaml").write_text("pretrain: {tf32: false}\n")
+    for given_ in (["--config", str(tmp_path / "mine.yaml")], ["--pretrain.tf32", "false"], ["--pretrain.tf32=true"]):
+        assert main(["pretrain", *given_]) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert len(error) == 1 and "pretrain.tf32: is a value of pretrain.precision now" in error[0], error

@@ -1,0 +1,167 @@
+"""DALI's graph for a GPU, operator by operator, built without one: where each works, and with which arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError
+from typing import Any
+
+import nvidia.dali as dali_library
+import pytest
+import torch
+
+from dist_train.config import Config, DataConfig
+from dist_train.data.loading import dali
+from dist_train.data.loading.loader import train_batches
+from dist_train.data.loading.order import Order
+from dist_train.data.shards.index import ShardSet
+from dist_train.data.splits import make_view
+from dist_train.distributed.context import Context
+
+PLAIN, RAND, TRIVIAL = (DataConfig(augment=suite) for suite in ("none", "randaugment", "trivialaugment"))
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One of DALI's graph: its schema, its inputs and outputs as (name, device), its arguments as text."""
+
+    schema: str
+    inputs: list[tuple[str, str]]
+    outputs: list[tuple[str, str]]
+    arguments: dict[str, str]
+
+
+@pytest.fixture
+def graph(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Operator]]:
+    """``graph(data, crops, turned)``: the operators for GPU 0, in an order in which they can run."""
+    monkeypatch.setattr(dali_library.Pipeline, "build", lambda pipeline: pipeline._build_graph())
+
+    def build(data: DataConfig, crops: int = 1, turned: bool = False, device: int | None = 0) -> list[Operator]:
+        pipeline = dali.build_pipeline(lambda: (), 8, data, 2, device, crops, turned)
+        assert pipeline.device_id == device
+        found = []
+        for one in pipeline._ops:
+            text = str(one.spec)
+            arguments = dict(re.findall(r"^    (\w+): (.*)$", text.split("Arguments:")[1], re.MULTILINE))
+            schema = text.split()[2].rstrip(":")
+            ends = [[(node.name, node.device) for node in nodes or ()] for nodes in (one.inputs, one.outputs)]
+            found.append(Operator(schema, *ends, arguments))
+        (made,) = pipeline._graph_outputs if hasattr(pipeline, "_graph_outputs") else pipeline._graph_out
+        assert made.device == ("cpu" if device is None else "gpu")
+        return found
+
+    return build
+
+
+def of_images(operators: list[Operator]) -> list[Operator]:
+    """All that work on pixels: the decoder and what follows from it, but not what asks a device for a shape."""
+    pixels: set[str] = set()
+    found = []
+    for one in operators:
+        if one.schema.startswith("decoders__") or any(name in pixels for name, _ in one.inputs):
+            found.append(one)
+            pixels |= {name for name, _ in one.outputs}
+    return found
+
+
+def of(operators: list[Operator], schema: str) -> list[Operator]:
+    return [one for one in operators if one.schema == schema]
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["upright", "turned"])
+@pytest.mark.parametrize(
+    ("data", "crops"), [(PLAIN, 1), (PLAIN, 10), (RAND, 1), (TRIVIAL, 1)], ids=["plain", "ten", "rand", "trivial"]
+)
+@pytest.mark.parametrize("regions", [True, False], ids=["nvjpeg-13.2", "nvjpeg-12"])
+def test_all_that_works_on_pixels_works_on_the_gpu(
+    graph: Callable[..., list[Operator]],
+    monkeypatch: pytest.MonkeyPatch,
+    data: DataConfig,
+    crops: int,
+    turned: bool,
+    regions: bool,
+) -> None:
+    monkeypatch.setattr(dali, "_cuts_after", lambda device: not regions)
+    operators = graph(data, crops, turned)
+    decoder, *later = of_images(operators)
+    assert decoder.arguments["device"] == "mixed"
+    for one in later:
+        assert one.arguments["device"] == "gpu" and {device for _, device in one.outputs} == {"gpu"}, one
+    # What says where and how comes from the host: its values are known there.
+    inputs = of(operators, "ExternalSource")
+    assert len(inputs) == 5 + 3 * crops + 3 * turned + (data.operations > 0)
+    assert {one.arguments["device"] for one in inputs} == {"cpu"}
+    assert len(of(operators, "Copy")) == 0, "nothing goes to the GPU and back"
+
+    wanted = {
+        "output_type": "0",
+        "adjust_orientation": "False",
+        "jpeg_fancy_upsampling": "True",
+    }
+    assert decoder.schema == ("decoders__ImageSlice" if regions else "decoders__Image")
+    assert {key: decoder.arguments[key] for key in wanted} == wanted
+    assert float(decoder.arguments["hw_decoder_load"]) == 1
+    window = decoder if regions else later[0]
+    assert window.schema == ("decoders__ImageSlice" if regions else "Slice")
+    assert window.arguments["axis_names"] == "HW" and len(window.inputs) == 3  # the blobs or images, start, shape
+
+    (resize,) = of(later, "Resize")
+    assert resize.arguments["antialias"] == "True" and resize.arguments["interp_type"] == "1"  # linear
+    last = of(later, "CropMirrorNormalize")
+    assert len(last) == crops
+    for one in last:
+        assert one.arguments["output_layout"] == "HWC" and one.arguments["dtype"] == "9"  # float32
+        assert [round(float(part), 3) for part in re.findall(r"[\d.]+", one.arguments["mean"])] == [
+            123.675,
+            116.28,
+            103.53,
+        ]
+        assert [round(float(part), 3) for part in re.findall(r"[\d.]+", one.arguments["std"])] == [
+            58.395,
+            57.12,
+            57.375,
+        ]
+    assert len(of(later, "Stack")) == (crops > 1)
+    flips = of(later, "Flip")
+    assert len(flips) == turned + (data.operations > 0)
+    assert len(of(later, "Transpose")) == turned
+
+
+def test_without_a_gpu_all_of_it_works_on_the_cpu(graph: Callable[..., list[Operator]]) -> None:
+    for data in (PLAIN, RAND):
+        assert {one.arguments["device"] for one in graph(data, device=None)} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("version", "exact"),
+    [("13.3.2.43", True), ("13.2.0.21", True), ("13.1.0.59", False), ("13.10.1", True), ("12.4.0.76", False),
+     ("13", False), ("unknown", False), (None, False)],
+)  # fmt: skip
+def test_windows_are_decoded_by_nvjpeg_where_it_is_exact(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, exact: bool
+) -> None:
+    def of_package(name: str) -> str:
+        if version is None:
+            raise PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(dali, "version", of_package)
+    assert dali._cuts_after(0) is not exact and dali._cuts_after(None) is False
+
+
+@pytest.mark.parametrize("suite", ["none", "randaugment"])
+def test_the_graph_of_older_libraries_makes_the_same_pixels(
+    shards: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch, suite: Any
+) -> None:
+    """The whole image decoded and then cut, here on the CPU: windows as they are decoded by themselves."""
+    view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
+    monkeypatch.setattr(dali, "_whole", lambda *_: True)
+    data = replace(config.data, augment=suite)
+    made = []
+    for cut in (False, True):
+        monkeypatch.setattr(dali, "_cuts_after", lambda device_id, cut=cut: cut)
+        batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), 0, 3)
+        made.append(torch.cat([batch.images for batch in batches]))
+    assert torch.equal(*made)

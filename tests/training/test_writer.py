@@ -1,0 +1,138 @@
+"""Checkpoints beside the training: full disks, retention, and what a step waits for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_train.config import Config
+from dist_train.distributed.context import Context
+from dist_train.distributed.stopping import Stopper
+from dist_train.errors import UserError
+from dist_train.runs import stage as common
+from dist_train.stages import pretrain
+from dist_train.training import checkpoint
+from dist_train.training.metrics import Metrics, read
+
+
+def test_the_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, true = threading.Event(), checkpoint.save
+
+    def slow(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        assert gate.wait(30)
+        true(path, tensors, state)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    writer, weight = checkpoint.Writer(), torch.ones(3)
+    writer.save(tmp_path / "step-00000001", {"w": weight}, {"step": 1})
+    weight.zero_()  # the training goes on in the same memory
+    assert not (tmp_path / "step-00000001").exists()
+    gate.set()
+    writer.finish()
+    assert checkpoint.load(tmp_path / "step-00000001").tensors["w"].tolist() == [1, 1, 1]
+    assert writer.wrote > 0 and writer.blocked >= 0
+    writer.close()
+
+
+def test_a_full_disk_is_loud_and_not_fatal_until_the_end(
+    small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = small_disk("1m")
+    writer = checkpoint.Writer()
+    writer.save(disk / "step-00000001", {"w": torch.zeros(1000)}, {"step": 1})
+    writer.save(disk / "step-00000002", {"w": torch.zeros(10**6)}, {"step": 2})
+    with pytest.raises(UserError, match=r"last checkpoint could not be written.*make room"):
+        writer.finish()
+    assert writer.failures == 1 and "CHECKPOINT NOT WRITTEN" in caplog.text
+    assert [p.name for p in disk.iterdir()] == ["step-00000001"]
+    latest = checkpoint.load_latest(disk)
+    assert latest and latest.state["step"] == 1
+    writer.save(disk / "step-00000003", {"w": torch.zeros(1000)}, {"step": 3})
+    writer.finish()  # there is room again: all is well
+    writer.close()
+
+
+def test_metrics_on_a_full_disk_leave_the_run_alive(
+    small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = small_disk("1m")
+    metrics = Metrics(disk, 0)
+    metrics.write(1, {"train/loss": 1.0})
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))
+    for step in range(2, 400):
+        metrics.write(step, {f"a/tag-{n}": 1.0 for n in range(5)})
+    assert "NOT WRITTEN" in caplog.text
+    filler.unlink()
+    metrics.close()
+    assert read(disk / "metrics.jsonl")[0]["step"] == 1
+
+
+def test_retention(tmp_path: Path) -> None:
+    for step in range(1, 11):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {}, {"step": step})
+        checkpoint.retain(tmp_path, 2, keep_every=4)
+    assert [int(p.name[-8:]) for p in checkpoint.steps(tmp_path)] == [4, 8, 9, 10]
+
+
+def test_a_run_on_a_disk_that_fills_up_ends_with_the_old_checkpoint_and_continues(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    true = checkpoint.save
+
+    def full(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        if path.name in ("step-00000008", "step-00000010"):
+            raise OSError(28, "No space left on device")
+        true(path, tensors, state)
+
+    whole = common.open_run(replace(config, name="whole"))
+    pretrain.run(whole, Context(), Stopper(Context()))
+    monkeypatch.setattr(checkpoint, "save", full)
+    run = common.open_run(config)
+    with pytest.raises(UserError, match="could not be written"):
+        pretrain.run(run, Context(), Stopper(Context()))
+    assert caplog.text.count("CHECKPOINT NOT WRITTEN") == 2
+    monkeypatch.setattr(checkpoint, "save", true)
+    pretrain.run(run, Context(), Stopper(Context()))
+    one, other = (checkpoint.load(r.dir / "pretrain" / "final").tensors["model"] for r in (run, whole))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_no_file_of_a_run_is_loaded_as_a_pickle(tmp_path: Path) -> None:
+    """A checkpoint whose manifest fits but whose tensors.pt would run code."""
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    checkpoint.save(tmp_path / "step-00000001", {}, {"step": 1})
+    file = tmp_path / "step-00000001" / "tensors.pt"
+    torch.save({"w": Bomb()}, file)
+    import json
+
+    from dist_train.files import file_sha256
+
+    manifest = tmp_path / "step-00000001" / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries["tensors.pt"] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    manifest.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=r"tensors.pt: .*not only tensors"):
+        checkpoint.load(tmp_path / "step-00000001")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_whole_program_loads_nothing_unsafely() -> None:
+    root = Path(checkpoint.__file__).parents[2]
+    for path in [*root.glob("dist_train/**/*.py"), *root.glob("launch/*.py")]:
+        text = path.read_text()
+        assert "allow_pickle=True" not in text and "pickle.load" not in text and "extractall" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True)"), path
