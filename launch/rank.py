@@ -14,9 +14,10 @@ from dist_train.distributed import context as contexts
 from dist_train.distributed.monitor import Monitor
 from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.errors import STOPPED, UserError
-from dist_train.runs import stage as common
+from dist_train.names import shown
+from dist_train.runs.lock import RunLock
+from dist_train.runs.run import check_device, check_options, open_run
 from dist_train.stages.prepare import prepare
-from launch.cli.parsing import in_one_line
 from launch.memory import explained
 
 log = logging.getLogger("dist_train")
@@ -31,7 +32,7 @@ def work(config: Config, command: str, redo: bool) -> int:
     with (
         contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
         Monitor(context, config.monitor, config.run_dir) as monitor,
-        common.RunLock(config.run_dir, context) as lock,
+        RunLock(config.run_dir, context) as lock,
     ):
         if not context.main:
             log.setLevel(logging.WARNING)
@@ -45,14 +46,14 @@ def work(config: Config, command: str, redo: bool) -> int:
             monitor.publish()  # not before: another start may be at work, and the record is its own
             # Only training's batch depends on the number of ranks.
             ranks = context.world if command in ("run", "prepare", "pretrain") else 1
-            common.check_options(config, ranks)
-            common.check_device(config)
+            check_options(config, ranks)
+            check_device(config)
             if command in ("run", "prepare"):
                 prepare(config, context)
             if command == "prepare":
                 return 0
             with Stopper(context, config.max_minutes) as stop:
-                run = common.open_run(config, ranks)
+                run = open_run(config, ranks)
                 lock.acquire()
                 for name in STAGES if command == "run" else (command,):
                     # Imported when it is due: torchvision, of the first two, takes seconds.
@@ -70,7 +71,7 @@ def work(config: Config, command: str, redo: bool) -> int:
             if isinstance(error, UserError):
                 if first:  # at once: a launcher may end this rank when another that has found the same is gone
                     who = f"rank {context.rank}: " if context.world > 1 else ""
-                    print(f"dist-train: error: {who}{in_one_line(error)}", file=sys.stderr, flush=True)
+                    print(f"dist-train: error: {who}{shown(error)}", file=sys.stderr, flush=True)
                 error.told = True
             raise
         except Exception as error:

@@ -34,7 +34,7 @@ from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import View, save_split
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
-from dist_train.runs.stage import Run, open_run
+from dist_train.runs.run import Run, open_run
 from dist_train.stages import evaluate, extract, learn, pretrain
 
 torch.set_num_threads(1)
@@ -57,7 +57,8 @@ def _signals() -> Iterator[None]:
 
 # Ranks of tests/distributed, and pack's workers, fork from a process that has loaded everything.
 forkserver.set_forkserver_preload(["launch.cli.main", "dist_train.stages.evaluate", "dist_train.stages.extract",
-                                   "dist_train.stages.learn", "dist_train.data.packing.verify", "nvidia.dali.fn"])  # fmt: skip
+                                   "dist_train.stages.learn", "dist_train.data.packing.verify",
+                                   "nvidia.dali.fn"])  # fmt: skip
 forkserver.ensure_running()
 DRAWN = DrawConfig(base_classes=6, novel_classes=3, train_per_class=20, val_per_class=6, size=40)
 REAL = Path(__file__).parents[2] / "shared" / "data"

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_train.config import LearnConfig
+from dist_train.config.io import load_config
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
@@ -28,9 +29,8 @@ from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
 from dist_train.fewshot.protocols.joint import JointScorer, paired, summary
 from dist_train.models.predictor import layers
 from dist_train.report.table import AGAINST, head, line, mean
-from dist_train.runs import stage as common
+from dist_train.runs.run import Run, open_run
 from dist_train.stages import learn, scoring
-from launch.cli.main import load_config
 
 Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
 
@@ -108,20 +108,18 @@ def main() -> None:
         print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
 
 
-def open_exam(
-    parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context
-) -> tuple[common.Run, scoring.Exam]:
+def open_exam(parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context) -> tuple[Run, scoring.Exam]:
     """A run, and what its methods are asked: ``given`` says the run, shots and draws. Choices are made on pseudo-novel
     classes, so of other runs it is a usage error."""
     config = load_config(given.run)
     if config.data.holdout != "pseudo-novel":
         parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
-    run = common.open_run(replace(config, evaluate=asked))
+    run = open_run(replace(config, evaluate=asked))
     return run, scoring.Exam(run, context)
 
 
-def measure(network: type[PhiPlus], method: type[Plus], run: common.Run, exam: scoring.Exam, context: Context) -> Draws:
+def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.Exam, context: Context) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():

@@ -37,7 +37,7 @@ from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.fewshot.methods import LEARNED, METHODS
 from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.files import write_text
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 from dist_train.stages import evaluate, scoring
 from dist_train.training import checkpoint
 

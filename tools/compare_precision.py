@@ -30,7 +30,7 @@ from dist_train.config import (
 )
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import extract, learn, pretrain
 from dist_train.stages.prepare import prepare
 from dist_train.training import metrics, precision
@@ -61,7 +61,7 @@ def base_config(folder: Path, epochs: float) -> Config:
 def accuracy(config: Config) -> float:
     """Base top-1 (%) of the final weights."""
     context = Context()
-    pretrain.run(common.open_run(config), context, Stopper(context))
+    pretrain.run(open_run(config), context, Stopper(context))
     rows = metrics.read(config.run_dir / "pretrain" / "metrics.jsonl")
     return [float(row["eval/top1(%)"]) for row in rows if "eval/top1(%)" in row][-1]
 
@@ -70,7 +70,7 @@ def learned(config: Config, kind: str) -> float:
     """Base top-1 (%) with rows that a phi2 trained in this precision predicts from the class means."""
     context = Context()
     config = replace(config, learn=replace(config.learn, precision=kind))  # type: ignore[arg-type]
-    run = common.open_run(config)
+    run = open_run(config)
     extract.run(run, context, Stopper(context))
     learn.run(run, context, Stopper(context), redo=True)
     rows = metrics.read(config.run_dir / "learn" / "phi2" / "metrics.jsonl")

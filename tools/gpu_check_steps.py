@@ -22,7 +22,8 @@ DALI, CLI = ("nvidia.dali", "webdataset"), ("jsonargparse", "submitit")
 
 # What is marked gpu, by what it proves; tests/tools/test_gpu_check.py holds that none is missing.
 TESTS = {
-    "pixels": ("tests/data/loading/test_loader.py", "tests/gpu/test_loader_on_gpu.py", "tests/data/loading/test_one_preprocessing.py",
+    "pixels": ("tests/data/loading/test_loader.py", "tests/gpu/test_loader_on_gpu.py",
+               "tests/data/loading/test_one_preprocessing.py",
                "tests/data/loading/test_operations.py"),
     "step": ("tests/training/test_syncs.py::test_pretrain_on_a_gpu_never_waits_between_log_lines",
              "tests/gpu/test_zero_on_gpu.py", "tests/gpu/test_two_gpus.py", "tests/gpu/test_compile_on_gpu.py"),

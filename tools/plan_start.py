@@ -7,13 +7,13 @@ A discrete simulation of what the code does, in events (heapq); the same seed gi
 tools/plan_scale.py about the step and the network hold here too. In order:
 
 * ranks come: --launch-s after the start, and up to --spread-s later, each node at a time of its own;
-* they meet (dist_train/distributed/rendezvous.py): every request to rank 0's store waits its turn; --polling is what the code did
-  before this simulation: each rank asked for each other, ten times a second;
+* they meet (dist_train/distributed/rendezvous.py): every request to rank 0's store waits its turn;
+  --polling is what the code did before this simulation: each rank asked for each other, ten times a second;
 * gloo connects all with all, NCCL its rings (--mesh-s, --nccl-s: for 1024 ranks, in proportion to the ranks), and
   names and GPUs are gathered: a ring of world - 1 hops, twice;
 * each node reads and opens the index (--open-s), with two barriers through the store;
-* node caches fill from one store (dist_train/data/shards/cache.py): whole shards in the order of their use, --downloads at a
-  time and one more by each rank that waits for its own. The nodes share the store fairly, each within its own limit. A
+* node caches fill from one store (dist_train/data/shards/cache.py): whole shards in the order of their use,
+  --downloads at a time and one more by each rank that waits for its own. The nodes share the store fairly, each within its own limit. A
   global batch waits until all nodes have the shards of all its images (a little too late: a rank waits for its own);
 * all nodes take each step together: the slowest sets the pace.
 

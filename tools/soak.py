@@ -53,8 +53,8 @@ from dist_train.data.images import orientation
 from dist_train.data.packing.pack import pack
 from dist_train.data.splits import save_split
 from dist_train.errors import FAILED, LOST, STOPPED
-from dist_train.runs import stage as common
-from dist_train.runs.provenance import git_commit
+from dist_train.runs.commit import git_commit
+from dist_train.runs.run import open_run
 from dist_train.stages import pretrain
 from dist_train.training import checkpoint
 from dist_train.training.metrics import read, reproducible
@@ -215,7 +215,7 @@ def differences(config: Config, reference: Config, exact: bool) -> list[str]:
         found.append("extract: other activations")
     if not (np.isfinite(tables[0]).all() and (np.abs(tables[0]).sum(1) > 0).all()):
         found.append("extract: rows were never written")
-    run = common.open_run(config)
+    run = open_run(config)
     for path in checkpoint.steps(config.run_dir / "pretrain" / "checkpoints"):
         state = checkpoint.load(path).state
         if state["next"] != pretrain.fingerprint(run, pretrain.base_order(run), state["step"]):

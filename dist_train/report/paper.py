@@ -84,7 +84,8 @@ class LowShotRow:
 
     Attributes:
         method, backbone: as published.
-        top5: measure (the names of fewshot/protocols/low_shot.py; "novel" where the source does not say which) -> n -> percent.
+        top5: measure (the names of fewshot/protocols/low_shot.py; "novel" where the source does not say which)
+            -> n -> percent.
     """
 
     method: str

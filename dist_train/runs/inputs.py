@@ -6,14 +6,12 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dist_train.config import GONE, STAGES, Config, to_dict
 from dist_train.errors import UserError, command
+from dist_train.runs.run import Run
 from dist_train.training.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from dist_train.runs.stage import Run
 
 # Keys that change how fast, how often or where, but not what comes out: the same samples, the same pixels and the
 # same operations on them, in the same types. At most sums are taken in another order, which moves last digits, as

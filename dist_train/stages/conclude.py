@@ -23,7 +23,8 @@ from dist_train.report import classes, examples, figures
 from dist_train.report.classes import ClassList
 from dist_train.report.report import report_html
 from dist_train.report.table import best_method, name_of
-from dist_train.runs.stage import Run, facts_of
+from dist_train.runs.run import Run
+from dist_train.runs.stage import facts_of
 from dist_train.training import metrics
 
 _PROJECTED = 64

@@ -19,7 +19,8 @@ from dist_train.fewshot.protocols.joint import summary
 from dist_train.files import write_text
 from dist_train.report.table import episodes_markdown, low_shot_markdown, table_markdown
 from dist_train.runs.provenance import provenance
-from dist_train.runs.stage import Run, Stage, log
+from dist_train.runs.run import Run
+from dist_train.runs.stage import Stage, log
 from dist_train.stages.conclude import report, tensorboard
 from dist_train.stages.rows import MADE, Rows, is_shown
 from dist_train.stages.scoring import EpisodeExam, Exam, Examiner

@@ -13,7 +13,8 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.files import atomic_write
-from dist_train.runs.stage import Run, Stage, log
+from dist_train.runs.run import Run
+from dist_train.runs.stage import Stage, log
 from dist_train.stages.pretrain import load_backbone
 from dist_train.training.precision import MixedPrecision
 

@@ -21,7 +21,9 @@ from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
-from dist_train.runs.stage import Run, Stage, continue_training, diverged, finish_writes, log
+from dist_train.runs.continuing import continue_training, diverged, finish_writes
+from dist_train.runs.run import Run
+from dist_train.runs.stage import Stage, log
 from dist_train.stages.rows import is_done
 from dist_train.training import checkpoint
 from dist_train.training.cuda_graph import Graphed

@@ -15,7 +15,7 @@ from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
 from dist_train.models.backbone import Backbone
-from dist_train.runs.stage import check_options, open_run
+from dist_train.runs.run import check_options, open_run
 from dist_train.stages.memory import cards, cost, memory
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer, peak_lr

@@ -17,8 +17,8 @@ import numpy as np
 from dist_train.config import Config, EvaluateConfig, digest
 from dist_train.fewshot.methods import numbers_of
 from dist_train.files import atomic_write, write_text
+from dist_train.runs.commit import git_commit
 from dist_train.runs.inputs import same_options
-from dist_train.runs.provenance import git_commit
 from dist_train.runs.stage import facts_of, log
 from dist_train.stages.row_code import code_of
 

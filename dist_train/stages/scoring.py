@@ -39,7 +39,7 @@ from dist_train.training import checkpoint
 from dist_train.training.precision import round_products
 
 if TYPE_CHECKING:
-    from dist_train.runs.stage import Run
+    from dist_train.runs.run import Run
 
 
 class Examiner(ABC):

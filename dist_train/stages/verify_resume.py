@@ -12,7 +12,7 @@ from dist_train.data.loading.loader import train_batches, train_windows
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.runs.inputs import check_checkpoint, inputs
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 from dist_train.stages.pretrain import base_order, fingerprint
 from dist_train.training import checkpoint
 

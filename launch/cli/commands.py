@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from dist_train.config import Config, configs_dir
+from dist_train.config.io import find_yaml
 from dist_train.errors import UserError, command
-from launch.cli.parsing import find_yaml
 from launch.slurm.profile import CHAIN, Cluster, load_cluster, resources
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ def add_run_options(parser: Any) -> None:
 
 
 def launch_local(config: Config, options: Namespace) -> int:
+    from dist_train.config.io import freeze
     from launch.local import launch
-    from launch.slurm.checks import freeze, reserved
+    from launch.slurm.checks import reserved
 
     if options.workers < 1 or options.starts < 1:
         raise UserError("--workers and --starts: must be >= 1")
@@ -113,9 +114,10 @@ def launch_local(config: Config, options: Namespace) -> int:
 
 
 def launch_slurm(config: Config, options: Namespace) -> int:
+    from dist_train.config.io import freeze
     from launch.grid import sweep
     from launch.slurm import submit as slurm
-    from launch.slurm.checks import check, choose, freeze, reserved
+    from launch.slurm.checks import check, choose, reserved
 
     cluster = load_cluster(options.cluster)
     if options.account:

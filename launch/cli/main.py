@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import sys
@@ -12,26 +11,27 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 
 import dist_train
-from dist_train.config import GONE, STAGES, Config, DrawConfig, PackConfig, configs_dir, to_dict
+from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir
+from dist_train.config.io import check_yaml, config_of, find_yaml, load_config, one_line
 from dist_train.errors import CRASHED, UserError
+from dist_train.names import shown
 from launch.cli import commands as commands_around
 from launch.cli import models
 from launch.cli import split as split_file
-from launch.cli.parsing import Parser, check_keys, check_yaml, find_yaml, in_one_line, one_line
+from launch.cli.parsing import CommandParser
 
 
-def build_parser(words: Sequence[str]) -> Parser:
+def build_parser(words: Sequence[str]) -> CommandParser:
     """The parser of a command line of these words: only the commands among them get the options of a run, whose
     making takes a tenth of a second for each."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(
+    parser = CommandParser(
         prog="dist-train",
         description="Few-shot image recognition by predicting parameters from activations (Qiao et al. 2018): "
         "ImageNet archives to shards, backbone, activations, predictor, table.",
@@ -39,24 +39,28 @@ def build_parser(words: Sequence[str]) -> Parser:
     )
     commands = parser.add_subcommands(dest="command", required=True)
 
-    pack = Parser(description="Archives or image folders to WebDataset shards with an index; repeat to continue.")
+    pack = CommandParser(
+        description="Archives or image folders to WebDataset shards with an index; repeat to continue."
+    )
     pack.add_class_arguments(PackConfig, skip={"draw"})
     pack.add_argument("--out", type=Path, required=True, help="Folder for the shards.")
     commands.add_subcommand("pack", pack, help="archives or image folders to shards")
 
-    verify = Parser(description="Hashes, counts and a full decode with the training decoder; names shard and key.")
+    verify = CommandParser(
+        description="Hashes, counts and a full decode with the training decoder; names shard and key."
+    )
     verify.add_argument("shards", type=Path, help="Folder made by pack.")
     verify.add_argument("--workers", type=int, default=0, help="Processes; 0 = one per usable CPU.")
     commands.add_subcommand("verify", verify, help="check shards completely")
 
-    split_file.add(commands, Parser)
+    split_file.add(commands, CommandParser)
 
-    draw = Parser(description="Draw an image folder with base and novel classes, to try things without data.")
+    draw = CommandParser(description="Draw an image folder with base and novel classes, to try things without data.")
     draw.add_class_arguments(DrawConfig)
     draw.add_argument("--out", type=Path, required=True, help="Folder: gets train/, val/ and split.json.")
     commands.add_subcommand("draw", draw, help="draw example images")
 
-    status = Parser(
+    status = CommandParser(
         description="What a run, or every run of a folder, is doing: stages, step, epoch, loss, images/s, time left, "
         "last checkpoint, last sign of life, and what it died of. Reads the run's folder alone."
     )
@@ -64,7 +68,7 @@ def build_parser(words: Sequence[str]) -> Parser:
     status.add_argument("--watch", action="store_true", help="Again every few seconds, until Ctrl-C.")
     commands.add_subcommand("status", status, help="what a run is doing")
 
-    resume = Parser(
+    resume = CommandParser(
         description="Prove for a run and its data that resuming is exact: sample ids, crop windows and pixel "
         "checksums of the batches after the newest checkpoint, from a stream that comes from before it and from "
         "new ones on 1, 2 and 4 ranks."
@@ -73,13 +77,13 @@ def build_parser(words: Sequence[str]) -> Parser:
     resume.add_argument("--batches", type=int, default=4, help="Global batches to compare.")
     commands.add_subcommand("verify-resume", resume, help="prove that resuming is exact")
 
-    models.add(commands, Parser)
-    commands_around.add(commands, Parser, words)
+    models.add(commands, CommandParser)
+    commands_around.add(commands, CommandParser, words)
 
     whole = "all stages in turn (pack where asked, pretrain, extract, learn, evaluate), skipping what is done"
     told = {"run": whole, "prepare": "draw and pack, where the configuration asks for it"}
     for name in ("run", "prepare", *STAGES):
-        stage = Parser(description=f"Run {told[name]}." if name == "run" else f"Run the stage {name}.")
+        stage = CommandParser(description=f"Run {told[name]}." if name == "run" else f"Run the stage {name}.")
         if name in words:
             commands_around.add_run_options(stage)
         stage.add_argument("--redo", action="store_true", help="Delete what is there of the stage(s) and start again.")
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         if not error.told:
-            print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
+            print(f"dist-train: error: {shown(error)}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
         if command not in ("status", "logs", "collect", "doctor", "verify", "launch", "adapt", "classify"):
@@ -209,7 +213,7 @@ def _status(given: Namespace) -> int:
 
 
 def _verify_resume(given: Namespace) -> int:
-    from dist_train.runs.stage import open_run
+    from dist_train.runs.run import open_run
     from dist_train.stages.verify_resume import verify_resume
 
     if given.batches < 1:
@@ -226,49 +230,7 @@ def _verify_resume(given: Namespace) -> int:
     return 1 if differences else 0
 
 
-def load_config(folder: Path) -> Config:
-    """The configuration of a run that was started.
-
-    Raises:
-        UserError: no run there.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
-    parser = Parser()
-    parser.add_class_arguments(Config)
-    values = _of_older_version(path)
-    if values is None:
-        check_yaml(path, Config)
-    else:
-        check_keys(path, values, Config)
-    made = parser.instantiate(
-        parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values)
-    )
-    where = folder.absolute()
-    return replace(_config_of(made), name=where.name, runs=where.parent)
-
-
-def _of_older_version(path: Path) -> dict[str, Any] | None:
-    """The configuration of a run that an older version has written, as JSON, without keys that are gone; else None."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        return None
-    if not isinstance(values, dict):
-        return None
-    for section, _, key in (name.partition(".") for name in GONE):
-        if isinstance(values.get(section), dict):
-            values[section].pop(key, None)
-    return values
-
-
-def _config_of(made: Namespace) -> Config:
-    """The configuration in what a parser instantiated."""
-    return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
-
-
-def _stages(parser: Parser, options: Namespace) -> int:
+def _stages(parser: CommandParser, options: Namespace) -> int:
     command = options.command
     redo = options[command].pop("redo")
     dry, ranks = options[command].pop("dry_run", False), options[command].pop("ranks", 1)
@@ -286,7 +248,7 @@ def _stages(parser: Parser, options: Namespace) -> int:
     return work(config, command, redo)
 
 
-def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
+def _config(parser: CommandParser, options: Namespace, *commands: str) -> Config:
     """The configuration that was given to a command (of a command)."""
     given = options
     for command in commands:
@@ -296,28 +258,12 @@ def _config(parser: Parser, options: Namespace, *commands: str) -> Config:
         made = parser.instantiate(options)
         for command in commands:
             made = made[command]
-        return _config_of(made)
+        return config_of(made)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from None
 
 
-def changed(config: Config, options: Sequence[str]) -> Config:
-    """A configuration with some options changed, checked.
-
-    Raises:
-        UserError: an unknown key or a wrong value.
-    """
-    parser = Parser()
-    parser.add_class_arguments(Config)
-    given = parser.parse_object(to_dict(config))
-    try:
-        made = parser.instantiate(parser.parse_args(list(options), namespace=given))
-        return _config_of(made)
-    except (ValueError, TypeError) as error:
-        raise UserError(one_line(str(error))) from None
-
-
-def _launch(parser: Parser, options: Namespace) -> int:
+def _launch(parser: CommandParser, options: Namespace) -> int:
     given = options.launch
     if given.launcher == "tensorboard":
         return commands_around.tensorboard(given.tensorboard)

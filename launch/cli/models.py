@@ -20,7 +20,6 @@ from dist_train.data.account import Account
 from dist_train.errors import UserError, command
 from dist_train.names import shown
 from launch.cli.adding import last_left_out, photos_of
-from launch.cli.parsing import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -262,7 +261,7 @@ def classify(given: Namespace) -> int:
             except UserError as error:
                 account.taken -= 1
                 account.leave_out(name, str(error))
-                print(f"dist-train: error: {in_one_line(error)}", file=sys.stderr)
+                print(f"dist-train: error: {shown(error)}", file=sys.stderr)
         if not readable:
             continue
         answers = model.predict([pixels for _, pixels in readable], given.topk)

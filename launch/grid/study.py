@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, Config
+from dist_train.config.io import check_yaml, fields, unknown_key
 from dist_train.errors import STOPPED, UserError
-from launch.cli.parsing import check_yaml, fields, unknown_key
 from launch.grid.sweep import combinations, share
 
 log = logging.getLogger("dist_train")
@@ -110,7 +110,7 @@ def plan(config: Config, path: Path, choices: Sequence[Choice], seeds: int) -> d
     Raises:
         UserError: a wrong value, or unknown method.
     """
-    from launch.cli.main import changed
+    from dist_train.config.io import changed
 
     first, made, own = {DEFAULT: "learn"}, {DEFAULT: config}, _explicit(changed(config, []))
     methods = {DEFAULT: [name for choice in choices for name in choice.methods]}
@@ -145,7 +145,7 @@ def _explicit(config: Config) -> Config:
 def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
     """Evaluate these methods, and learn what they are made from."""
     from dist_train.fewshot.methods import LEARNED, METHODS
-    from dist_train.runs.stage import check_options
+    from dist_train.runs.run import check_options
 
     sources = (METHODS[name].learned(name) for name in names if name in METHODS)
     learned = list(dict.fromkeys(name for name in sources if name in LEARNED))
@@ -177,7 +177,7 @@ def study(config: Config, path: Path, seeds: int) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("study: runs in one process; start it without torchrun")
     from dist_train.runs.inputs import check_inputs
-    from dist_train.runs.stage import open_run
+    from dist_train.runs.run import open_run
     from launch.grid.study_report import report
 
     choices = read(path)

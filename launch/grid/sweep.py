@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, Config
+from dist_train.config.io import fields, unknown_key
 from dist_train.errors import UserError, command
 from dist_train.files import write_text
 from dist_train.report import table
 from dist_train.report.table import name_of
-from launch.cli.parsing import fields, unknown_key
 
 _SWEPT = ("learn.", "evaluate.")
 

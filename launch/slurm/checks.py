@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import STAGES, Config, to_dict, to_yaml
+from dist_train.config import STAGES, Config, to_dict
+from dist_train.config.io import takes_list
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command
-from dist_train.files import write_text
-from dist_train.runs.stage import RunLock
-from launch.cli.parsing import takes_list
+from dist_train.runs.lock import RunLock
 from launch.slurm import jobs
 from launch.slurm.profile import CHAIN, Cluster, resources
 
@@ -45,14 +44,6 @@ def reserved(run: Path) -> Iterator[None]:
         raise
 
 
-def freeze(config: Config) -> Path:
-    """The configuration as a file in the run's folder, for those who are started later."""
-    path = (config.run_dir / "launch" / "config.yaml").absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_yaml(config))
-    return path
-
-
 def choose(config: Config, given: str | None, swept: str | None, members: dict[str, list[str]]) -> list[str]:
     """The stages of a chain, in order: those that were asked for, or all, without those that are done.
 
@@ -63,8 +54,8 @@ def choose(config: Config, given: str | None, swept: str | None, members: dict[s
     Raises:
         UserError: no such stage, or one that it needs is neither done nor asked for.
     """
+    from dist_train.config.io import changed
     from dist_train.stages.rows import is_done
-    from launch.cli.main import changed
 
     wanted = list(CHAIN) if given is None else [stage.strip() for stage in given.split(",") if stage.strip()]
     wrong = [stage for stage in wanted if stage not in CHAIN]
@@ -102,7 +93,7 @@ def check(
         UserError: what and where.
     """
     from dist_train.runs.inputs import check_inputs
-    from dist_train.runs.stage import check_options, open_run
+    from dist_train.runs.run import check_options, open_run
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
@@ -121,7 +112,7 @@ def check(
 
 
 def _check_members(config: Config, members: dict[str, list[str]]) -> None:
-    from launch.cli.main import changed
+    from dist_train.config.io import changed
 
     seen: dict[str, str] = {}
     for name, options in members.items():

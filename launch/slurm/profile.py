@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, configs_dir
+from dist_train.config.io import Parser, check_keys, check_yaml, find_yaml
 from dist_train.errors import UserError
-from launch.cli.parsing import Parser, check_keys, check_yaml, find_yaml
 
 CHAIN = ("prepare", *STAGES)
 """The stages in the order of a chain; ``prepare`` draws and packs where the configuration asks for it."""

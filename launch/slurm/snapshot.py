@@ -10,7 +10,7 @@ from pathlib import Path
 import dist_train
 from dist_train.config import configs_dir
 from dist_train.files import write_text
-from dist_train.runs.provenance import git_commit
+from dist_train.runs.commit import git_commit
 
 
 def take(folder: Path) -> Path:

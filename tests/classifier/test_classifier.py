@@ -22,7 +22,7 @@ from dist_train import Classifier, UserError
 from dist_train.classifier.from_run import from_run, held_out
 from dist_train.distributed.context import Context
 from dist_train.fewshot import methods
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 from dist_train.stages.scoring import Exam
 
 

@@ -21,7 +21,7 @@ from dist_train.data.loading.loader import eval_batches
 from dist_train.data.loading.reader import ShardSource
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (30, 40, 3), np.uint8)
 

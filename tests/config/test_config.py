@@ -26,7 +26,8 @@ from dist_train.config import (
     to_dict,
     to_yaml,
 )
-from launch.cli.main import load_config, main
+from dist_train.config.io import load_config
+from launch.cli.main import main
 
 _LIKE_OTHERS = (
     *("1e3", "1e-3", "0x1f", "0o7", "1_000", "12:30", "2001-01-01", "null", "~", "yes", "no", "true", ".inf", "-", "="),

@@ -14,7 +14,7 @@ from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.errors import STOPPED, UserError
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import pretrain
 from dist_train.stages.pretrain import base_order
 from dist_train.stages.verify_resume import verify_resume
@@ -27,7 +27,7 @@ from launch.cli.main import main
 def test_other_ranks_see_the_same_samples_and_pixels_from_any_step(
     config: Config, blocks: int, global_batches: Callable[..., list[dict[int, bytes]]]
 ) -> None:
-    run = common.open_run(replace(config, data=replace(config.data, block_shards=blocks)))
+    run = open_run(replace(config, data=replace(config.data, block_shards=blocks)))
     view, data = run.view("train", "base"), run.config.data
     whole = global_batches(view, base_order(run), data, 1, 0, 8)
     for world, start in ((2, 3), (4, 5), (1, 6)):
@@ -39,7 +39,7 @@ def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
     config: Config, ranks: Callable[..., Any], until: Callable[..., None], worlds: tuple[int, ...]
 ) -> None:
     config = replace(config, pretrain=replace(config.pretrain, epochs=8, checkpoint_every=7, log_every=7))
-    run = common.open_run(config)
+    run = open_run(config)
     order, total = base_order(run), base_order(run).steps(8)
     for part, world in enumerate(worlds):
         last = part == len(worlds) - 1
@@ -59,7 +59,7 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     config = replace(config, data=replace(config.data, **options))
-    run = common.open_run(config)
+    run = open_run(config)
     with pytest.raises(UserError, match="no checkpoint yet"):
         verify_resume(run, 2)
     pretrain.run(run, Context(), Stopper(Context()))
@@ -96,14 +96,14 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
 
 
 def test_a_checkpoint_of_other_data_split_or_model_is_refused(config: Config) -> None:
-    run = common.open_run(config)
+    run = open_run(config)
     pretrain.run(run, Context(), Stopper(Context()))
     other = replace(config, name="other", pretrain=replace(config.pretrain, lr=0.01))
     target = other.run_dir / "pretrain" / "checkpoints"
     target.parent.mkdir(parents=True)
     (run.dir / "pretrain" / "checkpoints").rename(target)
     with pytest.raises(UserError, match=r"checkpoint is of another run \(pretrain.lr: 0.05 -> 0.01\)"):
-        pretrain.run(common.open_run(other), Context(), Stopper(Context()))
+        pretrain.run(open_run(other), Context(), Stopper(Context()))
 
 
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_blocks_keep_the_working_set_small_and_see_every_sample_once(config: Config) -> None:
-    run = common.open_run(replace(config, data=replace(config.data, block_shards=2)))
+    run = open_run(replace(config, data=replace(config.data, block_shards=2)))
     view, order = make_view(run.shards["train"], run.shards.classes, run.base, "s"), base_order(run)
     shards = run.shards["train"].samples["shard"][view.ids]
     for epoch in range(3):

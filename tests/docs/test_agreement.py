@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config
+from dist_train.config.io import fields
 from dist_train.fewshot.methods import LABELS, METHODS, NUMBERS
 from dist_train.report import paper
 from dist_train.report.table import AGAINST, compared, footnote, table_markdown
 from dist_train.runs import inputs
-from dist_train.runs.stage import Run
-from launch.cli.parsing import fields
+from dist_train.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

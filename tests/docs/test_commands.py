@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from imagenet_like import make_sources
 
+from dist_train.config.io import one_line
 from dist_train.data.shards.index import open_shards
-from dist_train.runs.stage import Run
-from launch.cli.main import build_parser, one_line
+from dist_train.runs.run import Run
+from launch.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,14 +15,14 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import LEARNED, METHODS, make
-from dist_train.runs import stage as common
+from dist_train.runs.run import Run, open_run
 from dist_train.stages import extract, learn, pretrain, scoring
 
 Given = list[tuple[torch.Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
-def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> common.Run:
+def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with every predictor, up to its evaluation."""
     config = replace(small_run, runs=tmp_path_factory.mktemp("blind"))
     given = replace(
@@ -30,7 +30,7 @@ def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> comm
         learn=replace(config.learn, methods=list(LEARNED), steps=10, checkpoint_every=10, log_every=10),
         evaluate=replace(config.evaluate, methods=list(METHODS), draws=2, shots=[1, 2]),
     )
-    run = common.open_run(given)
+    run = open_run(given)
     for stage in (pretrain, extract, learn):
         stage.run(run, Context(), Stopper(Context()))
     return run
@@ -59,7 +59,7 @@ def _spied(method: Method, seen: Given, scores: list[torch.Tensor]) -> Method:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_are_blind(name: str, trained: common.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_are_blind(name: str, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Given = []
     scores: list[torch.Tensor] = []
 

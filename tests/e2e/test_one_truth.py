@@ -18,7 +18,7 @@ from dist_train.data.packing.pack import pack
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.fewshot.protocols.joint import support_rows
-from dist_train.runs.stage import Run, open_run
+from dist_train.runs.run import Run, open_run
 from dist_train.stages import evaluate, extract, learn, pretrain
 from launch.cli.main import main
 

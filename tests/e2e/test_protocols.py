@@ -12,18 +12,19 @@ import pytest
 import yaml
 
 from dist_train.config import Config, configs_dir, to_dict
+from dist_train.config.io import Parser
 from dist_train.data.activations import load
 from dist_train.data.splits import Split, load_split, save_split
 from dist_train.errors import UserError
-from dist_train.runs import stage as common
 from dist_train.runs.inputs import check_inputs
-from launch.cli.main import Parser, main
+from dist_train.runs.run import check_options, open_run
+from launch.cli.main import main
 
 
 @pytest.fixture
 def halves(config: Config, tmp_path: Path) -> Config:
     """A small split in the form of Hariharan & Girshick's: 5 base classes, 2 + 2 novel."""
-    names = common.open_run(config).shards.classes
+    names = open_run(config).shards.classes
     base, test, validation = names[:5], names[5:7], names[7:9]
     split = Split("small", base, test, validation, "", (base[1], base[4]), (base[0], base[2], base[3]))
     save_split(split, tmp_path / "halves.json")
@@ -94,7 +95,7 @@ def test_episodes_from_images_to_table(config: Config, tmp_path: Path) -> None:
     # As released: of 20 images a class all others are queries, beyond 1 shot one support too.
     released = replace(config, evaluate=replace(options, protocol="released"))
     with pytest.raises(UserError, match=r"evaluate.protocol: 'episodes' -> 'released'.*--redo"):
-        check_inputs(common.open_run(released), "evaluate")
+        check_inputs(open_run(released), "evaluate")
     results = dist_train(released, tmp_path, "evaluate", "--redo")
     for values in results["methods"]["phi2"].values():
         assert set(values["accuracy"]) == {"mean", "std", "draws"}
@@ -120,10 +121,10 @@ def test_what_does_not_fit_is_refused_at_the_start(config: Config) -> None:
         ({"protocol": "released", "rule": "mean", "ways": 3, "shots": [20]}, r"shots=\[20\].*only 20.*21 needed"),
     ):
         with pytest.raises(UserError, match=message):
-            common.open_run(replace(config, evaluate=replace(config.evaluate, **changes)))  # type: ignore[arg-type]
+            open_run(replace(config, evaluate=replace(config.evaluate, **changes)))  # type: ignore[arg-type]
     oracle = replace(config.evaluate, protocol="episodes", ways=3, queries=5, methods=["nn", "nn_oracle"])
     with pytest.raises(UserError, match=r"nn_oracle is shown all images; it needs evaluate.protocol=joint"):
-        common.open_run(replace(config, evaluate=oracle))
+        open_run(replace(config, evaluate=oracle))
 
 
 @pytest.mark.parametrize("name", ["imagenet_hariharan_girshick", "mini_imagenet"])
@@ -132,4 +133,4 @@ def test_published_configs_parse(name: str) -> None:
     parser.add_class_arguments(Config)
     config = parser.instantiate(parser.parse_path(str(configs_dir() / f"{name}.yaml")))
     assert config.name == name and load_split(config.data.split).roles("pseudo-novel")
-    common.check_options(Config(**{key: getattr(config, key) for key in Config.__dataclass_fields__}), 8)
+    check_options(Config(**{key: getattr(config, key) for key in Config.__dataclass_fields__}), 8)

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from dist_train.config import Config, PretrainConfig, configs_dir
+from dist_train.config.io import Parser
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import plan, pretrain
 from dist_train.stages.memory import FRAGMENTED, cost, fitting, memory, overhead
 from dist_train.training import checkpoint
 from dist_train.training.metrics import read
 from dist_train.training.optimizer import peak_lr
-from launch.cli.main import Parser, main
+from launch.cli.main import main
 
 RECIPES = sorted(path.stem for path in (configs_dir() / "recipes").glob("*.yaml"))
 
@@ -48,7 +49,7 @@ def small(name: str, config: Config) -> Config:
 
 
 def train(config: Config) -> dict[str, torch.Tensor]:
-    pretrain.run(common.open_run(config), Context(), Stopper(Context()))
+    pretrain.run(open_run(config), Context(), Stopper(Context()))
     found: dict[str, torch.Tensor] = checkpoint.load(config.run_dir / "pretrain" / "final").tensors["model"]
     return found
 

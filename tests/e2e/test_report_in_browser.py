@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from browsers import VIEWS, brightness, opened
 
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 
 
 @pytest.fixture(params=list(VIEWS))

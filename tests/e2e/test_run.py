@@ -20,7 +20,8 @@ from dist_train.config import Config, to_dict
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
+from dist_train.runs.stage import Stage
 from dist_train.stages import evaluate, extract, learn, pretrain
 from dist_train.training import checkpoint
 from dist_train.training.metrics import read, reproducible
@@ -73,7 +74,7 @@ def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun
 
 def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> None:
     config = replace(config, pretrain=replace(config.pretrain, epochs=4, checkpoint_every=3))
-    run = common.open_run(replace(config, name="whole"))
+    run = open_run(replace(config, name="whole"))
     pretrain.run(run, Context(), Stopper(Context()))
 
     path = write(config, tmp_path, name="killed")
@@ -86,7 +87,7 @@ def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> No
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    pretrain.run(common.open_run(replace(config, name="killed")), Context(), Stopper(Context()))
+    pretrain.run(open_run(replace(config, name="killed")), Context(), Stopper(Context()))
 
     whole, killed = (final(config.runs / name) for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
@@ -106,7 +107,7 @@ def test_uneven_ranks_are_refused_before_anything_is_trained(
 def test_extract_continues_after_an_interruption_on_other_ranks(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = common.open_run(config)
+    run = open_run(config)
     pretrain.run(run, Context(), Stopper(Context()))
     extract.run(run, Context(), Stopper(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
@@ -137,10 +138,10 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
 
 def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
-    run = common.open_run(config)
+    run = open_run(config)
     for chapter in (pretrain, extract, learn, evaluate):
         chapter.run(run, Context(), Stopper(Context()))
-    changed = common.open_run(replace(config, learn=replace(config.learn, lr=0.5)))
+    changed = open_run(replace(config, learn=replace(config.learn, lr=0.5)))
     pretrain.run(changed, Context(), Stopper(Context()))  # its inputs are the same
     with pytest.raises(UserError, match=r"learn: was made from other inputs \(learn.lr: 0.001 -> 0.5\).*--redo"):
         learn.run(changed, Context(), Stopper(Context()))
@@ -150,7 +151,7 @@ def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
 
 
 def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(config: Config) -> None:
-    run = common.open_run(config)
+    run = open_run(config)
     for chapter in (pretrain, extract, learn, evaluate):
         chapter.run(run, Context(), Stopper(Context()))
     pretrain.run(run, Context(), Stopper(Context()), redo=True)
@@ -167,13 +168,13 @@ def test_options_that_do_not_fit_claim_nothing(config: Config) -> None:
     }
     for message, options in wrong.items():
         with pytest.raises(UserError, match=message):
-            common.open_run(replace(config, pretrain=options))
+            open_run(replace(config, pretrain=options))
     with pytest.raises(UserError, match=r"shots=\[50\].*only 20"):
-        common.open_run(replace(config, evaluate=replace(config.evaluate, shots=[50])))
+        open_run(replace(config, evaluate=replace(config.evaluate, shots=[50])))
     with pytest.raises(ValueError, match=r"pretrain.model='alexnet': must be one of resnet10, .*resnet50"):
         replace(config.pretrain, model="alexnet")
     with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods"):
-        common.open_run(replace(config, learn=replace(config.learn, methods=["phi1"])))
+        open_run(replace(config, learn=replace(config.learn, methods=["phi1"])))
     assert not config.run_dir.exists()
 
 
@@ -181,9 +182,7 @@ def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
     kept = []
     for name, methods in (("both", ["phi1", "phi2"]), ("alone", ["phi2"])):
         options = replace(config.learn, methods=methods)
-        run = common.open_run(
-            replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"]))
-        )
+        run = open_run(replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"])))
         for chapter in (pretrain, extract, learn):
             chapter.run(run, Context(), Stopper(Context()))
         kept.append(checkpoint.load(run.dir / "learn" / "phi2" / "final").tensors["model"])
@@ -191,14 +190,12 @@ def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
 
 
 def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> None:
-    run = common.open_run(config)
+    run = open_run(config)
     pretrain.run(run, Context(), Stopper(Context()))
     (run.dir / "extract").mkdir()
-    common.Stage(run, "extract", Context())  # started
+    Stage(run, "extract", Context())  # started
     with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):
-        extract.run(
-            common.open_run(replace(config, extract=replace(config.extract, block=15))), Context(), Stopper(Context())
-        )
+        extract.run(open_run(replace(config, extract=replace(config.extract, block=15))), Context(), Stopper(Context()))
 
 
 def test_accumulation_is_one_larger_batch(config: Config) -> None:
@@ -206,6 +203,6 @@ def test_accumulation_is_one_larger_batch(config: Config) -> None:
     losses = []
     for accumulate in (1, 2):
         c = replace(config, name=f"a{accumulate}", pretrain=replace(config.pretrain, accumulate=accumulate, epochs=1))
-        pretrain.run(common.open_run(c), Context(), Stopper(Context()))
+        pretrain.run(open_run(c), Context(), Stopper(Context()))
         losses.append([r["train/loss"] for r in read(c.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in r])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.1)

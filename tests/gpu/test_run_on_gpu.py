@@ -13,7 +13,7 @@ import torch
 from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopped, Stopper
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import evaluate, extract, learn, pretrain
 from dist_train.training import checkpoint
 
@@ -45,10 +45,10 @@ def finish(config: Config, context: Context, stopped: bool) -> list[str]:
     for stage, asks in TOLD.items():
         if stopped:
             try:
-                stage.run(common.open_run(config), context, After(context, asks))
+                stage.run(open_run(config), context, After(context, asks))
             except Stopped:
                 found.append(stage.__name__.rpartition(".")[2])
-        stage.run(common.open_run(config), context, Stopper(context))
+        stage.run(open_run(config), context, Stopper(context))
     return found
 
 

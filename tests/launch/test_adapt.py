@@ -16,7 +16,7 @@ from pictures import png_of
 from PIL import Image
 
 from dist_train import Classifier
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 from launch.cli.main import main
 
 

@@ -19,8 +19,8 @@ from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import Split, load_split, save_split
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command, verifying
-from dist_train.runs import stage as common
 from dist_train.runs.provenance import provenance
+from dist_train.runs.run import open_run
 from launch.cli.main import main
 from launch.slurm import jobs
 
@@ -83,7 +83,7 @@ def test_the_command_in_the_record(spaced: Config, monkeypatch: pytest.MonkeyPat
         "",
     ]
     monkeypatch.setattr(sys, "argv", ["dist-train", *words])
-    assert shlex.split(provenance(common.open_run(spaced), Context())["command"]) == ["dist-train", *words]
+    assert shlex.split(provenance(open_run(spaced), Context())["command"]) == ["dist-train", *words]
 
 
 def test_damaged_shards(shards: ShardSet, tmp_path: Path) -> None:

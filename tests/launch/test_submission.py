@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from dist_train.config import Config, DrawConfig, PackConfig, to_dict
 from dist_train.runs.inputs import inputs
-from dist_train.runs.stage import open_run
+from dist_train.runs.run import open_run
 from launch.cli.main import main
 from launch.slurm import jobs
 from launch.status import show

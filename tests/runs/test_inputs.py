@@ -16,8 +16,8 @@ from dist_train.config import STAGES, Config, Precision, PretrainConfig, to_dict
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.runs import inputs
-from dist_train.runs import stage as common
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run, open_run
+from dist_train.runs.stage import Stage
 from dist_train.training import checkpoint
 from dist_train.training.precision import MixedPrecision, exact_products, round_products
 
@@ -25,8 +25,8 @@ from dist_train.training.precision import MixedPrecision, exact_products, round_
 @pytest.fixture
 def run(config: Config) -> Run:
     """One whose pretrain was begun."""
-    made = common.open_run(config)
-    common.Stage(made, "pretrain", Context())
+    made = open_run(config)
+    Stage(made, "pretrain", Context())
     return made
 
 
@@ -85,7 +85,7 @@ def test_a_record_of_an_older_version(run: Run) -> None:
     path.write_text(json.dumps(old))
     inputs.check_inputs(run, "pretrain")
     inputs.check_checkpoint(checkpoint.Checkpoint({}, {"inputs": old}), before, run.dir)
-    stage = common.Stage(run, "pretrain", Context())
+    stage = Stage(run, "pretrain", Context())
     stage.done = True
     (run.dir / "pretrain" / "done.json").write_text("{}")
     stage.reopen()

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dist_train.data.activations import load
 from dist_train.fewshot.protocols.joint import support_rows
 from dist_train.report.examples import thumbnails
-from dist_train.runs.stage import Run
+from dist_train.runs.run import Run
 from dist_train.stages.conclude import differences
 
 

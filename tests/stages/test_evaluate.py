@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config
+from dist_train.config.io import load_config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopped, Stopper
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import evaluate, extract, learn, pretrain
 from dist_train.stages.row_code import code_of
 from dist_train.stages.rows import is_done
-from launch.cli.main import load_config
 
 
 class Told(Stopper):
@@ -47,7 +47,7 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
     # In one go nn_oracle takes its base scores from nn, and asks for them where nn's row is there already.
     names = ["nn", "finetune", "linear_oracle", "ridge", "nn_oracle"]
     options = replace(config.evaluate, methods=names, options=steps)
-    run = common.open_run(replace(config, evaluate=options))
+    run = open_run(replace(config, evaluate=options))
     for chapter in (pretrain, extract, learn, evaluate):
         chapter.run(run, Context(), Stopper(Context()))
     folder = run.dir / "evaluate"
@@ -67,7 +67,7 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*")}
     more = replace(config, evaluate=replace(options, methods=["imprint", *options.methods]))
-    evaluate.run(common.open_run(more), Context(), Stopper(Context()))
+    evaluate.run(open_run(more), Context(), Stopper(Context()))
     after = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*")}
     assert before == {path: time for path, time in after.items() if path.stem != "imprint"}
     assert len(after) == len(before) + 2
@@ -81,14 +81,14 @@ def learned(config: Config) -> Config:
     """A run that is there but for its evaluation, by four methods."""
     names, steps = ["nn", "mean", "ridge", "finetune"], {"finetune_steps": 5.0}
     config = replace(config, evaluate=replace(config.evaluate, methods=names, options=steps))
-    run = common.open_run(config)
+    run = open_run(config)
     for chapter in (pretrain, extract, learn):
         chapter.run(run, Context(), Stopper(Context()))
     return config
 
 
 def score(config: Config) -> Path:
-    run = common.open_run(config)
+    run = open_run(config)
     evaluate.run(run, Context(), Stopper(Context()))
     return run.dir / "evaluate"
 
@@ -168,7 +168,7 @@ def test_every_method_gives_a_row(config: Config) -> None:
         learn=replace(config.learn, methods=learned, steps=10),
         evaluate=replace(config.evaluate, methods=list(METHODS), options=small, draws=2),
     )
-    run = common.open_run(config)
+    run = open_run(config)
     for chapter in (pretrain, extract, learn, evaluate):
         chapter.run(run, Context(), Stopper(Context()))
     found = results(run.dir / "evaluate")

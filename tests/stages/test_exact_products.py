@@ -18,7 +18,7 @@ from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.models.backbone import Backbone
-from dist_train.runs.stage import Run, open_run
+from dist_train.runs.run import Run, open_run
 from dist_train.stages import extract, learn, pretrain, scoring
 from dist_train.training.precision import exact_products, round_products, tuned_convolutions
 

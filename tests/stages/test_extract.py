@@ -24,7 +24,7 @@ from dist_train.data.splits import Split, save_split
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
-from dist_train.runs import stage as common
+from dist_train.runs.run import Run, open_run
 from dist_train.stages import extract, pretrain
 
 CLASSES, TRAIN, VAL = ("n01440764", "n02119789", "n03000134", "n09999999"), 5, 2
@@ -75,17 +75,17 @@ def ten(request: pytest.FixtureRequest, config: Config, tmp_path: Path) -> Confi
     )
 
 
-def backbone(config: Config) -> common.Run:
-    run = common.open_run(config)
+def backbone(config: Config) -> Run:
+    run = open_run(config)
     pretrain.run(run, Context(), Stopper(Context()))
     return run
 
 
-def tables(run: common.Run) -> dict[str, Activations]:
+def tables(run: Run) -> dict[str, Activations]:
     return {name: load(run.dir / "extract", name) for name in TABLES}
 
 
-def by_torchvision(run: common.Run, name: str, table: Activations) -> Features:
+def by_torchvision(run: Run, name: str, table: Activations) -> Features:
     """What the table should hold: PIL's decoding, torchvision's crops, one image at a time."""
     model: ResNet = pretrain.load_backbone(run.config, torch.device("cpu"))[0].body
     data, (_, subset) = run.config.data, name.split("_")
@@ -138,6 +138,6 @@ def test_ten_crops_continue_to_the_same_bytes(ten: Config, monkeypatch: pytest.M
 def test_other_views_are_other_inputs(config: Config) -> None:
     run = backbone(config)
     extract.run(run, Context(), Stopper(Context()))
-    other = common.open_run(replace(config, extract=replace(config.extract, views="ten")))
+    other = open_run(replace(config, extract=replace(config.extract, views="ten")))
     with pytest.raises(UserError, match=r"extract: was made from other inputs \(extract.views: 'centre' -> 'ten'\)"):
         extract.run(other, Context(), Stopper(Context()))

@@ -15,15 +15,15 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.runs import stage as common
+from dist_train.runs.run import check_device, check_options, open_run
 from dist_train.stages import pretrain
-from dist_train.training import checkpoint
+from dist_train.training import checkpoint, precision
 from dist_train.training.objective import Objective
 from dist_train.training.strategies.strategy import Strategy
 
 
 def run(config: Config) -> None:
-    pretrain.run(common.open_run(config), Context(), Stopper(Context()))
+    pretrain.run(open_run(config), Context(), Stopper(Context()))
 
 
 @pytest.mark.parametrize("broken", [4, 10])
@@ -91,14 +91,14 @@ def test_targets_of_binary_cross_entropy(config: Config) -> None:
 
 
 def test_what_would_be_refused_hours_later(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.precision, "cpu_has", lambda _: False)
+    monkeypatch.setattr(precision, "cpu_has", lambda _: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for section in ("pretrain", "extract", "learn"):
         wrong = replace(config, **{section: replace(getattr(config, section), precision="fp16")})
         with pytest.raises(UserError, match=rf"{section}\.precision=fp16"):
-            common.check_device(wrong)
+            check_device(wrong)
     with pytest.raises(UserError, match="sync_batchnorm"):
-        common.check_device(replace(config, pretrain=replace(config.pretrain, sync_batchnorm=True)))
+        check_device(replace(config, pretrain=replace(config.pretrain, sync_batchnorm=True)))
     zero = replace(config.pretrain, strategy="zero2", deepspeed={"fp16": {}})
     with pytest.raises(UserError, match=r"deepspeed\.fp16"):
-        common.check_options(replace(config, pretrain=zero), 1)
+        check_options(replace(config, pretrain=zero), 1)

@@ -42,7 +42,8 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
     "file",
     ["report/chart.py", "report/plots.py", "report/figures.py", "report/page.py", "report/report.py",
      "report/table.py", "report/paper.py", "report/classes.py", "report/examples.py", "stages/conclude.py",
-     "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "training/strategies/strategy.py", "models/backbone.py",
+     "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "training/strategies/strategy.py",
+     "models/backbone.py",
      "config/fewshot.py", "errors.py"],
 )  # fmt: skip
 def test_what_shows_rows_or_makes_their_inputs_changes_none(changed: Callable[..., set[str]], file: str) -> None:

@@ -16,7 +16,7 @@ from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import pretrain
 from dist_train.training import checkpoint
 from dist_train.training.metrics import Metrics, read
@@ -94,10 +94,10 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_the_old_checkpoint_and_continue
             raise OSError(28, "No space left on device")
         true(path, tensors, state)
 
-    whole = common.open_run(replace(config, name="whole"))
+    whole = open_run(replace(config, name="whole"))
     pretrain.run(whole, Context(), Stopper(Context()))
     monkeypatch.setattr(checkpoint, "save", full)
-    run = common.open_run(config)
+    run = open_run(config)
     with pytest.raises(UserError, match="could not be written"):
         pretrain.run(run, Context(), Stopper(Context()))
     assert caplog.text.count("CHECKPOINT NOT WRITTEN") == 2

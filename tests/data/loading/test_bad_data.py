@@ -27,7 +27,7 @@ from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
 from dist_train.errors import UserError
-from dist_train.runs import stage as common
+from dist_train.runs.run import open_run
 from dist_train.stages import extract, pretrain
 from dist_train.training.metrics import read
 
@@ -349,7 +349,7 @@ def test_a_replaced_shard_is_noticed_though_its_images_decode(
 def test_a_shard_that_vanishes_in_training_is_fatal_past_the_fraction(
     copy: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = common.open_run(replace(config, data=replace(config.data, shards=str(copy.root))))
+    run = open_run(replace(config, data=replace(config.data, shards=str(copy.root))))
     copy["train"].path(0).unlink()
     with pytest.raises(UserError, match=r"max_bad_fraction=0.001.*images were replaced.*verify"):
         pretrain.run(run, Context(), Stopper(Context()))
@@ -360,7 +360,7 @@ def test_replaced_images_are_counted_and_extract_goes_on(copy: ShardSet, config:
     view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
     damage(copy["train"], int(view.ids[7]), b"no image")
     data = replace(config.data, shards=str(copy.root), max_bad_fraction=0.05)
-    run = common.open_run(replace(config, data=data, extract=replace(config.extract, views=views)))
+    run = open_run(replace(config, data=data, extract=replace(config.extract, views=views)))
     pretrain.run(run, Context(), Stopper(Context()))
     rows = [row for row in read(run.dir / "pretrain" / "metrics.jsonl") if "data/replaced_samples" in row]
     assert rows[-1]["data/replaced_samples"] == 2  # one image, two epochs

@@ -1,0 +1,49 @@
+"""A lock on a run's folder: two starts of the same run never work at the same time."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dist_train.distributed.context import Context
+from dist_train.errors import UserError
+
+log = logging.getLogger("dist_train")
+
+
+class RunLock:
+    """Keeps a second start of the same run out as long as this one lives (a lock of the kernel: a killed
+    process holds none). Rank 0 holds it for all."""
+
+    def __init__(self, folder: Path, context: Context) -> None:
+        self.folder, self.context = folder, context
+        self._lock: FileLock | None = None
+
+    def acquire(self) -> None:
+        """Once is enough; again does nothing. Makes the folder.
+
+        Raises:
+            UserError: another process is at work.
+        """
+        if not self.context.main or self._lock is not None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: another process is at work on this run; wait for it, or take another --name"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            log.warning("%s: this file system has no locks (%s); start a run once at a time", self.folder, error)
+        self._lock = lock
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()

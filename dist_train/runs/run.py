@@ -1,0 +1,113 @@
+"""A run's inputs: its configuration, shards and split, opened and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dist_train.config import Config
+from dist_train.data.loading.order import Order, rank_slice
+from dist_train.data.shards.index import ShardSet, open_shards
+from dist_train.data.splits import Split, View, load_split, make_view
+from dist_train.errors import UserError
+from dist_train.fewshot import methods
+from dist_train.runs.commit import git_commit
+from dist_train.training import precision
+from dist_train.training.strategies.deepspeed import deepspeed_options
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's inputs, opened and checked."""
+
+    config: Config
+    shards: ShardSet
+    split: Split
+    base: tuple[str, ...]
+    novel: tuple[str, ...]
+    _views: dict[tuple[str, str], View] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def dir(self) -> Path:
+        return self.config.run_dir
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The base classes that are scored beside the novel ones: all, but in a split by halves."""
+        return self.split.scored(self.config.data.holdout)
+
+    @property
+    def kept(self) -> list[int]:
+        """Positions of ``scored`` in ``base``."""
+        return self.split.kept(self.config.data.holdout)
+
+    def view(self, subset: str, role: str) -> View:
+        """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
+        if (subset, role) not in self._views:
+            classes = {"base": self.base, "scored": self.scored, "novel": self.novel}[role]
+            view = make_view(self.shards[subset], self.shards.classes, classes, self.config.data.split)
+            self._views[subset, role] = view
+        return self._views[subset, role]
+
+
+def open_run(config: Config, world: int = 1) -> Run:
+    """Open shards and split.
+
+    Raises:
+        UserError: missing or unfit shards or split, or options that do not fit them or ``world`` ranks.
+    """
+    git_commit()  # now, while it is the code that runs
+    split = load_split(config.data.split)
+    base, novel = split.roles(config.data.holdout)
+    shards = open_shards(config.data.shards, config.cache, config.data.block_shards)
+    run = Run(config, shards, split, base, novel)
+    sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
+    # What would only fail hours later, or after a stage has begun, fails here.
+    Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
+    check_options(config, world)
+    fewest = int(np.diff(sizes["train", "novel"].bounds).min())
+    if config.evaluate.images > fewest:
+        more = "" if config.evaluate.protocol == "joint" else f", {config.evaluate.images} needed with the queries"
+        raise UserError(
+            f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images{more}"
+        )
+    if config.evaluate.protocol != "joint" and config.evaluate.ways > len(novel):
+        raise UserError(f"evaluate.ways={config.evaluate.ways}: there are only {len(novel)} novel classes")
+    return run
+
+
+def check_options(config: Config, world: int) -> None:
+    """What does not fit together, whatever the machine and the images.
+
+    Raises:
+        UserError: it names the key.
+    """
+    methods.check(config.learn.methods, config.evaluate.methods, config.evaluate.options)
+    for name in config.evaluate.methods:
+        if config.evaluate.protocol != "joint" and methods.METHODS[name].oracle:
+            raise UserError(f"evaluate.methods: {name} is shown all images; it needs evaluate.protocol=joint")
+    share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
+    if len(share) < 2:
+        raise UserError(
+            "pretrain.global_batch: leaves 1 image a rank and pass, batch norm needs 2; choose a larger one"
+        )
+    if config.pretrain.strategy != "ddp":
+        deepspeed_options(config.pretrain, world)
+
+
+def check_device(config: Config) -> None:
+    """What this machine cannot do, in a later stage too.
+
+    Raises:
+        UserError: it names the key.
+    """
+    if torch.cuda.is_available():
+        return
+    for section in ("pretrain", "extract", "learn"):
+        if getattr(config, section).precision == "fp16" and not precision.cpu_has("fp16"):
+            raise UserError(f"{section}.precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
+    if config.pretrain.sync_batchnorm:
+        raise UserError("pretrain.sync_batchnorm: PyTorch has it for GPUs only; leave it out on CPUs")
