@@ -60,7 +60,8 @@ def work(config: Config, command: str, redo: bool) -> int:
                     chapter = importlib.import_module(f"dist_train.stages.{name}")
                     with explained(config, name, context, len(run.base)):
                         # redo takes the later ones along
-                        chapter.run(run, context, stop, redo and name in (command, STAGES[0]))
+                        function = getattr(chapter, name, None) or chapter.run
+                        function(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as reason:
             if context.main:
                 why = stop.reason or "another rank was told to"

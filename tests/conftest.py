@@ -197,7 +197,7 @@ def global_batches() -> GlobalBatches:
         found: list[dict[int, bytes]] = [{} for _ in range(start, stop)]
         for rank in range(world):
             context = Context(rank, world, rank, world)
-            batches = train_batches(view, order, data, 0, context, start, stop, accumulate)
+            batches = train_batches(view, order, data, 0, context, range(start, stop), accumulate)
             for number, batch in enumerate(batches):
                 assert batch.labels.tolist() == view.labels_of(batch.ids).tolist()
                 pixels = [image.numpy().tobytes() for image in batch.images]

@@ -191,7 +191,7 @@ def loaded(shards: ShardSet, given: argparse.Namespace, context: Context, start:
     """What ``pretrain`` trains on, of all classes."""
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     data = DataConfig(shards=str(shards.root), train_size=given.size, threads=given.threads)
-    return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, start, stop)
+    return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, range(start, stop))
 
 
 def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet | None, folder: Path) -> Result:

@@ -71,7 +71,7 @@ def learned(config: Config, kind: str) -> float:
     context = Context()
     config = replace(config, learn=replace(config.learn, precision=kind))  # type: ignore[arg-type]
     run = open_run(config)
-    extract.run(run, context, Stopper(context))
+    extract.extract(run, context, Stopper(context))
     learn.run(run, context, Stopper(context), redo=True)
     rows = metrics.read(config.run_dir / "learn" / "phi2" / "metrics.jsonl")
     return float(rows[-1]["eval/base_top1(%)"])

@@ -22,7 +22,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """Raised in a worker by ``advance`` after the parent has given up."""
 
 
@@ -47,7 +47,7 @@ def advance(images: int) -> None:
     with count.get_lock():
         count.value += images
     if stop.is_set():
-        raise Stopped
+        raise Cancelled
 
 
 def run_tasks(

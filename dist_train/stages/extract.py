@@ -21,7 +21,7 @@ from dist_train.training.precision import MixedPrecision
 TABLES = [(role, subset) for role in ("base", "novel") for subset in ("train", "val")]
 
 
-def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
+def extract(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     """Write the activations of base and novel, train and val, and the base classes' means.
 
     The images go by in blocks; ranks share the blocks that are not written yet, so an interrupted

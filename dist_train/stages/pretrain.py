@@ -116,7 +116,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
             finish_writes(keep.writer, context, "pretrain")
             raise Stopped(f"pretrain: saved at step {step} of {total}")
 
-    batches = train_batches(base, order, data, seed, context, start, total, config.accumulate)
+    batches = train_batches(base, order, data, seed, context, range(start, total), config.accumulate)
     try:
         with tuned_convolutions(True):
             train(strategy, batches, config, seed, start, total, rate, objective, window, on_log, on_step)

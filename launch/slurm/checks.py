@@ -129,7 +129,7 @@ def _check_members(config: Config, members: dict[str, list[str]]) -> None:
 
 def _check_pack(config: Config) -> None:
     """``stages/prepare.py`` refuses the same, but in a job."""
-    from dist_train.data.packing.pack import check_options
+    from dist_train.data.packing.pack import check_pack_options
     from dist_train.data.sources.paths import is_there
     from dist_train.stages.prepare import check_drawing
 
@@ -143,7 +143,7 @@ def _check_pack(config: Config) -> None:
             if source is not None and not is_there(source):
                 raise UserError(f"{source}: no such archive or folder; mend pack.train, pack.val or pack.devkit")
     if _packed(config) and pack.train is not None and is_there(pack.train):  # else they are taken as they are
-        check_options(pack, Path(config.data.shards))
+        check_pack_options(pack, Path(config.data.shards))
 
 
 def _packed(config: Config) -> bool:

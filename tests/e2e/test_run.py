@@ -109,7 +109,7 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 ) -> None:
     run = open_run(config)
     pretrain.run(run, Context(), Stopper(Context()))
-    extract.run(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), Stopper(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
     reference = extract.load(run.dir / "extract", "base_train")
     labels = run.shards["train"].samples["label"][reference.ids]
@@ -128,10 +128,10 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
     monkeypatch.setattr(extract.Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
-        extract.run(run, Context(), Stopper(Context()), redo=True)
+        extract.extract(run, Context(), Stopper(Context()), redo=True)
     monkeypatch.setattr(extract.Store, "write", true)
     assert not (run.dir / "extract" / "done.json").exists()
-    extract.run(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), Stopper(Context()))
     again = extract.load(run.dir / "extract", "base_train")
     assert abs(again.rows.astype(float) - reference.rows.astype(float)).max() < 1e-2
     assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
@@ -195,7 +195,9 @@ def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> N
     (run.dir / "extract").mkdir()
     Stage(run, "extract", Context())  # started
     with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):
-        extract.run(open_run(replace(config, extract=replace(config.extract, block=15))), Context(), Stopper(Context()))
+        extract.extract(
+            open_run(replace(config, extract=replace(config.extract, block=15))), Context(), Stopper(Context())
+        )
 
 
 def test_accumulation_is_one_larger_batch(config: Config) -> None:

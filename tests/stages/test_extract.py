@@ -107,7 +107,7 @@ def apart(rows: npt.NDArray[np.float16], reference: Features) -> float:
 @pytest.mark.parametrize("ten", ["generated", "imagenet"], indirect=True)
 def test_ten_crops_are_torchvisions(ten: Config) -> None:
     run = backbone(ten)
-    extract.run(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), Stopper(Context()))
     for name, table in tables(run).items():
         reference = by_torchvision(run, name, table)
         assert apart(table.rows, reference) < 1e-3, name  # float16 is 3e-4, one crop one pixel beside 5e-3
@@ -117,7 +117,7 @@ def test_ten_crops_are_torchvisions(ten: Config) -> None:
 
 def test_ten_crops_continue_to_the_same_bytes(ten: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = backbone(ten)
-    extract.run(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), Stopper(Context()))
     whole = {path.name: path.read_bytes() for path in (run.dir / "extract").glob("*.np*")}
     true, written = extract.Store.write, []
 
@@ -129,15 +129,15 @@ def test_ten_crops_continue_to_the_same_bytes(ten: Config, monkeypatch: pytest.M
 
     monkeypatch.setattr(extract.Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
-        extract.run(run, Context(), Stopper(Context()), redo=True)
+        extract.extract(run, Context(), Stopper(Context()), redo=True)
     monkeypatch.setattr(extract.Store, "write", true)
-    extract.run(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), Stopper(Context()))
     assert whole == {path.name: path.read_bytes() for path in (run.dir / "extract").glob("*.np*")}
 
 
 def test_other_views_are_other_inputs(config: Config) -> None:
     run = backbone(config)
-    extract.run(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), Stopper(Context()))
     other = open_run(replace(config, extract=replace(config.extract, views="ten")))
     with pytest.raises(UserError, match=r"extract: was made from other inputs \(extract.views: 'centre' -> 'ten'\)"):
-        extract.run(other, Context(), Stopper(Context()))
+        extract.extract(other, Context(), Stopper(Context()))

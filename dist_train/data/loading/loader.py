@@ -64,20 +64,20 @@ Made = tuple[Ints, Request]
 
 
 def train_batches(
-    view: View, order: Order, data: DataConfig, seed: int, context: Context, start: int, stop: int, accumulate: int = 1
+    view: View, order: Order, data: DataConfig, seed: int, context: Context, numbers: range, accumulate: int = 1
 ) -> Generator[Batch]:
-    """This rank's share of global batches ``start`` to ``stop``, ``accumulate`` pieces for each.
+    """Make this rank's share of the global batches ``numbers``, in ``accumulate`` pieces each.
 
-    The same numbers give the same pixels on any number of ranks; ``start`` is all there is to resume.
+    The same numbers give the same pixels on any number of ranks; the first number is all that a resumed run needs.
     """
     parts = context.world * accumulate
-    share = rank_slice(order.batch(start)[0], 0, parts)  # refuses a world that does not divide
+    share = rank_slice(order.batch(numbers.start)[0], 0, parts)  # refuses a world that does not divide
     subset = view.subset
 
     def plan() -> Generator[Step]:
-        ahead = Prefetcher(subset, lambda n: view.ids[order.batch(n)[0]], start, stop, context)
+        ahead = Prefetcher(subset, lambda n: view.ids[order.batch(n)[0]], numbers.start, numbers.stop, context)
         try:
-            for number in range(start, stop):
+            for number in numbers:
                 ahead.at(number)
                 positions, epochs = order.batch(number)
                 side = train_side(data, int(epochs[0]))

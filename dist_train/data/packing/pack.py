@@ -131,7 +131,7 @@ def _of_options(options: PackConfig) -> dict[str, Any]:
     }
 
 
-def check_options(options: PackConfig, out: Path) -> None:
+def check_pack_options(options: PackConfig, out: Path) -> None:
     """Raises UserError where the finished pack in ``out`` was made with other options, as ``pack`` does; whether
     from the same images, ``pack`` finds out."""
     now = _of_options(options)

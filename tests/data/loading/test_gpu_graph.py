@@ -162,6 +162,6 @@ def test_the_graph_of_older_libraries_makes_the_same_pixels(
     made = []
     for cut in (False, True):
         monkeypatch.setattr(dali, "_cuts_after", lambda device_id, cut=cut: cut)
-        batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), 0, 3)
+        batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), range(0, 3))
         made.append(torch.cat([batch.images for batch in batches]))
     assert torch.equal(*made)

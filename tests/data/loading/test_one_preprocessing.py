@@ -169,7 +169,7 @@ def test_training_cuts_its_windows_from_the_upright_image(kinds: ShardSet, confi
     view = whole_view(kinds)
     data = replace(config.data, train_size=SIDE)
     size = len(view) // 2
-    for batch in train_batches(view, Order(len(view), size, 0), data, 7, Context(), 0, 2):
+    for batch in train_batches(view, Order(len(view), size, 0), data, 7, Context(), range(0, 2)):
         windows = train_windows(view, batch.ids, np.zeros(size, np.int64), data, 7)
         for n, blob in enumerate(blobs_of(view, batch.ids)):
             (top, left), (height, width) = windows.anchor[n].tolist(), windows.shape[n].tolist()
@@ -222,9 +222,9 @@ def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monke
         return chosen
 
     order = Order(len(view), len(view), 0)
-    (plain,) = train_batches(view, order, data, 7, Context(), 0, 1)
+    (plain,) = train_batches(view, order, data, 7, Context(), range(0, 1))
     monkeypatch.setattr("dist_train.data.loading.loader.augment.operations", only_identity)
-    (augmented,) = train_batches(view, order, replace(data, augment="randaugment"), 7, Context(), 0, 1)
+    (augmented,) = train_batches(view, order, replace(data, augment="randaugment"), 7, Context(), range(0, 1))
     assert plain.ids.tolist() == augmented.ids.tolist()
     for sample, one, other in zip(plain.ids.tolist(), plain.images, augmented.images, strict=True):
         assert mean_levels(one, other) < 1, view.subset.key(sample)
