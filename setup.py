@@ -10,7 +10,7 @@ setup(
     ],
     package_dir={"dist_train.configs": "configs"},
     package_data={
-        "dist_train.classifier": ["page.html"],
+        "dist_train.classifier.serving": ["page.html"],
         "dist_train.configs": ["*.yaml"],
         "dist_train.configs.splits": ["*.json"],
         "dist_train.configs.clusters": ["*.yaml"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_train.classifier.classifier import Classifier as Classifier
-    from dist_train.classifier.parts import Prediction as Prediction
+    from dist_train.classifier.network import Prediction as Prediction
     from dist_train.errors import UserError as UserError
 
 __version__ = "0.1.0"

@@ -23,7 +23,7 @@ import torch
 
 from dist_train.classifier import photos
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.parts import Class, Network, row_method, untrained
+from dist_train.classifier.network import Class, Network, build_untrained, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import DrawConfig, LearnConfig
 from dist_train.data.account import Account
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     with TemporaryDirectory() as folder:
-        files = photos.files(given.photos, Account()) if given.photos else draw(Path(folder))
+        files = photos.in_folder(given.photos, Account()) if given.photos else draw(Path(folder))
         if len(files) < max(ADDED):
             parser.error(f"--photos {given.photos}: holds {len(files)}; give at least {max(ADDED)}")
         train = bank(given.base, given.per_class, Backbone(given.backbone, 1).dim)
@@ -133,7 +133,7 @@ def draw(folder: Path) -> list[Path]:
     for number in range(max(ADDED)):
         image, _ = picture(options, "train", names[number % len(names)], number)
         image.resize((500, 375)).save(folder / f"{number:03d}.jpg", quality=90)
-    return photos.files(folder, Account())
+    return photos.in_folder(folder, Account())
 
 
 def bank(classes: int, per_class: int, dim: int) -> Activations:
@@ -152,7 +152,7 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
     classes = len(train.offsets) - 1
     architecture = {"name": backbone, "num_classes": classes, "small_stem": False}
     means, learn = torch.from_numpy(train.means()), LearnConfig()
-    network, phi = untrained(architecture, method, means, learn)
+    network, phi = build_untrained(architecture, method, means, learn)
     with torch.no_grad():
         rows = phi.base_rows(means)
     sample, preprocess = row_method(method).sample(train, device), Preprocess(resize, size)

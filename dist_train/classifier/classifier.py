@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from dist_train.classifier import folder as folders
-from dist_train.classifier import photos
-from dist_train.classifier.folder import Saved
-from dist_train.classifier.parts import RULES, Class, Head, Network, Prediction, untrained
+from dist_train.classifier import model_folder, photos
+from dist_train.classifier.model_folder import Saved
+from dist_train.classifier.model_json import About, check_tensors
+from dist_train.classifier.network import RULES, Class, Head, Network, Prediction, build_untrained
 from dist_train.classifier.photos import Photo, Preprocess
-from dist_train.classifier.schema import About, check_tensors
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
@@ -313,7 +312,7 @@ class Classifier:
         folder, network = Path(path).resolve(), self.network
         before = self._origin[1] if self._origin and self._origin[0] == folder else None
         added = [activations for _, activations in self._added]
-        saved = folders.write(
+        saved = model_folder.write(
             Path(path),
             {**self.about(), "base_rows": self._kept},
             lambda: {
@@ -354,7 +353,7 @@ class Classifier:
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            about, parts, saved = folders.read(Path(path), device)
+            about, parts, saved = model_folder.read(Path(path), device)
             check_tensors(Path(path), about, parts)
             made = cls._made(about, parts["network"], parts["added"]["activations"], device)
             made._origin = Path(path).resolve(), saved
@@ -368,7 +367,7 @@ class Classifier:
               device: torch.device) -> Classifier:  # fmt: skip
         method, size = about.method, about.preprocessing
         base_rows, learn = tensors["base_rows"], method.learn
-        backbone, phi = untrained(about.backbone.model_dump(), method.name, base_rows, learn)
+        backbone, phi = build_untrained(about.backbone.model_dump(), method.name, base_rows, learn)
         backbone.load_state_dict(_under("backbone.", tensors))
         phi.load_state_dict(_under("predictor.", tensors))
         sample = tensors["sample.activations"].float(), tensors["sample.labels"]

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.parts import Head
+from dist_train.classifier.network import Head
 from dist_train.errors import UserError
 from dist_train.files import atomic_write, write_text
 

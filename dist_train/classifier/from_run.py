@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.parts import Class, Network, row_method
+from dist_train.classifier.network import Class, Network, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config
 from dist_train.data import activations
@@ -64,7 +64,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)
 
 
-def held_out(config: Config) -> tuple[torch.Tensor, list[int]]:
+def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:
     """Activations of the run's validation images of base classes, at most 50 a class, and their classes."""
     table = activations.load(config.run_dir / "extract", "base_val")
     ends = zip(table.offsets[:-1], table.offsets[1:], strict=True)

@@ -90,7 +90,7 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
         raise _damaged(name, error) from None
 
 
-def files(folder: Path, account: Account) -> list[Path]:
+def in_folder(folder: Path, account: Account) -> list[Path]:
     """The photos of a folder and of those below it, sorted; the account has all files (see ``data.folders``).
 
     Raises:
@@ -174,7 +174,7 @@ def _centre(free: int) -> int:
     return half + (free % 2) * (half % 2)
 
 
-def known(data: bytes) -> bool:
+def is_image(data: bytes) -> bool:
     """Whether these are the bytes of an image, by how they begin."""
     try:
         with warnings.catch_warnings():

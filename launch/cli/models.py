@@ -84,11 +84,11 @@ def add(commands: Any, parser: Callable[..., Any]) -> None:
 
 
 def adapt(given: Namespace, load_config: Callable[[Path], Config]) -> int:
-    from dist_train.classifier import folder
+    from dist_train.classifier import model_folder
 
     if not given.source.exists():
         raise UserError(f"{given.source}: no such run or model; give RUNS/NAME, or a folder made by adapt")
-    config = None if folder.is_model(given.source) else load_config(given.source)
+    config = None if model_folder.is_model(given.source) else load_config(given.source)
     out = given.out or (given.source if config is None else None)
     if out is None and (_changes(given) or not given.list):
         raise UserError("--out is required: the folder for the model")
@@ -116,7 +116,7 @@ def _written(out: Path, source: Path, is_model: bool) -> Iterator[None]:
     Raises:
         UserError: it is there and not the model that is changed, or lies in what it is made of.
     """
-    from dist_train.classifier import folder
+    from dist_train.classifier import model_folder
 
     if source.resolve() in out.resolve().parents or (not is_model and _same(out, source)):
         raise UserError(f"--out {out}: lies in {source}; take another folder")
@@ -127,12 +127,12 @@ def _written(out: Path, source: Path, is_model: bool) -> Iterator[None]:
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with folder.lock(out):
-            if other and folder.is_model(out):  # since the look above
+        with model_folder.lock(out):
+            if other and model_folder.is_model(out):  # since the look above
                 raise UserError(f"--out {out}: exists; {remedy}")
             yield
     except BaseException:
-        if made and not folder.is_model(out):
+        if made and not model_folder.is_model(out):
             (out / ".lock").unlink(missing_ok=True)
             with suppress(OSError):
                 out.rmdir()
@@ -219,14 +219,14 @@ def _held_out(
     """Activations of images of the classes that came with the run, and their places in ``model.classes``."""
     import torch
 
-    from dist_train.classifier.from_run import held_out
+    from dist_train.classifier.from_run import held_out_activations
     from dist_train.data.sources.folders import class_folders
 
     base = [one for one in model.classes if not one.added]
     if given.held_out is None:
         if config is None:
             return None
-        activations, labels = held_out(config)
+        activations, labels = held_out_activations(config)
         place = {number: n for n, number in enumerate(model.kept)}
         kept = [n for n, label in enumerate(labels) if label in place]
         return (activations[kept], [place[labels[n]] for n in kept]) if kept else None
@@ -307,7 +307,7 @@ def _photos(
         words = [image]
         if image == "-":
             data = sys.stdin.buffer.read()
-            if photos.known(data):
+            if photos.is_image(data):
                 account.taken += 1
                 yield "-", partial(load, data, "standard input")
                 continue
@@ -351,17 +351,17 @@ def export(given: Namespace) -> int:
 
 
 def serve(given: Namespace) -> int:
-    from dist_train.classifier.address import Public, network
-    from dist_train.classifier.server import Place, run
-    from dist_train.classifier.service import Limits
+    from dist_train.classifier.serving import server
+    from dist_train.classifier.serving.address import PublicURL, parse_network
+    from dist_train.classifier.serving.served_model import Limits
 
-    public = None if given.public_url is None else Public.parse(given.public_url)
+    public = None if given.public_url is None else PublicURL.parse(given.public_url)
     if given.proxy and not public:
         raise UserError(f"--proxy {given.proxy}: is of use with --public-url only; give that too")
-    proxies = {"proxies": (network(given.proxy),)} if given.proxy else {}
-    place = Place(given.host, given.port, given.token, public, **proxies)
+    proxies = {"proxies": (parse_network(given.proxy),)} if given.proxy else {}
+    options = server.ServeOptions(given.host, given.port, given.token, public, **proxies)
     limits = Limits(given.max_upload_mb * 1_000_000, given.max_megapixels * 1_000_000, given.max_classes)
-    return run(given.model, place, limits)
+    return server.serve(given.model, options, limits)
 
 
 def _pair(option: str, text: str, form: str) -> tuple[str, str]:
@@ -380,7 +380,7 @@ def _expand(text: str, option: str, account: Account) -> list[Path]:
         with suppress(RuntimeError):  # no such user
             path = path.expanduser()
     if text and path.is_dir():
-        return photos.files(path, account)
+        return photos.in_folder(path, account)
     if text and path.exists():
         account.taken += 1  # as it was asked for, whatever it is called
         return [path]

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.parts import Class, Network, untrained
+from dist_train.classifier.network import Class, Network, build_untrained
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import LearnConfig
 
@@ -26,14 +26,14 @@ Page = Callable[..., httpx.Client]
 _SERVE = """
 import json, sys
 from pathlib import Path
-from dist_train.classifier.address import Public, network
-from dist_train.classifier.connections import Patience
-from dist_train.classifier.server import Place, run
-from dist_train.classifier.service import Limits
+from dist_train.classifier.serving.address import PublicURL, parse_network
+from dist_train.classifier.serving.connections import ConnectionLimits
+from dist_train.classifier.serving.server import ServeOptions, serve
+from dist_train.classifier.serving.served_model import Limits
 place, limits, patience = map(json.loads, sys.argv[2:])
-place["public"] = Public.parse(place["public"]) if "public" in place else None
-place |= {"proxies": [network(text) for text in place["proxies"]]} if "proxies" in place else {}
-run(Path(sys.argv[1]), Place(**place), Limits(**limits), Patience(**patience))
+place["public"] = PublicURL.parse(place["public"]) if "public" in place else None
+place |= {"proxies": [parse_network(text) for text in place["proxies"]]} if "proxies" in place else {}
+serve(Path(sys.argv[1]), ServeOptions(**place), Limits(**limits), ConnectionLimits(**patience))
 """
 
 
@@ -47,7 +47,7 @@ def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights, two classes of a run and one that was added; not to be changed."""
     torch.manual_seed(0)
     rows, learn = torch.randn(2, 512), LearnConfig()
-    backbone, phi = untrained({"name": "resnet10", "num_classes": 2, "small_stem": False}, "phi2", rows, learn)
+    backbone, phi = build_untrained({"name": "resnet10", "num_classes": 2, "small_stem": False}, "phi2", rows, learn)
     sample = torch.randn(6, 512).half().float(), torch.tensor([0, 1] * 3)
     network = Network(backbone, "phi2", phi, learn, rows, sample, 0.3, Preprocess(36, 32)).on(torch.device("cpu"))
     made = Classifier(network, [Class("cat", "n1"), Class("dog", "n2")], range(2), provenance={"seed": 0})
@@ -60,8 +60,8 @@ def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(untrained_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """``page(place, limits, header=1, ...)``: a client of a page of a copy of ``untrained_model``, with the fields of
-    ``Place`` and ``Limits`` that are given, and those of ``Patience`` by name. The same page where the same is asked
-    for. Ended, and its words looked at, after the last test of a file."""
+    ``ServeOptions`` and ``Limits`` that are given, and those of ``ConnectionLimits`` by name. The same page where the
+    same is asked for. Ended, and its words looked at, after the last test of a file."""
     started: dict[str, tuple[subprocess.Popen[str], httpx.Client]] = {}
 
     def begin(place: dict[str, Any] | None = None, limits: dict[str, int] | None = None, **patience: float) -> Any:

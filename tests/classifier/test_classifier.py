@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist_train import Classifier, UserError
-from dist_train.classifier.from_run import from_run, held_out
+from dist_train.classifier.from_run import from_run, held_out_activations
 from dist_train.distributed.context import Context
 from dist_train.fewshot import methods
 from dist_train.runs.run import Run
@@ -101,7 +101,7 @@ def test_a_gpu_answers_as_the_cpu(method: str, models: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
 def test_additions_tell_what_they_did_to_the_base(method: str, whole_run: Run) -> None:
     shots, model = supports(whole_run, 3), from_run(whole_run.config, method)
-    activations, labels = held_out(whole_run.config)
+    activations, labels = held_out_activations(whole_run.config)
     assert len(labels) == 36
     wanted = []
     for number, some in enumerate([None, *shots]):
@@ -293,9 +293,9 @@ def subprocess_save(folder: Path) -> None:
 import sys
 from pathlib import Path
 from dist_train import Classifier, UserError
-from dist_train.classifier import folder
-whole = folder.lock
-folder.lock = lambda path, wait=0: whole(path, 0)
+from dist_train.classifier import model_folder
+whole = model_folder.lock
+model_folder.lock = lambda path, wait=0: whole(path, 0)
 try:
     Classifier.load({str(folder)!r}).save({str(folder)!r})
 except UserError as error:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from dist_train import Classifier, UserError
-from dist_train.classifier import schema
+from dist_train.classifier import model_json
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -317,7 +317,7 @@ def test_any_change_of_model_json_is_a_line_or_a_model(untrained_model: Path, da
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
         changed = bytes(raw)
     try:
-        found = schema.parse(changed, "model.json")
+        found = model_json.parse(changed, "model.json")
     except UserError as error:
         line = str(error)
         assert "\n" not in line and line.isprintable() and line.startswith("model.json: ")

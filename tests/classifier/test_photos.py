@@ -176,7 +176,7 @@ def test_a_folder_is_its_photos(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     account = Account()
-    assert [str(p.relative_to(tmp_path)) for p in photos.files(tmp_path, account)] == [
+    assert [str(p.relative_to(tmp_path)) for p in photos.in_folder(tmp_path, account)] == [
         "1.webp",
         "a.png",
         "b/2.JPG",
@@ -185,4 +185,4 @@ def test_a_folder_is_its_photos(tmp_path: Path) -> None:
     assert account.passed_over == {".txt": 1, "of the system": 1, "in system folders": 1}
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none: holds no photos"):
-        photos.files(tmp_path / "none", Account())
+        photos.in_folder(tmp_path / "none", Account())

@@ -19,8 +19,8 @@ import pytest
 from test_starving import noise
 
 from dist_train import UserError
-from dist_train.classifier.address import Public, links, network, origin
-from dist_train.classifier.connections import Patience
+from dist_train.classifier.serving.address import PublicURL, origin, page_links, parse_network
+from dist_train.classifier.serving.connections import ConnectionLimits
 
 Page = Callable[..., httpx.Client]
 
@@ -94,8 +94,8 @@ def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callabl
         lines = lines.replace(old, new)
     certificate = nginx(lines)
 
-    public = Public.parse(place["public"])
-    [link] = links("127.0.0.1", 8000, public, TOKEN)
+    public = PublicURL.parse(place["public"])
+    [link] = page_links("127.0.0.1", 8000, public, TOKEN)
     assert link == f"https://localhost:{PUBLIC[where]}{where}?token=a%20token%20of%20more%20than%2016"
     trusted = ssl.create_default_context(cafile=str(certificate))
     with httpx.Client(base_url=link.partition("?")[0], verify=trusted, timeout=120, follow_redirects=True) as web:
@@ -185,7 +185,7 @@ def test_a_user_of_the_machine_is_not_kept_from_the_token(page: Page) -> None:
     ],
 )
 def test_a_public_address(url: str, wanted: tuple[str, str]) -> None:
-    public = Public.parse(url)
+    public = PublicURL.parse(url)
     assert (public.origin, public.path) == wanted and public.secure == public.origin.startswith("https")
     assert origin(public.origin) == public.origin
 
@@ -198,14 +198,14 @@ def test_a_public_address(url: str, wanted: tuple[str, str]) -> None:
 )  # fmt: skip
 def test_what_is_no_public_address(url: str) -> None:
     with pytest.raises(UserError, match=r"^--public-url [^\n]*: give https://HOST"):
-        Public.parse(url)
+        PublicURL.parse(url)
 
 
 def test_proxies() -> None:
-    assert str(network("10.0.0.7")) == "10.0.0.7/32" and str(network("2001:db8::/32")) == "2001:db8::/32"
+    assert str(parse_network("10.0.0.7")) == "10.0.0.7/32" and str(parse_network("2001:db8::/32")) == "2001:db8::/32"
     for text in ("nginx", "10.0.0.7/24", ""):
         with pytest.raises(UserError, match=f"--proxy {text}: .*give its address"):
-            network(text)
+            parse_network(text)
 
 
 def test_the_documented_limits_are_those_of_the_code() -> None:
@@ -213,6 +213,6 @@ def test_the_documented_limits_are_those_of_the_code() -> None:
     texts = {"header": "| {:g} s, however", "body": "| {:g} s, and as long", "rate": "as {:.0f} kB come",
              "answer": "| {:g} s, 10 s |", "connections": "of all | {:d} |", "client": "| {:d} |"}  # fmt: skip
     for field, text in texts.items():
-        value = getattr(Patience(), field) / (1000 if field == "rate" else 1)
+        value = getattr(ConnectionLimits(), field) / (1000 if field == "rate" else 1)
         assert text.format(int(value)) in table, field
-    assert {field.name for field in fields(Patience)} == set(texts)
+    assert {field.name for field in fields(ConnectionLimits)} == set(texts)

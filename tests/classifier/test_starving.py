@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from dist_train.classifier.connections import client
-from dist_train.classifier.server import unless_left
-from dist_train.classifier.service import Embedded, Limits, Service
-from dist_train.classifier.work import SMALL, Batches, Lane, Lanes
+from dist_train.classifier.serving.connections import client
+from dist_train.classifier.serving.scheduling import SMALL, BatchedNetwork, DecodingPools, FairPool
+from dist_train.classifier.serving.served_model import EmbeddedPhoto, Limits, ServedModel
+from dist_train.classifier.serving.server import unless_left
 
 Page = Callable[..., httpx.Client]
 
@@ -420,7 +420,7 @@ def test_a_lane_works_side_by_side_and_shares() -> None:
         return name
 
     async def all_of_it() -> list[str]:
-        lane = Lane(2)
+        lane = FairPool(2)
         await asyncio.gather(lane.run("a", work, "a", True), lane.run("b", work, "b", True))
         done.clear()
         many = [asyncio.create_task(lane.run("many", work, "many", False)) for _ in range(50)]
@@ -430,7 +430,7 @@ def test_a_lane_works_side_by_side_and_shares() -> None:
 
     assert asyncio.run(all_of_it()) == ["many"] * 50 + ["one"]
     assert done.index("one") <= 4
-    lanes = Lanes()
+    lanes = DecodingPools()
     assert lanes.of(SMALL) is lanes.small is lanes.of(0) and lanes.of(SMALL + 1) is not lanes.small
 
 
@@ -445,7 +445,7 @@ def test_batches_take_what_waits() -> None:
         return images.flatten(1) * 2
 
     async def ask(numbers: Iterator[int]) -> list[Any]:
-        batches = Batches(embed, 32)
+        batches = BatchedNetwork(embed, 32)
         images = [torch.full((1, 1, 1, 1), float(number)) for number in numbers]
         tasks = [asyncio.create_task(batches.activation(image)) for image in images]
         await asyncio.sleep(0)
@@ -462,7 +462,7 @@ def test_batches_take_what_waits() -> None:
 
 def test_a_client_with_many_photos_has_a_batch_of_them_in_work(untrained_model: Path) -> None:
     """Another's photo waits for two batches at most, and what waits does not grow with the request."""
-    service, embedded = Service(untrained_model, Limits()), list[int]()
+    service, embedded = ServedModel(untrained_model, Limits()), list[int]()
     embed, share = service._batches._embed, service.model.network.batch
 
     def slow(images: torch.Tensor) -> torch.Tensor:
@@ -479,9 +479,9 @@ def test_a_client_with_many_photos_has_a_batch_of_them_in_work(untrained_model: 
         while not embedded:
             await asyncio.sleep(0.01)
         before, waiting = sum(embedded), len(service._batches._waiting)
-        assert isinstance((await service.embed([("one.png", io.BytesIO(noise(9999)))], "one"))[0], Embedded)
+        assert isinstance((await service.embed([("one.png", io.BytesIO(noise(9999)))], "one"))[0], EmbeddedPhoto)
         after = sum(embedded)
-        assert all(isinstance(photo, Embedded) for photo in await many)
+        assert all(isinstance(photo, EmbeddedPhoto) for photo in await many)
         return after - before, waiting
 
     between, waiting = asyncio.run(both())

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.from_run import from_run, held_out
+from dist_train.classifier.from_run import from_run, held_out_activations
 from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import Stopper
@@ -122,7 +122,7 @@ def test_answers_of_a_model(method: str, whole_run: Run, tmp_path: Path, roundes
             lambda: model.predict(photo),
             lambda: model.remove_class("new"),
             lambda: model.head(),
-            lambda: model.base_accuracy(*held_out(whole_run.config)),
+            lambda: model.base_accuracy(*held_out_activations(whole_run.config)),
         ):
             roundest()
             step()

@@ -25,7 +25,7 @@ _FULL = "too many connections; try again in a few seconds"
 
 
 @dataclass(frozen=True)
-class Patience:
+class ConnectionLimits:
     """How long the server waits for a client, and for how many.
 
     Attributes:
@@ -54,7 +54,7 @@ class Connection(H11Protocol):
         proxies: of whose connections any number is let in, as they are many clients'.
     """
 
-    def __init__(self, *args: Any, patience: Patience, proxies: Networks = (), **keywords: Any) -> None:
+    def __init__(self, *args: Any, patience: ConnectionLimits, proxies: Networks = (), **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.patience, self.proxies = patience, proxies
         self.phase, self.lingers = "", False
@@ -164,7 +164,7 @@ class Connection(H11Protocol):
         if not code or self.transport.get_write_buffer_size():
             return self.transport.abort()
         body = json.dumps({"detail": detail}).encode()
-        head = f"HTTP/1.1 {code} {'Request Timeout' if code == 408 else 'Service Unavailable'}\r\n"
+        head = f"HTTP/1.1 {code} {'Request Timeout' if code == 408 else 'ServedModel Unavailable'}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()

@@ -23,7 +23,7 @@ SMALL = 16_000_000
 _THREADS = max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-class Shares:
+class ClientShares:
     """How much each client may have in work at once."""
 
     def __init__(self, number: int) -> None:
@@ -35,12 +35,12 @@ class Shares:
         return self._of.setdefault(client, asyncio.Semaphore(self._number))
 
 
-class Lane:
+class FairPool:
     """Threads for one kind of work. No client has more waiting for them than there are threads, so that another waits
     for a few at most."""
 
     def __init__(self, threads: int) -> None:
-        self._pool, self._shares = ThreadPoolExecutor(threads), Shares(threads)
+        self._pool, self._shares = ThreadPoolExecutor(threads), ClientShares(threads)
 
     async def run(self, client: str, work: Callable[..., Result], *arguments: object) -> Result:
         """``work(*arguments)`` on one of the threads."""
@@ -48,18 +48,18 @@ class Lane:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
-class Lanes:
+class DecodingPools:
     """One lane to look at photos, one for small ones and one, of a single thread, for large ones."""
 
     def __init__(self) -> None:
-        self.looks, self.small, self._large = Lane(_THREADS), Lane(_THREADS), Lane(1)
+        self.looks, self.small, self._large = FairPool(_THREADS), FairPool(_THREADS), FairPool(1)
 
-    def of(self, pixels: int) -> Lane:
+    def of(self, pixels: int) -> FairPool:
         """The lane for a photo of so many pixels."""
         return self.small if pixels <= SMALL else self._large
 
 
-class Batches:
+class BatchedNetwork:
     """Images of any number of callers through the network: whatever waits when it is free.
 
     Args:

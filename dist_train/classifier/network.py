@@ -110,7 +110,7 @@ class Head:
         return best.scatter_reduce(1, owner, responses, "amax") + self.offset
 
 
-def untrained(
+def build_untrained(
     architecture: Mapping[str, Any], method: str, means: torch.Tensor, learn: LearnConfig
 ) -> tuple[Backbone, RowClassifier]:
     """The modules of a ``Network``, whose weights are to be loaded."""

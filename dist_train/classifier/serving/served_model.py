@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.work import Batches, Lanes, Shares
+from dist_train.classifier.serving.scheduling import BatchedNetwork, ClientShares, DecodingPools
 from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError
 
@@ -45,14 +45,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedPhoto:
     """A photo's key, by which its activation is remembered, and its activation [1, dim]."""
 
     key: str
     activation: torch.Tensor
 
 
-class Service:
+class ServedModel:
     """The model in use, and its changes. All methods may be called by several threads."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
@@ -62,11 +62,15 @@ class Service:
         self._change = threading.Lock()
         # What is decoded and waits for the network lies in memory: of each client no more than a batch.
         size = self.model.network.batch
-        self._lanes, self._batches, self._shares = Lanes(), Batches(self.model.embed, size), Shares(size)
+        self._lanes, self._batches, self._shares = (
+            DecodingPools(),
+            BatchedNetwork(self.model.embed, size),
+            ClientShares(size),
+        )
         self._seen: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._look_up = threading.Lock()
 
-    async def embed(self, files: Sequence[tuple[str, BinaryIO]], client: str) -> list[Embedded | UserError]:
+    async def embed(self, files: Sequence[tuple[str, BinaryIO]], client: str) -> list[EmbeddedPhoto | UserError]:
         """Photos, given by name and file, to activations: side by side, and in the order given. An error is that of
         one photo: it cannot be decoded, or is too large."""
         work = (self._embed(file, name, client) for name, file in files)
@@ -76,7 +80,7 @@ class Service:
                 raise error
         return found  # type: ignore[return-value]
 
-    async def _embed(self, file: BinaryIO, name: str, client: str) -> Embedded:
+    async def _embed(self, file: BinaryIO, name: str, client: str) -> EmbeddedPhoto:
         key, pixels = await self._lanes.looks.run(client, _look, file)
         activation = self.remembered(key)
         if activation is None:
@@ -84,7 +88,7 @@ class Service:
                 image = await self._lanes.of(pixels).run(client, self._prepare, file, name)
                 activation = await self._batches.activation(image)
         self._remember(key, activation)
-        return Embedded(key, activation)
+        return EmbeddedPhoto(key, activation)
 
     def _prepare(self, file: BinaryIO, name: str) -> torch.Tensor:
         """The image of a photo, [1, 3, size, size]."""

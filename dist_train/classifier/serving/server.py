@@ -26,12 +26,12 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
-from dist_train.classifier import folder
-from dist_train.classifier.address import Public, links, listen, loopback
+from dist_train.classifier import model_folder
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.connections import Connection, Networks, Patience, client
-from dist_train.classifier.guard import Access, Guard, told
-from dist_train.classifier.service import REMEMBERED, Embedded, Limits, Service
+from dist_train.classifier.serving.access import Access, AccessControl, error_response
+from dist_train.classifier.serving.address import PublicURL, is_loopback, listen, page_links
+from dist_train.classifier.serving.connections import Connection, ConnectionLimits, Networks, client
+from dist_train.classifier.serving.served_model import REMEMBERED, EmbeddedPhoto, Limits, ServedModel
 from dist_train.errors import UserError
 
 PAGE = Path(__file__).with_name("page.html")
@@ -41,25 +41,25 @@ _SECONDS = 1.0  # between two looks whether a client is still there
 Result = TypeVar("Result")
 
 
-def app(service: Service, access: Access) -> FastAPI:
+def app(service: ServedModel, access: Access) -> FastAPI:
     """The page and what it asks for."""
     made = FastAPI(title="dist-train serve", docs_url=None, redoc_url=None, openapi_url=None)
 
-    made.add_middleware(Guard, access=access)
+    made.add_middleware(AccessControl, access=access)
 
     @made.exception_handler(UserError)
     async def user_error(_: Request, error: UserError) -> JSONResponse:
-        return told(422, str(error))
+        return error_response(422, str(error))
 
     @made.exception_handler(RequestValidationError)
     async def form(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         what = first["loc"][-1] if isinstance(first["loc"][-1], str) else "the request"
-        return told(422, f"{what}: {first['msg']}")
+        return error_response(422, f"{what}: {first['msg']}")
 
     @made.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> JSONResponse:
-        return told(507, f"the model could not be written ({error.strerror}); nothing is changed")
+        return error_response(507, f"the model could not be written ({error.strerror}); nothing is changed")
 
     @made.exception_handler(ClientDisconnect)
     async def left(_: Request, error: ClientDisconnect) -> Response:
@@ -88,12 +88,12 @@ def app(service: Service, access: Access) -> FastAPI:
     @made.post("/api/classify")
     async def classify(request: Request, images: Annotated[list[UploadFile], File()]) -> dict[str, Any]:
         found = await _embedded(request, service, images)
-        good = [photo for photo in found if isinstance(photo, Embedded)]
+        good = [photo for photo in found if isinstance(photo, EmbeddedPhoto)]
         activations = [photo.activation for photo in good]
         answers = iter(await run_in_threadpool(service.answer, torch.cat(activations)) if good else [])
         results: list[dict[str, Any]] = []
         for photo, name in zip(found, _names(images), strict=True):
-            if isinstance(photo, Embedded):
+            if isinstance(photo, EmbeddedPhoto):
                 results.append({"name": name, "id": photo.key, "predictions": next(answers)})
             else:
                 results.append({"name": name, "error": str(photo)})
@@ -135,7 +135,9 @@ def _names(images: Sequence[UploadFile]) -> list[str]:
     return [image.filename or f"photo {number}" for number, image in enumerate(images, 1)]
 
 
-async def _embedded(request: Request, service: Service, images: Sequence[UploadFile]) -> list[Embedded | UserError]:
+async def _embedded(
+    request: Request, service: ServedModel, images: Sequence[UploadFile]
+) -> list[EmbeddedPhoto | UserError]:
     files = [(name, image.file) for name, image in zip(_names(images), images, strict=True)]
     owner = client(request.client.host) if request.client else ""
     return await unless_left(request, service.embed(files, owner))
@@ -156,7 +158,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 
 
 @dataclass(frozen=True)
-class Place:
+class ServeOptions:
     """Where the page is served.
 
     Attributes:
@@ -170,7 +172,7 @@ class Place:
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None
-    public: Public | None = None
+    public: PublicURL | None = None
     proxies: Networks = _THIS_MACHINE
 
     def __post_init__(self) -> None:
@@ -180,22 +182,22 @@ class Place:
     @property
     def private(self) -> bool:
         """Whether only this machine's users can reach it."""
-        return loopback(self.host) and self.public is None
+        return is_loopback(self.host) and self.public is None
 
 
-def run(path: Path, place: Place, limits: Limits, patience: Patience | None = None) -> int:
+def serve(path: Path, place: ServeOptions, limits: Limits, patience: ConnectionLimits | None = None) -> int:
     """Serve until Ctrl-C.
 
     Raises:
         UserError: no model there or it is served already, or the address cannot be listened on.
     """
-    patience = patience or Patience()
+    patience = patience or ConnectionLimits()
     token = place.token or (None if place.private else secrets.token_urlsafe(24))
-    if not folder.is_model(path):
+    if not model_folder.is_model(path):
         Classifier.load(path)  # for its error
-    with listen(place.host, place.port) as listening, folder.lock(path):
+    with listen(place.host, place.port) as listening, model_folder.lock(path):
         port = listening.getsockname()[1]
-        service = Service(path, limits)
+        service = ServedModel(path, limits)
         hosts = frozenset({"localhost", "127.0.0.1", "::1", place.host}) if place.private else None
         access = Access(token, f"dist_train_{port}", hosts, place.public, limits.upload, patience.client)
         proxies = place.proxies if place.public else ()
@@ -208,7 +210,7 @@ def run(path: Path, place: Place, limits: Limits, patience: Patience | None = No
             )
         )  # fmt: skip
         print(f"{path}: {len(service.model.classes)} classes", flush=True)
-        for link in links(place.host, port, place.public, token):
+        for link in page_links(place.host, port, place.public, token):
             print(link, flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

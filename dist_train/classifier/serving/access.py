@@ -12,8 +12,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dist_train.classifier.address import Public, origin
-from dist_train.classifier.connections import client
+from dist_train.classifier.serving.address import PublicURL, origin
+from dist_train.classifier.serving.connections import client
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src blob: data:; frame-ancestors 'none'",
@@ -45,12 +45,12 @@ class Access:
     token: str | None
     cookie: str
     hosts: frozenset[str] | None
-    public: Public | None
+    public: PublicURL | None
     upload: int
     requests: int
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware: lets a request in or not, the token asked before anything is counted; bounds its body whatever
     its header says; and adds headers to the answer."""
 
@@ -84,7 +84,7 @@ class Guard:
         owner = client(request.client.host) if request.client else ""
         if self._answered[owner] >= self.access.requests:
             detail = f"{self.access.requests} requests of this address are being answered; wait for one of them"
-            return await told(429, detail)(scope, counted, headed)
+            return await error_response(429, detail)(scope, counted, headed)
         self._answered[owner] += 1
         try:
             await self.app(scope, counted, headed)
@@ -101,17 +101,17 @@ class Guard:
     def _refuse(self, request: Request) -> Response | None:
         access, host = self.access, request.headers.get("host", "")
         if access.hosts is not None and _split(f"//{host}").hostname not in access.hosts:
-            return told(421, f"host {host!r} is not served here; use the address that was printed")
+            return error_response(421, f"host {host!r} is not served here; use the address that was printed")
         page = request.headers.get("origin")
         if request.method != "GET" and page and not self._is_own(page, host):
-            return told(403, f"a page of {page} may not change this model")
+            return error_response(403, f"a page of {page} may not change this model")
         if access.token is not None and not self._knows_the_token(request, access.token):
             if request.url.path == "/":
                 return HTMLResponse(_LOGIN, 401)
-            return told(401, "no token, or a wrong one; open the address that was printed")
+            return error_response(401, "no token, or a wrong one; open the address that was printed")
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > access.upload:
-            return told(413, self._too_long())
+            return error_response(413, self._too_long())
         return None
 
     def _is_own(self, page: str, host: str) -> bool:
@@ -138,6 +138,6 @@ def _split(address: str) -> SplitResult:
         return urlsplit("")
 
 
-def told(code: int, detail: str) -> JSONResponse:
+def error_response(code: int, detail: str) -> JSONResponse:
     """An error for the page: its code, and what to say."""
     return JSONResponse({"detail": detail}, code)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from dist_train.classifier.schema import MAX_JSON, MAX_PART, VERSION, About, Part, parse
+from dist_train.classifier.model_json import MAX_JSON, MAX_PART, VERSION, About, Part, parse
 from dist_train.errors import UserError
 from dist_train.files import atomic_write, check_regular, file_sha256, read_regular, write_text
 

@@ -17,7 +17,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
-class Public:
+class PublicURL:
     """The address of the page behind a proxy.
 
     Attributes:
@@ -33,7 +33,7 @@ class Public:
         return self.origin.startswith("https:")
 
     @classmethod
-    def parse(cls, url: str) -> Public:
+    def parse(cls, url: str) -> PublicURL:
         """Read what was given for ``--public-url``.
 
         Raises:
@@ -82,7 +82,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host} --port {port}: {text}; take another one, or --port 0 for any") from None
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether a name or address to listen on is this machine's own, which no other reaches."""
     if host == "localhost":
         return True
@@ -92,7 +92,7 @@ def loopback(host: str) -> bool:
         return False
 
 
-def network(text: str) -> Any:
+def parse_network(text: str) -> Any:
     """The addresses of a proxy: ``10.0.0.7`` or ``10.0.0.0/24``, as ``ipaddress`` has them.
 
     Raises:
@@ -104,7 +104,7 @@ def network(text: str) -> Any:
         raise UserError(f"--proxy {text}: {error}; give its address, or its network as in 10.0.0.0/24") from None
 
 
-def links(host: str, port: int, public: Public | None, token: str | None) -> list[str]:
+def page_links(host: str, port: int, public: PublicURL | None, token: str | None) -> list[str]:
     """The addresses to open in a browser, the token in them where there is one."""
     names = [f"[{host}]" if ":" in host else host]
     if host in ("0.0.0.0", "::"):

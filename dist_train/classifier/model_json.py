@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked
 
-from dist_train.classifier.parts import Class, row_method
+from dist_train.classifier.network import Class, row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
 from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
