@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dist_train.version import __version__
+
 if TYPE_CHECKING:
     from dist_train.classifier.classifier import Classifier as Classifier
     from dist_train.classifier.network import Prediction as Prediction
     from dist_train.errors import UserError as UserError
 
-__version__ = "0.1.0"
 __all__ = ["Classifier", "Prediction", "UserError", "__version__"]
 
 

@@ -23,7 +23,6 @@ FLOORS = [
 DOORS = {
     "nvidia.dali": "dist_train.data.loading.dali",
     "deepspeed": "dist_train.training.strategies.deepspeed",
-    "timm": "dist_train.models.backbone",
     "submitit": "launch.slurm.submit",
 }
 
@@ -85,7 +84,9 @@ def _names(file: Path) -> set[str]:
         "def later():\n    from planted import second",
     ],
 )
-def test_a_circle_is_noticed_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+def test_a_circle_is_noticed_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
     folder = tmp_path / "planted"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -105,7 +106,7 @@ def test_an_old_picture_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / draw_rooms.PAGE).write_text(f"{draw_rooms.BEGIN}\nold\n{draw_rooms.END}\n")
     monkeypatch.setattr(sys, "argv", ["draw_rooms.py", "--check"])
     monkeypatch.setattr(draw_rooms, "page", lambda: tmp_path / draw_rooms.PAGE)
-    with pytest.raises(SystemExit, match="run tools/draw_rooms.py"):
+    with pytest.raises(SystemExit, match=r"run tools/draw_rooms\.py"):
         draw_rooms.main()
 
 

@@ -119,7 +119,9 @@ def mermaid(graph: Graph, sizes: Mapping[str, tuple[int, int]]) -> str:
     """Return a graph in Mermaid's language, with the files and lines of each room."""
     order = [*graphlib.TopologicalSorter(graph).static_order()][::-1]
     lines = ["```mermaid", "flowchart TD"]
-    lines += [f'    {room}["{room}<br/>{files} files, {count} lines"]' for room in order for files, count in [sizes[room]]]
+    lines += [
+        f'    {room}["{room}<br/>{files} files, {count} lines"]' for room in order for files, count in [sizes[room]]
+    ]
     lines += [f"    {room} --> {target}" for room in order for target in sorted(reduced(graph)[room])]
     return "\n".join([*lines, "```"])
 

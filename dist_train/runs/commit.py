@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 from functools import cache
-from pathlib import Path
 
-import dist_train
+from dist_train.version import PACKAGE
 
 
 @cache
 def git_commit() -> str:
     """The checkout's commit when this process first asked (it may move under a long run), ``-dirty``
     where files are changed; "not a checkout" in a wheel. A snapshot (launch/slurm/snapshot.py) carries it."""
-    here = Path(dist_train.__file__).parent.parent
+    here = PACKAGE.parent
     if (here / "COMMIT").is_file():
         return (here / "COMMIT").read_text().strip()
     try:

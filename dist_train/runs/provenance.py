@@ -7,11 +7,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import dist_train
 from dist_train.distributed.context import Context
 from dist_train.errors import command
 from dist_train.runs.commit import git_commit
 from dist_train.runs.run import Run
+from dist_train.version import __version__
 
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
         "scikit-learn",
     )
     return {
-        "dist_train": dist_train.__version__,
+        "dist_train": __version__,
         "commit": git_commit(),
         "command": command(*sys.argv[1:]),
         "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},

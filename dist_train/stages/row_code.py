@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-import dist_train
 from dist_train.fewshot.methods import METHODS
+from dist_train.version import PACKAGE
 
 CARRIERS = {
     "dist_train": "the version, and names for users",
@@ -29,7 +29,7 @@ CARRIERS = {
 }
 """Modules that scoring and methods import and that compute nothing of a row, each with the reason."""
 
-_PACKAGE = Path(dist_train.__file__).parent
+_PACKAGE = PACKAGE
 
 
 def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:

@@ -16,11 +16,11 @@ from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 
-import dist_train
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir
 from dist_train.config.io import check_yaml, config_of, find_yaml, load_config, one_line
 from dist_train.errors import CRASHED, UserError
 from dist_train.names import shown
+from dist_train.version import __version__
 from launch.cli import commands as commands_around
 from launch.cli import models
 from launch.cli import split as split_file
@@ -35,7 +35,7 @@ def build_parser(words: Sequence[str]) -> CommandParser:
         prog="dist-train",
         description="Few-shot image recognition by predicting parameters from activations (Qiao et al. 2018): "
         "ImageNet archives to shards, backbone, activations, predictor, table.",
-        version=dist_train.__version__,
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command", required=True)
 

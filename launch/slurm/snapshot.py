@@ -7,10 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import dist_train
 from dist_train.config import configs_dir
 from dist_train.files import write_text
 from dist_train.runs.commit import git_commit
+from dist_train.version import PACKAGE
 
 
 def take(folder: Path) -> Path:
@@ -20,7 +20,7 @@ def take(folder: Path) -> Path:
     number = 1 + max((int(p.name[5:]) for p in folder.glob("code-*") if p.name[5:].isdigit()), default=0)
     temporary = folder / f".code-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    here = Path(dist_train.__file__).parent.parent
+    here = PACKAGE.parent
     only_text = shutil.ignore_patterns("__pycache__", "*.pyc")
     for package in ("dist_train", "launch"):
         shutil.copytree(here / package, temporary / package, ignore=only_text)

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import dist_train
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.methods.class_mean import ClassMean
 from dist_train.stages import row_code
 from dist_train.stages.row_code import CARRIERS, code_of
+from dist_train.version import PACKAGE
 
-PACKAGE = Path(dist_train.__file__).parent
 ALL = set(METHODS)
 CALIBRATED = {"phi2cal", "phi_plus"}
 NEAREST = {"nn", "nn10", "nn1", "nn_oracle", "triplet", "triplet10", "triplet1"}
