@@ -28,7 +28,8 @@ from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
 from dist_train.fewshot.protocols.joint import JointScorer, paired, summary
 from dist_train.models.predictor import layers
-from dist_train.report.table import AGAINST, head, line, mean
+from dist_train.report.comparison import PAIRED_METRICS
+from dist_train.report.markdown import format_mean, markdown_head, markdown_row
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import learn, scoring
 
@@ -127,14 +128,14 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.
         bank, stop = learn.open_bank(run, context), Stopper(context)
         learn.train("phi_plus", bank, run.config.learn, folder / "phi_plus", run.config.seed, context, {}, stop)
     method.network = network
-    found: Draws = {k: {metric: [] for metric in AGAINST} for k in run.config.evaluate.shots}
+    found: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}
     with torch.inference_mode():
         scorer = JointScorer(method("phi_plus", replace(exam.prepared, learn=folder)), exam.base, exam.novel)
         for draw in exam.mine:
             support = exam.load(exam.bank.rows[exam.supports[draw]])
             for k in found:
                 one = scorer.draw(support[:, :k], exam.orders[draw])
-                for metric in AGAINST:
+                for metric in PAIRED_METRICS:
                     found[k][metric].append(one.metrics[metric])
     return found
 
@@ -142,13 +143,13 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.
 def table(found: dict[str, Draws]) -> str:
     """phi+ itself, and the others' differences from it, draw by draw."""
     (name, plus), *others = found.items()
-    heads = [f"{k}-shot {title}" for k in plus for title in AGAINST.values()]
-    lines = head(heads, [""])
-    own = [summary(plus[k][metric]) for k in plus for metric in AGAINST]
-    lines.append(line([name, *(mean(v) for v in own)]))
+    heads = [f"{k}-shot {title}" for k in plus for title in PAIRED_METRICS.values()]
+    lines = markdown_head(heads, [""])
+    own = [summary(plus[k][metric]) for k in plus for metric in PAIRED_METRICS]
+    lines.append(markdown_row([name, *(format_mean(v) for v in own)]))
     for name, draws in others:
-        less = [paired(draws[k][metric], plus[k][metric]) for k in plus for metric in AGAINST]
-        lines.append(line([name, *(mean(v, "+") for v in less)]))
+        less = [paired(draws[k][metric], plus[k][metric]) for k in plus for metric in PAIRED_METRICS]
+        lines.append(markdown_row([name, *(format_mean(v, "+") for v in less)]))
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from ablate_phi_plus import open_exam
 from dist_train.distributed import context as contexts
 from dist_train.fewshot import methods
 from dist_train.fewshot.protocols.joint import JointScorer
-from dist_train.report.table import head, line
+from dist_train.report.markdown import markdown_head, markdown_row
 from dist_train.stages import scoring
 
 Right = dict[int, np.ndarray]  # shots -> share of draws in which each image is right, base before novel
@@ -38,13 +38,17 @@ def main() -> None:
         _, exam = open_exam(parser, given, context)
         phi2, base = right(exam, "phi2", 0.0), len(exam.base.labels)
         titles = [f"{k}-shot {role} top-1" for k in given.shots for role in ("base", "novel")]
-        print("\n".join(head(titles, ["cost"])))
-        print(line(["φ2", *(f"{100 * part.mean():.2f}" for k in given.shots for part in np.split(phi2[k], [base]))]))
+        print("\n".join(markdown_head(titles, ["cost"])))
+        print(
+            markdown_row(
+                ["φ2", *(f"{100 * part.mean():.2f}" for k in given.shots for part in np.split(phi2[k], [base]))]
+            )
+        )
         chosen = None
         for cost in sorted(given.costs):
             plus = right(exam, "phi_plus", cost)
             less = [_mean(part) for k in given.shots for part in np.split(plus[k] - phi2[k], [base])]
-            print(line([f"φ+, {cost:g}", *(f"{mean:+.2f} ± {error:.2f}" for mean, error in less)]), flush=True)
+            print(markdown_row([f"φ+, {cost:g}", *(f"{mean:+.2f} ± {error:.2f}" for mean, error in less)]), flush=True)
             if all(mean > error for mean, error in less[::2]):
                 chosen = cost
     print(f"\nchosen: {chosen}")

@@ -19,7 +19,7 @@ from dist_train.data.loading.reader import ShardSource
 from dist_train.data.shards.index import Subset
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method
-from dist_train.report.classes import ClassList
+from dist_train.report.per_class import ClassList
 
 CLASSES, SHOWN, ASKED = 8, 2, 8  # classes, supports and queries of each: what a page of some hundred kB holds
 SIDE = 88  # pixels of an image

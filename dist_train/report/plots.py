@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dist_train.fewshot.methods import METHODS
-from dist_train.report import chart
-from dist_train.report.chart import Choice, Series, line_chart, scatter
-from dist_train.report.table import name_of
+from dist_train.report import svg
+from dist_train.report.svg import Choice, Series, line_chart, scatter
+from dist_train.report.wording import display_name
 
 OTHER = "other"
 
@@ -20,12 +20,12 @@ def method_choices(results: Mapping[str, Any]) -> dict[str, Choice]:
     ranked = sorted(methods, key=lambda name: -methods[name][k]["harmonic"]["mean"])
     best = {METHODS.get(name, name): name for name in reversed(ranked)}.values()
     first = [*(n for n in ranked if n == "phi2"), *(n for n in ranked if n in best), *ranked]
-    shown = set(list(dict.fromkeys(first))[: chart.COLOURS])
+    shown = set(list(dict.fromkeys(first))[: svg.COLOURS])
     others = [name for name in methods if name not in shown]
     number = {name: n for n, name in enumerate(name for name in methods if name in shown)}
-    number |= {name: chart.COLOURS + n for n, name in enumerate(others)}  # dashed
+    number |= {name: svg.COLOURS + n for n, name in enumerate(others)}  # dashed
     return {
-        name: Choice(f"m{n}", name_of(name), n % chart.COLOURS, n // chart.COLOURS % len(chart.DASHES), name in shown)
+        name: Choice(f"m{n}", display_name(name), n % svg.COLOURS, n // svg.COLOURS % len(svg.DASHES), name in shown)
         for name, n in sorted(number.items(), key=lambda item: list(methods).index(item[0]))
     }
 
@@ -35,7 +35,7 @@ def group_choices(maps: Mapping[str, Any]) -> dict[str, Choice]:
     groups = [entry["group"] for entry in maps.get("classes", []) if entry["group"]]
     ranked = sorted(set(groups), key=lambda group: (group == OTHER, -groups.count(group), group))
     return {
-        group: Choice(f"g{n}", group, -1 if group == OTHER else n % chart.COLOURS, 0 if group == OTHER else n)
+        group: Choice(f"g{n}", group, -1 if group == OTHER else n % svg.COLOURS, 0 if group == OTHER else n)
         for n, group in enumerate(ranked)
     }
 
@@ -91,9 +91,9 @@ def training(curves: Mapping[str, Any], choices: Mapping[str, Choice]) -> str:
     ]
     learn = curves.get("learn") or {}
     for tag, title in (("train/loss", "Predictors: loss"), ("eval/base_top1(%)", "Predictors: base top-1 (%)")):
-        looks = [choices.get(method, Choice("", "", n % chart.COLOURS)) for n, method in enumerate(learn)]
+        looks = [choices.get(method, Choice("", "", n % svg.COLOURS)) for n, method in enumerate(learn)]
         series = [
-            _curve(rows, tag, name_of(method), look.colour, look.dash)
+            _curve(rows, tag, display_name(method), look.colour, look.dash)
             for look, (method, rows) in zip(looks, learn.items(), strict=True)
         ]
         plots.append(line_chart(title, "step", series))
@@ -112,7 +112,7 @@ def channels(figures: Mapping[str, Any]) -> str:
     """Channel impact (paper, Figure 5), and the diagonal of phi1 against the paper's range."""
     plots = []
     impact = {what: entry for what, entry in (figures.get("channels") or {}).items() if "sorted" in entry}
-    series = [Series(what, n % chart.COLOURS, _line(entry["sorted"])) for n, (what, entry) in enumerate(impact.items())]
+    series = [Series(what, n % svg.COLOURS, _line(entry["sorted"])) for n, (what, entry) in enumerate(impact.items())]
     plots.append(line_chart("Channel impact: mean |w|", "channels, sorted", series))
     if found := figures.get("diagonal"):
         low, high = found["paper"]

@@ -19,10 +19,11 @@ from dist_train.fewshot.method import Base
 from dist_train.fewshot.methods import LEARNED, METHODS, make
 from dist_train.fewshot.methods.predicted import Predicted
 from dist_train.files import write_text
-from dist_train.report import classes, examples, figures
-from dist_train.report.classes import ClassList
-from dist_train.report.report import report_html
-from dist_train.report.table import best_method, name_of
+from dist_train.report import class_vectors, examples, per_class
+from dist_train.report.comparison import best_method
+from dist_train.report.page import report_html
+from dist_train.report.per_class import ClassList
+from dist_train.report.wording import display_name
 from dist_train.runs.run import Run
 from dist_train.runs.stage import facts_of
 from dist_train.training import metrics
@@ -51,7 +52,7 @@ def report(
         best = _per_class(folder, results, listed)
         found = {
             "maps": _maps(run, vectors),
-            "channels": figures.channel_impact({what: v for what, v in vectors.items() if what != _MEANS}),
+            "channels": class_vectors.channel_impact({what: v for what, v in vectors.items() if what != _MEANS}),
             "diagonal": _diagonal(run, base),
             "classes": best,
             "examples": _examples(run, results, best["rows"], base, support, listed),
@@ -73,24 +74,24 @@ def _vectors(run: Run, base: Base) -> dict[str, np.ndarray]:
     found = {_MEANS: base.means, _ROWS: base.rows}
     for name in run.config.evaluate.methods:
         if name in LEARNED and issubclass(METHODS[name], Predicted):
-            found[f"rows of {name_of(name)}"] = make(name, base).base_rows  # type: ignore[attr-defined]
+            found[f"rows of {display_name(name)}"] = make(name, base).base_rows  # type: ignore[attr-defined]
     return {what: rows.float().cpu().numpy() for what, rows in found.items()}
 
 
 def _maps(run: Run, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means, trained rows, and rows by phi2, or else by the last predictor."""
     predicted = [what for what in vectors if what not in (_MEANS, _ROWS)]
-    wanted = f"rows of {name_of('phi2')}"
+    wanted = f"rows of {display_name('phi2')}"
     shown = [_MEANS, _ROWS, *([wanted] if wanted in predicted else predicted[-1:])]
     names, groups = (of(run.base) for of in (run.shards.synsets.names, run.shards.synsets.groups))
-    return figures.class_maps({what: vectors[what] for what in shown}, list(run.base), names, groups)
+    return class_vectors.class_maps({what: vectors[what] for what in shown}, list(run.base), names, groups)
 
 
 def _diagonal(run: Run, base: Base) -> dict[str, Any]:
     if "phi1" not in run.config.evaluate.methods:
         return {}
     weight = make("phi1", base).phi.layers[0].weight  # type: ignore[attr-defined]
-    return figures.diagonal(weight.float().cpu().numpy())
+    return class_vectors.diagonal(weight.float().cpu().numpy())
 
 
 def _per_class(folder: Path, results: dict[str, Any], listed: ClassList) -> dict[str, Any]:
@@ -101,12 +102,12 @@ def _per_class(folder: Path, results: dict[str, Any], listed: ClassList) -> dict
         with np.load(folder / "rows" / f"{method}.npz") as confusions:
             for shots in confusions.files:
                 counts = confusions[shots]
-                rows = classes.per_class(counts, listed)
+                rows = per_class.per_class(counts, listed)
                 parts.append((method, shots, rows))
                 if (method, shots) == (best, fewest):
                     shown = {"method": best, "shots": int(fewest), "rows": rows}
-                    shown["confusions"] = classes.confusions(counts, listed)
-    write_text(folder / "per_class.csv", classes.csv_text(parts))
+                    shown["confusions"] = per_class.confusions(counts, listed)
+    write_text(folder / "per_class.csv", per_class.csv_text(parts))
     return shown
 
 
@@ -205,7 +206,7 @@ def _projector(folder: Path, vectors: Mapping[str, np.ndarray], maps: Mapping[st
 
 def _components(rows: np.ndarray) -> np.ndarray:
     """Unit rows [N, C] on their first 64 principal components."""
-    unit = figures.unit(rows)
+    unit = class_vectors.unit(rows)
     left, scale, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
     components: np.ndarray = (left * scale)[:, :_PROJECTED].round(4)
     return components

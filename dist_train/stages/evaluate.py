@@ -17,7 +17,7 @@ from dist_train.fewshot.methods import LABELS, METHODS
 from dist_train.fewshot.protocols.episodes import spread
 from dist_train.fewshot.protocols.joint import summary
 from dist_train.files import write_text
-from dist_train.report.table import episodes_markdown, low_shot_markdown, table_markdown
+from dist_train.report.markdown import episodes_markdown, low_shot_markdown, table_markdown
 from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log

@@ -13,7 +13,9 @@ from dist_train.config import Config, to_dict
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.fewshot.protocols.joint import paired, summary
 from dist_train.files import write_text
-from dist_train.report.table import AGAINST, mean, name_of
+from dist_train.report.comparison import PAIRED_METRICS
+from dist_train.report.markdown import format_mean
+from dist_train.report.wording import display_name
 from launch.grid.study import DEFAULT
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def report(path: Path, choices: Sequence[Choice], members: dict[str, list[Member
         "study": path.name,
         "default": {key: _value(default, key) for choice in choices for key in choice.keys},
         "values": [
-            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in AGAINST}}
+            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in PAIRED_METRICS}}
             for method in dict.fromkeys(name for choice in choices for name in choice.methods)
             for shots, values in _by_shots(results[DEFAULT], method)
         ],
@@ -92,7 +94,7 @@ def _differences(
                         "setting": {key: _value(config, key) for key in choice.keys},
                         "method": method,
                         "shots": shots,
-                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in AGAINST},
+                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in PAIRED_METRICS},
                         "novel_top1_of_seeds": [
                             paired(a["novel_top1"]["draws"], b["novel_top1"]["draws"])["mean"]
                             for a, b in zip(seeds, defaults, strict=True)
@@ -138,13 +140,18 @@ def markdown(found: dict[str, Any]) -> str:
     for row in found["values"]:
         rows = [d for d in found["differences"] if (d["method"], d["shots"]) == (row["method"], row["shots"])]
         rows.sort(key=lambda d: -abs(d["novel_top1"]["mean"]))
-        lines += [f"## {_where(row)}", "", f"| setting | {' | '.join(AGAINST.values())} |", "|---|---:|---:|---:|---:|"]
+        lines += [
+            f"## {_where(row)}",
+            "",
+            f"| setting | {' | '.join(PAIRED_METRICS.values())} |",
+            "|---|---:|---:|---:|---:|",
+        ]
         lines.append(_row("default", row, ""))
         lines += [_row(_setting(d["setting"]), d, "+") for d in rows] + [""]
     lines += ["## The best by H", "", "| choice | method | setting | H | as good |", "|---|---|---|---:|---|"]
     for best in found["chosen"]:
         others = ", ".join(f"`{name}`" for name in best["as_good"] if name != best["setting"]) or "–"
-        lines.append(f"| {', '.join(f'`{key}`' for key in best['keys'])} | {name_of(best['method'])} "
+        lines.append(f"| {', '.join(f'`{key}`' for key in best['keys'])} | {display_name(best['method'])} "
                      f"| `{best['setting']}` | {best['harmonic']:.2f} | {others} |")  # fmt: skip
     return "\n".join([*lines, "", _how(found), ""])
 
@@ -156,13 +163,13 @@ def _headline(found: dict[str, Any]) -> str:
     for metric in ("novel_top1", "ausuc"):
         top = max(found["differences"], key=lambda d: abs(d[metric]["mean"]))
         own = next(v for v in found["values"] if (v["method"], v["shots"]) == (top["method"], top["shots"]))
-        parts.append(f"{AGAINST[metric]} most is {_setting(top['setting'])}: by {mean(top[metric], '+')} points, "
+        parts.append(f"{PAIRED_METRICS[metric]} most is {_setting(top['setting'])}: by {format_mean(top[metric], '+')} points, "
                      f"from {own[metric]['mean']:.2f} ({_where(top)})")  # fmt: skip
     return f"What changes {parts[0]}; what changes {parts[1]}."
 
 
 def _where(row: dict[str, Any]) -> str:
-    return f"{name_of(row['method'])}, {row['shots']} shot{'' if row['shots'] == '1' else 's'}"
+    return f"{display_name(row['method'])}, {row['shots']} shot{'' if row['shots'] == '1' else 's'}"
 
 
 def _setting(values: dict[str, Any]) -> str:
@@ -176,7 +183,7 @@ def _text(value: Any) -> str:
 
 
 def _row(name: str, values: dict[str, Any], sign: str) -> str:
-    return f"| {name} | {' | '.join(mean(values[metric], sign) for metric in AGAINST)} |"
+    return f"| {name} | {' | '.join(format_mean(values[metric], sign) for metric in PAIRED_METRICS)} |"
 
 
 def _how(found: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from dist_train.config import STAGES, Config
 from dist_train.config.io import fields, unknown_key
 from dist_train.errors import UserError, command
 from dist_train.files import write_text
-from dist_train.report import table
-from dist_train.report.table import name_of
+from dist_train.report.markdown import format_mean, markdown_head, markdown_row
+from dist_train.report.wording import display_name
 
 _SWEPT = ("learn.", "evaluate.")
 
@@ -81,7 +81,7 @@ _METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": 
 def _cell(value: Mapping[str, Any] | None) -> str:
     if value is None:  # of a member with another protocol
         return "–"
-    return table.mean(value, half="ci95" if "ci95" in value else "std")
+    return format_mean(value, half="ci95" if "ci95" in value else "std")
 
 
 def collect(run: Path) -> str:
@@ -99,12 +99,12 @@ def collect(run: Path) -> str:
             missing.append(folder.name)
             continue
         for method, by_shots in results["methods"].items():
-            found += [([folder.name, name_of(method), shots], values) for shots, values in by_shots.items()]
+            found += [([folder.name, display_name(method), shots], values) for shots, values in by_shots.items()]
     if not found:
         raise UserError(f"{run / 'sweep'}: no member has results yet; how they are: {command('status', run / 'sweep')}")
     metrics = [name for name in _METRICS if any(name in values for _, values in found)]
-    head = table.head([_METRICS[name] for name in metrics], ["setting", "method", "shots"])
-    rows = [table.line([*names, *(_cell(values.get(name)) for name in metrics)]) for names, values in found]
+    head = markdown_head([_METRICS[name] for name in metrics], ["setting", "method", "shots"])
+    rows = [markdown_row([*names, *(_cell(values.get(name)) for name in metrics)]) for names, values in found]
     spread = "half-width of the 95% interval over draws or episodes (as released: one standard deviation)"
     told = ["", f"Percent; mean ± {spread}."]
     if missing:

@@ -14,7 +14,9 @@ from dist_train.config import Config
 from dist_train.config.io import fields
 from dist_train.fewshot.methods import LABELS, METHODS, NUMBERS
 from dist_train.report import paper
-from dist_train.report.table import AGAINST, compared, footnote, table_markdown
+from dist_train.report.comparison import PAIRED_METRICS
+from dist_train.report.markdown import table_markdown
+from dist_train.report.wording import footnote, marked_name
 from dist_train.runs import inputs
 from dist_train.runs.run import Run
 
@@ -71,7 +73,7 @@ def test_the_page_on_keys_that_may_change_names_them_all() -> None:
 def printed(shots: list[int]) -> list[str]:
     """Lines of a table of all methods, of any figures."""
     one = {"mean": 50.0, "ci95": 1.0, "draws": [49.0, 51.0]}
-    metrics = dict.fromkeys([*AGAINST, "base_top5", "novel_top5"], one)
+    metrics = dict.fromkeys([*PAIRED_METRICS, "base_top5", "novel_top5"], one)
     results: dict[str, Any] = {
         "shots": shots, "draws": 2, "interval": "95% t-interval over support draws", "shards": "", "commit": "",
         "methods": {m: {str(k): metrics for k in shots} for m in METHODS if not METHODS[m].oracle},
@@ -97,7 +99,7 @@ def test_captions_headers_and_rows_of_tables(name: str) -> None:
                 break
             assert row.split(" | ")[0] in rows, f"no table has this row: {row[:60]}"
     facts = [line for line in lines if line.startswith("Percent; mean ±")]
-    marked = {"methods": [m for m in METHODS if any(line.startswith(f"| {compared(m)} | ") for line in lines)]}
+    marked = {"methods": [m for m in METHODS if any(line.startswith(f"| {marked_name(m)} | ") for line in lines)]}
     assert len(facts) == 1 and footnote(marked) in facts[0]
     theirs = [line for line in lines if "(paper, ImageNet" in line]
     for method in paper.WHOLE_NETWORK:  # a figure of ours beside theirs says what is not the same
@@ -111,7 +113,7 @@ def test_columns_of_studies_and_rows_of_the_readme() -> None:
         if line.startswith("| --- |"):
             columns = [cell.strip() for cell in studies[number - 1].strip("| ").split("|")]
             titles = {re.sub(r"^\d+-shot ", "", column) for column in columns if "-shot" in column}
-            assert titles and titles <= set(AGAINST.values()), columns
+            assert titles and titles <= set(PAIRED_METRICS.values()), columns
     readme = (ROOT / "README.md").read_text()
     names = re.findall(r"^\| \[?([^|\]]+?)(?:\]\([^)]*\))? \| \d", readme, re.MULTILINE)
     assert len(names) > 3 and set(names) <= set(LABELS.values())

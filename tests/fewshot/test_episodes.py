@@ -16,7 +16,7 @@ from dist_train.fewshot.method import Base, Method, Scorer
 from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, parts, spread
 from dist_train.models.predictor import Predictor
 from dist_train.report import paper
-from dist_train.report.table import episodes_markdown
+from dist_train.report.markdown import episodes_markdown
 from dist_train.training import checkpoint
 
 

@@ -11,7 +11,8 @@ from dist_train.data.activations import Activations
 from dist_train.fewshot.protocols.joint import JointScorer, Queries
 from dist_train.fewshot.protocols.low_shot import LowShotScorer
 from dist_train.report import paper
-from dist_train.report.table import MEASURES, low_shot_markdown
+from dist_train.report.comparison import LOW_SHOT_MEASURES
+from dist_train.report.markdown import low_shot_markdown
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,7 +54,7 @@ def test_measures_are_those_of_whole_softmaxes(base: int, novel: int, moves: boo
             "novel": right(scores, k)[12:], "novel_only": right(alone, k)[12:], "base": right(scores, k)[:12],
             "all": right(scores, k), "all_prior": right(prior, k),
         }  # fmt: skip
-        assert set(wanted) == set(MEASURES)
+        assert set(wanted) == set(LOW_SHOT_MEASURES)
         for name, hits in wanted.items():
             assert found[f"{name}_top{k}"] == pytest.approx(100 * hits.mean()), name
 
@@ -71,7 +72,7 @@ def test_published_rows() -> None:
     rows = {row.method: row for row in paper.LOW_SHOT}
     assert len(rows) == 5 and rows["H&G, SGM + generation"].top5["novel, joint"][1] == 45.11
     for row in paper.LOW_SHOT:
-        assert set(row.top5) <= {*MEASURES.values(), "novel"} and "all" in row.top5
+        assert set(row.top5) <= {*LOW_SHOT_MEASURES.values(), "novel"} and "all" in row.top5
         for values in row.top5.values():
             assert list(values)[:4] == [1, 2, 5, 10] and list(values.values()) == sorted(values.values())
 
@@ -79,7 +80,9 @@ def test_published_rows() -> None:
 @pytest.mark.parametrize(("hash_", "holdout"), [(paper.LOW_SHOT_SPLIT, "novel"), ("other", "novel"),
                                                 (paper.LOW_SHOT_SPLIT, "pseudo-novel")])  # fmt: skip
 def test_section_of_the_table(hash_: str, holdout: str) -> None:
-    values = {f"{key}_top{k}": {"mean": 10 * k + n, "ci95": 0.5} for n, key in enumerate(MEASURES) for k in (1, 5)}
+    values = {
+        f"{key}_top{k}": {"mean": 10 * k + n, "ci95": 0.5} for n, key in enumerate(LOW_SHOT_MEASURES) for k in (1, 5)
+    }
     results = {"shots": [1, 3], "methods": {"phi2": {"1": values, "3": values}},
                "split": {"hash": hash_, "holdout": holdout}}  # fmt: skip
     lines = [line for line in low_shot_markdown(results).splitlines() if line.startswith("|")]

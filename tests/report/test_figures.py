@@ -15,8 +15,8 @@ from PIL import Image
 
 from dist_train.data.shards.index import ShardSet
 from dist_train.fewshot.method import Method, Scorer
-from dist_train.report import classes, examples, figures
-from dist_train.report.classes import ClassList
+from dist_train.report import class_vectors, examples, per_class
+from dist_train.report.per_class import ClassList
 
 LISTED = ClassList(("n0", "n1", "n2", "n3"), ("cat", "crane, bird", 'the "dog"', "emu"), base=2)
 COUNTS = np.array([[6, 1, 3, 0], [0, 10, 0, 0], [5, 2, 2, 1], [0, 4, 4, 2]], np.int32)
@@ -28,19 +28,19 @@ def rows(classes: int, channels: int, seed: int = 0) -> np.ndarray:
 
 def test_channel_impact() -> None:
     made = rows(5, 8)
-    found = figures.channel_impact({"trained": made})
+    found = class_vectors.channel_impact({"trained": made})
     impact = [sum(abs(row[c]) / np.sqrt(sum(row**2)) for row in made) / 5 for c in range(8)]
     assert found["trained"]["sorted"] == pytest.approx(sorted(impact, reverse=True), abs=1e-6)
     assert found["trained"]["mean"] == pytest.approx(np.mean(impact), abs=1e-6)
     assert found["trained"]["std"] == pytest.approx(np.std(impact), abs=1e-6)
     assert found["paper"] == {"mean": 0.0213, "std": 0.00583, "scaled": 0.9639}
     # One channel each: the mean is 1/C, whatever the length of a row.
-    assert figures.channel_impact({"": 7 * np.eye(4)})[""]["scaled"] == pytest.approx(0.25 * 2)
+    assert class_vectors.channel_impact({"": 7 * np.eye(4)})[""]["scaled"] == pytest.approx(0.25 * 2)
 
 
 def test_diagonal_against_the_papers_range() -> None:
     weight = np.array([[0.9, 0.2, -0.1], [0.0, 0.744, 0.3], [0.0, 0.0, 1.1]])
-    found = figures.diagonal(weight)
+    found = class_vectors.diagonal(weight)
     assert found["sorted"] == [1.1, 0.9, 0.744] and found["inside"] == pytest.approx(66.67)
     assert found["rest"] == pytest.approx(0.6 / 6)
 
@@ -50,8 +50,8 @@ def test_maps_show_the_neighbourhoods_that_there_are() -> None:
     centres = np.eye(3, 16).repeat(4, axis=0) * 10
     vectors = {"means": centres + 0.1 * rows(12, 16), "rows": 3 * centres + 0.1 * rows(12, 16, 1)}
     wnids = [f"n{n}" for n in range(12)]
-    found = figures.class_maps(vectors, wnids, wnids, ["a"] * 12)
-    assert found == figures.class_maps(vectors, wnids, wnids, ["a"] * 12)  # a fixed seed
+    found = class_vectors.class_maps(vectors, wnids, wnids, ["a"] * 12)
+    assert found == class_vectors.class_maps(vectors, wnids, wnids, ["a"] * 12)  # a fixed seed
     assert found["classes"][3] == {"wnid": "n3", "name": "n3", "group": "a"}
     for places in map(np.array, found["maps"].values()):
         distances = np.linalg.norm(places[:, None] - places[None], axis=2)
@@ -62,7 +62,7 @@ def test_maps_show_the_neighbourhoods_that_there_are() -> None:
 def test_shares_of_common_neighbours() -> None:
     made = rows(14, 6)
     other = made[:, ::-1] + 0.5 * rows(14, 6, 1)
-    found = figures.class_maps({"a": made, "b": made * 3, "c": other}, *3 * [[str(n) for n in range(14)]])
+    found = class_vectors.class_maps({"a": made, "b": made * 3, "c": other}, *3 * [[str(n) for n in range(14)]])
 
     def nearest(some: np.ndarray, n: int) -> set[int]:
         cosines = {
@@ -77,11 +77,11 @@ def test_shares_of_common_neighbours() -> None:
 @pytest.mark.parametrize("count", [1, 4, 5, 6])
 def test_few_classes_have_a_map_or_none(count: int) -> None:
     names = [str(n) for n in range(count)]
-    assert bool(figures.class_maps({"a": rows(count, 3)}, names, names, names)) == (count >= 5)
+    assert bool(class_vectors.class_maps({"a": rows(count, 3)}, names, names, names)) == (count >= 5)
 
 
 def test_per_class() -> None:
-    found = classes.per_class(COUNTS, LISTED)
+    found = per_class.per_class(COUNTS, LISTED)
     assert [row["top1"] for row in found] == [60.0, 100.0, 20.0, 20.0]
     assert [row["other_role"] for row in found] == [30.0, 0.0, 70.0, 40.0]
     assert [row["taken_for"] for row in found] == ['the "dog"', "", "cat", "crane, bird"]
@@ -93,7 +93,7 @@ def test_per_class() -> None:
 @given(st.lists(st.integers(0, 5), min_size=16, max_size=16))
 def test_confusions_are_the_largest_off_the_diagonal(values: list[int]) -> None:
     counts = np.array(values, np.int32).reshape(4, 4)
-    found = classes.confusions(counts, LISTED, most=3)
+    found = per_class.confusions(counts, LISTED, most=3)
     for role, part in (("base", (0, 1)), ("novel", (2, 3))):
         pairs = [
             (100 * counts[t, a] / counts[t].sum(), t, a) for t, a in product(part, range(4)) if t != a and counts[t, a]
@@ -104,7 +104,7 @@ def test_confusions_are_the_largest_off_the_diagonal(values: list[int]) -> None:
 
 
 def test_csv_reads_back() -> None:
-    text = classes.csv_text([("phi2", "1", classes.per_class(COUNTS, LISTED))])
+    text = per_class.csv_text([("phi2", "1", per_class.per_class(COUNTS, LISTED))])
     found = list(csv.DictReader(io.StringIO(text)))
     assert [row["name"] for row in found] == list(LISTED.names) and {row["method"] for row in found} == {"phi2"}
     assert found[2]["taken_for_share"] == "50.0" and found[3]["taken_for"] == "crane, bird"

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dist_train.fewshot.methods import LABELS
-from dist_train.report import chart, paper
-from dist_train.report.chart import Choice, Series, chips, line_chart, round_marks, scatter
+from dist_train.report import paper, svg
+from dist_train.report.markdown import table_markdown
+from dist_train.report.page import report_html
 from dist_train.report.plots import method_choices
-from dist_train.report.report import report_html
-from dist_train.report.table import table_markdown
+from dist_train.report.svg import Choice, Series, chips, line_chart, round_marks, scatter
 
 METRICS = ("base_top1", "base_top5", "novel_top1", "novel_top5", "harmonic", "ausuc")
 ROWS = [{"step": step, "train/loss": 5 / step, "train/top1(%)": step / 10, "optim/lr": 0.1} for step in range(1, 900)]
@@ -266,19 +266,19 @@ def test_report_is_deterministic_and_changes_nothing(results: dict[str, Any]) ->
 
 
 def test_chart_places_points_and_error_bars() -> None:
-    svg = line_chart("t", "x", [Series("a", 1, ((1.0, 0.0), (2.0, 10.0)), (0.0, 2.0))], [1.0, 2.0])
-    (x1, y1), (x2, y2) = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)
-    assert float(x1) < float(x2) < chart.WIDTH and float(y1) == chart.HEIGHT - chart.BOTTOM > float(y2)
-    assert svg.count('class="bar"') == 1 and "a: 10.00 ± 2.00" in svg
+    chart = line_chart("t", "x", [Series("a", 1, ((1.0, 0.0), (2.0, 10.0)), (0.0, 2.0))], [1.0, 2.0])
+    (x1, y1), (x2, y2) = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert float(x1) < float(x2) < svg.WIDTH and float(y1) == svg.HEIGHT - svg.BOTTOM > float(y2)
+    assert chart.count('class="bar"') == 1 and "a: 10.00 ± 2.00" in chart
 
 
 def test_chart_of_many_points_shows_means_and_leaves_out_what_is_not_finite() -> None:
     points = tuple((float(n), 1.0 if n % 2 else 3.0) for n in range(4000))
     holes = ((0.5, float("nan")), (0.6, float("inf")))
-    svg = line_chart("t", "x", [Series("a", 0, points + holes)])
-    line = re.search(r'<polyline points="([^"]+)"', svg)
-    assert line and len(line[1].split()) == chart.MAX_POINTS
-    assert "nan" not in svg and "inf" not in svg and len({pair.split(",")[1] for pair in line[1].split()}) == 1
+    chart = line_chart("t", "x", [Series("a", 0, points + holes)])
+    line = re.search(r'<polyline points="([^"]+)"', chart)
+    assert line and len(line[1].split()) == svg.MAX_POINTS
+    assert "nan" not in chart and "inf" not in chart and len({pair.split(",")[1] for pair in line[1].split()}) == 1
     assert line_chart("t", "x", [Series("a", 0, holes)]) == ""
 
 
@@ -295,7 +295,7 @@ def test_round_marks(low: float, high: float) -> None:
     "value, text", [(0, "0"), (0.05, "0.05"), (1500, "1.5k"), (75_000, "75k"), (2e6, "2M"), (60, "60")]
 )
 def test_number(value: float, text: str) -> None:
-    assert chart.number(value) == text
+    assert svg.number(value) == text
 
 
 def test_curves_of_old_and_new_classes_end_where_they_reach_zero(results: dict[str, Any]) -> None:
@@ -325,11 +325,11 @@ def test_up_to_eight_methods_are_shown_in_a_colour_each(results: dict[str, Any])
 def test_of_many_methods_the_best_of_each_kind_is_shown_and_no_two_lines_are_alike(results: dict[str, Any]) -> None:
     names = list(LABELS)
     found = method_choices(with_methods(results, names))
-    assert list(found) == names and len(names) > chart.COLOURS
+    assert list(found) == names and len(names) > svg.COLOURS
     assert len({(choice.colour, choice.dash) for choice in found.values()}) == len(names)
     assert len({choice.key for choice in found.values()}) == len(names)
     shown = [name for name, choice in found.items() if choice.shown]
-    assert len(shown) == chart.COLOURS and "phi2" in shown and all(found[name].dash == 0 for name in shown)
+    assert len(shown) == svg.COLOURS and "phi2" in shown and all(found[name].dash == 0 for name in shown)
     assert not found["nn"].shown  # two of its kind are better
     html = report_html(with_methods(results, names), {}, {})
     boxes = [dict(Page(tag).attributes) for tag in re.findall(r"<input[^>]*>", html)]

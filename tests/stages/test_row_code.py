@@ -39,8 +39,8 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
 
 @pytest.mark.parametrize(
     "file",
-    ["report/chart.py", "report/plots.py", "report/figures.py", "report/page.py", "report/report.py",
-     "report/table.py", "report/paper.py", "report/classes.py", "report/examples.py", "stages/conclude.py",
+    ["report/svg.py", "report/plots.py", "report/class_vectors.py", "report/page.py", "report/html.py",
+     "report/markdown.py", "report/paper.py", "report/per_class.py", "report/examples.py", "stages/conclude.py",
      "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "training/strategies/strategy.py",
      "models/backbone.py",
      "config/fewshot.py", "errors.py"],
@@ -87,7 +87,7 @@ def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
     (copy / "fewshot" / "protocol.py").write_text((copy / "fewshot" / "protocol.py").read_text() + more)
     found = code_of("mean", copy).keys() - code_of("mean").keys()
     assert {f"dist_train.fewshot.{name}" for name in ("classes", "figures", "paper")} <= found
-    assert "dist_train.report.chart" not in found and "dist_train.runs.stage" not in found
+    assert "dist_train.report.svg" not in found and "dist_train.runs.stage" not in found
 
 
 def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
