@@ -14,7 +14,8 @@ tools/plan_scale.py about the step and the network hold here too. In order:
 * each node reads and opens the index (--open-s), with two barriers through the store;
 * node caches fill from one store (dist_train/data/shards/cache.py): whole shards in the order of their use,
   --downloads at a time and one more by each rank that waits for its own. The nodes share the store fairly, each within
-  its own limit. A global batch waits until all nodes have the shards of all its images (a little too late: a rank waits for its own);
+  its own limit. A global batch waits until all nodes have the shards of all its images (a little too late: a rank
+  waits for its own);
 * all nodes take each step together: the slowest sets the pace.
 
 Restart: a node is lost; --told: it said so before (USR2, TERM), and all saved; else what was done since the last

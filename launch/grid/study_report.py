@@ -163,7 +163,8 @@ def _headline(found: dict[str, Any]) -> str:
     for metric in ("novel_top1", "ausuc"):
         top = max(found["differences"], key=lambda d: abs(d[metric]["mean"]))
         own = next(v for v in found["values"] if (v["method"], v["shots"]) == (top["method"], top["shots"]))
-        parts.append(f"{PAIRED_METRICS[metric]} most is {_setting(top['setting'])}: by {format_mean(top[metric], '+')} points, "
+        change = format_mean(top[metric], "+")
+        parts.append(f"{PAIRED_METRICS[metric]} most is {_setting(top['setting'])}: by {change} points, "
                      f"from {own[metric]['mean']:.2f} ({_where(top)})")  # fmt: skip
     return f"What changes {parts[0]}; what changes {parts[1]}."
 
