@@ -12,7 +12,7 @@ from dist_train.config import STAGES, Config
 from dist_train.data.loading.dali_errors import PipelineError
 from dist_train.distributed import context as contexts
 from dist_train.distributed.monitor import Monitor
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import STOPPED, UserError
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
@@ -52,16 +52,15 @@ def work(config: Config, command: str, redo: bool) -> int:
                 prepare(config, context)
             if command == "prepare":
                 return 0
-            with Stopper(context, config.max_minutes) as stop:
+            with StopFlag(context, config.max_minutes) as stop:
                 run = open_run(config, ranks)
                 lock.acquire()
                 for name in STAGES if command == "run" else (command,):
                     # Imported when it is due: torchvision, of the first two, takes seconds.
-                    chapter = importlib.import_module(f"dist_train.stages.{name}")
+                    stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
                     with explained(config, name, context, len(run.base)):
                         # redo takes the later ones along
-                        function = getattr(chapter, name, None) or chapter.run
-                        function(run, context, stop, redo and name in (command, STAGES[0]))
+                        stage(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as reason:
             if context.main:
                 why = stop.reason or "another rank was told to"

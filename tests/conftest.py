@@ -33,9 +33,12 @@ from dist_train.data.packing.pack import pack
 from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import View, save_split
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.runs.run import Run, open_run
-from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.stages.evaluate import evaluate
+from dist_train.stages.extract import extract
+from dist_train.stages.learn import learn
+from dist_train.stages.pretrain import pretrain
 
 torch.set_num_threads(1)
 
@@ -134,8 +137,8 @@ def whole_run(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Ru
     options = replace(small_run.evaluate, methods=methods)
     learned = replace(small_run.learn, methods=[*small_run.learn.methods, "phi_plus"])
     run = open_run(replace(small_run, runs=tmp_path_factory.mktemp("whole"), learn=learned, evaluate=options))
-    for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context(), Stopper(Context()))
+    for stage in (pretrain, extract, learn, evaluate):
+        stage(run, Context(), StopFlag(Context()))
     return run
 
 

@@ -22,7 +22,7 @@ from dist_train.config import LearnConfig
 from dist_train.config.io import load_config
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
@@ -125,7 +125,7 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():
         LEARNED["phi_plus"] = network
-        bank, stop = learn.open_bank(run, context), Stopper(context)
+        bank, stop = learn.open_bank(run, context), StopFlag(context)
         learn.train("phi_plus", bank, run.config.learn, folder / "phi_plus", run.config.seed, context, {}, stop)
     method.network = network
     found: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}

@@ -33,12 +33,13 @@ from dist_train.data.shards.index import ShardSet, Subset, sample_dtype
 from dist_train.data.sources.synsets import Synsets
 from dist_train.data.splits import Split
 from dist_train.distributed import context as contexts
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.fewshot.methods import LEARNED, METHODS
 from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.files import write_text
 from dist_train.runs.run import Run
-from dist_train.stages import evaluate, scoring
+from dist_train.stages import scoring
+from dist_train.stages.evaluate import evaluate
 from dist_train.training import checkpoint
 
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = [given.base, given.per_class, given.novel, given.novel_per_class, given.val_per_class, given.dim]
     folder = given.folder or Path(tempfile.mkdtemp())
     try:
-        with contexts.start() as context, Stopper(context) as stop:
+        with contexts.start() as context, StopFlag(context) as stop:
             run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
             Measured.target, Measured.seconds = given.json, {}
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 patch.multiple(evaluate, Exam=Measured, _conclude=lambda *_: None),
                 patch.object(scoring, "JointScorer", Prepared),
             ):
-                evaluate.run(run, context, stop)
+                evaluate(run, context, stop)
     except Stopped as stopped:
         print(stopped)
     finally:
@@ -88,7 +89,7 @@ class Measured(scoring.Exam):
     target: Path | None
     seconds: dict[str, float]
 
-    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with Peak() as peak:
             Prepared.at = began = now()
             found = super().sit(name, stop, bar)

@@ -22,7 +22,7 @@ import torch
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.distributed import context as contexts
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.stages.learn import Bank, train
 from dist_train.training.metrics import peak_memory_gib
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     steps=given.steps, precision=given.precision, log_every=given.steps, cuda_graph=graph == "on"
                 )
                 folder = Path(temporary) / method / graph
-                rate = train(method, bank, config, folder, 0, context, {}, Stopper(context))
+                rate = train(method, bank, config, folder, 0, context, {}, StopFlag(context))
                 rates[method][graph] = rate
                 print(
                     f"{method}{', CUDA graph' if graph == 'on' else ''}: {rate:.2f} it/s "

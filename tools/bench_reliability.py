@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 from dist_train.config import PretrainConfig
 from dist_train.distributed import context as contexts
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.models.backbone import Backbone
 from dist_train.training import checkpoint
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import DataParallel
+from dist_train.training.strategies.ddp import DataParallel
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of each kind in a round")
     parser.add_argument("--batch", type=int, default=32, help="images a rank")
     given = parser.parse_args()
-    with contexts.start() as context, Stopper(context) as stop, tempfile.TemporaryDirectory() as folder:
+    with contexts.start() as context, StopFlag(context) as stop, tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = Backbone("resnet10", 100).to(context.device)
         optimizer = make_optimizer(model, PretrainConfig())

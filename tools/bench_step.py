@@ -51,14 +51,14 @@ from dist_train.data.packing.pack import pack
 from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.models.backbone import Backbone
 from dist_train.training.loop import Window, train
-from dist_train.training.metrics import Metrics
+from dist_train.training.metrics import MetricsWriter
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision, tuned_convolutions
-from dist_train.training.strategies.strategy import make_strategy
+from dist_train.training.strategies.factory import make_strategy
 
 PARTS = ("data wait", "forward and loss", "backward", "optimiser", "sums", "logging", "other")
 
@@ -149,8 +149,8 @@ class Trainer:
         self.strategy = make_strategy(model, make_optimizer(model, self.config), precision, self.config, self.context)
         self.objective = Objective(self.config, given.classes)
         self.window = Window.restore(None, self.context)
-        self.metrics = Metrics(folder, 0)
-        self.stop = Stopper(self.context)
+        self.metrics = MetricsWriter(folder, 0)
+        self.stop = StopFlag(self.context)
         self.step = 0
 
     def run(self, batches: Iterator[Batch], count: int) -> None:

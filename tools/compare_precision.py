@@ -29,10 +29,12 @@ from dist_train.config import (
     PretrainConfig,
 )
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.runs.run import open_run
-from dist_train.stages import extract, learn, pretrain
+from dist_train.stages.extract import extract
+from dist_train.stages.learn import learn
 from dist_train.stages.prepare import prepare
+from dist_train.stages.pretrain import pretrain
 from dist_train.training import metrics, precision
 
 KINDS = ("fp32", "bf16", "fp16")
@@ -61,8 +63,8 @@ def base_config(folder: Path, epochs: float) -> Config:
 def accuracy(config: Config) -> float:
     """Base top-1 (%) of the final weights."""
     context = Context()
-    pretrain.run(open_run(config), context, Stopper(context))
-    rows = metrics.read(config.run_dir / "pretrain" / "metrics.jsonl")
+    pretrain(open_run(config), context, StopFlag(context))
+    rows = metrics.read_metrics(config.run_dir / "pretrain" / "metrics.jsonl")
     return [float(row["eval/top1(%)"]) for row in rows if "eval/top1(%)" in row][-1]
 
 
@@ -71,9 +73,9 @@ def learned(config: Config, kind: str) -> float:
     context = Context()
     config = replace(config, learn=replace(config.learn, precision=kind))  # type: ignore[arg-type]
     run = open_run(config)
-    extract.extract(run, context, Stopper(context))
-    learn.run(run, context, Stopper(context), redo=True)
-    rows = metrics.read(config.run_dir / "learn" / "phi2" / "metrics.jsonl")
+    extract(run, context, StopFlag(context))
+    learn(run, context, StopFlag(context), redo=True)
+    rows = metrics.read_metrics(config.run_dir / "learn" / "phi2" / "metrics.jsonl")
     return float(rows[-1]["eval/base_top1(%)"])
 
 

@@ -77,7 +77,7 @@ def command(folder: Path, name: str, tiny: bool) -> list[str]:
 def stop_in_training(run: Path, words: list[str]) -> int:
     """Start a run, and tell it to stop (TERM) once it has saved its first step; return its exit code."""
     process = subprocess.Popen(words)
-    while process.poll() is None and not checkpoint.steps(run / "pretrain" / "checkpoints"):
+    while process.poll() is None and not checkpoint.step_checkpoints(run / "pretrain" / "checkpoints"):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     return process.wait()

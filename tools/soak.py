@@ -57,7 +57,7 @@ from dist_train.runs.commit import git_commit
 from dist_train.runs.run import open_run
 from dist_train.stages import pretrain
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read, reproducible
+from dist_train.training.metrics import read_metrics, reproducible
 from launch.cli.main import main as dist_train
 
 LIMIT = 120  # seconds in which all ranks must have left after one was killed
@@ -192,7 +192,7 @@ def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, 
 def numbers(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Every metrics.jsonl, without what is measured in seconds and bytes."""
     paths = sorted(config.run_dir.rglob("metrics.jsonl"))
-    return {str(path.relative_to(config.run_dir)): reproducible(read(path)) for path in paths}
+    return {str(path.relative_to(config.run_dir)): reproducible(read_metrics(path)) for path in paths}
 
 
 def differences(config: Config, reference: Config, exact: bool) -> list[str]:
@@ -216,7 +216,7 @@ def differences(config: Config, reference: Config, exact: bool) -> list[str]:
     if not (np.isfinite(tables[0]).all() and (np.abs(tables[0]).sum(1) > 0).all()):
         found.append("extract: rows were never written")
     run = open_run(config)
-    for path in checkpoint.steps(config.run_dir / "pretrain" / "checkpoints"):
+    for path in checkpoint.step_checkpoints(config.run_dir / "pretrain" / "checkpoints"):
         state = checkpoint.load(path).state
         if state["next"] != pretrain.fingerprint(run, pretrain.base_order(run), state["step"]):
             found.append(f"{path.name}: other samples in the next batch")

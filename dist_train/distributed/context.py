@@ -57,7 +57,7 @@ class Context:
     address: tuple[str, int] = ("", 0)
     progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
-    def doing(self, text: str, patient: bool = False) -> None:
+    def report_progress(self, text: str, patient: bool = False) -> None:
         """Note progress. Costs nothing worth naming: call it at every step."""
         self.progress.text, self.progress.patient, self.progress.since = text, patient, time.monotonic()
 
@@ -75,10 +75,10 @@ class Context:
         if self.world == 1:
             return
         before = self.progress.text
-        self.doing(f"waiting for the other ranks at {name}", patient=True)
+        self.report_progress(f"waiting for the other ranks at {name}", patient=True)
         store = dist.distributed_c10d._get_default_store()
         wait_for_each_other(store, f"barrier/{name}", self.world, timedelta(days=7))
-        self.doing(before)
+        self.report_progress(before)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in order of ranks, on every rank."""

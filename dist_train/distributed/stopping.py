@@ -36,8 +36,8 @@ def margin(seconds: float) -> float:
     return min(120.0, seconds / 5)
 
 
-class Stopper:
-    """``with Stopper(context, minutes) as stop:`` and ``stop.agreed()`` at each step boundary.
+class StopFlag:
+    """``with StopFlag(context, minutes) as stop:`` and ``stop.agreed()`` at each step boundary.
 
     Args:
         max_minutes: stop after so many minutes; None: never.
@@ -60,7 +60,7 @@ class Stopper:
         self._flag = torch.zeros(1)
         self._work: Any = None
 
-    def __enter__(self) -> Stopper:
+    def __enter__(self) -> StopFlag:
         # The main thread may be in a library's wait, where Python's handlers do not run: the numbers go
         # through a pipe to a thread of our own.
         self._read, self._write = os.pipe()

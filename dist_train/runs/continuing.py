@@ -39,7 +39,7 @@ def continue_training(
 def diverged(error: NonFinite, stage: str, folder: Path, writer: checkpoint.Writer, keys: str) -> UserError:
     """What to tell where the loss is not finite: the step, the last good checkpoint, what to change."""
     writer.finish()
-    good = checkpoint.steps(folder)
+    good = checkpoint.step_checkpoints(folder)
     last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     again = f"start again with {keys}, and --redo or another --name"
     return UserError(f"{stage}: loss or weights are not finite at step {error.step}; {last}; {again}")

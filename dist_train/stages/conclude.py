@@ -44,7 +44,7 @@ def report(
         support: rows of the first draw's support images in ``novel_train`` [novel classes, shots].
     """
     folder = run.dir / "evaluate"
-    context.doing("evaluate: pictures")
+    context.report_progress("evaluate: pictures")
     scored = (*run.scored, *run.novel)
     listed = ClassList(scored, tuple(run.shards.synsets.names(scored)), len(run.scored))
     vectors = _vectors(run, base)
@@ -144,8 +144,8 @@ def curves(folder: Path) -> dict[str, Any]:
     """The training curves of a run, as rows of metrics.jsonl."""
     learn = sorted(path.parent.name for path in (folder / "learn").glob("*/metrics.jsonl"))
     return {
-        "pretrain": metrics.read(folder / "pretrain" / "metrics.jsonl"),
-        "learn": {method: metrics.read(folder / "learn" / method / "metrics.jsonl") for method in learn},
+        "pretrain": metrics.read_metrics(folder / "pretrain" / "metrics.jsonl"),
+        "learn": {method: metrics.read_metrics(folder / "learn" / method / "metrics.jsonl") for method in learn},
     }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LABELS, METHODS
 from dist_train.fewshot.protocols.episodes import spread
 from dist_train.fewshot.protocols.joint import summary
@@ -26,7 +26,7 @@ from dist_train.stages.rows import MADE, Rows, is_shown
 from dist_train.stages.scoring import EpisodeExam, Exam, Examiner
 
 
-def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
+def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
     """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws; leaves
     ``results.json``, ``table.md`` and, of joint scoring, ``report.html``. Ranks share the draws.
 

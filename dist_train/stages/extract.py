@@ -11,7 +11,7 @@ from dist_train.data.activations import Store, load
 from dist_train.data.loading.loader import eval_batches
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.files import atomic_write
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
@@ -21,7 +21,7 @@ from dist_train.training.precision import MixedPrecision
 TABLES = [(role, subset) for role in ("base", "novel") for subset in ("train", "val")]
 
 
-def extract(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
+def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
     """Write the activations of base and novel, train and val, and the base classes' means.
 
     The images go by in blocks; ranks share the blocks that are not written yet, so an interrupted
@@ -62,7 +62,7 @@ def extract(run: Run, context: Context, stop: Stopper, redo: bool = False) -> No
                     features = features.float().unflatten(0, (len(batch.ids), -1)).mean(1)
                 rows.append(features.to(torch.float16).cpu().numpy())
                 bar.update(len(batch.ids))
-                context.doing(f"extract {role} {subset}: {len(pending)} blocks left")
+                context.report_progress(f"extract {role} {subset}: {len(pending)} blocks left")
                 have = sum(map(len, rows))
                 while pending and have >= (size := len(pending[0][1])):
                     table = np.concatenate(rows)

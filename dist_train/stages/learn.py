@@ -18,7 +18,7 @@ from dist_train.data.activations import Activations, load
 from dist_train.data.loading.augment import uniforms
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
 from dist_train.runs.continuing import continue_training, diverged, finish_writes
@@ -28,15 +28,15 @@ from dist_train.stages.rows import is_done
 from dist_train.training import checkpoint
 from dist_train.training.cuda_graph import Graphed
 from dist_train.training.finite import Losses, NonFinite, check_weights
-from dist_train.training.metrics import Metrics
+from dist_train.training.metrics import MetricsWriter
 from dist_train.training.optimizer import predictor_rate, set_lr, sgd
 from dist_train.training.precision import MixedPrecision, assert_float32, exact_products
-from dist_train.training.strategies.strategy import SummedGradients
+from dist_train.training.strategies.ddp import SummedGradients
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
 
-def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
+def learn(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
     """Train each of ``learn.methods`` on the base activations; leaves ``learn/METHOD/final``.
 
     Raises:
@@ -116,7 +116,7 @@ def train(
     seed: int,
     context: Context,
     inputs: dict[str, Any],
-    stop: Stopper,
+    stop: StopFlag,
 ) -> float:
     """Train one predictor; continues from its last checkpoint. Returns iterations/s.
 
@@ -141,7 +141,7 @@ def train(
     strategy = SummedGradients(model, optimizer, precision, context)
     saved = continue_training(checkpoints, inputs, context, strategy)
     start, window = (saved["step"], saved["window"]) if saved else (0, None)
-    metrics = Metrics(folder, start) if context.main else None
+    metrics = MetricsWriter(folder, start) if context.main else None
     bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
     labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
     step_once: Callable[..., torch.Tensor] = partial(one_step, model, bank, labels, strategy)
@@ -170,7 +170,7 @@ def train(
     try:
         for step in range(start, config.steps):
             if step == start or step % _DRAW_AHEAD == 0:
-                context.doing(f"learn {method}: step {step} of {config.steps}")
+                context.report_progress(f"learn {method}: step {step} of {config.steps}")
                 block = step - step % _DRAW_AHEAD
                 drawn = bank.draw(seed, block, config.p_mean)
             lr = predictor_rate(step, config.steps, config)

@@ -20,7 +20,7 @@ from dist_train.stages.memory import cards, cost, memory
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer, peak_lr
 from dist_train.training.precision import MixedPrecision, tuned_convolutions
-from dist_train.training.strategies.strategy import DataParallel
+from dist_train.training.strategies.ddp import DataParallel
 
 _ILSVRC2012 = 1_281_167 / 1000  # training images a class, where there are no shards yet
 _GIB = 2**30

@@ -25,7 +25,7 @@ def prepare(config: Config, context: Context) -> None:
             f"data.shards={config.data.shards}: pack into a local folder and upload that; leave pack out here"
         )
     there = (shards / "index.json").is_file()
-    context.doing("pack", patient=True)
+    context.report_progress("pack", patient=True)
     if context.main and config.pack and (not there or _sources_exist(config.pack)):
         # Where the shards are there already, pack says so, or refuses options they were not made with.
         if config.pack.draw and config.pack.train and config.pack.val:

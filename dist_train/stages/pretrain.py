@@ -18,7 +18,7 @@ from dist_train.data.loading.order import Order
 from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError, verifying
 from dist_train.models.backbone import Backbone
 from dist_train.runs.continuing import continue_training, diverged, finish_writes
@@ -27,14 +27,15 @@ from dist_train.runs.stage import Stage, log
 from dist_train.training import checkpoint
 from dist_train.training.finite import NonFinite, check_weights
 from dist_train.training.loop import Window, evaluate, train
-from dist_train.training.metrics import Metrics
+from dist_train.training.metrics import MetricsWriter
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import learning_rate, make_optimizer
 from dist_train.training.precision import MixedPrecision, assert_float32, tuned_convolutions
-from dist_train.training.strategies.strategy import Strategy, make_strategy
+from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.strategies.strategy import Strategy
 
 
-def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
+def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
     """Train ``pretrain.model`` on the base classes; leaves ``pretrain/final`` and ``pretrain/best``.
 
     The final weights, not the best, go on to ``extract``: choosing by validation accuracy would be
@@ -67,7 +68,7 @@ def run(run: Run, context: Context, stop: Stopper, redo: bool = False) -> None:
     window = Window.restore(state.get("window"), context)
     keep = Keeper(run, stage, order, strategy, window, state)
 
-    metrics = Metrics(stage.folder, start) if context.main else None
+    metrics = MetricsWriter(stage.folder, start) if context.main else None
     if context.main:
         log.info(
             "pretrain: %s on %d images of %d classes, %d steps of %d images%s",

@@ -20,7 +20,7 @@ import torch
 from dist_train.data.activations import load
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
@@ -54,7 +54,7 @@ class Examiner(ABC):
         self.mine = range(context.rank, self.config.draws, context.world)
 
     @abstractmethod
-    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: ``averaged``}, "seconds"}, where
         an oracle has "all" for k; and how often each class was taken for which, by k: int32 [classes, classes],
         summed over draws.
@@ -64,11 +64,11 @@ class Examiner(ABC):
             UserError: scores are not finite.
         """
 
-    def prepare(self, name: str, stop: Stopper) -> Method:
-        self.context.doing(f"evaluate {name}: base classes")
+    def prepare(self, name: str, stop: StopFlag) -> Method:
+        self.context.report_progress(f"evaluate {name}: base classes")
         return make(name, replace(self.prepared, watch=partial(self._watched, name, stop)))
 
-    def _watched(self, name: str, stop: Stopper, parts: Sequence[Any]) -> Iterator[Any]:
+    def _watched(self, name: str, stop: StopFlag, parts: Sequence[Any]) -> Iterator[Any]:
         """``Base.watch``: a bar of its own below that of the draws."""
         bar = progress_bar(len(parts), f"{LABELS[name]}: base classes", "class", self.context.main)
         bar.leave = False
@@ -76,19 +76,19 @@ class Examiner(ABC):
             for number, part in enumerate(parts):
                 if stop.agreed():
                     raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
-                self.context.doing(f"evaluate {name}: base class {number} of {len(parts)}")
+                self.context.report_progress(f"evaluate {name}: base class {number} of {len(parts)}")
                 yield part
                 bar.update()
         finally:
             bar.close()
 
-    def draws(self, name: str, stop: Stopper, oracle: bool = False) -> Iterator[int]:
+    def draws(self, name: str, stop: StopFlag, oracle: bool = False) -> Iterator[int]:
         """This rank's draws, as many turns on each rank: they ask together whether to stop."""
         for turn in range(1 if oracle else -(-self.config.draws // self.context.world)):
             if stop.agreed_now():
                 raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
             if turn < len(self.mine) and (self.context.main or not oracle):
-                self.context.doing(f"evaluate {name}: draw {self.mine[turn]}")
+                self.context.report_progress(f"evaluate {name}: draw {self.mine[turn]}")
                 yield self.mine[turn]
 
     def load(self, rows: np.ndarray) -> torch.Tensor:
@@ -130,7 +130,7 @@ class Exam(Examiner):
             for d in self.mine
         }
 
-    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began = time.perf_counter()
         method = self.prepare(name, stop)
         scorer = self._scorer(name, method)
@@ -181,7 +181,7 @@ class Exam(Examiner):
 class EpisodeExam(Examiner):
     """A few novel classes at a time, alone (fewshot/protocols/episodes.py)."""
 
-    def sit(self, name: str, stop: Stopper, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         began, config = time.perf_counter(), self.config
         method = self.prepare(name, stop)
         found: dict[int, dict[str, float]] = {}

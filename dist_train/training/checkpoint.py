@@ -100,7 +100,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     return Checkpoint(tensors, json.loads((path / "state.json").read_text()))
 
 
-def steps(folder: Path) -> list[Path]:
+def step_checkpoints(folder: Path) -> list[Path]:
     """Step checkpoints, oldest first."""
     found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
     return sorted(path for path in found if path.is_dir())
@@ -116,19 +116,19 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint 
     Raises:
         UserError: there are checkpoints, and all are damaged: not a reason to start at step 0 unasked.
     """
-    for path in reversed(steps(folder)):
+    for path in reversed(step_checkpoints(folder)):
         try:
             return load(path, device)
         except UserError as error:
             log.warning("%s; falling back to the one before", error)
-    if steps(folder):
+    if step_checkpoints(folder):
         raise UserError(f"{folder}: every checkpoint is damaged; restore one, or start again with --redo")
     return None
 
 
 def retain(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Delete all step checkpoints but the newest ``keep`` and those at multiples of ``keep_every``."""
-    for path in steps(folder)[:-keep]:
+    for path in step_checkpoints(folder)[:-keep]:
         if not keep_every or int(path.name.removeprefix(_PREFIX)) % keep_every:
             shutil.rmtree(path)
 

@@ -119,7 +119,7 @@ def train(
     began = time.perf_counter()
     for step in range(start, total):
         number = step + 1
-        context.doing(f"pretrain: step {number} of {total}")
+        context.report_progress(f"pretrain: step {number} of {total}")
         lr = rate(step)
         set_lr(strategy.optimizer, lr)
         due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
@@ -203,7 +203,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=context.device)
     for batch in batches:
-        context.doing("evaluation of the base classes")
+        context.report_progress("evaluation of the base classes")
         with precision.autocast():
             logits = model(batch.images)
         top = logits.float().topk(min(5, logits.shape[1])).indices == batch.labels[:, None]

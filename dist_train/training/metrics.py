@@ -21,7 +21,7 @@ from dist_train.files import write_text
 log = logging.getLogger(__name__)
 
 
-class Metrics:
+class MetricsWriter:
     """Writer of one stage's numbers, continued at ``step``.
 
     What an interrupted run wrote past its last checkpoint is taken back: lines of metrics.jsonl with
@@ -31,7 +31,7 @@ class Metrics:
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        rows = read(self.path)
+        rows = read_metrics(self.path)
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows) or (self.path.exists() and not self.path.read_bytes().endswith(b"\n")):
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -62,7 +62,7 @@ class Metrics:
             log.error("%s: NOT WRITTEN (%s), %s; make room on the disk", self.path, error.strerror, what)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():

@@ -22,7 +22,8 @@ from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import Strategy, make_strategy
+from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.strategies.strategy import Strategy
 
 WIDTH = 1800  # a layer of 13 MB; DDP's buckets are 25 MB
 

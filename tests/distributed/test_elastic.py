@@ -12,14 +12,14 @@ import pytest
 from dist_train.config import Config
 from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import STOPPED, UserError
 from dist_train.runs.run import open_run
 from dist_train.stages import pretrain
 from dist_train.stages.pretrain import base_order
 from dist_train.stages.verify_resume import verify_resume
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read
+from dist_train.training.metrics import read_metrics
 from launch.cli.main import main
 
 
@@ -48,7 +48,7 @@ def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
         newest = checkpoint.load_latest(config.run_dir / "pretrain" / "checkpoints")
         assert newest and newest.state["step"] > 0
         assert newest.state["next"] == pretrain.fingerprint(run, order, newest.state["step"])
-    steps = [row["step"] for row in read(config.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in row]
+    steps = [row["step"] for row in read_metrics(config.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in row]
     assert steps == [*range(7, total, 7), total]
     assert main(["verify-resume", str(config.run_dir), "--batches", "1"]) == 0  # also of a finished run
 
@@ -62,7 +62,7 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     run = open_run(config)
     with pytest.raises(UserError, match="no checkpoint yet"):
         verify_resume(run, 2)
-    pretrain.run(run, Context(), Stopper(Context()))
+    pretrain.pretrain(run, Context(), StopFlag(Context()))
     assert main(["verify-resume", str(run.dir), "--batches", "2"]) == 0
     out = capsys.readouterr().out
     assert "resuming is exact, on 1, 2 and 4 ranks" in out and out.count("+") >= 4
@@ -88,7 +88,7 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
         assert pretrain.fingerprint(other, order, step) != recorded
 
     # A record of other samples in the checkpoint.
-    newest = checkpoint.steps(run.dir / "pretrain" / "checkpoints")[-1]
+    newest = checkpoint.step_checkpoints(run.dir / "pretrain" / "checkpoints")[-1]
     saved = checkpoint.load(newest)
     checkpoint.save(newest, saved.tensors, {**saved.state, "next": "0" * 64})
     assert main(["verify-resume", str(run.dir)]) == 1
@@ -97,13 +97,13 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
 
 def test_a_checkpoint_of_other_data_split_or_model_is_refused(config: Config) -> None:
     run = open_run(config)
-    pretrain.run(run, Context(), Stopper(Context()))
+    pretrain.pretrain(run, Context(), StopFlag(Context()))
     other = replace(config, name="other", pretrain=replace(config.pretrain, lr=0.01))
     target = other.run_dir / "pretrain" / "checkpoints"
     target.parent.mkdir(parents=True)
     (run.dir / "pretrain" / "checkpoints").rename(target)
     with pytest.raises(UserError, match=r"checkpoint is of another run \(pretrain.lr: 0.05 -> 0.01\)"):
-        pretrain.run(open_run(other), Context(), Stopper(Context()))
+        pretrain.pretrain(open_run(other), Context(), StopFlag(Context()))
 
 
 def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,10 @@ from rank_process import run_rank_sharing
 
 from dist_train.config import Config, MonitorConfig
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import FAILED, LOST, STOPPED
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read, reproducible
+from dist_train.training.metrics import read_metrics, reproducible
 
 Start = Callable[..., Any]
 Until = Callable[..., None]
@@ -33,7 +33,7 @@ def long(config: Config, **changes: Any) -> Config:
 
 
 def rows(config: Config, stage: str = "pretrain") -> list[dict[str, Any]]:
-    return read(config.run_dir / stage / "metrics.jsonl")
+    return read_metrics(config.run_dir / stage / "metrics.jsonl")
 
 
 def final(config: Config) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def test_one_rank_is_told_all_save_at_one_step_and_the_run_continues_bit_for_bit
         started.signal(number, [1])  # the one that does not save
         assert started.wait() == [STOPPED, STOPPED]
         assert "saved at step" in started.error(0) and "the same command continues" in started.error(0)
-        (saved,) = checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")[-1:]
+        (saved,) = checkpoint.step_checkpoints(config.run_dir / "pretrain" / "checkpoints")[-1:]
         assert int(saved.name[-8:]) < 100
         before = len(rows(config))
     assert ranks(2, config, "pretrain").wait() == [0, 0]
@@ -69,7 +69,7 @@ def more_than(config: Config, number: int) -> bool:
 def test_the_handler_leaves_at_once_at_the_second_signal(capfd: pytest.CaptureFixture[str]) -> None:
     child = os.fork()
     if child == 0:
-        with Stopper(Context()) as stop:
+        with StopFlag(Context()) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             while not stop.requested():
                 time.sleep(0.01)
@@ -84,7 +84,7 @@ def test_the_handler_leaves_at_once_at_the_second_signal(capfd: pytest.CaptureFi
 
 
 def test_children_do_not_inherit_the_handlers() -> None:
-    with Stopper(Context()) as stop:
+    with StopFlag(Context()) as stop:
         child = os.fork()
         if child == 0:
             time.sleep(30)
@@ -97,13 +97,13 @@ def test_children_do_not_inherit_the_handlers() -> None:
 
 def test_deadlines(config: Config, ranks: Start) -> None:
     now = time.time()
-    assert not Stopper(Context(), None, {"SLURM_JOB_END_TIME": str(int(now + 500))}).requested()
-    assert Stopper(Context(), None, {"SLURM_JOB_END_TIME": str(int(now + 100))}).requested()
+    assert not StopFlag(Context(), None, {"SLURM_JOB_END_TIME": str(int(now + 500))}).requested()
+    assert StopFlag(Context(), None, {"SLURM_JOB_END_TIME": str(int(now + 100))}).requested()
     config = long(config)
     started = ranks(2, config, "pretrain", "--max-minutes", "0.001")
     assert started.wait() == [STOPPED, STOPPED]
     assert "max_minutes=0.001 are over" in started.error(0)
-    assert checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")
+    assert checkpoint.step_checkpoints(config.run_dir / "pretrain" / "checkpoints")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -165,7 +165,7 @@ def test_a_hang_is_ended_and_says_what_each_rank_was_doing(config: Config, ranks
 
 def test_the_flag_costs_no_exchange_of_its_own_time(config: Config) -> None:
     """A lone process pays nothing; on several ranks the exchange of a step is read at the next."""
-    stop = Stopper(Context())
+    stop = StopFlag(Context())
     assert [stop.agreed() for _ in range(3)] == [False] * 3
     stop.reason = "test"
     assert stop.agreed()

@@ -21,11 +21,12 @@ from dist_train.distributed.context import Context
 from dist_train.errors import STOPPED, UserError
 from dist_train.models.backbone import Backbone
 from dist_train.training import checkpoint, precision
-from dist_train.training.metrics import read
+from dist_train.training.metrics import read_metrics
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision, assert_float32
 from dist_train.training.strategies.deepspeed import deepspeed_options
-from dist_train.training.strategies.strategy import Strategy, make_strategy
+from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.strategies.strategy import Strategy
 
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 CONFIG = PretrainConfig(model="resnet10", global_batch=16, accumulate=2, momentum=0.9, weight_decay=1e-2)
@@ -181,7 +182,7 @@ def test_a_run_goes_from_ddp_to_zero_on_other_ranks_and_back(config: Config, ran
         one = ranks(world, changed, "pretrain", *minutes)
         assert set(one.wait()) == {0 if last else STOPPED}, one.error(0)
     whole, moved = (
-        [row for row in read(config.runs / name / "pretrain" / "metrics.jsonl") if "train/loss" in row]
+        [row for row in read_metrics(config.runs / name / "pretrain" / "metrics.jsonl") if "train/loss" in row]
         for name in ("whole", "test")
     )
     assert [row["step"] for row in whole] == [row["step"] for row in moved]
@@ -230,7 +231,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_the_last_good_chec
     config = replace(config, pretrain=replace(config.pretrain, lr=1e12, checkpoint_every=1, log_every=7))
     one = ranks(2, config, "pretrain")
     assert 0 not in one.wait()
-    newest = checkpoint.steps(config.run_dir / "pretrain" / "checkpoints")[-1]
+    newest = checkpoint.step_checkpoints(config.run_dir / "pretrain" / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))
     assert f"are not finite at step {step + 1}; the last good checkpoint is {newest}" in one.error(0) + one.error(1)
     assert all(value.isfinite().all() for value in checkpoint.load(newest).tensors["model"].values())

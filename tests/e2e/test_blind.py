@@ -12,11 +12,14 @@ from tqdm import tqdm
 
 from dist_train.config import Config
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import LEARNED, METHODS, make
 from dist_train.runs.run import Run, open_run
-from dist_train.stages import extract, learn, pretrain, scoring
+from dist_train.stages import scoring
+from dist_train.stages.extract import extract
+from dist_train.stages.learn import learn
+from dist_train.stages.pretrain import pretrain
 
 Given = list[tuple[torch.Tensor, ...]]
 
@@ -32,7 +35,7 @@ def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     run = open_run(given)
     for stage in (pretrain, extract, learn):
-        stage.run(run, Context(), Stopper(Context()))
+        stage(run, Context(), StopFlag(Context()))
     return run
 
 
@@ -74,7 +77,7 @@ def test_methods_are_blind(name: str, trained: Run, monkeypatch: pytest.MonkeyPa
         seen.clear()
         scores.clear()
         with torch.inference_mode(), tqdm(disable=True) as bar:
-            exam.sit(name, Stopper(Context()), bar)
+            exam.sit(name, StopFlag(Context()), bar)
         for given in seen:
             for tensor in (part for one in given for part in (one if isinstance(one, list) else [one])):
                 assert tensor.dtype == torch.float32 and tensor.shape[-1] == exam.base.activations.shape[1]

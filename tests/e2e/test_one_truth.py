@@ -16,10 +16,13 @@ from dist_train.data import activations
 from dist_train.data.images import orientation
 from dist_train.data.packing.pack import pack
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.protocols.joint import support_rows
 from dist_train.runs.run import Run, open_run
-from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.stages.evaluate import evaluate
+from dist_train.stages.extract import extract
+from dist_train.stages.learn import learn
+from dist_train.stages.pretrain import pretrain
 from launch.cli.main import main
 
 
@@ -55,7 +58,7 @@ def run(
     )
     made = open_run(config)
     for stage in (pretrain, extract, learn, evaluate):
-        stage.run(made, Context(), Stopper(Context()))
+        stage(made, Context(), StopFlag(Context()))
     return made
 
 

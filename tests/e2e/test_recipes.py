@@ -13,12 +13,13 @@ import torch
 from dist_train.config import Config, PretrainConfig, configs_dir
 from dist_train.config.io import Parser
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.runs.run import open_run
-from dist_train.stages import plan, pretrain
+from dist_train.stages import plan
 from dist_train.stages.memory import FRAGMENTED, cost, fitting, memory, overhead
+from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read
+from dist_train.training.metrics import read_metrics
 from dist_train.training.optimizer import peak_lr
 from launch.cli.main import main
 
@@ -49,7 +50,7 @@ def small(name: str, config: Config) -> Config:
 
 
 def train(config: Config) -> dict[str, torch.Tensor]:
-    pretrain.run(open_run(config), Context(), Stopper(Context()))
+    pretrain(open_run(config), Context(), StopFlag(Context()))
     found: dict[str, torch.Tensor] = checkpoint.load(config.run_dir / "pretrain" / "final").tensors["model"]
     return found
 
@@ -58,7 +59,7 @@ def train(config: Config) -> dict[str, torch.Tensor]:
 def test_a_small_version_trains(name: str, config: Config) -> None:
     weights = train(small(name, config))
     assert all(value.isfinite().all() for value in weights.values())
-    rows = read(config.run_dir / "pretrain" / "metrics.jsonl")
+    rows = read_metrics(config.run_dir / "pretrain" / "metrics.jsonl")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     best = max(row["eval/top1(%)"] for row in rows if "eval/top1(%)" in row)
     assert losses[-1] < losses[0] or best > 30, (losses, best)  # of 6 classes; a mixed batch's loss is noise
@@ -69,10 +70,10 @@ def test_what_is_drawn_in_a_step_is_drawn_again_after_a_resume(config: Config) -
     config = replace(config, pretrain=replace(config.pretrain, stochastic_depth=0.5, ema=0.8))
     whole = train(config)
     folder = config.run_dir / "pretrain"
-    average = checkpoint.load(checkpoint.steps(folder / "checkpoints")[-1]).tensors
+    average = checkpoint.load(checkpoint.step_checkpoints(folder / "checkpoints")[-1]).tensors
     assert torch.equal(average["average"]["head.weight"], whole["head.weight"])  # the average goes on
     assert not torch.equal(average["model"]["head.weight"], whole["head.weight"])
-    for gone in (checkpoint.steps(folder / "checkpoints")[-1], folder / "final"):
+    for gone in (checkpoint.step_checkpoints(folder / "checkpoints")[-1], folder / "final"):
         shutil.rmtree(gone)
     (folder / "done.json").unlink()
     again = train(config)

@@ -18,13 +18,16 @@ import yaml
 
 from dist_train.config import Config, to_dict
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.runs.run import open_run
 from dist_train.runs.stage import Stage
-from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.stages import extract
+from dist_train.stages.evaluate import evaluate
+from dist_train.stages.learn import learn
+from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read, reproducible
+from dist_train.training.metrics import read_metrics, reproducible
 
 TorchRun = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -53,7 +56,7 @@ def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun
     assert "<svg" in report and 'src="http' not in report
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["machine"]["ranks"] == 2 and provenance["shards"] == results["shards"]
-    rows = read(run / "pretrain" / "metrics.jsonl")
+    rows = read_metrics(run / "pretrain" / "metrics.jsonl")
     tags = {tag for row in rows for tag in row}
     assert {
         "train/loss",
@@ -75,7 +78,7 @@ def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun
 def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> None:
     config = replace(config, pretrain=replace(config.pretrain, epochs=4, checkpoint_every=3))
     run = open_run(replace(config, name="whole"))
-    pretrain.run(run, Context(), Stopper(Context()))
+    pretrain(run, Context(), StopFlag(Context()))
 
     path = write(config, tmp_path, name="killed")
     command = [sys.executable, "-m", "dist_train", "pretrain", "--config", str(path)]
@@ -83,15 +86,15 @@ def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> No
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     folder = config.runs / "killed" / "pretrain" / "checkpoints"
     deadline = time.monotonic() + 120
-    while not checkpoint.steps(folder) and process.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.step_checkpoints(folder) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    pretrain.run(open_run(replace(config, name="killed")), Context(), Stopper(Context()))
+    pretrain(open_run(replace(config, name="killed")), Context(), StopFlag(Context()))
 
     whole, killed = (final(config.runs / name) for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
-    rows = [reproducible(read(config.runs / n / "pretrain" / "metrics.jsonl")) for n in ("whole", "killed")]
+    rows = [reproducible(read_metrics(config.runs / n / "pretrain" / "metrics.jsonl")) for n in ("whole", "killed")]
     assert rows[0] == rows[1]
 
 
@@ -108,8 +111,8 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run(config)
-    pretrain.run(run, Context(), Stopper(Context()))
-    extract.extract(run, Context(), Stopper(Context()))
+    pretrain(run, Context(), StopFlag(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
     reference = extract.load(run.dir / "extract", "base_train")
     labels = run.shards["train"].samples["label"][reference.ids]
@@ -128,10 +131,10 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
     monkeypatch.setattr(extract.Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
-        extract.extract(run, Context(), Stopper(Context()), redo=True)
+        extract.extract(run, Context(), StopFlag(Context()), redo=True)
     monkeypatch.setattr(extract.Store, "write", true)
     assert not (run.dir / "extract" / "done.json").exists()
-    extract.extract(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     again = extract.load(run.dir / "extract", "base_train")
     assert abs(again.rows.astype(float) - reference.rows.astype(float)).max() < 1e-2
     assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
@@ -139,25 +142,25 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
 def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
     run = open_run(config)
-    for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context(), Stopper(Context()))
+    for stage in (pretrain, extract.extract.extract.extract.extract, learn, evaluate):
+        stage(run, Context(), StopFlag(Context()))
     changed = open_run(replace(config, learn=replace(config.learn, lr=0.5)))
-    pretrain.run(changed, Context(), Stopper(Context()))  # its inputs are the same
+    pretrain(changed, Context(), StopFlag(Context()))  # its inputs are the same
     with pytest.raises(UserError, match=r"learn: was made from other inputs \(learn.lr: 0.001 -> 0.5\).*--redo"):
-        learn.run(changed, Context(), Stopper(Context()))
-    learn.run(changed, Context(), Stopper(Context()), redo=True)
+        learn(changed, Context(), StopFlag(Context()))
+    learn(changed, Context(), StopFlag(Context()), redo=True)
     assert not (run.dir / "evaluate").exists()  # it was made from the predictor that is gone
-    evaluate.run(changed, Context(), Stopper(Context()))
+    evaluate(changed, Context(), StopFlag(Context()))
 
 
 def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(config: Config) -> None:
     run = open_run(config)
-    for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context(), Stopper(Context()))
-    pretrain.run(run, Context(), Stopper(Context()), redo=True)
+    for stage in (pretrain, extract.extract.extract.extract.extract, learn, evaluate):
+        stage(run, Context(), StopFlag(Context()))
+    pretrain(run, Context(), StopFlag(Context()), redo=True)
     assert sorted(p.name for p in run.dir.iterdir() if p.is_dir()) == ["pretrain"]
     with pytest.raises(UserError, match="extract is not finished"):
-        learn.run(run, Context(), Stopper(Context()), redo=True)
+        learn(run, Context(), StopFlag(Context()), redo=True)
     assert (run.dir / "pretrain" / "done.json").is_file()
 
 
@@ -183,20 +186,20 @@ def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
     for name, methods in (("both", ["phi1", "phi2"]), ("alone", ["phi2"])):
         options = replace(config.learn, methods=methods)
         run = open_run(replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"])))
-        for chapter in (pretrain, extract, learn):
-            chapter.run(run, Context(), Stopper(Context()))
+        for stage in (pretrain, extract.extract.extract.extract.extract, learn):
+            stage(run, Context(), StopFlag(Context()))
         kept.append(checkpoint.load(run.dir / "learn" / "phi2" / "final").tensors["model"])
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
 def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> None:
     run = open_run(config)
-    pretrain.run(run, Context(), Stopper(Context()))
+    pretrain(run, Context(), StopFlag(Context()))
     (run.dir / "extract").mkdir()
     Stage(run, "extract", Context())  # started
     with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):
         extract.extract(
-            open_run(replace(config, extract=replace(config.extract, block=15))), Context(), Stopper(Context())
+            open_run(replace(config, extract=replace(config.extract, block=15))), Context(), StopFlag(Context())
         )
 
 
@@ -205,6 +208,8 @@ def test_accumulation_is_one_larger_batch(config: Config) -> None:
     losses = []
     for accumulate in (1, 2):
         c = replace(config, name=f"a{accumulate}", pretrain=replace(config.pretrain, accumulate=accumulate, epochs=1))
-        pretrain.run(open_run(c), Context(), Stopper(Context()))
-        losses.append([r["train/loss"] for r in read(c.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in r])
+        pretrain(open_run(c), Context(), StopFlag(Context()))
+        losses.append(
+            [r["train/loss"] for r in read_metrics(c.run_dir / "pretrain" / "metrics.jsonl") if "train/loss" in r]
+        )
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.1)

@@ -28,7 +28,8 @@ from dist_train.training.loop import Window
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer, set_lr, sgd
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import SummedGradients, make_strategy
+from dist_train.training.strategies.ddp import SummedGradients
+from dist_train.training.strategies.factory import make_strategy
 
 CUDA = torch.device("cuda", 0)
 CONTEXT = Context(device=CUDA)

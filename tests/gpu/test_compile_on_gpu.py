@@ -16,7 +16,7 @@ from dist_train.training.loop import Window, train
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import make_strategy
+from dist_train.training.strategies.factory import make_strategy
 
 STEPS = 4
 

@@ -12,9 +12,12 @@ import torch
 
 from dist_train.config import Config
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.runs.run import open_run
-from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.stages.evaluate import evaluate
+from dist_train.stages.extract import extract
+from dist_train.stages.learn import learn
+from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -25,7 +28,7 @@ from gpu_check_work import figures
 TOLD = {pretrain: 7, extract: 3, learn: 1, evaluate: 3}
 
 
-class After(Stopper):
+class After(StopFlag):
     """Told to stop when it is asked for the ``asks``-th time."""
 
     def __init__(self, context: Context, asks: int) -> None:
@@ -45,10 +48,10 @@ def finish(config: Config, context: Context, stopped: bool) -> list[str]:
     for stage, asks in TOLD.items():
         if stopped:
             try:
-                stage.run(open_run(config), context, After(context, asks))
+                stage(open_run(config), context, After(context, asks))
             except Stopped:
                 found.append(stage.__name__.rpartition(".")[2])
-        stage.run(open_run(config), context, Stopper(context))
+        stage(open_run(config), context, StopFlag(context))
     return found
 
 

@@ -25,7 +25,8 @@ from dist_train.distributed.context import Context
 from dist_train.models.backbone import Backbone
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import Strategy, make_strategy
+from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.strategies.strategy import Strategy
 
 TWO_GPUS = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")]

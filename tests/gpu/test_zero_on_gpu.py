@@ -23,7 +23,8 @@ from dist_train.distributed.context import Context
 from dist_train.models.backbone import Backbone
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import Strategy, make_strategy
+from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.strategies.strategy import Strategy
 
 CONFIG = PretrainConfig(model="resnet10", global_batch=8, precision="fp32", weight_decay=1e-2)
 NAMES = ("zero1", "zero3", "zero2+offload")

@@ -22,7 +22,7 @@ import yaml
 from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
 from dist_train.distributed import devices
 from dist_train.errors import STOPPED, UserError
-from dist_train.training.metrics import read, reproducible
+from dist_train.training.metrics import read_metrics, reproducible
 from launch import doctor
 from launch.cli.main import main
 from launch.slurm import submit as slurm
@@ -65,7 +65,7 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config) -> Non
     assert subprocess.run(command(whole, "launch", "local", "--workers", "2"), cwd=ROOT).returncode == 0
 
     def rows() -> int:
-        return len(read(hurt.run_dir / "pretrain" / "metrics.jsonl"))
+        return len(read_metrics(hurt.run_dir / "pretrain" / "metrics.jsonl"))
 
     running = start(command(hurt, "launch", "local", "--workers", "2"))
     wait_for(lambda: rows() > 6)
@@ -81,7 +81,7 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config) -> Non
     assert not any(word in error for word in ("Traceback", "forcefully", "Terminating")), error[-3000:]
     assert subprocess.run(command(hurt, "launch", "local", "--workers", "2"), cwd=ROOT).returncode == 0
     assert table(hurt) == table(whole)
-    curves = [reproducible(read(c.run_dir / "pretrain" / "metrics.jsonl")) for c in (hurt, whole)]
+    curves = [reproducible(read_metrics(c.run_dir / "pretrain" / "metrics.jsonl")) for c in (hurt, whole)]
     assert curves[0] == curves[1]
 
 

@@ -89,7 +89,7 @@ def test_torch_says_so_when_the_machine_has_no_memory() -> None:
 
 def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Context(world=4, device=torch.device("cuda", 0))
-    gpu.doing("pretrain: step 1")
+    gpu.report_progress("pretrain: step 1")
     card = SimpleNamespace(total_memory=4e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     options = PretrainConfig(model="resnet18", global_batch=4096, precision="fp32")
@@ -115,7 +115,7 @@ def test_each_stage_names_a_key_or_a_thing_of_its_own() -> None:
 
 def test_the_line_says_where_it_was_and_what_torch_says_first() -> None:
     context = Context()
-    context.doing("extract base train: 3 blocks left")
+    context.report_progress("extract base train: 3 blocks left")
     text = (
         "CUDA out of memory. Tried to allocate 392.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 45.25 MiB "
         "is free. Including non-PyTorch memory, this process has 79.06 GiB memory in use.\nOf the allocated memory ..."

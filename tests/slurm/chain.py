@@ -82,7 +82,7 @@ class Chain:
         return found
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
-        return metrics.read(self.run / stage / "metrics.jsonl")
+        return metrics.read_metrics(self.run / stage / "metrics.jsonl")
 
     def table(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.run / "evaluate" / "results.json").read_text())["methods"]

@@ -66,7 +66,7 @@ def same(chain: Chain, reference: dict[str, Any]) -> None:
     assert chain.table() == json.loads((whole / "evaluate" / "results.json").read_text())["methods"]
     for part in ("pretrain", "learn/phi1", "learn/phi2", "learn/phi2star"):
         assert metrics.reproducible(chain.rows(part)) == metrics.reproducible(
-            metrics.read(whole / part / "metrics.jsonl")
+            metrics.read_metrics(whole / part / "metrics.jsonl")
         )
 
 
@@ -168,7 +168,7 @@ def test_a_sweep_is_an_array_with_a_table(chain: Make) -> None:
     one = chain(learn=SLOW["learn"])
     assert one.submit("--sweep", "learn.p_mean=0.3,0.5,0.9") == 0
     last = one.run / "sweep" / "learn.p_mean=0.9"
-    one.wait(lambda: len(metrics.read(last / "learn" / "phi1" / "metrics.jsonl")) > 3)
+    one.wait(lambda: len(metrics.read_metrics(last / "learn" / "phi1" / "metrics.jsonl")) > 3)
     output("scancel", "--signal=USR2", f"{one.job('learn')}_2")
     one.wait(lambda: one.restarts("learn", "_2") == 1)
     one.wait(lambda: (one.run / "sweep" / "table.md").is_file() or not jobs.active(one.run), 600)
@@ -229,7 +229,7 @@ def test_watched_and_cancelled_is_not_started_again(
     one.wait(lambda: not jobs.active(one.run))
     followed, _ = following.communicate(timeout=60)  # ends with the job
     assert "2 rank(s) on n1, n2" in followed and "saved at step" in followed
-    assert checkpoint.steps(one.run / "pretrain" / "checkpoints"), "what ran saved first"
+    assert checkpoint.step_checkpoints(one.run / "pretrain" / "checkpoints"), "what ran saved first"
     time.sleep(3)
     assert not jobs.active(one.run) and one.state("pretrain") == "CANCELLED"
     capsys.readouterr()

@@ -15,16 +15,19 @@ import pytest
 from dist_train.config import Config
 from dist_train.config.io import load_config
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopped, Stopper
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.runs.run import open_run
-from dist_train.stages import evaluate, extract, learn, pretrain
+from dist_train.stages.evaluate import evaluate
+from dist_train.stages.extract import extract
+from dist_train.stages.learn import learn
+from dist_train.stages.pretrain import pretrain
 from dist_train.stages.row_code import code_of
 from dist_train.stages.rows import is_done
 
 
-class Told(Stopper):
+class Told(StopFlag):
     """Says stop when it is asked for the ``turn``-th time."""
 
     def __init__(self, turn: int) -> None:
@@ -48,8 +51,8 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
     names = ["nn", "finetune", "linear_oracle", "ridge", "nn_oracle"]
     options = replace(config.evaluate, methods=names, options=steps)
     run = open_run(replace(config, evaluate=options))
-    for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context(), Stopper(Context()))
+    for stage in (pretrain, extract, learn, evaluate):
+        stage(run, Context(), StopFlag(Context()))
     folder = run.dir / "evaluate"
     whole = results(folder)
     assert set(whole["methods"]) == {"nn", "finetune", "ridge"}
@@ -59,15 +62,15 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
     # nn asks once for each of its 6 base classes, each method once for each of 4 draws, an oracle once.
     for turn, kept in ((3, []), (8, []), (12, ["nn"]), (7, ["finetune", "linear_oracle", "nn"])):
         with pytest.raises(Stopped, match="the methods before it are kept"):
-            evaluate.run(run, Context(), Told(turn))
+            evaluate(run, Context(), Told(turn))
         assert sorted(path.stem for path in folder.glob("rows/*.json")) == kept
         assert not (folder / "done.json").exists()
-    evaluate.run(run, Context(), Stopper(Context()))
+    evaluate(run, Context(), StopFlag(Context()))
     assert results(folder) == whole
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*")}
     more = replace(config, evaluate=replace(options, methods=["imprint", *options.methods]))
-    evaluate.run(open_run(more), Context(), Stopper(Context()))
+    evaluate(open_run(more), Context(), StopFlag(Context()))
     after = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*")}
     assert before == {path: time for path, time in after.items() if path.stem != "imprint"}
     assert len(after) == len(before) + 2
@@ -82,14 +85,14 @@ def learned(config: Config) -> Config:
     names, steps = ["nn", "mean", "ridge", "finetune"], {"finetune_steps": 5.0}
     config = replace(config, evaluate=replace(config.evaluate, methods=names, options=steps))
     run = open_run(config)
-    for chapter in (pretrain, extract, learn):
-        chapter.run(run, Context(), Stopper(Context()))
+    for stage in (pretrain, extract, learn):
+        stage(run, Context(), StopFlag(Context()))
     return config
 
 
 def score(config: Config) -> Path:
     run = open_run(config)
-    evaluate.run(run, Context(), Stopper(Context()))
+    evaluate(run, Context(), StopFlag(Context()))
     return run.dir / "evaluate"
 
 
@@ -169,8 +172,8 @@ def test_every_method_gives_a_row(config: Config) -> None:
         evaluate=replace(config.evaluate, methods=list(METHODS), options=small, draws=2),
     )
     run = open_run(config)
-    for chapter in (pretrain, extract, learn, evaluate):
-        chapter.run(run, Context(), Stopper(Context()))
+    for stage in (pretrain, extract, learn, evaluate):
+        stage(run, Context(), StopFlag(Context()))
     found = results(run.dir / "evaluate")
     assert set(found["methods"]) | set(found["oracles"]) == set(METHODS)
     for values in found["methods"].values():

@@ -16,10 +16,11 @@ from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.from_run import from_run, held_out_activations
 from dist_train.config import Config
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.models.backbone import Backbone
 from dist_train.runs.run import Run, open_run
-from dist_train.stages import extract, learn, pretrain, scoring
+from dist_train.stages import extract, learn, scoring
+from dist_train.stages.pretrain import pretrain
 from dist_train.training.precision import exact_products, round_products, tuned_convolutions
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "convolution", "linear", "einsum", "matmul"}
@@ -80,7 +81,7 @@ def test_rows_of_the_table(name: str, whole_run: Run, roundest: Callable[[], Non
     roundest()
     with Products() as products:
         exam = scoring.Exam(run, Context())
-        exam.sit(name, Stopper(Context()), Silent())
+        exam.sit(name, StopFlag(Context()), Silent())
     assert products.exact, products.seen
 
 
@@ -94,7 +95,7 @@ def test_episodes(whole_run: Run, roundest: Callable[[], None]) -> None:
     run = replace(whole_run, config=replace(whole_run.config, evaluate=evaluate))
     roundest()
     with Products() as products:
-        scoring.EpisodeExam(run, Context()).sit("phi2", Stopper(Context()), Silent())
+        scoring.EpisodeExam(run, Context()).sit("phi2", StopFlag(Context()), Silent())
     assert products.exact, products.seen
 
 
@@ -176,7 +177,7 @@ def test_convolutions_are_tuned_in_training_only(config: Config, monkeypatch: py
 
     monkeypatch.setattr(Backbone, "forward", watched)
     assert not torch.backends.cudnn.benchmark
-    pretrain.run(open_run(config), Context(), Stopper(Context()))
+    pretrain(open_run(config), Context(), StopFlag(Context()))
     assert seen == {(True, True), (False, False)}
     assert not torch.backends.cudnn.benchmark
     with tuned_convolutions(True):

@@ -22,7 +22,7 @@ from dist_train.data.loading.reader import ShardSource
 from dist_train.data.packing.pack import pack
 from dist_train.data.splits import Split, save_split
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import extract, pretrain
@@ -77,7 +77,7 @@ def ten(request: pytest.FixtureRequest, config: Config, tmp_path: Path) -> Confi
 
 def backbone(config: Config) -> Run:
     run = open_run(config)
-    pretrain.run(run, Context(), Stopper(Context()))
+    pretrain.pretrain(run, Context(), StopFlag(Context()))
     return run
 
 
@@ -107,7 +107,7 @@ def apart(rows: npt.NDArray[np.float16], reference: Features) -> float:
 @pytest.mark.parametrize("ten", ["generated", "imagenet"], indirect=True)
 def test_ten_crops_are_torchvisions(ten: Config) -> None:
     run = backbone(ten)
-    extract.extract(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     for name, table in tables(run).items():
         reference = by_torchvision(run, name, table)
         assert apart(table.rows, reference) < 1e-3, name  # float16 is 3e-4, one crop one pixel beside 5e-3
@@ -117,7 +117,7 @@ def test_ten_crops_are_torchvisions(ten: Config) -> None:
 
 def test_ten_crops_continue_to_the_same_bytes(ten: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = backbone(ten)
-    extract.extract(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     whole = {path.name: path.read_bytes() for path in (run.dir / "extract").glob("*.np*")}
     true, written = extract.Store.write, []
 
@@ -129,15 +129,15 @@ def test_ten_crops_continue_to_the_same_bytes(ten: Config, monkeypatch: pytest.M
 
     monkeypatch.setattr(extract.Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
-        extract.extract(run, Context(), Stopper(Context()), redo=True)
+        extract.extract(run, Context(), StopFlag(Context()), redo=True)
     monkeypatch.setattr(extract.Store, "write", true)
-    extract.extract(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     assert whole == {path.name: path.read_bytes() for path in (run.dir / "extract").glob("*.np*")}
 
 
 def test_other_views_are_other_inputs(config: Config) -> None:
     run = backbone(config)
-    extract.extract(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     other = open_run(replace(config, extract=replace(config.extract, views="ten")))
     with pytest.raises(UserError, match=r"extract: was made from other inputs \(extract.views: 'centre' -> 'ten'\)"):
-        extract.extract(other, Context(), Stopper(Context()))
+        extract.extract(other, Context(), StopFlag(Context()))

@@ -16,7 +16,7 @@ from dist_train.config import LearnConfig, Precision
 from dist_train.data.activations import Activations
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
@@ -25,7 +25,7 @@ from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.models.predictor import Predictor, RowPredictor
 from dist_train.stages.learn import Bank, train
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read
+from dist_train.training.metrics import read_metrics
 
 CONFIG = LearnConfig(steps=30, lr=0.05, log_every=10, checkpoint_every=10, precision="fp32")
 
@@ -47,7 +47,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=1, momentum=0.0, weight_decay=0.0, p_mean=0.5)
     data = bank(Context())
-    train("phi2", data, config, tmp_path, 3, Context(), {}, Stopper(Context()))
+    train("phi2", data, config, tmp_path, 3, Context(), {}, StopFlag(Context()))
     single, support, query = (d[0] for d in data.draw(3, 0, 0.5))
     assert 0 < single.sum() < 7
     phi = Predictor("phi2", 12, config)
@@ -57,7 +57,7 @@ def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
     after = weights(tmp_path)
     for name, parameter in phi.named_parameters():
         assert torch.allclose(after[name], parameter - 0.05 * parameter.grad, atol=1e-6), name
-    assert read(tmp_path / "metrics.jsonl")[0]["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_draws_stay_within_their_class_and_follow_p_mean() -> None:
@@ -72,16 +72,16 @@ def test_draws_stay_within_their_class_and_follow_p_mean() -> None:
 
 
 def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
-    train("phi2", bank(Context()), CONFIG, tmp_path / "whole", 0, Context(), {}, Stopper(Context()))
-    rows = read(tmp_path / "whole" / "metrics.jsonl")
+    train("phi2", bank(Context()), CONFIG, tmp_path / "whole", 0, Context(), {}, StopFlag(Context()))
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [r["step"] for r in rows] == [10, 20, 30] and rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert {"eval/base_top1(%)", "time/throughput(it/s)", "optim/lr"} <= set(rows[0])
 
     part = tmp_path / "part"
-    train("phi2", bank(Context()), replace(CONFIG, steps=21), part, 0, Context(), {}, Stopper(Context()))
+    train("phi2", bank(Context()), replace(CONFIG, steps=21), part, 0, Context(), {}, StopFlag(Context()))
     (part / "final" / "manifest.json").unlink()  # as if it was killed after the checkpoint of step 20
-    train("phi2", bank(Context()), CONFIG, part, 0, Context(), {}, Stopper(Context()))
-    assert [r["step"] for r in read(part / "metrics.jsonl")] == [10, 20, 30]
+    train("phi2", bank(Context()), CONFIG, part, 0, Context(), {}, StopFlag(Context()))
+    assert [r["step"] for r in read_metrics(part / "metrics.jsonl")] == [10, 20, 30]
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(part)[name]), name
 
@@ -91,11 +91,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> Non
     data.train[data.draw(0, 0, 0.0)[2][12, 3]] = float("nan")  # the query of class 3 in step 13
     config = replace(CONFIG, p_mean=0.0, checkpoint_every=5)
     with pytest.raises(UserError, match=r"phi2: loss or weights are not finite at step (\d+); .*step-0000\d+") as told:
-        train("phi2", data, config, tmp_path, 0, Context(), {}, Stopper(Context()))
+        train("phi2", data, config, tmp_path, 0, Context(), {}, StopFlag(Context()))
     step = int(str(told.value).split("at step ")[1].split(";")[0])
     rows = [data.draw(0, 0, 0.0)[k] for k in (1, 2)]
     bad = [n for n in range(30) if any(data.train[r[n]].isnan().any() for r in rows)]
-    assert step == bad[0] + 1 and checkpoint.steps(tmp_path / "checkpoints")[-1].name == f"step-{bad[0] // 5 * 5:08d}"
+    assert (
+        step == bad[0] + 1
+        and checkpoint.step_checkpoints(tmp_path / "checkpoints")[-1].name == f"step-{bad[0] // 5 * 5:08d}"
+    )
 
 
 def by_list(model: RowPredictor, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
@@ -157,30 +160,30 @@ def test_a_cuda_graph_learns_what_single_launches_learn(method: str, precision: 
     config = replace(CONFIG, precision=precision, schedule="release", p_mean=0.5)
     for graph in (False, True):
         options = replace(config, cuda_graph=graph)
-        train(method, data, options, tmp_path / f"{graph}", 0, context, {}, Stopper(context))
+        train(method, data, options, tmp_path / f"{graph}", 0, context, {}, StopFlag(context))
     part = tmp_path / "part"  # resumed: recorded anew, and over the file of the other way
     for graph, steps in ((True, 11), (False, 21), (True, 30)):
         options = replace(config, cuda_graph=graph, steps=30 if steps == 30 else steps, schedule="constant")
-        train(method, data, options, part, 0, context, {}, Stopper(context))
+        train(method, data, options, part, 0, context, {}, StopFlag(context))
     constant = replace(config, schedule="constant")
-    train(method, data, constant, tmp_path / "constant", 0, context, {}, Stopper(context))
+    train(method, data, constant, tmp_path / "constant", 0, context, {}, StopFlag(context))
     for one, other in (("False", "True"), ("constant", "part")):
         for name, value in weights(tmp_path / one).items():
             assert torch.allclose(value, weights(tmp_path / other)[name], rtol=1e-4, atol=1e-6), (one, name)
-        losses = [[r["train/loss"] for r in read(tmp_path / n / "metrics.jsonl")] for n in (one, other)]
+        losses = [[r["train/loss"] for r in read_metrics(tmp_path / n / "metrics.jsonl")] for n in (one, other)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None:  # type: ignore[no-untyped-def]
-    train("phi2", bank(Context()), CONFIG, tmp_path / "one", 0, Context(), {}, Stopper(Context()))
+    train("phi2", bank(Context()), CONFIG, tmp_path / "one", 0, Context(), {}, StopFlag(Context()))
     torchrun(3, __file__, str(tmp_path / "three"))
     for name, value in weights(tmp_path / "one").items():
         assert torch.allclose(value, weights(tmp_path / "three")[name], atol=1e-5), name
-    losses = [[r["train/loss"] for r in read(tmp_path / n / "metrics.jsonl")] for n in ("one", "three")]
+    losses = [[r["train/loss"] for r in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("one", "three")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert json.loads((tmp_path / "three" / "final" / "state.json").read_text())["method"] == "phi2"
 
 
 if __name__ == "__main__":  # a rank of the test above
     with contexts.start() as me:
-        train("phi2", bank(me), CONFIG, Path(sys.argv[1]), 0, me, {}, Stopper(me))
+        train("phi2", bank(me), CONFIG, Path(sys.argv[1]), 0, me, {}, StopFlag(me))

@@ -12,18 +12,18 @@ from torch import nn
 
 from dist_train.config import Config
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
 from dist_train.runs.run import check_device, check_options, open_run
-from dist_train.stages import pretrain
+from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint, precision
 from dist_train.training.objective import Objective
 from dist_train.training.strategies.strategy import Strategy
 
 
 def run(config: Config) -> None:
-    pretrain.run(open_run(config), Context(), Stopper(Context()))
+    pretrain(open_run(config), Context(), StopFlag(Context()))
 
 
 @pytest.mark.parametrize("broken", [4, 10])
@@ -44,7 +44,7 @@ def test_weights_that_a_gradient_broke_are_not_saved(
     with pytest.raises(UserError, match=rf"not finite at step {broken}; .*step-{broken - 2:08d}; .*--redo"):
         run(config)
     folder = config.run_dir / "pretrain"
-    saved = [*checkpoint.steps(folder / "checkpoints"), folder / "best"]
+    saved = [*checkpoint.step_checkpoints(folder / "checkpoints"), folder / "best"]
     assert len(saved) > 1 or broken == 4
     for path in saved:
         if path.exists():
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_written_anew(config: Config) -> None:
     config = replace(config, pretrain=replace(config.pretrain, checkpoint_every=2, keep=4))
     run(config)
     folder = config.run_dir / "pretrain"
-    for gone in (checkpoint.steps(folder / "checkpoints")[-1], folder / "final"):
+    for gone in (checkpoint.step_checkpoints(folder / "checkpoints")[-1], folder / "final"):
         shutil.rmtree(gone)
     (folder / "done.json").unlink()
     damaged = checkpoint.step_path(folder / "checkpoints", 8)

@@ -91,7 +91,7 @@ def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
     latest = checkpoint.load_latest(tmp_path)
     assert latest and latest.state == {"step": 10} and latest.tensors["w"].tolist() == [10.0] * 3
     checkpoint.retain(tmp_path, 2)
-    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert [p.name for p in checkpoint.step_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
     save(tmp_path, 10)  # the same name again
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -122,16 +122,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
 
 
 def test_metrics_take_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    first = metrics.Metrics(tmp_path, 0)
+    first = metrics.MetricsWriter(tmp_path, 0)
     for step in (2, 4, 6):
         first.write(step, {"train/loss": 1.0 / step})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "train')  # killed while writing
-    again = metrics.Metrics(tmp_path, 4)
+    again = metrics.MetricsWriter(tmp_path, 4)
     again.write(6, {"train/loss": 0.5})
     again.close()
-    rows = metrics.read(tmp_path / "metrics.jsonl")
+    rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6] and rows[-1]["train/loss"] == 0.5
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 

@@ -24,7 +24,7 @@ from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.data.activations import Activations
 from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.backbone import Backbone
 from dist_train.stages import learn
@@ -33,7 +33,9 @@ from dist_train.training.loop import Window, train
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.strategy import Strategy, SummedGradients, make_strategy
+from dist_train.training.strategies.ddp import SummedGradients
+from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.strategies.strategy import Strategy
 
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount"}
 READS |= {"_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
@@ -243,7 +245,7 @@ def learned(
         on_step(number)
 
     patch.setattr(Losses, "add", counted)
-    learn.train(method, bank(context), config, folder, 0, context, {}, Stopper(context))
+    learn.train(method, bank(context), config, folder, 0, context, {}, StopFlag(context))
 
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
@@ -295,7 +297,7 @@ def test_every_step_of_learn_is_the_same_operations_on_the_same_shapes(
     monkeypatch.setattr(learn, "one_step", watched)
     config = replace(LEARN, steps=8, p_mean=0.5, schedule="release")
     context = Context()
-    learn.train(method, bank(context), config, tmp_path, 0, context, {}, Stopper(context))
+    learn.train(method, bank(context), config, tmp_path, 0, context, {}, StopFlag(context))
     assert len(steps) == 8 and all(step == steps[0] for step in steps)
     assert len(single) > 1 or method in ("phi2star", "triplet")  # never and always single
 

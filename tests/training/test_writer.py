@@ -14,12 +14,12 @@ import torch
 
 from dist_train.config import Config
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.runs.run import open_run
-from dist_train.stages import pretrain
+from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint
-from dist_train.training.metrics import Metrics, read
+from dist_train.training.metrics import MetricsWriter, read_metrics
 
 
 def test_the_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_metrics_on_a_full_disk_leave_the_run_alive(
     small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = small_disk("1m")
-    metrics = Metrics(disk, 0)
+    metrics = MetricsWriter(disk, 0)
     metrics.write(1, {"train/loss": 1.0})
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
@@ -74,14 +74,14 @@ def test_metrics_on_a_full_disk_leave_the_run_alive(
     assert "NOT WRITTEN" in caplog.text
     filler.unlink()
     metrics.close()
-    assert read(disk / "metrics.jsonl")[0]["step"] == 1
+    assert read_metrics(disk / "metrics.jsonl")[0]["step"] == 1
 
 
 def test_retention(tmp_path: Path) -> None:
     for step in range(1, 11):
         checkpoint.save(checkpoint.step_path(tmp_path, step), {}, {"step": step})
         checkpoint.retain(tmp_path, 2, keep_every=4)
-    assert [int(p.name[-8:]) for p in checkpoint.steps(tmp_path)] == [4, 8, 9, 10]
+    assert [int(p.name[-8:]) for p in checkpoint.step_checkpoints(tmp_path)] == [4, 8, 9, 10]
 
 
 def test_a_run_on_a_disk_that_fills_up_ends_with_the_old_checkpoint_and_continues(
@@ -95,14 +95,14 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_the_old_checkpoint_and_continue
         true(path, tensors, state)
 
     whole = open_run(replace(config, name="whole"))
-    pretrain.run(whole, Context(), Stopper(Context()))
+    pretrain(whole, Context(), StopFlag(Context()))
     monkeypatch.setattr(checkpoint, "save", full)
     run = open_run(config)
     with pytest.raises(UserError, match="could not be written"):
-        pretrain.run(run, Context(), Stopper(Context()))
+        pretrain(run, Context(), StopFlag(Context()))
     assert caplog.text.count("CHECKPOINT NOT WRITTEN") == 2
     monkeypatch.setattr(checkpoint, "save", true)
-    pretrain.run(run, Context(), Stopper(Context()))
+    pretrain(run, Context(), StopFlag(Context()))
     one, other = (checkpoint.load(r.dir / "pretrain" / "final").tensors["model"] for r in (run, whole))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

@@ -25,11 +25,12 @@ from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import ShardSet, Subset, open_shards, read_index
 from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import Stopper
+from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.runs.run import open_run
-from dist_train.stages import extract, pretrain
-from dist_train.training.metrics import read
+from dist_train.stages import extract
+from dist_train.stages.pretrain import pretrain
+from dist_train.training.metrics import read_metrics
 
 
 @pytest.fixture
@@ -354,7 +355,7 @@ def test_a_shard_that_vanishes_in_training_is_fatal_past_the_fraction(
     run = open_run(replace(config, data=replace(config.data, shards=str(copy.root))))
     copy["train"].path(0).unlink()
     with pytest.raises(UserError, match=r"max_bad_fraction=0.001.*images were replaced.*verify"):
-        pretrain.run(run, Context(), Stopper(Context()))
+        pretrain(run, Context(), StopFlag(Context()))
 
 
 @pytest.mark.parametrize("views", ["centre", "ten"])
@@ -363,10 +364,10 @@ def test_replaced_images_are_counted_and_extract_goes_on(copy: ShardSet, config:
     damage(copy["train"], int(view.ids[7]), b"no image")
     data = replace(config.data, shards=str(copy.root), max_bad_fraction=0.05)
     run = open_run(replace(config, data=data, extract=replace(config.extract, views=views)))
-    pretrain.run(run, Context(), Stopper(Context()))
-    rows = [row for row in read(run.dir / "pretrain" / "metrics.jsonl") if "data/replaced_samples" in row]
+    pretrain(run, Context(), StopFlag(Context()))
+    rows = [row for row in read_metrics(run.dir / "pretrain" / "metrics.jsonl") if "data/replaced_samples" in row]
     assert rows[-1]["data/replaced_samples"] == 2  # one image, two epochs
-    extract.extract(run, Context(), Stopper(Context()))
+    extract.extract(run, Context(), StopFlag(Context()))
     table = extract.load(run.dir / "extract", "base_train")
     assert (table.rows[7] == table.rows[8]).all()
 
