@@ -22,8 +22,8 @@ from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.runs.run import open_run
 from dist_train.runs.stage import Stage
-from dist_train.stages import extract
 from dist_train.stages.evaluate import evaluate
+from dist_train.stages.extract import extract
 from dist_train.stages.learn import learn
 from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint
@@ -112,7 +112,7 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 ) -> None:
     run = open_run(config)
     pretrain(run, Context(), StopFlag(Context()))
-    extract.extract(run, Context(), StopFlag(Context()))
+    extract(run, Context(), StopFlag(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
     reference = extract.load(run.dir / "extract", "base_train")
     labels = run.shards["train"].samples["label"][reference.ids]
@@ -131,10 +131,10 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
     monkeypatch.setattr(extract.Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
-        extract.extract(run, Context(), StopFlag(Context()), redo=True)
+        extract(run, Context(), StopFlag(Context()), redo=True)
     monkeypatch.setattr(extract.Store, "write", true)
     assert not (run.dir / "extract" / "done.json").exists()
-    extract.extract(run, Context(), StopFlag(Context()))
+    extract(run, Context(), StopFlag(Context()))
     again = extract.load(run.dir / "extract", "base_train")
     assert abs(again.rows.astype(float) - reference.rows.astype(float)).max() < 1e-2
     assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
@@ -142,7 +142,7 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
 
 def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
     run = open_run(config)
-    for stage in (pretrain, extract.extract.extract.extract.extract, learn, evaluate):
+    for stage in (pretrain, extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     changed = open_run(replace(config, learn=replace(config.learn, lr=0.5)))
     pretrain(changed, Context(), StopFlag(Context()))  # its inputs are the same
@@ -155,7 +155,7 @@ def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
 
 def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(config: Config) -> None:
     run = open_run(config)
-    for stage in (pretrain, extract.extract.extract.extract.extract, learn, evaluate):
+    for stage in (pretrain, extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     pretrain(run, Context(), StopFlag(Context()), redo=True)
     assert sorted(p.name for p in run.dir.iterdir() if p.is_dir()) == ["pretrain"]
@@ -186,7 +186,7 @@ def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
     for name, methods in (("both", ["phi1", "phi2"]), ("alone", ["phi2"])):
         options = replace(config.learn, methods=methods)
         run = open_run(replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"])))
-        for stage in (pretrain, extract.extract.extract.extract.extract, learn):
+        for stage in (pretrain, extract, learn):
             stage(run, Context(), StopFlag(Context()))
         kept.append(checkpoint.load(run.dir / "learn" / "phi2" / "final").tensors["model"])
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
@@ -198,9 +198,7 @@ def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> N
     (run.dir / "extract").mkdir()
     Stage(run, "extract", Context())  # started
     with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):
-        extract.extract(
-            open_run(replace(config, extract=replace(config.extract, block=15))), Context(), StopFlag(Context())
-        )
+        extract(open_run(replace(config, extract=replace(config.extract, block=15))), Context(), StopFlag(Context()))
 
 
 def test_accumulation_is_one_larger_batch(config: Config) -> None:
