@@ -18,6 +18,7 @@ from torch import nn
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.network import Head
 from dist_train.errors import UserError
+from dist_train.extras import needs_extra
 from dist_train.files import atomic_write, write_text
 
 OPSET = 20
@@ -84,6 +85,9 @@ def onnx(model: Classifier, out: Path) -> str:
     Raises:
         UserError: the packages that write ONNX are not installed.
     """
+    with needs_extra("export", "--format onnx"):
+        import onnx  # noqa: F401  torch.onnx imports both, late and under names of its own
+        import onnxscript  # noqa: F401
     deployed = Deployed(model).eval()
     some = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
@@ -97,8 +101,6 @@ def onnx(model: Classifier, out: Path) -> str:
                 deployed, (some,), dynamo=True, opset_version=OPSET, input_names=["images"],
                 output_names=["scores", "probabilities"], dynamic_shapes=(dims,), verbose=False,
             )  # fmt: skip
-    except ModuleNotFoundError as error:
-        raise UserError(f"--format onnx: {error.name} is missing; pip install onnx onnxscript") from None
     finally:
         noisy.setLevel(level)
     proto = program.model_proto

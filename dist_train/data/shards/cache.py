@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import logging
 import os
 import random
@@ -32,6 +33,7 @@ from filelock import FileLock, Timeout
 from dist_train.config import CacheConfig
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
+from dist_train.extras import needs_extra
 from dist_train.files import file_sha256
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 # Not there, not allowed, no such kind of URL, its library not installed: no attempt will do better.
 _FINAL = (FileNotFoundError, PermissionError, ValueError, ImportError)
+_LIBRARIES = {"s3": "s3fs", "gs": "gcsfs"}  # by scheme, which is also the name of the extra
 
 
 class Cache:
@@ -127,6 +130,10 @@ class Cache:
     def _open_url(self, name: str) -> tuple[Any, str]:
         import fsspec
 
+        scheme = self.url.partition("://")[0]
+        if scheme in _LIBRARIES:
+            with needs_extra(scheme, self.url):
+                importlib.import_module(_LIBRARIES[scheme])
         found: tuple[Any, str] = fsspec.url_to_fs(f"{self.url}/{name}", **_options(self.url, self.config.timeout))
         return found
 
@@ -143,6 +150,8 @@ class Cache:
         for attempt in range(self.config.retries + 1):
             try:
                 return act()
+            except UserError:
+                raise
             except Exception as error:  # each file system has its own kinds
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise UserError(f"cache.dir={self.dir}: {error.strerror}; make room, or lower cache.gb") from None

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from dist_train.data.sources.labels import train_name_label
 from dist_train.distributed.pool import progress_bar
 from dist_train.errors import UserError
+from dist_train.extras import needs_extra
 from dist_train.names import class_name, shown
 
 REMEDY = "download it again"
@@ -134,12 +135,8 @@ def pyarrow_parquet() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    try:
+    with needs_extra("parquet", "reading parquet files"):
         import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "parquet files need pyarrow, which is not installed: pip install 'dist-train[parquet]'"
-        ) from None
     return pyarrow.parquet
 
 

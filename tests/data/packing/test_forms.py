@@ -393,4 +393,4 @@ def test_without_pyarrow(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> N
     data = sources.parquet()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    refused("need pyarrow", "pip install 'dist-train[parquet]'", train=data)
+    refused("needs pyarrow", "pip install 'dist-train[parquet]'", train=data)
