@@ -17,7 +17,7 @@ $(if $(filter clean,$(MAKECMDGOALS)),,$(error $(VENV) is for CUDA $(HAS): make c
 endif
 endif
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint docs clean
 demo: $(STAMP)  ## drawn images to the table, 2 workers
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dist_train run --config demo
 
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet --strict
 
 $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'

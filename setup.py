@@ -10,6 +10,8 @@ setup(
     ],
     package_dir={"dist_train.configs": "configs"},
     package_data={
+        "dist_train": ["py.typed"],
+        "launch": ["py.typed"],
         "dist_train.classifier.serving": ["page.html"],
         "dist_train.configs": ["*.yaml"],
         "dist_train.configs.splits": ["*.json"],
