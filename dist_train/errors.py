@@ -19,7 +19,8 @@ class UserError(Exception):
     """
 
     code = FAILED
-    told = False  # whether the line is printed already, by this rank or another
+    printed = False
+    """Whether this rank or another has printed the line already."""
 
 
 class LostError(UserError):

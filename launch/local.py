@@ -8,63 +8,31 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from dist_train.errors import FAILED, STOPPED
 from launch.restart import again, begin
 
 
-def work(arguments: list[str]) -> int:
-    """One worker. What needs no new start is returned; anything else ends the process, and with it the group."""
-    from launch.cli.main import main_of_rank
+def launch(config_file: Path, run: Path, workers: int, starts: int) -> int:
+    """Run all stages on ``workers`` ranks; when a rank dies, start all of them again and continue.
 
-    code = main_of_rank(arguments)
-    if code not in (0, FAILED, STOPPED):
-        sys.exit(code)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds nothing left to do
-    return code
+    Args:
+        config_file: the frozen configuration.
+        run: the run's folder, whose files show whether a start made progress.
+        workers: number of ranks.
+        starts: give up after so many starts in a row that made no progress.
 
-
-class _Told(Exception):
-    """A signal before there was a worker to pass it on to."""
-
-
-@contextmanager
-def _passing_on() -> Iterator[list[int]]:
-    """The signals that this process gets go to its workers, which save and leave; yields those that came.
-
-    torch's launcher would end the workers itself, after 30 seconds by force: long saves would be cut, and
-    workers that have saved wait for it to take their results.
+    Returns:
+        The exit code (``dist_train.errors``).
     """
-    came: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        came.append(number)
-        workers = multiprocessing.active_children()
-        for worker in workers:
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid or 0, number if number in (signal.SIGINT, signal.SIGUSR2) else signal.SIGTERM)
-        if not workers:
-            raise _Told
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
-    """Run a command on ``workers`` ranks; when a rank dies, start all again and continue. Gives up after
-    ``starts`` starts in a row that made no progress. Returns the exit code."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # a traceback for every dead worker
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # they print a traceback for every dead worker
         logging.getLogger(name).setLevel(logging.CRITICAL)
     job = f"local-{uuid.uuid4().hex[:8]}"
     while True:
@@ -80,15 +48,16 @@ def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
             signals_to_handle="",
         )
         begin(run, job)
-        with _passing_on() as came:
+        with _SignalRelay() as relay:
             try:
-                return max(elastic_launch(options, work)(arguments).values())
-            except _Told:
+                codes: dict[int, int] = elastic_launch(options, run_worker)(config_file)
+                return max(codes.values())
+            except _SignalBeforeWorkers:
                 return STOPPED
             except ChildFailedError as error:
-                codes = [failure.exitcode for failure in error.failures.values()]
-                code = max(128 - exitcode if exitcode < 0 else exitcode for exitcode in codes)
-        if came:
+                failed = [failure.exitcode for failure in error.failures.values()]
+                code = max(128 - exitcode if exitcode < 0 else exitcode for exitcode in failed)
+        if relay.received:
             return STOPPED
         code, reason = again(run, job, code, starts)
         print(f"dist-train: {reason}", file=sys.stderr, flush=True)
@@ -97,35 +66,53 @@ def launch(arguments: list[str], run: Path, workers: int, starts: int) -> int:
             return code
 
 
-def tensorboard(folder: Path, port: int) -> int:
-    """TensorBoard for a run or a folder of runs, here; prints how to reach it from elsewhere."""
-    import getpass
-    import socket
-    import subprocess
+def run_worker(config_file: Path) -> int:
+    """Run all stages as one of the workers.
 
-    free = next((p for p in range(port, min(port + 50, 65536)) if _free(p)), port)
-    host = socket.gethostname()
-    print(f"from your own machine: ssh -N -L {free}:localhost:{free} {getpass.getuser()}@{host}\n"
-          f"then open http://localhost:{free}; Ctrl-C ends it", flush=True)  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(folder),
-        "--port",
-        str(free),
-        "--host",
-        "localhost",
-    ]
-    try:
-        return subprocess.run(command, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}).returncode
-    except KeyboardInterrupt:
-        return 0
+    Return an exit code that needs no new start; with any other end this process, and with it the others.
+    """
+    from launch import rank  # here, because only the workers need what it imports
+
+    code = rank.start(config_file, "run")
+    if code not in (0, FAILED, STOPPED):
+        sys.exit(code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
+    return code
 
 
-def _free(port: int) -> bool:
-    import socket
+class _SignalBeforeWorkers(Exception):
+    """A signal came before there was a worker to pass it on to."""
 
-    with socket.socket() as probe:
-        return probe.connect_ex(("localhost", port)) != 0
+
+class _SignalRelay:
+    """Pass the signals that this process gets on to its workers, which save and leave.
+
+    torch's launcher would end the workers itself, after 30 seconds by force: it would cut off saves that take longer,
+    and end workers that have saved and wait for it to collect their results.
+
+    Attributes:
+        received: numbers of the signals so far.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> _SignalRelay:
+        self._before = {number: signal.signal(number, self._pass_on) for number in self._NUMBERS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, number if number in (signal.SIGINT, signal.SIGUSR2) else signal.SIGTERM)
+        if not workers:
+            raise _SignalBeforeWorkers

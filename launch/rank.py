@@ -1,33 +1,68 @@
-"""The stages of a run, on this rank: meet the others, watch them, work, and leave in order."""
+"""What every rank of every launcher runs: the stages of a run, from its frozen configuration.
+
+``python -m launch.rank CONFIG.yaml COMMAND`` starts one rank; launchers call ``start``, the command line ``work``.
+"""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from dist_train.config import STAGES, Config
+from dist_train.config.io import read_config
 from dist_train.data.loading.dali_errors import PipelineError
 from dist_train.distributed import context as contexts
+from dist_train.distributed.context import Context
 from dist_train.distributed.monitor import Monitor
 from dist_train.distributed.stopping import StopFlag, Stopped
-from dist_train.errors import STOPPED, UserError
+from dist_train.errors import CRASHED, STOPPED, UserError
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
 from dist_train.runs.run import check_device, check_options, open_run
 from dist_train.stages.prepare import prepare
+from launch import terminal
 from launch.memory import explained
 
 log = logging.getLogger("dist_train")
 
 
+def start(config_file: Path, command: str, redo: bool = False) -> int:
+    """Run a command of a frozen configuration on this rank, and return the exit code (``dist_train.errors``).
+
+    Args:
+        config_file: the file that ``dist_train.config.io.freeze`` has written.
+        command: "run", "prepare" or a stage.
+        redo: delete the results of the stage and of those after it, and start again.
+    """
+    terminal.set_up()
+    # The same command as a person would type it: the record of a number and the remedies in error lines print it.
+    sys.argv = ["dist-train", command, "--config", str(config_file), *(["--redo"] if redo else [])]
+    try:
+        return work(read_config(config_file), command, redo)
+    except KeyboardInterrupt:
+        return terminal.interrupted()
+    except Exception as error:
+        code = terminal.report(error)
+        if code is None:  # a crash has a code of its own: launchers start it again
+            traceback.print_exc()
+            return CRASHED
+        return code
+
+
 def work(config: Config, command: str, redo: bool) -> int:
-    """``run``, ``prepare`` or one stage; returns 0, or ``STOPPED``.
+    """Meet the other ranks, watch them, run the stages of ``command``, and leave in order.
+
+    Returns:
+        0, or ``STOPPED``.
 
     Raises:
-        UserError: bad input; LostError: another rank is gone.
+        UserError: bad input. LostError: another rank is gone.
     """
     with (
         contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
@@ -37,52 +72,72 @@ def work(config: Config, command: str, redo: bool) -> int:
         if not context.main:
             log.setLevel(logging.WARNING)
         try:
-            contexts.join_group(context, config.monitor.hang_timeout)
-            for line in contexts.placement(context):
-                log.info("%s", line)
-            if config.run_dir.is_dir():
-                lock.acquire()
-            context.barrier("locked")
-            monitor.publish()  # not before: another start may be at work, and the record is its own
-            # Only training's batch depends on the number of ranks.
-            ranks = context.world if command in ("run", "prepare", "pretrain") else 1
-            check_options(config, ranks)
-            check_device(config)
-            if command in ("run", "prepare"):
-                prepare(config, context)
-            if command == "prepare":
-                return 0
-            with StopFlag(context, config.max_minutes) as stop:
-                run = open_run(config, ranks)
-                lock.acquire()
-                for name in STAGES if command == "run" else (command,):
-                    # Imported when it is due: torchvision, of the first two, takes seconds.
-                    stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
-                    with explained(config, name, context, len(run.base)):
-                        # redo takes the later ones along
-                        stage(run, context, stop, redo and name in (command, STAGES[0]))
-        except Stopped as reason:
-            if context.main:
-                why = stop.reason or "another rank was told to"
-                print(f"dist-train: stopped ({why}); {reason}; the same command continues", file=sys.stderr)
-            return STOPPED
-        except (UserError, OSError) as error:
-            first = monitor.failed(str(error))
-            if isinstance(error, UserError):
-                if first:  # at once: a launcher may end this rank when another that has found the same is gone
-                    who = f"rank {context.rank}: " if context.world > 1 else ""
-                    print(f"dist-train: error: {who}{shown(error)}", file=sys.stderr, flush=True)
-                error.told = True
-            raise
+            _meet(config, context, lock)
+            monitor.publish()  # not earlier: another start may be at work, and the published record would be its own
+            return _run(config, command, redo, context, lock)
         except Exception as error:
-            # An exchange that broke because another rank went is a RuntimeError: say which, not where it was noticed. A
-            # GPU that failed, a loader that failed and a defect are this rank's own.
-            own = not isinstance(error, RuntimeError) or isinstance(error, (torch.AcceleratorError, PipelineError))
-            culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 and not own else None
-            if culprit is None:
-                monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0], crashed=True)
-                raise
-            raise type(culprit)(monitor.farewell(culprit)) from None
+            _leave(error, config, context, monitor)
         finally:
             monitor.left()
+
+
+def _meet(config: Config, context: Context, lock: RunLock) -> None:
+    """Join the process group, say where each rank is, and take the run for this start."""
+    contexts.join_group(context, config.monitor.hang_timeout)
+    for line in contexts.placement(context):
+        log.info("%s", line)
+    if config.run_dir.is_dir():
+        lock.acquire()
+    context.barrier("locked")
+
+
+def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLock) -> int:
+    """Check the configuration and run the stages of ``command``; return 0, or ``STOPPED``."""
+    # Only training's batch depends on the number of ranks.
+    ranks = context.world if command in ("run", "prepare", "pretrain") else 1
+    check_options(config, ranks)
+    check_device(config)
+    if command in ("run", "prepare"):
+        prepare(config, context)
+    if command == "prepare":
+        return 0
+    with StopFlag(context, config.max_minutes) as stop:
+        try:
+            run = open_run(config, ranks)
+            lock.acquire()
+            for name in STAGES if command == "run" else (command,):
+                # Imported when its turn comes: the first two stages need torchvision, which takes seconds to import.
+                stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
+                with explained(config, name, context, len(run.base)):
+                    # Redoing a stage deletes the later ones too, so of "run" the first stage alone is told to.
+                    stage(run, context, stop, redo and name in (command, STAGES[0]))
+        except Stopped as stopped:
+            if context.main:
+                why = stop.reason or "another rank was told to"
+                print(f"dist-train: stopped ({why}); {stopped}; the same command continues", file=sys.stderr)
+            return STOPPED
     return 0
+
+
+def _leave(error: Exception, config: Config, context: Context, monitor: Monitor) -> NoReturn:
+    """Record why this rank fails, print bad input once for all ranks, and raise the error that names the culprit."""
+    if isinstance(error, (UserError, OSError)):
+        first = monitor.failed(str(error))
+        if isinstance(error, UserError):
+            if first:  # now: when another rank with the same error has left, a launcher may end this one
+                who = f"rank {context.rank}: " if context.world > 1 else ""
+                print(f"dist-train: error: {who}{shown(error)}", file=sys.stderr, flush=True)
+            error.printed = True
+        raise error
+    # When a rank goes, the exchanges of the others break with a RuntimeError: say which rank it was, not where that
+    # was noticed. A GPU that failed, a loader that failed and a defect are this rank's own.
+    own = not isinstance(error, RuntimeError) or isinstance(error, (torch.AcceleratorError, PipelineError))
+    culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 and not own else None
+    if culprit is None:
+        monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0], crashed=True)
+        raise error
+    raise type(culprit)(monitor.farewell(culprit)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(start(Path(sys.argv[1]), sys.argv[2]))

@@ -53,14 +53,24 @@ class Parser(ArgumentParser):
 
 
 def load_config(folder: Path) -> Config:
-    """The configuration of a run that was started.
+    """Return the configuration of a run that was started, with the name and place that its folder has now.
 
     Raises:
-        UserError: no run there.
+        UserError: there is no run, or its configuration is damaged.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
+    folder = folder.absolute()
+    return replace(read_config(path), name=folder.name, runs=folder.parent)
+
+
+def read_config(path: Path) -> Config:
+    """Return the configuration in a file, as ``freeze`` and older versions have written it.
+
+    Raises:
+        UserError: the file is damaged, or a key or value is wrong.
+    """
     parser = Parser()
     parser.add_class_arguments(Config)
     values = _of_older_version(path)
@@ -71,8 +81,7 @@ def load_config(folder: Path) -> Config:
     made = parser.instantiate(
         parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values)
     )
-    where = folder.absolute()
-    return replace(config_of(made), name=where.name, runs=where.parent)
+    return config_of(made)
 
 
 def _of_older_version(path: Path) -> dict[str, Any] | None:
@@ -111,7 +120,7 @@ def changed(config: Config, options: Sequence[str]) -> Config:
 
 
 def freeze(config: Config) -> Path:
-    """The configuration as a file in the run's folder, for those who are started later."""
+    """Write the configuration into the run's folder, for jobs and ranks that start later; return the file's path."""
     path = (config.run_dir / "launch" / "config.yaml").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, to_yaml(config))

@@ -110,7 +110,7 @@ def launch_local(config: Config, options: Namespace) -> int:
         raise UserError("--workers and --starts: must be >= 1")
     with reserved(config.run_dir):
         path = freeze(config)
-    return launch(["run", "--config", str(path)], config.run_dir, options.workers, options.starts)
+    return launch(path, config.run_dir, options.workers, options.starts)
 
 
 def launch_slurm(config: Config, options: Namespace) -> int:
@@ -215,7 +215,7 @@ def doctor(given: Namespace) -> int:
 
 
 def tensorboard(given: Namespace) -> int:
-    from launch.local import tensorboard
+    from launch.tensorboard import tensorboard
 
     if not given.folder.is_dir():
         raise UserError(f"{given.folder}: no such folder; give RUNS/NAME or the folder of all runs")

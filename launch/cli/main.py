@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +16,8 @@ from jsonargparse import Namespace, set_parsing_settings
 from dist_train.config import STAGES, Config, DrawConfig, PackConfig, configs_dir
 from dist_train.config.io import check_yaml, config_of, find_yaml, load_config, one_line
 from dist_train.errors import CRASHED, UserError
-from dist_train.names import shown
 from dist_train.version import __version__
+from launch import terminal
 from launch.cli import commands as commands_around
 from launch.cli import models
 from launch.cli import split as split_file
@@ -96,13 +93,7 @@ def build_parser(words: Sequence[str]) -> CommandParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: see ``dist_train.errors``; 130 for Ctrl-C where there was nothing to save."""
-    warnings.filterwarnings("ignore", message=".*jsonargparse.*")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dist_train").setLevel(logging.INFO)
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    warnings.showwarning = lambda text, *_, **__: print(f"warning: {text}", file=sys.stderr)  # type: ignore[assignment]
+    terminal.set_up()
     command = ""
     try:
         words = _named_configs(sys.argv[1:] if arguments is None else list(arguments))
@@ -132,10 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = actions[command](options[command])
         sys.stdout.flush()  # or a closed pipe is found when it is too late
         return code
-    except UserError as error:
-        if not error.told:
-            print(f"dist-train: error: {shown(error)}", file=sys.stderr)
-        return error.code
     except BrokenPipeError:
         if command not in ("status", "logs", "collect", "doctor", "verify", "launch", "adapt", "classify"):
             raise
@@ -143,18 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # whoever read has enough: dist-train status | head
         return 0
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"dist-train: error: {where}{error.strerror}; check the path, its permissions and its disk", file=sys.stderr
-        )
-        return 1
     except KeyboardInterrupt:
-        kept = "nothing is changed" if command in models.NAMES else "what had to be saved is"
-        print(f"dist-train: interrupted; {kept}", file=sys.stderr)
-        return 130
+        return terminal.interrupted(nothing_to_save=command in models.NAMES)
+    except Exception as error:
+        reported = terminal.report(error)
+        if reported is None:
+            raise
+        return reported
 
 
 def main_of_rank(arguments: Sequence[str]) -> int:

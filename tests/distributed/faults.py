@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,15 +50,10 @@ class Fault:
 
 def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault) -> None:
     """A rank as launchers start it; the last one has the fault."""
+    from launch import rank
     from launch.cli import main as cli
 
-    main = cli.main
-
-    def of_rank(arguments: list[str]) -> int:
-        cli.main = main
-        return cli.main_of_rank(arguments)
-
-    cli.main = of_rank  # type: ignore[assignment]
+    cli.main = lambda words: rank.start(Path(words[2]), words[0])  # type: ignore[assignment, arg-type, index]
     if env.get("RANK", "0") == str(int(env.get("WORLD_SIZE", "1")) - 1):
         plant(fault)
     run_rank(env, arguments, error)
