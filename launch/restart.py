@@ -1,97 +1,124 @@
-"""What follows a start of a job that has ended: is it done, is it to start again, or is it to be given up?
+"""What follows when a start of a job has ended: the job is done, starts again, or is given up.
 
-The job's script asks this after all ranks have left (``python -m launch.restart``), so the answer does not
-depend on any rank having survived, and ``scontrol`` need not be inside a container. ``launch local``
-asks the same.
+A job's script asks this after all ranks have left (``python -m launch.restart``), so the answer does not depend on
+any rank having survived, and ``scontrol`` need not exist inside a container. ``launch local`` asks the same.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.errors import CRASHED, FAILED, STOPPED
 from dist_train.files import write_text
 
-# What a start that got somewhere leaves behind: checkpoints, blocks of activations, finished stages.
-_MARKS = ("*/done.json", "pretrain/checkpoints/step-*", "learn/*/checkpoints/step-*", "learn/*/final", "extract/*")
+# What a start that made progress leaves behind: checkpoints, blocks of activations, finished stages.
+_PROGRESS = ("*/done.json", "pretrain/checkpoints/step-*", "learn/*/checkpoints/step-*", "learn/*/final", "extract/*")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Hold how a job goes on.
+
+    Attributes:
+        code: ``STOPPED`` (75): start it again; any other: end it with this exit code.
+        reason: why, for the log and for ``status``.
+    """
+
+    code: int
+    reason: str
 
 
 def begin(run: Path, job: str) -> None:
-    """A start of a job begins: what is newer than this note is its progress."""
-    path = _note(run, job)
+    """Note that a start of a job begins: whatever is newer than this note is progress of this start."""
+    path = note_path(run, job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"idle": _idle(path)}))
+    write_text(path, json.dumps({"idle": _idle_starts(path)}))
 
 
-def again(run: Path, job: str, code: int, starts: int, shards: Path | None = None) -> tuple[int, str]:
-    """(75 to start again, else the exit code to end with; why), for a start that ``begin`` saw.
+def decide(run: Path, job: str, code: int, starts: int, shards: Path | None = None) -> Decision:
+    """Decide how a job goes on after a start that ``begin`` noted.
 
     Args:
-        job: its name; each job counts its own starts.
+        job: its id; each job counts its own starts.
         code: the largest exit code of the ranks (``dist_train.errors``).
-        starts: give up after so many starts in a row without progress.
-        shards: the folder that is being packed.
+        starts: give up after this many starts in a row without progress.
+        shards: the folder that is being packed, where new files are progress too.
     """
     if code == 0:
-        return 0, "done"
+        return Decision(0, "done")
     if code == FAILED:
-        return FAILED, "failed; its error says what to mend"
-    path = _note(run, job)
-    idle = 0 if _newest(run, shards) > path.stat().st_mtime_ns else _idle(path) + 1
-    result, reason = STOPPED, "stopped and saved" if code == STOPPED else f"a rank died (exit code {code})"
+        return Decision(FAILED, "failed; its error says what to mend")
+    path = note_path(run, job)
+    idle = 0 if _newest_progress(run, shards) > path.stat().st_mtime_ns else _idle_starts(path) + 1
+    reason = "stopped and saved" if code == STOPPED else f"a rank died (exit code {code})"
     if idle >= starts:
-        result = CRASHED
-        reason += f"; given up: {starts} start(s) in a row made no progress (too short a time limit?)"
+        decision = Decision(
+            CRASHED, f"{reason}; given up: {starts} start(s) in a row made no progress (too short a time limit?)"
+        )
     else:
-        reason += "; starting again" + (f" ({idle} of {starts} start(s) without progress)" if idle else "")
-    write_text(path, json.dumps({"idle": idle, "reason": reason}))
-    return result, reason
+        without = f" ({idle} of {starts} start(s) without progress)" if idle else ""
+        decision = Decision(STOPPED, f"{reason}; starting again{without}")
+    write_text(path, json.dumps({"idle": idle, "reason": decision.reason}))
+    return decision
 
 
-def cancelled(run: Path, job: str) -> str:
-    """Note that a start was ended by ``scancel``; returns the words."""
+def note_cancelled(run: Path, job: str) -> str:
+    """Note that ``scancel`` ended a start, and return the reason as ``status`` shows it."""
     reason = "cancelled; submitted again, the run continues"
-    write_text(_note(run, job), json.dumps({"idle": 0, "reason": reason}))
+    write_text(note_path(run, job), json.dumps({"idle": 0, "reason": reason}))
     return reason
 
 
-def told(run: Path, job: str) -> str:
-    """How the last start of a job ended, where ``again`` had to decide."""
+def last_reason(run: Path, job: str) -> str:
+    """Return how the last start of a job ended; empty where nothing had to be decided, or while it runs."""
     with suppress(OSError, ValueError, KeyError):
-        return str(json.loads(_note(run, job).read_text())["reason"])
+        return str(json.loads(note_path(run, job).read_text())["reason"])
     return ""
 
 
-def _note(run: Path, job: str) -> Path:
+def note_path(run: Path, job: str) -> Path:
+    """Return the file in which the starts of a job are noted."""
     return run / "launch" / f"start-{job}.json"
 
 
-def _idle(path: Path) -> int:
+def _idle_starts(path: Path) -> int:
+    """Return the number of starts in a row without progress that a note holds."""
     with suppress(OSError, ValueError, KeyError):
         return int(json.loads(path.read_text())["idle"])
     return 0
 
 
-def _newest(run: Path, shards: Path | None) -> int:
-    """Time of the newest mark, in nanoseconds; on the same file system as the note, so by the same clock."""
-    found = [path for mark in _MARKS for path in run.glob(mark) if path.name != "inputs.json"]
+def _newest_progress(run: Path, shards: Path | None) -> int:
+    """Return the time of the newest sign of progress in nanoseconds. It lies on the same file system as the note, so
+    both times come from the same clock."""
+    # A stage writes inputs.json when it begins.
+    signs = [path for pattern in _PROGRESS for path in run.glob(pattern) if path.name != "inputs.json"]
     if shards is not None:
-        found += [path for path in shards.rglob("*") if path.is_file()]
-    return max((path.stat().st_mtime_ns for path in found), default=0)
+        signs += [path for path in shards.rglob("*") if path.is_file()]
+    return max((path.stat().st_mtime_ns for path in signs), default=0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what a job's script asks: ``begin RUN JOB``, ``cancelled RUN JOB`` or ``decide RUN JOB CODE STARTS
+    [SHARDS]``; the exit code of ``decide`` is the one to go on with."""
+    action, folder, job, *more = arguments
+    run, decision = Path(folder), Decision(0, "")
+    if action == "begin":
+        begin(run, job)
+    elif action == "cancelled":
+        decision = Decision(0, note_cancelled(run, job))
+    else:
+        code, starts, *shards = more
+        decision = decide(run, job, int(code), int(starts), Path(shards[0]) if shards else None)
+    if decision.reason:
+        print(f"dist-train: job {job}: {decision.reason}", file=sys.stderr, flush=True)
+    return decision.code
 
 
 if __name__ == "__main__":
-    # begin RUN JOB | cancelled RUN JOB | again RUN JOB CODE STARTS [SHARDS]
-    what, folder, name, *more = sys.argv[1:]
-    if what == "begin":
-        begin(Path(folder), name)
-        sys.exit(0)
-    if what == "cancelled":
-        print(f"dist-train: job {name}: {cancelled(Path(folder), name)}", file=sys.stderr, flush=True)
-        sys.exit(0)
-    result, reason = again(Path(folder), name, int(more[0]), int(more[1]), Path(more[2]) if more[2:] else None)
-    print(f"dist-train: job {name}: {reason}", file=sys.stderr, flush=True)
-    sys.exit(result)
+    sys.exit(main(sys.argv[1:]))

@@ -11,11 +11,12 @@ from typing import Any
 
 from dist_train.config import STAGES
 from dist_train.errors import UserError
-from launch import restart as after
-from launch.slurm import jobs
+from launch import restart
+from launch.slurm import jobs, scheduler
+from launch.slurm.jobs import Job
+from launch.slurm.scheduler import State
 
-_NONE = jobs.State("")
-_FAILED = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL")
+_NONE = State("")
 _SILENT = 60.0  # seconds without a heartbeat (one comes every five) until a run counts as gone
 
 
@@ -42,16 +43,16 @@ def _run(run: Path) -> str:
     beat, error = _read(run / "heartbeat.json"), _read(run / "error.json")
     age = time.time() - beat["time"] if beat else None
     alive = age is not None and age < _SILENT and not beat["left"]
-    entries = [entry for entry in jobs.newest(run) if not entry["local"]]
+    entries = [entry for entry in jobs.newest(run) if not entry.local]
     states, silence = _states(entries)
     starting = (
-        {} if alive else {e["stage"]: e["job"] for e in entries if states.get(e["job"], _NONE).state == "RUNNING"}
+        {} if alive else {e.stage: e.job for e in entries if states.get(e.job, _NONE).state == "RUNNING"}
     )
     table = [row for name in STAGES if (row := _stage(run, name, alive, name in starting))]
     widths = [max(len(row[column]) for row in table) for column in range(2)]
     lines = [f"{run}"]
     for entry in entries:
-        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry["job"]}
+        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry.job}
         lines += _job(run, entry, mine, silence, bool(error))
     lines += [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table]
     if beat:
@@ -70,31 +71,31 @@ def _run(run: Path) -> str:
     return "\n".join(lines)
 
 
-def _states(entries: list[dict[str, Any]]) -> tuple[dict[str, jobs.State], str]:
+def _states(entries: list[Job]) -> tuple[dict[str, State], str]:
     """What SLURM says of these jobs, or why it does not."""
     try:
-        return jobs.states([entry["job"] for entry in entries]), ""
-    except jobs.NoAnswer as error:
+        return scheduler.states([entry.job for entry in entries]), ""
+    except scheduler.NoAnswer as error:
         return {}, str(error)
 
 
-def _job(run: Path, entry: dict[str, Any], mine: dict[str, jobs.State], silence: str, explained: bool) -> list[str]:
+def _job(run: Path, entry: Job, mine: dict[str, State], silence: str, explained: bool) -> list[str]:
     """A line for a job (an array), and the end of its log where nothing else says why it failed."""
     counts = Counter(state.state for state in mine.values())
     told = next(iter(mine.values()), _NONE)
-    text = ", ".join(name if entry["size"] == 1 else f"{count} {name}" for name, count in counts.items())
+    text = ", ".join(name if entry.size == 1 else f"{count} {name}" for name, count in counts.items())
     unknown = f"state unknown: {silence}" if silence else "not known to SLURM any more"
     parts = [text or unknown]
     if told.reason and told.state != "COMPLETED":
         parts.append(f"({told.reason})")
     if told.nodes and told.nodes != "None assigned":
         parts.append(f"on {told.nodes}")
-    if entry["size"] == 1 and told.state != "COMPLETED" and (ended := after.told(run, entry["job"])):
+    if entry.size == 1 and told.state != "COMPLETED" and (ended := restart.last_reason(run, entry.job)):
         parts.append(f"[last start: {ended}]")
-    lines = [f"  job {entry['job']} {entry['stage']}: {' '.join(parts)}"]
-    failed = [job for job, state in mine.items() if state.state in _FAILED]
+    lines = [f"  job {entry.job} {entry.stage}: {' '.join(parts)}"]
+    failed = [job for job, state in mine.items() if state.failed]
     if failed and not explained:
-        path = jobs.log(run, entry, 0, int(failed[0].partition("_")[2] or 0))
+        path = entry.log(run, 0, int(failed[0].partition("_")[2] or 0))
         with suppress(OSError):
             said = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path else []
             lines += [f"    {line[:200]}" for line in said[-3:]]

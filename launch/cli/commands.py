@@ -6,17 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import Namespace
 
 from dist_train.config import Config, configs_dir
 from dist_train.config.io import find_yaml
-from dist_train.errors import UserError, command
-from launch.slurm.profile import CHAIN, Cluster, load_cluster, resources
-
-if TYPE_CHECKING:
-    from launch.slurm.submit import Job
+from dist_train.errors import UserError
+from launch.slurm.profile import CHAIN, Cluster, load_cluster
 
 ASKED = ("partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "minutes")
 
@@ -91,7 +88,6 @@ def add(commands: Any, parser: Callable[..., Any], words: Sequence[str]) -> None
     doctor.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs: speed, locks, clock.")
     doctor.add_argument("--cluster", help="Try this profile too: a short job on two nodes that exchanges data.")
     doctor.add_argument("--wait", type=float, default=10, help="Minutes to wait for that job.")
-    doctor.add_argument("--inside", type=Path, help="(what that job runs)")
     commands.add_subcommand("doctor", doctor, help="check this machine or cluster")
 
 
@@ -104,7 +100,7 @@ def add_run_options(parser: Any) -> None:
 def launch_local(config: Config, options: Namespace) -> int:
     from dist_train.config.io import freeze
     from launch.local import launch
-    from launch.slurm.checks import reserved
+    from launch.slurm.jobs import reserved
 
     if options.workers < 1 or options.starts < 1:
         raise UserError("--workers and --starts: must be >= 1")
@@ -114,90 +110,32 @@ def launch_local(config: Config, options: Namespace) -> int:
 
 
 def launch_slurm(config: Config, options: Namespace) -> int:
-    from dist_train.config.io import freeze
-    from launch.grid import sweep
-    from launch.slurm import submit as slurm
-    from launch.slurm.checks import check, choose, reserved
+    from launch.slurm.launch import launch
 
     cluster = load_cluster(options.cluster)
     if options.account:
         cluster = replace(cluster, account=options.account)
-    asked = {name: getattr(options, name) for name in ASKED}
-    config = replace(config, runs=config.runs.absolute())
-    if cluster.scratch:
-        config = replace(config, cache=replace(config.cache, dir=Path(cluster.scratch)))
-    points = sweep.members(options.sweep) if options.sweep else {}
-    first = sweep.first_stage(options.sweep) if points else None
-    stages = choose(config, options.stages, first, points)
-    check(config, cluster, stages, asked, points)
-    if not stages:
-        told = f"{options.stages}: done" if options.stages else "all stages are done"
-        print(f"{config.run_dir}: {told}; nothing to submit")
-        return 0
-    if options.dry_run:
-        path = config.run_dir / "launch" / "config.yaml"
-        print(slurm.show(config, cluster, _chain(config, cluster, stages, asked, points, first, path)))
-        return 0
-    with reserved(config.run_dir):
-        if not options.here:
-            slurm.require_sbatch()
-        chain = _chain(config, cluster, stages, asked, points, first, freeze(config))
-        if points and first:
-            sweep.link(config.run_dir, list(points), first)
-        if options.here:
-            return slurm.run_here(config, chain)
-        for stage, job_id in slurm.submit(config, cluster, chain):
-            print(f"{stage}: job {job_id}")
-    print(f"watch: {command('status', config.run_dir, '--watch')}; {command('logs', config.run_dir, '-f')}")
-    return 0
-
-
-def _chain(
-    config: Config,
-    cluster: Cluster,
-    stages: list[str],
-    asked: dict[str, Any],
-    points: dict[str, list[str]],
-    first: str | None,
-    path: Path,
-) -> list[Job]:
-    """The jobs of these stages, which read the configuration in ``path``."""
-    from launch.slurm.submit import Job, Start
-
-    chain: list[Job] = []
-    for stage in stages:
-        start = [stage, "--config", str(path)]
-        job = Job(stage, resources(cluster, stage, asked), [Start(start)], chain[-1].stage if chain else None)
-        if first and CHAIN.index(stage) >= CHAIN.index(first):
-            where = config.run_dir / "sweep"
-            job.names, job.runs = list(points), [where / name for name in points]
-            job.starts = [Start([*start, "--runs", str(where), "--name", n, *o]) for n, o in points.items()]
-            job.matching = bool(chain) and len(chain[-1].starts) > 1 and len(points) > 1
-        chain.append(job)
-    if points and "evaluate" in stages:
-        one = replace(resources(cluster, "evaluate", asked), nodes=1, tasks_per_node=1, gpus_per_node=0)
-        chain.append(Job("collect", one, [Start(["collect", str(config.run_dir)])], "evaluate", anyhow=True))
-    return chain
+    overrides = {name: getattr(options, name) for name in ASKED}
+    return launch(config, cluster, overrides, options.stages, options.sweep, options.dry_run, options.here)
 
 
 def study(config: Config, options: Namespace) -> int:
-    from launch.grid.study import study
+    from launch.grid.study import run_study
 
-    return study(config, find_yaml("study", options.study, configs_dir() / "studies", "*.yaml"), options.seeds)
+    return run_study(config, find_yaml("study", options.study, configs_dir() / "studies", "*.yaml"), options.seeds)
 
 
 def collect(given: Namespace) -> int:
-    from launch.grid.sweep import collect
+    from launch.grid.report import print_sweep_table
 
-    print(collect(given.run))
-    return 0
+    return print_sweep_table(given.run)
 
 
 def logs(given: Namespace) -> int:
-    from launch.slurm.jobs import logs
+    from launch.slurm.logs import print_log
 
     with suppress(KeyboardInterrupt):
-        logs(given.run, given.stage, given.rank, given.follow, given.member)
+        print_log(given.run, given.stage, given.rank, given.follow, given.member)
     return 0
 
 
@@ -209,9 +147,9 @@ def cancel(given: Namespace) -> int:
 
 
 def doctor(given: Namespace) -> int:
-    from launch import doctor
+    from launch.doctor.examine import examine
 
-    return doctor.inside(given.inside) if given.inside else doctor.examine(given.runs, given.cluster, given.wait)
+    return examine(given.runs, given.cluster, given.wait)
 
 
 def tensorboard(given: Namespace) -> int:

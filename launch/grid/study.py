@@ -1,8 +1,7 @@
-"""Choices varied one at a time over one backbone, on pseudo-novel classes: ``dist-train study unstated``.
+"""``dist-train study``: choices varied one at a time over one backbone, on pseudo-novel classes.
 
-Every setting is a member, a run of its own in RUN/study/NAME/, whose earlier stages are links: to RUN's, and to
-the learn stage of the member ``default`` where only ``evaluate`` differs. Members run one after the other in this
-process; what is done is skipped, so the same command continues. ``launch/grid/study_report.py`` compares them.
+Each setting is a member, a run in RUN/study/NAME/. Members run one after the other in this process; what is done is
+skipped, so the same command continues. ``launch/grid/report.py`` compares them with the member ``default``.
 """
 
 from __future__ import annotations
@@ -11,21 +10,22 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, Config
-from dist_train.config.io import check_yaml, fields, unknown_key
+from dist_train.config.io import changed, check_yaml, fields, unknown_key
 from dist_train.errors import STOPPED, UserError
-from launch.grid.sweep import combinations, share
+from launch.grid.members import Axis, Member, combinations, link_stages
 
 log = logging.getLogger("dist_train")
 
-_VARIED = ("extract.", "learn.", "evaluate.")
-_SAME = ("methods", "protocol", "shots", "draws", "ways", "queries", "seed")
-_FIXED = ("learn.methods", *(f"evaluate.{name}" for name in _SAME))
+_VARIABLE = ("extract.", "learn.", "evaluate.")
+# What must be the same for members that are compared draw by draw.
+_SAME_DRAWS = ("methods", "protocol", "shots", "draws", "ways", "queries", "seed")
+_FIXED = ("learn.methods", *(f"evaluate.{name}" for name in _SAME_DRAWS))
 _NUMBERS = "evaluate.options."
 DEFAULT = "default"
 
@@ -42,12 +42,12 @@ class StudyFile:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one entry of a study varies.
+    """An entry of a study file: one or more keys that are varied together.
 
     Attributes:
-        keys: keys of the configuration.
-        methods: the rows that it concerns.
-        settings: {name: options of the command line} of all combinations of the values, in order.
+        keys: of the configuration.
+        methods: the rows that the choice concerns.
+        settings: options of the command line of each combination of values, by its name, in the file's order.
     """
 
     keys: tuple[str, ...]
@@ -60,16 +60,12 @@ class Choice:
         return min((key.partition(".")[0] for key in self.keys), key=STAGES.index)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A run of the study: its configuration, and the first stage that is its own."""
-
-    config: Config
-    first: str
+Settings = Mapping[str, Sequence[Member]]
+"""The members of each setting by its name, one for each seed; ``default`` comes first."""
 
 
-def read(path: Path) -> list[Choice]:
-    """The choices of a study file.
+def read_study(path: Path) -> list[Choice]:
+    """Return the choices of a study file.
 
     Raises:
         UserError: it names the file and the key.
@@ -81,91 +77,125 @@ def read(path: Path) -> list[Choice]:
     return [_choice(path, entry, content["methods"]) for entry in content["choices"]]
 
 
-def _choice(path: Path, entry: Any, methods: list[str]) -> Choice:
+def _choice(path: Path, entry: Any, methods: Sequence[str]) -> Choice:
     if not isinstance(entry, dict) or not all(isinstance(v, list) and v for v in entry.values()):
         raise UserError(f"{path}: choices: {entry!r}: give KEY: [VALUE, ...], as in learn.p_mean: [0.3, 0.9]")
     varied = {key: values for key, values in entry.items() if key != "methods"}
-    known = [key for key in fields(Config) if key.startswith(_VARIED)]
     for key in varied:
-        if key in _FIXED:
-            raise UserError(f"{path}: choices: {key} is the same for all members, which are compared draw by draw")
-        if key in fields(Config) and key not in known:
-            raise UserError(f"{path}: choices: {key}: members share one backbone; vary extract, learn or evaluate")
-        if key not in known and not str(key).startswith(_NUMBERS):
-            raise UserError(f"{path}: choices: {unknown_key(str(key), known)}")
+        _check_key(path, str(key))
     if not varied:
         raise UserError(f"{path}: choices: {entry!r}: varies nothing; give KEY: [VALUE, ...]")
-    axes = [[(key, v if isinstance(v, str) else json.dumps(v)) for v in values] for key, values in varied.items()]
+    axes: list[Axis] = [
+        [(key, value if isinstance(value, str) else json.dumps(value)) for value in values]
+        for key, values in varied.items()
+    ]
     return Choice(tuple(varied), tuple(entry.get("methods", methods)), combinations(axes))
 
 
-def plan(config: Config, path: Path, choices: Sequence[Choice], seeds: int) -> dict[str, list[Member]]:
-    """{name of the setting: its members, one a seed}, the default first. A setting that is the configuration's own
-    is the default, and not there a second time.
+def _check_key(path: Path, key: str) -> None:
+    """Refuse a key that a study cannot vary."""
+    keys = list(fields(Config))
+    variable = [name for name in keys if name.startswith(_VARIABLE)]
+    if key in _FIXED:
+        raise UserError(f"{path}: choices: {key} is the same for all members, which are compared draw by draw")
+    if key in keys and key not in variable:
+        raise UserError(f"{path}: choices: {key}: members share one backbone; vary extract, learn or evaluate")
+    if key not in variable and not key.startswith(_NUMBERS):
+        raise UserError(f"{path}: choices: {unknown_key(key, variable)}")
+
+
+def study_members(config: Config, path: Path, choices: Sequence[Choice], seeds: int) -> dict[str, list[Member]]:
+    """Return the members of each setting by its name, the default first. A setting that is the configuration's own is
+    the default, and is not listed a second time.
 
     Args:
-        config: the base run.
-        seeds: each setting learns so often, from ``learn.seed`` on.
+        config: of the base run.
+        path: of the study file.
+        seeds: trainings of each setting, with the seeds ``learn.seed``, ``learn.seed + 1``, ...
 
     Raises:
-        UserError: a wrong value, or unknown method.
+        UserError: a value is wrong, or a method unknown.
     """
-    from dist_train.config.io import changed
-
-    first, made, own = {DEFAULT: "learn"}, {DEFAULT: config}, _explicit(changed(config, []))
+    configs, first = {DEFAULT: config}, {DEFAULT: "learn"}
     methods = {DEFAULT: [name for choice in choices for name in choice.methods]}
+    default = _with_all_options(changed(config, []))
     for choice in choices:
         for name, options in choice.settings.items():
             try:
-                one = changed(config, options)
+                setting = changed(config, options)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
-            if _explicit(one) != own:
-                made[name], first[name] = one, choice.first
+            if _with_all_options(setting) != default:
+                configs[name], first[name] = setting, choice.first
                 methods[name] = [*methods.get(name, []), *choice.methods]
-    where = config.run_dir / "study" / path.stem
-    members: dict[str, list[Member]] = {}
-    for name, one in made.items():
+    folder = config.run_dir / "study" / path.stem
+    members: dict[str, list[Member]] = {name: [] for name in configs}
+    for name, setting in configs.items():
+        setting = _with_methods(path, setting, list(dict.fromkeys(methods[name])))
         for number in range(seeds):
-            seed = one.learn.seed + number
-            wanted = _with_methods(path, one, list(dict.fromkeys(methods[name])))
-            wanted = replace(wanted, learn=replace(wanted.learn, seed=seed), runs=where)
-            folder = f"{name},again={number}" if number else name
-            members.setdefault(name, []).append(Member(replace(wanted, name=folder), first[name]))
+            learn = replace(setting.learn, seed=setting.learn.seed + number)
+            own_name = f"{name},again={number}" if number else name
+            members[name].append(Member(replace(setting, learn=learn, runs=folder, name=own_name), first[name]))
     return members
 
 
-def _explicit(config: Config) -> Config:
-    """With the methods' numbers that ``evaluate.options`` leaves out."""
+def _with_all_options(config: Config) -> Config:
+    """Return a configuration that also says the methods' options that ``evaluate.options`` leaves out."""
     from dist_train.fewshot.methods import NUMBERS
 
     return replace(config, evaluate=replace(config.evaluate, options={**NUMBERS, **config.evaluate.options}))
 
 
 def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
-    """Evaluate these methods, and learn what they are made from."""
+    """Return a configuration that evaluates these methods, and learns what they are made from."""
     from dist_train.fewshot.methods import LEARNED, METHODS
     from dist_train.runs.run import check_options
 
     sources = (METHODS[name].learned(name) for name in names if name in METHODS)
     learned = list(dict.fromkeys(name for name in sources if name in LEARNED))
-    learn = replace(config.learn, methods=learned or config.learn.methods[:1])  # learn needs one
+    learn = replace(config.learn, methods=learned or config.learn.methods[:1])  # learn needs a method
     if all(name in METHODS and METHODS[name].oracle for name in names):
-        names = ["mean", *names]  # evaluate needs one that is no oracle
-    made = replace(config, learn=learn, evaluate=replace(config.evaluate, methods=names))
+        names = ["mean", *names]  # evaluate needs a method that is no oracle
+    config = replace(config, learn=learn, evaluate=replace(config.evaluate, methods=names))
     try:
-        check_options(made, 1)
+        check_options(config, 1)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return made
+    return config
 
 
-def study(config: Config, path: Path, seeds: int) -> int:
-    """Run the members that are not done, and leave RUN/study/NAME.md and NAME.json; returns 0, or ``STOPPED``.
+def run_study(config: Config, path: Path, seeds: int) -> int:
+    """Run the members that are not done, and write RUN/study/NAME.md and NAME.json.
+
+    Returns:
+        0, or ``STOPPED``.
 
     Raises:
         UserError: bad input, novel classes, or members that were made from other inputs.
     """
+    from launch.grid.report import write_study
+
+    _check_study(config, seeds)
+    choices = read_study(path)
+    settings = study_members(config, path, choices, seeds)
+    default = settings[DEFAULT][0].config
+    base = Member(replace(default, name=config.name, runs=config.runs), "pretrain")
+    deadline = time.monotonic() + 60 * config.max_minutes if config.max_minutes else None
+    for stage in ("prepare", *STAGES[: STAGES.index("learn")]):
+        if code := _run_stage(base, stage, deadline):
+            return code
+    _link_members(base, settings)
+    members = [member for of_setting in settings.values() for member in of_setting]
+    for number, member in enumerate(members, 1):
+        log.info("study %s: %d of %d, %s", path.stem, number, len(members), member.name)
+        for stage in member.own:
+            if code := _run_stage(member, stage, deadline):
+                return code
+    print(write_study(config.run_dir / "study" / path.stem, choices, settings))
+    return 0
+
+
+def _check_study(config: Config, seeds: int) -> None:
     if config.data.holdout == "novel":
         raise UserError("data.holdout=novel: choosing on the novel classes is tuning on the test set; leave it out, "
                         "and the split's pseudo-novel classes take their place")  # fmt: skip
@@ -176,48 +206,40 @@ def study(config: Config, path: Path, seeds: int) -> int:
         raise UserError(f"--seeds {seeds}: must be >= 1")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("study: runs in one process; start it without torchrun")
+
+
+def _link_members(base: Member, settings: Settings) -> None:
+    """Make the members' folders. Their shared stages are links to the base run's; where only ``evaluate`` differs,
+    ``learn`` is a link to that of the default with the same seed.
+
+    Raises:
+        UserError: a member was made from other inputs.
+    """
     from dist_train.runs.inputs import check_inputs
     from dist_train.runs.run import open_run
-    from launch.grid.study_report import report
 
-    choices = read(path)
-    members = plan(config, path, choices, seeds)
-    base = replace(members[DEFAULT][0].config, name=config.name, runs=config.runs)
-    deadline = time.monotonic() + 60 * config.max_minutes if config.max_minutes else None
-    for stage in ("prepare", *STAGES[: STAGES.index("learn")]):
-        if code := _work(base, stage, deadline):
-            return code
-    run = open_run(base)
-    for member, shared in _shared(config, members):
-        share(member.config.run_dir, shared)
-        for stage in STAGES[STAGES.index(member.first) :]:
-            again = f"delete {member.config.runs}, and the study makes it again"
-            check_inputs(replace(run, config=member.config), stage, again)
-    every = [member for some in members.values() for member in some]
-    for number, member in enumerate(every, 1):
-        log.info("study %s: %d of %d, %s", path.stem, number, len(every), member.config.name)
-        for stage in STAGES[STAGES.index(member.first) :]:
-            if code := _work(member.config, stage, deadline):
-                return code
-    print(report(config.run_dir / "study" / path.stem, choices, members))
-    return 0
+    run = open_run(base.config)
+    for members in settings.values():
+        for member, default in zip(members, settings[DEFAULT], strict=True):
+            link_stages(member, {stage: default.run if stage == "learn" else base.run for stage in member.shared})
+            for stage in member.own:
+                remedy = f"delete {member.config.runs}, and the study makes it again"
+                check_inputs(replace(run, config=member.config), stage, remedy)
 
 
-def _shared(config: Config, members: dict[str, list[Member]]) -> Iterator[tuple[Member, dict[str, Path]]]:
-    """Every member, and the runs that the stages before its own are from."""
-    for some in members.values():
-        for member, default in zip(some, members[DEFAULT], strict=True):
-            own = STAGES.index(member.first)
-            yield member, {s: default.config.run_dir if s == "learn" else config.run_dir for s in STAGES[:own]}
+def _run_stage(member: Member, stage: str, deadline: float | None) -> int:
+    """Run a stage of a member in this process; return 0, or ``STOPPED``.
 
-
-def _work(config: Config, stage: str, deadline: float | None) -> int:
+    Args:
+        deadline: by ``time.monotonic``; None: there is none.
+    """
     from launch.rank import work
 
+    config = member.config
     if deadline is not None:
-        left = (deadline - time.monotonic()) / 60
-        if left <= 0:
+        minutes_left = (deadline - time.monotonic()) / 60
+        if minutes_left <= 0:
             log.info("study: max_minutes are over; the same command continues")
             return STOPPED
-        config = replace(config, max_minutes=left)
+        config = replace(config, max_minutes=minutes_left)
     return work(config, stage, False)

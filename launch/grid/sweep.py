@@ -1,114 +1,86 @@
-"""Many settings of ``learn`` and ``evaluate`` over one backbone: ``--sweep learn.p_mean=0.3,0.5,0.9``.
+"""A sweep: values of ``learn`` and ``evaluate`` over one backbone, ``--sweep learn.p_mean=0.3,0.5,0.9``.
 
-Each member is a run of its own in RUN/sweep/, whose earlier stages are links to RUN's.
+Its members are runs in RUN/sweep/; on SLURM their stages are arrays (``launch/slurm/chain.py``).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from dist_train.config import STAGES, Config
-from dist_train.config.io import fields, unknown_key
-from dist_train.errors import UserError, command
-from dist_train.files import write_text
-from dist_train.report.markdown import format_mean, markdown_head, markdown_row
-from dist_train.report.wording import display_name
+from dist_train.config import Config, to_dict
+from dist_train.config.io import changed, fields, takes_list, unknown_key
+from dist_train.errors import UserError
+from launch.grid.members import Axis, Member, combinations, link_stages
 
-_SWEPT = ("learn.", "evaluate.")
+_VARIABLE = ("learn.", "evaluate.")
 
 
-def members(sweep: Sequence[str]) -> dict[str, list[str]]:
-    """ "KEY=V1,V2" and more -> {name: options} of every combination.
-
-    Raises:
-        UserError: not of that form, or a key of an earlier stage.
-    """
-    axes = []
-    for entry in sweep:
-        key, equals, values = (part.strip() for part in entry.partition("="))
-        found = [value.strip() for value in re.split(r",(?![^\[]*\])", values) if value.strip()]
-        if not equals or not found:
-            raise UserError(f"--sweep {entry}: give KEY=VALUE,VALUE,... without spaces, as in learn.p_mean=0.3,0.9")
-        if key not in (known := list(fields(Config))):
-            raise UserError(f"--sweep {entry}: {unknown_key(key, [k for k in known if k.startswith(_SWEPT)])}")
-        if not key.startswith(_SWEPT):
-            raise UserError(f"--sweep {key}: members share one backbone, so only learn.* and evaluate.* can vary")
-        axes.append([(key, value) for value in dict.fromkeys(found)])
-    if len({axis[0][0] for axis in axes}) < len(axes):
-        raise UserError("--sweep: a key is given twice; give all its values at once")
-    return combinations(axes)
-
-
-def combinations(axes: Sequence[Sequence[tuple[str, str]]]) -> dict[str, list[str]]:
-    """Of each axis, its (key, value) pairs -> {name: options} of every combination."""
-    return {
-        ",".join(f"{key}={value}" for key, value in point).replace("/", "_"): [
-            part for key, value in point for part in (f"--{key}", value)
-        ]
-        for point in itertools.product(*axes)
-    }
-
-
-def first_stage(sweep: Sequence[str]) -> str:
-    """The first stage that differs between members."""
-    return "learn" if any(entry.strip().startswith("learn.") for entry in sweep) else "evaluate"
-
-
-def link(run: Path, names: Sequence[str], first: str) -> Path:
-    """Make the members' folders; returns RUN/sweep."""
-    for name in names:
-        share(run / "sweep" / name, {stage: run for stage in STAGES[: STAGES.index(first)]})
+def sweep_folder(run: Path) -> Path:
+    """Return the folder of a run's sweeps."""
     return run / "sweep"
 
 
-def share(folder: Path, stages: Mapping[str, Path]) -> None:
-    """Make a member's folder, with links to these stages of other runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage, run in stages.items():
-        if not (folder / stage).is_symlink():
-            os.symlink(os.path.relpath(run / stage, folder), folder / stage)
+def sweep_members(config: Config, entries: Sequence[str]) -> list[Member]:
+    """Return a member for each combination of the values in ``entries``; none for no entries.
 
-
-_METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "accuracy": "accuracy"}
-
-
-def _cell(value: Mapping[str, Any] | None) -> str:
-    if value is None:  # of a member with another protocol
-        return "–"
-    return format_mean(value, half="ci95" if "ci95" in value else "std")
-
-
-def collect(run: Path) -> str:
-    """One table of all members, left in RUN/sweep/table.md.
+    Args:
+        config: of the base run.
+        entries: KEY=VALUE,VALUE,... each.
 
     Raises:
-        UserError: no member has results.
+        UserError: an entry has another form, its key cannot be swept, a value is wrong, or two members are the same.
     """
-    found: list[tuple[list[str], dict[str, Any]]] = []
-    missing = []
-    for folder in sorted(p for p in (run / "sweep").glob("*") if p.is_dir()):
-        try:
-            results = json.loads((folder / "evaluate" / "results.json").read_text())
-        except (OSError, ValueError):
-            missing.append(folder.name)
-            continue
-        for method, by_shots in results["methods"].items():
-            found += [([folder.name, display_name(method), shots], values) for shots, values in by_shots.items()]
-    if not found:
-        raise UserError(f"{run / 'sweep'}: no member has results yet; how they are: {command('status', run / 'sweep')}")
-    metrics = [name for name in _METRICS if any(name in values for _, values in found)]
-    head = markdown_head([_METRICS[name] for name in metrics], ["setting", "method", "shots"])
-    rows = [markdown_row([*names, *(_cell(values.get(name)) for name in metrics)]) for names, values in found]
-    spread = "half-width of the 95% interval over draws or episodes (as released: one standard deviation)"
-    told = ["", f"Percent; mean ± {spread}."]
-    if missing:
-        told.append(f"Without results: {', '.join(missing)}")
-    text = "\n".join([*head, *rows, *told]) + "\n"
-    write_text(run / "sweep" / "table.md", text)
-    return text
+    if not entries:
+        return []
+    axes = [_axis(entry) for entry in entries]
+    keys = {axis[0][0] for axis in axes}
+    if len(keys) < len(axes):
+        raise UserError("--sweep: a key is given twice; give all its values at once")
+    first = "learn" if any(key.startswith("learn.") for key in keys) else "evaluate"
+    members, names = [], {}
+    for name, options in combinations(axes).items():
+        point = _changed(config, name, options)
+        content = json.dumps(to_dict(point))
+        if content in names:
+            raise UserError(f"--sweep: {names[content]} and {name} are the same setting; leave one out")
+        names[content] = name
+        members.append(Member(replace(point, name=name, runs=sweep_folder(config.run_dir)), first))
+    return members
+
+
+def _axis(entry: str) -> Axis:
+    """Return the (key, value) pairs of KEY=VALUE,VALUE,...; a comma within brackets belongs to a value."""
+    key, equals, text = (part.strip() for part in entry.partition("="))
+    values = [value.strip() for value in re.split(r",(?![^\[]*\])", text) if value.strip()]
+    if not equals or not values:
+        raise UserError(f"--sweep {entry}: give KEY=VALUE,VALUE,... without spaces, as in learn.p_mean=0.3,0.9")
+    keys = list(fields(Config))
+    if key not in keys:
+        raise UserError(f"--sweep {entry}: {unknown_key(key, [k for k in keys if k.startswith(_VARIABLE)])}")
+    if not key.startswith(_VARIABLE):
+        raise UserError(f"--sweep {key}: members share one backbone, so only learn.* and evaluate.* can vary")
+    return [(key, value) for value in dict.fromkeys(values)]
+
+
+def _changed(config: Config, name: str, options: list[str]) -> Config:
+    """Return the configuration of a combination of values.
+
+    Raises:
+        UserError: a value is wrong.
+    """
+    try:
+        return changed(config, options)
+    except UserError as error:
+        lists = [key.removeprefix("--") for key in options[::2] if takes_list(Config, key.removeprefix("--"))]
+        hint = f"; {lists[0]} takes a list: [A], and several of them [A],[B]" if lists else ""
+        raise UserError(f"--sweep {name}: {error}{hint}") from None
+
+
+def link_members(run: Path, members: Sequence[Member]) -> None:
+    """Make the members' folders; their shared stages are links to the base run's."""
+    for member in members:
+        link_stages(member, dict.fromkeys(member.shared, run))

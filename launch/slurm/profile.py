@@ -1,8 +1,9 @@
-"""A site's profile (``configs/clusters/NAME.yaml``): what its SLURM wants to be told, as data."""
+"""A site's profile (``configs/clusters/NAME.yaml``), and what the job of a stage asks SLURM for."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ CHAIN = ("prepare", *STAGES)
 
 @dataclass(kw_only=True)
 class Resources:
-    """What a job asks for. Not given: the site's default."""
+    """Hold what a job asks for. Where a value is None, the site's default counts."""
 
     partition: str | None = None
     """Partition (queue)."""
@@ -47,21 +48,27 @@ class Resources:
 
     @property
     def ranks_per_node(self) -> int:
+        """Ranks on each node: as many as the profile says, else one for each GPU, else one."""
         return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        """Ranks on all nodes together."""
+        return (self.nodes or 1) * self.ranks_per_node
 
 
 @dataclass(kw_only=True)
 class Cluster(Resources):
-    """A site."""
+    """Hold the profile of a site."""
 
     account: str | None = None
     """Account to charge."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell before the start: module load and the like. One that fails ends the job."""
+    """Lines of shell before the start: module load and the like. A line that fails ends the job."""
     environment: dict[str, str | int | float] = field(default_factory=dict)
-    """Variables to set, such as NCCL_SOCKET_IFNAME; a $VARIABLE in a value is meant."""
+    """Variables to set, such as NCCL_SOCKET_IFNAME; a $VARIABLE in a value is expanded on the node."""
     python: str | None = None
-    """Python on the compute nodes; default: the one that submits."""
+    """Python on the compute nodes; default: the Python that submits."""
     container: str | None = None
     """Command that runs what follows it in a container: "apptainer exec --nv dist_train.sif"."""
     scratch: str | None = None
@@ -71,7 +78,7 @@ class Cluster(Resources):
     srun: list[str] = field(default_factory=list)
     """Further options of srun, such as --cpu-bind=none."""
     starts: int = 3
-    """Give up after so many starts of a job, one after the other, that made no progress."""
+    """Give up after this many starts of a job in a row that made no progress."""
     stages: dict[str, Resources] = field(default_factory=dict)
     """What single stages (prepare, pretrain, extract, learn, evaluate) ask for instead."""
 
@@ -82,62 +89,62 @@ class Cluster(Resources):
 
 
 def load_cluster(name: str) -> Cluster:
-    """A profile by file, or by its name in configs/clusters/.
+    """Return the profile in a file, or the packaged profile of this name (``configs/clusters``).
 
     Raises:
-        UserError: no such profile, or a key or value of it is wrong.
+        UserError: there is no such profile, or a key or value in it is wrong.
     """
     path = find_yaml("--cluster", name, configs_dir() / "clusters", "*.yaml")
     content = check_yaml(path, Cluster)
-    own = content.pop("stages", None) or {}
-    if not isinstance(own, dict):
-        raise UserError(f"{path}: stages={own}: must be names and values: {{learn: {{nodes: 1}}}}")
+    by_stage = content.pop("stages", None) or {}
+    if not isinstance(by_stage, dict):
+        raise UserError(f"{path}: stages={by_stage}: must be names and values: {{learn: {{nodes: 1}}}}")
     stages = {}
-    for stage, wanted in own.items():
+    for stage, wanted in by_stage.items():
         if stage not in CHAIN:
             raise UserError(f"{path}: stages.{stage}: no such stage; one of {', '.join(CHAIN)}")
-        stages[stage] = _made(path, f"stages.{stage}", Resources, wanted)
-    return replace(_made(path, "", Cluster, content), stages=stages)
+        stages[stage] = _checked(path, f"stages.{stage}", Resources, wanted)
+    return replace(_checked(path, "", Cluster, content), stages=stages)
 
 
-def _made(path: Path, where: str, kind: type[Any], content: Any) -> Any:
-    """A part of a profile, checked."""
-    prefix = f"{where}." if where else ""
+def _checked(path: Path, section: str, kind: type[Any], content: Any) -> Any:
+    """Return a section of a profile as a ``kind``, whose fields say which keys and values are right."""
+    prefix = f"{section}." if section else ""
     if not isinstance(content, dict):
-        raise UserError(f"{path}: {where}={content}: must be names and values: {{nodes: 1}}")
+        raise UserError(f"{path}: {section}={content}: must be names and values: {{nodes: 1}}")
     check_keys(path, content, kind, prefix)
     parser = Parser()
     parser.add_class_arguments(kind, skip={"stages"} if kind is Cluster else set())
     try:
-        made = parser.instantiate(parser.parse_object(content))
-        return kind(**{key: getattr(made, key) for key in kind.__dataclass_fields__ if key in made})
+        values = parser.instantiate(parser.parse_object(content))
+        return kind(**{key: getattr(values, key) for key in kind.__dataclass_fields__ if key in values})
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {prefix}{' '.join(str(error).split())}") from None
 
 
-def resources(cluster: Cluster, stage: str, asked: dict[str, Any]) -> Resources:
-    """What a stage's job asks for: the command line's word, then the stage's, then the site's.
+def stage_resources(cluster: Cluster, stage: str, overrides: Mapping[str, Any]) -> Resources:
+    """Return what a stage's job asks for: the command line's ``overrides``, else the stage's own, else the site's.
 
-    ``prepare`` packs with processes of its own on one node, and without GPUs unless its entry says so.
+    ``prepare`` packs with processes of its own on one node, and without GPUs unless its entry asks for them.
 
     Raises:
         UserError: a value of the command line is wrong, or there are more ranks than GPUs.
     """
     names = Resources.__dataclass_fields__
-    found = {name: getattr(cluster, name) for name in names}
+    values = {name: getattr(cluster, name) for name in names}
     if stage == "prepare":
-        found |= {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1}
-        asked = {key: value for key, value in asked.items() if key not in found or key in ("partition", "qos")}
+        values |= {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1}
+        overrides = {key: value for key, value in overrides.items() if key in ("partition", "qos")}
     own = cluster.stages.get(stage)
-    for given in (dataclasses.asdict(own) if own else {}, asked):
-        found |= {key: value for key, value in given.items() if value is not None and key in names}
+    for level in (dataclasses.asdict(own) if own else {}, overrides):
+        values |= {key: value for key, value in level.items() if value is not None and key in names}
     try:
-        made = Resources(**found)
+        wanted = Resources(**values)
     except ValueError as error:
-        raise UserError(f"--{error}") from None  # the profile was checked before: it is the command line's
-    if made.gpus_per_node and made.ranks_per_node > made.gpus_per_node:
+        raise UserError(f"--{error}") from None  # the profile was checked before, so it is the command line's
+    if wanted.gpus_per_node and wanted.ranks_per_node > wanted.gpus_per_node:
         raise UserError(
-            f"{stage}: tasks_per_node={made.tasks_per_node} with gpus_per_node={made.gpus_per_node}: ranks cannot "
+            f"{stage}: tasks_per_node={wanted.tasks_per_node} with gpus_per_node={wanted.gpus_per_node}: ranks cannot "
             f"share a GPU; leave tasks_per_node out, or give stages.{stage} of the profile one that fits"
         )
-    return made
+    return wanted

@@ -13,7 +13,7 @@ from faults import Fault, run_faulty_rank
 
 from dist_train.config import Config, MonitorConfig
 from dist_train.errors import CRASHED, FAILED, LOST, STOPPED
-from launch.restart import again, begin
+from launch.restart import begin, decide
 
 Start = Callable[..., Any]
 ECC = "CUDA runtime API error cudaErrorECCUncorrectable (214):\nuncorrectable ECC error encountered"
@@ -44,7 +44,7 @@ def test_a_gpu_that_fails_is_a_crash_and_starts_again(config: Config, ranks: Sta
     started = ranks(1, config, "pretrain", target=partial(run_faulty_rank, fault=fault))
     assert started.wait() == [CRASHED], started.error(0)
     assert told(config).startswith(said)
-    assert again(config.run_dir, "1", CRASHED, 3)[0] == STOPPED
+    assert decide(config.run_dir, "1", CRASHED, 3).code == STOPPED
     assert "replaced by" not in started.error(0)
 
 
@@ -72,7 +72,7 @@ def test_out_of_memory_is_one_line_and_is_not_started_again(
     assert line.startswith("dist-train: error: pretrain: out of ") and said in line and "of 10'" in line
     assert "Traceback" not in started.error(0)
     assert f"dist-train: error: {told(config)}" == line
-    assert again(config.run_dir, "1", FAILED, 3)[0] == FAILED
+    assert decide(config.run_dir, "1", FAILED, 3).code == FAILED
 
 
 def test_of_several_ranks_the_others_leave_with_its_reason_and_at_once(config: Config, ranks: Start) -> None:

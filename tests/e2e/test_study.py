@@ -14,8 +14,8 @@ from scipy import stats
 
 from dist_train.config import Config, configs_dir, to_dict
 from launch.cli.main import main
-from launch.grid.study import plan, read
-from launch.grid.study_report import report
+from launch.grid.report import write_study
+from launch.grid.study import read_study, study_members
 
 STUDY = """
 methods: [phi2]
@@ -127,14 +127,14 @@ def test_what_does_not_fit_is_told_before_anything_runs(
 
 def test_published_studies_fit_the_configuration(config: Config) -> None:
     for path in (configs_dir() / "studies").glob("*.yaml"):
-        members = plan(config, path, read(path), 1)
+        members = study_members(config, path, read_study(path), 1)
         assert len(members) > 10 and members["default"][0].first == "learn"
         assert f"dist-train study {path.stem} " in path.read_text()
 
 
 def test_a_choice_of_extract_has_its_own_activations(config: Config, tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("methods: [phi2]\nchoices: [{extract.precision: [bf16], learn.bias: [false]}]")
-    members = plan(config, tmp_path / "some.yaml", read(tmp_path / "some.yaml"), 1)
+    members = study_members(config, tmp_path / "some.yaml", read_study(tmp_path / "some.yaml"), 1)
     assert [one.first for (one,) in members.values()] == ["learn", "extract"]
 
 
@@ -144,8 +144,8 @@ def test_the_largest_change_comes_first_and_the_middle_of_the_best_is_named(conf
         "methods: [phi2]\nchoices:\n- learn.p_mean: [0.1, 0.3, 0.5, 0.9]\n- learn.bias: [true, false]\n"
         "- methods: [linear_oracle]\n  evaluate.options.linear_oracle_steps: [10]\n"
     )
-    choices = read(path)
-    members = plan(config, path, choices, 1)
+    choices = read_study(path)
+    members = study_members(config, path, choices, 1)
     novel = {"default": 10.0, "learn.p_mean=0.1": 13.0, "learn.p_mean=0.3": 13.1, "learn.p_mean=0.5": 13.0,
              "learn.bias=false": 2.0, "evaluate.options.linear_oracle_steps=10": 50.0}  # fmt: skip
     noise = {"learn.p_mean=0.3": [1.0, -1.0, 0.5, -0.5]}  # draws cannot tell 13.1 from 13.0
@@ -162,7 +162,7 @@ def test_the_largest_change_comes_first_and_the_middle_of_the_best_is_named(conf
         folder = member.config.run_dir / "evaluate"
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(found))
-    text = report(config.run_dir / "study" / "some", choices, members)
+    text = write_study(config.run_dir / "study" / "some", choices, members)
     rows = [line.split("|")[1].strip() for line in text.split("## φ2, 1 shot\n")[1].split("##")[0].splitlines()[3:-1]]
     assert rows == ["default", "`learn.bias=false`", "`learn.p_mean=0.3`",
                     "`learn.p_mean=0.1`", "`learn.p_mean=0.5`"]  # fmt: skip

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +22,11 @@ from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
 from dist_train.distributed import devices
 from dist_train.errors import STOPPED, UserError
 from dist_train.training.metrics import read_metrics, reproducible
-from launch import doctor
 from launch.cli.main import main
-from launch.slurm import submit as slurm
+from launch.doctor import machine
+from launch.slurm.chain import PlannedJob, Task
 from launch.slurm.profile import Resources
+from launch.slurm.submit import run_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,25 +134,26 @@ def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("act", "wanted"),
+    ("function", "argument", "wanted"),
     [
-        (partial(sys.exit, 75), 75),
-        (partial(print, "dist-train: stopped (a signal); the same command continues"), 0),
-        (partial(sys.exit, 1), "learn did not end well"),
-        (partial(os._exit, 9), "learn did not end well"),
-        (partial(int, "no number"), "learn did not end well"),
+        ("sys:exit", 75, 75),
+        ("builtins:print", "dist-train: stopped (a signal); the same command continues", 0),
+        ("sys:exit", 1, "learn did not end well"),
+        ("os:_exit", 9, "learn did not end well"),
+        ("builtins:int", "no number", "learn did not end well"),
     ],
     ids=["stopped", "says so only", "refused", "killed", "crashed"],
 )
 def test_how_a_chain_without_slurm_ends_is_read_from_exit_codes(
-    config: Config, act: Callable[[], object], wanted: int | str
+    config: Config, function: str, argument: object, wanted: int | str
 ) -> None:
-    job = slurm.Job("learn", Resources(tasks_per_node=2), [act])  # type: ignore[list-item]
+    task = Task(function, (argument,), config.run_dir, "")
+    job = PlannedJob("learn", Resources(tasks_per_node=2), (task,))
     if isinstance(wanted, str):
         with pytest.raises(UserError, match=wanted):
-            slurm.run_here(config, [job])
+            run_here(config, [job])
     else:
-        assert slurm.run_here(config, [job]) == wanted
+        assert run_here(config, [job]) == wanted
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_doctor_says_which_wheels_fit(
     monkeypatch: pytest.MonkeyPatch, built: str, wheels: list[str], driver: tuple[int, int] | None, lines: list[str]
 ) -> None:
     installed = [SimpleNamespace(metadata={"Name": f"nvidia-dali-{name}"}, version="2.4.0") for name in wheels]
-    monkeypatch.setattr(doctor, "distributions", lambda: installed)
+    monkeypatch.setattr(machine, "distributions", lambda: installed)
     monkeypatch.setattr(torch.version, "cuda", built)
-    for module in (doctor, devices):
+    for module in (machine, devices):
         monkeypatch.setattr(module, "driver_cuda", lambda: driver)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    printed = "\n".join(" ".join(line) for check in (doctor.software, doctor.accelerators) for line in check())
+    printed = "\n".join(" ".join(line) for check in (machine.software, machine.accelerators) for line in check())
     for line in lines:
         assert line in printed, printed

@@ -23,6 +23,7 @@ from dist_train.runs.provenance import provenance
 from dist_train.runs.run import open_run
 from launch.cli.main import main
 from launch.slurm import jobs
+from launch.slurm.logs import print_log
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,10 +149,10 @@ def test_split_leaves_classes_out(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_job_without_a_log(spaced: Config, tmp_path: Path) -> None:
-    jobs.record(spaced.run_dir, "learn", "7", [], 1, 1)
+    jobs.record(spaced.run_dir, jobs.Job("learn", "7"))
     (spaced.run_dir / "config.yaml").write_text(to_yaml(spaced))
     with pytest.raises(UserError) as refused:
-        jobs.logs(spaced.run_dir, None, 0, False)
+        print_log(spaced.run_dir, None, 0, False)
     done = shell(printed(str(refused.value)), tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(str(spaced.run_dir)), done.stderr
 

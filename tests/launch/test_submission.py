@@ -19,7 +19,10 @@ from dist_train.config import Config, DrawConfig, PackConfig, to_dict
 from dist_train.runs.inputs import inputs
 from dist_train.runs.run import open_run
 from launch.cli.main import main
-from launch.slurm import jobs
+from launch.slurm import jobs, logs
+from launch.slurm.jobs import Job, newest, record
+from launch.slurm.scheduler import NoAnswer
+from launch.slurm.snapshot import take
 from launch.status import show
 
 
@@ -61,7 +64,7 @@ def test_no_answer_is_not_no_jobs(
     stubs: Stubs, submit: Submit, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stubs(squeue="echo squeue: error: Unable to contact slurm controller >&2; exit 1", sacct="exit 1")
-    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    record(config.run_dir, Job("pretrain", "12", ranks=2))
     (config.run_dir / "launch" / "config.yaml").write_text("{}")
     code, _, error = submit()
     assert code == 1 and "SLURM does not answer (squeue: error: Unable to contact" in error
@@ -79,24 +82,24 @@ def test_no_answer_is_not_no_jobs(
         if sum(slept) > 25:
             raise KeyboardInterrupt
 
-    # The name in jobs alone: subprocess waits for squeue by the same time.sleep.
-    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
+    # The name in logs alone: subprocess waits for squeue by the same time.sleep.
+    monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=sleep))
     assert main(["logs", str(config.run_dir), "-f"]) == 0
     assert sum(slept) > 25 and capsys.readouterr().err.count("following on") == 1
 
 
 def test_sacct_alone_is_an_answer(stubs: Stubs, config: Config) -> None:
     stubs(squeue="exit 1", sacct="echo '12|COMPLETED|0:0|n1'")
-    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    record(config.run_dir, Job("pretrain", "12", ranks=2))
     assert jobs.active(config.run_dir) == []
-    jobs.record(config.run_dir, "extract", "13", [], 1, 2)  # sacct has not heard of it yet
-    with pytest.raises(jobs.NoAnswer):
+    record(config.run_dir, Job("extract", "13", ranks=2))  # sacct has not heard of it yet
+    with pytest.raises(NoAnswer):
         jobs.active(config.run_dir)
 
 
 def test_a_start_before_its_ranks_have_met(stubs: Stubs, config: Config) -> None:
     stubs(squeue="echo '12|RUNNING|None|n[1-2]'")
-    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    record(config.run_dir, Job("pretrain", "12", ranks=2))
     beat = {"time": 0, "left": True, "ranks": 2, "host": "n1", "job": "11", "doing": "pretrain: step 3"}
     (config.run_dir / "heartbeat.json").write_text(json.dumps(beat))
     (config.run_dir / "config.yaml").write_text("{}")
@@ -109,7 +112,7 @@ def test_a_start_before_its_ranks_have_met(stubs: Stubs, config: Config) -> None
 
 def test_a_refused_scancel_is_told(stubs: Stubs, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     stubs(squeue="echo '12|RUNNING|None|n1'", scancel="echo Access denied >&2; exit 1")
-    jobs.record(config.run_dir, "pretrain", "12", [], 1, 2)
+    record(config.run_dir, Job("pretrain", "12", ranks=2))
     assert main(["cancel", str(config.run_dir)]) == 1
     assert "scancel 12: Access denied" in capsys.readouterr().err
 
@@ -248,3 +251,27 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "dist_train", "status", str(tmp_path)], stdout=write,
                           stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_newest_job_of_each_stage(tmp_path: Path) -> None:
+    for stage, job in (("pretrain", "1"), ("extract", "2"), ("pretrain", "3")):
+        record(tmp_path, Job(stage, job, ranks=2))
+    with (tmp_path / "launch" / "jobs.jsonl").open("a") as file:
+        file.write("cut off\n")
+    assert [(job.stage, job.job) for job in newest(tmp_path)] == [("extract", "2"), ("pretrain", "3")]
+
+
+def test_a_snapshot_is_what_runs_later(tmp_path: Path) -> None:
+    code = take(tmp_path)
+    assert take(tmp_path) != code
+    environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+    lines = subprocess.run(
+        [sys.executable, "-c", "import dist_train, launch.cli.main; from dist_train.config import configs_dir\n"
+         "from dist_train.runs.provenance import git_commit\n"
+         "print(dist_train.__file__, launch.cli.main.__file__, configs_dir(), git_commit(), sep='\\n')"],
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    *files, commit = lines
+    assert len(files) == 3 and all(file.startswith(str(code)) for file in files)
+    assert commit == (code / "COMMIT").read_text().strip() != ""
+    assert (code / "launch" / "slurm" / "job_script.sh").is_file()

@@ -17,7 +17,7 @@ import yaml
 from dist_train.config import Config, to_dict
 from dist_train.training import metrics
 from launch.cli.main import main
-from launch.slurm import jobs
+from launch.slurm import jobs, scheduler
 
 TOOL = Path(__file__).parents[2] / "tools" / "dev_slurm.sh"
 
@@ -43,10 +43,10 @@ class Chain:
         return main(["launch", "slurm", "--config", str(path), "--cluster", "dev", *options])
 
     def job(self, stage: str) -> str:
-        return next(str(entry["job"]) for entry in jobs.newest(self.run) if entry["stage"] == stage)
+        return next(job.job for job in jobs.newest(self.run) if job.stage == stage)
 
     def state(self, stage: str) -> str:
-        states = jobs.states([self.job(stage)])
+        states = scheduler.states([self.job(stage)])
         return states[self.job(stage)].state if self.job(stage) in states else ""
 
     def wait(self, condition: Callable[[], Any], seconds: float = 300) -> None:

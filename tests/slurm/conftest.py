@@ -12,7 +12,7 @@ import pytest
 from chain import Chain, output
 
 from dist_train.config import Config, MonitorConfig
-from launch.slurm import jobs
+from launch.slurm import jobs, scheduler
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
 
     yield make
     for one in made:
-        jobs.cancel_ids([entry["job"] for entry in jobs.recorded(one.run) if not entry["local"]])
+        scheduler.end([job.job for job in jobs.recorded(one.run)])
     end = time.monotonic() + 60
     while any(jobs.active(one.run) for one in made) and time.monotonic() < end:
         time.sleep(0.5)

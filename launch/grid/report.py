@@ -1,32 +1,77 @@
-"""What the choices of a study change, draw by draw: RUN/study/NAME.md and NAME.json."""
+"""The tables of grids: RUN/sweep/table.md, and what the choices of a study change, RUN/study/NAME.md and NAME.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dist_train.config import Config, to_dict
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.fewshot.protocols.joint import paired, summary
+from dist_train.errors import UserError, command
 from dist_train.files import write_text
-from dist_train.report.comparison import PAIRED_METRICS
-from dist_train.report.markdown import format_mean
-from dist_train.report.wording import display_name
-from launch.grid.study import DEFAULT
+from dist_train.report import table
+from dist_train.report.table import AGAINST, mean, name_of
+from launch.grid.members import Member
+from launch.grid.study import DEFAULT, Choice
+from launch.grid.sweep import sweep_folder
 
-if TYPE_CHECKING:
-    from launch.grid.study import Choice, Member
+_SWEPT_METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "accuracy": "accuracy"}
 
 
-def report(path: Path, choices: Sequence[Choice], members: dict[str, list[Member]]) -> str:
+def print_sweep_table(run: Path) -> int:
+    """Print the table of a run's sweep; return 0."""
+    print(sweep_table(run))
+    return 0
+
+
+def sweep_table(run: Path) -> str:
+    """Return one table of all members of a run's sweeps, and write it to RUN/sweep/table.md.
+
+    Raises:
+        UserError: no member has results.
+    """
+    folder = sweep_folder(run)
+    rows: list[tuple[list[str], dict[str, Any]]] = []
+    missing = []
+    for member in sorted(path for path in folder.glob("*") if path.is_dir()):
+        try:
+            results = json.loads((member / "evaluate" / "results.json").read_text())
+        except (OSError, ValueError):
+            missing.append(member.name)
+            continue
+        for method, by_shots in results["methods"].items():
+            rows += [([member.name, name_of(method), shots], values) for shots, values in by_shots.items()]
+    if not rows:
+        raise UserError(f"{folder}: no member has results yet; how they are: {command('status', folder)}")
+    metrics = [name for name in _SWEPT_METRICS if any(name in values for _, values in rows)]
+    lines = table.head([_SWEPT_METRICS[name] for name in metrics], ["setting", "method", "shots"])
+    lines += [table.line([*names, *(_sweep_cell(values.get(name)) for name in metrics)]) for names, values in rows]
+    spread = "half-width of the 95% interval over draws or episodes (as released: one standard deviation)"
+    lines += ["", f"Percent; mean ± {spread}."]
+    if missing:
+        lines.append(f"Without results: {', '.join(missing)}")
+    text = "\n".join(lines) + "\n"
+    write_text(folder / "table.md", text)
+    return text
+
+
+def _sweep_cell(value: Mapping[str, Any] | None) -> str:
+    """Return a figure with its spread; a dash where the member's protocol has no such figure."""
+    if value is None:
+        return "–"
+    return table.mean(value, half="ci95" if "ci95" in value else "std")
+
+
+def write_study(path: Path, choices: Sequence[Choice], members: dict[str, list[Member]]) -> str:
     """Write ``path``.md and ``path``.json; returns the first.
 
     Args:
-        members: as ``study.plan`` makes them, all done.
+        members: as ``study.study_members`` makes them, all done.
     """
     results = {
         name: [json.loads((one.config.run_dir / "evaluate" / "results.json").read_text()) for one in some]
@@ -38,7 +83,7 @@ def report(path: Path, choices: Sequence[Choice], members: dict[str, list[Member
         "study": path.name,
         "default": {key: _value(default, key) for choice in choices for key in choice.keys},
         "values": [
-            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in PAIRED_METRICS}}
+            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in AGAINST}}
             for method in dict.fromkeys(name for choice in choices for name in choice.methods)
             for shots, values in _by_shots(results[DEFAULT], method)
         ],
@@ -94,7 +139,7 @@ def _differences(
                         "setting": {key: _value(config, key) for key in choice.keys},
                         "method": method,
                         "shots": shots,
-                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in PAIRED_METRICS},
+                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in AGAINST},
                         "novel_top1_of_seeds": [
                             paired(a["novel_top1"]["draws"], b["novel_top1"]["draws"])["mean"]
                             for a, b in zip(seeds, defaults, strict=True)
@@ -140,18 +185,13 @@ def markdown(found: dict[str, Any]) -> str:
     for row in found["values"]:
         rows = [d for d in found["differences"] if (d["method"], d["shots"]) == (row["method"], row["shots"])]
         rows.sort(key=lambda d: -abs(d["novel_top1"]["mean"]))
-        lines += [
-            f"## {_where(row)}",
-            "",
-            f"| setting | {' | '.join(PAIRED_METRICS.values())} |",
-            "|---|---:|---:|---:|---:|",
-        ]
+        lines += [f"## {_where(row)}", "", f"| setting | {' | '.join(AGAINST.values())} |", "|---|---:|---:|---:|---:|"]
         lines.append(_row("default", row, ""))
         lines += [_row(_setting(d["setting"]), d, "+") for d in rows] + [""]
     lines += ["## The best by H", "", "| choice | method | setting | H | as good |", "|---|---|---|---:|---|"]
     for best in found["chosen"]:
         others = ", ".join(f"`{name}`" for name in best["as_good"] if name != best["setting"]) or "–"
-        lines.append(f"| {', '.join(f'`{key}`' for key in best['keys'])} | {display_name(best['method'])} "
+        lines.append(f"| {', '.join(f'`{key}`' for key in best['keys'])} | {name_of(best['method'])} "
                      f"| `{best['setting']}` | {best['harmonic']:.2f} | {others} |")  # fmt: skip
     return "\n".join([*lines, "", _how(found), ""])
 
@@ -163,14 +203,13 @@ def _headline(found: dict[str, Any]) -> str:
     for metric in ("novel_top1", "ausuc"):
         top = max(found["differences"], key=lambda d: abs(d[metric]["mean"]))
         own = next(v for v in found["values"] if (v["method"], v["shots"]) == (top["method"], top["shots"]))
-        change = format_mean(top[metric], "+")
-        parts.append(f"{PAIRED_METRICS[metric]} most is {_setting(top['setting'])}: by {change} points, "
+        parts.append(f"{AGAINST[metric]} most is {_setting(top['setting'])}: by {mean(top[metric], '+')} points, "
                      f"from {own[metric]['mean']:.2f} ({_where(top)})")  # fmt: skip
     return f"What changes {parts[0]}; what changes {parts[1]}."
 
 
 def _where(row: dict[str, Any]) -> str:
-    return f"{display_name(row['method'])}, {row['shots']} shot{'' if row['shots'] == '1' else 's'}"
+    return f"{name_of(row['method'])}, {row['shots']} shot{'' if row['shots'] == '1' else 's'}"
 
 
 def _setting(values: dict[str, Any]) -> str:
@@ -184,7 +223,7 @@ def _text(value: Any) -> str:
 
 
 def _row(name: str, values: dict[str, Any], sign: str) -> str:
-    return f"| {name} | {' | '.join(format_mean(values[metric], sign) for metric in PAIRED_METRICS)} |"
+    return f"| {name} | {' | '.join(mean(values[metric], sign) for metric in AGAINST)} |"
 
 
 def _how(found: dict[str, Any]) -> str:

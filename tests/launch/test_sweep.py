@@ -1,0 +1,74 @@
+"""Sweeps: their members, what they share, and the table of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.config import Config
+from dist_train.errors import UserError
+from launch.grid.report import sweep_table
+from launch.grid.sweep import link_members, sweep_members
+
+FIGURES: dict[str, Any] = {"mean": 12.345, "ci95": 0.5}
+JOINT = dict.fromkeys(("base_top1", "novel_top1", "harmonic"), FIGURES)
+
+
+def save_results(member: Path, shots: str, values: dict[str, Any]) -> None:
+    (member / "evaluate").mkdir()
+    results = {"methods": {"phi2": {shots: values}}}
+    (member / "evaluate" / "results.json").write_text(json.dumps(results))
+
+
+def test_members_are_all_combinations(config: Config) -> None:
+    members = sweep_members(config, ["learn.p_mean=0.3,0.9", "evaluate.shots=[1,2],[1]"])
+    assert len(members) == 4
+    member = next(m for m in members if m.name == "learn.p_mean=0.3,evaluate.shots=[1,2]")
+    assert (member.config.learn.p_mean, member.config.evaluate.shots) == (0.3, [1, 2])
+    assert member.run == config.run_dir / "sweep" / member.name
+
+
+@pytest.mark.parametrize(
+    ("entries", "first"),
+    [(["evaluate.seed=1,2"], "evaluate"), (["evaluate.seed=1", "learn.lr=1"], "learn")],
+)
+def test_members_differ_from_the_first_stage_that_is_varied(config: Config, entries: list[str], first: str) -> None:
+    assert {member.first for member in sweep_members(config, entries)} == {first}
+
+
+def test_a_value_that_does_not_fit_is_named_with_its_member(config: Config) -> None:
+    with pytest.raises(UserError, match=r"--sweep learn\.p_mean=2: learn\.p_mean=2\.0: must be in \[0, 1\]"):
+        sweep_members(config, ["learn.p_mean=0.5,2"])
+
+
+def test_members_share_the_stages_before_their_own(config: Config) -> None:
+    run = config.run_dir
+    (run / "pretrain").mkdir(parents=True)
+    (run / "pretrain" / "done.json").write_text("{}")
+    members = sweep_members(config, ["learn.seed=1"])
+    for _ in range(2):  # the second time, as when the sweep is submitted again
+        link_members(run, members)
+    assert (run / "sweep" / "learn.seed=1" / "pretrain" / "done.json").is_file()
+    assert not (run / "sweep" / "learn.seed=1" / "learn").exists()
+
+
+def test_the_table_names_members_without_results(config: Config) -> None:
+    run, sweep = config.run_dir, config.run_dir / "sweep"
+    link_members(run, sweep_members(config, ["learn.seed=1,2"]))
+    with pytest.raises(UserError, match="no member has results yet"):
+        sweep_table(run)
+    save_results(sweep / "learn.seed=1", "1", {**JOINT, "base_top1": {"mean": 40.0, "ci95": 0.25}})
+    text = sweep_table(run)
+    assert "| learn.seed=1 | φ2 | 1 | 40.00 ± 0.25 | 12.3" in text
+    assert "Without results: learn.seed=2" in text and (sweep / "table.md").read_text() == text
+
+
+def test_the_table_has_members_of_two_protocols(config: Config) -> None:
+    run, sweep = config.run_dir, config.run_dir / "sweep"
+    link_members(run, sweep_members(config, ["learn.seed=1,2"]))
+    save_results(sweep / "learn.seed=1", "1", JOINT)
+    save_results(sweep / "learn.seed=2", "5", {"accuracy": {"mean": 60.5, "std": 9.0}})
+    assert "| learn.seed=2 | φ2 | 5 | – | – | – | 60.50 ± 9.00 |" in sweep_table(run)
