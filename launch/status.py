@@ -45,9 +45,7 @@ def _run(run: Path) -> str:
     alive = age is not None and age < _SILENT and not beat["left"]
     entries = [entry for entry in jobs.newest(run) if not entry.local]
     states, silence = _states(entries)
-    starting = (
-        {} if alive else {e.stage: e.job for e in entries if states.get(e.job, _NONE).state == "RUNNING"}
-    )
+    starting = {} if alive else {e.stage: e.job for e in entries if states.get(e.job, _NONE).state == "RUNNING"}
     table = [row for name in STAGES if (row := _stage(run, name, alive, name in starting))]
     widths = [max(len(row[column]) for row in table) for column in range(2)]
     lines = [f"{run}"]

@@ -120,7 +120,7 @@ def launch_slurm(config: Config, options: Namespace) -> int:
 
 
 def study(config: Config, options: Namespace) -> int:
-    from launch.grid.study import run_study
+    from launch.grid.run import run_study
 
     return run_study(config, find_yaml("study", options.study, configs_dir() / "studies", "*.yaml"), options.seeds)
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dist_train.distributed.context import usable_cpus
 from dist_train.distributed.devices import device_files, driver_cuda, unusable_though_allocated
 from dist_train.distributed.rendezvous import interface_towards
-from launch.doctor.line import Line
+from launch.doctor.line import Level, Line
 
 _PROBE = 64  # MiB that are written to measure the speed of a folder
 
@@ -57,7 +57,7 @@ def accelerators() -> Iterator[Line]:
     driver = driver_cuda()
     if driver is not None:
         fits = f"the extra cuda{min(driver[0], 13)} fits" if driver[0] >= 12 else "too old"
-        level = "ok" if driver[0] >= 12 else "warning"
+        level: Level = "ok" if driver[0] >= 12 else "warning"
         yield Line(level, "driver", f"takes CUDA {driver[0]}.{driver[1]}; {fits}")
     if torch.cuda.is_available():
         yield from _gpus()
@@ -148,7 +148,7 @@ def folder(subject: str, path: Path) -> Iterator[Line]:
         yield Line("error", subject, text)
         return
     text = f"{path}: {speed:.0f} MB/s written and synced, {free:.0f} GB free"
-    level = "ok" if speed > 20 and free > 5 else "warning"
+    level: Level = "ok" if speed > 20 and free > 5 else "warning"
     yield Line(level, subject, text + ("" if free > 5 else "; make room"))
     if not locks:
         yield Line("warning", subject, f"{path}: no file locks; never start a run twice at a time")

@@ -17,7 +17,7 @@ from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.files import write_text
-from launch.doctor.line import Line
+from launch.doctor.line import Level, Line
 from launch.slurm import jobs, scheduler
 from launch.slurm.chain import PlannedJob, Task
 from launch.slurm.profile import Cluster, stage_resources
@@ -100,7 +100,7 @@ def exchange(run: Path) -> int:
         context.sum(torch.zeros(1))  # all ranks leave this exchange together, so their clocks can be compared
         clocks = context.gather(time.time())
         spread = max(clocks) - min(clocks)
-        level = "ok" if spread < 5 else "warning"
+        level: Level = "ok" if spread < 5 else "warning"
         lines.append(Line(level, "clocks", f"{spread:.2f} s apart between the ranks"))
         if context.main:
             write_text(run / _RESULT, json.dumps(lines))

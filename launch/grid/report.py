@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dist_train.config import Config, to_dict
+from dist_train.errors import UserError, command
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.fewshot.protocols.joint import paired, summary
-from dist_train.errors import UserError, command
 from dist_train.files import write_text
 from dist_train.report import table
 from dist_train.report.table import AGAINST, mean, name_of

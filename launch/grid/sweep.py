@@ -41,7 +41,8 @@ def sweep_members(config: Config, entries: Sequence[str]) -> list[Member]:
     if len(keys) < len(axes):
         raise UserError("--sweep: a key is given twice; give all its values at once")
     first = "learn" if any(key.startswith("learn.") for key in keys) else "evaluate"
-    members, names = [], {}
+    members: list[Member] = []
+    names: dict[str, str] = {}  # by the content of the configuration
     for name, options in combinations(axes).items():
         point = _changed(config, name, options)
         content = json.dumps(to_dict(point))

@@ -104,7 +104,8 @@ def load_cluster(name: str) -> Cluster:
         if stage not in CHAIN:
             raise UserError(f"{path}: stages.{stage}: no such stage; one of {', '.join(CHAIN)}")
         stages[stage] = _checked(path, f"stages.{stage}", Resources, wanted)
-    return replace(_checked(path, "", Cluster, content), stages=stages)
+    cluster: Cluster = _checked(path, "", Cluster, content)
+    return replace(cluster, stages=stages)
 
 
 def _checked(path: Path, section: str, kind: type[Any], content: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The code as it is when a job is submitted: jobs that wait for days run that, not what it became since."""
+"""The code as it is when a job is submitted: a job that waits for days runs this, not what the code became since."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from dist_train.version import PACKAGE
 
 
 def take(folder: Path) -> Path:
-    """Copy the packages into a new folder of ``folder``, with the commit and the difference to it; returns
-    the folder to put on PYTHONPATH. Complete, or not there at all."""
+    """Copy the packages into a new folder in ``folder``, with the commit and the difference to it, and return the new
+    folder, which belongs on PYTHONPATH. It is complete, or not there at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.name[5:]) for p in folder.glob("code-*") if p.name[5:].isdigit()), default=0)
+    numbers = [int(path.name[5:]) for path in folder.glob("code-*") if path.name[5:].isdigit()]
     temporary = folder / f".code-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    here = PACKAGE.parent
-    only_text = shutil.ignore_patterns("__pycache__", "*.pyc")
+    source = PACKAGE.parent
+    no_bytecode = shutil.ignore_patterns("__pycache__", "*.pyc")
     for package in ("dist_train", "launch"):
-        shutil.copytree(here / package, temporary / package, ignore=only_text)
+        shutil.copytree(source / package, temporary / package, ignore=no_bytecode)
     if not (temporary / "dist_train" / "configs").is_dir():
-        shutil.copytree(configs_dir(), temporary / "configs", ignore=only_text)
+        shutil.copytree(configs_dir(), temporary / "configs", ignore=no_bytecode)
     write_text(temporary / "COMMIT", git_commit() + "\n")
-    write_text(temporary / "difference.patch", _difference(here))
-    made = folder / f"code-{number}"
-    os.rename(temporary, made)
-    return made.absolute()
+    write_text(temporary / "difference.patch", _difference(source))
+    snapshot = folder / f"code-{max(numbers, default=0) + 1}"
+    os.rename(temporary, snapshot)
+    return snapshot.absolute()
 
 
-def _difference(here: Path) -> str:
-    """What the working tree has that the commit has not; empty for a wheel."""
+def _difference(source: Path) -> str:
+    """Return what the working tree has that its commit has not; empty for an installed wheel."""
     try:
-        command = ["git", "-C", str(here), "diff", "HEAD", "--", "dist_train", "launch", "configs", "setup.py"]
+        command = ["git", "-C", str(source), "diff", "HEAD", "--", "dist_train", "launch", "configs", "setup.py"]
         return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
