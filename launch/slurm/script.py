@@ -21,7 +21,7 @@ _PART = re.compile(r"^# ---- .*\n", re.MULTILINE)
 
 
 class _JobScript(string.Template):
-    """A template whose variables are written %{NAME}: a $ belongs to the shell."""
+    """A template whose variables begin with %: a $ belongs to the shell."""
 
     delimiter = "%"
 
@@ -81,7 +81,7 @@ def _srun_options(config: Config, cluster: Cluster, wanted: Resources) -> list[s
 def _shell(config: Config, cluster: Cluster, job: PlannedJob, code: Path) -> tuple[list[str], list[str]]:
     """Return the lines of shell before and after the ranks. They run around srun in the job's own shell, which
     outlives every rank and has scontrol at hand."""
-    shards = f" {shlex.quote(str(Path(config.data.shards).absolute()))}" if job.stage == "prepare" else ""
+    shards = shlex.quote(str(Path(config.data.shards).absolute())) if job.stage == "prepare" else ""
     values = {
         "setup": "\n".join(cluster.setup) or ":",
         "exports": "\n".join(_exports(cluster, job.resources, code)),
