@@ -1,9 +1,10 @@
-"""The tables of grids: RUN/sweep/table.md, and what the choices of a study change, RUN/study/NAME.md and NAME.json."""
+"""The tables of grids: RUN/sweep/table.md for a sweep, RUN/study/NAME.md and NAME.json for a study."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,26 @@ import numpy as np
 from dist_train.config import Config, to_dict
 from dist_train.errors import UserError, command
 from dist_train.fewshot.methods import NUMBERS
-from dist_train.fewshot.protocols.joint import paired, summary
+from dist_train.fewshot.results import Interval, Metrics, Results
 from dist_train.files import write_text
-from dist_train.report import table
-from dist_train.report.table import AGAINST, mean, name_of
+from dist_train.report.comparison import PAIRED_METRICS
+from dist_train.report.markdown import format_mean, markdown_head, markdown_row
+from dist_train.report.wording import display_name
 from launch.grid.members import Member
-from launch.grid.study import DEFAULT, Choice
+from launch.grid.study import DEFAULT, Choice, Settings
 from launch.grid.sweep import sweep_folder
 
 _SWEPT_METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "accuracy": "accuracy"}
+
+
+def read_results(run: Path) -> Results:
+    """Read the results of a member.
+
+    Raises:
+        OSError: there are none.
+        ValueError: they are damaged.
+    """
+    return Results.read(run / "evaluate" / "results.json")
 
 
 def print_sweep_table(run: Path) -> int:
@@ -36,21 +48,23 @@ def sweep_table(run: Path) -> str:
         UserError: no member has results.
     """
     folder = sweep_folder(run)
-    rows: list[tuple[list[str], dict[str, Any]]] = []
+    rows: list[tuple[tuple[str, str, str], Metrics]] = []
     missing = []
     for member in sorted(path for path in folder.glob("*") if path.is_dir()):
         try:
-            results = json.loads((member / "evaluate" / "results.json").read_text())
+            results = read_results(member)
         except (OSError, ValueError):
             missing.append(member.name)
             continue
-        for method, by_shots in results["methods"].items():
-            rows += [([member.name, name_of(method), shots], values) for shots, values in by_shots.items()]
+        for method, result in results.methods.items():
+            rows += [((member.name, display_name(method), str(k)), metrics) for k, metrics in result.shots.items()]
     if not rows:
         raise UserError(f"{folder}: no member has results yet; how they are: {command('status', folder)}")
-    metrics = [name for name in _SWEPT_METRICS if any(name in values for _, values in rows)]
-    lines = table.head([_SWEPT_METRICS[name] for name in metrics], ["setting", "method", "shots"])
-    lines += [table.line([*names, *(_sweep_cell(values.get(name)) for name in metrics)]) for names, values in rows]
+    columns = {key: title for key, title in _SWEPT_METRICS.items() if any(key in metrics for _, metrics in rows)}
+    lines = markdown_head(list(columns.values()), ["setting", "method", "shots"])
+    for names, metrics in rows:  # members may have other protocols, and so other metrics
+        cells = (format_mean(metrics[key]) if key in metrics else "–" for key in columns)
+        lines.append(markdown_row([*names, *cells]))
     spread = "half-width of the 95% interval over draws or episodes (as released: one standard deviation)"
     lines += ["", f"Percent; mean ± {spread}."]
     if missing:
@@ -60,159 +74,270 @@ def sweep_table(run: Path) -> str:
     return text
 
 
-def _sweep_cell(value: Mapping[str, Any] | None) -> str:
-    """Return a figure with its spread; a dash where the member's protocol has no such figure."""
-    if value is None:
-        return "–"
-    return table.mean(value, half="ci95" if "ci95" in value else "std")
+@dataclass(frozen=True)
+class DefaultRow:
+    """The default's figures of a method at a number of shots.
+
+    Attributes:
+        method: as in ``evaluate.methods``.
+        shots: number of shots; "all" for an oracle.
+        metrics: those of ``PAIRED_METRICS``, in percent, over draws; of several seeds the mean for each draw.
+    """
+
+    method: str
+    shots: str
+    metrics: Metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as NAME.json has it."""
+        return {"method": self.method, "shots": self.shots, **_metrics_to_json(self.metrics)}
 
 
-def write_study(path: Path, choices: Sequence[Choice], members: dict[str, list[Member]]) -> str:
-    """Write ``path``.md and ``path``.json; returns the first.
+@dataclass(frozen=True)
+class Difference:
+    """A setting less the default, draw by draw.
+
+    Attributes:
+        setting: value of each key that the choice varies.
+        method, shots: as in ``DefaultRow``.
+        metrics: those of ``PAIRED_METRICS``, in points.
+        novel_top1_of_seeds: the difference in novel top-1 of each seed, in points.
+    """
+
+    setting: Mapping[str, Any]
+    method: str
+    shots: str
+    metrics: Metrics
+    novel_top1_of_seeds: Sequence[float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the difference as NAME.json has it."""
+        return {
+            "setting": dict(self.setting),
+            "method": self.method,
+            "shots": self.shots,
+            **_metrics_to_json(self.metrics),
+            "novel_top1_of_seeds": list(self.novel_top1_of_seeds),
+        }
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best setting of a choice for a method, by the harmonic mean over all numbers of shots.
+
+    Attributes:
+        keys: that the choice varies.
+        method: as in ``evaluate.methods``.
+        setting: its name.
+        as_good: names of the settings that the draws cannot tell from the best, in the file's order.
+        harmonic: of ``setting``, in percent.
+    """
+
+    keys: Sequence[str]
+    method: str
+    setting: str
+    as_good: Sequence[str]
+    harmonic: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice's best as NAME.json has it."""
+        return {**vars(self), "keys": list(self.keys), "as_good": list(self.as_good)}
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What the choices of a study change.
+
+    Attributes:
+        name: of the study.
+        default: value of each key that a choice varies, in the default.
+        rows, differences, best: the figures.
+        seeds: trainings of each setting.
+        results: of the default's first seed, for what all members have in common.
+        commits: of the code that made the members' results.
+    """
+
+    name: str
+    default: Mapping[str, Any]
+    rows: Sequence[DefaultRow]
+    differences: Sequence[Difference]
+    best: Sequence[Best]
+    seeds: int
+    results: Results
+    commits: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as NAME.json has it."""
+        common = self.results.to_json()
+        return {
+            "study": self.name,
+            "default": dict(self.default),
+            "values": [row.to_json() for row in self.rows],
+            "differences": [difference.to_json() for difference in self.differences],
+            "chosen": [best.to_json() for best in self.best],
+            "seeds": self.seeds,
+            **{key: common[key] for key in ("draws", "interval", "classes", "queries", "split", "shards")},
+            "commits": list(self.commits),
+            "command": self.results.command,
+        }
+
+
+def write_study(path: Path, choices: Sequence[Choice], settings: Settings) -> str:
+    """Write ``path``.json and ``path``.md, and return the text of the second.
 
     Args:
-        members: as ``study.study_members`` makes them, all done.
+        settings: as ``study.study_members`` returns them, all done.
+
+    Raises:
+        OSError, ValueError: a member has no results, or they are damaged.
     """
-    results = {
-        name: [json.loads((one.config.run_dir / "evaluate" / "results.json").read_text()) for one in some]
-        for name, some in members.items()
-    }
-    default = members[DEFAULT][0].config
-    one = results[DEFAULT][0]
-    found = {
-        "study": path.name,
-        "default": {key: _value(default, key) for choice in choices for key in choice.keys},
-        "values": [
-            {"method": method, "shots": shots, **{metric: summary(_mean(values, metric)) for metric in AGAINST}}
-            for method in dict.fromkeys(name for choice in choices for name in choice.methods)
-            for shots, values in _by_shots(results[DEFAULT], method)
-        ],
-        "differences": list(_differences(choices, members, results)),
-        "chosen": list(_chosen(choices, results)),
-        "seeds": len(results[DEFAULT]),
-        "draws": one["draws"],
-        "interval": one["interval"],
-        "classes": one["classes"],
-        "queries": one["queries"],
-        "split": one["split"],
-        "shards": one["shards"],
-        "commits": sorted({c for some in results.values() for each in some for c in _commits(each)}),
-        "command": one["command"],
-    }
-    text = markdown(found)
-    write_text(path.with_name(f"{path.name}.json"), json.dumps(found, indent=1) + "\n")
+    report = compare(path.name, choices, settings)
+    text = study_markdown(report)
+    write_text(path.with_name(f"{path.name}.json"), json.dumps(report.to_json(), indent=1) + "\n")
     write_text(path.with_name(f"{path.name}.md"), text)
     return text
 
 
+_Seeds = Sequence[Results]
+"""The results of a setting, one for each seed."""
+
+
+def compare(name: str, choices: Sequence[Choice], settings: Settings) -> StudyReport:
+    """Compare each setting of a study with the default, draw by draw.
+
+    Args:
+        name: of the study.
+        settings: as ``study.study_members`` returns them, all done.
+    """
+    results = {setting: [read_results(member.run) for member in members] for setting, members in settings.items()}
+    default = results[DEFAULT]
+    methods = dict.fromkeys(method for choice in choices for method in choice.methods)
+    return StudyReport(
+        name=name,
+        default={key: _value(settings[DEFAULT][0].config, key) for choice in choices for key in choice.keys},
+        rows=[
+            DefaultRow(method, shots, {key: Interval.of(_mean_draws(seeds, key)) for key in PAIRED_METRICS})
+            for method in methods
+            for shots, seeds in _by_shots(default, method)
+        ],
+        differences=[difference for choice in choices for difference in _differences(choice, settings, results)],
+        best=[_best(choice, method, results) for choice in choices for method in choice.methods],
+        seeds=len(default),
+        results=default[0],
+        commits=sorted({commit for seeds in results.values() for one in seeds for commit in _commits(one)}),
+    )
+
+
 def _value(config: Config, key: str) -> Any:
-    found: Any = {**to_dict(config)}
-    found["evaluate"]["options"] = {**NUMBERS, **config.evaluate.options}
-    for part in key.split("."):
-        found = found[part]
-    return found
+    """Return the value of a key such as ``learn.lr``; of the methods' options, those that are left out too."""
+    value: Any = to_dict(config)
+    value["evaluate"]["options"] = {**NUMBERS, **config.evaluate.options}
+    for name in key.split("."):
+        value = value[name]
+    return value
 
 
-def _by_shots(seeds: Sequence[dict[str, Any]], method: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(shots, {metric: values} of each seed); an oracle's shots are "all"."""
-    rows = [one["methods"].get(method) or {"all": one["oracles"][method]} for one in seeds]
-    for shots in rows[0]:
-        yield shots, [row[shots] for row in rows]
+def _by_shots(seeds: _Seeds, method: str) -> Iterator[tuple[str, list[Metrics]]]:
+    """Yield each number of shots with the metrics of each seed; an oracle's shots are "all"."""
+    if method in seeds[0].methods:
+        for k in seeds[0].methods[method].shots:
+            yield str(k), [results.methods[method].shots[k] for results in seeds]
+    else:
+        yield "all", [results.oracles[method] for results in seeds]
 
 
-def _mean(seeds: Sequence[dict[str, Any]], metric: str) -> list[float]:
-    """Of each draw, the mean over seeds."""
-    return [float(mean) for mean in np.mean([one[metric]["draws"] for one in seeds], axis=0)]
+def _mean_draws(seeds: Sequence[Metrics], metric: str) -> list[float]:
+    """Return the mean over seeds for each draw."""
+    means: list[float] = np.mean([metrics[metric].draws for metrics in seeds], axis=0).tolist()
+    return means
 
 
 def _differences(
-    choices: Sequence[Choice], members: dict[str, list[Member]], results: dict[str, list[dict[str, Any]]]
-) -> Iterator[dict[str, Any]]:
-    """Every setting less the default."""
-    for choice in choices:
-        for name in (name for name in choice.settings if name in results):
-            config = members[name][0].config
-            for method in choice.methods:
-                ours, theirs = (_by_shots(results[which], method) for which in (name, DEFAULT))
-                for (shots, seeds), (_, defaults) in zip(ours, theirs, strict=True):
-                    yield {
-                        "setting": {key: _value(config, key) for key in choice.keys},
-                        "method": method,
-                        "shots": shots,
-                        **{m: paired(_mean(seeds, m), _mean(defaults, m)) for m in AGAINST},
-                        "novel_top1_of_seeds": [
-                            paired(a["novel_top1"]["draws"], b["novel_top1"]["draws"])["mean"]
-                            for a, b in zip(seeds, defaults, strict=True)
-                        ],
-                    }
-
-
-def _chosen(choices: Sequence[Choice], results: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Of each choice the setting with the highest harmonic mean, over all shots. Those whose difference from it,
-    draw by draw, is within its interval are as good: of these the one in the middle, in the file's order."""
-    for choice in choices:
-        names = list(choice.settings)
-        if all(name in results for name in names):
-            names.insert(0, DEFAULT)
+    choice: Choice, settings: Mapping[str, Sequence[Member]], results: Mapping[str, _Seeds]
+) -> Iterator[Difference]:
+    """Yield each setting of a choice less the default, for each method and number of shots."""
+    for name in (name for name in choice.settings if name in results):
+        setting = {key: _value(settings[name][0].config, key) for key in choice.keys}
         for method in choice.methods:
-            draws = {}
-            for name in names:
-                shots = [
-                    _mean(seeds, "harmonic") for _, seeds in _by_shots(results.get(name, results[DEFAULT]), method)
+            pairs = zip(_by_shots(results[name], method), _by_shots(results[DEFAULT], method), strict=True)
+            for (shots, seeds), (_, defaults) in pairs:
+                metrics = {
+                    key: Interval.paired(_mean_draws(seeds, key), _mean_draws(defaults, key)) for key in PAIRED_METRICS
+                }
+                of_seeds = [
+                    Interval.paired(ours["novel_top1"].draws, theirs["novel_top1"].draws).mean
+                    for ours, theirs in zip(seeds, defaults, strict=True)
                 ]
-                draws[name] = [float(mean) for mean in np.mean(shots, axis=0)]
-            best = max(draws.values(), key=lambda values: sum(values))
-            near = {name: paired(values, best) for name, values in draws.items()}
-            equal = [name for name, less in near.items() if abs(less["mean"]) <= less["ci95"]]
-            taken = equal[(len(equal) - 1) // 2]
-            yield {"keys": list(choice.keys), "method": method, "setting": taken, "as_good": equal,
-                   "harmonic": float(np.mean(draws[taken]))}  # fmt: skip
+                yield Difference(setting, method, shots, metrics, of_seeds)
 
 
-def _commits(results: dict[str, Any]) -> list[str]:
-    """Of a member's table, and of rows that are older."""
-    return [results["commit"], *results["older"].values()]
+def _best(choice: Choice, method: str, results: Mapping[str, _Seeds]) -> Best:
+    """Return the setting with the highest harmonic mean over all numbers of shots. Settings whose difference from it,
+    draw by draw, is within its interval are as good: the one in the middle of them, in the file's order, is taken."""
+    names = list(choice.settings)
+    if all(name in results for name in names):  # else one of them is the default
+        names.insert(0, DEFAULT)
+    draws: dict[str, list[float]] = {}
+    for name in names:
+        by_shots = [
+            _mean_draws(seeds, "harmonic") for _, seeds in _by_shots(results.get(name, results[DEFAULT]), method)
+        ]
+        draws[name] = np.mean(by_shots, axis=0).tolist()
+    highest = max(draws.values(), key=sum)
+    less = {name: Interval.paired(values, highest) for name, values in draws.items()}
+    as_good = [name for name, difference in less.items() if abs(difference.mean) <= difference.half_width]
+    taken = as_good[(len(as_good) - 1) // 2]
+    return Best(choice.keys, method, taken, as_good, float(np.mean(draws[taken])))
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The study as text: which choice matters most, a table for each method and number of shots with the largest
-    change of novel top-1 first, the best settings, and where the numbers are from.
+def _commits(results: Results) -> list[str]:
+    """Return the commits of a member's table, and of rows in it that are older."""
+    return [results.commit, *results.older.values()]
 
-    Args:
-        found: as in NAME.json; percent, and points for differences.
-    """
-    lines = [f"# Study {found['study']}", "", _headline(found), "", f"Default: {_setting(found['default'])}.", ""]
-    for row in found["values"]:
-        rows = [d for d in found["differences"] if (d["method"], d["shots"]) == (row["method"], row["shots"])]
-        rows.sort(key=lambda d: -abs(d["novel_top1"]["mean"]))
-        lines += [f"## {_where(row)}", "", f"| setting | {' | '.join(AGAINST.values())} |", "|---|---:|---:|---:|---:|"]
-        lines.append(_row("default", row, ""))
-        lines += [_row(_setting(d["setting"]), d, "+") for d in rows] + [""]
+
+def _metrics_to_json(metrics: Metrics) -> dict[str, Any]:
+    return {key: interval.to_json() for key, interval in metrics.items()}
+
+
+def study_markdown(report: StudyReport) -> str:
+    """Return a study as text: which choice matters most, a table for each method and number of shots with the largest
+    change of novel top-1 first, the best settings, and where the numbers are from."""
+    lines = [f"# Study {report.name}", "", _headline(report), "", f"Default: {_setting(report.default)}.", ""]
+    for row in report.rows:
+        differences = [d for d in report.differences if (d.method, d.shots) == (row.method, row.shots)]
+        differences.sort(key=lambda d: -abs(d.metrics["novel_top1"].mean))
+        lines += [f"## {_heading(row)}", "", *markdown_head(list(PAIRED_METRICS.values()), ["setting"])]
+        lines.append(_table_line("default", row.metrics))
+        lines += [_table_line(_setting(d.setting), d.metrics, "+") for d in differences] + [""]
     lines += ["## The best by H", "", "| choice | method | setting | H | as good |", "|---|---|---|---:|---|"]
-    for best in found["chosen"]:
-        others = ", ".join(f"`{name}`" for name in best["as_good"] if name != best["setting"]) or "–"
-        lines.append(f"| {', '.join(f'`{key}`' for key in best['keys'])} | {name_of(best['method'])} "
-                     f"| `{best['setting']}` | {best['harmonic']:.2f} | {others} |")  # fmt: skip
-    return "\n".join([*lines, "", _how(found), ""])
+    for best in report.best:
+        others = ", ".join(f"`{name}`" for name in best.as_good if name != best.setting) or "–"
+        keys = ", ".join(f"`{key}`" for key in best.keys)
+        lines.append(
+            f"| {keys} | {display_name(best.method)} | `{best.setting}` | {best.harmonic:.2f} | {others} |"
+        )
+    return "\n".join([*lines, "", _origin(report), ""])
 
 
-def _headline(found: dict[str, Any]) -> str:
-    if not found["differences"]:
+def _headline(report: StudyReport) -> str:
+    if not report.differences:
         return "No setting differs from the default."
     parts = []
     for metric in ("novel_top1", "ausuc"):
-        top = max(found["differences"], key=lambda d: abs(d[metric]["mean"]))
-        own = next(v for v in found["values"] if (v["method"], v["shots"]) == (top["method"], top["shots"]))
-        parts.append(f"{AGAINST[metric]} most is {_setting(top['setting'])}: by {mean(top[metric], '+')} points, "
-                     f"from {own[metric]['mean']:.2f} ({_where(top)})")  # fmt: skip
+        top = max(report.differences, key=lambda d: abs(d.metrics[metric].mean))
+        default = next(row for row in report.rows if (row.method, row.shots) == (top.method, top.shots))
+        parts.append(
+            f"{PAIRED_METRICS[metric]} most is {_setting(top.setting)}: by {format_mean(top.metrics[metric], '+')} "
+            f"points, from {default.metrics[metric].mean:.2f} ({_heading(top)})"
+        )
     return f"What changes {parts[0]}; what changes {parts[1]}."
 
 
-def _where(row: dict[str, Any]) -> str:
-    return f"{name_of(row['method'])}, {row['shots']} shot{'' if row['shots'] == '1' else 's'}"
+def _heading(row: DefaultRow | Difference) -> str:
+    return f"{display_name(row.method)}, {row.shots} shot{'' if row.shots == '1' else 's'}"
 
 
-def _setting(values: dict[str, Any]) -> str:
+def _setting(values: Mapping[str, Any]) -> str:
     return ", ".join(f"`{key}={_text(value)}`" for key, value in values.items())
 
 
@@ -222,19 +347,21 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(name: str, values: dict[str, Any], sign: str) -> str:
-    return f"| {name} | {' | '.join(mean(values[metric], sign) for metric in AGAINST)} |"
+def _table_line(name: str, metrics: Metrics, sign: str = "") -> str:
+    return markdown_row([name, *(format_mean(metrics[key], sign) for key in PAIRED_METRICS)])
 
 
-def _how(found: dict[str, Any]) -> str:
-    classes, queries, split = found["classes"], found["queries"], found["split"]
-    seeds = f", mean of {found['seeds']} trainings each" if found["seeds"] > 1 else ""
+def _origin(report: StudyReport) -> str:
+    """Say what the figures are, and what they were measured with."""
+    results = report.results
+    seeds = f", mean of {report.seeds} trainings each" if report.seeds > 1 else ""
+    queries = f"{results.queries.base:,} and {results.queries.novel:,}" if results.queries else "no"
     return (
         "The default in percent; the others less the default in points, draw by draw. Mean ± half-width of the "
-        f"{found['interval']}, {found['draws']} draws{seeds}. {classes['base']} base and {classes['novel']} "
-        f"pseudo-novel classes are scored together, on {queries['base']:,} and {queries['novel']:,} images. "
+        f"{results.interval}, {results.draws} draws{seeds}. {results.classes.base} base and {results.classes.novel} "
+        f"pseudo-novel classes are scored together, on {queries} images. "
         "H = harmonic mean of base and novel top-1. The best by H is over all shots; settings whose difference from "
         "it is within its interval are as good, and the one in the middle is named. "
-        f"Split {split['name']} ({split['hash']}), shards {found['shards'][:16]}, "
-        f"commit {', '.join(found['commits'])}, command: {found['command']}"
+        f"Split {results.split.name} ({results.split.hash}), shards {results.shards[:16]}, "
+        f"commit {', '.join(report.commits)}, command: {results.command}"
     )
