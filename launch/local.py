@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from dist_train.errors import FAILED, STOPPED
-from launch.restart import again, begin
+from launch.restart import begin, decide, note_path
 
 
 def launch(config_file: Path, run: Path, workers: int, starts: int) -> int:
@@ -59,11 +59,11 @@ def launch(config_file: Path, run: Path, workers: int, starts: int) -> int:
                 code = max(128 - exitcode if exitcode < 0 else exitcode for exitcode in failed)
         if relay.received:
             return STOPPED
-        code, reason = again(run, job, code, starts)
-        print(f"dist-train: {reason}", file=sys.stderr, flush=True)
-        if code != STOPPED:
-            (run / "launch" / f"start-{job}.json").unlink(missing_ok=True)
-            return code
+        decision = decide(run, job, code, starts)
+        print(f"dist-train: {decision.reason}", file=sys.stderr, flush=True)
+        if decision.code != STOPPED:
+            note_path(run, job).unlink(missing_ok=True)
+            return decision.code
 
 
 def run_worker(config_file: Path) -> int:

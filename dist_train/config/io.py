@@ -119,9 +119,14 @@ def changed(config: Config, options: Sequence[str]) -> Config:
         raise UserError(one_line(str(error))) from None
 
 
+def frozen_path(config: Config) -> Path:
+    """Return the file into which ``freeze`` writes a configuration."""
+    return (config.run_dir / "launch" / "config.yaml").absolute()
+
+
 def freeze(config: Config) -> Path:
     """Write the configuration into the run's folder, for jobs and ranks that start later; return the file's path."""
-    path = (config.run_dir / "launch" / "config.yaml").absolute()
+    path = frozen_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, to_yaml(config))
     return path

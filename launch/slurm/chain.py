@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.config import Config
+from dist_train.config.io import frozen_path
 from dist_train.errors import command
 from launch.grid.members import Member
 from launch.slurm.profile import CHAIN, Cluster, Resources, stage_resources
@@ -101,7 +102,7 @@ def plan_chain(
 
 def stage_task(config: Config, stage: str, name: str = "") -> Task:
     """Return the task that runs a stage from the frozen configuration (``dist_train.config.io.freeze``)."""
-    file = config.run_dir.absolute() / "launch" / "config.yaml"
+    file = frozen_path(config)
     return Task("launch.rank:start", (file, stage), config.run_dir, command(stage, "--config", file), name)
 
 

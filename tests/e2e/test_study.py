@@ -13,7 +13,9 @@ import yaml
 from scipy import stats
 
 from dist_train.config import Config, configs_dir, to_dict
+from dist_train.fewshot.results import Counts, Interval, MethodResult, Metrics, Results, SplitFacts
 from launch.cli.main import main
+from launch.grid.members import Member
 from launch.grid.report import write_study
 from launch.grid.study import read_study, study_members
 
@@ -47,6 +49,26 @@ def arguments(small: Config, tmp_path: Path) -> list[str]:
 def results(run: Path, member: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "study" / "some" / member / "evaluate" / "results.json").read_text())
     return found
+
+
+def save_results(member: Member, phi2: Metrics, oracle: Metrics) -> None:
+    """Write a member's results: of phi2 at 1 shot, and of the oracle linear_oracle."""
+    found = Results(
+        methods={"phi2": MethodResult({1: phi2})},
+        oracles={"linear_oracle": oracle},
+        shots=[1],
+        draws=4,
+        interval="interval",
+        classes=Counts(base=6, novel=3),
+        queries=Counts(base=36, novel=18),
+        split=SplitFacts("drawn", "0"),
+        shards="f",
+        commit="abc",
+        command="c",
+    )
+    folder = member.run / "evaluate"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(found.to_json()))
 
 
 def test_a_study_by_hand(small: Config, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,17 +173,9 @@ def test_the_largest_change_comes_first_and_the_middle_of_the_best_is_named(conf
     noise = {"learn.p_mean=0.3": [1.0, -1.0, 0.5, -0.5]}  # draws cannot tell 13.1 from 13.0
     for name, (member,) in members.items():
         draws = [novel[name] + more for more in noise.get(name, [0.0] * 4)]
-        values = {m: {"mean": np.mean(draws), "ci95": 0.0, "draws": draws}
-                  for m in ("base_top1", "novel_top1", "harmonic")}  # fmt: skip
-        values["ausuc"] = {"mean": 1.0, "ci95": 0.0, "draws": [1.0] * 4}
-        oracle = {metric: {**value, "draws": value["draws"][:1]} for metric, value in values.items()}
-        found = {"methods": {"phi2": {"1": values}}, "oracles": {"linear_oracle": oracle}, "draws": 4,
-                 "interval": "interval", "classes": {"base": 6, "novel": 3}, "queries": {"base": 36, "novel": 18},
-                 "split": {"name": "drawn", "hash": "0"}, "shards": "f", "commit": "abc", "older": {},
-                 "command": "c"}  # fmt: skip
-        folder = member.config.run_dir / "evaluate"
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(found))
+        metrics = {key: Interval.of(draws) for key in ("base_top1", "novel_top1", "harmonic")}
+        metrics["ausuc"] = Interval.of([1.0] * 4)
+        save_results(member, metrics, {key: Interval.of(value.draws[:1]) for key, value in metrics.items()})
     text = write_study(config.run_dir / "study" / "some", choices, members)
     rows = [line.split("|")[1].strip() for line in text.split("## φ2, 1 shot\n")[1].split("##")[0].splitlines()[3:-1]]
     assert rows == ["default", "`learn.bias=false`", "`learn.p_mean=0.3`",

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dist_train.config import Config
 from dist_train.errors import UserError
+from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
 from launch.grid.report import sweep_table
 from launch.grid.sweep import link_members, sweep_members
 
-FIGURES: dict[str, Any] = {"mean": 12.345, "ci95": 0.5}
-JOINT = dict.fromkeys(("base_top1", "novel_top1", "harmonic"), FIGURES)
 
-
-def save_results(member: Path, shots: str, values: dict[str, Any]) -> None:
+def save_results(member: Path, shots: int, metrics: Mapping[str, Interval]) -> None:
+    """Write the results of a member, of phi2 at one number of shots."""
+    results = Results(
+        methods={"phi2": MethodResult({shots: metrics})},
+        shots=[shots],
+        draws=1,
+        interval="interval",
+        classes=Counts(base=6, novel=3),
+        split=SplitFacts("drawn", "0"),
+        shards="0",
+        commit="0",
+        command="dist-train evaluate",
+    )
     (member / "evaluate").mkdir()
-    results = {"methods": {"phi2": {shots: values}}}
-    (member / "evaluate" / "results.json").write_text(json.dumps(results))
+    (member / "evaluate" / "results.json").write_text(json.dumps(results.to_json()))
+
+
+def joint(base: float) -> dict[str, Interval]:
+    return {"base_top1": Interval(base, 0.25), "novel_top1": Interval(12.0, 0.5), "harmonic": Interval(20.0, 1.0)}
 
 
 def test_members_are_all_combinations(config: Config) -> None:
@@ -60,15 +73,15 @@ def test_the_table_names_members_without_results(config: Config) -> None:
     link_members(run, sweep_members(config, ["learn.seed=1,2"]))
     with pytest.raises(UserError, match="no member has results yet"):
         sweep_table(run)
-    save_results(sweep / "learn.seed=1", "1", {**JOINT, "base_top1": {"mean": 40.0, "ci95": 0.25}})
+    save_results(sweep / "learn.seed=1", 1, joint(40.0))
     text = sweep_table(run)
-    assert "| learn.seed=1 | φ2 | 1 | 40.00 ± 0.25 | 12.3" in text
+    assert "| learn.seed=1 | φ2 | 1 | 40.00 ± 0.25 | 12.00 ± 0.50 | 20.00 ± 1.00 |" in text
     assert "Without results: learn.seed=2" in text and (sweep / "table.md").read_text() == text
 
 
 def test_the_table_has_members_of_two_protocols(config: Config) -> None:
     run, sweep = config.run_dir, config.run_dir / "sweep"
     link_members(run, sweep_members(config, ["learn.seed=1,2"]))
-    save_results(sweep / "learn.seed=1", "1", JOINT)
-    save_results(sweep / "learn.seed=2", "5", {"accuracy": {"mean": 60.5, "std": 9.0}})
+    save_results(sweep / "learn.seed=1", 1, joint(40.0))
+    save_results(sweep / "learn.seed=2", 5, {"accuracy": Interval(60.5, 9.0, measure="std")})
     assert "| learn.seed=2 | φ2 | 5 | – | – | – | 60.50 ± 9.00 |" in sweep_table(run)
