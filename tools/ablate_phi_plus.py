@@ -126,7 +126,8 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.
     if not (folder / "phi_plus" / "final").is_dir():
         LEARNED["phi_plus"] = network
         bank, stop = learn.open_bank(run, context), StopFlag(context)
-        learn.train("phi_plus", bank, run.config.learn, folder / "phi_plus", run.config.seed, context, {}, stop)
+        task = learn.PredictorTraining("phi_plus", bank, run.config.learn, run.config.seed, context)
+        learn.train(task, folder / "phi_plus", {}, stop)
     method.network = network
     found: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}
     with torch.inference_mode():

@@ -24,7 +24,7 @@ from dist_train.data.activations import Activations
 from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
-from dist_train.stages.learn import Bank, train
+from dist_train.stages.learn import Bank, PredictorTraining, train
 from dist_train.training.metrics import peak_memory_gib
 
 
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     steps=given.steps, precision=given.precision, log_every=given.steps, cuda_graph=graph == "on"
                 )
                 folder = Path(temporary) / method / graph
-                rate = train(method, bank, config, folder, 0, context, {}, StopFlag(context))
+                task = PredictorTraining(method, bank, config, 0, context)
+                rate = train(task, folder, {}, StopFlag(context))
                 rates[method][graph] = rate
                 print(
                     f"{method}{', CUDA graph' if graph == 'on' else ''}: {rate:.2f} it/s "

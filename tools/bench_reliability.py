@@ -42,7 +42,7 @@ def main() -> None:
         images = torch.randn(given.batch, 3, 64, 64, device=context.device)
         labels = torch.randint(100, (given.batch,), device=context.device)
         large = {f"w{n}": torch.randn(2_560_000) for n in range(20)}  # 51 M numbers: ResNet-50 and its momentum
-        writer = checkpoint.Writer()
+        saver = checkpoint.CheckpointSaver(Path(folder), keep=given.rounds)
 
         def step(agree: bool) -> float:
             began = time.perf_counter()
@@ -67,12 +67,12 @@ def main() -> None:
             stop.finish()
             ratio = statistics.median(agreed[-given.steps :]) / statistics.median(plain[-given.steps :])
             if context.main:
-                writer.save(Path(folder) / f"step-{number:08d}", large, {"step": number})
-                blocked.append(writer.blocked)
+                saver.save(number, large, {"step": number})
+                blocked.append(saver.blocked_ms)
             beside += [step(False) for _ in range(given.steps)]
             if context.main:
-                writer.finish()
-                wrote.append(writer.wrote)
+                saver.finish()
+                wrote.append(saver.write_seconds)
                 checkpoint.retain(Path(folder), 1)
             ratios.append((ratio, statistics.median(beside[-given.steps :]) / statistics.median(plain[-given.steps :])))
             context.barrier(f"round-{number}")
@@ -85,7 +85,7 @@ def main() -> None:
             print(f"| step while a checkpoint is written | {statistics.median(beside):.1f} ms | {r[1]:.3f} |")
             print(f"| training waits for the copy of the tensors | {statistics.median(blocked):.0f} ms | |")
             print(f"| the write, beside the training | {statistics.median(wrote):.2f} s | |")
-        writer.close()
+        saver.close()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Side by side, with the same architecture, batch, loss, precision, memory format and optimiser settings:
 
 - ``bare``: forward, cross entropy, backward, optimiser, in five lines of PyTorch on one synthetic batch;
-- ``trainer``: ``engine.loop.train`` as ``pretrain`` calls it, metrics included, on the same batch;
+- ``trainer``: ``training.loop.TrainingLoop`` as ``pretrain`` runs it, metrics included, on the same batch;
 - ``trainer + loader``: the same, on images that its loader reads, decodes and crops: ``--shards``, or drawn ones;
 - ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch;
 - ``bare, again`` (``--control``): a second bare loop, to see what two equal ones differ by on this machine.
@@ -18,8 +18,8 @@ On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREAD
 ``--cpu-time`` also leaves out the time that the others have the core, but so it does waiting: look at both.
 
 cuDNN is tuned, as in ``pretrain``, for all loops; compare ``--no-tuning`` in another process: choices are kept.
-A log line comes every ``--log-every`` steps and at the end of a round; evaluation and checkpoints are not
-part of a step. Where the time goes is measured afterwards, for on a GPU that needs a wait after each part.
+A log line comes every ``--log-every`` steps; evaluation and checkpoints are not part of a step. Where the time goes
+is measured afterwards, for on a GPU that needs a wait after each part.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.models.backbone import Backbone
-from dist_train.training.loop import Window, train
-from dist_train.training.metrics import MetricsWriter
-from dist_train.training.objective import Objective
+from dist_train.training.classification import Classification
+from dist_train.training.loop import TrainingLoop
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision, tuned_convolutions
 from dist_train.training.strategies.factory import make_strategy
@@ -131,6 +130,13 @@ class Clock:
         setattr(owner, name, timed)
 
 
+class Endless(Classification):
+    """A training whose batches are set for each round, at a constant rate."""
+
+    def lr(self, step: int) -> float:
+        return LR
+
+
 class Trainer:
     """This project's training as ``stages.pretrain`` sets it up: one model, fed by whom it is told.
 
@@ -147,30 +153,24 @@ class Trainer:
         model = Backbone(given.model, given.classes).to(device)
         precision = MixedPrecision(given.precision, device)
         self.strategy = make_strategy(model, make_optimizer(model, self.config), precision, self.config, self.context)
-        self.objective = Objective(self.config, given.classes)
-        self.window = Window.restore(None, self.context)
-        self.metrics = MetricsWriter(folder, 0)
-        self.stop = StopFlag(self.context)
-        self.step = 0
+        self.task = Endless(self.strategy, self.config, given.classes, seed=0, steps=10**9)
+        self.loop = TrainingLoop(self.task, folder, {}, StopFlag(self.context))
+        self.strategy.module.train()
 
-    def run(self, batches: Iterator[Batch], count: int) -> None:
-        start, self.step = self.step, self.step + count
-        train(
-            self.strategy, batches, self.config, 0, start, self.step, lambda step: LR, self.objective, self.window,
-            self.log, lambda step: self.stop.agreed() and None,
-        )  # fmt: skip
+    def run(self, batches: Generator[Batch], count: int) -> None:
+        """Make ``count`` steps on ``batches``."""
+        self.task.batches = batches
+        for _ in range(count):
+            self.loop.step()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.metrics.write(step, values)
-
-    def parts(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+    def parts(self, batches: Generator[Batch], count: int) -> dict[str, float]:
         """ms a step of each of ``PARTS``."""
         clock = Clock(self.context.device)
         wrapped = (
-            ("data wait", self.window, "next"), ("forward and loss", self.objective, "mix"),
-            ("forward and loss", self.strategy, "forward"), ("forward and loss", self.objective, "loss"),
-            ("backward", self.strategy, "backward"), ("optimiser", self.strategy, "step"), ("sums", self.window, "add"),
-            ("logging", self.window, "total"), ("logging", self, "log"),
+            ("data wait", self.loop.window, "next"), ("forward and loss", self.task.objective, "mix"),
+            ("forward and loss", self.strategy, "forward"), ("forward and loss", self.task.objective, "loss"),
+            ("backward", self.strategy, "backward"), ("optimiser", self.strategy, "step"), ("sums", self.task, "count"),
+            ("logging", self.loop.window, "total"), ("logging", self.loop, "_log"),
         )  # fmt: skip
         for part, owner, name in wrapped:
             clock.wrap(part, owner, name)
@@ -205,7 +205,7 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet | None
     def feeds(name: str) -> Generator[Batch]:
         if name == "trainer" or shards is None:
             return repeated(batch)
-        return loaded(shards, given, trainer.context, trainer.step, trainer.step + whole)
+        return loaded(shards, given, trainer.context, trainer.loop.done, trainer.loop.done + whole)
 
     def of_trainer(name: str) -> Callable[[], float]:
         def seconds() -> float:
@@ -255,7 +255,7 @@ def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet | None
         trainer.run(batches, given.lead)
         parts[name] = trainer.parts(batches, given.steps)
         batches.close()
-    trainer.metrics.close()
+    trainer.loop.close()
     return Result(rates, parts, memory)
 
 

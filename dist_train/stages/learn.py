@@ -1,12 +1,10 @@
-"""Chapter 3: the predictor learns to turn activations into classifier rows (paper, section 3)."""
+"""Train the predictors that turn activations into classifier rows (paper, section 3; the third stage)."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +15,77 @@ from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations, load
 from dist_train.data.loading.augment import uniforms
 from dist_train.distributed.context import Context
-from dist_train.distributed.pool import progress_bar
-from dist_train.distributed.stopping import StopFlag, Stopped
+from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
-from dist_train.runs.continuing import continue_training, diverged, finish_writes
+from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.rows import is_done
 from dist_train.training import checkpoint
 from dist_train.training.cuda_graph import Graphed
-from dist_train.training.finite import Losses, NonFinite, check_weights
-from dist_train.training.metrics import MetricsWriter
-from dist_train.training.optimizer import predictor_rate, set_lr, sgd
+from dist_train.training.loop import Schedule, Task, TrainingLoop
+from dist_train.training.optimizer import predictor_rate, sgd
 from dist_train.training.precision import MixedPrecision, assert_float32, exact_products
 from dist_train.training.strategies.ddp import SummedGradients
+from dist_train.training.window import Window
 
 _DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
 
 
 def learn(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
-    """Train each of ``learn.methods`` on the base activations; leaves ``learn/METHOD/final``.
+    """Train each of ``learn.methods`` on the base activations, and write ``learn/METHOD/final``.
 
     Raises:
-        Stopped: told to leave; all is saved.
+        Stopped: the ranks agreed to stop, and everything is saved.
     """
     stage = Stage(run, "learn", context, redo)
     if context.gather(is_done(run.dir, "learn", run.config))[0]:
         return stage.rest()
     stage.reopen()
     bank = open_bank(run, context)
+    seed = run.config.seed + run.config.learn.seed  # the same for all: they are compared, so they see the same draws
     rates = {}
     for method in run.config.learn.methods:
-        final = stage.folder / method / "final"
-        if not context.gather(final.is_dir())[0]:
-            seed = run.config.seed + run.config.learn.seed  # of all: they are compared, so they see the same draws
-            train(method, bank, run.config.learn, final.parent, seed, context, stage.inputs, stop)
+        folder = stage.folder / method
+        if not context.gather((folder / "final").is_dir())[0]:
+            train(PredictorTraining(method, bank, run.config.learn, seed, context), folder, stage.inputs, stop)
         context.barrier(f"learn-{method}")
-        # Predictors of an older version have none.
-        if context.main and (rate := json.loads((final / "state.json").read_text()).get("iterations_per_s")):
+        # Predictors of an older version have no rate.
+        if context.main and (rate := json.loads((folder / "final/state.json").read_text()).get("iterations_per_s")):
             rates[method] = rate
     stage.finish(iterations_per_s=rates)
 
 
+def train(task: PredictorTraining, folder: Path, inputs: dict[str, Any], stop: StopFlag) -> float:
+    """Train a predictor, continuing from its newest checkpoint, and write ``folder/final``.
+
+    Args:
+        inputs: what the stage is made from; a checkpoint of other inputs is refused.
+
+    Returns:
+        Iterations/s of this start.
+
+    Raises:
+        UserError: the loss is not finite.
+        Stopped: the ranks agreed to stop, and everything is saved.
+    """
+    context, checkpoints = task.strategy.context, folder / "checkpoints"
+    saved = checkpoint.load_agreed(checkpoints, context, task.strategy.loads_on)
+    if saved:
+        check_checkpoint(saved, inputs, checkpoints)
+    loop = TrainingLoop(task, folder, inputs, stop, saved)
+    loop.run()
+    rate = round(loop.steps_per_second, 2)
+    if context.main:
+        facts = {"method": task.method, "step": loop.done, "iterations_per_s": rate}
+        checkpoint.save(folder / "final", {"model": task.model.state_dict()}, facts)
+        log.info("learn: %s, %d steps, %.1f it/s", task.method, loop.done - loop.start, rate)
+    return rate
+
+
 def open_bank(run: Run, context: Context) -> Bank:
-    """The base activations of a run that ``extract`` has finished."""
+    """Return the base activations of a run whose ``extract`` is finished."""
     extract = run.dir / "extract"
     head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
     means = np.load(extract / "means.f32.npy")
@@ -69,13 +93,15 @@ def open_bank(run: Run, context: Context) -> Bank:
 
 
 class Bank:
-    """The base activations where they are used: whole on a GPU, memory-mapped on a CPU.
+    """Hold the base activations where they are used: whole on a GPU, memory-mapped on a CPU.
 
     Attributes:
         train: float16 [N, C].
-        first, count: int64 [classes], rows of each class.
+        first, count: int64 [classes], each class's first row and number of rows.
         means, head: float32 [classes, C], the mean activations and the backbone's own classifier.
-        val, val_labels: float32 [Q, C] and int64 [Q], for the base accuracy that is logged.
+        val, val_labels: float32 [Q, C] and int64 [Q], this rank's share of the validation images, for the base accuracy
+            that is logged.
+        queries: number of validation images of all ranks.
     """
 
     def __init__(
@@ -94,9 +120,13 @@ class Bank:
         self.queries = len(val.ids)
 
     def draw(self, seed: int, step: int, p_mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For ``_DRAW_AHEAD`` steps from ``step``, each [steps, classes]: whether a single row stands for the class
-        and not its mean, that row, and the query's row. A pure function of (seed, step, class): the same on any
-        number of ranks, and after a resume."""
+        """Draw for ``_DRAW_AHEAD`` steps from ``step``, as a pure function of (seed, step, class): the same on any
+        number of ranks, and after a resume.
+
+        Returns:
+            Each [steps, classes]: whether a single row stands for the class in place of its mean, that row, and the
+            query's row.
+        """
         classes = len(self.count)
         steps = np.repeat(np.arange(step, step + _DRAW_AHEAD, dtype=np.int64), classes)
         labels = np.tile(np.arange(classes, dtype=np.int64), _DRAW_AHEAD)
@@ -108,161 +138,93 @@ class Bank:
         return single, torch.where(single, support, query), query
 
 
-def train(
-    method: str,
-    bank: Bank,
-    config: LearnConfig,
-    folder: Path,
-    seed: int,
-    context: Context,
-    inputs: dict[str, Any],
-    stop: StopFlag,
-) -> float:
-    """Train one predictor; continues from its last checkpoint. Returns iterations/s.
+class PredictorTraining(Task):
+    """Train a predictor: in each step one statistic and one query for each class.
 
-    One step: one statistic and one query a class; every rank computes all rows and classifies its
-    share of the queries, so that the gradient is the same on any number of ranks.
+    Every rank computes all rows and classifies its share of the queries, so that the gradient is the same on any number
+    of ranks.
 
-    Args:
-        inputs: what the stage is made from; a checkpoint of other inputs is refused.
-
-    Raises:
-        UserError: the loss is not finite.
-        Stopped: told to leave; all is saved.
+    Attributes:
+        model: the predictor.
+        config: ``learn``'s options, with those that the method sets itself.
+        labels: int64 [this rank's queries], the classes whose queries this rank classifies.
     """
-    torch.manual_seed(seed)
-    model = LEARNED[method].build(method, bank.means, bank.head, config).to(context.device)
-    config = replace(config, **model.own)
-    assert_float32(model)
-    groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
-    optimizer = sgd(groups, config.momentum, nesterov=False)
-    precision = MixedPrecision(config.precision, context.device)
-    checkpoints = folder / "checkpoints"
-    strategy = SummedGradients(model, optimizer, precision, context)
-    saved = continue_training(checkpoints, inputs, context, strategy)
-    start, window = (saved["step"], saved["window"]) if saved else (0, None)
-    metrics = MetricsWriter(folder, start) if context.main else None
-    bar = progress_bar(config.steps, f"learn {method}", "it", context.main, start)
-    labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
-    step_once: Callable[..., torch.Tensor] = partial(one_step, model, bank, labels, strategy)
-    # Not with fp16, whose scaler keeps numbers of its own, nor with an exchange between ranks in each step.
-    graphed = config.cuda_graph and context.device.type == "cuda" and context.world == 1 and config.precision != "fp16"
-    for group in optimizer.param_groups:  # whatever the checkpoint's was
-        group["lr"] = torch.zeros((), device=context.device) if graphed else 0.0
-    if graphed:
-        step_once = Graphed(step_once, context.device, "learn.cuda_graph")
-    loss_sum, logged = _restore(window, start, context)
-    losses = Losses(context.device)
-    writer = checkpoint.Writer()
 
-    def keep(step: int) -> None:
-        """All that the next step needs. All ranks call it."""
-        sums = context.gather(loss_sum.item())
-        losses.check(sum(sums), context)
-        state = {"step": step, "inputs": inputs, "window": [logged, sums]}
-        tensors = strategy.tensors()
-        check_weights(tensors["model"], step)
-        if context.main:
-            path, retain = checkpoint.step_path(checkpoints, step), partial(checkpoint.retain, checkpoints, 2)
-            writer.save(path, tensors, state, retain)
+    unit = "it"
+    remedy = "a lower learn.lr"
 
-    began, paused = time.perf_counter(), 0.0
-    try:
-        for step in range(start, config.steps):
-            if step == start or step % _DRAW_AHEAD == 0:
-                context.report_progress(f"learn {method}: step {step} of {config.steps}")
-                block = step - step % _DRAW_AHEAD
-                drawn = bank.draw(seed, block, config.p_mean)
-            lr = predictor_rate(step, config.steps, config)
-            set_lr(optimizer, lr)
-            loss = step_once(*(part[step % _DRAW_AHEAD] for part in drawn))
-            number = step + 1
-            loss_sum += loss
-            losses.add(number, loss)
-            if number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == config.steps:
-                now = time.perf_counter()
-                mean_loss = context.sum(loss_sum).item() / (number - logged)
-                losses.check(mean_loss, context)
-                top1 = base_top1(model, bank, context)
-                if metrics:
-                    rate = (number - start) / (now - began - paused)
-                    values = {
-                        "train/loss": mean_loss,
-                        "eval/base_top1(%)": top1,
-                        "optim/lr": lr,
-                        "optim/loss_scale": precision.loss_scale,
-                        "optim/skipped_steps": precision.skipped.item(),
-                    }
-                    values |= {
-                        "progress/steps": float(config.steps),
-                        "progress/seconds_left": (config.steps - number) / rate,
-                    }
-                    metrics.write(number, {**values, "time/throughput(it/s)": rate})
-                    bar.set_postfix(loss=f"{mean_loss:.3f}", base=f"{top1:.1f}%")
-                    bar.update(number - bar.n)
-                loss_sum.zero_()
-                logged = number
-                paused += time.perf_counter() - now
-            if number % config.checkpoint_every == 0 and number < config.steps:
-                keep(number)
-            if number % _DRAW_AHEAD == 0 and number < config.steps and stop.agreed():
-                keep(number)
-                finish_writes(writer, context, "learn")
-                raise Stopped(f"learn {method}: saved at step {number} of {config.steps}")
-        check_weights(model.state_dict(), config.steps)
-        stop.finish()
-        finish_writes(writer, context, "learn")
-    except NonFinite as error:
-        raise diverged(error, f"learn {method}", checkpoints, writer, "a lower learn.lr") from None
-    finally:
-        bar.close()
-        writer.close()
-        if metrics:
-            metrics.close()
-    rate = (config.steps - start) / max(time.perf_counter() - began - paused, 1e-9)
-    if context.main:
-        checkpoint.save(
-            folder / "final",
-            {"model": model.state_dict()},
-            {"method": method, "step": config.steps, "iterations_per_s": round(rate, 2)},
+    def __init__(self, method: str, bank: Bank, config: LearnConfig, seed: int, context: Context) -> None:
+        self.method, self.name, self.bank, self.seed = method, f"learn {method}", bank, seed
+        torch.manual_seed(seed)
+        self.model = LEARNED[method].build(method, bank.means, bank.head, config).to(context.device)
+        assert_float32(self.model)
+        self.config = config = replace(config, **self.model.own)
+        groups = [{"params": list(self.model.parameters()), "weight_decay": config.weight_decay}]
+        optimizer = sgd(groups, config.momentum, nesterov=False)
+        precision = MixedPrecision(config.precision, context.device)
+        self.strategy = SummedGradients(self.model, optimizer, precision, context)
+        self.schedule = Schedule(
+            steps=config.steps, log_every=config.log_every, checkpoint_every=config.checkpoint_every,
+            checkpoint_last=False, keep=2, agree_every=_DRAW_AHEAD,
+        )  # fmt: skip
+        self.labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
+        self._update: Callable[..., torch.Tensor] = self.update
+
+    def begin(self, start: int) -> None:
+        context, config = self.strategy.context, self.config
+        # No graph with fp16, whose scaler keeps numbers of its own, nor with an exchange between ranks in each step.
+        graphed = (
+            config.cuda_graph and context.device.type == "cuda" and context.world == 1 and config.precision != "fp16"
         )
-        log.info("learn: %s, %d steps, %.1f it/s", method, config.steps - start, rate)
-    return round(rate, 2)
+        for group in self.strategy.optimizer.param_groups:  # whatever the checkpoint's was
+            group["lr"] = torch.zeros((), device=context.device) if graphed else 0.0
+        if graphed:
+            self._update = Graphed(self.update, context.device, "learn.cuda_graph")
+        self._draw(start)
 
+    def lr(self, step: int) -> float:
+        return predictor_rate(step, self.schedule.steps, self.config)
 
-def one_step(
-    model: RowPredictor,
-    bank: Bank,
-    labels: torch.Tensor,
-    strategy: SummedGradients,
-    single: torch.Tensor,
-    support: torch.Tensor,
-    query: torch.Tensor,
-) -> torch.Tensor:
-    """One step on one step's share of ``Bank.draw``; this rank classifies the queries of ``labels``. Returns its
-    part of the loss, on the device."""
-    statistics = torch.where(single[:, None], bank.train[support].float(), bank.means)
-    with strategy.precision.autocast():
-        loss = model.loss(bank.train[query[labels]].float(), labels, statistics, single) / len(bank.count)
-    strategy.backward(loss)
-    strategy.step(clip_norm=0.0, norm=False)
-    return loss.detach()
+    def step(self, step: int, window: Window, norm: bool) -> None:
+        if step % _DRAW_AHEAD == 0:
+            self._draw(step)
+        loss = self._update(*(numbers[step % _DRAW_AHEAD] for numbers in self._drawn))
+        window.add(step + 1, loss, loss)
 
+    def update(self, single: torch.Tensor, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Make an optimiser step on one step's share of ``Bank.draw``; a CUDA graph may replay it.
 
-def _restore(window: list[Any] | None, start: int, context: Context) -> tuple[torch.Tensor, int]:
-    """Sum of losses of this rank since the last log line, and that line's step."""
-    if window is None:
-        return torch.zeros((), dtype=torch.float64, device=context.device), start
-    logged, sums = window
-    # On another number of ranks rank 0 takes it all.
-    mine = sums[context.rank] if len(sums) == context.world else sum(sums) * context.main
-    return torch.tensor(mine, dtype=torch.float64, device=context.device), logged
+        Returns:
+            This rank's part of the loss, a scalar on the device.
+        """
+        bank, strategy = self.bank, self.strategy
+        statistics = torch.where(single[:, None], bank.train[support].float(), bank.means)
+        with strategy.precision.autocast():
+            loss = self.model.loss(bank.train[query[self.labels]].float(), self.labels, statistics, single)
+            loss = loss / len(bank.count)
+        strategy.backward(loss)
+        strategy.step(clip_norm=0.0, norm=False)
+        return loss.detach()
+
+    def values(self, step: int, sums: list[float], window: Window) -> dict[str, float]:
+        return {
+            "train/loss": sums[0] / window.steps,
+            "eval/base_top1(%)": base_top1(self.model, self.bank, self.strategy.context),
+            "time/throughput(it/s)": window.steps_per_second,
+        }
+
+    def summary(self, values: dict[str, float]) -> dict[str, str]:
+        return {"loss": f"{values['train/loss']:.3f}", "base": f"{values['eval/base_top1(%)']:.1f}%"}
+
+    def _draw(self, step: int) -> None:
+        self._drawn = self.bank.draw(self.seed, step - step % _DRAW_AHEAD, self.config.p_mean)
 
 
 @exact_products()
 @torch.inference_mode()
 def base_top1(model: RowPredictor, bank: Bank, context: Context) -> float:
-    """Accuracy in percent of base validation images among the base classes, rows predicted from means."""
+    """Return the accuracy in percent of base validation images among the base classes, with rows predicted from means.
+    All ranks call it."""
     rows = model(bank.means, torch.zeros(len(bank.means), dtype=torch.bool, device=bank.device))
     correct = sum(
         ((model.query(q) @ rows.T).argmax(1) == y).sum()

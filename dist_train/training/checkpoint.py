@@ -15,7 +15,6 @@ import os
 import pickle  # for the name of an error only
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
 
@@ -32,17 +32,17 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: nested tensors, and plain JSON beside them (the step, the best accuracy)."""
+    """Hold a checkpoint's nested tensors, and the plain JSON beside them (the step, the best accuracy)."""
 
     tensors: dict[str, Any]
     state: dict[str, Any]
 
 
 def save(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write one checkpoint directory, replacing one of the same name.
+    """Write a checkpoint directory, in place of one of the same name.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left behind, older ones are untouched.
+        OSError: the disk is full or not writable; nothing is left behind, and older checkpoints are untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -52,7 +52,7 @@ def save(path: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         with (temporary / "tensors.pt").open("wb") as file:
             try:
                 torch.save(tensors, file)
-            except RuntimeError as error:  # what torch makes of a full disk
+            except RuntimeError as error:  # torch's form of a full disk
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             _flush(file)
         with (temporary / "state.json").open("w") as file:
@@ -83,7 +83,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint directory.
 
     Raises:
-        UserError: a file is missing, short or changed; it says which.
+        UserError: a file is missing, short or changed; names it.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -101,20 +101,22 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 
 def step_checkpoints(folder: Path) -> list[Path]:
-    """Step checkpoints, oldest first."""
-    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
-    return sorted(path for path in found if path.is_dir())
+    """Return the step checkpoints of a folder, oldest first."""
+    paths = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
+    return sorted(path for path in paths if path.is_dir())
 
 
 def step_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of ``step`` lies."""
     return folder / f"{_PREFIX}{step:08d}"
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest good checkpoint, or None; a damaged one is named and the one before it used.
+    """Return the newest good checkpoint, or None where there is none. A damaged one is logged, and the one before it
+    is used.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged: not a reason to start at step 0 unasked.
+        UserError: there are checkpoints and all are damaged, which is no reason to start at step 0 unasked.
     """
     for path in reversed(step_checkpoints(folder)):
         try:
@@ -126,6 +128,23 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint 
     return None
 
 
+def load_agreed(folder: Path, context: Context, device: torch.device | str) -> Checkpoint | None:
+    """Return the newest good checkpoint, the same on every rank, or None. All ranks call it.
+
+    Raises:
+        UserError: all are damaged, or ranks see different ones: a network file system may show some nodes an old
+            state for a while.
+    """
+    newest = load_latest(folder, device)
+    steps = context.gather(newest.state["step"] if newest else 0)
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"{folder}: ranks see different newest checkpoints (steps {sorted(set(steps))}): the file system shows "
+            f"some nodes an old state; wait a minute and start again"
+        )
+    return newest
+
+
 def retain(folder: Path, keep: int, keep_every: int = 0) -> None:
     """Delete all step checkpoints but the newest ``keep`` and those at multiples of ``keep_every``."""
     for path in step_checkpoints(folder)[:-keep]:
@@ -133,34 +152,39 @@ def retain(folder: Path, keep: int, keep_every: int = 0) -> None:
             shutil.rmtree(path)
 
 
-class Writer:
-    """Writes checkpoints beside the training: the step waits for the copy of the tensors, and for the
-    write before this one where that is still going on, but not for the disk.
+class CheckpointSaver:
+    """Save a training's checkpoints beside its steps: a step waits for the copy of the tensors to the CPU, and for the
+    write before this one where that still goes on, but not for the disk.
 
-    A write that fails (a full disk) is told aloud and counted; the training goes on, and the
-    checkpoints that are there stay.
+    A write that fails (a full disk) is logged as an error and counted. The training goes on, and the checkpoints that
+    are there stay.
+
+    Args:
+        folder: the training's folder; its checkpoints go to ``checkpoints/`` and its best weights to ``best/``.
+        keep, keep_every: as in ``retain``.
 
     Attributes:
-        failures: writes that failed.
-        blocked: milliseconds that the training waited in the last ``save``.
-        wrote: seconds that the last finished write took.
+        folder: ``checkpoints/``.
+        failures: number of writes that failed.
+        blocked_ms: milliseconds that the training waited in the last call.
+        write_seconds: seconds that the last finished write took.
     """
 
-    def __init__(self) -> None:
-        self.failures, self.blocked, self.wrote = 0, 0.0, 0.0
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0) -> None:
+        self.folder, self._best = folder / "checkpoints", folder / "best"
+        self._keep, self._keep_every = keep, keep_every
+        self.failures, self.blocked_ms, self.write_seconds = 0, 0.0, 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._error: OSError | None = None
 
-    def save(
-        self, path: Path, tensors: dict[str, Any], state: dict[str, Any], then: Callable[[], None] | None = None
-    ) -> None:
-        """As ``checkpoint.save``; ``then`` runs once it is written."""
-        began = time.perf_counter()
-        self._wait()
-        copied = _copy(tensors)
-        self._pending = self._pool.submit(self._write, path, copied, state, then)
-        self.blocked = 1000 * (time.perf_counter() - began)
+    def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """Save the checkpoint of ``step``, and delete those that need not be kept."""
+        self._submit(step_path(self.folder, step), tensors, state, retain_after=True)
+
+    def save_best(self, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """Save the best weights so far in place of those before."""
+        self._submit(self._best, tensors, state, retain_after=False)
 
     def finish(self) -> None:
         """Wait for the last write.
@@ -172,30 +196,46 @@ class Writer:
         if self._error is not None:
             raise UserError(f"the last checkpoint could not be written ({self._error}); make room and start again")
 
+    def timings(self) -> dict[str, float]:
+        """Return the metrics of saving."""
+        return {
+            "checkpoint/blocked(ms)": self.blocked_ms,
+            "checkpoint/write(s)": self.write_seconds,
+            "checkpoint/failures": float(self.failures),
+        }
+
     def close(self) -> None:
+        """Wait for the last write, whatever becomes of it, and end the thread."""
         self._pool.shutdown()
+
+    def _submit(self, path: Path, tensors: dict[str, Any], state: dict[str, Any], retain_after: bool) -> None:
+        began = time.perf_counter()
+        self._wait()
+        copied = _copy(tensors)
+        self._pending = self._pool.submit(self._write, path, copied, state, retain_after)
+        self.blocked_ms = 1000 * (time.perf_counter() - began)
 
     def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
-    def _write(self, path: Path, tensors: Any, state: dict[str, Any], then: Callable[[], None] | None) -> None:
+    def _write(self, path: Path, tensors: dict[str, Any], state: dict[str, Any], retain_after: bool) -> None:
         began = time.perf_counter()
         try:
             save(path, tensors, state)
-            if then is not None:
-                then()
+            if retain_after:
+                retain(self.folder, self._keep, self._keep_every)
             self._error = None
         except OSError as error:
             self.failures += 1
             self._error = error
             log.error("%s: CHECKPOINT NOT WRITTEN (%s); training goes on, make room on the disk", path, error.strerror)
-        self.wrote = time.perf_counter() - began
+        self.write_seconds = time.perf_counter() - began
 
 
 def _copy(value: Any) -> Any:
-    """Nested tensors, copied to the CPU; equal structure."""
+    """Return nested tensors copied to the CPU, in the same structure."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,214 +1,283 @@
-"""The training loop and the exact evaluation. Sees batches on its device and nothing of how they came."""
+"""The training loop: step, log, evaluate, save, stop. ``pretrain`` and ``learn`` run it, each with its own task.
+
+A ``Task`` says what a step is and what its numbers mean; the loop owns the window of sums, the checkpoints, the
+metrics, the progress bar and the way out. Between log lines it asks the device for no number.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dist_train.config import PretrainConfig
-from dist_train.data.loading.loader import Batch
-from dist_train.distributed.context import Context
-from dist_train.training.finite import Losses, NonFinite
-from dist_train.training.metrics import peak_memory_gib
-from dist_train.training.objective import Objective, seed_step
+from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.stopping import StopFlag, Stopped
+from dist_train.errors import UserError
+from dist_train.training.checkpoint import Checkpoint, CheckpointSaver, step_checkpoints
+from dist_train.training.metrics import MetricsWriter
 from dist_train.training.optimizer import set_lr
-from dist_train.training.precision import MixedPrecision, tuned_convolutions
 from dist_train.training.strategies.strategy import Strategy
+from dist_train.training.window import NonFinite, Window, check_weights
 
 
-@dataclass
-class Window:
-    """Sums over the steps since the last log line.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When the loop does what; all in optimiser steps, counted from 1.
 
     Attributes:
-        sums: of this rank: loss and correct, over images; images replaced.
-        losses: whether they are finite.
-        steps: steps so far.
-        timed: those of this start; ``data``, ``seconds``: theirs waiting for data, and altogether.
+        steps: of the whole training.
+        log_every: between log lines; there is one at every checkpoint and after the last step too.
+        checkpoint_every: between checkpoints.
+        checkpoint_last: whether the last step has a checkpoint.
+        keep, keep_every: as in ``checkpoint.retain``.
+        agree_every: between the boundaries at which the ranks agree on whether to stop.
     """
 
-    sums: torch.Tensor
-    losses: Losses
-    steps: int = 0
-    timed: int = 0
-    data: float = 0.0
-    seconds: float = 0.0
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    checkpoint_last: bool
+    keep: int
+    keep_every: int = 0
+    agree_every: int = 1
 
-    def next(self, batches: Iterator[Batch]) -> Batch:
-        start = time.perf_counter()
-        batch = next(batches)
-        self.data += time.perf_counter() - start - batch.waited
-        return batch
+    def logs_at(self, step: int) -> bool:
+        """Return whether a log line is due after ``step``."""
+        return step % self.log_every == 0 or step % self.checkpoint_every == 0 or step == self.steps
 
-    def add(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, replaced: int) -> None:
-        """A batch's numbers, without asking the device for any."""
-        correct = (logits.argmax(1) == labels).sum()
-        self.sums[:2] += torch.stack([loss * len(labels), correct.float()])
-        if replaced:
-            self.sums[2] += replaced
-        self.losses.add(step, loss)
+    def saves_at(self, step: int) -> bool:
+        """Return whether a checkpoint is due after ``step``."""
+        return self.checkpoint_last if step == self.steps else step % self.checkpoint_every == 0
 
-    def total(self, context: Context) -> list[float]:
-        """The sums of all ranks. All ranks call it.
 
-        Raises:
-            NonFinite: a loss since the last log line was not finite.
+class Task(ABC):
+    """What a loop trains.
+
+    Attributes:
+        name: "pretrain", "learn phi2": what progress and errors begin with.
+        strategy: the model, its optimiser, and the ranks that train it.
+        schedule: when to log, to save and to stop.
+        sums: how many numbers the window adds up; the first is of the losses.
+        unit, units_per_step: what the progress bar counts.
+        remedy: what to change where the loss is not finite ("a lower learn.lr").
+    """
+
+    name: str
+    strategy: Strategy
+    schedule: Schedule
+    sums = 1
+    unit = "it"
+    units_per_step = 1
+    remedy: str
+
+    def begin(self, start: int) -> None:  # noqa: B027  (few tasks need it)
+        """Get ready for step ``start`` (from 0), after a checkpoint is loaded."""
+
+    def end(self) -> None:  # noqa: B027
+        """Release what ``begin`` took."""
+
+    @abstractmethod
+    def lr(self, step: int) -> float:
+        """Return the learning rate of ``step`` (from 0)."""
+
+    @abstractmethod
+    def step(self, step: int, window: Window, norm: bool) -> torch.Tensor | None:
+        """Make optimiser step ``step`` (from 0) at the rate that is set, and add its numbers to ``window``. Asks the
+        device for no number.
+
+        Returns:
+            The gradient's norm before clipping, on the device, where ``norm`` asks for it and the task has one.
         """
-        sums: list[float] = context.sum(self.sums.clone()).tolist()
-        self.losses.check(sums[0], context)
-        return sums
 
-    def clear(self) -> None:
-        self.sums.zero_()
-        self.steps, self.timed, self.data, self.seconds = 0, 0, 0.0, 0.0
+    @abstractmethod
+    def values(self, step: int, sums: list[float], window: Window) -> dict[str, float]:
+        """Return the metrics of a log line after ``step`` (from 1), of the sums over all ranks. All ranks call it."""
 
-    def save(self, context: Context) -> dict[str, Any]:
-        """For a checkpoint between two log lines. All ranks call it.
+    @abstractmethod
+    def summary(self, values: dict[str, float]) -> dict[str, str]:
+        """Return the few of ``values`` that the progress bar shows."""
 
-        Raises:
-            NonFinite: as ``total``: such weights are not saved.
-        """
-        self.total(context)
-        return {"steps": self.steps, "sums": context.gather(self.sums.tolist())}
+    def evaluates_at(self, step: int) -> bool:
+        """Return whether an evaluation is due after ``step`` (from 1)."""
+        return False
 
-    @classmethod
-    def restore(cls, saved: dict[str, Any] | None, context: Context) -> Window:
-        """The window as it was saved; on another number of ranks its sums are rank 0's."""
-        window = cls(torch.zeros(3, dtype=torch.float64, device=context.device), Losses(context.device))
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return the scores of ``model``; the first of them decides which weights are the best. All ranks call it."""
+        raise NotImplementedError
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint after ``step`` keeps beside the tensors, as JSON."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue from what ``state`` returned."""
+
+
+class TrainingLoop:
+    """Train a task from its newest checkpoint to its last step, in ``folder``:
+
+        checkpoints/step-00001234/  best/  metrics.jsonl  tb/
+
+    Args:
+        inputs: what the training is made from; every checkpoint records it.
+        saved: the checkpoint to continue from; None to start at step 0.
+
+    Attributes:
+        start: the step that this process started at.
+        done: optimiser steps that are done, those before ``start`` among them.
+        best: the highest first score of an evaluation so far; -1 before the first.
+    """
+
+    def __init__(
+        self, task: Task, folder: Path, inputs: dict[str, Any], stop: StopFlag, saved: Checkpoint | None = None
+    ) -> None:
+        self.task, self.folder, self.inputs, self.stop = task, folder, inputs, stop
+        self.strategy, self.context, self.schedule = task.strategy, task.strategy.context, task.schedule
+        state = saved.state if saved else {}
         if saved:
-            window.steps = saved["steps"]
-            parts = torch.tensor(saved["sums"], dtype=torch.float64)
-            if len(parts) == context.world:
-                window.sums += parts[context.rank].to(context.device)
-            elif context.main:
-                window.sums += parts.sum(0).to(context.device)
-        return window
+            self.strategy.load(saved.tensors)
+            task.load_state(state)
+        self.start = self.done = int(state.get("step", 0))
+        self.best = float(state.get("best", -1.0))
+        self.window = Window(task.sums, self.context.device)
+        self.window.load_state(state.get("window"), self.start, self.context)
+        self.saver = CheckpointSaver(folder, self.schedule.keep, self.schedule.keep_every)
+        self.metrics = MetricsWriter(folder, self.start) if self.context.main else None
+        units = task.units_per_step
+        self.bar = progress_bar(
+            self.schedule.steps * units, task.name, task.unit, self.context.main, self.start * units
+        )
+        self._began, self._seconds_before = time.perf_counter(), float(state.get("seconds", 0.0))
+        self._step_seconds = 0.0
+        self._saved_step: int | None = None  # by this process: a checkpoint that is there may be damaged
 
+    def run(self) -> None:
+        """Make all steps that are left.
 
-def train(
-    strategy: Strategy,
-    batches: Iterator[Batch],
-    config: PretrainConfig,
-    seed: int,
-    start: int,
-    total: int,
-    rate: Callable[[int], float],
-    objective: Objective,
-    window: Window,
-    on_log: Callable[[int, dict[str, float]], None],
-    on_step: Callable[[int], None],
-) -> None:
-    """Optimiser steps ``start`` to ``total``; ``batches`` gives ``config.accumulate`` batches a step, and
-    ``rate(step)`` the learning rate.
+        Raises:
+            UserError: the loss or the weights are not finite, or the last checkpoint could not be written.
+            Stopped: the ranks agreed to stop, and everything is saved.
+        """
+        try:
+            self.task.begin(self.start)
+            self.strategy.module.train()
+            while self.done < self.schedule.steps:
+                self.step()
+            check_weights(self.strategy.evaluated().state_dict(), self.done)
+            self.stop.finish()
+            self._finish_writes()
+        except NonFinite as error:
+            raise self._diverged(error) from None
+        finally:
+            self.close()
 
-    The device is asked for numbers every ``log_every`` steps and before a checkpoint only.
-    ``on_log(step, values)`` gets them, meaned over the window and over all ranks; ``on_step(step)``
-    runs after each step (it saves, evaluates and stops). Steps count from 1 there.
+    def step(self) -> None:
+        """Make the next optimiser step, and everything that is due after it."""
+        step, self.done = self.done, self.done + 1
+        self.context.report_progress(f"{self.task.name}: step {self.done} of {self.schedule.steps}")
+        set_lr(self.strategy.optimizer, self.task.lr(step))
+        log_due = self.schedule.logs_at(self.done)
+        began = time.perf_counter()
+        norm = self.task.step(step, self.window, norm=log_due)
+        sums = self.window.total(self.context) if log_due else None  # waits for the device, so it is timed
+        seconds = time.perf_counter() - began
+        self.window.end_step(seconds)
+        self._step_seconds += seconds
+        if sums is not None:
+            self._log(sums, norm)
+        if self.task.evaluates_at(self.done):
+            self._evaluate()
+        if self.schedule.saves_at(self.done):
+            self._save()
+        if self.done < self.schedule.steps and self.done % self.schedule.agree_every == 0 and self.stop.agreed():
+            self._save()
+            self._finish_writes()
+            raise Stopped(f"{self.task.name}: saved at step {self.done} of {self.schedule.steps}")
 
-    Raises:
-        NonFinite: it names the first such step.
-    """
-    context = strategy.context
-    strategy.module.train()
-    began = time.perf_counter()
-    for step in range(start, total):
-        number = step + 1
-        context.report_progress(f"pretrain: step {number} of {total}")
-        lr = rate(step)
-        set_lr(strategy.optimizer, lr)
-        due = number % config.log_every == 0 or number % config.checkpoint_every == 0 or number == total
-        norm = one_step(strategy, batches, config, seed, step, objective, window, due)
-        if due:
-            sums = window.total(context)
-            if norm is not None and not strategy.precision.scaler.is_enabled() and not math.isfinite(norm):
-                raise NonFinite(number)  # a finite loss may have such a gradient, and the weights are gone
-            window.seconds += time.perf_counter() - began
-            on_log(number, _values(sums, window, lr, norm, config.global_batch, strategy))
-            window.clear()
-            began = time.perf_counter()
-        paused = time.perf_counter()
-        on_step(number)
-        began += time.perf_counter() - paused  # evaluation and saving are not training time
+    def close(self) -> None:
+        """Release the task's data, and close every file."""
+        self.task.end()
+        self.bar.close()
+        if self.metrics:
+            self.metrics.close()
+        self.saver.close()
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of this training, all starts together."""
+        return self._seconds_before + time.perf_counter() - self._began
 
-def one_step(
-    strategy: Strategy,
-    batches: Iterator[Batch],
-    config: PretrainConfig,
-    seed: int,
-    step: int,
-    objective: Objective,
-    window: Window,
-    norm: bool,
-) -> torch.Tensor | None:
-    """Train on ``config.accumulate`` batches, count them in ``window``, and make optimiser step ``step`` (from 0) at
-    the rate that is set. Asks the device for no number.
+    @property
+    def steps_per_second(self) -> float:
+        """The rate of this start's steps, without logging, evaluation and saving."""
+        return (self.done - self.start) / max(self._step_seconds, 1e-9)
 
-    Returns:
-        The gradient's norm before clipping, on the device, where ``norm`` or ``config.clip_norm`` wants it.
-    """
-    context = strategy.context
-    for piece in range(config.accumulate):
-        batch = window.next(batches)
-        seed_step(seed, step, piece, context.rank, context.device)
-        images, targets = objective.mix(batch.images, batch.labels)
-        with strategy.accumulating(last=piece == config.accumulate - 1):
-            logits = strategy.forward(images)
-            loss = objective.loss(logits.float(), targets)
-            strategy.backward(loss / config.accumulate)
-        with torch.no_grad():
-            window.add(step + 1, loss, logits, batch.labels, batch.replaced)
-    gradient = strategy.step(config.clip_norm, norm)
-    window.steps += 1
-    window.timed += 1
-    return gradient
+    def _log(self, sums: list[float], norm: torch.Tensor | None) -> None:
+        precision = self.strategy.precision
+        if norm is not None and not precision.scaler.is_enabled() and not math.isfinite(norm):
+            raise NonFinite(self.done)  # a finite loss may have such a gradient, and the weights are gone
+        values = self.task.values(self.done, sums, self.window)
+        if norm is not None:
+            values["optim/gradient_norm"] = float(norm)
+        values |= {
+            "optim/lr": self.task.lr(self.done - 1),
+            "optim/loss_scale": precision.loss_scale,
+            "optim/skipped_steps": precision.skipped.item(),
+            "progress/steps": float(self.schedule.steps),
+            "progress/seconds_left": (self.schedule.steps - self.done) / self.window.steps_per_second,
+        }
+        if self.metrics:
+            self.metrics.write(self.done, values | self.saver.timings())
+            self.bar.set_postfix(self.task.summary(values))
+            self.bar.update(self.done * self.task.units_per_step - self.bar.n)
+        self.window.clear()
 
+    def _evaluate(self) -> None:
+        if self.window.steps:
+            self.window.total(self.context)  # before a broken model is called the best
+        model = self.strategy.evaluated()
+        check_weights(model.state_dict(), self.done)
+        scores = self.task.evaluate(model)
+        if self.metrics:
+            self.metrics.write(self.done, scores)
+            shown = ", ".join(f"{name} {value}" for name, value in self.task.summary(scores).items())
+            self.bar.write(f"step {self.done}/{self.schedule.steps}: {shown}")
+        score = next(iter(scores.values()))
+        if score > self.best:
+            self.best = score
+            if self.context.main:
+                self.saver.save_best({"model": model.state_dict()}, self._state())
 
-def _values(
-    sums: list[float], window: Window, lr: float, norm: torch.Tensor | None, global_batch: int, strategy: Strategy
-) -> dict[str, float]:
-    loss, correct, replaced = sums
-    images = window.steps * global_batch
-    return {
-        "train/loss": loss / images,
-        "train/top1(%)": 100 * correct / images,
-        "optim/lr": lr,
-        "optim/gradient_norm": float(norm) if norm is not None else math.nan,
-        "optim/loss_scale": strategy.precision.loss_scale,
-        "optim/skipped_steps": strategy.precision.skipped.item(),
-        "time/throughput(images/s)": images / window.steps * window.timed / window.seconds,
-        "time/data_wait(ms/step)": 1000 * window.data / window.timed,
-        "time/compute(ms/step)": 1000 * (window.seconds - window.data) / window.timed,
-        "memory/peak(GiB)": peak_memory_gib(strategy.context.device),
-        "data/replaced_samples": replaced,
-    }
+    def _save(self) -> None:
+        """Save everything that the next step needs. All ranks call it."""
+        if self.done == self._saved_step:  # due, and told to stop at once
+            return
+        self._saved_step = self.done
+        window = self.window.state(self.context)
+        tensors = self.strategy.tensors()
+        check_weights(tensors["model"], self.done)
+        if self.context.main:
+            self.saver.save(self.done, tensors, {**self._state(), "inputs": self.inputs, "window": window})
 
+    def _state(self) -> dict[str, Any]:
+        return {"step": self.done, "best": self.best, "seconds": self.seconds, **self.task.state(self.done)}
 
-@tuned_convolutions(False)  # the last batch is short
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, precision: MixedPrecision, batches: Iterator[Batch], expected: int, context: Context
-) -> dict[str, float]:
-    """Top-1 and top-5 in percent over all ranks' batches.
+    def _finish_writes(self) -> None:
+        """Wait until everything that rank 0 saved is on its disk. All ranks call it."""
+        if self.context.main:
+            self.saver.finish()
+        self.context.barrier(f"{self.task.name}-saved")
 
-    Raises:
-        AssertionError: the ranks together did not see each of ``expected`` images once.
-    """
-    model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=context.device)
-    for batch in batches:
-        context.report_progress("evaluation of the base classes")
-        with precision.autocast():
-            logits = model(batch.images)
-        top = logits.float().topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
-        sums += torch.stack([top[:, 0].sum(), top.sum(), sums.new_tensor(len(top))]).double()
-    model.train()
-    top1, top5, count = context.sum(sums).tolist()
-    assert count == expected, f"evaluation saw {count:.0f} images, the index has {expected}"
-    return {"eval/top1(%)": 100 * top1 / count, "eval/top5(%)": 100 * top5 / count}
+    def _diverged(self, error: NonFinite) -> UserError:
+        """Name the step, the last good checkpoint and what to change."""
+        self.saver.finish()
+        good = step_checkpoints(self.saver.folder)
+        last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+        again = f"start again with {self.task.remedy}, and --redo or another --name"
+        return UserError(f"{self.task.name}: loss or weights are not finite at step {error.step}; {last}; {again}")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,13 @@ from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.data.activations import Activations
 from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
-from dist_train.fewshot.methods import LEARNED
 from dist_train.models.backbone import Backbone
-from dist_train.stages import learn
-from dist_train.training import loop
-from dist_train.training.loop import Window
-from dist_train.training.objective import Objective
-from dist_train.training.optimizer import make_optimizer, set_lr, sgd
+from dist_train.stages.learn import Bank, PredictorTraining
+from dist_train.training.classification import Classification
+from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
-from dist_train.training.strategies.ddp import SummedGradients
 from dist_train.training.strategies.factory import make_strategy
+from dist_train.training.window import Window
 
 CUDA = torch.device("cuda", 0)
 CONTEXT = Context(device=CUDA)
@@ -45,26 +41,26 @@ def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any
     precision = MixedPrecision(config.precision, CUDA)
     strategy = make_strategy(model, make_optimizer(model, config), precision, config, CONTEXT)
     strategy.module.train()
-    objective, window = Objective(config, classes), Window.restore(None, CONTEXT)
+    task, window = Classification(strategy, config, classes, seed=0, steps=2), Window(Classification.sums, CUDA)
     tracker = MemTracker()
     tracker.track_external(strategy.model, strategy.optimizer, *([strategy.average] if strategy.average else []))
     images = config.global_batch // config.accumulate
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Generator[Batch]:
         while True:
             tracker.reset_mod_stats()  # or it refuses the model's next forward pass
             pixels = torch.empty(images, 3, side, side, device=CUDA).contiguous(memory_format=torch.channels_last)
             labels = torch.zeros(images, dtype=torch.int64, device="cpu" if fault == "labels" else CUDA)
             yield Batch(pixels, labels, np.arange(images))
 
-    loss = objective.loss
+    loss = task.objective.loss
     if fault in FAULTS:
-        objective.loss = lambda logits, targets: FAULTS[fault](loss(logits, targets), logits)  # type: ignore[method-assign]
-    feed = batches()
+        task.objective.loss = lambda logits, targets: FAULTS[fault](loss(logits, targets), logits)  # type: ignore[method-assign]
+    task.batches = batches()
     with tracker, mode.step():
         for step in range(1 if config.optimizer == "sgd" else 2):
             set_lr(strategy.optimizer, 0.1)
-            loop.one_step(strategy, feed, config, 0, step, objective, window, norm=True)
+            task.step(step, window, norm=True)
     return tracker.get_tracker_snapshot("peak")[CUDA]["Total"]
 
 
@@ -95,22 +91,18 @@ def learned(mode: FakeCuda, fault: str, method: str, precision: str, graphed: bo
     ``graphed``: with a rate on the device, as a CUDA graph needs."""
     rng = np.random.default_rng(0)
     table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
-    bank = learn.Bank(table, table, table.means(), torch.randn(7, 12), CONTEXT)
+    bank = Bank(table, table, table.means(), torch.randn(7, 12), CONTEXT)
     config = LearnConfig(precision=precision)  # type: ignore[arg-type]
-    model = LEARNED[method].build(method, bank.means, bank.head, config).to(CUDA)
-    config = replace(config, **model.own)
-    groups = [{"params": list(model.parameters()), "weight_decay": config.weight_decay}]
-    strategy = SummedGradients(
-        model, sgd(groups, config.momentum, nesterov=False), MixedPrecision(config.precision, CUDA), CONTEXT
-    )
-    for group in strategy.optimizer.param_groups:
+    task = PredictorTraining(method, bank, config, 0, CONTEXT)
+    for group in task.strategy.optimizer.param_groups:
         group["lr"] = torch.zeros((), device=CUDA) if graphed else 0.0
-    labels = torch.arange(7, device="cpu" if fault == "labels" else CUDA)
+    if fault == "labels":
+        task.labels = task.labels.cpu()
     for p_mean in (1.0, 0.0):
         drawn = bank.draw(0, 0, p_mean)
         with mode.step():
-            set_lr(strategy.optimizer, 0.1)
-            learn.one_step(model, bank, labels, strategy, *(part[0] for part in drawn))
+            set_lr(task.strategy.optimizer, 0.1)
+            task.update(*(numbers[0] for numbers in drawn))
     return 0
 
 

@@ -23,7 +23,7 @@ from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.models.predictor import Predictor, RowPredictor
-from dist_train.stages.learn import Bank, train
+from dist_train.stages.learn import Bank, PredictorTraining, train
 from dist_train.training import checkpoint
 from dist_train.training.metrics import read_metrics
 
@@ -39,6 +39,18 @@ def bank(context: Context) -> Bank:
     return Bank(table, val, table.means(), torch.zeros(7, 12), context)
 
 
+def learn(
+    method: str,
+    config: LearnConfig,
+    folder: Path,
+    data: Bank | None = None,
+    seed: int = 0,
+    context: Context = Context(),  # noqa: B008  (it is frozen)
+) -> None:
+    """Train a predictor in ``folder``."""
+    train(PredictorTraining(method, data or bank(context), config, seed, context), folder, {}, StopFlag(context))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = checkpoint.load(folder / "final").tensors["model"]
     return found
@@ -47,7 +59,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=1, momentum=0.0, weight_decay=0.0, p_mean=0.5)
     data = bank(Context())
-    train("phi2", data, config, tmp_path, 3, Context(), {}, StopFlag(Context()))
+    learn("phi2", config, tmp_path, data=data, seed=3)
     single, support, query = (d[0] for d in data.draw(3, 0, 0.5))
     assert 0 < single.sum() < 7
     phi = Predictor("phi2", 12, config)
@@ -72,15 +84,15 @@ def test_draws_stay_within_their_class_and_follow_p_mean() -> None:
 
 
 def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
-    train("phi2", bank(Context()), CONFIG, tmp_path / "whole", 0, Context(), {}, StopFlag(Context()))
+    learn("phi2", CONFIG, tmp_path / "whole")
     rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [r["step"] for r in rows] == [10, 20, 30] and rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert {"eval/base_top1(%)", "time/throughput(it/s)", "optim/lr"} <= set(rows[0])
 
     part = tmp_path / "part"
-    train("phi2", bank(Context()), replace(CONFIG, steps=21), part, 0, Context(), {}, StopFlag(Context()))
+    learn("phi2", replace(CONFIG, steps=21), part)
     (part / "final" / "manifest.json").unlink()  # as if it was killed after the checkpoint of step 20
-    train("phi2", bank(Context()), CONFIG, part, 0, Context(), {}, StopFlag(Context()))
+    learn("phi2", CONFIG, part)
     assert [r["step"] for r in read_metrics(part / "metrics.jsonl")] == [10, 20, 30]
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(part)[name]), name
@@ -91,7 +103,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> Non
     data.train[data.draw(0, 0, 0.0)[2][12, 3]] = float("nan")  # the query of class 3 in step 13
     config = replace(CONFIG, p_mean=0.0, checkpoint_every=5)
     with pytest.raises(UserError, match=r"phi2: loss or weights are not finite at step (\d+); .*step-0000\d+") as told:
-        train("phi2", data, config, tmp_path, 0, Context(), {}, StopFlag(Context()))
+        learn("phi2", config, tmp_path, data=data)
     step = int(str(told.value).split("at step ")[1].split(";")[0])
     rows = [data.draw(0, 0, 0.0)[k] for k in (1, 2)]
     bad = [n for n in range(30) if any(data.train[r[n]].isnan().any() for r in rows)]
@@ -160,13 +172,13 @@ def test_a_cuda_graph_learns_what_single_launches_learn(method: str, precision: 
     config = replace(CONFIG, precision=precision, schedule="release", p_mean=0.5)
     for graph in (False, True):
         options = replace(config, cuda_graph=graph)
-        train(method, data, options, tmp_path / f"{graph}", 0, context, {}, StopFlag(context))
+        learn(method, options, tmp_path / f"{graph}", data=data, context=context)
     part = tmp_path / "part"  # resumed: recorded anew, and over the file of the other way
     for graph, steps in ((True, 11), (False, 21), (True, 30)):
         options = replace(config, cuda_graph=graph, steps=30 if steps == 30 else steps, schedule="constant")
-        train(method, data, options, part, 0, context, {}, StopFlag(context))
+        learn(method, options, part, data=data, context=context)
     constant = replace(config, schedule="constant")
-    train(method, data, constant, tmp_path / "constant", 0, context, {}, StopFlag(context))
+    learn(method, constant, tmp_path / "constant", data=data, context=context)
     for one, other in (("False", "True"), ("constant", "part")):
         for name, value in weights(tmp_path / one).items():
             assert torch.allclose(value, weights(tmp_path / other)[name], rtol=1e-4, atol=1e-6), (one, name)
@@ -175,7 +187,7 @@ def test_a_cuda_graph_learns_what_single_launches_learn(method: str, precision: 
 
 
 def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None:  # type: ignore[no-untyped-def]
-    train("phi2", bank(Context()), CONFIG, tmp_path / "one", 0, Context(), {}, StopFlag(Context()))
+    learn("phi2", CONFIG, tmp_path / "one")
     torchrun(3, __file__, str(tmp_path / "three"))
     for name, value in weights(tmp_path / "one").items():
         assert torch.allclose(value, weights(tmp_path / "three")[name], atol=1e-5), name
@@ -186,4 +198,4 @@ def test_any_number_of_ranks_learns_the_same(tmp_path: Path, torchrun) -> None: 
 
 if __name__ == "__main__":  # a rank of the test above
     with contexts.start() as me:
-        train("phi2", bank(me), CONFIG, Path(sys.argv[1]), 0, me, {}, StopFlag(me))
+        learn("phi2", CONFIG, Path(sys.argv[1]), context=me)

@@ -27,15 +27,16 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.backbone import Backbone
-from dist_train.stages import learn
-from dist_train.training.finite import Losses
-from dist_train.training.loop import Window, train
+from dist_train.stages.learn import Bank, PredictorTraining, train
+from dist_train.training.classification import Classification
+from dist_train.training.loop import TrainingLoop
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
 from dist_train.training.strategies.ddp import SummedGradients
 from dist_train.training.strategies.factory import make_strategy
 from dist_train.training.strategies.strategy import Strategy
+from dist_train.training.window import Window
 
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount"}
 READS |= {"_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
@@ -110,11 +111,30 @@ def by_mask(indices: list[torch.Tensor | None]) -> bool:
 LOG_EVERY, STEPS = 3, 9
 
 
+class Watched(Classification):
+    """A training on batches that are made before, which calls ``on_step`` after each step's log line."""
+
+    def __init__(self, strategy: Strategy, config: PretrainConfig, batch: Batch) -> None:
+        super().__init__(strategy, config, classes=5, seed=0, steps=STEPS)
+        self.batch = batch
+        self.on_step: Callable[[int], None] = lambda step: None
+
+    def begin(self, start: int) -> None:
+        self.batches = (self.batch for _ in range(self.config.accumulate * STEPS))
+
+    def lr(self, step: int) -> float:
+        return 0.01
+
+    def evaluates_at(self, step: int) -> bool:
+        self.on_step(step)
+        return False
+
+
 Loop = Callable[[Callable[[int], None]], None]
 
 
-def prepare(device: torch.device, **options: Any) -> tuple[Loop, Strategy]:
-    """The real loop, with all that a recipe may switch on, as ``loop(on_step)``. Its batches are made before."""
+def prepare(device: torch.device, folder: Path, **options: Any) -> tuple[Loop, Strategy]:
+    """Return the real loop, with all that a recipe may switch on, as ``loop(on_step)``, and its strategy."""
     config = PretrainConfig(
         model="resnet10", global_batch=8, accumulate=2, mixup=0.2, cutmix=1.0, stochastic_depth=0.5, ema=0.9,
         log_every=LOG_EVERY, checkpoint_every=1000, **options,
@@ -125,13 +145,11 @@ def prepare(device: torch.device, **options: Any) -> tuple[Loop, Strategy]:
     precision = MixedPrecision(config.precision, device)
     strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)
     images, labels = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)
-    batches = [Batch(images, labels, np.arange(4), replaced=1)] * config.accumulate * STEPS
-    objective, window = Objective(config, 5), Window.restore(None, context)
+    task = Watched(strategy, config, Batch(images, labels, np.arange(4), replaced=1))
 
     def loop(on_step: Callable[[int], None]) -> None:
-        train(
-            strategy, iter(batches), config, 0, 0, STEPS, lambda step: 0.01, objective, window, lambda *_: None, on_step
-        )
+        task.on_step = on_step
+        TrainingLoop(task, folder, {}, StopFlag(context)).run()
 
     return loop, strategy
 
@@ -172,8 +190,8 @@ RECIPES: list[dict[str, Any]] = [
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
 @pytest.mark.parametrize("options", RECIPES, ids=str)
-def test_only_steps_that_are_due_read_numbers(reads: Reads, options: dict[str, Any]) -> None:
-    loop, _ = prepare(torch.device("cpu"), **options)
+def test_only_steps_that_are_due_read_numbers(reads: Reads, tmp_path: Path, options: dict[str, Any]) -> None:
+    loop, _ = prepare(torch.device("cpu"), tmp_path, **options)
     with reads:
         loop(lambda number: reads.cut())
     assert len(reads.taken) == STEPS
@@ -201,27 +219,29 @@ WAITS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]] =
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
 @pytest.mark.parametrize("name", WAITS)
-def test_a_read_added_to_the_loop_is_found(reads: Reads, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    add = Window.add
+def test_a_read_added_to_the_loop_is_found(
+    reads: Reads, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = Classification.count
 
     def reading(
-        self: Window, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, n: int
+        self: Classification, step: int, window: Window, batch: Batch, logits: torch.Tensor, loss: torch.Tensor
     ) -> None:
-        WAITS[name](loss, logits, labels)
-        add(self, step, loss, logits, labels, n)
+        WAITS[name](loss, logits, batch.labels)
+        count(self, step, window, batch, logits, loss)
 
-    monkeypatch.setattr(Window, "add", reading)
-    loop, _ = prepare(torch.device("cpu"))
+    monkeypatch.setattr(Classification, "count", reading)
+    loop, _ = prepare(torch.device("cpu"), tmp_path)
     with reads:
         loop(lambda number: reads.cut())
     assert all(len(names) >= 2 for names in reads.taken), reads.taken  # one for each of the two passes
 
 
-def bank(context: Context) -> learn.Bank:
+def bank(context: Context) -> Bank:
     rng = np.random.default_rng(0)
     table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
     val = Activations(table.rows[::4], np.arange(35), np.arange(0, 36, 5))
-    return learn.Bank(table, val, table.means(), torch.randn(7, 12), context)
+    return Bank(table, val, table.means(), torch.randn(7, 12), context)
 
 
 LEARN = LearnConfig(steps=80, log_every=10, checkpoint_every=40)  # across the draw of 64 steps
@@ -236,16 +256,15 @@ def learned(
     patch: pytest.MonkeyPatch,
     config: LearnConfig = LEARN,
 ) -> None:
-    """The real loop of ``learn``; ``on_step(number)`` comes right after a step, so that its log line comes
-    after its call."""
-    context, add = Context(device=device), Losses.add
+    """Run the real loop of ``learn``; ``on_step(number)`` is called right after a step, before its log line."""
+    context, add = Context(device=device), Window.add
 
-    def counted(self: Losses, number: int, loss: torch.Tensor) -> None:
-        add(self, number, loss)
+    def counted(self: Window, number: int, loss: torch.Tensor, sums: torch.Tensor) -> None:
+        add(self, number, loss, sums)
         on_step(number)
 
-    patch.setattr(Losses, "add", counted)
-    learn.train(method, bank(context), config, folder, 0, context, {}, StopFlag(context))
+    patch.setattr(Window, "add", counted)
+    train(PredictorTraining(method, bank(context), config, 0, context), folder, {}, StopFlag(context))
 
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
@@ -284,22 +303,24 @@ def test_every_step_of_learn_is_the_same_operations_on_the_same_shapes(
 ) -> None:
     """What a CUDA graph needs: it replays one step for all."""
     steps: list[Any] = []
-    single: set[int] = set()
-    one_step = learn.one_step
+    single_counts: set[int] = set()
+    update = PredictorTraining.update
 
-    def watched(*given: Any) -> torch.Tensor:
-        single.add(int(given[-3].sum()))
+    def watched(
+        self: PredictorTraining, single: torch.Tensor, support: torch.Tensor, query: torch.Tensor
+    ) -> torch.Tensor:
+        single_counts.add(int(single.sum()))
         with Shapes() as shapes:
-            loss = one_step(*given)
+            loss = update(self, single, support, query)
         steps.append(shapes.found)
         return loss
 
-    monkeypatch.setattr(learn, "one_step", watched)
+    monkeypatch.setattr(PredictorTraining, "update", watched)
     config = replace(LEARN, steps=8, p_mean=0.5, schedule="release")
     context = Context()
-    learn.train(method, bank(context), config, tmp_path, 0, context, {}, StopFlag(context))
+    train(PredictorTraining(method, bank(context), config, 0, context), tmp_path, {}, StopFlag(context))
     assert len(steps) == 8 and all(step == steps[0] for step in steps)
-    assert len(single) > 1 or method in ("phi2star", "triplet")  # never and always single
+    assert len(single_counts) > 1 or method in ("phi2star", "triplet")  # never and always single
 
 
 @pytest.fixture
@@ -322,12 +343,14 @@ ON_GPU: list[dict[str, Any]] = [
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("options", ON_GPU, ids=str)
 def test_pretrain_on_a_gpu_never_waits_between_log_lines(
-    options: dict[str, Any], refuse: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], tmp_path: Path, refuse: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, strategy = prepare(torch.device("cuda", 0), **options)
+    loop, strategy = prepare(torch.device("cuda", 0), tmp_path, **options)
 
     def on_step(number: int) -> None:
-        refuse(not due(number + 1))  # the first step, which makes what is made once, and those due are let off
+        refuse(
+            number < STEPS and not due(number + 1)
+        )  # the first step, which makes what is made once, and those due are let off
 
     loop(on_step)
     refuse(False)

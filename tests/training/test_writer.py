@@ -30,33 +30,34 @@ def test_the_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
         true(path, tensors, state)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    writer, weight = checkpoint.Writer(), torch.ones(3)
-    writer.save(tmp_path / "step-00000001", {"w": weight}, {"step": 1})
+    saver, weight = checkpoint.CheckpointSaver(tmp_path, keep=1), torch.ones(3)
+    saver.save(1, {"w": weight}, {"step": 1})
     weight.zero_()  # the training goes on in the same memory
-    assert not (tmp_path / "step-00000001").exists()
+    path = tmp_path / "checkpoints" / "step-00000001"
+    assert not path.exists()
     gate.set()
-    writer.finish()
-    assert checkpoint.load(tmp_path / "step-00000001").tensors["w"].tolist() == [1, 1, 1]
-    assert writer.wrote > 0 and writer.blocked >= 0
-    writer.close()
+    saver.finish()
+    assert checkpoint.load(path).tensors["w"].tolist() == [1, 1, 1]
+    assert saver.write_seconds > 0 and saver.blocked_ms >= 0
+    saver.close()
 
 
 def test_a_full_disk_is_loud_and_not_fatal_until_the_end(
     small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = small_disk("1m")
-    writer = checkpoint.Writer()
-    writer.save(disk / "step-00000001", {"w": torch.zeros(1000)}, {"step": 1})
-    writer.save(disk / "step-00000002", {"w": torch.zeros(10**6)}, {"step": 2})
+    saver = checkpoint.CheckpointSaver(disk, keep=2)
+    saver.save(1, {"w": torch.zeros(1000)}, {"step": 1})
+    saver.save(2, {"w": torch.zeros(10**6)}, {"step": 2})
     with pytest.raises(UserError, match=r"last checkpoint could not be written.*make room"):
-        writer.finish()
-    assert writer.failures == 1 and "CHECKPOINT NOT WRITTEN" in caplog.text
-    assert [p.name for p in disk.iterdir()] == ["step-00000001"]
-    latest = checkpoint.load_latest(disk)
+        saver.finish()
+    assert saver.failures == 1 and "CHECKPOINT NOT WRITTEN" in caplog.text
+    assert [path.name for path in saver.folder.iterdir()] == ["step-00000001"]
+    latest = checkpoint.load_latest(saver.folder)
     assert latest and latest.state["step"] == 1
-    writer.save(disk / "step-00000003", {"w": torch.zeros(1000)}, {"step": 3})
-    writer.finish()  # there is room again: all is well
-    writer.close()
+    saver.save(3, {"w": torch.zeros(1000)}, {"step": 3})
+    saver.finish()  # there is room again: all is well
+    saver.close()
 
 
 def test_metrics_on_a_full_disk_leave_the_run_alive(

@@ -19,7 +19,7 @@ from dist_train.data.loading.transfer import Transfer
 from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
-from dist_train.training import loop
+from dist_train.training import window as windows
 
 GPU = torch.device("cuda", 0)
 
@@ -160,12 +160,12 @@ def test_time_that_the_gpu_computes_is_not_time_that_training_waits_for_data(
             return 5.0
 
     monkeypatch.setattr(loader, "Transfer", Busy)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(windows.time, "perf_counter", lambda: clock[0])
     view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
     batches = train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 4))
-    window = loop.Window.restore(None, Context())
+    window = windows.Window(3, torch.device("cpu"))
     assert [window.next(batches).waited for _ in range(4)] == [0, 5, 5, 5]
-    assert clock == [15] and window.data == 0
+    assert clock == [15] and window.data_seconds == 0
 
 
 def test_on_a_cpu_it_does_nothing() -> None:
