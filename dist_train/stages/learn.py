@@ -23,7 +23,7 @@ from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.rows import is_done
 from dist_train.training import checkpoint
-from dist_train.training.cuda_graph import Graphed
+from dist_train.training.cuda_graph import GraphedStep
 from dist_train.training.loop import Schedule, Task, TrainingLoop
 from dist_train.training.optimizer import predictor_rate, sgd
 from dist_train.training.precision import MixedPrecision, assert_float32, exact_products
@@ -179,7 +179,7 @@ class PredictorTraining(Task):
         for group in self.strategy.optimizer.param_groups:  # whatever the checkpoint's was
             group["lr"] = torch.zeros((), device=context.device) if graphed else 0.0
         if graphed:
-            self._update = Graphed(self.update, context.device, "learn.cuda_graph")
+            self._update = GraphedStep(self.update, context.device, "learn.cuda_graph")
         self._draw(start)
 
     def lr(self, step: int) -> float:
@@ -228,7 +228,7 @@ def base_top1(model: RowPredictor, bank: Bank, context: Context) -> float:
     rows = model(bank.means, torch.zeros(len(bank.means), dtype=torch.bool, device=bank.device))
     correct = sum(
         ((model.query(q) @ rows.T).argmax(1) == y).sum()
-        for q, y in zip(bank.val.split(8192), bank.val_labels.split(8192), strict=True)
+        for q, y in zip(torch.split(bank.val, 8192), torch.split(bank.val_labels, 8192), strict=True)
     )
     total = context.sum(torch.as_tensor(correct, dtype=torch.float64, device=bank.device))
     return 100 * total.item() / bank.queries

@@ -170,7 +170,7 @@ def build(run: Run, context: Context) -> Backbone:
     config = run.config.pretrain
     model = Backbone(config.model, len(run.base), config.small_stem)
     if config.sync_batchnorm:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if config.stochastic_depth:
         model.drop_branches(config.stochastic_depth)  # after the conversion: new layers would lack the hooks
     assert_float32(model)

@@ -1,6 +1,6 @@
-"""Numbers of a run: TensorBoard and ``metrics.jsonl``, the same in both, resume-safe.
+"""The metrics of a run, the same in TensorBoard and in ``metrics.jsonl``, safe to resume.
 
-Tags carry their units: ``throughput (images/s)``. Only rank 0 writes.
+Tags carry their units: ``time/throughput(images/s)``. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Writer of one stage's numbers, continued at ``step``.
+    """Write a stage's metrics, continued at ``step``.
 
-    What an interrupted run wrote past its last checkpoint is taken back: lines of metrics.jsonl with
-    a later step are removed, and TensorBoard is told to forget them (``purge_step``).
+    Metrics that an interrupted run wrote past its last checkpoint are taken back: lines of metrics.jsonl with a later
+    step are removed, and TensorBoard forgets them (``purge_step``).
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -39,31 +39,33 @@ class MetricsWriter:
         self.board = SummaryWriter(str(folder / "tb"), purge_step=step + 1, flush_secs=10)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and one scalar each in TensorBoard.
+        """Write a line of metrics.jsonl, and a scalar for each value to TensorBoard.
 
-        A full disk does not end a run of days: it is told, and the line is missing.
+        A full disk does not end a run of days: it is logged, and the line is missing.
         """
-        with self._alive(f"step {step} is missing"):
+        with self._logged(f"step {step} is missing"):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-        with self._alive(f"step {step} is missing in TensorBoard"):
+        with self._logged(f"step {step} is missing in TensorBoard"):
             for tag, value in values.items():
                 self.board.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        for part in (self.file, self.board):
-            with self._alive("closed early"):
-                part.close()
+        """Close both files."""
+        for output in (self.file, self.board):
+            with self._logged("closed early"):
+                output.close()
 
     @contextmanager
-    def _alive(self, what: str) -> Iterator[None]:
+    def _logged(self, loss: str) -> Iterator[None]:
+        """Log an error of the disk, with what is lost by it, and go on."""
         try:
             yield
         except OSError as error:
-            log.error("%s: NOT WRITTEN (%s), %s; make room on the disk", self.path, error.strerror, what)
+            log.error("%s: NOT WRITTEN (%s), %s; make room on the disk", self.path, error.strerror, loss)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    """Return the rows of a metrics.jsonl, without a last line that was cut off in writing."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -74,13 +76,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def reproducible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without what is measured in seconds and bytes: the part that a repeated run repeats."""
+    """Return rows without measurements of time and memory: the values that a repeated run repeats."""
     measured = ("time/", "memory/", "checkpoint/", "progress/seconds")
     return [{tag: value for tag, value in row.items() if not tag.startswith(measured)} for row in rows]
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory in GiB: allocated on the GPU, or resident of this process."""
+    """Return the peak memory in GiB: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

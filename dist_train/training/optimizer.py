@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate, a pure function of the step."""
+"""The optimisers, and their learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dist_train.config import LearnConfig, PretrainConfig
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No weight decay on norms and biases: everything of one dimension (Goyal et al. 2017, He et al. 2019)."""
+    """Return parameter groups without weight decay for norms and biases, which are all that have one dimension (Goyal
+    et al. 2017, He et al. 2019)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -21,11 +22,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def sgd(groups: list[dict[str, Any]], momentum: float, nesterov: bool = True) -> torch.optim.SGD:
-    """SGD; the rate is set before each step. Fused: it leaves a step out by the scaler's word on the
-    device, without a host's reading it."""
+    """Return SGD whose rate is set before each step. It is fused: it skips a step by the scaler's flag on the device,
+    which the host need not read."""
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
     if momentum:
-        # PyTorch (2.14) makes this buffer without filling it, and a first step that is left out does not either.
+        # PyTorch (2.14) makes this buffer without filling it, and a first step that is skipped does not fill it.
         for group in groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
@@ -33,12 +34,13 @@ def sgd(groups: list[dict[str, Any]], momentum: float, nesterov: bool = True) ->
 
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``pretrain.optimizer`` names: our SGD, or timm's LAMB (You et al. 2020) and LARS
-    (You et al. 2017), which adapt the rate of each layer. They do not clip: ``pretrain.clip_norm`` does."""
+    """Return the optimiser that ``pretrain.optimizer`` names: PyTorch's SGD, or timm's LAMB (You et al. 2020) or LARS
+    (You et al. 2017), which adapt the rate of each layer. They do not clip gradients; ``pretrain.clip_norm`` does."""
     groups = decay_groups(model, config.weight_decay)
     if config.optimizer == "sgd":
         return sgd(groups, config.momentum)
-    from timm.optim import Lamb, Lars
+    from timm.optim.lamb import Lamb
+    from timm.optim.lars import Lars
 
     if config.optimizer == "lamb":
         return Lamb(groups, lr=0.0, max_grad_norm=None)
@@ -46,7 +48,7 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opti
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """In place where the rate is a tensor, which a CUDA graph reads."""
+    """Set the rate of all groups; in place where it is a tensor, which a CUDA graph reads."""
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):
             group["lr"].fill_(lr)
@@ -55,15 +57,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def peak_lr(config: PretrainConfig) -> float:
-    """The peak rate for the whole batch: as given, or as given for 256 images and scaled, by the linear
-    (Goyal et al. 2017) or the square-root rule (Krizhevsky 2014; You et al. 2020 for LAMB)."""
+    """Return the peak rate for the whole batch: ``config.lr`` itself, or ``config.lr`` for 256 images scaled by the
+    linear rule (Goyal et al. 2017) or the square-root rule (Krizhevsky 2014; You et al. 2020 for LAMB)."""
     power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.lr_scaling]
     return float(config.lr * (config.global_batch / 256) ** power)
 
 
 def learning_rate(step: int, total: int, warmup: int, epochs: float, config: PretrainConfig) -> float:
-    """Rate of step 0..total-1, of ``epochs`` epochs: linear from ``peak / warmup`` to the peak, then half a
-    cosine or a line to zero, or a tenth at each milestone."""
+    """Return the rate of step 0..total-1 of a training of ``epochs`` epochs: linear from ``peak / warmup`` to the peak,
+    then half a cosine or a line to zero, or a tenth at each milestone."""
     peak = peak_lr(config)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -74,8 +76,8 @@ def learning_rate(step: int, total: int, warmup: int, epochs: float, config: Pre
 
 
 def predictor_rate(step: int, total: int, config: LearnConfig) -> float:
-    """``learn``'s rate at step 0..total-1: constant, half a cosine to zero, or the release's 1e-3, 5e-4, 1e-4,
-    1e-5 from epochs 0, 50, 120, 175 of 200, as shares of ``learn.lr`` and of ``total``."""
+    """Return ``learn``'s rate at step 0..total-1: constant, half a cosine to zero, or the schedule of the authors'
+    release: 1e-3, 5e-4, 1e-4, 1e-5 from epochs 0, 50, 120, 175 of 200, as shares of ``learn.lr`` and of ``total``."""
     share = step / total
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * share))

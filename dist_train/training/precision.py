@@ -18,16 +18,17 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "
 
 
 class MixedPrecision:
-    """One object for every strategy: ``autocast`` around a forward pass, ``scale`` for the loss, ``step``. Making it
-    decides for this process whether GPUs round float32 products (tf32), until another is made.
+    """Compute in mixed precision, in the same way under every strategy: ``autocast`` around a forward pass, ``scale``
+    for the loss, ``step`` for the optimiser.
+
+    The newest instance decides for the whole process whether GPUs round float32 products (tf32).
 
     Attributes:
         scaler: scales losses in fp16; does nothing in bf16 and fp32.
-        skipped: float64, on the device: steps left out since it was last cleared because a scaled
-            gradient overflowed.
+        skipped: float64 scalar on the device, the number of steps skipped because a scaled gradient overflowed.
 
     Raises:
-        UserError: fp16 on a device that has none.
+        UserError: fp16 on a device without fp16 instructions.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
@@ -42,29 +43,31 @@ class MixedPrecision:
         self.skipped = torch.zeros((), dtype=torch.float64, device=device)
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which products are computed in this precision."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss to call ``backward`` on."""
         return self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients in their true size, for their norm; once before ``step``."""
+        """Bring gradients to their true size, for their norm; at most once before ``step``."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimiser's step (left out where a gradient overflowed: on the device, by a fused optimiser).
+        """Make the optimiser's step, or skip it where a gradient overflowed; a fused optimiser does so on the device.
 
-        A step that is left out shows in the scale, which then shrinks; no host waits to see it.
+        A skipped step shows in the scale, which then shrinks, so the host need not wait to count it.
         """
-        before = self.scaler._get_scale_async().clone() if self.scaler.is_enabled() else None  # type: ignore[union-attr]
+        before = self._scale().clone() if self.scaler.is_enabled() else None
         self.scaler.step(optimizer)
         self.scaler.update()
         if before is not None:
-            self.skipped += (self.scaler._get_scale_async() < before).double()
+            self.skipped += (self._scale() < before).double()
 
-    def told(self, overflow: bool) -> None:
-        """What ``step`` does to the scale, where something else has looked at the gradients (DeepSpeed):
-        the scaler is shown one gradient that tells it."""
+    def update_scale(self, overflow: bool) -> None:
+        """Update the scale as ``step`` does, where DeepSpeed has looked at the gradients: the scaler is shown a
+        gradient that overflows or does not."""
         if self.scaler.is_enabled():
             probe = torch.zeros((), device=self.device, requires_grad=True)
             probe.grad = torch.full_like(probe, float("inf") if overflow else 0.0)
@@ -73,29 +76,36 @@ class MixedPrecision:
 
     @property
     def loss_scale(self) -> float:
+        """The scale of losses; 1 in bf16 and fp32."""
         return float(self.scaler.get_scale())
+
+    def _scale(self) -> torch.Tensor:
+        scale = self.scaler._get_scale_async()
+        assert scale is not None  # the scaler is enabled, and has scaled a loss
+        return scale
 
 
 def round_products(allowed: bool) -> None:
-    """Let GPUs round the factors of float32 products to TF32, or not, in this process.
+    """Set whether GPUs may round the factors of float32 products to TF32 in this process.
 
-    PyTorch's defaults are of both kinds: matrix products are exact, convolutions are not.
+    PyTorch's defaults differ: matrix products are exact, convolutions are not.
     """
     _round("high" if allowed else "highest", allowed)
 
 
 def _round(products: str, convolutions: bool) -> None:
-    # Both of PyTorch's interfaces (the second one since 2.9), or reading the first raises where anyone has set the
-    # second. And where the first says no, torch.backends.fp32_precision still decides for convolutions.
+    # Set both of PyTorch's interfaces (the second exists since 2.9): reading the first raises where anyone has set the
+    # second. And where the first forbids TF32, torch.backends.fp32_precision still decides for convolutions.
     torch.set_float32_matmul_precision(products)
     torch.backends.cudnn.allow_tf32 = convolutions
-    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]
+    backends: Any = torch.backends.cudnn
+    for kind in (backends.conv, backends.rnn):
         kind.fp32_precision = "tf32" if convolutions else "ieee"
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Compute exact float32 products within, also within an autocast; after it as before."""
+    """Compute exact float32 products in this context, within an autocast too; restore the settings after it."""
     kinds: Any = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     gpu, cpu, convolutions = (kind.fp32_precision for kind in kinds)
     products = "highest" if gpu != "tf32" else "medium" if cpu == "bf16" else "high"
@@ -109,10 +119,11 @@ def exact_products() -> Iterator[None]:
 
 @contextmanager
 def tuned_convolutions(on: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms on each new shape and keep the fastest within, or not; after it as before.
+    """Set whether cuDNN tries its algorithms on each new shape and keeps the fastest; restore the setting after the
+    context.
 
-    On: for shapes that come again and again. A trial takes seconds for a whole network, and the choice, and with it
-    the last digits, may differ from one start to the next.
+    Worth it for shapes that come again and again: a trial takes seconds for a whole network. The choice, and with it
+    the last digits, may differ from start to start.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = on
@@ -123,13 +134,13 @@ def tuned_convolutions(on: bool) -> Iterator[None]:
 
 
 def assert_float32(model: nn.Module) -> None:
-    """Master weights and batch norm's statistics are float32 whatever the autocast type."""
+    """Assert that weights and batch norm's statistics are float32, whatever the autocast type."""
     tensors = (*model.parameters(), *model.buffers())
     assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()), "master weights must be float32"
 
 
 def cpu_has(precision: Precision) -> bool:
-    """Whether the CPU computes in this type itself (AMX or AVX-512 instructions; ARM's bf16)."""
+    """Return whether the CPU has instructions for this type (AMX or AVX-512; ARM's bf16)."""
     if not os.path.exists("/proc/cpuinfo"):
         return True
     with open("/proc/cpuinfo") as file:

@@ -15,25 +15,30 @@ from dist_train.training.strategies.strategy import Strategy
 
 
 class SummedGradients(Strategy):
-    """For small models whose ranks already scale their losses by their share of the whole: gradients
-    are summed in one exchange after the backward pass."""
+    """Sum the ranks' gradients in one exchange after the backward pass, for small models whose ranks already scale
+    their losses by their share of the whole.
+
+    Not a DDP communication hook: DDP follows its own ``forward``, of which every parameter must be part, and averages;
+    a predictor trains by its ``loss``, has parameters that a step may leave alone, and fits one bucket.
+    """
 
     def backward(self, loss: torch.Tensor) -> None:
         super().backward(loss)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.context.world > 1 and gradients:
-            flat = torch.cat([g.flatten() for g in gradients])
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             self.context.sum(flat)
-            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, total in zip(gradients, torch.split(flat, sizes), strict=True):
+                gradient.copy_(total.view_as(gradient))
 
 
 class DataParallel(Strategy):
-    """PyTorch's DistributedDataParallel.
+    """Train by PyTorch's DistributedDataParallel.
 
     Args:
-        channels_last: memory format of the weights and of what convolutions compute.
-        compiled: forward and backward pass through ``torch.compile``; evaluation is not compiled.
+        channels_last: whether weights and convolutions use this memory format.
+        compiled: whether forward and backward pass go through ``torch.compile``; evaluation does not.
     """
 
     def __init__(
@@ -48,11 +53,11 @@ class DataParallel(Strategy):
         super().__init__(model, optimizer, precision, context)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
             self.align()
         if compiled:
-            # In DDP's forward pass, where PyTorch then cuts the graph at DDP's buckets: a bucket is exchanged while the
-            # backward graphs of those after it run.
+            # Compiled within DDP, PyTorch cuts the graph at DDP's buckets: a bucket is exchanged while the backward
+            # graphs of the later buckets run.
             self.module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         if context.world > 1:
             devices = [context.device.index] if context.device.type == "cuda" else None

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO as a strategy: the only module that imports DeepSpeed.
 
-DeepSpeed is used as the partitioner of a float32 model; precision stays with ``MixedPrecision``. Its own
-bf16 and fp16 modes cast batch norm's weights and not its statistics (0.19 then fails), and clip at 1.0.
+DeepSpeed partitions a float32 model; precision stays with ``MixedPrecision``. DeepSpeed's own bf16 and fp16 modes cast
+batch norm's weights but not its statistics (0.19 then fails), and clip gradients at 1.0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dist_train.errors import UserError
 from dist_train.training.precision import MixedPrecision
 from dist_train.training.strategies.strategy import Strategy
 
-# What this program decides; given in pretrain.deepspeed they are refused.
+# Options that this program decides, with the key that does; in pretrain.deepspeed they are refused.
 _OWNED = {
     "train_batch_size": "pretrain.global_batch",
     "train_micro_batch_size_per_gpu": "pretrain.global_batch and pretrain.accumulate",
@@ -48,7 +48,7 @@ _OWNED = {
     "zero_optimization.offload_optimizer": "pretrain.offload",
     "zero_optimization.cpu_offload": "pretrain.offload",
 }
-# What is passed on (deepspeed.ai/docs/config-json).
+# Options that are passed on (deepspeed.ai/docs/config-json): sections of options, and single values.
 _SECTIONS = (
     "zero_optimization",
     "comms_logger",
@@ -66,7 +66,7 @@ _VALUES = (
 
 
 class _Forward(nn.Module):
-    """The model within our autocast: DeepSpeed's engine switches off one that is around it."""
+    """Call the model within our autocast; DeepSpeed's engine switches off an autocast around the engine."""
 
     def __init__(self, model: nn.Module, precision: MixedPrecision) -> None:
         super().__init__()
@@ -79,11 +79,11 @@ class _Forward(nn.Module):
 
 
 class DeepSpeed(Strategy):
-    """ZeRO of a stage: 0 as DDP, 1 divides the optimiser's state among ranks, 2 the gradients too, 3 the
-    weights too (Rajbhandari et al. 2020).
+    """Train by DeepSpeed's ZeRO (Rajbhandari et al. 2020). Stage 0 is as DDP, 1 divides the optimiser's state among
+    ranks, 2 the gradients too, 3 the weights too.
 
     Raises:
-        UserError: DeepSpeed is missing or does not take an option, or the optimiser works on whole layers.
+        UserError: DeepSpeed is missing or does not take an option.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class DeepSpeed(Strategy):
         options = deepspeed_options(config, context.world, sum(p.numel() for p in model.parameters()))
         deepspeed = _deepspeed(context)
         if not dist.is_initialized():  # a lone process
-            dist.init_process_group(backends(context.device), store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]  # documented, but not exported by name
+            dist.init_process_group(backends(context.device), store=store, rank=0, world_size=1)
         # DeepSpeed replaces the groups' parameters by flat ones.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         if self.stage > 0:
@@ -114,12 +115,12 @@ class DeepSpeed(Strategy):
             raise UserError(f"pretrain.deepspeed: {' '.join(str(error).split())[:300]}") from None
         self.engine: Any = self.module
         if self.stage > 0:
-            self.loads_on = torch.device("cpu")  # whole tensors, of which each rank takes its piece
+            self.loads_on = torch.device("cpu")  # checkpoints have whole tensors; each rank takes its piece
             self._clear_state()
         elif config.channels_last:
-            # Not before: DeepSpeed's first broadcast views weights as bytes. Not from stage 1 on: it lays
-            # weights in a row; channels_last images alone give convolutions the format.
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            # Not before: DeepSpeed's first broadcast views weights as bytes. Not from stage 1 on, where it lays weights
+            # in a row; channels_last images alone give convolutions the format.
+            model.to(memory_format=torch.channels_last)
             self.align()
 
     @contextmanager
@@ -136,33 +137,35 @@ class DeepSpeed(Strategy):
         if self.stage == 0:
             loss = self.precision.scale(loss)
         elif scaler.is_enabled():
-            self.engine_optimizer.override_loss_scale(scaler.get_scale())  # it multiplies, and divides in its step
+            # DeepSpeed multiplies the loss by it, and divides the gradients in its step.
+            self.engine_optimizer.override_loss_scale(scaler.get_scale())
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, clip_norm: float, norm: bool) -> torch.Tensor | None:
         if self.stage == 0:
-            found = self._plain_step(norm)
+            total_norm = self._plain_step(norm)
         else:
             self.engine.step()
-            self.precision.told(self.engine_optimizer.overflow)
-            found = self.engine.get_global_grad_norm()
+            self.precision.update_scale(self.engine_optimizer.overflow)
+            total_norm = self.engine.get_global_grad_norm()
         self.update_average()
-        return None if found is None else torch.as_tensor(found)
+        return None if total_norm is None else torch.as_tensor(total_norm)
 
     def _plain_step(self, norm: bool) -> torch.Tensor | None:
-        """Stage 0 has no optimiser of DeepSpeed's around ours, and so nothing that knows of a scale."""
+        """Make a step of stage 0, where DeepSpeed has no optimiser around ours, and so nothing that knows of a
+        scale."""
         scaled = self.precision.scaler.is_enabled()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if scaled:
             torch._foreach_mul_(gradients, 1 / self.precision.loss_scale)
-        found = torch.nn.utils.get_total_norm(gradients) if norm or scaled else None
-        overflow = scaled and found is not None and not bool(found.isfinite())
+        total_norm = torch.nn.utils.get_total_norm(gradients) if norm or scaled else None
+        overflow = scaled and total_norm is not None and not bool(total_norm.isfinite())
         if overflow:
             self.engine.zero_grad()
         else:
             self.engine.step()
-        self.precision.told(overflow)
-        return found
+        self.precision.update_scale(overflow)
+        return total_norm
 
     def whole(self) -> nn.Module:
         model = super().whole()
@@ -170,10 +173,10 @@ class DeepSpeed(Strategy):
             return model
         full = _utils().safe_get_full_fp32_param
         with torch.no_grad():
-            for mine, parameter in zip(self._twin.parameters(), model.parameters(), strict=True):
-                mine.copy_(full(parameter))
-            for mine, buffer in zip(self._twin.buffers(), model.buffers(), strict=True):
-                mine.copy_(buffer)
+            for copied, parameter in zip(self._twin.parameters(), model.parameters(), strict=True):
+                copied.copy_(full(parameter))
+            for copied_buffer, buffer in zip(self._twin.buffers(), model.buffers(), strict=True):
+                copied_buffer.copy_(buffer)
         return self._twin
 
     def _optimizer_state(self) -> dict[str, Any]:
@@ -196,8 +199,8 @@ class DeepSpeed(Strategy):
         return flat
 
     def _clear_state(self, keys: list[str] | None = None) -> None:
-        """The optimiser as it is before its first step. DeepSpeed's stage 3 makes a step without gradients
-        to have the memory; SGD's momentum then holds the weight decay."""
+        """Bring the optimiser to the state before its first step. DeepSpeed's stage 3 makes a step without gradients to
+        allocate the memory, after which SGD's momentum holds the weight decay."""
         for flat in self._flat():
             state = self.optimizer.state[flat]
             for key in {*state, *(keys or ())}:
@@ -207,14 +210,14 @@ class DeepSpeed(Strategy):
         self._link()
 
     def _link(self) -> None:
-        """DeepSpeed links parameters to the state once, in its first step, after the first group's part of
-        it: the other groups have no state yet, and one that is loaded is there before."""
+        """Link parameters to their optimiser state anew. DeepSpeed does so once, within its first step, when the first
+        group only has a state; the state of a checkpoint is there before."""
         if self.stage < 3:
             self.engine_optimizer._hp_optimizer_states_linked = False
             self.engine_optimizer._lazy_init_hp_params_optimizer_state()
 
     def _full_state(self) -> dict[str, Any]:
-        """As the bare optimiser's ``state_dict``: state by the parameter's number, whole tensors."""
+        """Return what the bare optimiser's ``state_dict`` would be: whole tensors, by the parameter's number."""
         full = _utils().safe_get_full_optimizer_state
         self._link()
         groups, state, number = [], {}, 0
@@ -225,12 +228,12 @@ class DeepSpeed(Strategy):
             keys = [key for key, value in self.optimizer.state.get(flat, {}).items() if value.shape == flat.shape]
             for index, parameter in zip(numbers, parameters, strict=True):
                 if keys:
-                    # Whole, and so not on the device: there is no room for it where ZeRO is needed.
+                    # On the CPU: where ZeRO is needed, the device has no room for whole tensors.
                     state[index] = {key: full(parameter, key).cpu() for key in keys}
         return {"state": state, "param_groups": groups}
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, key: str | None = None) -> None:
-        """A whole tensor into the pieces of it that this rank has: of the optimiser's state, or the weight."""
+        """Copy this rank's piece of a whole tensor: to the optimiser's state named ``key``, or to the weight."""
         utils = _utils()
         value = value.to(self.context.device)
         if self.stage < 3:
@@ -241,9 +244,9 @@ class DeepSpeed(Strategy):
             return
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         start = size * self.context.rank
-        piece = torch.zeros(size, device=value.device)  # the last one may reach past the end
-        mine = value.flatten()[start : start + size]
-        piece[: len(mine)] = mine
+        piece = torch.zeros(size, device=value.device)  # the last rank's piece may reach past the end
+        values = value.flatten()[start : start + size]
+        piece[: len(values)] = values
         if key is None:
             utils.safe_set_local_fp32_param(parameter, piece)
             parameter.ds_tensor.data.copy_(piece)  # type: ignore[attr-defined]
@@ -261,13 +264,14 @@ class DeepSpeed(Strategy):
 
 
 def deepspeed_options(config: PretrainConfig, world: int, parameters: int = 0) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: ours, and what ``pretrain.deepspeed`` adds.
+    """Return DeepSpeed's configuration: our options, and those of ``pretrain.deepspeed``.
 
     Args:
-        parameters: numbers of the model; 0 where it is not known yet.
+        world: number of ranks.
+        parameters: how many numbers the model has; 0 where that is not known yet.
 
     Raises:
-        UserError: an option that another key decides.
+        UserError: an option that another key decides, or that is not passed on.
     """
     given = copy.deepcopy(config.deepspeed)
     for name in given:
@@ -284,14 +288,14 @@ def deepspeed_options(config: PretrainConfig, world: int, parameters: int = 0) -
             raise UserError(f"pretrain.deepspeed.{name}: not an option that is passed on{hint}")
     stage = int(config.strategy.removeprefix("zero"))
     zero: dict[str, Any] = {"stage": stage, **(given.pop("zero_optimization", None) or {})}
-    if parameters:  # DeepSpeed takes memory for 5e8 gradients (0.19, runtime/zero/config.py), 2 GB, whatever the model
+    if parameters:  # DeepSpeed allocates 2 GB, for 5e8 gradients (0.19, runtime/zero/config.py), whatever the model
         zero.setdefault("reduce_bucket_size", min(parameters, 500_000_000))
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": config.global_batch // world // config.accumulate,
         "gradient_accumulation_steps": config.accumulate,
-        "gradient_clipping": config.clip_norm,  # 1.0 where it is left out (0.19)
+        "gradient_clipping": config.clip_norm,  # DeepSpeed (0.19) takes 1.0 where it is missing
         "zero_allow_untested_optimizer": True,  # our parity tests are the test
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
@@ -301,21 +305,24 @@ def deepspeed_options(config: PretrainConfig, world: int, parameters: int = 0) -
 
 
 def _deepspeed(context: Context) -> Any:
+    """Return DeepSpeed's module, imported with the settings that it reads from the environment."""
     if context.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # The number of the GPU that it computes on: under SLURM a task may see its own GPU only, as number 0.
+    # DeepSpeed reads the number of its GPU here; under SLURM a task may see only its own GPU, as number 0.
     on_gpu = context.device.type == "cuda"
     os.environ["LOCAL_RANK"] = str(context.device.index if on_gpu else context.local_rank)
-    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # mpirun's; it refuses one that differs
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)  # mpirun's: DeepSpeed refuses a number that differs
     try:
         deepspeed = importlib.import_module("deepspeed")
     except ImportError as error:
         raise UserError(f"DeepSpeed cannot be imported ({error}); pip install deepspeed") from None
-    # An operator for small exchanges on CPUs; building it takes a compiler and minutes.
+    # An operator for small exchanges on CPUs, whose build needs a compiler and minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
-        warnings.filterwarnings("ignore", message=f".*{name}. is deprecated")  # DeepSpeed calls them, not we
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what is set on purpose
+        warnings.filterwarnings(
+            "ignore", message=f".*{name}. is deprecated"
+        )  # DeepSpeed calls them, this program does not
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of options that are set on purpose
     return deepspeed
 
 

@@ -19,7 +19,7 @@ def make_strategy(
     config: PretrainConfig,
     context: Context,
 ) -> Strategy:
-    """The strategy that ``pretrain.strategy`` names.
+    """Return the strategy that ``pretrain.strategy`` names.
 
     Raises:
         UserError: DeepSpeed does not take the options.

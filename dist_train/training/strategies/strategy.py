@@ -1,6 +1,7 @@
-"""How ranks train one model together. The loop, precision, checkpoints and evaluation see only these calls.
+"""The contract of a strategy: how ranks train a model together.
 
-``DataParallel`` is PyTorch's DDP; DeepSpeed's ZeRO is in ``zero``. Both keep the same checkpoints.
+The loop, checkpoints and evaluation see only these calls. ``ddp.py`` has PyTorch's DDP, ``deepspeed.py`` DeepSpeed's
+ZeRO; ``factory.py`` picks. All keep the same checkpoints.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from dist_train.training.precision import MixedPrecision
 
 
 class Strategy:
-    """A lone process, and what all strategies share.
+    """Train as a lone process; subclasses train as many ranks.
 
     Attributes:
-        module: what is called in training.
         model: the bare model.
+        module: the module that is called in training: the model, or a wrapper of it.
+        average: timm's moving average of the model; None where none is kept.
+        loads_on: the device on which ``load`` wants a checkpoint's tensors.
     """
 
     def __init__(
@@ -31,56 +34,59 @@ class Strategy:
         self.model, self.optimizer, self.precision, self.context = model, optimizer, precision, context
         self.module: nn.Module = model
         self.average: Any = None
-        self.loads_on = context.device  # where a checkpoint's tensors are wanted
+        self.loads_on = context.device
 
     def keep_average(self, decay: float) -> None:
-        """From now on, a moving average of the weights and statistics, by timm."""
-        from timm.utils import ModelEmaV3  # not above: it takes seconds, and few want it
+        """Keep timm's moving average of the weights and statistics from now on."""
+        from timm.utils.model_ema import ModelEmaV3  # not above: its import takes seconds, and few runs need it
 
         self.average = ModelEmaV3(self.model, decay=decay)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [B, classes] in the autocast type."""
+        """Return logits [B, classes] in the autocast type."""
         with self.precision.autocast():
-            return self.module(images)
+            logits: torch.Tensor = self.module(images)
+        return logits
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around a forward and backward pass: gradients are exchanged in the last one only."""
+        """Return the context for a forward and backward pass; ranks exchange gradients in the last pass of a step."""
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        self.precision.scale(loss).backward()
+        """Add the gradient of ``loss``."""
+        self.precision.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, clip_norm: float, norm: bool) -> torch.Tensor | None:
-        """The optimiser's step, and gradients cleared.
+        """Make the optimiser's step and clear the gradients.
 
         Args:
-            clip_norm: the gradient's largest norm; 0 = as it is.
-            norm: whether the norm is wanted where nothing is clipped.
+            clip_norm: the gradient's largest norm; 0 = not clipped.
+            norm: whether to return the norm where nothing is clipped.
 
         Returns:
-            The gradient's norm before clipping, on the device, where it was wanted.
+            The gradient's norm before clipping, on the device; None where nobody asked for it.
         """
         self.precision.unscale(self.optimizer)
-        found = None
+        total_norm = None
         if clip_norm or norm:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            found = torch.nn.utils.get_total_norm(gradients)
+            total_norm = torch.nn.utils.get_total_norm(gradients)
             if clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_norm, found)
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_norm, total_norm)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.update_average()
-        return found
+        return total_norm
 
     def update_average(self) -> None:
+        """Take the weights of this step into the average, where one is kept."""
         if self.average is not None:
             self.average.update(self.model)
 
     def evaluated(self) -> nn.Module:
-        """What is evaluated and goes on to the next stage: the average where one is kept, else the whole
-        model. All ranks call it."""
+        """Return the model that is evaluated and goes on to the next stage: the average where one is kept, else the
+        whole model. All ranks call it."""
         if self.average is None:
             return self.whole()
         self._share_buffers(self.average.module)
@@ -93,25 +99,24 @@ class Strategy:
                 dist.broadcast(buffer, 0)
 
     def whole(self) -> nn.Module:
-        """The model with all its weights on this rank, the same on every rank: for evaluation and
-        checkpoints. Batch norm's statistics are rank 0's, as DDP takes them before each forward pass.
-        All ranks call it."""
+        """Return the model with all its weights, the same on every rank, for evaluation and checkpoints. All ranks call
+        it. Batch norm's statistics are rank 0's, as DDP broadcasts them before each forward pass."""
         self._share_buffers(self.model)
         return self.model
 
     def tensors(self) -> dict[str, Any]:
-        """What ``load`` takes: full tensors, the same for every strategy. All ranks call it."""
-        found = {"model": self.whole().state_dict(), "scaler": self.precision.scaler.state_dict()}
-        found["skipped"] = {"steps": self.precision.skipped}
+        """Return a checkpoint's tensors: whole ones, the same for every strategy. All ranks call it."""
+        tensors = {"model": self.whole().state_dict(), "scaler": self.precision.scaler.state_dict()}
+        tensors["skipped"] = {"steps": self.precision.skipped}
         if self.average is not None:
-            found["average"] = self.evaluated().state_dict()
-        return {**found, "optimizer": self._optimizer_state()}
+            tensors["average"] = self.evaluated().state_dict()
+        return {**tensors, "optimizer": self._optimizer_state()}
 
     def _optimizer_state(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 
     def load(self, tensors: dict[str, Any]) -> None:
-        """Continue from a checkpoint of any strategy."""
+        """Continue from the tensors of a checkpoint, whichever strategy saved it."""
         self.precision.scaler.load_state_dict(tensors["scaler"])
         self.precision.skipped.copy_(tensors["skipped"]["steps"])
         if self.average is not None:
@@ -123,11 +128,11 @@ class Strategy:
         self.optimizer.load_state_dict(optimizer)
         for group in self.optimizer.param_groups:
             if torch.is_tensor(group.get("step")):
-                group["step"] = group["step"].cpu()  # LAMB's count: timm reads it at every step, without waiting there
+                group["step"] = group["step"].cpu()  # LAMB's count: timm reads it at every step, and must not wait
         self.align()
 
     def align(self) -> None:
-        """The optimiser's state in the memory format of the weights, which it may be older than."""
+        """Bring the optimiser's state to the memory format of the weights, which may have changed since it was made."""
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
