@@ -78,7 +78,7 @@ def work(config: Config, command: str, redo: bool) -> int:
         except Exception as error:
             _leave(error, config, context, monitor)
         finally:
-            monitor.left()
+            monitor.report_end()
 
 
 def _meet(config: Config, context: Context, lock: RunLock) -> None:
@@ -122,7 +122,7 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
 def _leave(error: Exception, config: Config, context: Context, monitor: Monitor) -> NoReturn:
     """Record why this rank fails, print bad input once for all ranks, and raise the error that names the culprit."""
     if isinstance(error, (UserError, OSError)):
-        first = monitor.failed(str(error))
+        first = monitor.report_failure(str(error))
         if isinstance(error, UserError):
             if first:  # now: when another rank with the same error has left, a launcher may end this one
                 who = f"rank {context.rank}: " if context.world > 1 else ""
@@ -132,9 +132,9 @@ def _leave(error: Exception, config: Config, context: Context, monitor: Monitor)
     # When a rank goes, the exchanges of the others break with a RuntimeError: say which rank it was, not where that
     # was noticed. A GPU that failed, a loader that failed and a defect are this rank's own.
     own = not isinstance(error, RuntimeError) or isinstance(error, (torch.AcceleratorError, PipelineError))
-    culprit = monitor.culprit(config.monitor.rank_timeout) if context.world > 1 and not own else None
+    culprit = monitor.find_culprit(config.monitor.rank_timeout) if context.world > 1 and not own else None
     if culprit is None:
-        monitor.failed(f"{type(error).__name__}: {error}".splitlines()[0], crashed=True)
+        monitor.report_failure(f"{type(error).__name__}: {error}".splitlines()[0], crashed=True)
         raise error
     raise type(culprit)(monitor.farewell(culprit)) from None
 

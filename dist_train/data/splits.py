@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from dist_train.config import configs_dir
 from dist_train.data.shards.index import Subset, chunks
-from dist_train.distributed.shared import shared
+from dist_train.distributed.shared import shared_array
 from dist_train.errors import UserError, command
 from dist_train.files import write_text
 from dist_train.names import class_name, is_class_name
@@ -342,4 +342,4 @@ def _shared_of(
 ) -> npt.NDArray[Any]:
     """An array that a subset's table and a view's ``lookup`` decide; shared where the table is a file."""
     name = f"{what}-{subset.digest[:16]}-{hashlib.sha256(lookup.tobytes()).hexdigest()[:16]}"
-    return shared(name, len(subset) if subset.digest else 0, make)
+    return shared_array(name, len(subset) if subset.digest else 0, make)

@@ -1,4 +1,4 @@
-"""Who am I: rank, world and device, from torchrun, from SLURM, or as a lone process."""
+"""This process among all: its rank, the world's size and its device, under torchrun, SLURM, or alone."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dist_train.config import MonitorConfig
 from dist_train.distributed.devices import Seat, choose_device, identity, refuse_shared
 from dist_train.distributed.rendezvous import meet, read_environment, wait_for_each_other
 
-_LONGEST = 10 * 365 * 86400.0  # seconds; a time without end cannot be given to a process group
+_LONGEST_TIMEOUT = 10 * 365 * 86400.0  # seconds; a process group takes no infinite time-out
 
 
 @dataclass
 class Progress:
-    """What this process is doing, for whoever watches it.
+    """Say what this process is doing, for the monitor.
 
     Attributes:
-        text: "pretrain: step 120".
+        text: such as "pretrain: step 120 of 9000".
         since: ``time.monotonic()`` of the last progress.
-        patient: nothing is expected to move for a long time (waiting for another rank).
+        patient: whether no progress is expected for a long time (waiting for another rank).
     """
 
     text: str = "starting"
@@ -39,13 +39,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """This process among all.
+    """Identify this process among all, and talk to the others.
 
     Attributes:
-        rank, world: number of this process and of all processes.
+        rank, world: this process's number, and how many there are.
         local_rank, local_world: the same on this node.
         device: this rank's GPU, or the CPU (``devices.choose_device``).
-        store, address: where the ranks met; None for a lone process.
+        store, address: the store at which the ranks met, and its host and port; None and "" for a lone process.
+        progress: what this process is doing.
     """
 
     rank: int = 0
@@ -58,19 +59,19 @@ class Context:
     progress: Progress = field(default_factory=Progress, compare=False, repr=False)
 
     def report_progress(self, text: str, patient: bool = False) -> None:
-        """Note progress. Costs nothing worth naming: call it at every step."""
+        """Note progress. Cheap enough to call at every step."""
         self.progress.text, self.progress.patient, self.progress.since = text, patient, time.monotonic()
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0: the one that prints, logs and saves."""
+        """Whether this is rank 0, which prints, logs and saves."""
         return self.rank == 0
 
     def barrier(self, name: str) -> None:
-        """All ranks meet. ``name`` must be the same on all; it appears when one is missing.
+        """Wait until all ranks are here. ``name`` must be the same on all; it is shown when a rank is missing.
 
-        Through the store and without a short time-out, for rank 0 may be at work for hours (a pack,
-        class means) while the others have nothing to do but wait.
+        The ranks wait at the store, without a short time-out: rank 0 may work for hours (a pack, class means) while the
+        others have nothing else to do.
         """
         if self.world == 1:
             return
@@ -81,7 +82,7 @@ class Context:
         self.report_progress(before)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in order of ranks, on every rank."""
+        """Return every rank's value, in the order of ranks, on every rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -89,19 +90,19 @@ class Context:
         return values
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place."""
+        """Sum over ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on (fewer than the machine has, under SLURM or taskset)."""
+    """Return how many CPUs this process may use; under SLURM or taskset, fewer than the machine has."""
     return len(os.sched_getaffinity(0))
 
 
 def cpus_per_rank(local_world: int, env: Mapping[str, str] = os.environ) -> int:
-    """This rank's share of the node's CPUs: what SLURM gave its task, else an equal part."""
+    """Return this rank's number of CPUs: those that SLURM gave its task, else an equal share of the node's."""
     asked = env.get("SLURM_CPUS_PER_TASK", "")
     if asked.isdigit() and "SLURM_STEP_NUM_TASKS" in env:
         return max(1, min(usable_cpus(), int(asked)))
@@ -112,13 +113,12 @@ def cpus_per_rank(local_world: int, env: Mapping[str, str] = os.environ) -> int:
 def start(
     env: Mapping[str, str] = os.environ, timeout: float = 600.0, join: bool = True, folder: Path | None = None
 ) -> Iterator[Context]:
-    """Meet the other ranks, and join the process group (gloo on CPUs, NCCL on GPUs) for as long as the
-    block runs.
+    """Meet the other ranks, and join the process group (gloo on CPUs, NCCL on GPUs) for this context.
 
     Args:
-        timeout: seconds until all ranks must have come.
-        join: False: meet only, and leave ``join_group`` to the caller.
-        folder: where ranks that have no address yet find each other (SLURM), seen by all of them.
+        timeout: seconds within which all ranks must come.
+        join: whether to join the process group; False leaves ``join_group`` to the caller.
+        folder: a folder that all ranks see, where those without an address find each other (SLURM).
 
     Raises:
         UserError: a rank did not come, the environment is wrong, or GPUs cannot be used (``devices``).
@@ -142,7 +142,7 @@ def start(
 
 
 def backends(device: torch.device) -> str:
-    """Return the process group's backends: of a GPU's tensors NCCL, of a CPU's gloo."""
+    """Return the process group's backends: NCCL for tensors on a GPU, gloo for those on the CPU."""
     return "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
 
 
@@ -150,8 +150,9 @@ def join_group(context: Context, hang_timeout: float = MonitorConfig.hang_timeou
     """Connect all ranks that have met.
 
     Args:
-        hang_timeout: seconds after which ``engine.monitor`` ends a rank that hangs. An exchange waits for
-            twice as long: NCCL's own watchdog would end the process without saying which rank it is.
+        hang_timeout: seconds after which ``monitor`` ends a rank that hangs. An exchange waits twice as long: NCCL's
+        own
+            watchdog would end the process without naming the rank.
     """
     if context.world > 1:
         dist.init_process_group(
@@ -159,13 +160,13 @@ def join_group(context: Context, hang_timeout: float = MonitorConfig.hang_timeou
             store=context.store,
             rank=context.rank,
             world_size=context.world,
-            timeout=timedelta(seconds=min(2 * hang_timeout, _LONGEST)),
+            timeout=timedelta(seconds=min(2 * hang_timeout, _LONGEST_TIMEOUT)),
         )
 
 
 def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str]:
-    """Return where the ranks are and what they have, in a line, and a warning for each that has less than
-    it should. Every rank calls it.
+    """Return a line on where the ranks are and what they have, and a warning for each rank that has fewer CPUs than it
+    should. All ranks call it.
 
     Raises:
         UserError: ranks share a GPU, or only some have a GPU.
@@ -181,9 +182,9 @@ def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str
     refuse_shared(seats)
     nodes = list(dict.fromkeys(seat.host for seat in seats))
     kinds = ", ".join(dict.fromkeys(seat.kind for seat in seats))
-    over = env.get("GLOO_SOCKET_IFNAME")
+    interface = env.get("GLOO_SOCKET_IFNAME")
     line = (
         f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, "
-        f"{min(seat.cpus for seat in seats)} CPU(s) each" + (f", over {over})" if over else ")")
+        f"{min(seat.cpus for seat in seats)} CPU(s) each" + (f", over {interface})" if interface else ")")
     )
     return [line, *(seat.warning for seat in seats if seat.warning)]

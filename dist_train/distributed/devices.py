@@ -1,4 +1,4 @@
-"""Which GPU a rank computes on, and why there is none where there should be."""
+"""Choose the GPU that a rank computes on, and say why there is none where there should be."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from dist_train.distributed.rendezvous import Place
 from dist_train.errors import UserError
 
-# What SLURM sets for the tasks and scripts of a job that has GPUs (sbatch and srun, "OUTPUT ENVIRONMENT VARIABLES"),
-# and the value that says it has none.
+# Variables that SLURM sets for the tasks and scripts of a job with GPUs (sbatch and srun, "OUTPUT ENVIRONMENT
+# VARIABLES"), and the value of each that means none.
 _SLURM_GPUS = {"SLURM_GPUS_ON_NODE": "0", "SLURM_STEP_GPUS": "", "SLURM_JOB_GPUS": ""}
 _NONE_WANTED = ("", "-1", "NoDevFiles")
 
@@ -23,7 +23,7 @@ def choose_device(place: Place, env: Mapping[str, str] = os.environ) -> torch.de
     """Return the device of a rank: its GPU, or the CPU where no GPU is meant for it.
 
     A launcher shows a process all GPUs of its node, of which the local rank names one, or only the
-    process's own, which is then number 0. ``refuse_shared`` looks whether two ranks chose the same.
+    process's own, which is then number 0. ``refuse_shared`` finds out whether two ranks chose the same.
 
     Raises:
         UserError: there are fewer GPUs than ranks, or GPUs were allocated and torch cannot use them.
@@ -43,9 +43,11 @@ def choose_device(place: Place, env: Mapping[str, str] = os.environ) -> torch.de
 
 
 def allocated(env: Mapping[str, str] = os.environ) -> str | None:
-    """Return what says that this process is meant to have GPUs, or None. An empty
-    CUDA_VISIBLE_DEVICES says that it is not; under SLURM only what SLURM allocated counts, for a node may
-    have GPUs that the job does not."""
+    """Return the evidence that this process is meant to have GPUs, in words, or None.
+
+    An empty CUDA_VISIBLE_DEVICES means that it is not. Under SLURM only SLURM's allocation counts, for a node may have
+    GPUs that the job does not.
+    """
     shown = env.get("CUDA_VISIBLE_DEVICES")
     if shown is not None and shown.strip() in _NONE_WANTED:
         return None
@@ -67,7 +69,7 @@ def device_files(folder: Path = Path("/dev")) -> list[Path]:
 
 
 def driver_cuda() -> tuple[int, int] | None:
-    """Return the newest CUDA that the driver takes, as (major, minor); None where its library is missing."""
+    """Return the newest CUDA version that the driver supports, as (major, minor); None where its library is missing."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
         version = ctypes.c_int()
@@ -79,10 +81,10 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def unusable(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Return why torch has no GPU here, and what to do about it, where ``torch.cuda.is_available`` is false.
+    """Return why ``torch.cuda.is_available`` is false here, and what to do about it.
 
-    A build of torch runs on each driver of its CUDA's major version (NVIDIA, "CUDA Compatibility": minor
-    version compatibility).
+    A build of torch runs on every driver of its CUDA's major version (NVIDIA, "CUDA Compatibility": minor version
+    compatibility).
     """
     if torch.version.cuda is None:
         return "it is built without CUDA", "pip install torch from PyPI"
@@ -103,7 +105,7 @@ def unusable(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
             )
         return reason, "install a newer driver"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
     else:
@@ -115,33 +117,34 @@ def unusable(env: Mapping[str, str] = os.environ) -> tuple[str, str]:
 
 
 def unusable_though_allocated(env: Mapping[str, str] = os.environ) -> str | None:
-    """Return, where torch has no GPU, what says that there should be one, the reason and the remedy; None where no GPU
-    is meant."""
-    if (why := allocated(env)) is None:
+    """Return, where torch has no GPU, a text with the evidence that there should be a GPU, the reason and the remedy;
+    None where no GPU is meant."""
+    if (evidence := allocated(env)) is None:
         return None
     reason, remedy = unusable(env)
-    return f"{why}, but torch cannot use a GPU: {reason}; {remedy}"
+    return f"{evidence}, but torch cannot use a GPU: {reason}; {remedy}"
 
 
 def identity(device: torch.device, env: Mapping[str, str] = os.environ) -> str | None:
-    """Return a name that no other GPU has: its UUID, or that of a part of a GPU (MIG); None for a CPU."""
+    """Return a name that no other GPU has: its UUID, or the UUID of a part of a GPU (MIG); None for a CPU."""
     if device.type != "cuda":
         return None
     shown = env.get("CUDA_VISIBLE_DEVICES", "")
-    if shown.startswith("MIG-"):  # CUDA shows a process the first part only
+    if shown.startswith("MIG-"):  # CUDA shows a process only the first part
         return shown.split(",")[0]
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank computes.
+    """Say where a rank computes.
 
     Attributes:
+        host: name of its node.
         kind: name of its GPU, or "CPU".
-        gpu: what no other GPU is called; None for a CPU.
+        gpu: its GPU's ``identity``; None for a CPU.
         cpus: its share of the node's CPUs.
-        warning: what it has less of than it should.
+        warning: what it has less of than it should, in words.
     """
 
     host: str
@@ -152,11 +155,10 @@ class Seat:
 
 
 def refuse_shared(seats: list[Seat]) -> None:
-    """Refuse ranks that would compute on one GPU, or on GPUs beside ranks without one. ``seats`` is in the
-    order of ranks.
+    """Refuse ranks that share a GPU, and ranks on GPUs beside ranks without a GPU. ``seats`` is in the order of ranks.
 
     Raises:
-        UserError: names ranks, host and GPU.
+        UserError: ranks share a GPU, or only some have a GPU; names ranks, hosts and GPU.
     """
     ranks: dict[str | None, list[int]] = {}
     for rank, seat in enumerate(seats):

@@ -1,4 +1,4 @@
-"""Work on many shards at once: processes, progress, and a clean way out."""
+"""Run tasks in many processes at once, with progress and a clean way out."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ Result = TypeVar("Result")
 
 
 class Cancelled(Exception):
-    """Raised in a worker by ``advance`` after the parent has given up."""
+    """The parent has given up; ``advance`` raises it in a worker."""
 
 
-def progress_bar(total: int, what: str, unit: str, show: bool, done: int = 0) -> tqdm[Any]:
-    """A bar with rate and time left on stderr; in a log file, a line every half minute."""
-    interval = 0.1 if sys.stderr.isatty() else 30
-    scale = unit == "B"
+def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0) -> tqdm[Any]:
+    """Return a bar with rate and time left on stderr; in a log file it prints a line every half minute."""
     return tqdm(
         total=total,
         initial=done,
-        desc=what,
+        desc=title,
         unit=unit,
-        unit_scale=scale,
-        mininterval=interval,
+        unit_scale=unit == "B",
+        mininterval=0.1 if sys.stderr.isatty() else 30,
         disable=not show,
     )
 
 
 def advance(images: int) -> None:
-    """To be called by a task now and then: counts its images, and ends it if the parent has given up."""
+    """Count images that a task has done; tasks call it now and then.
+
+    Raises:
+        Cancelled: the parent has given up.
+    """
     count, stop = _shared
     with count.get_lock():
         count.value += images
@@ -53,16 +55,17 @@ def advance(images: int) -> None:
 def run_tasks(
     function: Callable[[Task, int], Result], tasks: Iterable[Task], total: int, workers: int, bar: tqdm[Any]
 ) -> list[Result]:
-    """``function(task, threads)`` for all tasks, in processes; the results in the order of the tasks.
+    """Call ``function(task, threads)`` for all tasks, in processes, and return the results in the order of the tasks.
+
+    An error of a task, and KeyboardInterrupt, is raised after the other tasks have been stopped.
 
     Args:
-        function: a module's function; calls ``advance`` as it goes.
-        tasks: ``total`` of them, asked for one after the other: not all need be in memory.
-        workers: CPUs to use, 0 = all usable ones. With fewer tasks than that, each has several threads.
-        bar: moved on by what the tasks count.
+        function: a module's function, which calls ``advance`` as it goes.
+        tasks: ``total`` tasks, taken one after the other: not all need be in memory.
+        workers: CPUs to use; 0 for all usable CPUs. With fewer tasks than CPUs, each task has several threads.
+        bar: shows what the tasks count.
 
     Raises:
-        What a task raises, after the others have been stopped; likewise KeyboardInterrupt.
         UserError: negative ``workers``, or a process was killed from outside.
     """
     if workers < 0:
@@ -71,8 +74,8 @@ def run_tasks(
         return []
     cpus = workers or usable_cpus()
     processes = min(cpus, total)
-    # Not fork: the caller may have threads (torch, DALI), and a forked process could hang on their locks.
-    # The forkserver imports once for all workers.
+    # Not fork: the caller may have threads (torch, DALI), and a forked process could hang on their locks. The
+    # forkserver imports the modules once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, "dist_train.data.loading.dali"])
     count, stop = context.Value("q", 0), context.Event()
@@ -109,7 +112,7 @@ def _start_worker(count: Any, stop: Any) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A parent that was killed cannot stop us, and its queue stays open: watch for its end."""
+    """End this worker when its parent is killed, which cannot stop it and leaves its queue open."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Share large arrays and checks between the ranks of a node: the first that asks does the work, all map the result.
+"""Share large arrays and checks between the ranks of a node: the first rank does the work, and all map the result.
 
     TMPDIR/dist_train-UID/HOST/START/NAME.npy      an array; its pages are in memory once, however many ranks map it
     TMPDIR/dist_train-UID/HOST/START/NAME.checked  a check was passed
@@ -6,10 +6,10 @@
     TMPDIR/dist_train-UID/HOST/START/alive         held, together, by all ranks that live
 
 Locks are the kernel's: a killed process holds none. START is a step of a SLURM job, or the process that started the
-ranks, so that a new start makes and checks all of it anew. Nothing depends on these files: each is a pure function of
+ranks, so that a new start makes and checks everything anew. Nothing depends on these files: each is a pure function of
 its name, and a rank that cannot use them makes a copy of its own. A file is complete or not there (rename), is never
-written again, and may be removed by this node at any time: what is mapped stays mapped. HOST is for a TMPDIR that nodes
-share: what another node removes from a network file system is gone for who has mapped it (SIGBUS).
+written again, and may be removed by this node at any time: a mapped file stays mapped. HOST is for a TMPDIR that nodes
+share: a file that another node removes from a network file system is lost to a process that has mapped it (SIGBUS).
 """
 
 from __future__ import annotations
@@ -45,40 +45,39 @@ LARGE = 2**20
 _PATIENCE = 60.0  # seconds to wait for another rank's work; after that, this rank does it as well
 
 
-def shared(name: str, items: int, make: Callable[[], Array]) -> Array:
-    """Return ``make()``; where it has ``LARGE`` items, mapped read-only from a file that all ranks of this node map.
+def shared_array(name: str, items: int, make: Callable[[], Array]) -> Array:
+    """Return ``make()``; from ``LARGE`` items on, mapped read-only from a file that all ranks of this node map.
 
     Args:
         name: file name; the array must be a pure function of it.
-        items: how many the array has, nearly.
+        items: how many items the array has, nearly.
     """
     folder = _folder() if items >= LARGE else None
     if folder is None:
         return make()
     path = folder / f"{name}.npy"
     with _lock(path):
-        found = _mapped(path)
-        if found is None:
-            array = make()
-            _publish(path, array)
-            found = _mapped(path)
-            if found is None:  # no room, or the folder went with a rank that has ended
-                found = array
-        return found
+        mapped = _mapped(path)
+        if mapped is not None:
+            return mapped
+        array = make()
+        _publish(path, array)
+        mapped = _mapped(path)
+        return array if mapped is None else mapped  # no room, or the folder went with a rank that has ended
 
 
-def discard(name: str) -> None:
-    """Remove a shared array's file. Whoever has mapped it keeps it."""
+def discard_array(name: str) -> None:
+    """Remove a shared array's file. A rank that has mapped it keeps it."""
     if (folder := _folder()) is not None:
         with suppress(OSError):
             (folder / f"{name}.npy").unlink(missing_ok=True)
 
 
-def once(name: str, check: Callable[[], None]) -> None:
-    """Run a check that raises what is wrong; where another rank of this node and start has passed it, do nothing.
+def check_once(name: str, check: Callable[[], None]) -> None:
+    """Run a check, which raises an error if it fails, unless another rank of this node and start has passed it.
 
     Args:
-        name: file name; must change with what is checked.
+        name: file name; must change with what the check looks at.
     """
     folder = _folder()
     if folder is None:
@@ -92,6 +91,7 @@ def once(name: str, check: Callable[[], None]) -> None:
 
 
 def _mapped(path: Path) -> Array | None:
+    """Map the array in a file; return None where there is none."""
     try:
         return np.asarray(np.load(path, mmap_mode="r"))  # the array below np.memmap, whose indexing is slower
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def _mapped(path: Path) -> Array | None:
 
 
 def _publish(path: Path, array: Array) -> None:
-    """Write the array, whole or not at all; without fsync, for it need not survive the machine."""
+    """Write the array, whole or not at all. Without fsync: it need not survive the machine."""
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
     try:
         with temporary.open("wb") as file:
@@ -112,7 +112,8 @@ def _publish(path: Path, array: Array) -> None:
 
 
 def _lock(path: Path) -> AbstractContextManager[Any]:
-    """Return the held lock; or nothing where there are none, or its holder is too slow: then two do the same work."""
+    """Return the held lock, or a null context where the file system has no locks or the holder is too slow: then two
+    ranks do the same work."""
     try:
         return FileLock(path.with_suffix(".lock")).acquire(timeout=_PATIENCE)
     except (OSError, NotImplementedError):
@@ -133,8 +134,8 @@ def _folder() -> Path | None:
             return None  # another user's: not to be trusted
         root = own / socket.gethostname()
         root.mkdir(exist_ok=True)
-        for left in root.iterdir():
-            _remove(left)
+        for start in root.iterdir():
+            _remove(start)
         folder = root / _start(place)
         alive = _join(folder)
     except OSError:
@@ -144,7 +145,7 @@ def _folder() -> Path | None:
 
 
 def _start(place: Place) -> str:
-    """Return a name that all ranks of this node have that were started together, and no others."""
+    """Return a name that is the same for all ranks of this node that were started together, and for no others."""
     if place.launcher == "slurm":  # not the parent: a container's process or a shell may stand between srun and a rank
         return "-".join(os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
     return f"{os.getppid()}-{_born(os.getppid())}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -162,13 +163,17 @@ def _join(folder: Path) -> IO[bytes]:
 
 
 def _remove(folder: Path, alive: IO[bytes] | None = None) -> None:
-    """Remove a start's folder unless another rank lives that uses it. ``alive``: this rank's, which uses it no more."""
+    """Remove a start's folder, unless a living rank uses it.
+
+    Args:
+        alive: this rank's own file of the folder, which this rank uses no more.
+    """
     with suppress(OSError), alive or (folder / "alive").open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _born(pid: int) -> str:
-    """Return when a process started, in ticks since boot: field 22 of proc_pid_stat(5). With it, a number that is used
-    again is another process."""
+    """Return when a process started, in ticks since boot: field 22 of proc_pid_stat(5). It tells apart two processes
+    that had the same number."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

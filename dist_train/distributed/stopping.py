@@ -1,7 +1,7 @@
-"""Leaving in order: a signal or a deadline sets a flag, the ranks agree, save together and go.
+"""How ranks stop in order: a signal or a deadline sets a flag, the ranks agree on it, save together and leave.
 
-USR2 and TERM are what SLURM sends before it takes a job's nodes, INT is Ctrl-C. A second signal
-leaves at once, for whoever does not want to wait for the save.
+SLURM sends USR2 and TERM before it takes a job's nodes; INT is Ctrl-C. A second signal leaves at once, for a user who
+does not want to wait for the save.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dist_train.distributed.context import Context
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-_SAME = 1.0  # seconds: a launcher may pass on what a terminal already sent to the whole group
+_SAME_SIGNAL = 1.0  # seconds: a launcher may pass on a signal that a terminal has sent to the whole group
 
 
 class Stopped(Exception):
@@ -31,17 +31,20 @@ class Stopped(Exception):
 
 
 def margin(seconds: float) -> float:
-    """How long before a job's end to stop: a step, a save and the way out. Two minutes, or a fifth of a
-    job that is shorter than ten."""
+    """Return how many seconds before its end a job of ``seconds`` stops, for a step, a save and the way out: two
+    minutes, or a fifth of a job that is shorter than ten minutes."""
     return min(120.0, seconds / 5)
 
 
 class StopFlag:
-    """``with StopFlag(context, minutes) as stop:`` and ``stop.agreed()`` at each step boundary.
+    """Hold whether to stop, in a ``with`` block around the work; loops ask ``agreed`` at each step boundary.
 
     Args:
-        max_minutes: stop after so many minutes; None: never.
-        env: ``SLURM_JOB_END_TIME`` (seconds since 1970) is a deadline too, ``margin`` ahead.
+        max_minutes: minutes after which to stop; None for no limit.
+        env: its ``SLURM_JOB_END_TIME`` (seconds since 1970), less ``margin``, is a deadline too.
+
+    Attributes:
+        reason: why this rank should stop; None as long as it should not.
     """
 
     def __init__(self, context: Context, max_minutes: float | None = None, env: Mapping[str, str] = os.environ) -> None:
@@ -61,8 +64,8 @@ class StopFlag:
         self._work: Any = None
 
     def __enter__(self) -> StopFlag:
-        # The main thread may be in a library's wait, where Python's handlers do not run: the numbers go
-        # through a pipe to a thread of our own.
+        # The main thread may be waiting inside a library, where Python's handlers do not run: signal numbers go through
+        # a pipe to a thread of our own.
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         for number in _SIGNALS:
@@ -82,8 +85,8 @@ class StopFlag:
         os.close(self._read)
         os.close(self._write)
 
-    # A forked child must die of a signal like any other process, from its first moment on: signals wait
-    # until its handlers are reset, or they would reach this process through the pipe.
+    # A forked child must die of a signal like any other process, from its first moment on: signals are blocked until
+    # its handlers are reset, or they would reach this process through the pipe.
 
     def _hold(self) -> None:
         if self._before:
@@ -99,7 +102,7 @@ class StopFlag:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _reset(self) -> None:
-        """The handlers as they were."""
+        """Restore the handlers."""
         if self._before:
             signal.set_wakeup_fd(self._wakeup)
         while self._before:
@@ -118,7 +121,7 @@ class StopFlag:
         if self.reason is None:
             self.reason, self._first = f"signal {name}", now
             self._say(f"{name}: saving at the next step and leaving; once more to leave at once")
-        elif now - self._first > _SAME:
+        elif now - self._first > _SAME_SIGNAL:
             self._say(f"{name} again: leaving at once; the last checkpoint stays")
             os._exit(128 + number)
 
@@ -126,15 +129,17 @@ class StopFlag:
         os.write(2, f"dist-train: rank {self.context.rank}: {text}\n".encode())
 
     def requested(self) -> bool:
-        """Whether this rank was told to stop. The others may not know yet."""
+        """Return whether this rank has a reason to stop. The others may not know yet."""
         if self.reason is None and time.monotonic() > self._deadline:
             self.reason, self._first = self._why, time.monotonic()
         return self.reason is not None
 
     def agreed(self) -> bool:
-        """Whether all ranks stop here. Every rank calls it at the same step boundaries, and all get
-        the same answer: one step after the first rank was told, for the exchange of one step is read
-        at the next, when it has long arrived. So it costs no waiting, and no device synchronisation."""
+        """Return whether all ranks stop here. All ranks call it at the same step boundaries, and get the same answer.
+
+        The answer comes one call after the first rank had a reason: the exchange of a boundary is read at the next,
+        when it has long arrived. So nothing waits, and no device is synchronised.
+        """
         if self.context.world == 1:
             return self.requested()
         stop = False
@@ -146,13 +151,13 @@ class StopFlag:
         return stop
 
     def finish(self) -> None:
-        """At the end of a loop: take in the exchange that is still on its way."""
+        """Complete the exchange that is still on its way; to be called at the end of a loop."""
         if self._work is not None:
             self._work.wait()
             self._work = None
 
     def agreed_now(self) -> bool:
-        """The same, asked and answered at once: for boundaries that are seconds apart."""
+        """Return the same as ``agreed`` at once, for boundaries that are seconds apart."""
         self.finish()
         flag = torch.tensor([float(self.requested())])
         if self.context.world > 1:
@@ -160,8 +165,8 @@ class StopFlag:
         return bool(flag.item())
 
     def announced(self) -> bool:
-        """For work without common steps (``extract``): whether any rank was told to stop, by the
-        ranks' store. What a rank finds here the others may find later."""
+        """Return whether any rank has announced a stop in the ranks' store, for work without common steps
+        (``extract``). Other ranks may notice the same announcement later."""
         if self.context.world == 1:
             return self.requested()
         store = dist.distributed_c10d._get_default_store()

@@ -68,7 +68,7 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     assert "resuming is exact, on 1, 2 and 4 ranks" in out and out.count("+") >= 4
 
     # Other pixels for one rank of two: a loader whose windows depend on the rank.
-    import dist_train.data.loader as loader
+    import dist_train.data.loading.loader as loader
 
     true = loader.train_windows
 

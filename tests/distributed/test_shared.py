@@ -229,18 +229,18 @@ def test_a_check_that_was_passed_is_of_this_file_only(
 def test_a_lone_process_leaves_nothing(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in RANKS:
         monkeypatch.delenv(name)
-    assert sharing.shared("name", ROWS, lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert sharing.shared_array("name", ROWS, lambda: np.arange(3)).tolist() == [0, 1, 2]
     assert not rank.exists()
 
 
 def test_a_small_array_is_no_file_and_a_large_one_is_made_once_and_cannot_be_written(rank: Path) -> None:
-    assert sharing.shared("small", 10, lambda: np.arange(3)).flags.writeable
+    assert sharing.shared_array("small", 10, lambda: np.arange(3)).flags.writeable
     made = []
-    first, second = (sharing.shared("large", ROWS, lambda: made.append(1) or np.arange(3)) for _ in range(2))
+    first, second = (sharing.shared_array("large", ROWS, lambda: made.append(1) or np.arange(3)) for _ in range(2))
     assert made == [1] and first.tolist() == second.tolist() == [0, 1, 2] and type(second) is np.ndarray
     with pytest.raises(ValueError, match="read-only"):
         second[0] = 1
-    sharing.discard("large")
+    sharing.discard_array("large")
     assert second.tolist() == [0, 1, 2], "what is mapped stays"
     assert sorted(path.name for path in rank.rglob("*") if path.is_file()) == ["alive", "large.lock"]
 
@@ -270,9 +270,9 @@ def test_who_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pyte
             sharing.shutil.rmtree(rank)
         return np.arange(3)
 
-    assert sharing.shared("name", ROWS, make).tolist() == [0, 1, 2]
+    assert sharing.shared_array("name", ROWS, make).tolist() == [0, 1, 2]
     looks: list[int] = []
-    sharing.once("check", lambda: looks.append(1))
+    sharing.check_once("check", lambda: looks.append(1))
     assert looks == [1]
     assert not list(rank.rglob(".*")) if rank.is_dir() else True
 
@@ -280,8 +280,8 @@ def test_who_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pyte
 HOLDER = """
 import os, sys
 import numpy as np
-from dist_train.data import shared as sharing
-print(sharing.shared(sys.argv[1], sharing.LARGE, lambda: np.full(3, int(sys.argv[2])))[0], flush=True)
+from dist_train.distributed import shared as sharing
+print(sharing.shared_array(sys.argv[1], sharing.LARGE, lambda: np.full(3, int(sys.argv[2])))[0], flush=True)
 sys.stdin.read()
 """
 
@@ -341,7 +341,7 @@ def test_what_a_killed_start_left_is_removed_and_what_a_living_one_has_is_not(ra
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert (rank / "7-0-0" / "held.npy").exists()
-    sharing.shared("name", ROWS, lambda: np.arange(3))
+    sharing.shared_array("name", ROWS, lambda: np.arange(3))
     mine = f"{os.getppid()}-{sharing._born(os.getppid())}-0"
     assert sorted(path.name for path in rank.iterdir()) == sorted(["7-1-0", mine]) and elsewhere.exists()
     lives.communicate()
@@ -370,7 +370,7 @@ def test_a_disk_that_is_full_is_said_by_its_name(rank: Path, caplog: pytest.LogC
     )  # NumPy writes less than it was asked to, as on a full disk
     try:
         with caplog.at_level(logging.WARNING):
-            assert len(sharing.shared("name", ROWS, lambda: np.arange(ROWS))) == ROWS
+            assert len(sharing.shared_array("name", ROWS, lambda: np.arange(ROWS))) == ROWS
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (message,) = caplog.messages

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.distributed.shared import discard, shared
+from dist_train.distributed.shared import discard_array, shared_array
 from dist_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]
@@ -84,11 +84,11 @@ class Order:
         """All positions in the order of epoch ``number``."""
         order = self._epochs.get(number)
         if order is None:
-            order = shared(self._name(number), self.num_samples, partial(self._draw, number))
+            order = shared_array(self._name(number), self.num_samples, partial(self._draw, number))
             if len(self._epochs) > 2:  # a batch reaches over two epochs at most; a reader ahead may be in a third
                 oldest = min(list(self._epochs))
                 self._epochs.pop(oldest, None)
-                discard(self._name(oldest))
+                discard_array(self._name(oldest))
             self._epochs[number] = order
         return order
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from dist_train.config import CacheConfig, Orientation
 from dist_train.data.shards.cache import Cache
 from dist_train.data.sources.synsets import Synsets
-from dist_train.distributed.shared import once
+from dist_train.distributed.shared import check_once
 from dist_train.errors import NoShards, UserError, command, verifying
 from dist_train.files import atomic_write, file_sha256, write_text
 from dist_train.names import is_class_name, shown
@@ -207,7 +207,7 @@ def _open_subset(source: str, name: str, index: dict[str, Any], remote: Cache | 
         if sizes and not remote:
             check_sizes(mapped())
 
-    once(f"{name}-{index['hash'][:16]}-{_identity(table)}", check) if sizes else check()
+    check_once(f"{name}-{index['hash'][:16]}-{_identity(table)}", check) if sizes else check()
     return mapped()
 
 
