@@ -70,7 +70,7 @@ def _fits(config: Config, stage: str, context: Context, classes: int) -> int | N
     from dist_train.stages import memory  # not above: it brings the networks, and with them torchvision
 
     size = torch.cuda.get_device_properties(context.device).total_memory
-    return memory.fitting(config.pretrain, classes, config.data.train_size, context.world, size)
+    return memory.largest_batch(config.pretrain, classes, config.data.train_size, context.world, size)
 
 
 def smaller(config: Config, stage: str, world: int, fits: int | None = None) -> str:

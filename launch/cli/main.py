@@ -218,11 +218,11 @@ def _stages(parser: CommandParser, options: Namespace) -> int:
     dry, ranks = options[command].pop("dry_run", False), options[command].pop("ranks", 1)
     config = _config(parser, options, command)
     if dry:
-        from dist_train.stages.plan import plan
+        from dist_train.stages.dry_run import dry_run
 
         if ranks < 1:
             raise UserError(f"--ranks {ranks}: must be >= 1")
-        print("\n".join(plan(config, ranks)))
+        print("\n".join(dry_run(config, ranks)))
         return 0
 
     from launch.rank import work

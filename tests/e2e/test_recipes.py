@@ -15,8 +15,8 @@ from dist_train.config.io import Parser
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.runs.run import open_run
-from dist_train.stages import plan
-from dist_train.stages.memory import FRAGMENTED, cost, fitting, memory, overhead
+from dist_train.stages import dry_run
+from dist_train.stages.memory import FRAGMENTED, count_cost, largest_batch, memory_by_use, overhead
 from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint
 from dist_train.training.metrics import read_metrics
@@ -111,19 +111,19 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     def too_small(*given: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(plan, "measured_rate", too_small)
+    monkeypatch.setattr(dry_run, "measured_rate", too_small)
     assert main(["run", "--config", "recipes/rn50_16", *options, "--dry-run", "--ranks", "8"]) == 0
     assert "not measured on this machine (CUDA out of memory. Tried to allocate" in capsys.readouterr().out
 
 
 def test_estimates_are_what_a_real_pass_keeps() -> None:
     config = replace(recipe("rn50_16").pretrain, model="resnet18", precision="fp32", optimizer="lamb")
-    one = cost(config, 1000, 224)
+    one = count_cost(config, 1000, 224)
     assert one.parameters == 11_689_512 and one.flops == pytest.approx(2 * 1.81e9, rel=0.01)  # torchvision's 1.81 GMACs
-    parts = memory(replace(config, optimizer="sgd", strategy="zero2"), one, 8, 4)
+    parts = memory_by_use(replace(config, optimizer="sgd", strategy="zero2"), one, 8, 4)
     assert parts["gradients"] == parts["optimiser"] == one.parameters and parts["buckets"] == 4 * one.parameters
     assert parts["weights"] == 4 * (one.parameters + one.buffers) + one.parameters  # the optimiser's copy of its part
-    assert memory(config, one, 8, 4)["optimiser"] == 8 * one.parameters
+    assert memory_by_use(config, one, 8, 4)["optimiser"] == 8 * one.parameters
     # ResNet-18 at 224: 2.5 M activations before and as many after each batch norm, of 4 bytes.
     assert 15e6 < one.saved < 30e6
 
@@ -134,14 +134,14 @@ def test_estimates_are_what_a_real_pass_keeps() -> None:
 )
 def test_the_batch_that_fits_is_the_largest(options: dict[str, Any], world: int) -> None:
     config = PretrainConfig(model="resnet18", **options)
-    one = cost(config, 1000, 128)
+    one = count_cost(config, 1000, 128)
 
     def taken(images: int) -> float:
-        return FRAGMENTED * sum(memory(config, one, images, world).values()) + sum(
+        return FRAGMENTED * sum(memory_by_use(config, one, images, world).values()) + sum(
             overhead(128, images, world).values()
         )
 
     for size in (8e9, 80e9):
-        images = fitting(config, 1000, 128, world, size)
+        images = largest_batch(config, 1000, 128, world, size)
         assert taken(images) <= size < taken(images + 1)
-    assert fitting(config, 1000, 128, world, taken(1) - 1) == 0
+    assert largest_batch(config, 1000, 128, world, taken(1) - 1) == 0

@@ -94,7 +94,7 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     options = PretrainConfig(model="resnet18", global_batch=4096, precision="fp32")
     config = replace(Config(), pretrain=options)
-    fits = memory.fitting(options, 100, config.data.train_size, 4, 4e9)
+    fits = memory.largest_batch(options, 100, config.data.train_size, 4, 4e9)
     assert 1 <= fits < 256, "or the test shows nothing"
     with pytest.raises(UserError) as caught, explained(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -15,7 +15,7 @@ import torch
 
 from dist_train.config import PretrainConfig
 from dist_train.fewshot.methods import LEARNED
-from dist_train.stages.memory import cost, memory
+from dist_train.stages.memory import count_cost, memory_by_use
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fake_cuda"))
 
@@ -106,7 +106,7 @@ def test_dry_run_says_the_memory_that_a_step_takes(case: Case, results: dict[str
     options = {name: value for name, value in case.items() if name not in ("stage", "side", "classes")}
     config = PretrainConfig(**options)
     images = config.global_batch // config.accumulate
-    said = sum(memory(config, cost(config, case["classes"], case["side"]), images, world=1).values())
+    said = sum(memory_by_use(config, count_cost(config, case["classes"], case["side"]), images, world=1).values())
     seen = results[key(case)]["peak"]
     assert said == pytest.approx(seen, rel=0.05)
     print(f"{named(case)}: {seen / 2**30:.2f} GiB, {said / seen:.3f}")
