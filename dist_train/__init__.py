@@ -11,7 +11,7 @@ from dist_train.version import __version__
 
 if TYPE_CHECKING:
     from dist_train.classifier.classifier import Classifier as Classifier
-    from dist_train.classifier.network import Prediction as Prediction
+    from dist_train.classifier.head import Prediction as Prediction
     from dist_train.errors import UserError as UserError
 
 __all__ = ["Classifier", "Prediction", "UserError", "__version__"]

@@ -23,7 +23,8 @@ import torch
 
 from dist_train.classifier import photos
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.network import Class, Network, build_untrained, row_method
+from dist_train.classifier.head import Class
+from dist_train.classifier.network import Network, build_untrained, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import DrawConfig, LearnConfig
 from dist_train.data.account import Account

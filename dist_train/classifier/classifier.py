@@ -1,4 +1,4 @@
-"""A classifier that learns a class from one photo: the trained network, its predictor, and a list of classes."""
+"""A classifier that learns a class from one photo: a trained network, its predictor and a list of classes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from dist_train.classifier import model_folder, photos
+from dist_train.classifier.head import Class, Head, Prediction
 from dist_train.classifier.model_folder import Saved
 from dist_train.classifier.model_json import About, check_tensors
-from dist_train.classifier.network import RULES, Class, Head, Network, Prediction, build_untrained
+from dist_train.classifier.network import Network, build_untrained
 from dist_train.classifier.photos import Photo, Preprocess
+from dist_train.config import Rule
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
@@ -24,13 +26,18 @@ from dist_train.fewshot.calibration import Calibration
 from dist_train.names import class_name
 from dist_train.training.precision import exact_products
 
+RULES = get_args(Rule)
+
 
 class Classifier:
     """A trained network with classes that can be added from photos, without training.
 
-    ``Classifier.load(folder)`` opens what ``dist-train adapt RUN --out folder`` has made. See docs/python.md.
+    ``Classifier.load(folder)`` opens a model that ``dist-train adapt RUN --out folder`` has made; see docs/python.md.
+    A classifier is not for several threads at once: give each a ``copy()``, which shares the network and costs nothing.
 
-    Not for several threads at once; copies by ``copy()`` share the network and cost nothing.
+    Attributes:
+        network: what training has made; it does not change with the classes.
+        provenance: the record of the run that the network comes from.
     """
 
     def __init__(
@@ -41,10 +48,21 @@ class Classifier:
         rule: str = "max",
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Of ``network``'s base rows, those at ``kept`` are the classes ``base``. Use ``load`` instead."""
+        """Make a classifier of the run's classes; to open a model folder use ``load``.
+
+        Args:
+            network: what training has made.
+            base: the run's classes.
+            kept: for each of them its row in ``network.base_rows``, in increasing order.
+            rule: see ``Classifier.rule``.
+            provenance: the record of the run.
+
+        Raises:
+            UserError: there is no such rule.
+        """
         self.network, self.provenance = network, dict(provenance or {})
         self._base, self._kept = list(base), list(kept)
-        self._added: list[tuple[Class, torch.Tensor]] = []  # with the activations [k, dim] of its photos
+        self._added: list[tuple[Class, torch.Tensor]] = []  # each with the activations [k, dim] of its photos
         self._head: Head | None = None
         self._calibration: tuple[tuple[int, ...], Calibration | None, torch.Tensor] | None = None
         self._origin: tuple[Path, Saved] | None = None  # the folder that it was loaded from or saved to
@@ -52,8 +70,8 @@ class Classifier:
 
     @property
     def rule(self) -> str:
-        """How several photos of a class count: ``max``, the largest of their responses (the paper), ``mean``, one
-        row from their mean activation, ``rows``, the mean of their rows. φ+ has one row by any rule."""
+        """How several photos of a class count: ``max`` takes the largest of their responses (the paper), ``mean`` a
+        single row from their mean activation, ``rows`` the mean of their rows. φ+ makes a single row by any rule."""
         return self._rule
 
     @rule.setter
@@ -64,41 +82,44 @@ class Classifier:
 
     @property
     def classes(self) -> list[Class]:
-        """In the order of ``logits``: those of the run, then those that were added."""
-        return [*self._base, *(one for one, _ in self._added)]
+        """All classes in the order of ``logits``: those of the run, then the added ones."""
+        return [*self._base, *(entry for entry, _ in self._added)]
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Which of the run's base classes are left: their numbers, in order."""
+        """The run's classes that have not been removed, by their rows in ``network.base_rows``, in order."""
         return tuple(self._kept)
 
     @property
     def device(self) -> torch.device:
+        """The device that computes."""
         return self.network.base_rows.device
 
     def copy(self) -> Classifier:
-        """The same classes on the same network; a change of one leaves the other as it is."""
-        made = Classifier(self.network, self._base, self._kept, self.rule, self.provenance)
-        made._added, made._head, made._calibration = list(self._added), self._head, self._calibration
-        made._origin = self._origin
-        return made
+        """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""
+        twin = Classifier(self.network, self._base, self._kept, self.rule, self.provenance)
+        twin._added, twin._head, twin._calibration = list(self._added), self._head, self._calibration
+        twin._origin = self._origin
+        return twin
 
     # Classes.
 
     def add_class(self, name: str, images: Iterable[Photo] | Photo) -> None:
-        """Add a class from one photo or more, in one forward pass.
+        """Add a class from one photo or more, in a single forward pass.
 
         Raises:
-            UserError: there is such a class, there are no photos, or one cannot be decoded; nothing is changed.
+            UserError: the name is taken or not allowed, there are no photos, or a photo cannot be decoded; nothing is
+                changed.
         """
         self.check_new(name)
         self.add_activations(name, self.activations(images, name))
 
     def add_activations(self, name: str, activations: torch.Tensor) -> None:
-        """``add_class`` from what ``activations`` has made of its photos, [k, dim].
+        """Add a class as ``add_class`` does, from the activations [k, dim] of its photos.
 
         Raises:
-            UserError: as ``add_class``, or these are no activations.
+            UserError: the name is taken or not allowed, or the activations are not finite or of another shape; nothing
+                is changed.
         """
         name = self.check_new(name)
         if not len(activations):
@@ -111,76 +132,80 @@ class Classifier:
         self._head = None
 
     def remove_class(self, name: str) -> None:
-        """Remove a class, by its name or wnid: one that was added, or one of the run's.
+        """Remove a class by its name or wnid, whether it was added or came with the run.
 
         Raises:
-            UserError: there is none, or it is the last one.
+            UserError: there is no such class, or it is the last.
         """
-        place = self._find(name)
+        position = self._position(name)
         if len(self.classes) == 1:
             raise UserError(f"class {name!r}: the last one cannot be removed")
-        if place < len(self._base):
-            del self._base[place], self._kept[place]
+        if position < len(self._base):
+            del self._base[position], self._kept[position]
         else:
-            del self._added[place - len(self._base)]
+            del self._added[position - len(self._base)]
         self._head = None
 
     def rename_class(self, name: str, new: str) -> None:
-        """Call a class, given by its name or wnid, something else.
+        """Rename a class, given by its name or wnid.
 
         Raises:
-            UserError: there is none, or there is one of the new name.
+            UserError: there is no such class, or the new name is taken or not allowed.
         """
-        place = self._find(name)
-        if new != self.classes[place].name:
+        position = self._position(name)
+        if new != self.classes[position].name:
             new = self.check_new(new)
-        if place < len(self._base):
-            self._base[place] = replace(self._base[place], name=new)
+        if position < len(self._base):
+            self._base[position] = replace(self._base[position], name=new)
         else:
-            one, activations = self._added[place - len(self._base)]
-            self._added[place - len(self._base)] = (replace(one, name=new), activations)
+            entry, activations = self._added[position - len(self._base)]
+            self._added[position - len(self._base)] = (replace(entry, name=new), activations)
 
     def check_new(self, name: str) -> str:
-        """The name as it is kept (``data.names.class_name``).
+        """Return the name of a new class as it is kept (see ``dist_train.names.class_name``).
 
         Raises:
-            UserError: a class cannot get this name.
+            UserError: the name is not allowed, or is the name or wnid of a class.
         """
         name = class_name(str(name))
-        if any(name in (one.name, one.wnid) for one in self.classes):
+        if any(name in (entry.name, entry.wnid) for entry in self.classes):
             raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
         return name
 
-    def _find(self, name: str) -> int:
+    def _position(self, name: str) -> int:
         name = unicodedata.normalize("NFC", str(name))
-        found = [n for n, one in enumerate(self.classes) if name and name in (one.name, one.wnid)]
-        if not found:
-            raise UserError(f"class {name!r}: there is none among the {len(self.classes)}; list them first")
-        return found[0]
+        for position, entry in enumerate(self.classes):
+            if name and name in (entry.name, entry.wnid):
+                return position
+        raise UserError(f"class {name!r}: there is none among the {len(self.classes)}; list them first")
 
     # Prediction.
 
     def predict(self, images: Iterable[Photo] | Photo, topk: int = 5) -> list[list[Prediction]]:
-        """For each photo the ``topk`` classes with the highest scores, the best first.
+        """Return for each photo the ``topk`` classes with the highest scores, the best first.
 
         Raises:
-            UserError: a photo cannot be decoded.
+            UserError: a photo cannot be decoded, or ``topk`` is below 1.
         """
         return self.answers(self.activations(images), topk)
 
     def answers(self, activations: torch.Tensor, topk: int = 5) -> list[list[Prediction]]:
-        """``predict`` from activations [B, dim]."""
+        """Return what ``predict`` does, from activations [B, dim].
+
+        Raises:
+            UserError: the model's scores are not finite, or ``topk`` is below 1.
+        """
         if topk < 1:
             raise UserError(f"topk {topk}: must be >= 1")
         classes = self.classes
         best = self.scores(activations).softmax(1).topk(min(topk, len(classes)))
         return [
-            [Prediction(classes[n].name, classes[n].wnid, p) for n, p in zip(places, shares, strict=True)]
-            for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [Prediction(classes[n].name, classes[n].wnid, p) for n, p in zip(positions, shares, strict=True)]
+            for positions, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
     def logits(self, images: Iterable[Photo] | Photo) -> torch.Tensor:
-        """Scores of all ``classes``: float32 [photos, classes].
+        """Return the scores of all ``classes``: float32 [photos, classes].
 
         Raises:
             UserError: a photo cannot be decoded.
@@ -190,10 +215,10 @@ class Classifier:
     @exact_products()
     @torch.no_grad()
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
-        """``logits`` from activations [B, dim].
+        """Return the scores [B, classes] of activations [B, dim].
 
         Raises:
-            UserError: they are no numbers.
+            UserError: the scores are not finite.
         """
         scores = self.head().scores(self.network.phi.query(activations.to(self.device)))
         if not bool(scores.isfinite().all()):
@@ -201,10 +226,11 @@ class Classifier:
         return scores
 
     def activations(self, images: Iterable[Photo] | Photo, name: str = "") -> torch.Tensor:
-        """a(x) of photos: float32 [photos, dim].
+        """Return the activations a(x) of photos: float32 [photos, dim].
 
         Args:
-            name: of their class, for errors.
+            images: a photo or several.
+            name: the name of their class, for errors.
 
         Raises:
             UserError: a photo cannot be decoded.
@@ -213,101 +239,109 @@ class Classifier:
             images = [images]  # type: ignore[list-item]
         label = f"class {name!r}, photo" if name else "photo"
         pixels = (self.pixels(image, f"{label} {number}") for number, image in enumerate(images, 1))
-        found = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels, self.network.batch)]
-        return torch.cat(found) if found else self.network.base_rows.new_empty(0, self.network.backbone.dim)
+        rows = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels, self.network.batch)]
+        return torch.cat(rows) if rows else self.network.base_rows.new_empty(0, self.network.backbone.dim)
 
     def pixels(self, photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-        """A photo as this model takes it, upright or as stored: uint8 [3, height, width]. See ``photos.load``.
+        """Return a photo as this model takes it, upright or as stored: uint8 [3, height, width]; see ``photos.load``.
 
         Raises:
-            UserError: it cannot be decoded, or is larger than ``max_pixels``.
+            UserError: the photo cannot be decoded, or is larger than ``max_pixels``.
         """
         return photos.load(photo, name, max_pixels, self.network.preprocess.orientation)
 
     @exact_products()
     @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Preprocessed images [B, 3, size, size] -> activations [B, dim]."""
+        """Return the activations [B, dim] of preprocessed images [B, 3, size, size]."""
         return self.network.backbone.features(images.contiguous(memory_format=torch.channels_last)).float()
 
     @exact_products()
     @torch.no_grad()
     def head(self) -> Head:
-        """The classifier that follows from the classes as they are; made when it is first asked for."""
+        """Return the classifier that follows from the classes as they are; it is built on the first call after a
+        change of them."""
         if self._head is None:
             base, *added = self._rows()
             counts = [*[1] * len(base), *map(len, added)]
             owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self.device)
             offset = torch.zeros(len(counts), device=self.device)
-            calibrate, query = self._calibrate(base)
-            if calibrate and added:
+            calibration, query = self._calibrate(base)
+            if calibration and added:
                 largest = torch.stack([(query @ rows.T).amax(1) for rows in added]).amax(0)
-                offset[len(base) :] = calibrate.number(largest, len(added))
+                offset[len(base) :] = calibration.number(largest, len(added))
             self._head = Head(torch.cat([base, *added]), owner, offset)
         return self._head
 
     @exact_products()
     @torch.no_grad()
     def base_accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> list[float]:
-        """What additions did to the classes that were there: the share, in percent, of images that are right with
-        the run's classes alone, then with the first class that was added, with the first two, ...
+        """Return what the added classes did to the accuracy on the run's classes, in percent: with the run's classes
+        alone, then with the first added class, with the first two, and so on: [1 + added classes].
 
         Args:
             activations: [N, dim] of images that were not trained on.
-            labels: of each, the place of its class in ``classes``; one of the run's.
+            labels: for each image the position of its class in ``classes``, which must be a class of the run.
         """
         query = self.network.phi.query
         base, *added = self._rows()
-        calibrate, calibrating = self._calibrate(base)
-        # Pairs of what an image's own class scores, where that is the highest, and its query.
-        asked = [_right(query(activations.to(self.device)), base, torch.as_tensor(labels, device=self.device))]
-        if calibrate:
-            asked.append((calibrate.own, calibrating))
-        largest = [torch.full_like(own, -torch.inf) for own, _ in asked]
-        kept = [len(asked[0][0])]
-        for number, rows in enumerate(added, 1):
-            largest = [torch.maximum(most, (queries @ rows.T).amax(1))
-                       for most, (_, queries) in zip(largest, asked, strict=True)]  # fmt: skip
-            offset = calibrate.number(largest[1], number) if calibrate else 0.0
-            kept.append(int((asked[0][0] >= largest[0] + offset).sum()))
-        return [100 * count / len(labels) for count in kept]
+        calibration, calibration_queries = self._calibrate(base)
+        # Only images that the run's classes get right can become wrong; added classes take those that they outscore.
+        queries, own = _correct(query(activations.to(self.device)), base, torch.as_tensor(labels, device=self.device))
+        taken = torch.full_like(own, -torch.inf)  # the largest score of any added class
+        taken_of_calibration = calibration_queries.new_full((len(calibration_queries),), -torch.inf)
+        correct = [len(own)]
+        for count, rows in enumerate(added, 1):
+            taken = torch.maximum(taken, (queries @ rows.T).amax(1))
+            offset = 0.0
+            if calibration:
+                responses = (calibration_queries @ rows.T).amax(1)
+                taken_of_calibration = torch.maximum(taken_of_calibration, responses)
+                offset = calibration.number(taken_of_calibration, count)
+            correct.append(int((own >= taken + offset).sum()))
+        return [100 * count / len(labels) for count in correct]
 
     def _rows(self) -> list[torch.Tensor]:
-        """The rows of the run's classes together, then of each that was added."""
+        """Return the rows of the run's classes together, then the rows of each added class."""
         added: list[torch.Tensor] = [activations for _, activations in self._added]
-        alike: dict[int, list[int]] = {}
+        by_photos: dict[int, list[int]] = {}
         for number, activations in enumerate(added):
-            alike.setdefault(len(activations), []).append(number)
-        for numbers in alike.values():  # one pass for all classes of as many photos
+            by_photos.setdefault(len(activations), []).append(number)
+        for numbers in by_photos.values():  # a single pass for all classes of as many photos
             rows = self.network.phi.novel_rows(torch.stack([added[n] for n in numbers]), self.rule)
-            for number, own in zip(numbers, rows, strict=True):
-                added[number] = own
+            for number, rows_of_class in zip(numbers, rows, strict=True):
+                added[number] = rows_of_class
         return [self.network.base_rows[self._kept], *added]
 
     def _calibrate(self, base: torch.Tensor) -> tuple[Calibration | None, torch.Tensor]:
-        """Of the run's classes that are left, whose rows are ``base``, and the queries of its images; None where the
-        method has none. Kept, as it takes a second and does not change with the classes that are added."""
+        """Return the calibration on the run's classes, whose rows are ``base``, and the queries of its images; None
+        where the method has no calibration.
+
+        It is kept, as it takes a second and does not depend on the added classes.
+        """
         if self._calibration is None or self._calibration[0] != self.kept:
-            images, labels = self.network.sample
+            activations, labels = self.network.sample
             query = self.network.phi.query
-            places = labels.new_full((len(self.network.base_rows),), -1)
-            places[self._kept] = torch.arange(len(self._kept), device=self.device)
-            made = None
-            if len(images):  # those of a class that was removed are right for none
-                made = Calibration(images, places[labels], lambda x: query(x) @ base.T, self.network.cost)
-            self._calibration = self.kept, made, query(made.images) if made else images
+            positions = labels.new_full((len(self.network.base_rows),), -1)  # -1: removed, so never the right answer
+            positions[self._kept] = torch.arange(len(self._kept), device=self.device)
+            calibration = None
+            if len(activations):
+                calibration = Calibration(
+                    activations, positions[labels], lambda x: query(x) @ base.T, self.network.cost
+                )
+            self._calibration = self.kept, calibration, query(calibration.images) if calibration else activations
         return self._calibration[1:]
 
     # Files.
 
     def save(self, path: str | Path) -> None:
-        """Write the model to a folder, or replace the one there; a process that reads it meanwhile finds the one
-        before or this one.
+        """Write the model to a folder, or replace the model there in a single step: a process that reads meanwhile
+        finds the old model or the new one.
 
         Raises:
-            UserError: the model was loaded from this folder, and someone else has changed it since, or is changing or
-                serving it.
-            OSError: it cannot be written; what was there is untouched.
+            UserError: the model was loaded from this folder, and another process has changed it since, or is changing
+                or serving it.
+            OSError: the model cannot be written; what was there is untouched.
         """
         folder, network = Path(path).resolve(), self.network
         before = self._origin[1] if self._origin and self._origin[0] == folder else None
@@ -328,7 +362,7 @@ class Classifier:
         self._origin = folder, saved
 
     def about(self) -> dict[str, Any]:
-        """All but the tensors, as JSON has it: what a model folder and every export say of the model."""
+        """Return everything but the tensors, as JSON has it: what a model folder and every export say of the model."""
         network, preprocess = self.network, self.network.preprocess
         return {
             "method": {"name": network.method, "rule": self.rule, "calibration_cost": network.cost,
@@ -337,7 +371,7 @@ class Classifier:
             "preprocessing": {"resize": preprocess.resize, "size": preprocess.size, "mean": MEAN, "std": STD,
                               "interpolation": "bilinear, antialiased", "crop": "centre",
                               "orientation": preprocess.orientation},
-            "classes": [asdict(one) for one in self.classes],
+            "classes": [asdict(entry) for entry in self.classes],
             "provenance": self.provenance,
         }  # fmt: skip
 
@@ -346,25 +380,27 @@ class Classifier:
         """Open a model folder.
 
         Args:
+            path: the folder.
             device: "cpu", "cuda", ...; None: the GPU where there is one.
 
         Raises:
-            UserError: no model there, of another version, or a file is missing or changed.
+            UserError: there is no model, it is of another version of the format, or a file is missing or changed.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             about, parts, saved = model_folder.read(Path(path), device)
             check_tensors(Path(path), about, parts)
-            made = cls._made(about, parts["network"], parts["added"]["activations"], device)
-            made._origin = Path(path).resolve(), saved
-            return made
+            model = cls._assemble(about, parts["network"], parts["added"]["activations"], device)
+            model._origin = Path(path).resolve(), saved
+            return model
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: model.json and its files do not fit together ({text}); make it again") from None
 
     @classmethod
-    def _made(cls, about: About, tensors: dict[str, torch.Tensor], added: torch.Tensor,
-              device: torch.device) -> Classifier:  # fmt: skip
+    def _assemble(
+        cls, about: About, tensors: dict[str, torch.Tensor], added: torch.Tensor, device: torch.device
+    ) -> Classifier:
         method, size = about.method, about.preprocessing
         base_rows, learn = tensors["base_rows"], method.learn
         backbone, phi = build_untrained(about.backbone.model_dump(), method.name, base_rows, learn)
@@ -372,28 +408,28 @@ class Classifier:
         phi.load_state_dict(_under("predictor.", tensors))
         sample = tensors["sample.activations"].float(), tensors["sample.labels"]
         preprocess = Preprocess(size.resize, size.size, "stored" if size.orientation == "stored" else "exif")
-        network = Network(backbone, method.name, phi, learn, base_rows, sample, method.calibration_cost, preprocess).on(
-            device
-        )
-        made = cls(network, about.kept, about.base_rows, method.rule, about.provenance)
-        split = torch.split(added, [one.photos for one in about.added]) if about.added else ()
-        made._added = list(zip(about.added, split, strict=True))
-        return made
+        cost = method.calibration_cost
+        network = Network(backbone, method.name, phi, learn, base_rows, sample, cost, preprocess).on(device)
+        model = cls(network, about.kept, about.base_rows, method.rule, about.provenance)
+        split = torch.split(added, [entry.photos for entry in about.added]) if about.added else ()
+        model._added = list(zip(about.added, split, strict=True))
+        return model
 
 
 def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
-    """At most ``size`` at a time, so that a folder of photos does not lie in memory."""
-    left = iter(items)
-    while part := list(islice(left, size)):
-        yield part
+    """Yield lists of at most ``size`` items, so that a folder of photos need not lie in memory."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
-def _right(queries: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the queries that are right by these rows, the score and the query."""
+def _correct(queries: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the queries that these rows classify correctly, and the score of each for its own class."""
     scores = queries @ rows.T
-    right = scores.argmax(1) == labels
-    return scores[right].amax(1), queries[right]
+    correct = scores.argmax(1) == labels
+    return queries[correct], scores[correct].amax(1)
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.network import Head
+from dist_train.classifier.head import Head
 from dist_train.errors import UserError
 from dist_train.extras import needs_extra
 from dist_train.files import atomic_write, write_text
@@ -25,14 +25,14 @@ OPSET = 20
 
 
 def torchvision(model: Classifier, out: Path) -> str:
-    """State dict of ``torchvision.models.resnet50(num_classes=N)`` (or whatever the backbone is) with the model's
-    logits; classes and preprocessing in a JSON file beside it.
+    """Write the weights of ``torchvision.models.resnet50(num_classes=N)`` (or whatever the backbone is) with the
+    model's logits, and a JSON file beside them with the classes and the preprocessing.
 
     Returns:
-        How to load it.
+        a line of code that loads the file.
 
     Raises:
-        UserError: the logits are not those of a linear layer: a class has several rows (the max rule), or queries
+        UserError: the logits are not those of a linear layer, as a class has several rows (the rule ``max``) or queries
             are normalised; or torchvision has no such network.
     """
     network, head = model.network, model.head()
@@ -64,10 +64,16 @@ def torchvision(model: Classifier, out: Path) -> str:
 
 
 def safetensors(model: Classifier, out: Path) -> str:
-    """One file: the backbone under torchvision's names; ``rows`` [R, dim], ``owner`` [R] and ``offset`` [classes], so
-    that class c scores as the largest rows @ query of the rows it owns, plus offset[c]. The query is the activation,
-    or where the header's ``query_scale`` is a number, the activation at that length. Classes, preprocessing and
-    provenance are in the header."""
+    """Write a single file with the backbone under torchvision's names and ``rows`` [R, dim], ``owner`` [R] and
+    ``offset`` [classes].
+
+    The score of class c is the largest of ``rows @ query`` among the rows that c owns, plus ``offset[c]``. The query is
+    the activation, or, where the header's ``query_scale`` is a number, the activation scaled to that length. Classes,
+    preprocessing and provenance are in the header.
+
+    Returns:
+        a line of code that opens the file.
+    """
     head, scale = model.head(), query_scale(model)
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
     header = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in model.about().items()}
@@ -79,26 +85,29 @@ def safetensors(model: Classifier, out: Path) -> str:
 
 
 def onnx(model: Classifier, out: Path) -> str:
-    """From decoded pixels to scores: ``images`` uint8 [batch, height, width, 3], of any size -> ``scores`` and
-    ``probabilities`` float32 [batch, classes]. Classes and preprocessing are in the metadata.
+    """Write an ONNX graph from decoded pixels to scores: ``images`` uint8 [batch, height, width, 3] of any size ->
+    ``scores`` and ``probabilities`` float32 [batch, classes]. Classes and preprocessing are in its metadata.
+
+    Returns:
+        a line of code that runs the graph.
 
     Raises:
-        UserError: the packages that write ONNX are not installed.
+        UserError: the extra ``export`` is not installed.
     """
     with needs_extra("export", "--format onnx"):
         import onnx  # noqa: F401  torch.onnx imports both, late and under names of its own
         import onnxscript  # noqa: F401
     deployed = Deployed(model).eval()
-    some = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
+    example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     try:
         noisy.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter tells of its own deprecations
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter warns of itself
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
-                deployed, (some,), dynamo=True, opset_version=OPSET, input_names=["images"],
+                deployed, (example,), dynamo=True, opset_version=OPSET, input_names=["images"],
                 output_names=["scores", "probabilities"], dynamic_shapes=(dims,), verbose=False,
             )  # fmt: skip
     finally:
@@ -116,11 +125,11 @@ FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], str]]] = {
     "safetensors": (".safetensors", safetensors),
     "onnx": (".onnx", onnx),
 }
-"""Name -> end of a file's name, and what writes it."""
+"""The suffix of each format's files, and the function that writes them."""
 
 
 class Deployed(nn.Module):
-    """The whole way from decoded pixels to scores, with the model's classes as they are."""
+    """A module from decoded pixels to scores, with the model's classes as they are."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -131,20 +140,20 @@ class Deployed(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 [B, H, W, 3] -> scores and probabilities, float32 [B, classes]."""
+        """Return scores and probabilities, float32 [B, classes], of images uint8 [B, H, W, 3]."""
         query = self.phi.query(self.body(self.preprocess(images.permute(0, 3, 1, 2))))
         scores = Head(self.rows, self.owner, self.offset).scores(query)
         return scores, scores.softmax(1)
 
 
 def query_scale(model: Classifier) -> float | None:
-    """The length that a query is given, or None where it is the activation as it is."""
-    some = torch.rand(1, model.network.backbone.dim, generator=torch.Generator().manual_seed(0)).to(model.device)
+    """Return the length to which the method scales queries; None where a query is the activation as it is."""
+    activation = torch.rand(1, model.network.backbone.dim, generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():
-        query = model.network.phi.query(some)
-    return None if torch.equal(query, some) else round(query.norm().item(), 6)
+        query = model.network.phi.query(activation)
+    return None if torch.equal(query, activation) else round(query.norm().item(), 6)
 
 
 def _body(model: Classifier) -> dict[str, torch.Tensor]:
-    """The backbone without its classifier, by torchvision's names."""
+    """Return the weights of the backbone without its classifier, by torchvision's names."""
     return {key: tensor.detach().cpu().contiguous() for key, tensor in model.network.backbone.body.state_dict().items()}

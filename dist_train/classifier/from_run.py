@@ -1,4 +1,4 @@
-"""A finished run as a model."""
+"""A model from a finished run, and the images that say what added classes do to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.network import Class, Network, row_method
+from dist_train.classifier.head import Class
+from dist_train.classifier.network import Network, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config
 from dist_train.data import activations
@@ -22,32 +23,36 @@ from dist_train.stages.pretrain import load_backbone
 from dist_train.training.precision import exact_products
 
 PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
-"""The method where none is named: the first of these that was trained, as docs/results has them."""
+"""Methods by preference where the user names none: the first that was trained. The order is that of docs/results."""
 
-_HELD_OUT = 50  # validation images of a class that say what additions do to the base classes
+_HELD_OUT = 50  # validation images of a class that are enough to show what added classes do
 
 
 def from_run(config: Config, method: str | None = None, rule: str | None = None) -> Classifier:
-    """The base classes of a run, by one of its methods. Needs its first three stages, and of its shards no more than
-    the names of the classes. On the CPU.
+    """Return a classifier of a run's base classes, on the CPU.
+
+    The run needs its first three stages. Its shards may be gone: without them classes are called by their wnids.
 
     Args:
+        config: the frozen configuration of the run.
         method: a name in ``evaluate.methods``; None: the first of ``PREFERRED`` that was trained.
-        rule: None: the run's ``evaluate.rule``.
+        rule: how several photos of a class count; None: by the run's ``evaluate.rule``.
 
     Raises:
-        UserError: a stage is not finished, or the method was not trained or gives no rows.
+        UserError: a stage is not finished, the method was not trained, or it gives no rows.
     """
     folder = config.run_dir
     for stage in ("pretrain", "extract", "learn"):
         if not (folder / stage / "done.json").is_file():
-            again = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)
-            raise UserError(f"{folder}: {stage} is not finished; first: {again}")
-    there = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
-    name = method or (there[0] if there else PREFERRED[0])
+            rerun = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)
+            raise UserError(f"{folder}: {stage} is not finished; first: {rerun}")
+    trained_methods = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
+    name = method or (trained_methods[0] if trained_methods else PREFERRED[0])
     kind = row_method(name)
     if not (folder / "learn" / kind.learned(name) / "final").is_dir():
-        raise UserError(f"{folder}: {name} was not trained; give one of {', '.join(there)}, or learn it first")
+        raise UserError(
+            f"{folder}: {name} was not trained; give one of {', '.join(trained_methods)}, or learn it first"
+        )
 
     provenance = json.loads((folder / "provenance.json").read_text())
     backbone, wnids = load_backbone(config, torch.device("cpu"))
@@ -60,12 +65,13 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
         base.numbers["calibration_cost"],
         Preprocess(config.data.eval_resize, config.data.eval_size, provenance.get("orientation", "stored")),
     ).on(base_rows.device)  # fmt: skip
-    classes = [Class(called, wnid) for called, wnid in zip(_names(config, wnids), wnids, strict=True)]
+    classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
     return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)
 
 
 def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:
-    """Activations of the run's validation images of base classes, at most 50 a class, and their classes."""
+    """Return activations [N, dim] of the run's validation images of base classes, at most 50 per class, and the number
+    of each image's class."""
     table = activations.load(config.run_dir / "extract", "base_val")
     ends = zip(table.offsets[:-1], table.offsets[1:], strict=True)
     rows = np.concatenate([np.arange(first, min(last, first + _HELD_OUT)) for first, last in ends])
@@ -75,6 +81,6 @@ def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:
 def _names(config: Config, wnids: Sequence[str]) -> list[str]:
     try:
         synsets = open_shards(config.data.shards, config.cache, config.data.block_shards).synsets
-    except UserError:  # a model does not need its images; without them classes are called by their wnids
+    except UserError:  # the shards are gone
         synsets = Synsets()
     return synsets.names(wnids)

@@ -1,11 +1,11 @@
 """A model on disk: tensors as safetensors, everything else as JSON; no pickle.
 
-    model.json                 classes, preprocessing, method, provenance; the names, sizes and sha256 of the others
+    model.json                 classes, preprocessing, method, provenance; names, sizes and sha256 of the other files
     network-HASH.safetensors   backbone, predictor, rows of the base classes
-    added-HASH.safetensors     activations of the photos of the classes that were added
+    added-HASH.safetensors     activations of the photos of added classes
 
-A file's name has the first digits of its hash, and ``model.json`` is replaced last, in one step: whoever opens the
-folder finds the model before a change or after it. A change of the classes writes a few kilobytes.
+The name of a file has the first digits of its hash, and ``model.json`` is replaced last, in a single step: whoever
+opens the folder finds the model before a change or after it. A change of the classes writes a few kilobytes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ from dist_train.classifier.model_json import MAX_JSON, MAX_PART, VERSION, About,
 from dist_train.errors import UserError
 from dist_train.files import atomic_write, check_regular, file_sha256, read_regular, write_text
 
-PARTS = ("added", "network")  # in the order of reading: a change replaces the first
+PARTS = ("added", "network")  # in the order of reading: a change replaces the first file, so its absence shows early
 Tensors = Mapping[str, torch.Tensor]
 _WRITING = threading.Lock()
 
 
 class Saved(NamedTuple):
-    """A model as it lies in its folder: the hash of ``model.json``, and that file's entry of the network."""
+    """A model as it lies in its folder.
+
+    Attributes:
+        state: the sha256 of ``model.json``.
+        network: the entry of the network's file in it.
+    """
 
     state: str
     network: Part
@@ -48,15 +53,19 @@ def write(
     added: Tensors,
     before: Saved | None = None,
 ) -> Saved:
-    """Make or replace the model in a folder.
+    """Write a model to a folder, or replace the model there.
 
     Args:
-        network: is not asked for where the model that this one was made from lies there: a network never changes.
-        before: that model, where this one is to replace it.
+        folder: the model folder; it is created where it is missing.
+        about: ``Classifier.about()`` and ``base_rows``.
+        network: returns the tensors of the network; not called where their file is there already, as a network never
+            changes.
+        added: the activations of the photos of added classes.
+        before: the model in the folder that this model was made from and is to replace; None: there is none.
 
     Raises:
-        UserError: another process changes or serves it, or it is not as it was ``before``: a change would be lost;
-            or it could not be opened again (see ``schema``).
+        UserError: another process changes or serves the model; or it is no longer as it was ``before``, so that a
+            change would be lost; or what would be written could not be opened again (see ``model_json``).
         OSError: the disk is full or not writable; the model that was there is untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,42 +73,40 @@ def write(
     with _WRITING, lock(folder, 10):
         if before is not None and is_model(folder) and _about(folder)[1] != before.state:
             raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
-        packed = [_packed("added", added)]
-        files = {"added": packed[0][0]}
-        if before is not None and _is_there(folder, before.network):
-            files["network"] = before.network
+        added_part, added_data = _serialised("added", added)
+        new = {added_part: added_data}
+        if before is not None and _exists(folder, before.network):
+            network_part = before.network
         else:
-            packed.append(_packed("network", network()))
-            files["network"] = packed[1][0]
-        said = {"version": VERSION, **about, "files": {name: entry.model_dump() for name, entry in files.items()}}
-        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
-        parse(text.encode(errors="surrogatepass"), path)  # what is written can be read
-        for entry, data in packed:
-            if not _is_there(folder, entry):
-                with atomic_write(folder / entry.file) as file:
+            network_part, network_data = _serialised("network", network())
+            new[network_part] = network_data
+        files = {"added": added_part.model_dump(), "network": network_part.model_dump()}
+        text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False) + "\n"
+        parse(text.encode(errors="surrogatepass"), path)  # raises where what would be written could not be read
+        for part, data in new.items():
+            if not _exists(folder, part):
+                with atomic_write(folder / part.file) as file:
                     file.write(data)
         write_text(path, text)
-        kept = {entry.file for entry in files.values()}
-        old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
-        for left in [*old, *folder.glob(".*.tmp-*")]:  # of the model before, and of a save that was killed
-            left.unlink(missing_ok=True)
-        return Saved(hashlib.sha256(text.encode()).hexdigest(), files["network"])
+        _remove_other_files(folder, {added_part.file, network_part.file})
+        return Saved(hashlib.sha256(text.encode()).hexdigest(), network_part)
 
 
 def read(folder: Path, device: torch.device) -> tuple[About, dict[str, dict[str, torch.Tensor]], Saved]:
-    """What ``write`` has written: the JSON, and the parts on a device.
+    """Return a model that ``write`` has written: ``model.json``, the tensors of each file on a device, and its state.
 
     Raises:
-        UserError: no model there, of another version, or a file is missing, changed, or no ordinary one.
+        UserError: there is no model, it is of another version of the format, or a file is missing, changed, or not a
+            regular file.
     """
     for attempt in range(5):
         about, state = _about(folder)
         try:
-            parts = {name: _part(folder, getattr(about.files, name), device) for name in PARTS}
-            return about, parts, Saved(state, about.files.network)
+            tensors = {name: _tensors(folder, getattr(about.files, name), device) for name in PARTS}
+            return about, tensors, Saved(state, about.files.network)
         except FileNotFoundError as error:
             missing = error.filename
-            if _about(folder)[1] == state:  # else it was replaced in between
+            if _about(folder)[1] == state:  # else the model was replaced meanwhile
                 break
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be read ({error.strerror}); copy the model again") from None
@@ -108,21 +115,23 @@ def read(folder: Path, device: torch.device) -> tuple[About, dict[str, dict[str,
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model, be it a damaged one."""
+    """Return whether a folder holds a model, even a damaged one."""
     return os.path.lexists(folder / "model.json")
 
 
 @contextmanager
 def lock(folder: Path, wait: float = 0) -> Iterator[None]:
-    """Held by who changes the model: one process at a time, and ``serve`` as long as it runs. Again in the same process
-    does nothing; nor does it on a file system without locks, or that cannot be written to.
+    """Hold the model folder for this process alone: for the time of a change, or as long as ``serve`` runs.
+
+    A second lock in the same process does nothing, and so does a lock on a file system that has none or that is
+    read-only.
 
     Raises:
-        UserError: another process has it for more than ``wait`` seconds.
+        UserError: another process holds the folder for more than ``wait`` seconds.
     """
-    found = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
+    file_lock = FileLock(folder / ".lock", thread_local=False, is_singleton=True, fallback_to_soft=False)
     try:
-        found.acquire(timeout=wait)
+        file_lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(
             f"{folder}: another process changes or serves this model; wait for it, or write to another folder"
@@ -133,11 +142,11 @@ def lock(folder: Path, wait: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        found.release()
+        file_lock.release()
 
 
 def _about(folder: Path) -> tuple[About, str]:
-    """``model.json``, and its hash."""
+    """Return ``model.json`` and its sha256."""
     path = folder / "model.json"
     try:
         data = read_regular(path, MAX_JSON)
@@ -150,9 +159,9 @@ def _about(folder: Path) -> tuple[About, str]:
     return parse(data, path), hashlib.sha256(data).hexdigest()
 
 
-def _part(folder: Path, entry: Part, device: torch.device) -> dict[str, torch.Tensor]:
-    path = folder / entry.file
-    if check_regular(path, MAX_PART) != entry.bytes or file_sha256(path) != entry.sha256:
+def _tensors(folder: Path, part: Part, device: torch.device) -> dict[str, torch.Tensor]:
+    path = folder / part.file
+    if check_regular(path, MAX_PART) != part.bytes or file_sha256(path) != part.sha256:
         raise UserError(f"{path}: changed or damaged (its hash is not model.json's); make the model again")
     try:
         return load_file(path, device=str(device))
@@ -160,13 +169,20 @@ def _part(folder: Path, entry: Part, device: torch.device) -> dict[str, torch.Te
         raise UserError(f"{path}: damaged ({error}); make the model again") from None
 
 
-def _packed(name: str, tensors: Tensors) -> tuple[Part, bytes]:
-    """A part's entry in ``model.json``, and its bytes."""
+def _serialised(name: str, tensors: Tensors) -> tuple[Part, bytes]:
+    """Return the bytes of a file of tensors, and its entry in ``model.json``."""
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     return Part(file=f"{name}-{digest[:16]}.safetensors", bytes=len(data), sha256=digest), data
 
 
-def _is_there(folder: Path, entry: Part) -> bool:
-    path = folder / entry.file
-    return path.is_file() and path.stat().st_size == entry.bytes
+def _exists(folder: Path, part: Part) -> bool:
+    path = folder / part.file
+    return path.is_file() and path.stat().st_size == part.bytes
+
+
+def _remove_other_files(folder: Path, kept: set[str]) -> None:
+    """Remove the files of the model before, and the temporary files of a save that was killed."""
+    old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
+    for path in [*old, *folder.glob(".*.tmp-*")]:
+        path.unlink(missing_ok=True)

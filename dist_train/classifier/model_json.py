@@ -1,4 +1,4 @@
-"""What a model may say: every key of ``model.json`` with its type and range, and what its tensors must be."""
+"""The format of a model: every key of ``model.json`` with its type and range, and the tensors that belong to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked
 
-from dist_train.classifier.network import Class, row_method
+from dist_train.classifier.head import Class
+from dist_train.classifier.network import row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
 from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
@@ -20,12 +21,12 @@ from dist_train.names import is_class_name, shown
 
 VERSION = 1
 MAX_JSON, MAX_PART = 1 << 26, 1 << 33
-"""Bytes of ``model.json``, and of one of the files that it names."""
+"""Bytes that ``model.json`` may have, and each of the files that it names."""
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-_OWN = ("base_rows", "sample.activations", "sample.labels")  # tensors that are no layer's
+_NOT_IN_LAYERS = ("base_rows", "sample.activations", "sample.labels")  # tensors that belong to no layer
 _MAX_ROWS = 100_000
-_MAX_SIDE = 1024  # pixels; the literature's largest are half of it, and work and memory grow with its square
+_MAX_SIDE = 1024  # pixels; twice the largest in the literature, as work and memory grow with the square
 
 
 def _known(name: str, names: tuple[str, ...]) -> str:
@@ -56,12 +57,12 @@ def _wnid(wnid: str) -> str:
 
 
 def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # a number like 1e999 is infinite
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # raises for numbers like 1e999, which are infinite
     return value
 
 
 class Part(BaseModel):
-    """A file beside ``model.json``."""
+    """The entry of a file beside ``model.json``."""
 
     model_config = _STRICT
     file: Annotated[str, Field(pattern=r"^(network|added)-[0-9a-f]{16}\.safetensors$")]
@@ -70,7 +71,7 @@ class Part(BaseModel):
 
 
 class Files(BaseModel):
-    """The files beside ``model.json``."""
+    """The entries of all files beside ``model.json``."""
 
     model_config = _STRICT
     network: Part
@@ -100,7 +101,7 @@ class _Preprocessing(BaseModel):
     std: tuple[float, float, float]
     interpolation: Literal["bilinear, antialiased"]
     crop: Literal["centre"]
-    orientation: Orientation | Literal["by EXIF"]  # so before 2026-12, and photos were turned by it
+    orientation: Orientation | Literal["by EXIF"]  # "by EXIF" is how models before 2026-12 write "exif"
 
     @model_validator(mode="after")
     def _fits(self) -> _Preprocessing:
@@ -120,7 +121,7 @@ class _Class(BaseModel):
 
 
 class About(BaseModel):
-    """``model.json``."""
+    """The content of ``model.json``."""
 
     model_config = _STRICT
     version: Literal[1]
@@ -149,12 +150,12 @@ class About(BaseModel):
 
     @property
     def kept(self) -> list[Class]:
-        """The classes of the run."""
+        """The classes of the run that have not been removed."""
         return self._classes()[: len(self.base_rows)]
 
     @property
     def added(self) -> list[Class]:
-        """The classes that were added."""
+        """The added classes."""
         return self._classes()[len(self.base_rows) :]
 
     def _classes(self) -> list[Class]:
@@ -162,11 +163,11 @@ class About(BaseModel):
 
 
 def parse(data: bytes, path: object) -> About:
-    """``model.json`` from its bytes, every number in its range.
+    """Read ``model.json`` from its bytes, and check every value.
 
     Raises:
-        UserError: naming ``path`` and the key: it is not JSON, of another version, has a key too many or too few, or
-            a value that cannot be.
+        UserError: the bytes are not JSON or of another version, a key is unknown or missing, or a value is out of its
+            range; the line names ``path`` and the key.
     """
     try:
         version = _Version.model_validate_json(data).version
@@ -196,26 +197,28 @@ def _short(value: object) -> str:
 
 
 def check_tensors(folder: Path, about: About, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """The tensors of a model: finite, and of the shapes that belong together. Those of the layers are compared with
-    the layers' own where they are loaded.
+    """Check that the tensors of a model are finite and that their shapes fit together. The tensors of layers are
+    compared with the layers when they are loaded.
 
     Args:
-        parts: of the files in ``about.files``, by their names there.
+        folder: the model folder, for errors.
+        about: its ``model.json``.
+        parts: the tensors of each file, by its key in ``about.files``.
 
     Raises:
-        UserError: naming the file and the tensor.
+        UserError: a tensor is missing, superfluous or wrong; the line names the file and the tensor.
     """
     files = {part: folder / getattr(about.files, part).file for part in parts}
-    for part, needed in (("network", (*_OWN, "backbone.head.weight")), ("added", ("activations",))):
+    for part, needed in (("network", (*_NOT_IN_LAYERS, "backbone.head.weight")), ("added", ("activations",))):
         for name in needed:
             if name not in parts[part]:
                 raise _wrong(files[part], name, "is not there")
         for name, tensor in parts[part].items():
             if name not in needed and not (part == "network" and name.startswith(("backbone.", "predictor."))):
                 raise _wrong(files[part], name, "belongs to nothing")
-            _check_numbers(files[part], name, tensor)
+            _check_values(files[part], name, tensor)
     file, network, classes = files["network"], parts["network"], about.backbone.num_classes
-    rows, sample, labels = (network[name] for name in _OWN)
+    rows, sample, labels = (network[name] for name in _NOT_IN_LAYERS)
     head = network["backbone.head.weight"]
     dim = head.shape[-1] if head.ndim else 0
     _check_shape(file, "backbone.head.weight", head, classes, dim)
@@ -235,7 +238,7 @@ def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> N
         raise _wrong(file, name, f"has the shape {list(tensor.shape)}, and {list(wanted)} belongs to model.json")
 
 
-def _check_numbers(file: Path, name: str, tensor: torch.Tensor) -> None:
+def _check_values(file: Path, name: str, tensor: torch.Tensor) -> None:
     whole = name == "sample.labels" or name.endswith(".num_batches_tracked")
     wanted = torch.int64 if whole else torch.float16 if name == "sample.activations" else torch.float32
     if tensor.dtype != wanted:

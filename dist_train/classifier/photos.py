@@ -1,8 +1,8 @@
-"""Photos of any kind to network input: decoding by Pillow, then the evaluation's resize and crop.
+"""From photos of any kind to the input of the network: decoding by Pillow, then the resize and crop of the evaluation.
 
-Training and evaluation decode with DALI (data/loading/dali.py), from shards and many at a time. What people hand to a
-classifier is a few photos of any format, as files, bytes, arrays or tensors; here they become the same pixels, by the
-same functions (data/loading/preprocessing.py), and are turned upright by the rule that the model's run was packed by.
+Training and evaluation decode with DALI (data/loading/dali.py), from shards and many images at a time. A classifier
+gets a few photos of any format, as files, bytes, arrays or tensors. Here they become the same pixels by the same
+functions (data/loading/preprocessing.py), turned upright by the rule that the images of the model's run were packed by.
 """
 
 from __future__ import annotations
@@ -44,38 +44,40 @@ Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.T
 
 
 def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: Orientation = "exif") -> torch.Tensor:
-    """uint8 [3, height, width], RGB. Of an animation, the first frame; on transparency, what lies below it.
+    """Return the pixels of a photo: uint8 [3, height, width], RGB. Of an animation, the first frame; under
+    transparency, the colours that lie below it.
 
     Args:
-        name: how to call a photo that is not a file in an error.
-        rule: whether the photo's orientation is obeyed (``Preprocess.orientation`` of the model that it is for).
+        photo: see ``Photo``.
+        name: how errors call a photo that is not a file.
+        max_pixels: the limit of height x width.
+        rule: whether the photo's orientation tag is obeyed (``Preprocess.orientation`` of the model that gets it).
 
     Raises:
-        UserError: it cannot be decoded, or is larger than ``max_pixels``.
+        UserError: the photo cannot be decoded, or is larger than ``max_pixels``.
     """
     if isinstance(photo, torch.Tensor):
-        return _pixels(photo, photo.detach().cpu(), name, max_pixels)
+        return _checked_pixels(photo, photo.detach().cpu(), name, max_pixels)
     if isinstance(photo, np.ndarray):
-        try:
-            tensor = torch.from_numpy(np.array(photo, photo.dtype.newbyteorder("=")))
-        except TypeError:
-            raise UserError(f"{name}: an array of {photo.dtype}; give uint8, or floats in [0, 1]") from None
-        tensor = tensor.movedim(-1, 0) if tensor.ndim > 2 else tensor[None]
-        return _pixels(photo, tensor, name, max_pixels)
+        return _checked_pixels(photo, _tensor_of(photo, name), name, max_pixels)
     if isinstance(photo, Image.Image):
-        return _decoded(photo, name, max_pixels, rule)
+        return _decode(photo, name, max_pixels, rule)
+    if isinstance(photo, bytes):
+        return _load_file(photo, name, max_pixels, rule)
     if isinstance(photo, (str, Path)):
-        name = str(photo)
-    if not isinstance(photo, (str, Path, bytes)):
-        raise UserError(f"{name}: {type(photo).__name__} is no photo; give a path, bytes, PIL image, array or tensor")
-    if not isinstance(photo, bytes) and os.path.exists(photo) and not os.path.isfile(photo):
-        what = "Is a directory" if os.path.isdir(photo) else "no regular file"  # to open a pipe would wait for a writer
-        raise UserError(f"{name}: {what}; give the path of an image")
+        if os.path.exists(photo) and not os.path.isfile(photo):  # to open a pipe would wait for a writer
+            what = "Is a directory" if os.path.isdir(photo) else "no regular file"
+            raise UserError(f"{photo}: {what}; give the path of an image")
+        return _load_file(photo, str(photo), max_pixels, rule)
+    raise UserError(f"{name}: {type(photo).__name__} is no photo; give a path, bytes, PIL image, array or tensor")
+
+
+def _load_file(photo: str | Path | bytes, name: str, max_pixels: int, rule: Orientation) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are looked at below, and of odd EXIF
+            warnings.simplefilter("ignore")  # about sizes, which are checked below, and about odd EXIF
             with open_photo(photo) as image:
-                return _decoded(image, name, max_pixels, rule)
+                return _decode(image, name, max_pixels, rule)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         what = f"{pixels[1] if pixels else 'too many'} pixels, and {max_pixels} are the limit; make it smaller"
@@ -91,57 +93,62 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
 
 
 def in_folder(folder: Path, account: Account) -> list[Path]:
-    """The photos of a folder and of those below it, sorted; the account has all files (see ``data.folders``).
+    """Return the photos of a folder and of the folders below it, sorted; the account counts all files.
 
     Raises:
-        UserError: there is none, or a folder cannot be read.
+        UserError: there is no photo, or a folder cannot be read.
     """
-    here = Account()
-    found = [folder / file.name for file in folder_photos(folder, here)]
-    if not found:
-        raise _none(str(folder), here)
-    account.add(here)
-    return found
+    own_account = Account()
+    photos = [folder / file.name for file in folder_photos(folder, own_account)]
+    if not photos:
+        raise _no_photos(str(folder), own_account)
+    account.add(own_account)
+    return photos
 
 
 def matching(pattern: str, account: Account) -> list[Path]:
-    """The photos among the files that match a pattern, and in the folders that do; none where nothing matches.
+    """Return the photos among the files that match a pattern and in the folders that match it, sorted; an empty list
+    where nothing matches.
 
     Raises:
-        UserError: something matches, and no photo is among it; a folder cannot be read.
+        UserError: something matches, but no photo is among it; or a folder cannot be read.
     """
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     folders = [path for path in matches if path.is_dir()]
     folders = [path for path in folders if not set(folders) & set(path.parents)]
     listed = [path for path in matches if not path.is_dir() and not set(folders) & set(path.parents)]
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts[:-1]))
-    here = Account()
-    found = [fixed / file.name for file in listed_photos(fixed, listed, here)]
+    own_account = Account()
+    photos = [fixed / file.name for file in listed_photos(fixed, listed, own_account)]
     for folder in folders:
         if folder != fixed and is_system_folder(folder.name):
-            here.pass_over(str(folder), IN_SYSTEM_FOLDERS, sum(len(files) for _, _, files in os.walk(folder)))
+            number = sum(len(files) for _, _, files in os.walk(folder))
+            own_account.pass_over(str(folder), IN_SYSTEM_FOLDERS, number)
         else:
-            found += [folder / file.name for file in folder_photos(folder, here)]
-    if matches and not found:
-        raise _none(pattern, here)
-    account.add(here)
-    return sorted(found)
+            photos += [folder / file.name for file in folder_photos(folder, own_account)]
+    if matches and not photos:
+        raise _no_photos(pattern, own_account)
+    account.add(own_account)
+    return sorted(photos)
 
 
-def _none(where: str, account: Account) -> UserError:
-    known = account.line() if account.found else ", ".join(sorted(SUFFIXES))
-    return UserError(f"{where}: holds no photos ({known}); give a folder with some")
+def _no_photos(where: str, account: Account) -> UserError:
+    reason = account.line() if account.found else ", ".join(sorted(SUFFIXES))
+    return UserError(f"{where}: holds no photos ({reason}); give a folder with some")
 
 
 class Preprocess(nn.Module):
-    """Pixels to network input, as in the evaluation: shorter side to ``resize`` pixels (bilinear, antialiased), a
-    centre crop of ``size``, ImageNet's mean and standard deviation.
+    """Map pixels to the input of the network as the evaluation does: the shorter side resized to ``resize`` pixels
+    (bilinear, antialiased), a centre crop of ``size`` pixels, ImageNet's mean and standard deviation.
 
-    ``batch`` is the evaluation itself, which rounds to bytes after the resize. ``forward`` is for exports: in floats
-    throughout, so that it is the same in every runtime, and half a step of 255 beside the evaluation at the most.
+    ``batch`` is the evaluation itself, which rounds to bytes after the resize. ``forward`` is for exports: it computes
+    in floats throughout, so that every runtime computes the same, and differs from the evaluation by half a step of 255
+    at most.
 
     Attributes:
-        orientation: the rule by which photos are turned upright before.
+        resize: pixels of the shorter side before the crop.
+        size: pixels of each side of the crop.
+        orientation: the rule by which photos are turned upright before that.
     """
 
     mean: torch.Tensor
@@ -154,7 +161,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, height, width] of any one size -> float32 [B, 3, size, size]."""
+        """Return the input float32 [B, 3, size, size] for images uint8 [B, 3, height, width], all of the same size."""
         short: Any = torch.sym_min(*images.shape[-2:])
         height, width = (self.resize * side // short for side in images.shape[-2:])
         resized = interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
@@ -163,31 +170,33 @@ class Preprocess(nn.Module):
         return (crop - self.mean) / self.std
 
     def batch(self, pixels: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Photos of any sizes, each uint8 [3, height, width] -> float32 [B, 3, size, size]. Resized on the CPU, where
-        they were decoded: bytes throughout, so that a large photo takes no more memory than its pixels."""
+        """Return the input float32 [B, 3, size, size] for photos of any sizes, each uint8 [3, height, width].
+
+        They are resized as bytes on the CPU that decoded them, so a large photo takes no more memory than its pixels.
+        """
         return torch.stack([evaluation(image.cpu(), self.resize, self.size) for image in pixels]).to(self.mean.device)
 
 
 def _centre(free: int) -> int:
-    """Half of it, rounded to even, as ``augment.centre_anchor``; in arithmetic that an export can follow."""
+    """Return half of the free pixels, rounded to even as by ``centre_anchor``, in arithmetic that exports can trace."""
     half = free // 2
     return half + (free % 2) * (half % 2)
 
 
 def is_image(data: bytes) -> bool:
-    """Whether these are the bytes of an image, by how they begin."""
+    """Return whether these are the bytes of an image, judged by their beginning; a damaged image is an image too."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             open_photo(data).close()
     except UnidentifiedImageError:
         return False
-    except Exception:  # a damaged one is one
+    except Exception:  # a known format, and damaged
         return True
     return True
 
 
-def _decoded(image: Image.Image, name: str, max_pixels: int, rule: Orientation) -> torch.Tensor:
+def _decode(image: Image.Image, name: str, max_pixels: int, rule: Orientation) -> torch.Tensor:
     _check_size(image.width, image.height, name, max_pixels)
     try:
         return torch.from_numpy(np.array(upright(image, rule))).permute(2, 0, 1)
@@ -207,8 +216,27 @@ def _damaged(name: str, error: Exception) -> UserError:
     return UserError(f"{name}: damaged or cut off ({' '.join(str(error).split())[:200]}); get the file again")
 
 
-def _pixels(photo: Any, image: torch.Tensor, name: str, max_pixels: int) -> torch.Tensor:
-    """Checked, as uint8 [3, H, W]."""
+def _tensor_of(photo: npt.NDArray[Any], name: str) -> torch.Tensor:
+    """Return an array [height, width, 3] or [height, width] as a tensor [3 or 1, height, width]."""
+    try:
+        tensor = torch.from_numpy(np.array(photo, photo.dtype.newbyteorder("=")))
+    except TypeError:
+        raise UserError(f"{name}: an array of {photo.dtype}; give uint8, or floats in [0, 1]") from None
+    return tensor.movedim(-1, 0) if tensor.ndim > 2 else tensor[None]
+
+
+def _checked_pixels(photo: Any, image: torch.Tensor, name: str, max_pixels: int) -> torch.Tensor:
+    """Return pixels as uint8 [3, height, width].
+
+    Args:
+        photo: what the user gave, whose shape errors name.
+        image: the same as a tensor.
+        name: how errors call it.
+        max_pixels: the limit of height x width.
+
+    Raises:
+        UserError: the shape, the type or the values are not those of an image, or it is too large.
+    """
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
         wanted = "[height, width, 3] or [height, width]" if isinstance(photo, np.ndarray) else "[3 or 1, height, width]"
         raise UserError(f"{name}: shape {list(photo.shape)}; give {wanted}")

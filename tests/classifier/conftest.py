@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.network import Class, Network, build_untrained
+from dist_train.classifier.head import Class
+from dist_train.classifier.network import Network, build_untrained
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import LearnConfig
 

@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from dist_train.classifier.serving.connections import client
+from dist_train.classifier.serving.app import unless_disconnected
+from dist_train.classifier.serving.connections import client_key
 from dist_train.classifier.serving.scheduling import SMALL, BatchedNetwork, DecodingPools, FairPool
 from dist_train.classifier.serving.served_model import EmbeddedPhoto, Limits, ServedModel
-from dist_train.classifier.serving.server import unless_left
 
 Page = Callable[..., httpx.Client]
 
@@ -235,9 +235,9 @@ def _target(fd: Path) -> str:
 
 
 def test_who_counts_as_one_client() -> None:
-    assert client("10.0.0.1") == "10.0.0.1" != client("10.0.0.2")
-    assert client("2001:db8:1:2::3") == client("2001:db8:1:2:ffff::4") != client("2001:db8:1:3::3")
-    assert client("fe80::1%eth0") == client("fe80::2") and client("unix") == "unix"
+    assert client_key("10.0.0.1") == "10.0.0.1" != client_key("10.0.0.2")
+    assert client_key("2001:db8:1:2::3") == client_key("2001:db8:1:2:ffff::4") != client_key("2001:db8:1:3::3")
+    assert client_key("fe80::1%eth0") == client_key("fe80::2") and client_key("unix") == "unix"
 
 
 # The token, and requests of one client.
@@ -420,18 +420,18 @@ def test_a_lane_works_side_by_side_and_shares() -> None:
         return name
 
     async def all_of_it() -> list[str]:
-        lane = FairPool(2)
-        await asyncio.gather(lane.run("a", work, "a", True), lane.run("b", work, "b", True))
+        pool = FairPool(2)
+        await asyncio.gather(pool.run("a", work, "a", True), pool.run("b", work, "b", True))
         done.clear()
-        many = [asyncio.create_task(lane.run("many", work, "many", False)) for _ in range(50)]
+        many = [asyncio.create_task(pool.run("many", work, "many", False)) for _ in range(50)]
         await asyncio.sleep(0)
-        one = asyncio.create_task(lane.run("one", work, "one", False))
+        one = asyncio.create_task(pool.run("one", work, "one", False))
         return await asyncio.gather(*many, one)
 
     assert asyncio.run(all_of_it()) == ["many"] * 50 + ["one"]
     assert done.index("one") <= 4
-    lanes = DecodingPools()
-    assert lanes.of(SMALL) is lanes.small is lanes.of(0) and lanes.of(SMALL + 1) is not lanes.small
+    pools = DecodingPools()
+    assert pools.for_size(SMALL) is pools.small is pools.for_size(0) and pools.for_size(SMALL + 1) is not pools.small
 
 
 def test_batches_take_what_waits() -> None:
@@ -510,9 +510,9 @@ def test_work_for_a_client_that_has_left_ends() -> None:
         return "done"
 
     with pytest.raises(ClientDisconnect):
-        asyncio.run(unless_left(Left(), work()))  # type: ignore[arg-type]
+        asyncio.run(unless_disconnected(Left(), work()))  # type: ignore[arg-type]
     assert ended == ["work"]
-    assert asyncio.run(unless_left(Left(), quick())) == "done"  # type: ignore[arg-type]
+    assert asyncio.run(unless_disconnected(Left(), quick())) == "done"  # type: ignore[arg-type]
 
 
 def test_json_of_an_error_is_json(page: Page) -> None:

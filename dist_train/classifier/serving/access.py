@@ -1,10 +1,15 @@
-"""Who is let in to the page, and how much may be sent."""
+"""Who is let in to the page, and how much a client may send.
+
+The host check is not Starlette's ``TrustedHostMiddleware``: that answers 400 in plain text, which the page cannot show,
+and it knows neither origins nor tokens, which are checked in the same place.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from fastapi import HTTPException, Request, Response
@@ -13,7 +18,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dist_train.classifier.serving.address import PublicURL, origin
-from dist_train.classifier.serving.connections import client
+from dist_train.classifier.serving.connections import client_key
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src blob: data:; frame-ancestors 'none'",
@@ -29,17 +34,17 @@ _LOGIN = """<!doctype html><meta name="viewport" content="width=device-width"><t
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must have to be let in.
+    """What a request needs in order to be let in.
 
     Attributes:
-        token: what a client must have; None: nothing.
-        cookie: name of the one that holds the token.
-        hosts: the names by which the server may be called, without port; None: any, as a token is asked for. On a
-            loopback address this keeps out other web sites that have a name resolve to it.
-        public: the address of the page at a proxy, where there is one. The proxy may pass its path on or not, and
-            whatever host it likes.
+        token: the secret that a client must present; None: none is asked for.
+        cookie: name of the cookie that holds the token.
+        hosts: the names by which the server may be called, without port; None: any name, as a token is asked for. On a
+            loopback address this keeps out web sites whose name resolves to it (DNS rebinding).
+        public: the address of the page behind a proxy; None: there is no proxy. The proxy may strip the path or not,
+            and may send any host.
         upload: limit of a body, in bytes.
-        requests: of one client that are being answered.
+        requests: how many requests of one client are answered at a time.
     """
 
     token: str | None
@@ -51,93 +56,112 @@ class Access:
 
 
 class AccessControl:
-    """ASGI middleware: lets a request in or not, the token asked before anything is counted; bounds its body whatever
-    its header says; and adds headers to the answer."""
+    """ASGI middleware that refuses requests, limits their bodies and adds security headers to all answers.
+
+    The token is checked before anything is counted, and a body is limited whatever its ``Content-Length`` says.
+    """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
-        self._answered: Counter[str] = Counter()  # client -> its requests that are being answered
+        self._in_progress: Counter[str] = Counter()  # client -> its requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it to the application."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.access.upload:
-                raise HTTPException(413, self._too_long())
-            return message
-
-        async def headed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        self._leave_out_the_path(scope)
+        receive = _LimitedBody(receive, self.access.upload)
+        send = partial(_send_with_headers, send)
+        self._strip_public_path(scope)
         request = Request(scope)
-        refusal = self._refuse(request)
+        refusal = self._refusal(request)
         if refusal:
-            return await refusal(scope, counted, headed)
-        owner = client(request.client.host) if request.client else ""
-        if self._answered[owner] >= self.access.requests:
+            return await refusal(scope, receive, send)
+        client = client_of(request)
+        if self._in_progress[client] >= self.access.requests:
             detail = f"{self.access.requests} requests of this address are being answered; wait for one of them"
-            return await error_response(429, detail)(scope, counted, headed)
-        self._answered[owner] += 1
+            return await error_response(429, detail)(scope, receive, send)
+        self._in_progress[client] += 1
         try:
-            await self.app(scope, counted, headed)
+            await self.app(scope, receive, send)
         finally:
-            self._answered[owner] -= 1
-            if not self._answered[owner]:
-                del self._answered[owner]
+            self._in_progress[client] -= 1
+            if not self._in_progress[client]:
+                del self._in_progress[client]
 
-    def _leave_out_the_path(self, scope: Scope) -> None:
+    def _strip_public_path(self, scope: Scope) -> None:
+        """Remove the path of the public address where the proxy has left it in the request."""
         prefix = unquote(self.access.public.path) if self.access.public else "/"
         if prefix != "/" and scope["path"].startswith(prefix):
             scope["path"] = scope["path"][len(prefix) - 1 :]
 
-    def _refuse(self, request: Request) -> Response | None:
+    def _refusal(self, request: Request) -> Response | None:
+        """Return the answer that refuses a request, or None where it may pass."""
         access, host = self.access, request.headers.get("host", "")
         if access.hosts is not None and _split(f"//{host}").hostname not in access.hosts:
             return error_response(421, f"host {host!r} is not served here; use the address that was printed")
         page = request.headers.get("origin")
-        if request.method != "GET" and page and not self._is_own(page, host):
+        if request.method != "GET" and page and not self._is_own_page(page, host):
             return error_response(403, f"a page of {page} may not change this model")
-        if access.token is not None and not self._knows_the_token(request, access.token):
+        if access.token is not None and not self._has_token(request, access.token):
             if request.url.path == "/":
                 return HTMLResponse(_LOGIN, 401)
             return error_response(401, "no token, or a wrong one; open the address that was printed")
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > access.upload:
-            return error_response(413, self._too_long())
+            return error_response(413, _too_long(access.upload))
         return None
 
-    def _is_own(self, page: str, host: str) -> bool:
-        """Whether a page is this server's, by its Origin: the public one, or as the server was called."""
+    def _is_own_page(self, page: str, host: str) -> bool:
+        """Return whether an ``Origin`` header is this server's: the public address, or the host of the request."""
         if self.access.public:
             return origin(page) == self.access.public.origin
         return _split(page).netloc == host
 
-    def _knows_the_token(self, request: Request, token: str) -> bool:
+    def _has_token(self, request: Request, token: str) -> bool:
+        """Return whether a request presents the token: in a header, a cookie, or the address of the page."""
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        asked = request.query_params.get("token") if request.url.path == "/" else None
-        given = (bearer if scheme.lower() == "bearer" else None) or asked or request.cookies.get(self.access.cookie, "")
-        return secrets.compare_digest(given.encode(), token.encode())
+        in_address = request.query_params.get("token") if request.url.path == "/" else None
+        presented = (bearer if scheme.lower() == "bearer" else None) or in_address
+        presented = presented or request.cookies.get(self.access.cookie, "")
+        return secrets.compare_digest(presented.encode(), token.encode())
 
-    def _too_long(self) -> str:
-        limit = f"{self.access.upload / 1e6:g} MB"
-        return f"the upload is over {limit}, the limit of this server; send fewer or smaller photos"
+
+class _LimitedBody:
+    """The ``receive`` of a request that fails once more bytes have come than the limit."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._received = receive, limit, 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise HTTPException(413, _too_long(self._limit))
+        return message
+
+
+async def _send_with_headers(send: Send, message: Message) -> None:
+    if message["type"] == "http.response.start":
+        MutableHeaders(scope=message).update(_HEADERS)
+    await send(message)
+
+
+def client_of(request: Request) -> str:
+    """Return the key of the client that sent a request (see ``client_key``); "" where it has no address."""
+    return client_key(request.client.host) if request.client else ""
+
+
+def error_response(code: int, detail: str) -> JSONResponse:
+    """Return an error as the page expects it: an HTTP code, and a line for the user."""
+    return JSONResponse({"detail": detail}, code)
+
+
+def _too_long(limit: int) -> str:
+    return f"the upload is over {limit / 1e6:g} MB, the limit of this server; send fewer or smaller photos"
 
 
 def _split(address: str) -> SplitResult:
     try:
         return urlsplit(address)
-    except ValueError:  # half an IPv6 address
+    except ValueError:  # an IPv6 address without its closing bracket
         return urlsplit("")
-
-
-def error_response(code: int, detail: str) -> JSONResponse:
-    """An error for the page: its code, and what to say."""
-    return JSONResponse({"detail": detail}, code)

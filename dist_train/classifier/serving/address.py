@@ -1,4 +1,4 @@
-"""Where the page is: what the server listens on, and the address that visitors know it by."""
+"""Addresses of the page: what the server listens on, and the address by which visitors know the page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 from urllib.parse import quote, urlsplit
 
 from dist_train.errors import UserError
 from dist_train.names import shown
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -21,8 +23,9 @@ class PublicURL:
     """The address of the page behind a proxy.
 
     Attributes:
-        origin: as a browser names it: ``https://photos.example``, with a port where it is not the scheme's own.
-        path: ``/``, or where on that host the page is: ``/photos/``.
+        origin: scheme, host and port as a browser writes them: ``https://photos.example``, with a port only where it
+            is not the scheme's default.
+        path: where on that host the page is: ``/``, or ``/photos/``.
     """
 
     origin: str
@@ -30,16 +33,17 @@ class PublicURL:
 
     @property
     def secure(self) -> bool:
+        """Whether the page is reached over https."""
         return self.origin.startswith("https:")
 
     @classmethod
     def parse(cls, url: str) -> PublicURL:
-        """Read what was given for ``--public-url``.
+        """Read the value of ``--public-url``.
 
         Raises:
-            UserError: it is no http address, or has more than a host, a port and a path.
+            UserError: it is not an http(s) address, or has more than a host, a port and a path.
         """
-        with suppress(ValueError):  # half an IPv6 address
+        with suppress(ValueError):  # an IPv6 address without its closing bracket
             parts = urlsplit(url)
             plain = (
                 url.isprintable()
@@ -47,18 +51,19 @@ class PublicURL:
                 and not parts.query
                 and not parts.fragment
                 and parts.port != 0
+                # The host as browsers send it (xn--...), and a path that fits into the attribute of a cookie.
+                and re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", parts.netloc) is not None
+                and re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path) is not None
+                and ".." not in parts.path.split("/")
             )
-            # The host as browsers send it (xn--...), and of the path what a cookie's attribute can hold.
-            plain = plain and re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", parts.netloc) is not None
-            plain = plain and re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path) is not None
-            if origin(url) and plain and ".." not in parts.path.split("/"):
+            if origin(url) and plain:
                 return cls(origin(url), re.sub("/+", "/", f"/{parts.path}/"))
         raise UserError(f"--public-url {shown(url)}: give https://HOST, https://HOST:PORT or https://HOST/PATH/")
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of an address as browsers write them; "" for an address without these."""
-    with suppress(ValueError):  # half an IPv6 address, or a port that is none
+    """Return scheme, host and port of an address as browsers write them; "" where the address lacks them."""
+    with suppress(ValueError):  # an IPv6 address without its closing bracket, or a port that is not a number
         parts = urlsplit(url)
         if parts.scheme in _PORTS and parts.hostname:
             host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -68,10 +73,10 @@ def origin(url: str) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Return a socket that listens.
 
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the port is out of range, or the address cannot be listened on.
     """
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: must be in 0..65535")
@@ -83,7 +88,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address to listen on is this machine's own, which no other reaches."""
+    """Return whether a name or address is this machine's own, which no other machine can reach."""
     if host == "localhost":
         return True
     try:
@@ -92,8 +97,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def parse_network(text: str) -> Any:
-    """The addresses of a proxy: ``10.0.0.7`` or ``10.0.0.0/24``, as ``ipaddress`` has them.
+def parse_network(text: str) -> Network:
+    """Read the value of ``--proxy``: an address as ``10.0.0.7``, or a network as ``10.0.0.0/24``.
 
     Raises:
         UserError: it is neither.
@@ -105,17 +110,17 @@ def parse_network(text: str) -> Any:
 
 
 def page_links(host: str, port: int, public: PublicURL | None, token: str | None) -> list[str]:
-    """The addresses to open in a browser, the token in them where there is one."""
+    """Return the addresses to open in a browser, with the token in them where there is one."""
     names = [f"[{host}]" if ":" in host else host]
     if host in ("0.0.0.0", "::"):
-        names = [socket.gethostname(), *_own_address()]
+        names = [socket.gethostname(), *_addresses_in_network()]
     pages = [f"{public.origin}{public.path}"] if public else [f"http://{name}:{port}/" for name in names]
     return [page + (f"?token={quote(token)}" if token else "") for page in pages]
 
 
-def _own_address() -> list[str]:
-    """This machine's address on its network, where it has one: phones do not know its name."""
+def _addresses_in_network() -> list[str]:
+    """Return this machine's address in its network, if it has one: a phone cannot resolve the machine's name."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing
+        probe.connect(("192.0.2.1", 9))  # a datagram socket: this sends nothing
         return [probe.getsockname()[0]]
     return []

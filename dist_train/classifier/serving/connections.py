@@ -1,8 +1,8 @@
-"""Connections that a client cannot hold open for nothing: an HTTP/1.1 protocol with time limits and a fair share.
+"""Connections that a client cannot hold open for nothing: uvicorn's HTTP/1.1 protocol with time limits and fair shares.
 
-uvicorn limits the time between requests, and neither that of a header, nor of a body, nor of an answer that is not
-taken (its issue 157); its ``limit_concurrency`` turns all visitors away alike. hypercorn and granian limit the time of
-a header, and no server for Python limits the connections of one client. So this is uvicorn's protocol with these.
+uvicorn limits the time between requests, but not the time of a header, a body or an answer that the client does not
+read (its issue 157), and its ``limit_concurrency`` turns all visitors away alike. hypercorn and granian limit the time
+of a header, and no server for Python limits the connections of a single client. Hence this subclass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any, TypeAlias, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-Networks: TypeAlias = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+from dist_train.classifier.serving.address import Network
+
+Networks: TypeAlias = Sequence[Network]
 
 _LATE = "the request did not come whole in time; send it again"
 _FULL = "too many connections; try again in a few seconds"
@@ -26,16 +28,16 @@ _FULL = "too many connections; try again in a few seconds"
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """How long the server waits for a client, and for how many.
+    """How long the server waits for a client, and how many connections it keeps.
 
     Attributes:
-        header: seconds from the start of a connection, or from the answer before, to the end of a header.
-        body: seconds for a body, on top of what it takes at ``rate``; also for the rest of a body that was answered
-            before it had come whole, as the client reads the answer after it.
-        rate: bytes a second of a body that is in time however long it takes.
-        answer: seconds without a byte of an answer taken.
-        connections: of all clients.
-        client: connections of one client, and its requests that are being answered.
+        header: seconds from the start of a connection, or from the previous answer, to the end of a header.
+        body: seconds for a body, in addition to the time that it takes at ``rate``; also for the rest of a body that
+            was answered before it had come whole, as the client reads the answer after it.
+        rate: bytes per second at which a body may come for as long as it takes.
+        answer: seconds in which a client must read at least a byte of its answer.
+        connections: connections of all clients together.
+        client: connections of a single client, and its requests that are answered at a time.
     """
 
     header: float = 10
@@ -47,134 +49,148 @@ class ConnectionLimits:
 
 
 class Connection(H11Protocol):
-    """One connection. It ends when its client keeps it waiting, and gives way where there are too many: of the client
-    with the most, the oldest that waits for its client; where all of them are being answered, the new one.
+    """A connection that ends when its client keeps it waiting, and gives way where there are too many.
+
+    Where there are too many, the client with the most connections loses the oldest that waits for it; where all of
+    its connections are being answered, the new connection is refused.
 
     Args:
-        proxies: of whose connections any number is let in, as they are many clients'.
+        limits: how long to wait, and how many connections to keep.
+        proxies: networks whose connections are not limited in number, as they are those of many clients.
+
+    Attributes:
+        phase: what the connection waits for: "header", "body", "rest" (of a body that is answered already) or "answer"
+            (that its client reads it); "work" while it waits for the application.
+        lingers: whether it is answered and drops what still comes.
+        key: its client, as ``client_key`` counts clients.
     """
 
-    def __init__(self, *args: Any, patience: ConnectionLimits, proxies: Networks = (), **keywords: Any) -> None:
+    def __init__(self, *args: Any, limits: ConnectionLimits, proxies: Networks = (), **keywords: Any) -> None:
         super().__init__(*args, **keywords)
-        self.patience, self.proxies = patience, proxies
+        self.limits, self.proxies = limits, proxies
         self.phase, self.lingers = "", False
         self._timer: asyncio.TimerHandle | None = None
 
-    # What asyncio and uvicorn call.
+    # Called by asyncio and uvicorn.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, _Lingering(self, transport))
-        self.owner = client(self.client[0]) if self.client else ""
-        self._follow()
+        self.transport = cast(asyncio.Transport, _LingeringTransport(self, transport))
+        self.key = client_key(self.client[0]) if self.client else ""
+        self._update_phase()
         self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
         if not self.lingers:
             super().data_received(data)
-            self._follow()
+            self._update_phase()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._follow()
+        self._update_phase()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._follow()
+        self._update_phase()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._follow()
+        self._update_phase()
 
-    # Time.
+    # Time limits.
 
-    def _follow(self) -> None:
-        """Start the time of another phase when it begins; a phase's own time is not prolonged by what comes in it."""
-        phase = self._phase()
+    def _update_phase(self) -> None:
+        """Start the timer of a phase when the phase begins; bytes that come within a phase do not prolong it."""
+        phase = self._current_phase()
         if phase == self.phase:
             return
-        self._stop()
+        self._stop_timer()
         self.phase, self.since, self.received = phase, self.loop.time(), 0
-        times = {"header": self.patience.header, "body": self.patience.body, "rest": self.patience.body,
-                 "answer": self.patience.answer}  # fmt: skip
-        if phase in times:
-            self._start(times[phase])
+        limits = self.limits
+        seconds = {"header": limits.header, "body": limits.body, "rest": limits.body, "answer": limits.answer}
+        if phase in seconds:
+            self._start_timer(seconds[phase])
 
-    def _phase(self) -> str:
-        """What it waits for: its client's header, body, the rest of a body that was answered, or that it takes an
-        answer; or the program ("work")."""
+    def _current_phase(self) -> str:
         if self.transport.is_closing() or self.flow.write_paused:
             return "answer"
         if self.conn.their_state is h11.SEND_BODY:
             return "rest" if self.cycle.response_complete else "body"
         return "header" if self.conn.their_state is h11.IDLE else "work"
 
-    def _start(self, seconds: float) -> None:
+    def _start_timer(self, seconds: float) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self._timer = self.loop.call_later(seconds, self._late)
+        self._timer = self.loop.call_later(seconds, self._on_timeout)
 
-    def _stop(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
-    def _late(self) -> None:
-        if 0 < self.transport.get_write_buffer_size() < self._unsent:  # an answer is being taken, slowly
-            return self._start(self.patience.answer)
+    def _on_timeout(self) -> None:
+        limits = self.limits
+        if 0 < self.transport.get_write_buffer_size() < self._unsent:  # the client reads its answer, slowly
+            return self._start_timer(limits.answer)
         if self.phase == "body":
-            until = self.since + self.patience.body + self.received / self.patience.rate
-            left = max(until - self.loop.time(), 1.0 if self.flow.read_paused else 0.0)  # 1: it waits for the program
+            until = self.since + limits.body + self.received / limits.rate
+            left = until - self.loop.time()
+            if self.flow.read_paused:  # the application is slow, not the client
+                left = max(left, 1.0)
             if left > 0:
-                return self._start(left)
-        started = self.phase == "body" or (self.phase == "header" and self.conn.trailing_data[0])
-        self.leave(408, _LATE) if started and not self._answering() else self.leave()
+                return self._start_timer(left)
+        begun = self.phase == "body" or (self.phase == "header" and self.conn.trailing_data[0])
+        self.end(408, _LATE) if begun and not self._is_answering() else self.end()
 
-    def _answering(self) -> bool:
+    def _is_answering(self) -> bool:
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
 
-    # Number.
+    # The number of connections.
 
     def _make_room(self) -> None:
+        """End a connection where this new one is over the limit of its client or of all clients."""
         others = cast("set[Connection]", self.connections)
-        counts = Counter(other.owner for other in others)
-        proxy = self.client is not None and within(self.client[0], self.proxies)
-        if counts[self.owner] > self.patience.client and not proxy:
-            most = self.owner
-        elif len(others) > self.patience.connections:
-            most = counts.most_common(1)[0][0]
+        counts = Counter(other.key for other in others)
+        from_proxy = self.client is not None and is_within(self.client[0], self.proxies)
+        if counts[self.key] > self.limits.client and not from_proxy:
+            largest = self.key
+        elif len(others) > self.limits.connections:
+            largest = counts.most_common(1)[0][0]
         else:
             return
-        waiting = [other for other in others if other.owner == most and other.phase != "work" and other is not self]
+        waiting = [other for other in others if other.key == largest and other.phase != "work" and other is not self]
         if waiting:
-            min(waiting, key=lambda other: other.since).leave()
+            min(waiting, key=lambda other: other.since).end()
         else:
-            self.leave(503, _FULL)
+            self.end(503, _FULL)
 
-    def leave(self, code: int = 0, detail: str = "") -> None:
+    def end(self, code: int = 0, detail: str = "") -> None:
         """End the connection at once, with an answer where a code is given."""
-        self._stop()
+        self._stop_timer()
         self.connections.discard(self)
         if self.cycle is not None:
             self.cycle.disconnected = True
         if not code or self.transport.get_write_buffer_size():
             return self.transport.abort()
         body = json.dumps({"detail": detail}).encode()
-        head = f"HTTP/1.1 {code} {'Request Timeout' if code == 408 else 'ServedModel Unavailable'}\r\n"
+        head = f"HTTP/1.1 {code} {'Request Timeout' if code == 408 else 'Service Unavailable'}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()
-        self._start(self.patience.answer)
+        self._start_timer(self.limits.answer)
 
 
-class _Lingering:
-    """A transport that is not closed while a body comes whose request is answered: the client would be told that the
-    connection is reset, and not the answer. What comes is dropped until the client closes, or its time is over.
-    (nginx asks for a close after each request, and does the same with its own clients: ``lingering_close``.)"""
+class _LingeringTransport:
+    """A transport that stays open while the rest of a body comes whose request is answered already.
+
+    If it were closed at once, the client would learn that the connection was reset, and not the answer. What comes is
+    dropped until the client closes the connection or its time is over. (nginx asks for a close after each request, and
+    does the same with its own clients: ``lingering_close``.)
+    """
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
@@ -192,8 +208,9 @@ class _Lingering:
             self._transport.close()
 
 
-def client(address: str) -> str:
-    """What counts as one client: an address, or of IPv6 the network of 64 bits that a household or a host has."""
+def client_key(address: str) -> str:
+    """Return what counts as the same client: an IPv4 address, or the /64 network of an IPv6 address, which belongs to
+    a single household or host. Text that is not an address is returned as it is."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -201,8 +218,8 @@ def client(address: str) -> str:
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
-def within(address: str, networks: Networks) -> bool:
-    """Whether an address is in one of the networks."""
+def is_within(address: str, networks: Networks) -> bool:
+    """Return whether an address is in any of the networks."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

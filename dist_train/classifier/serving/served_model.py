@@ -1,7 +1,8 @@
 """The model that the page shows, and its changes.
 
-The model that answers is never changed: a change is made on a copy, written to disk, and only then put in its place,
-one change at a time. So no answer sees half of one, and what a client was told is added is on disk.
+The model that answers is never changed in place: a change is made on a copy, written to disk, and only then does the
+copy replace the model, one change at a time. So no answer sees half of a change, and whatever a client was told has
+been added is on disk.
 """
 
 from __future__ import annotations
@@ -28,12 +29,21 @@ from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS
 from dist_train.errors import UserError
 
 REMEMBERED = 2000
-"""Photos whose activations are kept, so that a change shows without another upload."""
+"""Photos whose activations are kept, so that a change of the classes shows without another upload."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one upload in bytes, of one photo in pixels, and of all classes."""
+    """What a client may send and add.
+
+    Attributes:
+        upload: bytes of an upload.
+        pixels: pixels of a photo.
+        classes: classes of the model, those of the run included.
+
+    Raises:
+        UserError: a limit is below 1.
+    """
 
     upload: int = 64_000_000
     pixels: int = 64_000_000
@@ -46,120 +56,142 @@ class Limits:
 
 @dataclass(frozen=True)
 class EmbeddedPhoto:
-    """A photo's key, by which its activation is remembered, and its activation [1, dim]."""
+    """A photo that has been through the network.
+
+    Attributes:
+        key: the sha256 of its bytes, by which its activation is remembered.
+        activation: [1, dim].
+    """
 
     key: str
     activation: torch.Tensor
 
 
 class ServedModel:
-    """The model in use, and its changes. All methods may be called by several threads."""
+    """The model in a folder as it is served. All methods may be called by several threads.
+
+    Attributes:
+        path: the model folder, to which every change is written.
+        limits: what a client may send and add.
+        model: the model that answers; replaced by each change.
+    """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path, self.limits = path, limits
         self.model = Classifier.load(path)
         self.model.head()
-        self._change = threading.Lock()
-        # What is decoded and waits for the network lies in memory: of each client no more than a batch.
+        self._change_lock = threading.Lock()
         size = self.model.network.batch
-        self._lanes, self._batches, self._shares = (
-            DecodingPools(),
-            BatchedNetwork(self.model.embed, size),
-            ClientShares(size),
-        )
-        self._seen: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._look_up = threading.Lock()
+        self._pools, self._batches = DecodingPools(), BatchedNetwork(self.model.embed, size)
+        self._shares = ClientShares(size)  # decoded images wait in memory: of each client no more than a batch
+        self._activations: OrderedDict[str, torch.Tensor] = OrderedDict()  # by key, the most recent last
+        self._activations_lock = threading.Lock()
 
     async def embed(self, files: Sequence[tuple[str, BinaryIO]], client: str) -> list[EmbeddedPhoto | UserError]:
-        """Photos, given by name and file, to activations: side by side, and in the order given. An error is that of
-        one photo: it cannot be decoded, or is too large."""
-        work = (self._embed(file, name, client) for name, file in files)
-        found = await asyncio.gather(*work, return_exceptions=True)
-        for error in found:
-            if isinstance(error, BaseException) and not isinstance(error, UserError):
-                raise error
-        return found  # type: ignore[return-value]
+        """Return photos, given by name and file, with their activations, in the order given; computed side by side.
 
-    async def _embed(self, file: BinaryIO, name: str, client: str) -> EmbeddedPhoto:
-        key, pixels = await self._lanes.looks.run(client, _look, file)
+        A photo that cannot be decoded or is too large is a ``UserError`` in the list.
+        """
+        work = (self._embed_file(file, name, client) for name, file in files)
+        photos = await asyncio.gather(*work, return_exceptions=True)
+        for photo in photos:
+            if isinstance(photo, BaseException) and not isinstance(photo, UserError):
+                raise photo
+        return photos  # type: ignore[return-value]
+
+    async def _embed_file(self, file: BinaryIO, name: str, client: str) -> EmbeddedPhoto:
+        key, pixels = await self._pools.headers.run(client, _key_and_pixels, file)
         activation = self.remembered(key)
         if activation is None:
             async with self._shares.of(client):
-                image = await self._lanes.of(pixels).run(client, self._prepare, file, name)
+                image = await self._pools.for_size(pixels).run(client, self._decode, file, name)
                 activation = await self._batches.activation(image)
         self._remember(key, activation)
         return EmbeddedPhoto(key, activation)
 
-    def _prepare(self, file: BinaryIO, name: str) -> torch.Tensor:
-        """The image of a photo, [1, 3, size, size]."""
+    def _decode(self, file: BinaryIO, name: str) -> torch.Tensor:
+        """Return a photo as the network takes it: [1, 3, size, size]."""
         file.seek(0)
         pixels = self.model.pixels(file.read(), name, self.limits.pixels)
         return self.model.network.preprocess.batch([pixels])
 
     def _remember(self, key: str, activation: torch.Tensor) -> None:
-        with self._look_up:
-            self._seen[key] = activation
-            self._seen.move_to_end(key)
-            while len(self._seen) > REMEMBERED:
-                self._seen.popitem(last=False)
+        with self._activations_lock:
+            self._activations[key] = activation
+            self._activations.move_to_end(key)
+            while len(self._activations) > REMEMBERED:
+                self._activations.popitem(last=False)
 
     def remembered(self, key: str) -> torch.Tensor | None:
-        """The activation [1, dim] of a photo that was seen, by its key."""
-        with self._look_up:
-            return self._seen.get(key)
+        """Return the activation [1, dim] of a photo seen before, by its key; None where it is forgotten."""
+        with self._activations_lock:
+            return self._activations.get(key)
 
-    def change(self, make: Callable[[Classifier], None]) -> None:
-        """Change a copy, write it, and put it in place.
+    def predictions(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:
+        """Return for activations [B, dim] the best classes, each as JSON has it."""
+        return [[asdict(prediction) for prediction in best] for best in self.model.answers(activations)]
+
+    def change(self, apply: Callable[[Classifier], None]) -> None:
+        """Apply a change to a copy of the model, write the copy, and let it replace the model.
 
         Raises:
-            UserError: of ``make``; nothing is changed.
-            OSError: it cannot be written; nothing is changed.
+            UserError: from ``apply``; nothing is changed.
+            OSError: the model cannot be written; nothing is changed.
         """
-        with self._change:
+        with self._change_lock:
             changed = self.model.copy()
-            make(changed)
+            apply(changed)
             changed.head()
             changed.save(self.path)
             self.model = changed
 
-    def add(self, name: str, activations: torch.Tensor) -> None:
-        def make(model: Classifier) -> None:
+    def add_class(self, name: str, activations: torch.Tensor) -> None:
+        """Add a class from the activations [k, dim] of its photos.
+
+        Raises:
+            UserError: the name is taken, or there are too many classes; nothing is changed.
+            OSError: the model cannot be written; nothing is changed.
+        """
+
+        def apply(model: Classifier) -> None:
             if len(model.classes) >= self.limits.classes:
                 raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first")
             model.add_activations(name, activations)
 
-        self.change(make)
+        self.change(apply)
 
     def archive(self) -> Path:
-        """The model as a zip in a temporary folder, whose owner removes it."""
-        made = Path(tempfile.mkdtemp()) / "model.zip"
+        """Return the model folder as a zip file in a temporary folder, which the caller removes.
+
+        Raises:
+            UserError: the model's files cannot be read.
+        """
+        archive = Path(tempfile.mkdtemp()) / "model.zip"
         try:
-            with self._change, zipfile.ZipFile(made, "w") as file:
+            with self._change_lock, zipfile.ZipFile(archive, "w") as file:
                 for path in sorted([self.path / "model.json", *self.path.glob("*.safetensors")]):
                     file.write(path, f"{self.path.absolute().name}/{path.name}")
         except OSError as error:
-            shutil.rmtree(made.parent)
+            shutil.rmtree(archive.parent)
             raise UserError(f"the model cannot be read ({error.strerror}); look at its folder") from None
-        return made
+        return archive
 
     def about(self) -> dict[str, Any]:
+        """Return what the page shows of the model, and the rules by which it tells photos from other files."""
         model = self.model
         return {
             "name": self.path.absolute().name,
             "method": model.network.method,
-            "classes": [asdict(one) for one in model.classes],
+            "classes": [asdict(entry) for entry in model.classes],
             "limits": asdict(self.limits),
             "photos": sorted(SUFFIXES),
             "system": {"files": sorted(SYSTEM_FILES), "folders": sorted(SYSTEM_FOLDERS)},
         }
 
-    def answer(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:
-        return [[asdict(one) for one in best] for best in self.model.answers(activations)]
 
-
-def _look(file: BinaryIO) -> tuple[str, int]:
-    """The key of a photo, and how many pixels its header names: 0 where it is not to be read, which ``photos.load``
-    says."""
+def _key_and_pixels(file: BinaryIO) -> tuple[str, int]:
+    """Return the key of a photo and the number of pixels in its header; 0 where the header cannot be read, as decoding
+    it says why."""
     key, pixels = hashlib.file_digest(file, "sha256").hexdigest(), 0  # type: ignore[arg-type]
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
