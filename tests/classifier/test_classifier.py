@@ -1,4 +1,4 @@
-"""A model's answers are the evaluation's; classes come and go; files are whole."""
+"""A model answers like the evaluation; classes come and go; model folders are always whole."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def supports(run: Run, shots: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", ["max", "mean", "rows"])
 @pytest.mark.parametrize("method", ["phi1", "phi2", "phi2cal", "phi_plus"])
-def test_scores_are_the_evaluations(method: str, rule: str, whole_run: Run) -> None:
+def test_scores_equal_those_of_the_evaluation(method: str, rule: str, whole_run: Run) -> None:
     from dataclasses import replace
 
     exam, shots = Exam(whole_run, Context()), supports(whole_run, 3)
@@ -47,8 +47,8 @@ def test_scores_are_the_evaluations(method: str, rule: str, whole_run: Run) -> N
     assert torch.allclose(model.scores(queries), scores, atol=1e-5)
 
 
-def test_a_class_of_more_photos_scores_as_its_best(whole_run: Run) -> None:
-    """Classes of one, two and three photos in one model, against a loop."""
+def test_a_class_scores_as_the_best_of_its_photos(whole_run: Run) -> None:
+    """Compare classes of one, two and three photos in the same model with a loop over rows."""
     shots, model = supports(whole_run, 3), from_run(whole_run.config, "phi2")
     for number, some in enumerate(shots):
         model.add_activations(f"new {number}", some[: number + 1])
@@ -65,9 +65,9 @@ def test_a_class_of_more_photos_scores_as_its_best(whole_run: Run) -> None:
     assert np.allclose([one.probability for one in best], (shares / shares.sum())[:3], atol=1e-5)
 
 
-def test_photos_to_answers(models: Path, drawn: Path) -> None:
-    """Zero training: after a novel class is added from photos of it, its others are more often taken for it than
-    those of another class are."""
+def test_an_added_class_is_recognised_without_training(models: Path, drawn: Path) -> None:
+    """After a novel class is added from three photos, its other photos are recognised more often than those of another
+    class are mistaken for it."""
     model = Classifier.load(models / "phi2")
     assert len(model.classes) == 6 and model.classes[0].wnid and not model.classes[0].added
     novel = json.loads((drawn / "split.json").read_text())["novel"]
@@ -89,7 +89,7 @@ def test_photos_to_answers(models: Path, drawn: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
-def test_a_gpu_answers_as_the_cpu(method: str, models: Path, tmp_path: Path) -> None:
+def test_a_gpu_answers_like_the_cpu(method: str, models: Path, tmp_path: Path) -> None:
     photos = [np.random.RandomState(n).randint(0, 256, (50 + n, 60, 3), np.uint8) for n in range(4)]
     model = Classifier.load(models / method, "cuda")
     model.add_class("a", photos[:2])
@@ -99,7 +99,7 @@ def test_a_gpu_answers_as_the_cpu(method: str, models: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
-def test_additions_tell_what_they_did_to_the_base(method: str, whole_run: Run) -> None:
+def test_base_accuracy_follows_the_added_classes(method: str, whole_run: Run) -> None:
     shots, model = supports(whole_run, 3), from_run(whole_run.config, method)
     activations, labels = held_out_activations(whole_run.config)
     assert len(labels) == 36
@@ -112,7 +112,7 @@ def test_additions_tell_what_they_did_to_the_base(method: str, whole_run: Run) -
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
-def test_removed_classes_are_as_if_they_had_never_been(method: str, whole_run: Run) -> None:
+def test_removed_classes_leave_no_trace_in_the_scores(method: str, whole_run: Run) -> None:
     shots, model = supports(whole_run, 2), from_run(whole_run.config, method)
     only = from_run(whole_run.config, method)
     for number, some in enumerate(shots):
@@ -126,7 +126,7 @@ def test_removed_classes_are_as_if_they_had_never_been(method: str, whole_run: R
     assert torch.equal(model.scores(queries), only.scores(queries))
 
 
-def test_names_are_checked_and_nothing_changes(models: Path) -> None:
+def test_a_refused_name_changes_nothing(models: Path) -> None:
     model, photo = Classifier.load(models / "phi2"), np.zeros((40, 40, 3), np.uint8)
     model.add_class("okapi", photo)
     before = model.classes
@@ -162,7 +162,7 @@ NAMES = st.sampled_from(["a", "b", "c", "d"])
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "rename", "save"]), NAMES, NAMES), max_size=12))
 def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[tuple[str, str, str]]) -> None:
-    """Against a dictionary; a model that is loaded answers as the one that was saved."""
+    """Compare with a dictionary; a loaded model answers like the saved model."""
     shutil.rmtree(tmp_path / "model", ignore_errors=True)
     model, wanted = Classifier.load(models / "phi2", "cpu"), dict[str, torch.Tensor]()
     base = [one.name for one in model.classes]
@@ -250,8 +250,8 @@ for number in range(10_000):
 """
 
 
-def test_a_kill_while_it_saves_leaves_a_model(models: Path, tmp_path: Path) -> None:
-    """And whoever reads meanwhile finds a whole one."""
+def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path) -> None:
+    """And a process that reads meanwhile finds a whole model."""
     for turn in range(5):
         folder = shutil.copytree(models / "phi2", tmp_path / f"model {turn}")
         process = subprocess.Popen(
@@ -270,8 +270,8 @@ def test_a_kill_while_it_saves_leaves_a_model(models: Path, tmp_path: Path) -> N
         assert 3 + turn <= count <= len(Classifier.load(folder, "cpu").classes) - 6
 
 
-def test_two_that_change_a_model_lose_nothing(models: Path, tmp_path: Path) -> None:
-    """The second of two that were loaded is refused; so is one whose folder another process holds."""
+def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: Path) -> None:
+    """Of two loaded models the second to be saved is refused; so is a save while another process holds the folder."""
     folder = shutil.copytree(models / "phi2", tmp_path / "model")
     one, other = Classifier.load(folder), Classifier.load(folder)
     one.add_activations("a", torch.ones(1, 512))
@@ -288,7 +288,7 @@ def test_two_that_change_a_model_lose_nothing(models: Path, tmp_path: Path) -> N
 
 
 def subprocess_save(folder: Path) -> None:
-    """In another process, which would wait ten seconds: here none."""
+    """Load and save in another process, without the ten seconds that a save waits for the lock."""
     code = f"""
 import sys
 from pathlib import Path
@@ -306,7 +306,7 @@ except UserError as error:
         raise UserError(done.stderr)
 
 
-def test_what_is_no_activation_is_refused(models: Path) -> None:
+def test_wrong_activations_are_refused(models: Path) -> None:
     model = Classifier.load(models / "phi2")
     for bad in (torch.zeros(1, 7), torch.zeros(512), torch.full((1, 512), torch.nan)):
         with pytest.raises(UserError, match=r"give finite activations \[k, 512\]"):
@@ -314,7 +314,7 @@ def test_what_is_no_activation_is_refused(models: Path) -> None:
     assert len(model.classes) == 6
 
 
-def test_names_that_look_the_same_are(models: Path) -> None:
+def test_names_that_look_the_same_are_the_same(models: Path) -> None:
     model = Classifier.load(models / "phi2")
     model.add_activations("caf\u00e9", torch.ones(1, 512))
     with pytest.raises(UserError, match="exists already"):

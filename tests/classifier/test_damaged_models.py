@@ -35,7 +35,7 @@ def edit(folder: Path, change: Edit) -> None:
 
 
 def retensor(folder: Path, part: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Other tensors, with the size and hash that belong to them."""
+    """Replace tensors, and write the size and hash that belong to them."""
     about = json.loads((folder / "model.json").read_text())
     tensors = load_file(folder / about["files"][part]["file"])
     change(tensors)
@@ -68,7 +68,7 @@ def broken(untrained_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(untrained_model, tmp_path / "model"))
 
 
-def test_the_whole_one_opens(broken: Path) -> None:
+def test_the_undamaged_model_opens(broken: Path) -> None:
     model = Classifier.load(broken, "cpu")
     assert [one.name for one in model.classes] == ["cat", "dog", "owl"]
     model.save(broken)
@@ -140,7 +140,7 @@ def test_the_whole_one_opens(broken: Path) -> None:
         (lambda about: about.pop("classes"), "classes"),
     ],
 )  # fmt: skip
-def test_a_value_that_cannot_be(change: Edit, wanted: str, broken: Path) -> None:
+def test_an_impossible_value_names_its_key(change: Edit, wanted: str, broken: Path) -> None:
     edit(broken, change)
     text = refused(broken)
     assert wanted in text, text
@@ -153,7 +153,7 @@ def test_a_value_that_cannot_be(change: Edit, wanted: str, broken: Path) -> None
      b'{"version": 1e999}', b'{"version": "\\ud800"}', b"NaN", b"{}\0", b" " * ((1 << 26) + 1)],
     ids=range(13),
 )  # fmt: skip
-def test_what_is_no_model_json(data: bytes, broken: Path) -> None:
+def test_a_file_that_is_not_a_model_json(data: bytes, broken: Path) -> None:
     (broken / "model.json").write_bytes(data)
     assert "model.json: " in refused(broken)
 
@@ -165,7 +165,7 @@ def test_what_is_no_model_json(data: bytes, broken: Path) -> None:
                                     "predictor.layers.0.weight", "predictor.layers.1.bias", "sample.activations")]
     + [("added", "activations")],
 )  # fmt: skip
-def test_numbers_that_are_none(part: str, name: str, value: float, broken: Path) -> None:
+def test_values_that_are_not_finite(part: str, name: str, value: float, broken: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name].view(-1)[-1] = value
 
@@ -197,14 +197,14 @@ def test_numbers_that_are_none(part: str, name: str, value: float, broken: Path)
         ("added", "activations", lambda old: old[:1], "has the shape [1, 512], and [2, 512]"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_belong(part: str, name: str, make: Any, wanted: str, broken: Path) -> None:
+def test_tensors_that_do_not_fit(part: str, name: str, make: Any, wanted: str, broken: Path) -> None:
     retensor(broken, part, lambda tensors: tensors.update({name: make(tensors[name]).clone()}))
     text = refused(broken)
     assert wanted in text and (name in text or "fit together" in text), text
 
 
 @pytest.mark.parametrize("name", ["base_rows", "sample.labels", "backbone.head.weight", "predictor.layers.0.bias"])
-def test_tensors_too_few_or_too_many(name: str, broken: Path) -> None:
+def test_missing_and_superfluous_tensors(name: str, broken: Path) -> None:
     retensor(broken, "network", lambda tensors: tensors.update({f"{name}.more": torch.zeros(1)}))
     assert "more" in refused(broken)
     retensor(broken, "network", lambda tensors: [tensors.pop(f"{name}.more"), tensors.pop(name)])
@@ -213,8 +213,8 @@ def test_tensors_too_few_or_too_many(name: str, broken: Path) -> None:
     assert refused(broken)
 
 
-def test_weights_that_are_too_large_to_answer(broken: Path) -> None:
-    """Each is finite; what they come to is not. By the command line too: a line, and no JSON that is none."""
+def test_weights_too_large_for_finite_scores(broken: Path) -> None:
+    """Every weight is finite, the scores are not. The command line prints an error line, and no invalid JSON."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["backbone.body.bn1.weight"].fill_(3e38)
@@ -235,8 +235,8 @@ def test_weights_that_are_too_large_to_answer(broken: Path) -> None:
 
 @pytest.mark.parametrize("part", ["model.json", "network", "added"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "nowhere", "unreadable"])
-def test_files_that_are_none(kind: str, part: str, broken: Path) -> None:
-    """By every command that opens a model, none of which waits."""
+def test_files_that_are_not_regular(kind: str, part: str, broken: Path) -> None:
+    """Try every command that opens a model; none of them may wait."""
     path = next(path for path in broken.iterdir() if path.name.startswith(part))
     path.unlink()
     if kind == "pipe":
@@ -269,7 +269,7 @@ def test_a_change_of_a_damaged_model_is_refused(broken: Path) -> None:
         model.save(broken)
 
 
-def test_what_could_not_be_opened_is_not_written(broken: Path, tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_opened_is_not_written(broken: Path, tmp_path: Path) -> None:
     model = Classifier.load(broken, "cpu")
     for value in (math.nan, {"deep": [math.inf]}, "\ud800"):
         model.provenance["rate"] = value
@@ -285,15 +285,15 @@ LEAVES = st.one_of(
 
 
 def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where in a JSON document something lies: its keys, of all that it holds."""
+    """Yield the path of every value in a JSON document, as keys and indices."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place for key, item in inner for place in ((*before, key), *places(item, (*before, key)))]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_any_change_of_model_json_is_a_line_or_a_model(untrained_model: Path, data: st.DataObject) -> None:
-    """Values replaced, removed, or added anywhere; or bytes of the file."""
+def test_any_change_of_model_json_gives_an_error_line_or_a_model(untrained_model: Path, data: st.DataObject) -> None:
+    """Replace, remove or add a value anywhere, or change bytes of the file."""
     text = (untrained_model / "model.json").read_text()
     about: Any = json.loads(text)
     original = copy.deepcopy(about)

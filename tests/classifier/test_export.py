@@ -37,7 +37,7 @@ def adapted(models: Path, method: str, rule: str = "max") -> Classifier:
 
 
 @pytest.mark.parametrize("method, rule", [("phi2", "max"), ("phi2", "mean"), ("phi2cal", "max"), ("phi_plus", "max")])
-def test_onnx_answers_as_the_model(method: str, rule: str, models: Path, tmp_path: Path) -> None:
+def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method, rule)
     export.onnx(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
@@ -70,7 +70,7 @@ def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tm
     assert [one["name"] for one in about["classes"]] == [one.name for one in model.classes]
 
 
-def test_torchvisions_own_resnet50_takes_the_weights(tmp_path: Path) -> None:
+def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
     model = random_model("resnet50", "phi2", bank(5, 4, 2048), 64, 64, torch.device("cpu"))
     told = export.torchvision(model, tmp_path / "m.pth")
     assert "torchvision.models.resnet50(num_classes=5)" in told
@@ -87,14 +87,14 @@ def test_torchvisions_own_resnet50_takes_the_weights(tmp_path: Path) -> None:
     [("phi2", "class 'three' counts by the largest response of its photos.*--rule mean or rows"),
      ("phi_plus", "phi_plus classifies by cosine.*--format onnx or safetensors")],
 )  # fmt: skip
-def test_torchvision_says_where_it_cannot(method: str, wanted: str, models: Path, tmp_path: Path) -> None:
+def test_torchvision_refuses_what_a_linear_layer_cannot(method: str, wanted: str, models: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=wanted):
         export.torchvision(adapted(models, method), tmp_path / "m.pth")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
-def test_safetensors_are_the_rows_as_told(method: str, models: Path, tmp_path: Path) -> None:
+def test_safetensors_score_as_documented(method: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method)
     export.safetensors(model, tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", "np") as file:

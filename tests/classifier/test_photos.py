@@ -32,7 +32,7 @@ def encoded(format: str = "PNG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def test_files_bytes_images_arrays_and_tensors_are_the_same(tmp_path: Path) -> None:
+def test_files_bytes_images_arrays_and_tensors_give_the_same_pixels(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)
     given = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded(), encoded("WEBP", lossless=True), encoded("BMP"),
@@ -45,15 +45,15 @@ def test_files_bytes_images_arrays_and_tensors_are_the_same(tmp_path: Path) -> N
     assert torch.equal(photos.load(tensor[:1]), grey)
 
 
-def test_a_phones_photo_is_turned_upright() -> None:
+def test_a_photo_from_a_phone_is_turned_upright() -> None:
     exif = Image.Exif()
     exif[274] = 6  # turn by 90 degrees clockwise to see it
     turned = photos.load(encoded(exif=exif))
     assert torch.equal(turned, torch.from_numpy(np.rot90(PIXELS, -1).copy()).permute(2, 0, 1))
 
 
-def test_preprocessing_is_the_evaluations(whole_run: Run) -> None:
-    """The same images by DALI from shards, and by Pillow one at a time."""
+def test_preprocessing_equals_that_of_the_evaluation(whole_run: Run) -> None:
+    """Compare images decoded by DALI from shards with the same images decoded by Pillow."""
     view, data = whole_run.view("val", "base"), whole_run.config.data
     ids = view.ids[:12]
     batch = next(iter(eval_batches(view, ids, data, 12, Context())))
@@ -67,7 +67,7 @@ def test_preprocessing_is_the_evaluations(whole_run: Run) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (57, 91), (91, 57), (33, 400)])
-def test_preprocessing_is_torchvisions(size: tuple[int, int]) -> None:
+def test_preprocessing_equals_that_of_torchvision(size: tuple[int, int]) -> None:
     from torchvision.transforms import v2
 
     image = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (3, *size), np.uint8))
@@ -91,7 +91,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_photo_is_named(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_photo_is_named(name: str, tmp_path: Path) -> None:
     data, wanted = BAD[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
@@ -118,14 +118,14 @@ def test_what_is_no_photo_is_named(name: str, tmp_path: Path) -> None:
         (torch.zeros(3, 13_378, 13_377, dtype=torch.uint8), "13377 x 13378 pixels, and 178956970 are the limit"),
     ],
 )
-def test_what_cannot_be_pixels_is_named(photo: Any, wanted: str) -> None:
+def test_an_array_that_is_not_an_image_is_named(photo: Any, wanted: str) -> None:
     with pytest.raises(UserError) as error:
         photos.load(photo)
     assert wanted in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF", "JPEG2000", "GIF", "MPO"])
-def test_what_phones_and_cameras_give_can_be_read(kind: str) -> None:
+def test_formats_of_phones_and_cameras_can_be_read(kind: str) -> None:
     flat = np.full((32, 48, 3), (200, 40, 90), np.uint8)
     out = io.BytesIO()
     open_photo(encoded())  # registers HEIC, to be written too
@@ -141,7 +141,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         photos.load(tmp_path / "pipe.jpg")
 
 
-def test_a_pattern_is_the_photos_that_match(tmp_path: Path) -> None:
+def test_a_pattern_gives_the_photos_that_match(tmp_path: Path) -> None:
     for name in (".album/a/1.jpg", ".album/a/more/2.jpg", ".album/b.png", ".album/Thumbs.db", ".album/@eaDir/3.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(9))
@@ -158,7 +158,7 @@ def test_a_pattern_is_the_photos_that_match(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_are_grey_and_not_white(kind: str, tmp_path: Path) -> None:
+def test_sixteen_bit_images_are_grey_and_not_white(kind: str, tmp_path: Path) -> None:
     levels = (257 * np.arange(256, dtype=np.uint16)).reshape(16, 16)
     Image.fromarray(levels).save(tmp_path / "deep", kind)
     Image.fromarray(levels.astype(np.int32)).save(tmp_path / "deeper.tif")
@@ -171,7 +171,7 @@ def test_sixteen_bits_are_grey_and_not_white(kind: str, tmp_path: Path) -> None:
         photos.load(tmp_path / "floats.tif")
 
 
-def test_a_folder_is_its_photos(tmp_path: Path) -> None:
+def test_a_folder_gives_its_photos(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "a.png", "b/notes.txt", "1.webp", "c.HEIC", "._a.png", ".hidden/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -59,7 +59,7 @@ ELSEWHERE = {
     "dist-train status runs/first --watch": "launch/test_status.py",
     "dist-train logs runs/first -f": "slurm/test_chain.py",
     "dist-train launch tensorboard runs": "launch/test_local.py",
-    "dist-train serve animals --public-url https://photos.example": "classifier/test_proxy.py",
+    "dist-train serve animals --public-url https://photos.example": "classifier/serving/test_proxy.py",
     "dist-train cancel runs/first": "slurm/test_chain.py",
     "dist-train launch local --workers 8 --config imagenet": "launch/test_local.py",
     "torchrun --nproc-per-node 8 -m dist_train run --config imagenet": "e2e/test_run.py",

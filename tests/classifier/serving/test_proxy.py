@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from test_starving import noise
+from clients import free_port, noise
 
 from dist_train import UserError
 from dist_train.classifier.serving.address import PublicURL, origin, page_links, parse_network
@@ -24,7 +24,7 @@ from dist_train.classifier.serving.connections import ConnectionLimits
 
 Page = Callable[..., httpx.Client]
 
-DOCS = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
 LINES = re.findall(r"^```nginx\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
 AROUND = """daemon off; worker_processes 1; pid nginx.pid; error_log error.log;
 events {{ }}
@@ -37,7 +37,7 @@ TOKEN = "a token of more than 16"
 
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """``nginx(servers)``: one that serves these, and the certificate that it shows."""
+    """Return ``nginx(servers)``, which starts an nginx with these server blocks and returns its certificate."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if not program or not shutil.which("openssl"):
         pytest.skip("no nginx or openssl: apt-get install nginx-light openssl")
@@ -64,11 +64,6 @@ def nginx(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         process.wait(60)
 
 
-def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 HOSTS = {
     "the upstream's": "",
     "passed on": "proxy_set_header Host $host;",
@@ -81,10 +76,10 @@ PATHS = {"none": ("/", ""), "removed": ("/animals/", "/"), "passed on": ("/anima
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callable[[str], Path]) -> None:
-    """Opens the address that is printed, classifies, adds and removes; a page of elsewhere may not."""
+    """Open the printed address, classify, add and remove; a page of another site may not."""
     where, passed = PATHS[path]
-    place = {"token": TOKEN, "public": f"https://localhost:{PUBLIC[where]}{where}", "port": SERVED[where]}
-    page(place)
+    options = {"token": TOKEN, "public": f"https://localhost:{PUBLIC[where]}{where}", "port": SERVED[where]}
+    page(options)
     [lines] = LINES
     changes = {"listen 443": f"listen {PUBLIC[where]}", "server_name photos.example": "server_name localhost",
                "127.0.0.1:8000;": f"127.0.0.1:{SERVED[where]}{passed};{HOSTS[host]}",
@@ -94,7 +89,7 @@ def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callabl
         lines = lines.replace(old, new)
     certificate = nginx(lines)
 
-    public = PublicURL.parse(place["public"])
+    public = PublicURL.parse(options["public"])
     [link] = page_links("127.0.0.1", 8000, public, TOKEN)
     assert link == f"https://localhost:{PUBLIC[where]}{where}?token=a%20token%20of%20more%20than%2016"
     trusted = ssl.create_default_context(cafile=str(certificate))
@@ -127,16 +122,17 @@ def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callabl
 
 
 # One page for each path, for all hosts; the public address is known before it starts.
-PUBLIC, SERVED = ({where: free() for where, _ in PATHS.values()} for _ in range(2))
+PUBLIC, SERVED = ({where: free_port() for where, _ in PATHS.values()} for _ in range(2))
 
 
-def test_who_the_client_is_comes_through_nginx(page: Page, nginx: Callable[[str], Path]) -> None:
-    """Two addresses have a share each, though all comes from nginx; what a client says of itself is not believed."""
-    place = {"token": TOKEN, "public": f"https://localhost:{free()}", "port": free(), "proxies": ["127.0.0.1"]}
-    page(place, client=1)
+def test_the_address_of_a_client_comes_through_nginx(page: Page, nginx: Callable[[str], Path]) -> None:
+    """Two addresses have a share each, though every connection comes from nginx; a client's own claim is ignored."""
+    public_url = f"https://localhost:{free_port()}"
+    options = {"token": TOKEN, "public": public_url, "port": free_port(), "proxies": ["127.0.0.1"]}
+    page(options, client=1)
     [lines] = LINES
-    public = urlsplit(place["public"]).port
-    for old, new in {"443": str(public), "127.0.0.1:8000;": f"127.0.0.1:{place['port']};proxy_request_buffering off;",
+    public = urlsplit(public_url).port
+    for old, new in {"443": str(public), "127.0.0.1:8000;": f"127.0.0.1:{options['port']};proxy_request_buffering off;",
                      "photos.example;": "localhost;"}.items():  # fmt: skip
         lines = lines.replace(old, new)
     trusted = ssl.create_default_context(cafile=str(nginx(lines)))
@@ -163,11 +159,11 @@ def test_who_the_client_is_comes_through_nginx(page: Page, nginx: Callable[[str]
         time.sleep(0.1)
 
 
-def test_a_user_of_the_machine_is_not_kept_from_the_token(page: Page) -> None:
-    """Behind a proxy everyone comes from this machine: it listens there, and asks all the same."""
-    place = {"public": f"https://localhost:{free()}", "port": free()}
-    page(place)
-    with httpx.Client(base_url=f"http://127.0.0.1:{place['port']}") as web:
+def test_behind_a_proxy_local_users_need_the_token_too(page: Page) -> None:
+    """Behind a proxy every request comes from this machine, so an address of this machine proves nothing."""
+    options = {"public": f"https://localhost:{free_port()}", "port": free_port()}
+    page(options)
+    with httpx.Client(base_url=f"http://127.0.0.1:{options['port']}") as web:
         assert web.get("/").status_code == 401 and web.get("/api/model").status_code == 401
         assert web.get("/api/model", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 401
 
@@ -184,7 +180,7 @@ def test_a_user_of_the_machine_is_not_kept_from_the_token(page: Page) -> None:
         ("https://photos.example//a////b", ("https://photos.example", "/a/b/")),
     ],
 )
-def test_a_public_address(url: str, wanted: tuple[str, str]) -> None:
+def test_public_addresses_are_normalised(url: str, wanted: tuple[str, str]) -> None:
     public = PublicURL.parse(url)
     assert (public.origin, public.path) == wanted and public.secure == public.origin.startswith("https")
     assert origin(public.origin) == public.origin
@@ -196,12 +192,12 @@ def test_a_public_address(url: str, wanted: tuple[str, str]) -> None:
      "https://a b", "https://a\n", "", "https://a:99999", "https://a/x;Domain=evil", 'https://a"b', "https://a/../b", "https://a:0",
      "https://bücher.example", "https://a\\b"],
 )  # fmt: skip
-def test_what_is_no_public_address(url: str) -> None:
+def test_wrong_public_addresses_are_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"^--public-url [^\n]*: give https://HOST"):
         PublicURL.parse(url)
 
 
-def test_proxies() -> None:
+def test_proxies_are_addresses_or_networks() -> None:
     assert str(parse_network("10.0.0.7")) == "10.0.0.7/32" and str(parse_network("2001:db8::/32")) == "2001:db8::/32"
     for text in ("nginx", "10.0.0.7/24", ""):
         with pytest.raises(UserError, match=f"--proxy {text}: .*give its address"):
@@ -209,7 +205,7 @@ def test_proxies() -> None:
 
 
 def test_the_documented_limits_are_those_of_the_code() -> None:
-    table = DOCS.partition("## What a visitor can take")[2]
+    table = DOCS.partition("## Limits for visitors")[2]
     texts = {"header": "| {:g} s, however", "body": "| {:g} s, and as long", "rate": "as {:.0f} kB come",
              "answer": "| {:g} s, 10 s |", "connections": "of all | {:d} |", "client": "| {:d} |"}  # fmt: skip
     for field, text in texts.items():

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from browsers import VIEWS, brightness, opened
+from clients import added_names, photo, start
 from PIL import Image
-from test_server import names, photo, start
 
 from dist_train import Classifier
 
@@ -69,7 +69,7 @@ def test_drop_photos_add_a_class_and_see_what_changes(page: Any, model: Path) ->
     assert "okapi" in first.inner_text() and "new" in (first.get_attribute("class") or "")
     assert "was: " in cards.nth(0).inner_text()
     assert "7 classes, 1 of them added" in page.inner_text("#about")
-    assert names(model) == ["okapi"]
+    assert added_names(model) == ["okapi"]
 
     wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     assert page.evaluate(wide)[0] <= page.evaluate(wide)[1]
@@ -83,14 +83,14 @@ def test_drop_photos_add_a_class_and_see_what_changes(page: Any, model: Path) ->
     said(page, "okapi is now cat.")
     page.click("button[aria-label='Remove cat']")
     said(page, "cat is removed.")
-    assert names(model) == [] and "okapi" not in cards.nth(0).inner_text()
+    assert added_names(model) == [] and "okapi" not in cards.nth(0).inner_text()
     page.fill("#filter", Classifier.load(model).classes[2].name)
     assert page.locator("#list li").count() == 1
     assert page.complaints == []
 
 
 def test_by_keyboard_alone(light: Any, model: Path) -> None:
-    """Every control is reached by Tab, in an order, and shows that it is; Enter adds, a photo is left out."""
+    """Tab reaches every control in order and shows the focus; Enter adds the class, and leaves a photo out."""
     light.set_input_files("#examples", sent(photo(1), photo(2)))
     reached = []
     for _ in range(12):
@@ -106,7 +106,7 @@ def test_by_keyboard_alone(light: Any, model: Path) -> None:
     light.keyboard.type("okapi")
     light.keyboard.press("Enter")
     said(light, "okapi is added, from 1 photo.")
-    assert names(model) == ["okapi"] and outline in ("solid", "auto")
+    assert added_names(model) == ["okapi"] and outline in ("solid", "auto")
 
 
 def test_the_camera_teaches_a_class(light: Any, model: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_camera_teaches_a_class(light: Any, model: Path) -> None:
     assert Classifier.load(model).classes[-1].photos == 2 and light.complaints == []
 
 
-def test_dropped_and_pasted_photos_and_a_wrong_one_that_is_taught(light: Any, model: Path) -> None:
+def test_photos_dropped_and_pasted_and_a_misclassified_photo_taught(light: Any, model: Path) -> None:
     give = """([kind, data]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(data)], 'given.jpg', {type: 'image/jpeg'}));
@@ -145,7 +145,7 @@ def test_dropped_and_pasted_photos_and_a_wrong_one_that_is_taught(light: Any, mo
     assert light.locator("article.card").count() == 1
 
 
-def test_the_model_that_is_downloaded_is_the_one_served(light: Any, model: Path, tmp_path: Path) -> None:
+def test_the_downloaded_model_is_the_served_model(light: Any, model: Path, tmp_path: Path) -> None:
     with light.expect_download() as got:
         light.click("#download")
     got.value.save_as(tmp_path / "got.zip")
@@ -154,7 +154,7 @@ def test_the_model_that_is_downloaded_is_the_one_served(light: Any, model: Path,
     assert Classifier.load(tmp_path / "got" / "model").classes == Classifier.load(model).classes
 
 
-def test_errors_are_told_where_one_looks(light: Any, served: tuple[Any, str], model: Path) -> None:
+def test_errors_appear_beside_the_form_and_nothing_is_lost(light: Any, served: tuple[Any, str], model: Path) -> None:
     taken = Classifier.load(model).classes[0].name
     light.set_input_files("#examples", sent(photo(1)))
     light.fill("#new", taken)
@@ -167,7 +167,7 @@ def test_errors_are_told_where_one_looks(light: Any, served: tuple[Any, str], mo
     said(light, "the server cannot be reached; is dist-train serve still running?")
 
 
-def test_files_that_are_no_photos_are_named(light: Any) -> None:
+def test_files_that_are_not_photos_are_named(light: Any) -> None:
     kinds = {"notes.txt": "text/plain", "Thumbs.db": "", "clip.mp4": "video/mp4", "a.pdf": "application/pdf"}
     other = [{"name": name, "mimeType": kind, "buffer": b"I am text"} for name, kind in kinds.items()]
     heic = {"name": "IMG_1.HEIC", "mimeType": "image/heic", "buffer": photo(2)}
@@ -180,7 +180,7 @@ def test_files_that_are_no_photos_are_named(light: Any) -> None:
     assert light.locator("#tray > *").count() == 1
 
 
-def test_a_folder_is_dropped_with_all_below(light: Any, tmp_path: Path) -> None:
+def test_a_dropped_folder_brings_the_folders_below_it(light: Any, tmp_path: Path) -> None:
     inside = {"a.jpg": 1, "deep/b.jpg": 2, "@eaDir/a.jpg": 3, "deep/.thumbnails/b.jpg": 4}
     for name, seed in inside.items():
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def test_a_folder_is_dropped_with_all_below(light: Any, tmp_path: Path) -> None:
     assert len(cards) == 2 and "a.jpg" in "".join(cards) and "b.jpg" in "".join(cards)
 
 
-def test_a_large_photo_is_told_by_its_size(light: Any) -> None:
+def test_a_photo_over_the_limit_names_its_size(light: Any) -> None:
     out = io.BytesIO()
     Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(out, "PNG")
     light.set_input_files("#files", sent(out.getvalue()))
@@ -203,8 +203,8 @@ def test_a_large_photo_is_told_by_its_size(light: Any) -> None:
     assert "9000 x 9000 pixels, and 64000000 are the limit" in light.locator("article.card").inner_text()
 
 
-def test_an_upload_shows_how_far_it_is(light: Any) -> None:
-    """On a line of 2 MB/s, and not when it is through."""
+def test_an_upload_shows_its_progress(light: Any) -> None:
+    """On a line of 2 MB/s; the bar is hidden once the upload is done."""
     slow = light.context.new_cdp_session(light)
     slow.send("Network.enable")
     limits = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 2_000_000}

@@ -1,10 +1,9 @@
-"""The server as a process, over real sockets: many at once, cut off, too large, without a token, no space."""
+"""The server as a process, over real sockets: simultaneous, cut off and oversized requests, tokens, a full disk."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import socket
@@ -21,31 +20,12 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import numpy as np
 import pytest
+from clients import added_names, files, photo, start
 from PIL import Image
 
 from dist_train import Classifier
 
 Serve = Callable[..., httpx.Client]
-
-
-def photo(seed: int, side: int = 60) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(out, "JPEG")
-    return out.getvalue()
-
-
-def files(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("images", (f"photo {number}.jpg", data)) for number, data in enumerate(photos)]
-
-
-def start(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-m", "dist_train", "serve", str(model), "--port", "0", *options]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-    assert process.stdout
-    lines = [process.stdout.readline(), process.stdout.readline()]
-    assert lines[1].startswith("http://"), lines + process.stdout.readlines()
-    return process, lines[1].strip()
 
 
 @pytest.fixture
@@ -66,11 +46,7 @@ def serve(model: Path) -> Iterator[Serve]:
         assert process.wait() == 0 and "Traceback" not in said, said
 
 
-def names(model: Path) -> list[str]:
-    return [one.name for one in Classifier.load(model, "cpu").classes[6:]]
-
-
-def test_a_class_from_photos_to_answers(serve: Serve, model: Path) -> None:
+def test_photos_are_classified_and_a_class_is_added(serve: Serve, model: Path) -> None:
     web = serve()
     page = web.get("/")
     assert page.status_code == 200 and "Add a class" in page.text
@@ -88,17 +64,17 @@ def test_a_class_from_photos_to_answers(serve: Serve, model: Path) -> None:
     assert now[1] is None and len(now[0]) == 5
     own.add_class("öwl + 猫", [photo(1), photo(3)])
     assert [one["name"] for one in now[2]] == [one.name for one in own.predict(photo(2))[0]]
-    assert names(model) == ["öwl + 猫"]  # on disk when the answer came
+    assert added_names(model) == ["öwl + 猫"]  # on disk when the answer came
 
     assert web.post("/api/rename", json={"name": "öwl + 猫", "new": "cat"}).status_code == 200
     archive = web.get("/api/download")
     with zipfile.ZipFile(io.BytesIO(archive.content)) as file:
         file.extractall(model.parent / "got")
-    assert names(model.parent / "got" / "model") == ["cat"]
-    assert web.post("/api/remove", json={"name": "cat"}).status_code == 200 and names(model) == []
+    assert added_names(model.parent / "got" / "model") == ["cat"]
+    assert web.post("/api/remove", json={"name": "cat"}).status_code == 200 and added_names(model) == []
 
 
-def test_what_is_refused_changes_nothing(serve: Serve, model: Path) -> None:
+def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
     web = serve("--max_upload_mb", "1", "--max_megapixels", "1", "--max_classes", "8")
     first = Classifier.load(model, "cpu").classes[0].name
 
@@ -135,14 +111,14 @@ def test_what_is_refused_changes_nothing(serve: Serve, model: Path) -> None:
     assert told(web.post("/api/remove", json={"name": "nobody"}))[1].startswith("class 'nobody': there is none")
     assert told(web.post("/api/remove", json={}))[0] == 422
     assert told(web.get("/api/nothing"))[0] == 404
-    assert names(model) == []
+    assert added_names(model) == []
     assert web.post("/api/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
     assert web.post("/api/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
     assert add("9", photo(9))[1] == "there are 8 classes, the limit of this server; remove some first"
-    assert names(model) == ["7", "8"]
+    assert added_names(model) == ["7", "8"]
 
 
-def test_many_at_once_lose_nothing(serve: Serve, model: Path) -> None:
+def test_simultaneous_additions_lose_nothing(serve: Serve, model: Path) -> None:
     web = serve()
 
     def add(number: int) -> int:
@@ -152,9 +128,9 @@ def test_many_at_once_lose_nothing(serve: Serve, model: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         codes = list(pool.map(add, range(80)))  # each name twice
     assert sorted(codes) == [200] * 40 + [422] * 40
-    assert sorted(names(model)) == sorted(f"class {number}" for number in range(40))
+    assert sorted(added_names(model)) == sorted(f"class {number}" for number in range(40))
     served = web.get("/api/model").json()["classes"]
-    assert [one["name"] for one in served[6:]] == names(model)
+    assert [one["name"] for one in served[6:]] == added_names(model)
 
 
 def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) -> None:
@@ -167,10 +143,10 @@ def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) ->
             kind = f"Content-Type: multipart/form-data; boundary={body[2:34].decode()}\r\n\r\n"
             raw.sendall((head + kind).encode() + body[:kept])
     assert web.post("/api/classes", data={"name": "whole"}, files=files(photo(2))).status_code == 200
-    assert names(model) == ["whole"]
+    assert added_names(model) == ["whole"]
 
 
-def test_it_ends_while_an_upload_stalls(model: Path) -> None:
+def test_the_server_ends_while_an_upload_stalls(model: Path) -> None:
     process, url = start(model)
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as raw:
         raw.sendall(b"POST /api/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n--x")
@@ -179,7 +155,7 @@ def test_it_ends_while_an_upload_stalls(model: Path) -> None:
         process.wait(60)
 
 
-def test_a_model_that_was_changed_under_it_is_not_written_over(serve: Serve, model: Path, models: Path) -> None:
+def test_a_model_changed_by_another_process_is_not_overwritten(serve: Serve, model: Path, models: Path) -> None:
     web = serve()
     shutil.rmtree(model)
     assert web.get("/api/download").json()["detail"].startswith("the model cannot be read")
@@ -188,11 +164,11 @@ def test_a_model_that_was_changed_under_it_is_not_written_over(serve: Serve, mod
     other.save(model)
     told = web.post("/api/classes", data={"name": "x"}, files=files(photo(1)))
     assert told.status_code == 422 and "was changed since it was loaded" in told.json()["detail"]
-    assert names(model) == ["stolen"]
+    assert added_names(model) == ["stolen"]
 
 
-def test_only_this_machine_and_this_page(serve: Serve, model: Path) -> None:
-    """A web site cannot reach it, be it by its own name for 127.0.0.1 or from its own page."""
+def test_other_web_sites_cannot_reach_the_server(serve: Serve, model: Path) -> None:
+    """Neither by a name of its own for 127.0.0.1, nor by a request from its page."""
     web = serve()
     assert web.get("/api/model", headers={"Host": "evil.example"}).status_code == 421
     ask: dict[str, Any] = {"data": {"name": "x"}, "files": files(photo(1))}
@@ -206,7 +182,7 @@ def test_only_this_machine_and_this_page(serve: Serve, model: Path) -> None:
     assert web.get("/", headers={"Host": "localhost:1"}).headers["Content-Security-Policy"].startswith("default-src")
 
 
-def test_beyond_this_machine_it_asks_for_a_token(model: Path) -> None:
+def test_a_server_open_to_a_network_asks_for_a_token(model: Path) -> None:
     process, url = start(model, "--host", "0.0.0.0", "--token", "long enough to be one / and odd?")
     port, token = urlsplit(url).port, unquote(url.rpartition("=")[2])
     assert token == "long enough to be one / and odd?"
@@ -227,7 +203,7 @@ def test_beyond_this_machine_it_asks_for_a_token(model: Path) -> None:
     assert process.wait() == 0
 
 
-def test_a_model_is_served_once_and_not_changed_meanwhile(serve: Serve, model: Path) -> None:
+def test_a_served_model_is_not_served_or_changed_twice(serve: Serve, model: Path) -> None:
     serve()
     for command in (["serve", str(model), "--port", "0"], ["adapt", str(model), "--remove", "x"]):
         done = subprocess.run([sys.executable, "-m", "dist_train", *command], capture_output=True, text=True)
@@ -244,13 +220,13 @@ def test_a_model_is_served_once_and_not_changed_meanwhile(serve: Serve, model: P
         (["--max_classes", "0"], "--max_upload_mb, --max_megapixels and --max_classes: must be >= 1"),
     ],
 )
-def test_wrong_options_are_one_line(options: list[str], wanted: str, model: Path) -> None:
+def test_wrong_options_give_a_single_line(options: list[str], wanted: str, model: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "dist_train", "serve", str(model), *options], capture_output=True,
                           text=True)  # fmt: skip
     assert done.returncode == 1 and wanted in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_disk_without_space_is_told(
+def test_a_full_disk_gives_an_error_and_changes_nothing(
     serve: Serve, models: Path, model: Path, small_disk: Callable[[str], Path]
 ) -> None:
     size = sum(path.stat().st_size for path in (models / "phi2").iterdir())
@@ -261,5 +237,5 @@ def test_a_disk_without_space_is_told(
     web = serve()
     told = web.post("/api/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
     assert told.status_code == 507 and "No space left" in told.json()["detail"]
-    assert json.loads((model / "model.json").read_text())["classes"][-1]["wnid"] and names(model) == []
+    assert json.loads((model / "model.json").read_text())["classes"][-1]["wnid"] and added_names(model) == []
     assert len(web.get("/api/model").json()["classes"]) == 6

@@ -1,0 +1,120 @@
+"""Clients of a page in a test: photos to send, raw connections, and the page as the command line starts it."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from dist_train import Classifier
+
+# Photos.
+
+
+def photo(seed: int, side: int = 60) -> bytes:
+    """Return a JPEG of noise."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def noise(seed: int) -> bytes:
+    """Return a PNG of noise, 60 x 50 pixels."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (50, 60, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def plain(side: int, grey: int = 0) -> bytes:
+    """Return a PNG of a single grey: few bytes, whatever its size."""
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), (grey, grey, grey)).save(out, "PNG")
+    return out.getvalue()
+
+
+def files(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    """Return the fields of a form that uploads photos."""
+    return [("images", (f"photo {number}.jpg", data)) for number, data in enumerate(photos)]
+
+
+# The page of a trained model with six classes.
+
+
+def start(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """Start ``dist-train serve`` on a free port; return the process and the address that it prints."""
+    command = [sys.executable, "-m", "dist_train", "serve", str(model), "--port", "0", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    assert process.stdout
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert lines[1].startswith("http://"), lines + process.stdout.readlines()
+    return process, lines[1].strip()
+
+
+def added_names(model: Path) -> list[str]:
+    """Return the names of the classes that were added to a model on disk."""
+    return [entry.name for entry in Classifier.load(model, "cpu").classes if entry.added]
+
+
+# Raw connections.
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def connect(web: httpx.Client, data: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
+    """Return a connection to the server of ``web`` from the address ``source``, on which ``data`` has been sent."""
+    raw = socket.create_connection(("127.0.0.1", web.base_url.port or 80), 60, (source, 0))
+    raw.sendall(data)
+    return raw
+
+
+def wait_until_read(web: httpx.Client, raw: socket.socket) -> None:
+    """Wait until the server has read everything that was sent, by the kernel's table of both ends of a connection."""
+    own, other = f"{raw.getsockname()[1]:04X}", f"{web.base_url.port:04X}"
+    while True:
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        queues = {line[1][-4:]: line[4].split(":") for line in lines if {line[1][-4:], line[2][-4:]} == {own, other}}
+        assert own in queues, "the server has closed it"
+        if len(queues) == 2 and int(queues[own][0], 16) == int(queues[other][1], 16) == 0:  # sent, received
+            return
+        time.sleep(0.05)
+
+
+def answer(raw: socket.socket) -> tuple[int, str]:
+    """Return code and text of an answer, read to the end of the connection; 0 where there is no answer."""
+    data = b""
+    try:
+        while part := raw.recv(1 << 16):
+            data += part
+    except ConnectionResetError:
+        pass
+    head, _, body = data.partition(b"\r\n\r\n")
+    return (int(head.split()[1]), body.decode()) if head else (0, "")
+
+
+def is_open(web: httpx.Client, raw: socket.socket) -> bool:
+    """Return whether the server still holds a connection, by the kernel's table and the server's open files."""
+    port = f":{raw.getsockname()[1]:04X}"
+    descriptors = Path(f"/proc/{web.headers['X-Process']}/fd")
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    nodes = {line[9] for line in lines if line[2].endswith(port)}
+    return any(f"socket:[{node}]" in {_target(path) for path in descriptors.iterdir()} for node in nodes)
+
+
+def _target(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
