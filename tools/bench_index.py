@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from dist_train.config import DataConfig
-from dist_train.data.loading.loader import train_windows
 from dist_train.data.loading.order import Order, rank_slice
+from dist_train.data.loading.plan import train_windows
 from dist_train.data.shards.index import Shard, open_shards, sample_dtype, write_index
 from dist_train.data.splits import make_view
 

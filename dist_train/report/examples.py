@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from dist_train.data.images.orientation import turn
 from dist_train.data.images.photos import open_photo
 from dist_train.data.images.pillow import upright
-from dist_train.data.loading.reader import ShardSource
 from dist_train.data.shards.index import Subset
+from dist_train.data.shards.source import ShardSource
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method
 from dist_train.report.per_class import ClassList
@@ -57,7 +57,7 @@ def thumbnails(subset: Subset, ids: npt.NDArray[np.int64]) -> list[str]:
 
 
 def thumbnail(encoded: bytes, turned: int) -> str:
-    """One of ``thumbnails``; ``turned`` is its orientation (``data.orientation``)."""
+    """One of ``thumbnails``; ``turned`` is its orientation (``images.orientation``)."""
     try:
         with open_photo(encoded) as image:
             image.draft("RGB", (2 * SIDE, 2 * SIDE))

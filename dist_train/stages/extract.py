@@ -1,18 +1,23 @@
-"""Chapter 2: the frozen backbone looks at every image once, or at ten crops of it."""
+"""Stage 2: the frozen backbone sees every image once, or ten crops of it, and its activations are stored."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from contextlib import closing
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from dist_train.config import Config
 from dist_train.data.activations import Store, load
 from dist_train.data.loading.loader import eval_batches
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.files import atomic_write
+from dist_train.models.backbone import Backbone
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.pretrain import load_backbone
@@ -26,54 +31,27 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
 
     The images go by in blocks; ranks share the blocks that are not written yet, so an interrupted
     pass continues on any number of ranks, and memory holds one block. A training image that cannot
-    be used is represented by the one that replaced it in training.
+    be used is represented by the image that replaced it in training.
 
     Raises:
-        Stopped: told to leave; the blocks that are written stay.
+        Stopped: the run was told to leave; the blocks that are written stay.
     """
     stage = Stage(run, "extract", context, redo)
     if stage.done:
         return stage.rest()
-    config, data = run.config.extract, run.config.data
     began = time.perf_counter()
     model, _ = load_backbone(run.config, context.device)
-    precision = MixedPrecision(config.precision, context.device)
     images = 0
     for role, subset in TABLES:
-        view = run.view(subset, role)
-        store = Store(stage.folder, f"{role}_{subset}", view, model.dim, config.block)
+        view, name = run.view(subset, role), f"{role}_{subset}"
+        store = Store(stage.folder, name, view, model.dim, run.config.extract.block)
         if context.main:
             store.create()
         context.barrier(f"extract-{role}-{subset}")
-        todo = store.missing()
+        missing = store.missing()
         context.barrier(f"extract-{role}-{subset}-seen")
-        mine = todo[context.rank :: context.world]
-        places = [store.places(int(block)) for block in mine]
-        ids = np.concatenate([view.ids[p] for p in places]) if places else np.zeros(0, np.int64)
-        bar = progress_bar(len(ids), f"extract {role} {subset}", "img", context.main)
-        rows: list[np.ndarray] = []
-        pending = list(zip(mine, places, strict=True))
-        leave = False
-        with torch.inference_mode():
-            for batch in eval_batches(view, ids, data, config.batch, context, config.views) if len(ids) else ():
-                with precision.autocast():
-                    features = model.features(batch.images)
-                if config.views == "ten":
-                    features = features.float().unflatten(0, (len(batch.ids), -1)).mean(1)
-                rows.append(features.to(torch.float16).cpu().numpy())
-                bar.update(len(batch.ids))
-                context.report_progress(f"extract {role} {subset}: {len(pending)} blocks left")
-                have = sum(map(len, rows))
-                while pending and have >= (size := len(pending[0][1])):
-                    table = np.concatenate(rows)
-                    store.write(int(pending.pop(0)[0]), table[:size])
-                    rows, have = [table[size:]], have - size
-                    leave = stop.announced()
-                if leave:
-                    break
-        assert leave or not pending, "every block is written"
-        bar.close()
-        images += len(ids)
+        writer = BlockWriter(store, missing[context.rank :: context.world])
+        images += _write_blocks(writer, model, run.config, context, stop)
         context.barrier(f"extract-{role}-{subset}-written")
         if stop.agreed_now():
             raise Stopped(f"extract {role} {subset}: {len(store.missing())} blocks left")
@@ -85,3 +63,60 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     context.barrier("extract-means")  # before the gather, which does not wait as long
     seconds = time.perf_counter() - began
     stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1))
+
+
+def _write_blocks(writer: BlockWriter, model: Backbone, config: Config, context: Context, stop: StopFlag) -> int:
+    """Compute and write the blocks of a writer, until it has none left or the run is told to leave.
+
+    Returns:
+        number of images in all of its blocks.
+    """
+    options, ids = config.extract, writer.ids()
+    if not len(ids):
+        return 0
+    title = f"extract {writer.store.name.replace('_', ' ')}"
+    precision, leaving = MixedPrecision(options.precision, context.device), False
+    batches = eval_batches(writer.store.view, ids, config.data, options.batch, context, options.views)
+    with progress_bar(len(ids), title, "img", context.main) as bar, torch.inference_mode(), closing(batches):
+        for batch in batches:
+            with precision.autocast():
+                features = model.features(batch.images)
+            if options.views == "ten":
+                features = features.float().reshape(len(batch.ids), -1, features.shape[-1]).mean(1)
+            bar.update(len(batch.ids))
+            context.report_progress(f"{title}: {len(writer.pending)} blocks left")
+            if writer.add(features.to(torch.float16).cpu().numpy()):
+                leaving = stop.announced()
+            if leaving:
+                break
+    assert leaving or not writer.pending, "every block is written"
+    return len(ids)
+
+
+class BlockWriter:
+    """Gather the activations of this rank's blocks, and write each block as soon as it is complete.
+
+    Attributes:
+        store: the table.
+        pending: blocks that are not written yet, and the rows of each, in order.
+    """
+
+    def __init__(self, store: Store, blocks: npt.NDArray[np.int64]) -> None:
+        self.store = store
+        self.pending = deque((int(block), store.places(int(block))) for block in blocks)
+        self._gathered: list[npt.NDArray[np.float16]] = []
+
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Return the sample ids of all pending blocks, in the order in which their activations must come."""
+        places = [self.store.view.ids[rows] for _, rows in self.pending]
+        return np.concatenate(places) if places else np.zeros(0, np.int64)
+
+    def add(self, activations: npt.NDArray[np.float16]) -> bool:
+        """Take the next activations, [B, C], and return whether they completed a block."""
+        self._gathered.append(activations)
+        count, written = sum(map(len, self._gathered)), False
+        while self.pending and count >= (size := len(self.pending[0][1])):
+            rows = np.concatenate(self._gathered)
+            self.store.write(self.pending.popleft()[0], rows[:size])
+            self._gathered, count, written = [rows[size:]], count - size, True
+        return written

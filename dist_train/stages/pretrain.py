@@ -11,8 +11,9 @@ from torch import nn
 
 from dist_train.config import Config
 from dist_train.data.loading.augment import operations
-from dist_train.data.loading.loader import eval_batches, train_batches, train_side, train_windows
+from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
+from dist_train.data.loading.plan import train_side, train_windows
 from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.loading.loader import train_batches, train_windows
+from dist_train.data.loading.loader import train_batches
+from dist_train.data.loading.plan import train_windows
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.runs.inputs import check_checkpoint, inputs

@@ -83,7 +83,7 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
 
 def _check_pack(config: Config) -> None:
     """Refuse at once what ``stages/prepare.py`` would refuse in a job."""
-    from dist_train.data.packing.pack import check_pack_options
+    from dist_train.data.packing.plan import check_pack_options
     from dist_train.data.sources.paths import is_there
     from dist_train.stages.prepare import check_drawing
 

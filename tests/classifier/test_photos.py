@@ -18,7 +18,7 @@ from dist_train.classifier.photos import Preprocess
 from dist_train.data.account import Account
 from dist_train.data.images.photos import open_photo
 from dist_train.data.loading.loader import eval_batches
-from dist_train.data.loading.reader import ShardSource
+from dist_train.data.shards.source import ShardSource
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.runs.run import Run

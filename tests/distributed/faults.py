@@ -71,7 +71,7 @@ def plant(fault: Fault) -> None:
 
     def broken(*arguments: Any) -> Any:
         pipeline = build(*arguments)
-        pipeline.run = _failing(pipeline.run, fault)
+        pipeline.outputs = _failing(pipeline.outputs, fault)
         return pipeline
 
     dali.build_pipeline = broken

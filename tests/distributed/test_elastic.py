@@ -68,17 +68,17 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     assert "resuming is exact, on 1, 2 and 4 ranks" in out and out.count("+") >= 4
 
     # Other pixels for one rank of two: a loader whose windows depend on the rank.
-    import dist_train.data.loading.loader as loader
+    import dist_train.data.loading.plan as plan
 
-    true = loader.train_windows
+    true = plan.train_windows
 
     def wrong(view, ids, epochs, data, seed):  # type: ignore[no-untyped-def]
         return true(view, ids, epochs, data, seed + (len(ids) == 12))
 
-    monkeypatch.setattr(loader, "train_windows", wrong)
+    monkeypatch.setattr(plan, "train_windows", wrong)
     assert main(["verify-resume", str(run.dir), "--batches", "2"]) == 1
     assert "on 2 ranks: sample" in (out := capsys.readouterr().out) and "has other pixels" in out
-    monkeypatch.setattr(loader, "train_windows", true)
+    monkeypatch.setattr(plan, "train_windows", true)
 
     # Other augmentations and another side than the run recorded.
     order, step = base_order(run), 10

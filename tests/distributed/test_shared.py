@@ -72,9 +72,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RANK = """
 import json, os, sys
 from pathlib import Path
-from dist_train.data import shards as indexes
-from dist_train.data.loader import train_windows
-from dist_train.data.order import Order, rank_slice
+from dist_train.data.shards import index as indexes
+from dist_train.data.loading.plan import train_windows
+from dist_train.data.loading.order import Order, rank_slice
 from dist_train.data.splits import make_view
 from dist_train.config import DataConfig
 

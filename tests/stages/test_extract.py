@@ -18,8 +18,8 @@ from torchvision.models.resnet import ResNet
 from dist_train.config import Config, PackConfig
 from dist_train.data.activations import Activations, load
 from dist_train.data.loading import preprocessing as pixels
-from dist_train.data.loading.reader import ShardSource
 from dist_train.data.packing.pack import pack
+from dist_train.data.shards.source import ShardSource
 from dist_train.data.splits import Split, save_split
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag

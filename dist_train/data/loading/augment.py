@@ -1,7 +1,7 @@
 """Crop windows, flips and augmentations: a pure function of (seed, epoch, sample id) and the image's size.
 
-All is drawn before decoding: windows from the sizes in the index, so that only the window is decoded.
-A resumed run, or one on another number of ranks, sees the same pixels.
+Everything is drawn before decoding, windows from the sizes in the index, so that only the window is decoded.
+A resumed run, or a run on another number of ranks, sees the same pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dist_train.config import DataConfig
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often
+_ATTEMPTS = 10  # as many as torchvision's RandomResizedCrop makes
 
 # The operations of DALI's suites for RandAugment and for TrivialAugment, by DALI's names. A draw is a
-# place in this list, so it keeps its meaning under a DALI that lists them otherwise.
+# place in this list, so it keeps its meaning under a DALI that lists them in another order.
 OPERATIONS = (
     "translate_x", "translate_y", "shear_x", "shear_y", "rotate", "brightness", "contrast", "color",
     "sharpness", "posterize", "solarize", "equalize", "auto_contrast", "identity",
@@ -28,7 +28,7 @@ BINS = 31  # steps from no effect to the strongest (TrivialAugment's paper, and 
 
 @dataclass(frozen=True)
 class Windows:
-    """For each image of a batch, in pixels of the stored image.
+    """Hold the window and the flip of each image of a batch, in pixels of the upright image.
 
     Attributes:
         anchor: int32 [B, 2], top and left.
@@ -42,7 +42,7 @@ class Windows:
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): one call for a whole batch, where a
+    """Apply SplitMix64's finaliser (Steele, Lea, Flood 2014). One call serves a whole batch, where a
     generator object per sample would cost more than the drawing."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -50,7 +50,7 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def uniforms(seed: int, epochs: Ints, ids: Ints, count: int, stream: int = 0) -> Floats:
-    """``count`` numbers in [0, 1) for each (epoch, id): float64 [B, count]; others in each ``stream``."""
+    """Return ``count`` numbers in [0, 1) for each (epoch, id): float64 [B, count]. Each ``stream`` has its own."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         key = _mix(np.full(len(ids), seed, np.uint64) + golden)
@@ -70,7 +70,7 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Windows:
-    """Windows with torchvision's ``RandomResizedCrop`` distribution, and a fair flip.
+    """Draw windows with the distribution of torchvision's ``RandomResizedCrop``, and a fair flip.
 
     Args:
         epochs, ids, heights, widths: int64 [B].
@@ -92,7 +92,7 @@ def random_resized_crop(
     y = np.floor(top[row, first] * (heights[:, 0] - h + 1)).astype(np.int64)
     x = np.floor(left[row, first] * (widths[:, 0] - w + 1)).astype(np.int64)
 
-    # No attempt fitted (a very long image): the largest central window of an allowed ratio.
+    # Where no attempt fits (a very long image), take the largest central window of an allowed ratio.
     none = ~fits.any(axis=1)
     if none.any():
         full_h, full_w = heights[none, 0], widths[none, 0]
@@ -105,14 +105,14 @@ def random_resized_crop(
 
 
 def operations(data: DataConfig, seed: int, epochs: Ints, ids: Ints) -> npt.NDArray[np.int32]:
-    """What ``data.augment`` does to each image, in order: int32 [B, data.operations, 3].
+    """Draw the operations of ``data.augment`` for each image, in order: int32 [B, data.operations, 3].
 
-    The three: a place in ``OPERATIONS``, all alike likely; the magnitude as a bin in [0, BINS); 1 = its
-    sign is turned, for the operations that have one. TrivialAugment's bin is uniform. RandAugment's is
+    The three numbers are a place in ``OPERATIONS``, all equally likely; the magnitude as a bin in [0, BINS); and 1 if
+    its sign is turned, for the operations that have a sign. TrivialAugment's bin is uniform. RandAugment's is
     timm's ``mstd``: normal about the magnitude, clipped to the scale, 0 to 10.
 
     timm also skips each operation with probability 1/2 and knows two more (invert, solarize_add). As in
-    DALI's suite and the paper, none is skipped here, and one of them is the identity.
+    DALI's suite and the paper, no operation is skipped here, and one of them is the identity.
     """
     draws = uniforms(seed, epochs, ids, 4 * data.operations, stream=1).reshape(len(ids), data.operations, 4)
     chosen, sign, first, second = (draws[..., k] for k in range(4))
@@ -125,9 +125,9 @@ def operations(data: DataConfig, seed: int, epochs: Ints, ids: Ints) -> npt.NDAr
 
 
 def resized_sizes(heights: Ints, widths: Ints, shorter: int) -> npt.NDArray[np.int32]:
-    """Sizes after torchvision's ``Resize(shorter)``: int32 [B, 2], height and width.
+    """Return the sizes after torchvision's ``Resize(shorter)``: int32 [B, 2], height and width.
 
-    torchvision cuts the longer side down to a whole pixel.
+    torchvision rounds the longer side down to a whole pixel.
     """
     short = np.minimum(heights, widths)
     h = np.where(heights == short, shorter, shorter * heights // short)
@@ -136,14 +136,14 @@ def resized_sizes(heights: Ints, widths: Ints, shorter: int) -> npt.NDArray[np.i
 
 
 def centre_anchor(sizes: npt.NDArray[np.int32], crop: int) -> npt.NDArray[np.int32]:
-    """Top left of torchvision's ``CenterCrop(crop)``: int32 [B, 2] (Python's round: half to even)."""
+    """Return the top left of torchvision's ``CenterCrop(crop)``: int32 [B, 2] (Python's round: half to even)."""
     return np.rint((sizes - crop) / 2.0).astype(np.int32)
 
 
 def ten_crops(sizes: npt.NDArray[np.int32], crop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """torchvision's ``TenCrop(crop)``: top left int32 [B * 10, 2] and flip int32 [B * 10], in its order.
+    """Return the crops of torchvision's ``TenCrop(crop)``, in its order: top left int32 [B * 10, 2], flip [B * 10].
 
-    It crops the mirrored image, whose centre may lie one pixel beside the centre's mirror image.
+    torchvision crops the mirrored image, whose centre may lie one pixel beside the centre's mirror image.
     """
     free = (sizes - crop)[:, None]
     corners = free * np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)

@@ -1,10 +1,9 @@
 """Bytes and windows in, normalised tensors out: the only module that imports NVIDIA DALI.
 
-One graph serves training and evaluation: decode (only the window, where there is one), turn upright, resize to
-a given size, crop, flip, augment, normalise. Everything random is drawn before, in ``augment``, and comes
-in as numbers, so DALI keeps no state of its own. With ``decoder="mixed"`` all of it is done on the GPU.
-On the CPU it is where there is something to augment; else the graph ends after decoding, and
-``pixels``, which is faster, does the rest.
+One graph serves training and evaluation: decode the window only, turn it upright, resize it to a given size, crop,
+flip, augment, normalise. Everything random is drawn before, in ``augment``, and comes in as numbers, so DALI keeps no
+state of its own. With ``decoder="mixed"`` the GPU does all of this. On the CPU DALI does all of it where there is
+something to augment; else the graph ends after decoding, and ``preprocessing``, which is faster, does the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from typing import Any
@@ -26,8 +27,10 @@ from dist_train.data.images import orientation
 from dist_train.data.images.headers import parses
 from dist_train.data.loading.augment import BINS, OPERATIONS
 from dist_train.data.loading.dali_errors import meaning, reason
-from dist_train.data.loading.preprocessing import MEAN, STD, Request, finished
+from dist_train.data.loading.preprocessing import MEAN, STD, Request
 from dist_train.errors import UserError
+
+Augmenter = Callable[[Any, Any, Any], Any]
 
 
 def _dali() -> tuple[Any, Any, Any]:
@@ -40,92 +43,139 @@ def _dali() -> tuple[Any, Any, Any]:
     return dali, fn, types
 
 
-def build_pipeline(
-    source: Callable[[], tuple[Any, ...]],
-    max_batch: int,
-    data: DataConfig,
-    threads: int,
-    device_id: int | None,
-    crops: int = 1,
-    turned: bool = False,
-) -> Any:
-    """The graph, on GPU ``device_id`` or, where None, on the CPU. ``source`` gives, a call a batch, what
-    ``_inputs`` makes of a ``Request``; its StopIteration ends the stream. Output: float32
-    [B, side, side, 3], or of several ``crops`` [B, crops, side, side, 3], normalised, where the graph is
-    ``_whole``, else windows, uint8 [height, width, 3], as they are stored. ``turned``: images have an
-    orientation."""
-    dali, fn, types = _dali()
-    whole, cut_after = _whole(data, device_id), _cuts_after(device_id)
-    augmented = _augmenter(data) if data.operations else None
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a graph is built for.
 
-    @dali.pipeline_def(enable_conditionals=data.operations > 0 or turned)  # type: ignore[untyped-decorator]
+    Attributes:
+        data: the section of the configuration.
+        images: the most images that a batch has.
+        threads: threads of the CPU.
+        device_id: the GPU that decodes, or None for the CPU.
+        crops: crops of each image.
+        turned: whether there may be images with an orientation; where there are none, nothing is spent on it.
+    """
+
+    data: DataConfig
+    images: int
+    threads: int
+    device_id: int | None = None
+    crops: int = 1
+    turned: bool = False
+
+    @property
+    def finishes(self) -> bool:
+        """Whether DALI finishes the images, or only decodes them and ``preprocessing.Finisher`` does the rest."""
+        return _finishes(self.data, self.device_id)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph's inputs, as ``_graph_inputs`` fills them."""
+        names = ["encoded", "anchor", "shape"]
+        if self.finishes:
+            names += ["transposed", "mirrored", "flipped"] if self.turned else []
+            names += ["size", "side"]
+            names += [f"{name}_{k}" for k in range(self.crops) for name in ("top", "left", "flip")]
+        return names + (["operations"] if self.data.operations else [])
+
+
+def _finishes(data: DataConfig, device_id: int | None) -> bool:
+    return device_id is not None or data.operations > 0
+
+
+def build_pipeline(options: GraphOptions, depth: int) -> Any:
+    """Build the pipeline: on its GPU, or on the CPU. Its output is a list of B images: finished, float32
+    [side, side, 3], or of several crops [crops, side, side, 3]; else windows, uint8 [height, width, 3], as stored.
+
+    Args:
+        depth: batches in work at a time. The first run starts all of them.
+    """
+    dali, fn, _ = _dali()
+    augmented = _augmenter(options.data) if options.data.operations else None
+    conditional = options.data.operations > 0 or options.turned
+
+    @dali.pipeline_def(enable_conditionals=conditional)  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        inputs = 3 + (2 + 3 * crops + 3 * turned if whole else 0) + (1 if data.operations else 0)
-        blobs, anchor, shape, *rest = fn.external_source(source=source, num_outputs=inputs, batch=True, no_copy=True)
-        images = decoded(blobs, start=anchor, shape=shape, axis_names="HW")
-        if whole and turned:
-            lying, mirror, flip, *rest = rest
-            images = fn.flip(upright(images, lying), horizontal=mirror, vertical=flip)
-        return finish(images, *rest) if whole else images
-
-    def decoded(blobs: Any, **window: Any) -> Any:
-        options = {
-            "device": "cpu" if device_id is None else "mixed",
-            "output_type": types.RGB,
-            "adjust_orientation": False,  # the index has it, and the windows are those of the stored image
-            "jpeg_fancy_upsampling": True,  # as libjpeg-turbo does, which is every decoder on a CPU
-            # The GPU's JPEG engine, where it has one, takes what it can and not a share of each batch (DALI's 0.65):
-            # which decoder an image gets must not depend on its place in a batch.
-            "hw_decoder_load": 1.0,
-        }
-        if cut_after:
-            return fn.slice(fn.decoders.image(blobs, **options), **window)
-        return fn.decoders.image_slice(blobs, **window, **options)
-
-    def upright(images: Any, lying: Any) -> Any:
-        if lying:
-            images = fn.transpose(images, perm=[1, 0, 2], output_layout="HWC")
-        return images
-
-    def finish(images: Any, size: Any, side: Any, *rest: Any) -> Any:
-        crop_y, crop_x, flip = (rest[k * crops : (k + 1) * crops] for k in range(3))
-        images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        if augmented is not None:  # in training: one crop
-            images, flip = augmented(fn.flip(images, horizontal=flip[0]), size, rest[-1]), (0,)
-        made = [crop(images, side, crop_y[k], crop_x[k], flip[k]) for k in range(crops)]
-        return fn.stack(*made) if crops > 1 else made[0]
-
-    def crop(images: Any, side: Any, y: Any, x: Any, flip: Any) -> Any:
-        return fn.crop_mirror_normalize(
-            images,
-            crop_h=side,
-            crop_w=side,
-            crop_pos_y=y,
-            crop_pos_x=x,
-            mirror=flip,
-            mean=[255 * value for value in MEAN],
-            std=[255 * value for value in STD],
-            dtype=types.FLOAT,
-            output_layout="HWC",  # seen as NCHW below, this is channels_last without a copy
-        )
+        inputs = {name: fn.external_source(name=name, no_copy=True) for name in options.inputs}
+        images = _decode_windows(inputs, options)
+        if not options.finishes:
+            return images
+        if options.turned:
+            images = _upright(images, inputs["transposed"])
+            images = fn.flip(images, horizontal=inputs["mirrored"], vertical=inputs["flipped"])
+        return _finish_images(images, inputs, options, augmented)
 
     with warnings.catch_warnings(record=True):  # DALI's suites use old names of its own, and warn of them
         pipeline = graph(
-            batch_size=max_batch,
-            num_threads=threads,
-            device_id=device_id,
-            prefetch_queue_depth=data.prefetch,
+            batch_size=options.images,
+            num_threads=options.threads,
+            device_id=options.device_id,
+            prefetch_queue_depth=depth,
             exec_dynamic=True,
         )
         pipeline.build()
     return pipeline
 
 
-def _cuts_after(device_id: int | None) -> bool:
-    """Whether an image is decoded whole and then cut to its window, or only its window is decoded.
+def _decode_windows(inputs: dict[str, Any], options: GraphOptions) -> Any:
+    """Decode the windows of the stored images."""
+    _, fn, types = _dali()
+    decoding = {
+        "device": "cpu" if options.device_id is None else "mixed",
+        "output_type": types.RGB,
+        "adjust_orientation": False,  # the index has it, and the windows are those of the stored image
+        "jpeg_fancy_upsampling": True,  # as libjpeg-turbo does, which is every decoder on a CPU
+        # The GPU's JPEG engine, where it has one, takes what it can and not a share of each batch (DALI's 0.65):
+        # which decoder an image gets must not depend on its place in a batch.
+        "hw_decoder_load": 1.0,
+    }
+    window = {"start": inputs["anchor"], "shape": inputs["shape"], "axis_names": "HW"}
+    if _decodes_whole_images(options.device_id):
+        return fn.slice(fn.decoders.image(inputs["encoded"], **decoding), **window)
+    return fn.decoders.image_slice(inputs["encoded"], **window, **decoding)
+
+
+def _upright(images: Any, lying: Any) -> Any:
+    """Transpose the images that lie on their side."""
+    if lying:
+        images = _dali()[1].transpose(images, perm=[1, 0, 2], output_layout="HWC")
+    return images
+
+
+def _finish_images(images: Any, inputs: dict[str, Any], options: GraphOptions, augmented: Augmenter | None) -> Any:
+    """Resize upright windows, augment them, and make their crops."""
+    _, fn, types = _dali()
+    images = fn.resize(images, size=inputs["size"], interp_type=types.INTERP_LINEAR, antialias=True)
+    mirror = [inputs[f"flip_{k}"] for k in range(options.crops)]
+    if augmented is not None:  # in training: one crop, mirrored before it is augmented
+        images = augmented(fn.flip(images, horizontal=mirror[0]), inputs["size"], inputs["operations"])
+        mirror = [0]
+    crops = [_crop(images, inputs, k, mirror[k]) for k in range(options.crops)]
+    return fn.stack(*crops) if options.crops > 1 else crops[0]
+
+
+def _crop(images: Any, inputs: dict[str, Any], number: int, mirror: Any) -> Any:
+    """Make crop ``number`` of resized images, and normalise it."""
+    _, fn, types = _dali()
+    return fn.crop_mirror_normalize(
+        images,
+        crop_h=inputs["side"],
+        crop_w=inputs["side"],
+        crop_pos_y=inputs[f"top_{number}"],
+        crop_pos_x=inputs[f"left_{number}"],
+        mirror=mirror,
+        mean=[255 * value for value in MEAN],
+        std=[255 * value for value in STD],
+        dtype=types.FLOAT,
+        output_layout="HWC",  # seen as NCHW in the end, this is channels_last without a copy
+    )
+
+
+def _decodes_whole_images(device_id: int | None) -> bool:
+    """Tell whether an image is decoded whole and then cut to its window; else only its window is decoded.
 
     nvJPEG before 13.2 upsamples chroma wrongly at a window's edge, so nvImageCodec hands every such image to the CPU,
-    with a warning. That is all of nvidia-nvjpeg-cu12 (12.4), which comes with nvidia-dali-cuda120.
+    with a warning. All releases of nvidia-nvjpeg-cu12 (12.4), which comes with nvidia-dali-cuda120, are older.
     """
     if device_id is None:
         return False
@@ -135,33 +185,31 @@ def _cuts_after(device_id: int | None) -> bool:
         return True
 
 
-def _whole(data: DataConfig, device_id: int | None) -> bool:
-    """Whether DALI does all the work, or ``pixels`` what comes after decoding."""
-    return device_id is not None or data.operations > 0
-
-
-def _inputs(request: Request, whole: bool, turned: bool) -> tuple[Any, ...]:
-    """A request as the graph takes it."""
-    fields: tuple[Any, ...] = (request.blobs, request.anchor, request.shape)
-    if whole and turned:
+def _graph_inputs(request: Request, options: GraphOptions) -> dict[str, Any]:
+    """Return a request as the graph takes it: an array, or a list of arrays, for each of its inputs."""
+    fields: dict[str, Any] = {"encoded": request.blobs, "anchor": request.anchor, "shape": request.shape}
+    if not options.finishes:
+        return fields
+    if options.turned:
         parts = (orientation.transposed, orientation.mirrored, orientation.flipped)
-        fields += tuple(part(request.orientation).astype(np.int32) for part in parts)
-    if whole:
-        # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
-        border = np.maximum(request.size - request.side, 1)
-        images = len(border)
-        share = (request.crop.reshape(images, -1, 2) / border[:, None]).astype(np.float32)
-        y, x = np.ascontiguousarray(share.T)
-        flip = np.ascontiguousarray(request.flip.reshape(images, -1).T)
-        fields += (request.size.astype(np.float32), np.full(images, request.side, np.float32), *y, *x, *flip)
-        if request.operations.size:
-            fields += (request.operations,)
+        fields |= {part.__name__: part(request.orientation).astype(np.int32) for part in parts}
+    images = len(request.size)
+    fields |= {"size": request.size.astype(np.float32), "side": np.full(images, request.side, np.float32)}
+    # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
+    border = np.maximum(request.size - request.side, 1)
+    share = (request.crop.reshape(images, -1, 2) / border[:, None]).astype(np.float32)
+    top, left = np.ascontiguousarray(share.T)
+    flip = np.ascontiguousarray(request.flip.reshape(images, -1).T)
+    for k in range(options.crops):
+        fields |= {f"top_{k}": top[k], f"left_{k}": left[k], f"flip_{k}": flip[k]}
+    if request.operations.size:
+        fields["operations"] = request.operations
     return fields
 
 
-def _augmenter(data: DataConfig) -> Callable[[Any, Any, Any], Any]:
-    """For the graph: what is ``chosen`` (see ``augment.operations``), done to uint8 images [H, W, 3] of
-    ``size`` by DALI's own operations. What they uncover gets DALI's grey, 128."""
+def _augmenter(data: DataConfig) -> Augmenter:
+    """Return a function for the graph that applies ``chosen`` operations (see ``augment.operations``) to uint8 images
+    [H, W, 3] of ``size``, by DALI's own operations. Uncovered pixels get DALI's grey, 128."""
     core, suite = importlib.import_module("nvidia.dali.auto_aug.core"), _suite(data)
 
     def augmented(images: Any, size: Any, chosen: Any) -> Any:
@@ -181,11 +229,11 @@ def _augmenter(data: DataConfig) -> Callable[[Any, Any, Any], Any]:
 
 
 def _suite(data: DataConfig) -> list[Any]:
-    """DALI's suite for ``data.augment``, in the order of ``OPERATIONS``. In RandAugment's a higher magnitude
-    is always a stronger effect (its monotonic one; timm's ``inc1``).
+    """Return DALI's suite for ``data.augment``, in the order of ``OPERATIONS``.
 
-    Translations go by the side, which may change in training: at most 100/224 of it in RandAugment and
-    32/224 in TrivialAugment, DALI's numbers of pixels for its crops of 224.
+    For RandAugment it is the monotonic suite, in which a higher magnitude is always a stronger effect (timm's
+    ``inc1``). Translations are relative to the side, which may change in training: at most 100/224 of it in RandAugment
+    and 32/224 in TrivialAugment, DALI's numbers of pixels for its crops of 224.
     """
     if data.augment == "randaugment":
         module = importlib.import_module("nvidia.dali.auto_aug.rand_augment")
@@ -194,75 +242,83 @@ def _suite(data: DataConfig) -> list[Any]:
         module = importlib.import_module("nvidia.dali.auto_aug.trivial_augment")
         suite = module.get_trivial_augment_wide_suite(use_shape=True, max_translate_rel=32 / 224)
     named = {operation.name: operation for operation in suite}
-    # DALI rewrites all that a graph calls, so that an `if` works on batches. In the operations there is
-    # none, and to rewrite them takes seconds.
+    # DALI rewrites every function that a graph calls, so that an `if` works on batches. The operations have no `if`,
+    # and to rewrite them takes seconds.
     keep = importlib.import_module("nvidia.dali.pipeline").do_not_convert
     return [keep(named[name].__call__) for name in OPERATIONS]
 
 
-def decode(
-    requests: Iterator[Request],
-    max_batch: int,
-    data: DataConfig,
-    threads: int,
-    device_id: int | None = None,
-    crops: int = 1,
-    turned: bool = False,
-    locked: bool = False,
-) -> Generator[torch.Tensor, None, None]:
-    """Images of each request: float32 [B * crops, 3, side, side], normalised, in channels_last memory.
+class Decoder:
+    """A pipeline that is fed batch by batch: ``feed`` takes a request, ``take`` returns the oldest batch.
 
-    Args:
-        requests: one a batch, each of at most ``max_batch`` images.
-        threads: of the CPU.
-        device_id: the GPU that decodes, or None for the CPU.
-        crops: of each image of a request.
-        turned: whether there may be images with an orientation; where there are none, nothing is spent on it.
-        locked: see ``pixels.finished``, where it is that which makes the images.
-
-    Raises:
-        DecodeError: an image of a batch cannot be decoded, most likely.
-        PipelineError, torch.OutOfMemoryError, MemoryError: the GPU failed, or memory is used up (``dali_errors``).
+    It must be fed ``depth`` batches before the first is taken, and have at most as many in work.
     """
-    whole = _whole(data, device_id)
-    # no_copy lends our arrays to DALI: hold them until their batch must be through.
-    lent: deque[tuple[Any, ...]] = deque(maxlen=data.prefetch + 3)
-    decoding: deque[Request] = deque()
 
-    def feed() -> tuple[Any, ...]:
-        request = next(requests)
-        fields = _inputs(request, whole, turned)
-        lent.append(fields)
-        decoding.append(request)
-        return fields
+    def __init__(self, options: GraphOptions, depth: int) -> None:
+        """Build the pipeline.
 
-    def outputs() -> Iterator[tuple[Any, Request]]:
-        while True:
-            try:
-                (images,) = pipeline.run()
-            except StopIteration:
-                return
-            except (RuntimeError, MemoryError) as error:
-                raise meaning(error) from error
-            yield images, decoding.popleft()
+        Raises:
+            PipelineError, torch.OutOfMemoryError, MemoryError: see ``take``.
+        """
+        self._options, self._depth, self._fed = options, depth, 0
+        with _errors_of_dali():
+            self._pipeline = build_pipeline(options, depth)
+        # no_copy lends our arrays to DALI: hold them until their batch must be through.
+        self._lent: deque[dict[str, Any]] = deque(maxlen=options.data.prefetch + 3)
 
-    # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
+    def feed(self, request: Request) -> None:
+        """Start to decode a batch.
+
+        Raises:
+            DecodeError, PipelineError, torch.OutOfMemoryError, MemoryError: see ``take``.
+        """
+        fields = _graph_inputs(request, self._options)
+        self._lent.append(fields)
+        with _errors_of_dali():
+            for name, values in fields.items():
+                self._pipeline.feed_input(name, values)
+            self._fed += 1
+            if self._fed >= self._depth:  # the first call starts all batches of the queue
+                self._pipeline.schedule_run()
+
+    def take(self) -> Any:
+        """Return the oldest batch, once it is decoded.
+
+        Returns:
+            Finished images: a float32 tensor [B * crops, 3, side, side], normalised, in channels_last memory. Where
+            DALI does not finish them: a list of B windows, uint8 [height, width, 3], as dlpack.
+
+        Raises:
+            DecodeError: an image of the batch cannot be decoded, most likely. The pipeline is spent.
+            PipelineError, torch.OutOfMemoryError, MemoryError: the GPU failed, or memory is used up (``dali_errors``).
+        """
+        with _errors_of_dali():
+            (images,) = self._pipeline.outputs()
+        if not self._options.finishes:
+            return list(images)
+        # The dynamic executor lends its buffers to the tensors: no copy, and no reuse while they live.
+        tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+        return tensor.flatten(0, -4).permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        """Let go of the pipeline, and then of the memory that it reads."""
+        del self._pipeline
+        self._lent.clear()
+
+
+@contextmanager
+def _errors_of_dali() -> Iterator[None]:
+    """Raise errors of DALI as what they mean (see ``dali_errors.meaning``)."""
     try:
-        pipeline = build_pipeline(feed, max_batch, data, threads, device_id, crops, turned)
+        yield
     except (RuntimeError, MemoryError) as error:
         raise meaning(error) from error
-    if whole:
-        for images, _ in outputs():
-            tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
-            yield tensor.flatten(0, -4).permute(0, 3, 1, 2)
-    else:
-        yield from finished(((list(windows), request) for windows, request in outputs()), threads, locked)
 
 
 def decode_errors(blobs: Sequence[bytes], threads: int) -> list[str | None]:
-    """Whether the training decoder takes each image: None, or its reason (one line).
+    """Return for each image None where the training decoder takes it, else the decoder's reason in one line.
 
-    DALI fails a batch as a whole, so a failing one is halved until the culprits are found. Images with
+    DALI fails a batch as a whole, so a failing batch is halved until the culprits are found. Images with
     a doubtful header are tried alone (``headers``).
     """
     reasons: list[str | None] = [None] * len(blobs)
@@ -284,7 +340,7 @@ def decode_whole(blob: bytes) -> npt.NDArray[np.uint8]:
     """Decode an image as training does, whole and as it is stored: uint8 [height, width, 3].
 
     Raises:
-        RuntimeError: it cannot be decoded.
+        RuntimeError: the image cannot be decoded.
     """
     images: npt.NDArray[np.uint8] = np.array(_decoded([blob], 1).at(0))
     return images
@@ -301,12 +357,12 @@ def _decodes(blobs: list[bytes], threads: int) -> str | None:
 
 
 def _decoded(blobs: list[bytes], threads: int) -> Any:
-    """DALI's list of images."""
+    """Return DALI's list of the decoded images."""
     return _on_cpu("decoders.image", blobs, threads, output_type=_dali()[2].RGB, adjust_orientation=False)
 
 
 def stored_sizes(blobs: list[bytes]) -> npt.NDArray[np.int64]:
-    """Return height and width of each image as it is stored, by its header: int64 [B, 2]. All of them decode."""
+    """Return height and width of each image as it is stored, by its header: int64 [B, 2]. All images must decode."""
     if not blobs:
         return np.zeros((0, 2), np.int64)
     shapes = _on_cpu("peek_image_shape", blobs, 1, adjust_orientation=False)
@@ -315,7 +371,7 @@ def stored_sizes(blobs: list[bytes]) -> npt.NDArray[np.int64]:
 
 
 def _on_cpu(operator: str, blobs: list[bytes], threads: int, **options: Any) -> Any:
-    """What one of DALI's operators makes of encoded images, in a pipeline of its own."""
+    """Apply one of DALI's operators to encoded images, in a pipeline of its own."""
     dali, fn, _ = _dali()
     arrays = [np.frombuffer(blob, np.uint8) for blob in blobs]
 
@@ -326,5 +382,5 @@ def _on_cpu(operator: str, blobs: list[bytes], threads: int, **options: Any) -> 
 
     pipeline = graph(batch_size=len(blobs), num_threads=threads, device_id=None, prefetch_queue_depth=1)
     pipeline.build()
-    (made,) = pipeline.run()
-    return made
+    (output,) = pipeline.run()
+    return output

@@ -1,8 +1,8 @@
 """What DALI's errors mean: a damaged image, no memory left, or a GPU that failed.
 
-DALI raises RuntimeError for all of them and has no code for them in Python, so they are told apart by their text, here
-and nowhere else. The texts are those of DALI 2.4.0 (``cuda_error.h``: CUDAError, CUDABadAlloc; ``image_decoder.h``)
-and of nvImageCodec 0.9 (``nvimgcodec.h``: nvimgcodecStatus_t).
+DALI raises RuntimeError for all of them, without a code that Python could see, so this module distinguishes them by
+their text, and no other module does. The texts are those of DALI 2.4.0 (``cuda_error.h``: CUDAError, CUDABadAlloc;
+``image_decoder.h``) and of nvImageCodec 0.9 (``nvimgcodec.h``: nvimgcodecStatus_t).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _GPU = re.compile(
 
 
 class PipelineError(RuntimeError):
-    """DALI's pipeline failed, and no image is at fault: a crash, after which starting again continues."""
+    """Report that DALI's pipeline failed though no image is at fault: a crash, after which starting again continues."""
 
 
 class DecodeError(PipelineError):
-    """A pipeline failed at a batch, most likely because of an image. Which one, if any, the CPU's decoder decides
-    (``dali.decode_errors``). The pipeline is spent."""
+    """Report that a pipeline failed at a batch, most likely because of an image. Which image, if any, the CPU's decoder
+    decides (``dali.decode_errors``). The pipeline is spent."""
 
 
 def meaning(error: Exception) -> Exception:
-    """Return an error of a pipeline as an error of its own type, with a text of one line.
+    """Return the error that an error of a pipeline means, with a text of one line.
 
     Returns:
         torch.OutOfMemoryError or MemoryError: no memory is left on the GPU or on the machine. PipelineError: a call
@@ -47,7 +47,7 @@ def meaning(error: Exception) -> Exception:
 
 
 def reason(error: Exception) -> str:
-    """Return what DALI says after "encountered:" in one line, in words where it only gives a code."""
+    """Return DALI's text after "encountered:" in one line, with words where DALI only gives a code."""
     text = str(error).split("encountered:")[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip() and "Current pipeline object" not in line]
     said = " ".join(lines[:2]) or "unknown error"

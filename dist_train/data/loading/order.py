@@ -2,7 +2,7 @@
 
 The epochs' permutations are laid end to end, and the endless row is cut into global batches. So
 every sample comes exactly once an epoch, every batch has the same size, and the only state is the
-number of the batch; ranks, threads and restarts have no say. An epoch's last batch may reach into
+number of the batch; ranks, threads and restarts change nothing. An epoch's last batch may reach into
 the next epoch.
 """
 
@@ -24,7 +24,7 @@ Positions = npt.NDArray[np.integer[Any]]  # int32 wherever that is enough: half 
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> Positions:
-    """Positions 0..num_samples-1 in the order of an epoch.
+    """Return the positions 0..num_samples-1 in the order of an epoch.
 
     ``RandomState`` because NumPy freezes its stream (NEP 19): the order of a run stays what it was
     under every later NumPy.
@@ -33,17 +33,17 @@ def permutation(num_samples: int, seed: int, epoch: int) -> Positions:
 
 
 def _shuffled(random: np.random.RandomState, count: int) -> Positions:
-    """``random.permutation(count)``, which is this shuffle of int64."""
-    kind: Any = np.int32 if count < 2**31 else np.int64
-    places: Positions = np.arange(count, dtype=kind)
-    random.shuffle(places)
-    return places
+    """Return ``random.permutation(count)``, which is this shuffle of int64."""
+    dtype: Any = np.int32 if count < 2**31 else np.int64
+    positions: Positions = np.arange(count, dtype=dtype)
+    random.shuffle(positions)
+    return positions
 
 
 def block_permutation(shards: Positions, block_shards: int, seed: int, epoch: int) -> Positions:
-    """The same, but block after block of ``block_shards`` shards, so that few are in use at a time.
+    """Return a permutation that takes block after block of ``block_shards`` shards, so that few are in use at a time.
 
-    Which shards form a block is drawn anew each epoch; within a block all samples are shuffled.
+    The shards of a block are drawn anew each epoch; within a block all samples are shuffled.
 
     Args:
         shards: [num_samples], the shard of each position.
@@ -57,13 +57,13 @@ def block_permutation(shards: Positions, block_shards: int, seed: int, epoch: in
 
 @dataclass(frozen=True)
 class Order:
-    """The row of global batches. An epoch's permutation is in memory once a node (``data.shared``).
+    """Hold the row of global batches. An epoch's permutation is in memory once a node (``distributed.shared``).
 
     Attributes:
         shards, block_shards: see ``block_permutation``; 0 = one permutation of all samples.
 
     Raises:
-        UserError: fewer samples than one batch holds.
+        UserError: there are fewer samples than one batch holds.
     """
 
     num_samples: int
@@ -81,7 +81,7 @@ class Order:
             )
 
     def epoch(self, number: int) -> Positions:
-        """All positions in the order of epoch ``number``."""
+        """Return all positions in the order of epoch ``number``."""
         order = self._epochs.get(number)
         if order is None:
             order = shared_array(self._name(number), self.num_samples, partial(self._draw, number))
@@ -98,7 +98,7 @@ class Order:
         return permutation(self.num_samples, self.seed, number)
 
     def _name(self, number: int) -> str:
-        """Of all that decides an epoch."""
+        """Return a name made of everything that decides an epoch."""
         return f"order-{self.num_samples}-{self.seed}-{number}{self._blocks}"
 
     @cached_property
@@ -108,7 +108,7 @@ class Order:
         return f"-{self.block_shards}-{hashlib.sha256(self.shards.tobytes()).hexdigest()[:16]}"
 
     def batch(self, number: int) -> tuple[Ints, Ints]:
-        """Global batch ``number``: (positions [global_batch], epoch of each [global_batch])."""
+        """Return global batch ``number``: (positions [global_batch], epoch of each [global_batch])."""
         row = np.arange(number * self.global_batch, (number + 1) * self.global_batch, dtype=np.int64)
         epochs, places = np.divmod(row, self.num_samples)
         positions = np.empty_like(places)
@@ -118,17 +118,17 @@ class Order:
         return positions, epochs
 
     def steps(self, epochs: float) -> int:
-        """Batches that ``epochs`` passes take, to the nearest whole one (at least 1)."""
+        """Return the number of batches in ``epochs`` passes, to the nearest whole number (at least 1)."""
         return max(1, round(epochs * self.num_samples / self.global_batch))
 
     def ends_epoch(self, number: int) -> bool:
-        """Whether batch ``number`` takes an epoch's last sample."""
+        """Tell whether batch ``number`` takes an epoch's last sample."""
         first = number * self.global_batch
         return (first + self.global_batch) // self.num_samples > first // self.num_samples
 
 
 def rank_slice(batch: Ints, rank: int, world: int) -> Ints:
-    """This rank's part of a global batch: every world-th sample, so that parts are equal.
+    """Return this rank's part of a global batch: every world-th sample, so that parts are equal.
 
     Raises:
         UserError: the ranks do not divide the batch.

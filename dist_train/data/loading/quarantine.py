@@ -1,4 +1,4 @@
-"""Images that training cannot use, and what stands in for them."""
+"""Images that training cannot use, and the images that stand in for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
+from dist_train.data.shards.source import BadSample
 from dist_train.data.splits import View
 from dist_train.errors import UserError, verifying
 
@@ -15,30 +16,34 @@ log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """A bad image is replaced by the next good one of its class, in the order of sample ids.
+    """Replace a bad image by the next good image of its class, in the order of sample ids.
 
-    That is a function of the data alone: the same on every rank, whoever meets the image first, and
-    after a resume. Labels, and so the balance of classes, stay what they were.
+    The replacement is a function of the data alone: it is the same on every rank, whichever rank meets the image first,
+    and after a resume. Labels, and so the balance of classes, stay as they were.
     """
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.reasons: dict[int, str] = {}
 
-    def add(self, sample: int, reason: str) -> None:
-        """Take a sample out; says so, once, by its key.
+    def exclude(self, bad: BadSample) -> None:
+        """Take a sample out of training, and log its key and the reason once.
 
         Raises:
-            UserError: its class has no image left.
+            BadSample: the sample is of the validation images. An evaluation that leaves out an image, or counts another
+                image twice, would not be exact.
+            UserError: its class has no usable image left.
         """
-        if sample in self.reasons:
+        if self.view.subset.name != "train":
+            raise bad
+        if bad.sample in self.reasons:
             return
-        self.reasons[sample] = reason
-        other = self.view.subset.key(self._next(sample))
-        log.warning("%s: %s; replaced by sample %s", self.view.subset.where(sample), reason, other)
+        self.reasons[bad.sample] = bad.reason
+        substitute = self.view.subset.key(self._next(bad.sample))
+        log.warning("%s: %s; replaced by sample %s", self.view.subset.where(bad.sample), bad.reason, substitute)
 
     def stand_ins(self, ids: Ints) -> Ints:
-        """``ids`` with the bad ones replaced."""
+        """Return ``ids`` with the bad samples replaced."""
         if not self.reasons:
             return ids
         return np.array([self._next(int(i)) if int(i) in self.reasons else i for i in ids], np.int64)
@@ -48,9 +53,9 @@ class Quarantine:
         members = self.view.ids[self.view.bounds[label] : self.view.bounds[label + 1]]
         here = int(np.searchsorted(members, sample))
         for step in range(1, len(members)):
-            other = int(members[(here + step) % len(members)])
-            if other not in self.reasons:
-                return other
+            candidate = int(members[(here + step) % len(members)])
+            if candidate not in self.reasons:
+                return candidate
         subset = self.view.subset
         raise UserError(
             f"{subset.source}: no image of class {self.view.classes[label]} in {subset.name} can be used "

@@ -1,87 +1,58 @@
-"""Bytes of samples, by position in their shard."""
+"""The loader's reader: a thread that reads the bytes of coming batches."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.shards.index import Subset
-from dist_train.errors import UserError, verifying
+from dist_train.data.loading.faults import check_headers
+from dist_train.data.loading.plan import Plan, Step
+from dist_train.data.loading.preprocessing import Request
+from dist_train.data.loading.quarantine import Quarantine
+from dist_train.data.shards.source import BadSample, ShardSource
 
-_OPEN_FILES = 256  # well under the usual limit of 1024 for a process
-_HEADER = 512  # a tar member's header lies right before its data
-
-
-class BadSample(UserError):
-    """One sample cannot be read. ``reason`` is without the sample's name, which the message has."""
-
-    def __init__(self, subset: Subset, sample: int, reason: str) -> None:
-        super().__init__(f"{subset.where(sample)}: {reason}; {verifying(subset.source)}")
-        self.sample, self.reason = sample, reason
+Reading = Future[tuple[npt.NDArray[np.int64], Request]]
 
 
-class ShardSource:
-    """Reads samples with ``pread`` from shards on this node: no seek, no lock, no scan of the tar.
+class Reader:
+    """Read batches in the order in which they are asked for, so that the loop never waits for a disk that keeps up on
+    average. A sample that cannot be read, or whose header is damaged, is replaced (see ``Quarantine``)."""
 
-    An open shard of the cache is locked (shared) against eviction. Not for use by several threads at
-    once.
-    """
+    def __init__(self, plan: Plan, quarantine: Quarantine) -> None:
+        self._plan, self._quarantine = plan, quarantine
+        self._source = ShardSource(plan.view.subset)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
-    def __init__(self, subset: Subset) -> None:
-        self.subset = subset
-        self._files: OrderedDict[int, int] = OrderedDict()
-        blocks = subset.cache.block_shards if subset.cache else 0
-        self._limit = min(_OPEN_FILES, 2 * blocks or _OPEN_FILES)  # what is open is not evicted
+    def start(self, step: Step) -> Reading:
+        """Read a batch in the background; the result is that of ``read``."""
+        return self._thread.submit(self.read, step)
 
-    def read(self, ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
-        """The encoded images: one uint8 array [size] a sample.
+    def read(self, step: Step) -> tuple[npt.NDArray[np.int64], Request]:
+        """Read a batch.
+
+        Returns:
+            The ids of the samples that the batch really has, int64 [B], and the request for the decoder.
 
         Raises:
-            BadSample: a sample's shard cannot be read, ends before the sample does, or has another
-                member in its place.
-            UserError: a shard cannot be fetched into the cache.
+            BadSample: an image of an evaluation cannot be used.
+            UserError: a shard cannot be fetched, or a class has no usable image left.
         """
-        rows = self.subset.samples[ids]
-        return [
-            self._pread(int(sample), int(shard), int(offset), int(size), bytes(key))
-            for sample, shard, offset, size, key in zip(
-                ids, rows["shard"], rows["offset"], rows["size"], rows["key"], strict=True
-            )
-        ]
+        while True:
+            ids = self._quarantine.stand_ins(step.ids)
+            try:
+                blobs = self._source.read(ids)
+                check_headers(self._plan.view, ids, blobs)
+                return ids, self._plan.request(step, ids, blobs)
+            except BadSample as bad:
+                self._quarantine.exclude(bad)
 
-    def _pread(self, sample: int, shard: int, offset: int, size: int, key: bytes) -> npt.NDArray[np.uint8]:
-        try:
-            data = os.pread(self._file(shard), _HEADER + size, offset - _HEADER)
-        except OSError as error:
-            raise BadSample(self.subset, sample, f"cannot be read ({error.strerror})") from None
-        if len(data) != _HEADER + size:
-            raise BadSample(
-                self.subset, sample, "the shard ends before it, the index says otherwise: the file was cut or replaced"
-            )
-        # The header costs nothing more to read, and tells a shard that was replaced under its index,
-        # whose bytes may well decode, from the one that was indexed.
-        if key.isascii() and data[:100].rstrip(b"\0") != (key + b".jpg")[:100]:
-            raise BadSample(
-                self.subset, sample, "another file lies in its place: the shard was replaced under the index"
-            )
-        return np.frombuffer(data, np.uint8, offset=_HEADER)
-
-    def _file(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        if len(self._files) >= self._limit:
-            os.close(self._files.popitem(last=False)[1])
-        descriptor = os.open(self.subset.fetch(shard), os.O_RDONLY | os.O_CLOEXEC)
-        if self.subset.cache is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        self._files[shard] = descriptor
-        return descriptor
+    def cancel(self, readings: list[Reading]) -> None:
+        """Forget readings that have not begun, and wait for the reading that has."""
+        wait([reading for reading in readings if not reading.cancel()])
 
     def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        """End the thread, and close the shards."""
+        self._thread.shutdown(cancel_futures=True)
+        self._source.close()

@@ -1,5 +1,6 @@
-"""The same image twice in a pack: in train and in val, or under two classes. Found by the hashes of the source bytes,
-which are taken while the images are copied.
+"""Images that are in a pack twice: in train and in val, or under two classes.
+
+They are found by the hashes of the source bytes, which are taken while the images are copied.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SHOWN = 20  # images printed
 
 
 class Copy(NamedTuple):
-    """An image of which there are others with the same bytes: its row in the subset's ``Items``."""
+    """An image that has the bytes of another image. ``row`` is its row in the subset's ``Items``."""
 
     subset: str
     row: int
@@ -25,10 +26,10 @@ class Copy(NamedTuple):
 
 
 class Duplicates(NamedTuple):
-    """What ``find_duplicates`` has found.
+    """The duplicates of a pack.
 
     Attributes:
-        groups: of each image that is in train and in val, or under two classes, its copies; train before val, by row.
+        groups: the copies of each image that is in train and in val, or under two classes; train before val, by row.
         within_class: how many images repeat another image of their class and subset.
     """
 
@@ -59,9 +60,12 @@ def find_duplicates(scanned: Scan, digests: dict[str, npt.NDArray[np.bytes_]]) -
     return Duplicates(groups, len(repeated) - sum(kinds))
 
 
-def to_drop(duplicates: Duplicates) -> dict[str, set[int]]:
-    """Return the rows per subset that the rule ``drop`` leaves out: of an image under two classes every copy, for
-    which class is right is not known; of an image in train and in val the training copies."""
+def rows_to_drop(duplicates: Duplicates) -> dict[str, set[int]]:
+    """Return the rows per subset that the rule ``drop`` leaves out.
+
+    An image under two classes goes with every copy, for it is not known which class is right. An image in train and in
+    val loses its training copies.
+    """
     rows: dict[str, set[int]] = {}
     for copies in duplicates.groups:
         two_classes = _classes(copies) > 1
@@ -71,29 +75,29 @@ def to_drop(duplicates: Duplicates) -> dict[str, set[int]]:
     return rows
 
 
-def refuse(duplicates: Duplicates, scanned: Scan, out: object) -> None:
-    """Obey the rule ``fail``.
+def refuse_duplicates(duplicates: Duplicates, scanned: Scan, out: object) -> None:
+    """Stop where there are duplicates, as the rule ``fail`` asks.
 
     Raises:
         UserError: there are duplicates.
     """
     if duplicates.groups:
-        entry = summarise(duplicates, scanned, "fail")
+        entry = summarise_duplicates(duplicates, scanned, "fail")
         raise UserError(
             f"{out}: images with the same bytes: {_counts(entry)}; the first: {_line(entry['groups'][0][:3])}; "
             "start again with --on-duplicates keep, or with drop to leave them out: it goes on from here"
         )
 
 
-def summarise(duplicates: Duplicates, scanned: Scan, rule: str) -> dict[str, Any]:
+def summarise_duplicates(duplicates: Duplicates, scanned: Scan, rule: str) -> dict[str, Any]:
     """Return the entry of ``index.json``.
 
     Returns:
-        rule; train_and_val, two_classes: images of which copies are there (an image can be both); within_class:
-        images that repeat another of their class and subset; dropped: images left out, by subset; groups: the copies
-        of each image, as subset, class and path, and whether it is dropped.
+        rule; train_and_val, two_classes: number of images with copies there (an image can be both); within_class:
+        number of images that repeat another image of their class and subset; dropped: number of images left out, by
+        subset; groups: the copies of each image, as subset, class and path, and whether it is dropped.
     """
-    drop = to_drop(duplicates) if rule == "drop" else {}
+    drop = rows_to_drop(duplicates) if rule == "drop" else {}
     return {
         "rule": rule,
         "train_and_val": sum(len({copy.subset for copy in copies}) > 1 for copies in duplicates.groups),
@@ -105,7 +109,7 @@ def summarise(duplicates: Duplicates, scanned: Scan, rule: str) -> dict[str, Any
 
 
 def print_duplicates(entry: dict[str, Any]) -> None:
-    """Print what ``summarise`` says: the counts, and the first images by their paths."""
+    """Print the summary of the duplicates: the counts, and the first images by their paths."""
     if not entry["groups"] and not entry["within_class"]:
         return
     dropped = sum(entry["dropped"].values())

@@ -1,5 +1,7 @@
-"""Images that cannot be read in place are copied out first: of each parquet file one file of all its images' bytes,
-below ``OUT/.pack/spool``. Written whole or not at all, kept while the pack is unfinished, gone with ``.pack``.
+"""Copies of the images in parquet files, which cannot be read in place.
+
+Each parquet file gets one file with the bytes of all its images, below ``OUT/.pack/spool``. A copy is written whole or
+not at all, is kept while the pack is unfinished, and goes with ``.pack``.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from dist_train.files import atomic_write
 
 
 class SpoolTask(NamedTuple):
-    """One parquet file, and the file for its images' bytes."""
+    """A parquet file to copy, and the file for its images' bytes."""
 
     source: Path
     path: Path
 
     @property
     def sizes(self) -> Path:
-        """Where the bytes of each image are noted, int64 [rows]: written last."""
+        """The file that notes the bytes of each image, int64 [rows]. It is written last."""
         return self.path.with_suffix(".npy")
 
     def done(self) -> npt.NDArray[np.int64] | None:
@@ -38,14 +40,14 @@ class SpoolTask(NamedTuple):
         return sizes if self.path.stat().st_size == sizes.sum() else None
 
 
-def tasks_of(subsets: Iterable[Items], folder: Path) -> dict[Path, SpoolTask]:
+def spool_tasks(subsets: Iterable[Items], folder: Path) -> dict[Path, SpoolTask]:
     """Return a task for each file that cannot be read in place."""
     files = [file for items in subsets if items.parts and items.parts.digest for file in items.parts.files]
     return {file: SpoolTask(file, folder / f"{n:05d}.images") for n, file in enumerate(dict.fromkeys(files))}
 
 
 def spool(tasks: Collection[SpoolTask], workers: int, progress: bool) -> None:
-    """Copy what is not there yet, in processes.
+    """Copy the files that are not there yet, in processes.
 
     Raises:
         UserError: a file is damaged (see ``parquet.image_bytes``).
@@ -61,7 +63,7 @@ def spool(tasks: Collection[SpoolTask], workers: int, progress: bool) -> None:
 
 
 def spool_file(task: SpoolTask, threads: int) -> None:
-    """Copy one file's images, and note their sizes."""
+    """Copy the images of a file, and note their sizes."""
     sizes = []
     with atomic_write(task.path) as file:
         for images in image_bytes(task.source, threads):

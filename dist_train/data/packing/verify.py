@@ -1,4 +1,4 @@
-"""Whether shards are what their index says, and every image decodes."""
+"""The check of a finished pack: that shards are as their index says, and that every image decodes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import numpy.typing as npt
 
 from dist_train.config import Orientation
 from dist_train.data.loading.dali import decode_errors
-from dist_train.data.packing.pack_shard import batches, read_header
-from dist_train.data.shards.index import Shard, Subset, dali_index, open_shards, tar_members
+from dist_train.data.packing.stored_images import read_header
+from dist_train.data.packing.write_shard import batches
+from dist_train.data.shards.index import Shard, Subset, open_shards
+from dist_train.data.shards.members import dali_index, tar_members
 from dist_train.distributed.pool import advance, progress_bar, run_tasks
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
 
 
 class ShardCheck(NamedTuple):
-    """One shard to check: its file, what the index says of it, its rows of ``samples.npy`` with their orientations, and
-    the rule that these follow."""
+    """A shard to check: its file, its entry in the index, its rows of ``samples.npy`` with their orientations, and the
+    rule that the orientations follow."""
 
     path: Path
     shard: Shard
@@ -40,7 +42,7 @@ def verify(root: Path, workers: int = 0, progress: bool = True) -> list[str]:
         progress: show a bar on stderr.
 
     Returns:
-        Problems, a line each, naming the shard and, where there is one, the key. Empty: all is well.
+        The problems, a line each, which names the shard and, where there is one, the key. Empty: all is well.
 
     Raises:
         UserError: the index itself is missing or damaged.
@@ -52,12 +54,12 @@ def verify(root: Path, workers: int = 0, progress: bool = True) -> list[str]:
     checks = (check for subset in shards.subsets.values() for check in _checks(subset, shards.orientation))
     number = sum(len(subset.shards) for subset in shards.subsets.values())
     with progress_bar(total, "verify", "image", progress) as bar:
-        found = run_tasks(check_shard, checks, number, workers, bar)
-    return problems + [line for lines in found for line in lines]
+        of_shards = run_tasks(check_shard, checks, number, workers, bar)
+    return problems + [line for lines in of_shards for line in lines]
 
 
 def check_table(subset: Subset, classes: int) -> list[str]:
-    """What can be seen in the samples' table alone: counts, shards, labels, keys that come twice."""
+    """Return the problems that the table of samples alone shows: counts, shards, labels, keys that come twice."""
     samples, table = subset.samples, subset.root / f"{subset.name}.samples.npy"
     problems = []
     stated = sum(shard.samples for shard in subset.shards)
@@ -81,7 +83,7 @@ def _checks(subset: Subset, rule: Orientation) -> Iterator[ShardCheck]:
 
 
 def check_shard(check: ShardCheck, threads: int) -> list[str]:
-    """All problems of one shard, a line each."""
+    """Return all problems of a shard, a line each."""
     path = check.path
     if not path.is_file():
         advance(len(check.rows))
@@ -105,7 +107,7 @@ def _check_file(check: ShardCheck) -> list[str]:
 
 
 def _check_members(check: ShardCheck) -> list[str]:
-    """The tar against the table (keys, places, labels), and the ``.idx`` against the tar."""
+    """Compare the tar with the table (keys, places, labels), and the ``.idx`` with the tar."""
     path = check.path
     try:
         members = tar_members(path)
@@ -133,7 +135,7 @@ def _check_members(check: ShardCheck) -> list[str]:
 
 
 def _check_images(check: ShardCheck, threads: int) -> list[str]:
-    """Every image where the table says: all there, its width, height and orientation, and whether it decodes."""
+    """Check each image at its place in the table: that it decodes, its width, height and orientation."""
     problems = []
     with check.path.open("rb") as file:
         for part in batches(check.rows["size"].tolist()):

@@ -1,19 +1,19 @@
 """The shards on disk and their index.
 
-    DIR/index.json           classes (sorted wnids), orientation, subsets, per shard: samples, bytes, sha256; of a
+    DIR/index.json           classes (sorted wnids), orientation, subsets, per shard: samples, bytes, sha256; with a
                              devkit the classes' names and hierarchy (synsets)
-    DIR/train.samples.npy    one row a sample: where its bytes lie, its size, orientation and class
-    DIR/train.sources.txt    one line a sample: the path that it was packed from, for messages
+    DIR/train.samples.npy    a row per sample: where its bytes lie, its size, orientation and class
+    DIR/train.sources.txt    a line per sample: the path that it was packed from, for messages
     DIR/train/000000.tar     WebDataset: KEY.cls, KEY.jpg
     DIR/train/000000.idx     the same positions for DALI's own reader (format v1.2)
     DIR/val...               likewise
 
 ``index.json`` is written last and by rename: a folder without it is an unfinished pack. A sample
-id is the row in ``samples.npy``; everything downstream speaks of samples by this number.
+id is the row in ``samples.npy``; everything downstream refers to samples by this number.
 
 All ranks of a node map ``samples.npy``, so that it is in memory once. A mapped file must not be cut or written in place
-(the kernel ends whoever reads past its end, with SIGBUS): ``pack`` and the cache replace files by rename, which leaves
-what is mapped as it was.
+(the kernel ends a process that reads past its end, with SIGBUS): ``pack`` and the cache replace files by rename, which
+leaves mapped files as they were.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ import hashlib
 import itertools
 import json
 import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +44,12 @@ _CHUNK = 2**14  # rows: they fit a core's cache, and a column is read several ti
 
 
 def sample_dtype(key_bytes: int, version: int = VERSION) -> np.dtype[Any]:
-    """Row of ``samples.npy``. ``offset`` and ``size`` locate the image's bytes in its shard; ``width`` and ``height``
-    are those of the upright image, ``orientation`` says how the stored one is turned (``data.orientation``). Version 1
-    has no orientation: all images are taken as they are stored."""
+    """Return the type of a row of ``samples.npy``.
+
+    ``offset`` and ``size`` locate the image's bytes in its shard; ``width`` and ``height`` are those of the upright
+    image, ``orientation`` says how the stored image is turned (``images.orientation``). Version 1 has no orientation:
+    all images are taken as they are stored.
+    """
     return np.dtype(
         [
             ("shard", "<i4"),
@@ -64,7 +66,7 @@ def sample_dtype(key_bytes: int, version: int = VERSION) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: file name below the subset's folder, samples, bytes and sha256 (hex)."""
+    """Describe a tar: file name below the subset's folder, samples, bytes and sha256 (hex)."""
 
     name: str
     samples: int
@@ -74,12 +76,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Subset:
-    """``train`` or ``val``: its shards and the table of its samples (memory-mapped).
+    """Hold the shards of ``train`` or ``val``, and the table of its samples (memory-mapped).
 
     Attributes:
         root: the pack's folder, or the cache's where the pack is at a URL.
         cache: None for local shards.
-        digest: sha256 of the table's file; "" where there is none.
+        digest: sha256 of the table's file; "" where there is no file.
+        block_shards: shards that a block of the order has, 0 = all are in use at a time.
     """
 
     name: str
@@ -88,39 +91,46 @@ class Subset:
     samples: npt.NDArray[Any]
     cache: Cache | None = None
     digest: str = ""
+    block_shards: int = 0
 
     @property
     def source(self) -> str:
-        """Where the pack is, for messages: folder or URL."""
+        """The folder or URL of the pack, for messages."""
         return self.cache.url if self.cache else str(self.root)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def path(self, shard: int) -> Path:
-        """The file of a shard; for a URL, where the cache has it once it is fetched."""
+        """Return the file of a shard; for a URL, the file that the cache has once it is fetched."""
         if self.cache:
             return self.root / self.shards[shard].sha256
         return self.root / self.name / self.shards[shard].name
 
     def fetch(self, shard: int) -> Path:
-        """The same, and the file is there."""
+        """Return the file of a shard, and fetch it where it is not there."""
         if self.cache:
             entry = self.shards[shard]
             return self.cache.get(f"{self.name}/{entry.name}", entry.sha256, entry.bytes)
         return self.path(shard)
 
     def orientations(self, ids: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.int32]:
-        """How the stored images [B] are turned, see ``data.orientation``."""
+        """Return how the stored images are turned: int32 [B], see ``images.orientation``."""
         if "orientation" not in (self.samples.dtype.names or ()):  # version 1
             return np.ones(len(self.samples[ids]), np.int32)
         return self.samples["orientation"][ids].astype(np.int32)
 
+    def sizes(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return height and width of the upright images: int64 [B, 2]."""
+        rows = self.samples[ids]
+        return np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
+
     def key(self, sample: int) -> str:
+        """Return the name of a sample in its shard."""
         return bytes(self.samples["key"][sample]).decode()
 
     def path_of(self, sample: int) -> str:
-        """The path that a sample was packed from, below its source; "" where it is not known here: the list is not
+        """Return the path that a sample was packed from, below its source; "" where it is not known: the list is not
         fetched from a URL for a message."""
         if self.cache:
             return ""
@@ -131,7 +141,7 @@ class Subset:
             return ""
 
     def where(self, sample: int) -> str:
-        """For messages: the sample's key, the path that it was packed from, and its shard."""
+        """Return, for messages, the sample's key, the path that it was packed from, and its shard."""
         shard = self.shards[int(self.samples["shard"][sample])]
         path = self.path_of(sample)
         packed = f" ({path})" if path else ""
@@ -140,8 +150,15 @@ class Subset:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished pack. ``hash`` identifies its content: classes, samples and every shard's sha256. ``orientation`` is
-    the rule that it was packed by. ``synsets`` is empty where it was made without a devkit."""
+    """Hold a finished pack.
+
+    Attributes:
+        source: its folder or URL.
+        classes: the sorted wnids.
+        hash: identifies its content: classes, samples and every shard's sha256.
+        orientation: the rule that it was packed by.
+        synsets: empty where it was packed without a devkit.
+    """
 
     source: str
     classes: tuple[str, ...]
@@ -173,21 +190,25 @@ def open_shards(
         sizes: check that every shard is there with the index's size (``verify`` lists them itself).
 
     Raises:
-        UserError: no index (missing or unfinished pack), a damaged index, or a shard file that is
-            missing or whose size is not the index's; or the cache is too small.
+        UserError: there is no index (a missing or unfinished pack), the index is damaged, a shard file is missing or
+            has another size than the index says, or the cache is too small.
     """
-    remote = Cache(str(source), cache or CacheConfig(), block_shards) if "://" in str(source) else None
+    remote = Cache(str(source), cache or CacheConfig()) if "://" in str(source) else None
     index = read_index(source, remote)
     subsets = {name: _open_subset(str(source), name, index, remote, sizes) for name in index["subsets"]}
     if remote:
-        remote.check_capacity([shard.bytes for subset in subsets.values() for shard in subset.shards])
+        remote.check_capacity([shard.bytes for subset in subsets.values() for shard in subset.shards], block_shards)
+        subsets = {name: replace(subset, block_shards=block_shards) for name, subset in subsets.items()}
     rule, synsets = index.get("orientation", "stored"), Synsets.of(index.get("synsets"))
     return ShardSet(str(source), tuple(index["classes"]), subsets, index["hash"], rule, synsets)
 
 
 def _open_subset(source: str, name: str, index: dict[str, Any], remote: Cache | None, sizes: bool) -> Subset:
-    """One subset, checked as ``open_shards`` says: with ``sizes``, by one rank of a node for all. A thousand ranks that
-    each look at thousands of shards would wait for a network file system."""
+    """Open a subset, and check it as ``open_shards`` says.
+
+    With ``sizes``, one rank of a node checks for all: a thousand ranks that each look at thousands of shards would wait
+    for a network file system.
+    """
     entry = index["subsets"][name]
     shards, digest = tuple(Shard(**shard) for shard in entry["shards"]), entry["samples_sha256"]
     if remote:
@@ -212,17 +233,17 @@ def _open_subset(source: str, name: str, index: dict[str, Any], remote: Cache | 
 
 
 def _identity(path: Path) -> str:
-    """16 hex digits that change when the file is replaced or written to."""
+    """Return 16 hex digits that change when the file is replaced or written to."""
     about = path.stat() if path.is_file() else None
     facts = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else ()
     return hashlib.sha256(f"{path.absolute()} {facts}".encode()).hexdigest()[:16]
 
 
 def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]:
-    """``index.json`` of a finished pack as it was written: also the packer's plan and summary.
+    """Return ``index.json`` of a finished pack as it was written, with the packer's plan and summary.
 
     Raises:
-        UserError: it is missing, damaged or of another version.
+        UserError: the index is missing, damaged or of another version.
     """
     path = f"{source}/index.json"
     if cache:
@@ -250,10 +271,10 @@ def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]
 
 
 def _check_index(index: dict[str, Any]) -> None:
-    """Whoever made the index: its names stay below its folder, its numbers are numbers.
+    """Check that the names of an index from anywhere stay below its folder, and that its numbers are numbers.
 
     Raises:
-        ValueError and its like.
+        ValueError, KeyError, TypeError: they do not.
     """
     for name, entry in index["subsets"].items():
         if name not in SUBSETS:
@@ -275,19 +296,19 @@ def _check_index(index: dict[str, Any]) -> None:
 
 
 def _load_table(path: Path, version: int) -> npt.NDArray[Any]:
-    """``samples.npy``, memory-mapped."""
+    """Return ``samples.npy``, memory-mapped."""
     try:
         table: npt.NDArray[Any] = np.asarray(np.load(path, mmap_mode="r"))  # refuses pickled objects
         if table.ndim != 1 or table.dtype != sample_dtype(table.dtype["key"].itemsize, version):
             raise ValueError(f"its type is {table.dtype}")
-    except Exception as error:  # NumPy's header parser has many
+    except Exception as error:  # NumPy's header parser raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a table of samples ({reason}); copy it again or pack again") from None
     return table
 
 
 def _check_table(path: Path, subset: Subset, classes: int) -> None:
-    """Every row points into a shard that the index names, and names one of its classes."""
+    """Check that every row points into a shard of the index, and has one of its classes."""
     ends = np.array([shard.bytes for shard in subset.shards] or [0])
     for rows in chunks(subset.samples):
         known = (rows["shard"] >= 0) & (rows["shard"] < len(ends)) & (rows["label"] >= 0) & (rows["label"] < classes)
@@ -299,7 +320,7 @@ def _check_table(path: Path, subset: Subset, classes: int) -> None:
 
 
 def chunks(table: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """A table in pieces: what is computed of it takes little memory, and finds its rows in the cache."""
+    """Yield a table in pieces, so that a computation takes little memory and finds its rows in the CPU's cache."""
     return (table[first : first + _CHUNK] for first in range(0, len(table), _CHUNK))
 
 
@@ -309,7 +330,11 @@ def _content_hash(index: dict[str, Any]) -> str:
 
 
 def check_sizes(subset: Subset) -> None:
-    """A cheap check at every start: each shard is there and has the size that the index names."""
+    """Check, cheaply at every start, that each shard is there and has the size that the index says.
+
+    Raises:
+        UserError: a shard is missing or has another size.
+    """
     for number, shard in enumerate(subset.shards):
         path = subset.path(number)
         size = path.stat().st_size if path.is_file() else None
@@ -331,14 +356,14 @@ def write_index(
     """Publish a pack: the sample tables, then ``index.json`` as the last file, by rename.
 
     Args:
-        tables: per subset its shards, its samples (see ``sample_dtype``) and the path that each was packed from.
-        extra: what else to keep in ``index.json`` (options, summary).
+        tables: per subset its shards, its samples (see ``sample_dtype``) and the path that each sample was packed from.
+        extra: other entries of ``index.json`` (plan, summary).
     """
     index: dict[str, Any] = {
         "version": VERSION, "classes": classes, "orientation": orientation, "subsets": {}, **extra
     }  # fmt: skip
     for name, (shards, samples, sources) in tables.items():
-        # A line each; what would break the line is shown escaped.
+        # A line each; characters that would break the line are escaped.
         write_text(root / f"{name}.sources.txt", "".join(f"{shown(path)}\n" for path in sources))
         table = root / f"{name}.samples.npy"
         with atomic_write(table) as file:
@@ -348,53 +373,3 @@ def write_index(
     index["hash"] = _content_hash(index)
     write_text(root / "index.json", json.dumps(index, indent=1))
     return open_shards(root, sizes=False)  # as written, right or wrong: verify says which
-
-
-def tar_members(path: Path) -> list[tuple[str, str, int, int]]:
-    """Files of a WebDataset tar in order: (key, extension, data offset, size).
-
-    Raises:
-        UserError: the tar is damaged or ends early (also when it is cut between two members).
-    """
-    members = []
-    with path.open("rb") as file:
-        for member in iter_tar(file, str(path)):
-            key, _, extension = member.name.partition(".")
-            members.append((key, extension, member.offset_data, member.size))
-    return members
-
-
-def dali_index(members: Sequence[tuple[str, str, int, int]]) -> str:
-    """The ``.idx`` file of a shard, as DALI's own ``wds2idx`` writes it (format v1.2).
-
-    Args:
-        members: of ``tar_members``; those of one sample lie side by side.
-    """
-    samples = [list(group) for _, group in itertools.groupby(members, key=lambda member: member[0])]
-    lines = [
-        " ".join(f"{extension} {offset} {size} {key}.{extension}" for key, extension, offset, size in sample)
-        for sample in samples
-    ]
-    return "\n".join([f"v1.2 {len(samples)}", *lines, ""])
-
-
-def iter_tar(file: IO[bytes], name: str, every: bool = False) -> Iterator[tarfile.TarInfo]:
-    """Regular files of an uncompressed tar, as ``tarfile.TarInfo``, or ``every`` member; insists on the end mark.
-
-    ``tarfile`` takes a tar that is cut on a header's boundary for a complete one. The end-of-archive
-    block (512 zero bytes, POSIX ustar) tells the two apart.
-    """
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps every header of a large archive in memory
-                if every or member.isreg():
-                    yield member
-            end = tar.offset
-        file.seek(end)
-        block = file.read(512)
-    except (tarfile.TarError, EOFError, OSError, ValueError, ArithmeticError, MemoryError) as error:
-        reason = " ".join(f"{error}".split())[:200]
-        raise UserError(f"{name}: not a complete tar ({reason}); fetch or copy it again") from None
-    if len(block) < 512 or block.strip(b"\0"):
-        raise UserError(f"{name}: the tar is truncated after byte {end}; fetch or copy it again")

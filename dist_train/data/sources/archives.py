@@ -1,9 +1,9 @@
-"""Where every source image lies: archives and folders are listed, never unpacked.
+"""The places of all source images: archives and folders are listed, never unpacked.
 
 Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its headers only), a folder
 with a folder per class, or a flat folder or tar of images that are named after their class. Val is
 ``ILSVRC2012_img_val.tar`` or a flat folder, or a folder with a folder per class (``labels`` says where
-its labels come from). Both may be parquet files (``parquet``). What is an image, ``photos`` decides; the account
+its labels come from). Both may be parquet files (``parquet``). ``photos`` decides which files are images; the account
 has every other file.
 """
 
@@ -40,7 +40,12 @@ VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, a folder with one folde
 
 
 class Item(NamedTuple):
-    """One source image: its bytes lie at [offset, offset + size) of the file ``path``."""
+    """A source image: its bytes lie at [offset, offset + size) of the file ``path``.
+
+    Attributes:
+        name: the path below the source, as the source has it (bytes that are not UTF-8 as surrogates).
+        source: the archive and the name in it, for messages.
+    """
 
     path: str
     offset: int
@@ -48,18 +53,16 @@ class Item(NamedTuple):
     key: str
     label: int
     name: str
-    """The path below the source, as the source has it (bytes that are not UTF-8 as surrogates)."""
     source: str
-    """For messages: the archive and the name in it."""
 
 
 class Parts(NamedTuple):
-    """The several files that the images of a subset lie in.
+    """The files that the images of a subset lie in, where there are several.
 
     Attributes:
         files: the files.
         file: int32 [N], number of each image's file.
-        digest: of parquet files, hex sha256 over their footers; "" once the images can be read in place.
+        digest: hex sha256 over the footers of parquet files; "" where the images can be read in place.
     """
 
     files: tuple[Path, ...]
@@ -69,12 +72,12 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Items:
-    """The N source images of a subset, as columns (1.28 million rows take about 150 MB).
+    """Hold the N source images of a subset, as columns (1.28 million rows take about 150 MB).
 
     Attributes:
         source: the archive, or the folder.
         folder: whether it is a folder with a file per image.
-        keys: N different keys (see ``keys``), sorted: however the images came, their order is the same.
+        keys: N different keys (see ``keys``), sorted, so that the order does not depend on how the images came.
         names: N names below the source, "class/file" or "file".
         offset, size: int64 [N], place in the archive, in bytes (a folder's files: offset 0). In parquet files the
             offset is the row, and the size is 0, until ``spool`` knows both.
@@ -96,7 +99,7 @@ class Items:
 
     @property
     def hash(self) -> str:
-        """16 hex digits of sha256 over keys, sizes and labels (not over the images' bytes, nor where they lie)."""
+        """16 hex digits of sha256 over keys, sizes and labels (not over the images' bytes, nor their places)."""
         content = hashlib.sha256("\n".join(self.keys).encode())
         for column in (self.size, self.label):
             content.update(column.tobytes())
@@ -105,6 +108,7 @@ class Items:
         return content.hexdigest()[:16]
 
     def where(self, row: int) -> str:
+        """Return the source and the name of an image, for messages."""
         return f"{self.source}: {self.names[row]}"
 
     def __getitem__(self, row: int) -> Item:
@@ -117,6 +121,7 @@ class Items:
         return Item(str(path), *place, self.keys[row], label, name, where)
 
     def select(self, rows: npt.NDArray[np.int64]) -> Items:
+        """Return some of the images, in the order of ``rows``."""
         columns = (self.offset[rows], self.size[rows], self.label[rows])
         parts = self.parts and self.parts._replace(file=self.parts.file[rows])
         keys, names = ([column[row] for row in rows] for column in (self.keys, self.names))
@@ -125,8 +130,15 @@ class Items:
 
 @dataclass(frozen=True)
 class Scan:
-    """What there is to pack: sorted classes (wnids), the images of each subset, what the devkit says of classes;
-    ``notes`` are lines to be printed, as where the labels came from; ``account`` has all files of all sources."""
+    """Hold everything that there is to pack.
+
+    Attributes:
+        classes: the sorted wnids.
+        subsets: the images of each subset.
+        synsets: the names and the hierarchy of the classes, from the devkit.
+        notes: lines to be printed, for example where the labels came from.
+        account: all files of all sources.
+    """
 
     classes: list[str]
     subsets: dict[str, Items]
@@ -162,25 +174,30 @@ def scan(train: Path, val: Path | None, devkit: Path | None, progress: bool = Tr
     return Scan(classes, subsets, file.synsets if file else Synsets(), tuple(notes), account)
 
 
-def hold_out(found: Scan, share: float, seed: int) -> Scan:
-    """Some of each class's training images as ``val``.
+def hold_out(scanned: Scan, share: float, seed: int) -> Scan:
+    """Move a share of each class's training images to ``val``.
 
     Raises:
-        UserError: a class has one image only.
+        UserError: a class has only one image.
     """
-    train, val = found.subsets["train"], np.zeros(len(found.subsets["train"]), bool)
-    for label in range(len(found.classes)):
+    train, val = scanned.subsets["train"], np.zeros(len(scanned.subsets["train"]), bool)
+    for label in range(len(scanned.classes)):
         rows = np.flatnonzero(train.label == label)
         if len(rows) < 2:
             raise UserError(f"{train.where(rows[0])}: the only image of its class; --val_share needs two at least")
         held = min(len(rows) - 1, max(1, round(share * len(rows))))
         val[np.random.RandomState([seed, label]).permutation(rows)[:held]] = True
     subsets = {"train": train.select(np.flatnonzero(~val)), "val": train.select(np.flatnonzero(val))}
-    return replace(found, subsets=subsets)
+    return replace(scanned, subsets=subsets)
 
 
 class Listing(NamedTuple):
-    """The images of a subset before they have labels: names below the source, places in bytes, files."""
+    """The images of a subset before they have labels: names below the source, places in bytes, files.
+
+    Attributes:
+        passed_over: number of files of other splits, by split.
+        flat: whether the folders in the names are no classes.
+    """
 
     names: list[str]
     offset: npt.NDArray[np.int64]
@@ -188,11 +205,10 @@ class Listing(NamedTuple):
     parts: Parts | None = None
     passed_over: dict[str, int] = {}  # noqa: RUF012  # never changed
     flat: bool = False
-    """Whether the folders in the names are no classes."""
 
     @property
     def labelled(self) -> list[str]:
-        """The names as far as they say the class: "class/file" or "file"."""
+        """The parts of the names that give the class: "class/file" or "file"."""
         return [name.rpartition("/")[2] for name in self.names] if self.flat else self.names
 
 
@@ -206,19 +222,19 @@ def _list_source(path: Path, subset: str, numbering: Numbering, account: Account
         return Listing(images.names, images.row, np.zeros_like(images.row), parts, passed_over)
     if path.is_dir() and not files:
         return _listing([_list_folder(path, subset, account, progress)], [], passed_over, False)
-    found = [_list_tar(file, subset, account, progress) for file in files or [path]]
-    flat = not all(per_class for _, per_class in found)
-    return _listing([photos for photos, _ in found], [] if files == [path] else files, passed_over, flat)
+    tars = [_list_tar(file, subset, account, progress) for file in files or [path]]
+    flat = not all(per_class for _, per_class in tars)
+    return _listing([photos for photos, _ in tars], [] if files == [path] else files, passed_over, flat)
 
 
-def _listing(found: list[list[File]], files: list[Path], passed_over: dict[str, int], flat: bool) -> Listing:
-    """Of the images in each of ``files``; in the source itself, where there are none."""
-    every = [file for some in found for file in some]
-    offset = np.fromiter((file.offset for file in every), np.int64, len(every))
-    size = np.fromiter((file.size for file in every), np.int64, len(every))
-    number = np.repeat(np.arange(len(found), dtype=np.int32), [len(some) for some in found])
+def _listing(photos: list[list[File]], files: list[Path], passed_over: dict[str, int], flat: bool) -> Listing:
+    """Return the listing of the photos in each of ``files``, or in the source itself where ``files`` is empty."""
+    every = [photo for in_file in photos for photo in in_file]
+    offset = np.fromiter((photo.offset for photo in every), np.int64, len(every))
+    size = np.fromiter((photo.size for photo in every), np.int64, len(every))
+    number = np.repeat(np.arange(len(photos), dtype=np.int32), [len(in_file) for in_file in photos])
     parts = Parts(tuple(files), number, "") if files else None
-    return Listing([file.name for file in every], offset, size, parts, passed_over, flat)
+    return Listing([photo.name for photo in every], offset, size, parts, passed_over, flat)
 
 
 def _items(source: Path, listed: Listing, labels: list[str], classes: list[str]) -> Items:
@@ -226,13 +242,13 @@ def _items(source: Path, listed: Listing, labels: list[str], classes: list[str])
     label = np.fromiter((position[wnid] for wnid in labels), np.int32, len(labels))
     folder = source.is_dir() and listed.parts is None
     groups = [folder_label(name) or "" for name in listed.labelled]
-    keys = unique_keys(groups, _different(listed))
+    keys = unique_keys(groups, _unique_names(listed))
     items = Items(source, folder, keys, listed.names, listed.offset, listed.size, label, listed.parts)
     return items.select(np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64))
 
 
-def _different(listed: Listing) -> list[str]:
-    """The names; those that several files have, with the file's name and the place in it."""
+def _unique_names(listed: Listing) -> list[str]:
+    """Return the names; a name that several images have gets the file's name and the place in it."""
     count = Counter(listed.names)
     if len(count) == len(listed.names) or listed.parts is None:
         return listed.names
@@ -245,41 +261,46 @@ def _different(listed: Listing) -> list[str]:
 
 
 def _list_folder(path: Path, subset: str, account: Account, progress: bool) -> list[File]:
-    """A folder with a folder per class, or with images alone."""
+    """Return the images of a folder with a folder per class, or with images alone."""
     folders = subfolders(path)
     if not folders:
-        photos = folder_photos(path, account)
-        if not photos and subset == "val":
+        flat = folder_photos(path, account)
+        if not flat and subset == "val":
             raise UserError(f"{path}: holds no validation image; {VAL_REMEDY}")
-        if photos:
-            return photos
-    found = []
+        if flat:
+            return flat
+    photos: list[File] = []
     with progress_bar(len(folders), f"scan {subset}", "class", progress) as bar:
-        for _, photos in class_folders(path, f"--{subset}", account):
-            found += photos
+        for _, of_class in class_folders(path, f"--{subset}", account):
+            photos += of_class
             bar.update()
-    return found
+    return photos
 
 
 def _list_tar(path: Path, subset: str, account: Account, progress: bool) -> tuple[list[File], bool]:
-    """The images of a tar, and whether they lie in one inner tar per class, named after it."""
+    """Return the images of a tar, and whether they lie in an inner tar per class, which is named after the class."""
     remedy = TRAIN_REMEDY if subset == "train" else VAL_REMEDY
     with open_tar(path, remedy) as file, _scan_bar(file, subset, progress) as bar:
         files = tar_files(file, str(path), account, bar)
-        tars = sorted(one for one in files if is_class_tar(one.name))
-        photos = tar_photos(file.fileno(), [one for one in files if not is_class_tar(one.name)], str(path), account)
+        tars = sorted(member for member in files if is_class_tar(member.name))
+        others = [member for member in files if not is_class_tar(member.name)]
+        photos = tar_photos(file.fileno(), others, str(path), account)
         _check_tar(path, subset, remedy, tars, photos)
         if tars:
             stems = Counter(Path(inner.name).stem for inner in tars)
             for inner in tars:
                 photos += inner_photos(file, inner, str(path), account, stems[Path(inner.name).stem] > 1)
                 bar.update(inner.offset + inner.size - bar.n)
-        bar.update(bar.total - bar.n)
+        bar.update((bar.total or 0) - bar.n)
     return photos, bool(tars)
 
 
 def _check_tar(path: Path, subset: str, remedy: str, tars: list[File], photos: list[File]) -> None:
-    """Raises UserError where a tar holds nothing, both kinds of files, or the kind of the other subset."""
+    """Check that a tar holds the kind of files that its subset has.
+
+    Raises:
+        UserError: it holds nothing, both kinds of files, or the kind of the other subset.
+    """
     if subset == "val":
         if tars:
             guess = "this looks like the training archive"

@@ -18,8 +18,9 @@ DEVKIT_REMEDY = "give ILSVRC2012_devkit_t12.tar.gz, or LOC_val_solution.csv of K
 
 
 def devkit_wnids(path: Path) -> dict[str, str]:
-    """Image id ("ILSVRC2012_val_00000001") -> wnid. The ground truth has ILSVRC ids, which are not positions in the
-    sorted wnids: meta.mat translates.
+    """Return image id ("ILSVRC2012_val_00000001") -> wnid.
+
+    The ground truth has ILSVRC ids, which are not positions in the sorted wnids: meta.mat translates.
 
     Raises:
         UserError: not a devkit, or a damaged one.
@@ -37,7 +38,7 @@ def devkit_wnids(path: Path) -> dict[str, str]:
 
 
 def devkit_synsets(path: Path) -> Synsets:
-    """Words and hierarchy of all synsets, inner nodes too, as far as meta.mat has them.
+    """Return words and hierarchy of all synsets, inner nodes too, as far as meta.mat has them.
 
     Raises:
         UserError: not a devkit, or a damaged one.
@@ -49,19 +50,19 @@ def devkit_synsets(path: Path) -> Synsets:
         rows = list(zip(wnids.values(), synsets, strict=True))
         words = {wnid: str(row["words"]) for wnid, row in rows} if "words" in fields else {}
         below = {wnid: np.atleast_1d(row["children"]).tolist() for wnid, row in rows} if "children" in fields else {}
-        children = {wnid: tuple(wnids[int(number)] for number in some) for wnid, some in below.items() if some}
+        children = {wnid: tuple(wnids[int(number)] for number in nodes) for wnid, nodes in below.items() if nodes}
     except Exception as error:  # scipy raises nearly anything on a damaged file
         raise UserError(f"{path}: meta.mat cannot be read ({error}); {DEVKIT_REMEDY}") from None
     return Synsets(words, children)
 
 
 def _synsets(meta: bytes) -> Any:
-    """The rows of meta.mat."""
+    """Return the rows of meta.mat."""
     return np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
 
 
 def _wnids(synsets: Any) -> dict[int, str]:
-    """ILSVRC id -> wnid, in the order of the rows."""
+    """Return ILSVRC id -> wnid, in the order of the rows."""
     return {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
 
 

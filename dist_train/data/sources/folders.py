@@ -1,4 +1,4 @@
-"""Folders of photos, walked: one folder and all below it, or a folder with one folder per class."""
+"""Folders of photos: a folder and everything below it, or a folder with one folder per class."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dist_train.data.images.photos import (
 from dist_train.errors import UserError
 from dist_train.names import class_name, shown
 
-# What the parts of a data set are called; a class may be called so too, but holds photos then.
+# Names of the parts of a data set. A class may have such a name too, but then it holds photos.
 _PARTS = {
     "--train": ("train", "training"),
     "--val": ("val", "valid", "validation"),
     "other": ("test", "testing", "eval", "dev"),
 }
-_DEPTH, _LOOKED_AT = 6, 2000  # levels below, and folders a level, among which class folders are looked for
+_DEPTH, _LOOKED_AT = 6, 2000  # class folders are looked for so many levels below, among so many folders a level
 
 _WALKED = "link to a folder that is walked already"
 
@@ -35,17 +35,17 @@ _WALKED = "link to a folder that is walked already"
 def folder_photos(root: Path, account: Account, below: str = "") -> list[File]:
     """Return the photos below ``root``, or below its folder ``below``, sorted by name; the account has all files.
 
-    Links are followed, to files and to folders, each folder once. What is no regular file is never opened. A broken
-    link that is called like a photo is left out by name.
+    Links are followed, to files and to folders, each folder once. Only regular files are opened. A broken
+    link that has a photo's name is left out by name.
 
     Returns:
-        files with their names below ``root``.
+        the files, with their names below ``root``.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    found = sorted(_files(root, below, account))
-    return photos_among(found, lambda file: file_head(root / file.name), lambda name: f"{root}/{name}", account)
+    files = sorted(_files(root, below, account))
+    return photos_among(files, lambda file: file_head(root / file.name), lambda name: f"{root}/{name}", account)
 
 
 def listed_photos(root: Path, paths: Iterable[Path], account: Account) -> list[File]:
@@ -57,7 +57,7 @@ def listed_photos(root: Path, paths: Iterable[Path], account: Account) -> list[F
 def class_folders(root: Path, option: str, account: Account) -> Iterator[tuple[str, list[File]]]:
     """Yield the classes of a folder with one folder per class, sorted by name, each with its photos.
 
-    Folders whose names differ in Unicode's form only (NFC, NFD) are one class. In a class folder photos may lie in
+    Folders whose names differ only in Unicode's form (NFC, NFD) are one class. In a class folder photos may lie in
     folders of their own (``class/images/x.jpg``). Files beside the class folders that are no photos are passed over.
 
     Args:
@@ -110,16 +110,16 @@ def class_names(root: Path, option: str, account: Account) -> dict[str, list[str
 
 
 def subfolders(root: Path) -> list[str]:
-    """Return the names of the folders in a folder that are no system's, sorted.
+    """Return the names of the folders in a folder, sorted, without system folders.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the folder cannot be read.
     """
     return _listed(root, "", Account())[0]
 
 
 def file_head(path: Path) -> bytes:
-    """Return a regular file's first ``HEAD`` bytes; none where it cannot be read."""
+    """Return a regular file's first ``HEAD`` bytes; no bytes where it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD)
@@ -131,7 +131,7 @@ def file_head(path: Path) -> bytes:
 
 
 def _files(root: Path, below: str, account: Account) -> list[File]:
-    """All regular files; folders before links to folders, so that a file has the name under which it really lies."""
+    """Return all regular files. Folders come before links to folders, so that a file has the name of its real place."""
     found: list[File] = []
     start = os.path.realpath(root / below)
     seen, todo, links = {start}, [below], list[str]()
@@ -161,13 +161,13 @@ def _files(root: Path, below: str, account: Account) -> list[File]:
 
 
 def _leads_up(target: str, start: str) -> bool:
-    """Whether ``start`` lies in ``target``, or is it; both are real paths."""
+    """Tell whether ``start`` lies in ``target``, or is the same; both are real paths."""
     return f"{start}/".startswith(target.rstrip("/") + "/")
 
 
 def _listed(root: Path, below: str, account: Account) -> tuple[list[str], list[File]]:
-    """The folders and the regular files of a folder, by their names below ``root``, sorted; all else goes into the
-    account."""
+    """Return the folders and the regular files of a folder, by their names below ``root``, sorted. Other entries go
+    into the account."""
     folders, files = [], []
     prefix = f"{below}/" if below else ""
     for entry in _entries(root / below):
@@ -189,7 +189,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _regular(path: os.DirEntry[str] | Path, name: str, account: Account) -> list[File]:
-    """The file at a path, if it is a regular one; none, and a word in the account, if it is not."""
+    """Return the file at a path in a list; an empty list, and an entry in the account, if it is no regular file."""
     where = os.fspath(path)
     try:
         if path.is_file():
@@ -218,10 +218,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def check_level(root: Path, folders: list[str], option: str) -> None:
-    """Check that the classes are not a level below ``folders``, those in ``root``.
+    """Check that the classes are not a level below ``folders``, which lie in ``root``.
 
     Raises:
-        UserError: they are; the line has the right path, where there is one.
+        UserError: they are a level below; the line has the right path, where there is such a path.
     """
     wrong = _branching(root, folders)
     if wrong is None:
@@ -237,7 +237,7 @@ def check_level(root: Path, folders: list[str], option: str) -> None:
 
 
 def _branching(root: Path, folders: list[str]) -> str | None:
-    """One of the folders that holds classes instead of photos; None where there is none, or another is a class."""
+    """Return a folder that holds classes instead of photos; None where no folder does, or another folder is a class."""
     parts = {name for names in _PARTS.values() for name in names}
     for name in folders:
         photos, below = _look(root / name) if name.lower() in parts else (True, [])
@@ -249,7 +249,7 @@ def _branching(root: Path, folders: list[str]) -> str | None:
 
 
 def _is_class(folder: Path) -> bool:
-    """Whether photos lie in a folder, or in the only folder in it, and so on."""
+    """Tell whether photos lie in a folder, or in the only folder in it, and so on."""
     for _ in range(_DEPTH):
         photos, below = _look(folder)
         if photos or len(below) != 1:
@@ -259,7 +259,7 @@ def _is_class(folder: Path) -> bool:
 
 
 def _look(folder: Path) -> tuple[bool, list[str]]:
-    """Whether a photo lies in a folder itself; where not, the folders in it."""
+    """Return whether a photo lies directly in a folder, and if not, the folders in it."""
     folders = []
     try:
         with os.scandir(folder) as entries:
@@ -278,8 +278,8 @@ def _begins_like_a_photo(entry: os.DirEntry[str]) -> bool:
 
 
 def _right_folder(root: Path, option: str) -> Path | None:
-    """Below ``root``, the nearest folder of class folders (of photos too, for --val); first those called like the
-    option's part of a data set."""
+    """Return the nearest folder below ``root`` that holds class folders (or photos, for --val). Folders that have the
+    name of the option's part of a data set come first."""
     part = "--val" if option in ("--val", "--held_out") else "--train"
     level = candidates = [root]
     for _ in range(_DEPTH):

@@ -1,4 +1,4 @@
-"""ImageNet as Kaggle hands it out ("imagenet-object-localization-challenge").
+"""ImageNet as Kaggle distributes it ("imagenet-object-localization-challenge").
 
 ROOT/ILSVRC/Data/CLS-LOC/train/WNID/*.JPEG, val/*.JPEG, test/*.JPEG
 ROOT/LOC_val_solution.csv        ImageId,PredictionString: "ILSVRC2012_val_00000001,n01978287 85 1 499 272 ..."
@@ -23,14 +23,14 @@ SOLUTION_REMEDY = f"give {SOLUTION} of Kaggle, as it is"
 
 
 def solution_of(val: Path) -> Path | None:
-    """Look for the file of labels where Kaggle has it: in the folder that holds ILSVRC/, or beside the images."""
+    """Return the file of labels, in the folder that holds ILSVRC/ as Kaggle has it, or beside the images; else None."""
     path = val.absolute()
     roots = [path.parent, *(parent.parent for parent in path.parents if parent.name == "ILSVRC")]
     return next((root / SOLUTION for root in roots if (root / SOLUTION).is_file()), None)
 
 
 def words_of(solution: Path) -> Path | None:
-    """Look for the file of the classes' words beside the file of labels."""
+    """Return the file of the classes' words beside the file of labels, or None."""
     path = solution.with_name(WORDS)
     return path if path.is_file() else None
 
@@ -41,8 +41,10 @@ def is_csv(path: Path) -> bool:
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """Read LOC_val_solution.csv: image id -> wnid. A row has five words for each object in the image, of which the
-    first is the wnid; all objects of an image are of its class.
+    """Read LOC_val_solution.csv: image id -> wnid.
+
+    A row has five words for each object in the image, and the first of the five is the wnid; all objects of an image
+    are of its class.
 
     Raises:
         UserError: the file is missing or not as described; a row is without a class or has two.
@@ -93,7 +95,7 @@ def refuse_root(path: Path, option: str) -> None:
     """Refuse a folder of Kaggle's above train/ and val/.
 
     Raises:
-        UserError: it is; the line names both.
+        UserError: ``path`` is such a folder; the line names train/ and val/.
     """
     parts = IMAGES.split("/")
     for start in range(len(parts) + 1):
@@ -107,7 +109,7 @@ def _options(images: Path) -> str:
 
 
 def unpack_remedy(path: Path, kind: str) -> str | None:
-    """Say what to do with Kaggle's archive, a zip file or a (compressed) tar; None where it is another archive."""
+    """Return what to do with Kaggle's archive, a zip file or a (compressed) tar; None for another archive."""
     if not any(name.startswith("ILSVRC/") for name in _first_names(path, kind)):
         return None
     folder = path.absolute().parent
@@ -124,4 +126,4 @@ def _first_names(path: Path, kind: str) -> list[str]:
             first = tar.next()
             return [first.name + "/"] if first else []
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError):
-        return []  # whoever opens it next says what it is
+        return []  # the next function that opens it reports the error

@@ -1,7 +1,7 @@
-"""Keys: how a pack calls its samples, for WebDataset and DALI, whatever the files are called.
+"""Keys: the names of samples in a pack, for WebDataset and DALI, whatever the files are called.
 
-A key has letters and digits of ASCII, ``-`` and ``_``: webdataset and DALI take all after a key's first dot for its
-extension. It depends on the names alone, not on the order or the form in which the images came.
+A key has letters and digits of ASCII, ``-`` and ``_``: webdataset and DALI take everything after a key's first dot for
+its extension. It depends on the names alone, not on the order or the form in which the images came.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ MAX_KEY_BYTES = 90
 """With its extension a key has to fit the 100 bytes of a plain tar header."""
 
 _DIGITS = 16
-# ILSVRC's own names are keys, also as Hugging Face has them: with the class once more at the end.
+# ILSVRC's own names are keys. Hugging Face's files have the same names with the class once more at the end.
 _OFFICIAL_VAL = re.compile(r"(ILSVRC2012_val_\d{8})(?:_n\d{8})?")
 _OFFICIAL_TRAIN = re.compile(r"((n\d{8})_\d+)_\2")
 
 
 def unique_keys(classes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return a key for each image: its ``natural_key``, where that is short enough and no other image's.
+    """Return a key for each image: its ``natural_key``, where that is short enough and no other image has the same.
 
-    The others get hex digits of their name's sha256 behind it, all of those that share a key.
+    Every other image, and every image that shares a key, gets hex digits of its name's sha256 behind it.
 
     Args:
-        classes: of each image the class's name; "" where images carry no class in their path.
-        names: of each image the path below its source; all different.
+        classes: the class's name of each image; "" where images carry no class in their path.
+        names: the path of each image below its source; all different.
     """
     natural = [natural_key(group, name) for group, name in zip(classes, names, strict=True)]
     marked = {row for row, key in enumerate(natural) if len(key) > MAX_KEY_BYTES}

@@ -1,7 +1,7 @@
-"""Which class an image has: by its folder, by a file of labels, by its name. One order, and no two answers.
+"""The class of an image: by its folder, by a file of labels, or by its name.
 
-The order: the class folder; the file given with ``--devkit``; the wnid in the image's name; the file of
-labels that is found beside the images. Where two of them disagree on an image, it is refused.
+They are asked in this order: the class folder; the file given with ``--devkit``; the wnid in the image's name; the file
+of labels that lies beside the images. Where two of them disagree on an image, the image is refused.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _class_name = lru_cache(10_000)(class_name)  # a million images have a thousand 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Labels that a file gives.
+    """Hold the labels that a file gives.
 
     Attributes:
         path: the file.
         classes: image id ("ILSVRC2012_val_00000001") -> wnid.
         beside: whether it lay beside the images, and was not given.
-        synsets: what it, or the file that comes with it, says of the classes.
+        synsets: the names and hierarchy of the classes, from it or from the file that comes with it.
     """
 
     path: Path
@@ -47,7 +47,8 @@ class LabelFile:
 
 
 class Source(NamedTuple):
-    """A place where labels may come from: what messages call it, and image's name -> class, or None."""
+    """A place that labels may come from: its name in messages, and a function from an image's name to its class or
+    None."""
 
     says: str
     label: Callable[[str], str | None]
@@ -57,7 +58,7 @@ def label_file(devkit: Path | None, val: Path | None) -> LabelFile | None:
     """Read the file given as ``--devkit``, a devkit or Kaggle's CSV; without it, the CSV where Kaggle has it.
 
     Raises:
-        UserError: the file is missing, damaged, or neither of the two.
+        UserError: the file is missing, damaged, or of another kind.
     """
     path = devkit or (solution_of(val) if val else None)
     if path is None:
@@ -85,7 +86,7 @@ def train_name_label(name: str) -> str | None:
     """Return the wnid that a training image is named after, at the start or at the end of its name, or None.
 
     Raises:
-        UserError: it begins with one wnid and ends with another.
+        UserError: the name begins with one wnid and ends with another.
     """
     begin, end = re.match(r"(n\d{8})_", _stem(name)), name_label(name)
     if begin and end and begin[1] != end:
@@ -94,7 +95,7 @@ def train_name_label(name: str) -> str | None:
 
 
 def folder_label(name: str) -> str | None:
-    """Return the class folder as a class name: the first of "class/.../file"; None for "file"."""
+    """Return the class folder as a class name: the first part of "class/.../file"; None for "file"."""
     folder, slash, _ = name.partition("/")
     return _class_name(folder) if slash else None
 
@@ -121,11 +122,11 @@ def val_labels(
     of their own.
 
     Args:
-        by: for messages, what the first part of "class/file" comes from.
+        by: the origin of the first part of "class/file", for messages.
 
     Raises:
-        UserError: an image has no label or two; a label is not among ``classes``; a flat folder or tar has not
-            all images that ``file`` labels.
+        UserError: an image has no label or two; a label is not among ``classes``; a flat folder or tar lacks
+            images that ``file`` labels.
     """
     known = set(classes)
     by_folder = any(folder_label(name) for name in names)
@@ -153,11 +154,11 @@ def val_labels(
 def decide(
     source: object, names: Sequence[str], sources: Sequence[Source], nothing: Callable[[str], str]
 ) -> tuple[list[str], Counter[str]]:
-    """Return for each image the label of the first source that has a label; and how many each source gave.
+    """Return for each image the label of the first source that has a label, and how many labels each source gave.
 
     Args:
         source: the archive or folder, for messages.
-        nothing: why a name has no label, and what to do.
+        nothing: returns why a name has no label, and what to do.
 
     Raises:
         UserError: no source has a label for an image, or two disagree.

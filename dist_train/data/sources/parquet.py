@@ -1,8 +1,8 @@
-"""Image sets in parquet files, as Hugging Face hands them out: a column ``image`` of {bytes, path} and a column
-``label`` of numbers, whose names the schema has (``datasets.ClassLabel``).
+"""Image sets in parquet files, as Hugging Face distributes them.
 
-Of ``imagenet-1k`` these names are English words, and the wnid stands at the end of the image's path: there it is the
-class, and number and wnid have to agree in all files.
+They have a column ``image`` of {bytes, path} and a column ``label`` of numbers, whose names the schema has
+(``datasets.ClassLabel``). In ``imagenet-1k`` these names are English words, and the wnid stands at the end of the
+image's path: there the wnid is the class, and number and wnid have to agree in all files.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ BATCH_ROWS = 64  # images in memory at a time
 
 
 class ParquetImages(NamedTuple):
-    """The N images of a subset.
+    """Hold the N images of a subset.
 
     Attributes:
         files: the parquet files.
         names: N names "class/file"; the class is a wnid, or the schema's name.
         file, row: N places: number of the file, row in it.
-        digest: hex sha256 over the files' sizes and footers: of what is in them, without reading the images.
+        digest: hex sha256 over the files' sizes and footers, which describe the content; the images are not read.
     """
 
     files: tuple[Path, ...]
@@ -49,16 +49,16 @@ class ParquetImages(NamedTuple):
 
 @dataclass
 class Numbering:
-    """Which number means which wnid, as the rows of all files say. Train and val share one."""
+    """Record which number means which wnid, as the rows of all files say. Train and val share a numbering."""
 
     wnids: dict[int, str] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
     def note(self, number: int, wnid: str, where: str) -> None:
-        """Compare with what the rows said so far.
+        """Note a row, and compare it with the rows before it.
 
         Raises:
-            UserError: the number has meant another wnid, or the wnid has had another number.
+            UserError: the number meant another wnid, or the wnid had another number.
         """
         known, other = self.wnids.setdefault(number, wnid), self.numbers.setdefault(wnid, number)
         if known != wnid:
@@ -97,7 +97,7 @@ def list_parquet(files: list[Path], subset: str, numbering: Numbering, progress:
 def _classes(
     files: list[Path], rows: list[tuple[int, int, str | None, int]], names: list[str], numbering: Numbering
 ) -> list[str]:
-    """The class of each row: the wnid of its path, or of other rows with its number; without any, the schema's name."""
+    """Return the class of each row: the wnid of its path, or of other rows with its number; else the schema's name."""
     for number, name in enumerate(names):
         if re.fullmatch(r"n\d{8}", name):
             numbering.note(number, name, f"{files[0]}: the schema")
@@ -121,7 +121,7 @@ def _classes(
 
 
 def _names(files: list[Path], rows: list[tuple[int, int, str | None, int]], classes: list[str]) -> list[str]:
-    """Class and file name of each image; where it has no path, those of the parquet file, and its row."""
+    """Return class and file name of each image; an image without a path gets the parquet file's name and its row."""
     stems = ((path or "").rpartition("/")[2] or f"{files[file].stem}-{row}" for file, row, path, _ in rows)
     return [f"{name}/{stem}" for name, stem in zip(classes, stems, strict=True)]
 
@@ -133,7 +133,7 @@ def pyarrow_parquet() -> Any:
     """Import ``pyarrow.parquet``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: pyarrow is not installed.
     """
     with needs_extra("parquet", "reading parquet files"):
         import pyarrow.parquet
@@ -163,7 +163,7 @@ def image_bytes(file: Path, threads: int) -> Iterator[list[Any]]:
 
 
 class reading:
-    """``with reading(file)``: what pyarrow raises on a damaged file becomes one line."""
+    """Turn what pyarrow raises on a damaged file within ``with reading(file)`` into an error of one line."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -185,10 +185,10 @@ def _open(parquet: Any, file: Path) -> Any:
 
 
 def _class_names(source: Any, file: Path) -> list[str]:
-    """The classes' names by their numbers, of the schema; empty where it has none.
+    """Return the classes' names by their numbers, from the schema; empty where it has no names.
 
     Raises:
-        UserError: the columns are others.
+        UserError: the file has other columns.
     """
     import pyarrow.types as types
 
@@ -222,7 +222,8 @@ def _paths_and_labels(source: Any, file: Path) -> Iterator[tuple[str | None, int
 
 
 def _digest(files: list[Path]) -> str:
-    """Over each file's size and footer (length in the four bytes before the last four, "PAR1")."""
+    """Return the sha256 over each file's size and footer, whose length stands in the four bytes before the last four
+    ("PAR1")."""
     content = hashlib.sha256()
     for file in files:
         with file.open("rb") as source:

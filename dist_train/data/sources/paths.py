@@ -1,4 +1,4 @@
-"""Which files a path means that was given as ``--train`` or ``--val``."""
+"""The files that a path given as ``--train`` or ``--val`` means."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dist_train.errors import UserError
 
-# Of a folder with files of several splits (Hugging Face has train-00000-of-00294.parquet, train_images_0.tar, ...):
-# how the names of a subset's files begin.
+# How the names of a subset's files begin in a folder with files of several splits (Hugging Face has
+# train-00000-of-00294.parquet, train_images_0.tar, ...).
 SPLITS = {"train": ("train",), "val": ("validation", "valid", "val")}
 _SPLIT = re.compile(r"(train|validation|valid|val|test)(?=[-_.\d])")
-_TARS = (".tar", ".tar.gz", ".tgz", ".zip")  # those that are compressed are refused when they are opened
+_TARS = (".tar", ".tar.gz", ".tgz", ".zip")  # compressed files are refused when they are opened
 
 
 def is_there(path: Path) -> bool:
@@ -23,9 +23,11 @@ def is_there(path: Path) -> bool:
 
 
 def files_of(path: Path, subset: str) -> tuple[list[Path], dict[str, int]]:
-    """Return the files of many images that a path means: itself; those that match a pattern; those of a folder that has
-    nothing else in it, of its subset where their names begin with a split. And, per other split, how many files are
-    there. No files where the path is a folder of images, or is not there.
+    """Return the files of many images that a path means, and how many files of each other split lie beside them.
+
+    A path means itself, the files that match it as a pattern, or the files of a folder that has nothing else in it;
+    only the files of ``subset``, where the names begin with a split. There are no files where the path is a folder of
+    images, or is not there.
 
     Raises:
         UserError: a pattern matches files of both kinds; a folder has no file of this subset, or has them in its
@@ -59,11 +61,11 @@ def _of_folder(folder: Path, subset: str) -> tuple[list[Path], dict[str, int]]:
 
 
 def _many_images(folder: Path) -> list[Path]:
-    """The parquet files of a folder; its tars where it has nothing else."""
+    """Return the parquet files of a folder; else its tars, where it has nothing else."""
     try:
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     except OSError:
-        return []  # whoever lists it says why
+        return []  # listing the folder reports the error
     parquet = [entry for entry in entries if entry.suffix == ".parquet"]
     tars = [entry for entry in entries if entry.name.endswith(_TARS)]
     return parquet or (tars if len(tars) == len(entries) else [])

@@ -1,4 +1,4 @@
-"""What lies in tars, listed by their headers: nothing is unpacked, and the images are jumped over."""
+"""Tars, listed by their headers: nothing is unpacked, and the images are skipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import os
 import posixpath
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,6 @@ from tqdm import tqdm
 
 from dist_train.data.account import Account
 from dist_train.data.images.photos import HEAD, File, is_photo_name, photos_among
-from dist_train.data.shards.index import iter_tar
 from dist_train.data.sources.kaggle import unpack_remedy
 from dist_train.errors import UserError
 from dist_train.names import class_name, shown
@@ -26,14 +26,14 @@ COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\3\4": "zip",
 }
-_LINKS = 40  # followed one after the other, as Linux does
+_LINKS = 40  # links of links that are followed, as Linux does
 
 
 def open_tar(path: Path, remedy: str) -> io.FileIO:
-    """Open a tar whose images can be read in place; unbuffered, as a header is 512 bytes.
+    """Open a tar whose images can be read in place. It is unbuffered, for a header has 512 bytes.
 
     Raises:
-        UserError: it is not there, cannot be read, or is compressed.
+        UserError: the tar is not there, cannot be read, or is compressed.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; {remedy}")
@@ -60,14 +60,14 @@ def open_tar(path: Path, remedy: str) -> io.FileIO:
 
 
 def tar_files(file: IO[bytes] | io.FileIO, where: str, account: Account, bar: tqdm[Any] | None = None) -> list[File]:
-    """Return the files of a tar, with their places in it; the account has what is none.
+    """Return the files of a tar, with their places in it; all other members go into the account.
 
-    A hard or symbolic link is its target's bytes, under its own name; a link to nothing in this tar is left out by
-    name. Of two files of one name the later replaces the earlier, as in unpacking.
+    A hard or symbolic link has its target's bytes, under its own name; a link to nothing in this tar is left out by
+    name. Where two files have one name, the later replaces the earlier, as in unpacking.
 
     Args:
         file: the tar, not compressed.
-        where: what to call it.
+        where: its name in messages.
         bar: moved on to each file's place, where the file is no tar itself.
 
     Raises:
@@ -75,7 +75,7 @@ def tar_files(file: IO[bytes] | io.FileIO, where: str, account: Account, bar: tq
     """
     files: dict[str, File] = {}
     links: dict[str, str] = {}
-    for member in iter_tar(file, where, every=True):
+    for member in tar_headers(file, where, every=True):
         name = _normal(member.name)
         if member.isdir():
             continue
@@ -101,11 +101,12 @@ def tar_photos(descriptor: int, files: list[File], where: str, account: Account)
 
 
 def inner_photos(tar: io.FileIO, inner: File, where: str, account: Account, shared: bool = False) -> list[File]:
-    """Return the photos of a tar in a tar, with their places in the outer; they are called "class/member", and the
-    class after the inner tar.
+    """Return the photos of a tar in a tar, with their places in the outer tar.
+
+    They are called "class/member"; the class is the inner tar's name.
 
     Args:
-        shared: other inner tars have the same class: photos are called "class/inner tar/member".
+        shared: whether other inner tars have the same class; photos are then called "class/inner tar/member".
 
     Raises:
         UserError: the inner tar is damaged or holds no photo, or its name cannot be a class name.
@@ -135,29 +136,30 @@ def _normal(name: str) -> str:
 
 
 def _target(name: str, member: tarfile.TarInfo) -> str:
-    """The name in the tar that a link means: a hard link has it as it is, a symbolic link from its own folder."""
+    """Return the name in the tar that a link means: a hard link has it as it is, a symbolic link relative to its own
+    folder."""
     if member.islnk():
         return _normal(member.linkname)
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
 
 
 def _resolved(links: dict[str, str], files: dict[str, File], where: str, account: Account) -> list[File]:
-    found = []
+    resolved = []
     for name, target in links.items():
         for _ in range(_LINKS):
             target = links.get(target, target)
         if target in files:
-            found.append(files[target]._replace(name=name))
+            resolved.append(files[target]._replace(name=name))
         elif is_photo_name(posixpath.basename(name)):
             reason = f"a link to {shown(links[name])}, which is no file of this archive; pack the file itself"
             account.leave_out(f"{where}: {name}", reason)
         else:
             account.pass_over(f"{where}: {name}", "broken link")
-    return found
+    return resolved
 
 
 class _Slice(io.RawIOBase):
-    """Bytes [start, start + size) of an open file, as a file with a position of its own."""
+    """Present the bytes [start, start + size) of an open file as a file with a position of its own."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         self.descriptor, self.start, self.size, self.position = descriptor, start, size, 0
@@ -177,3 +179,28 @@ class _Slice(io.RawIOBase):
         count = os.preadv(self.descriptor, [memoryview(buffer)[:room]], self.start + self.position)
         self.position += count
         return count
+
+
+def tar_headers(file: IO[bytes], name: str, every: bool = False) -> Iterator[tarfile.TarInfo]:
+    """Yield the regular files of an uncompressed tar, or with ``every`` all of its members, and check its end mark.
+
+    ``tarfile`` takes a tar that is cut on a header's boundary for a complete tar. The end-of-archive
+    block (512 zero bytes, POSIX ustar) distinguishes the two.
+
+    Raises:
+        UserError: the tar is damaged or ends early.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps every header of a large archive in memory
+                if every or member.isreg():
+                    yield member
+            end = tar.offset
+        file.seek(end)
+        block = file.read(512)
+    except (tarfile.TarError, EOFError, OSError, ValueError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{name}: not a complete tar ({reason}); fetch or copy it again") from None
+    if len(block) < 512 or block.strip(b"\0"):
+        raise UserError(f"{name}: the tar is truncated after byte {end}; fetch or copy it again")

@@ -20,7 +20,7 @@ from dist_train.data.loading.dali_errors import DecodeError, PipelineError, mean
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
 from dist_train.data.packing.pack import pack
-from dist_train.data.packing.pack_shard import Header, read_header
+from dist_train.data.packing.stored_images import Header, read_header
 from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import ShardSet, Subset, open_shards, read_index
 from dist_train.data.splits import make_view
@@ -290,10 +290,10 @@ def test_a_pipeline_that_fails_without_a_bad_image_is_a_crash_and_nothing_is_rep
 
     def broken(*arguments: Any) -> Any:
         pipeline = build(*arguments)
-        monkeypatch.setattr(pipeline, "run", run)
+        monkeypatch.setattr(pipeline, "outputs", fail)
         return pipeline
 
-    def run() -> Any:
+    def fail() -> Any:
         raise RuntimeError(f"encountered:\n\n{said}")
 
     monkeypatch.setattr(dali, "build_pipeline", broken)

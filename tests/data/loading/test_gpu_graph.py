@@ -39,7 +39,7 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Operator]]:
     monkeypatch.setattr(dali_library.Pipeline, "build", lambda pipeline: pipeline._build_graph())
 
     def build(data: DataConfig, crops: int = 1, turned: bool = False, device: int | None = 0) -> list[Operator]:
-        pipeline = dali.build_pipeline(lambda: (), 8, data, 2, device, crops, turned)
+        pipeline = dali.build_pipeline(dali.GraphOptions(data, 8, 2, device, crops, turned), depth=2)
         assert pipeline.device_id == device
         found = []
         for one in pipeline._ops:
@@ -83,7 +83,7 @@ def test_all_that_works_on_pixels_works_on_the_gpu(
     turned: bool,
     regions: bool,
 ) -> None:
-    monkeypatch.setattr(dali, "_cuts_after", lambda device: not regions)
+    monkeypatch.setattr(dali, "_decodes_whole_images", lambda device: not regions)
     operators = graph(data, crops, turned)
     decoder, *later = of_images(operators)
     assert decoder.arguments["device"] == "mixed"
@@ -148,7 +148,7 @@ def test_windows_are_decoded_by_nvjpeg_where_it_is_exact(
         return version
 
     monkeypatch.setattr(dali, "version", of_package)
-    assert dali._cuts_after(0) is not exact and dali._cuts_after(None) is False
+    assert dali._decodes_whole_images(0) is not exact and dali._decodes_whole_images(None) is False
 
 
 @pytest.mark.parametrize("suite", ["none", "randaugment"])
@@ -157,11 +157,11 @@ def test_the_graph_of_older_libraries_makes_the_same_pixels(
 ) -> None:
     """The whole image decoded and then cut, here on the CPU: windows as they are decoded by themselves."""
     view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
-    monkeypatch.setattr(dali, "_whole", lambda *_: True)
+    monkeypatch.setattr(dali, "_finishes", lambda *_: True)
     data = replace(config.data, augment=suite)
     made = []
     for cut in (False, True):
-        monkeypatch.setattr(dali, "_cuts_after", lambda device_id, cut=cut: cut)
+        monkeypatch.setattr(dali, "_decodes_whole_images", lambda device_id, cut=cut: cut)
         batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), range(0, 3))
         made.append(torch.cat([batch.images for batch in batches]))
     assert torch.equal(*made)

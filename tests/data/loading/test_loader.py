@@ -122,7 +122,7 @@ def test_evaluation_pixels_are_torchvisions(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: Views, made_by: str
 ) -> None:
     if made_by == "dali":  # the graph of GPUs, on the CPU
-        monkeypatch.setattr(dali, "_whole", lambda *_: True)
+        monkeypatch.setattr(dali, "_finishes", lambda *_: True)
     rng = np.random.default_rng(0)
     blobs = {}
     for number, (w, h) in enumerate([(300, 280), (281, 640), (500, 333), (64, 90)]):

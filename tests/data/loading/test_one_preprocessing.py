@@ -25,14 +25,15 @@ from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config, DataConfig, Orientation, PackConfig
 from dist_train.data.images import orientation
 from dist_train.data.images.pillow import upright
-from dist_train.data.loading import dali, loader
+from dist_train.data.loading import dali, faults
 from dist_train.data.loading import preprocessing as pixels
-from dist_train.data.loading.loader import eval_batches, train_batches, train_windows
+from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
-from dist_train.data.loading.reader import ShardSource
+from dist_train.data.loading.plan import train_windows
 from dist_train.data.packing.pack import pack
 from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import ShardSet, open_shards
+from dist_train.data.shards.source import ShardSource
 from dist_train.data.splits import View, make_view
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
@@ -117,7 +118,7 @@ def kinds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(params=["pixels", "dali"])
 def made_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "dali":  # the graph of GPUs, on the CPU
-        monkeypatch.setattr(dali, "_whole", lambda *_: True)
+        monkeypatch.setattr(dali, "_finishes", lambda *_: True)
     return str(request.param)
 
 
@@ -194,7 +195,7 @@ def test_turned_images_are_the_same_on_any_number_of_ranks(
 def test_the_index_has_the_size_that_dali_reads_of_every_kind(kinds: ShardSet) -> None:
     """Or a sound image would be blamed for what a GPU has done."""
     view = whole_view(kinds)
-    assert loader._faults(view, view.ids, blobs_of(view, view.ids)) == [None] * len(FILES)
+    assert faults.image_faults(view, view.ids, blobs_of(view, view.ids)) == [None] * len(FILES)
 
 
 @pytest.mark.gpu

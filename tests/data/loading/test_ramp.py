@@ -9,8 +9,9 @@ import pytest
 
 from dist_train.config import Config, DataConfig
 from dist_train.data.loading import dali
-from dist_train.data.loading.loader import train_batches, train_side
+from dist_train.data.loading.loader import train_batches
 from dist_train.data.loading.order import Order
+from dist_train.data.loading.plan import train_side
 from dist_train.data.loading.preprocessing import Buffers
 from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import View, make_view

@@ -11,7 +11,7 @@ from imagenet_like import Sources, make_image
 
 from dist_train.config import PackConfig
 from dist_train.data.packing import pack as packing
-from dist_train.data.packing import pack_shard
+from dist_train.data.packing import write_shard as writing
 from dist_train.data.packing.pack import pack
 from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import open_shards, read_index
@@ -148,7 +148,7 @@ def test_a_change_of_mind(twice: Sources, monkeypatch: pytest.MonkeyPatch, files
     for rule in ("keep", "drop"):
         out = twice.root / rule
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(packing, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(packing.Packer, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             pack(twice.options(on_duplicates="drop"), out, progress=False)
         pack(twice.options(on_duplicates=rule), out, progress=False)
         pack(twice.options(on_duplicates=rule), twice.root / f"{rule}-straight", progress=False)
@@ -161,13 +161,14 @@ def test_killed_while_shards_are_written_again(twice: Sources, monkeypatch: pyte
     with pytest.raises(UserError, match="in train and in val"):
         pack(twice.options(on_duplicates="fail"), out, progress=False)
     archives = (twice.root / name for name in ("train.tar", "val.tar", "devkit.tar.gz"))
-    found = packing.scan(*archives, progress=False)
-    part = packing.cut_parts(found, twice.options())[0]
-    (task,) = packing._tasks([part], found, twice.options(), out, {"train": {int(part.rows[0])}})
+    scanned = packing.scan(*archives, progress=False)
+    shard = packing.plan_shards(scanned, twice.options())[0]
+    packer = packing.Packer(twice.options(), out, scanned, progress=False)
+    (task,) = packer.tasks([shard], {"train": {int(shard.rows[0])}})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pack_shard, "advance", lambda images: None)
-        patch.setattr(pack_shard, "dali_index", lambda members: (_ for _ in ()).throw(KeyboardInterrupt))
-        pack_shard.write_shard(task, 1)
+        patch.setattr(writing, "advance", lambda images: None)
+        patch.setattr(writing, "dali_index", lambda members: (_ for _ in ()).throw(KeyboardInterrupt))
+        writing.write_shard(task, 1)
     pack(twice.options(), out, progress=False)
     pack(twice.options(), twice.root / "straight", progress=False)
     assert files(out) == files(twice.root / "straight")

@@ -346,7 +346,7 @@ def test_copies_are_kept_until_the_end(packed: Path, sources: Sources, monkeypat
     before = [copy.stat().st_mtime_ns for copy in copies]
     (data / "validation-00001-of-00002.parquet").write_bytes(hidden)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(packing, "_write_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(packing.Packer, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         pack(options, out, progress=False)
     assert [copy.stat().st_mtime_ns for copy in copies] == before
     copies[0].write_bytes(b"cut")
@@ -381,7 +381,7 @@ def test_some_of_parquet_images_as_val(sources: Sources, monkeypatch: pytest.Mon
     data = sources.parquet()
     options = PackConfig(train=data, val_share=0.25)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(packing, "_write_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(packing.Packer, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         pack(options, sources.root / "out", progress=False)
     assert len(list((sources.root / "out/.pack/spool").glob("*.images"))) == 2  # train and val share them
     shards = pack(options, sources.root / "out", progress=False)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dist_train.config import Config, to_dict
 from dist_train.data.shards import index as sharding
-from dist_train.data.shards.index import ShardSet, open_shards, tar_members
+from dist_train.data.shards.index import ShardSet, open_shards
+from dist_train.data.shards.members import tar_members
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
 from launch.cli.main import main

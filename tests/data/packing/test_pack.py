@@ -16,7 +16,8 @@ from PIL import Image
 
 from dist_train.config import PackConfig
 from dist_train.data.packing import pack as packing
-from dist_train.data.packing.pack import cut, pack
+from dist_train.data.packing.pack import pack
+from dist_train.data.packing.plan import cut
 from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import open_shards, read_index
 from dist_train.data.sources.archives import scan
@@ -219,7 +220,7 @@ def test_killed_and_continued(official, packed, tmp_path, files):
 def test_continuing_with_other_options(official, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(packing, "_write_parts", stop)
+        patch.setattr(packing.Packer, "write", stop)
         pack(official.options(), out, progress=False)
     with pytest.raises(UserError, match=r"holds another pack \(seed 0 there, 5 now\); choose another --out"):
         pack(official.options(seed=5), out, progress=False)

@@ -10,7 +10,7 @@ from PIL import Image
 from dist_train.config import PackConfig
 from dist_train.data.images.photos import open_photo
 from dist_train.data.packing.pack import pack
-from dist_train.data.packing.pack_shard import Header, read_header
+from dist_train.data.packing.stored_images import Header, read_header
 from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import open_shards, read_index
 from dist_train.errors import UserError

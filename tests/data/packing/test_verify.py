@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dist_train.data.packing.verify import verify
-from dist_train.data.shards.index import Shard, dali_index, open_shards, tar_members, write_index
+from dist_train.data.shards.index import Shard, open_shards, write_index
+from dist_train.data.shards.members import dali_index, tar_members
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
 

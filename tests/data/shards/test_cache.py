@@ -20,6 +20,7 @@ import pytest
 from dist_train.config import CacheConfig, Config
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
+from dist_train.data.loading.prefetch import ShardPrefetcher
 from dist_train.data.shards import cache as caching
 from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import make_view
@@ -283,7 +284,7 @@ def test_the_prefetcher_runs_a_block_ahead(server: Server, shards: ShardSet, con
     view = make_view(remote["train"], remote.classes, remote.classes[:6], "s")
     order = Order(len(view), 24, 0, remote["train"].samples["shard"][view.ids].astype(np.int64), 2)
     shard_of = remote["train"].samples["shard"]
-    ahead = caching.Prefetcher(remote["train"], lambda n: view.ids[order.batch(n)[0]], 0, 5, Context())
+    ahead = ShardPrefetcher(remote["train"], lambda n: view.ids[order.batch(n)[0]], range(0, 5), Context())
     first, second = ({int(s) for s in shard_of[view.ids[order.batch(n)[0]]]} for n in (0, 1))
     end = time.monotonic() + 20
     while time.monotonic() < end and not all(remote["train"].path(s).exists() for s in first | second):

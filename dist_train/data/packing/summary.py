@@ -1,4 +1,4 @@
-"""What came out of a pack: counted, compared with the official set, and said."""
+"""The summary of a pack: its images counted, compared with the official set, and printed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from dist_train.data.account import Account
 from dist_train.data.packing.duplicates import print_duplicates
+from dist_train.data.sources.archives import Items
 from dist_train.errors import UserError
 from dist_train.names import shown
 
@@ -21,12 +22,12 @@ SHOWN = 20  # of a long list
 
 
 def summarise(records: dict[str, list[dict[str, Any]]], classes: list[str]) -> dict[str, Any]:
-    """The summary in ``index.json``, from the records of all shards (see ``pack_shard.write_shard``).
+    """Return the summary for ``index.json``, from the records of all shards (see ``write_shard``).
 
     Returns:
         subsets: per subset images, shards, bytes, modes, formats, per_class (min, mean, max) and
-            empty_classes; undecodable: subset, key, source, reason of what was left out; misnamed:
-            subset, key, source, format of what is called .jpg or .jpeg and is none; official:
+            empty_classes; undecodable: subset, key, source and reason of each image that was left out; misnamed:
+            subset, key, source and format of each image that is called .jpg or .jpeg and is no JPEG; official:
             whether the counts are those of ILSVRC2012.
     """
     subsets = {name: _count(entries, classes) for name, entries in records.items()}
@@ -59,26 +60,26 @@ def _count(records: list[dict[str, Any]], classes: list[str]) -> dict[str, Any]:
     }
 
 
-def _total(records: list[dict[str, Any]], what: str) -> dict[str, int]:
+def _total(records: list[dict[str, Any]], field: str) -> dict[str, int]:
     total: Counter[str] = Counter()
     for record in records:
-        total.update(record[what])
+        total.update(record[field])
     return dict(total.most_common())
 
 
-def _listed(records: dict[str, list[dict[str, Any]]], what: str) -> list[dict[str, str]]:
+def _listed(records: dict[str, list[dict[str, Any]]], field: str) -> list[dict[str, str]]:
     return [
-        {"subset": name, **entry} for name, entries in records.items() for record in entries for entry in record[what]
+        {"subset": name, **entry} for name, entries in records.items() for record in entries for entry in record[field]
     ]
 
 
-def account_of(scanned: Account, summary: dict[str, Any]) -> Account:
-    """Return what became of all files in the end: of those that the scan took, some could not be decoded, and some
-    were dropped as duplicates.
+def final_account(scanned: Account, summary: dict[str, Any]) -> Account:
+    """Return what became of all files in the end: the scan may take images that cannot be decoded, or that are dropped
+    as duplicates.
 
     Args:
-        scanned: of ``archives.scan``.
-        summary: of ``summarise``, and of the duplicates.
+        scanned: the account of ``archives.scan``.
+        summary: the summary of ``summarise``, with that of the duplicates.
     """
     images = sum(subset["images"] for subset in summary["subsets"].values())
     final = Account(images, [], scanned.passed_over, scanned.examples, scanned.notes)
@@ -92,8 +93,8 @@ def account_of(scanned: Account, summary: dict[str, Any]) -> Account:
     return final
 
 
-def print_report(summary: dict[str, Any], scanned: Account, out: Path) -> None:
-    """The summary on stdout; what was left out, loudly, on stderr."""
+def print_summary(summary: dict[str, Any], scanned: Account, out: Path) -> None:
+    """Print the summary on stdout, and a warning for all files that were left out on stderr."""
     for name, subset in summary["subsets"].items():
         per_class = subset["per_class"]
         print(
@@ -106,7 +107,7 @@ def print_report(summary: dict[str, Any], scanned: Account, out: Path) -> None:
     for entry in summary["misnamed"][:SHOWN]:
         print(f"called JPEG, but {entry['format']}: {shown(entry['source'])}")
     print_duplicates(summary["duplicates"])
-    final = account_of(scanned, summary)
+    final = final_account(scanned, summary)
     print(final.line())
     for line in final.passed_over_lines():
         print(line)
@@ -134,11 +135,14 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-def check_formats(items: Any) -> None:
-    """Say before the work how many of the training images (``archives.Items``) only re-encoding takes, by their names.
+def check_formats(items: Items) -> None:
+    """Print, before the work, how many training images only re-encoding can take, by their names.
+
+    Args:
+        items: the training images.
 
     Raises:
-        UserError: all of them.
+        UserError: only re-encoding can take any of them.
     """
     count = sum(name.lower().endswith(NOT_DECODED) for name in items.names)
     what = "HEIC, AVIF or GIF by their names, which DALI does not decode; --quality 95 re-encodes these to JPEG"
