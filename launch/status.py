@@ -45,12 +45,12 @@ def _run(run: Path) -> str:
     alive = age is not None and age < _SILENT and not beat["left"]
     entries = [entry for entry in jobs.newest(run) if not entry.local]
     states, silence = _states(entries)
-    starting = {} if alive else {e.stage: e.job for e in entries if states.get(e.job, _NONE).state == "RUNNING"}
+    starting = {} if alive else {e.stage: e.id for e in entries if states.get(e.id, _NONE).state == "RUNNING"}
     table = [row for name in STAGES if (row := _stage(run, name, alive, name in starting))]
     widths = [max(len(row[column]) for row in table) for column in range(2)]
     lines = [f"{run}"]
     for entry in entries:
-        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry.job}
+        mine = {job: state for job, state in states.items() if job.split("_")[0] == entry.id}
         lines += _job(run, entry, mine, silence, bool(error))
     lines += [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table]
     if beat:
@@ -72,7 +72,7 @@ def _run(run: Path) -> str:
 def _states(entries: list[Job]) -> tuple[dict[str, State], str]:
     """What SLURM says of these jobs, or why it does not."""
     try:
-        return scheduler.states([entry.job for entry in entries]), ""
+        return scheduler.states([entry.id for entry in entries]), ""
     except scheduler.NoAnswer as error:
         return {}, str(error)
 
@@ -88,9 +88,9 @@ def _job(run: Path, entry: Job, mine: dict[str, State], silence: str, explained:
         parts.append(f"({told.reason})")
     if told.nodes and told.nodes != "None assigned":
         parts.append(f"on {told.nodes}")
-    if entry.size == 1 and told.state != "COMPLETED" and (ended := restart.last_reason(run, entry.job)):
+    if entry.size == 1 and told.state != "COMPLETED" and (ended := restart.last_reason(run, entry.id)):
         parts.append(f"[last start: {ended}]")
-    lines = [f"  job {entry.job} {entry.stage}: {' '.join(parts)}"]
+    lines = [f"  job {entry.id} {entry.stage}: {' '.join(parts)}"]
     failed = [job for job, state in mine.items() if state.failed]
     if failed and not explained:
         path = entry.log(run, 0, int(failed[0].partition("_")[2] or 0))

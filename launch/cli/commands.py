@@ -110,17 +110,17 @@ def launch_local(config: Config, options: Namespace) -> int:
 
 
 def launch_slurm(config: Config, options: Namespace) -> int:
-    from launch.slurm.launch import launch
+    from launch.slurm.launch import launch_chain
 
     cluster = load_cluster(options.cluster)
     if options.account:
         cluster = replace(cluster, account=options.account)
     overrides = {name: getattr(options, name) for name in ASKED}
-    return launch(config, cluster, overrides, options.stages, options.sweep, options.dry_run, options.here)
+    return launch_chain(config, cluster, overrides, options.stages, options.sweep, options.dry_run, options.here)
 
 
 def study(config: Config, options: Namespace) -> int:
-    from launch.grid.run import run_study
+    from launch.grid.run_study import run_study
 
     return run_study(config, find_yaml("study", options.study, configs_dir() / "studies", "*.yaml"), options.seeds)
 

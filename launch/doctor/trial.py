@@ -56,7 +56,7 @@ def try_nodes(runs: Path, cluster: Cluster, minutes: float) -> Iterator[Line]:
             time.sleep(1)
         shutil.rmtree(run, ignore_errors=True)
         return
-    scheduler.end([job])
+    scheduler.scancel([job])
     yield _no_result(run, job, minutes, state)
 
 

@@ -1,6 +1,6 @@
 """A study: choices varied one at a time over one backbone (``configs/studies``).
 
-Each setting of a choice is a member, a run in RUN/study/NAME/. ``launch/grid/run.py`` runs the members, and
+Each setting of a choice is a member, a run in RUN/study/NAME/. ``launch/grid/run_study.py`` runs the members, and
 ``launch/grid/report.py`` compares them with the member ``default``.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command
@@ -26,7 +27,7 @@ class Job:
 
     Attributes:
         stage: its name in the chain.
-        job: its id; that of the whole array.
+        id: SLURM's; of an array, that of the whole array.
         names: of an array's members, as the sweep names them.
         size: members of the array; 1 for a job that is none.
         ranks: of each member.
@@ -35,16 +36,30 @@ class Job:
     """
 
     stage: str
-    job: str
+    id: str
     names: list[str] = field(default_factory=list)
     size: int = 1
     ranks: int = 1
     local: bool = False
     time: float = field(default_factory=time.time)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as its line has it."""
+        values = dataclasses.asdict(self)
+        return {"stage": values.pop("stage"), "job": values.pop("id"), **values}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Read what ``to_json`` returns.
+
+        Raises:
+            KeyError, TypeError: it is no line of a job.
+        """
+        return cls(id=values.pop("job"), **values)
+
     def member_id(self, member: int) -> str:
         """Return the id of a member; a job that is no array has its own."""
-        return self.job if self.size == 1 else f"{self.job}_{member}"
+        return self.id if self.size == 1 else f"{self.id}_{member}"
 
     def log(self, run: Path, rank: int, member: int = 0) -> Path | None:
         """Return the log of a rank, or None where it has written nothing yet."""
@@ -67,7 +82,7 @@ def record(run: Path, job: Job) -> None:
     path = run / "launch" / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(job)) + "\n")
+        file.write(json.dumps(job.to_json()) + "\n")
 
 
 def recorded(run: Path) -> list[Job]:
@@ -79,8 +94,8 @@ def recorded(run: Path) -> list[Job]:
     jobs = []
     for line in lines:
         try:
-            jobs.append(Job(**json.loads(line)))
-        except (ValueError, TypeError):
+            jobs.append(Job.from_json(json.loads(line)))
+        except (ValueError, TypeError, KeyError):
             continue
     return jobs
 
@@ -119,7 +134,7 @@ def cancel(run: Path) -> list[str]:
         raise UserError(f"{run}: {error}; nothing was cancelled; its jobs: {remedy}") from None
     if not ids:
         raise UserError(f"{run}: no job of it is queued or running")
-    problems = scheduler.end(ids)
+    problems = scheduler.scancel(ids)
     if problems:
         raise UserError(f"{run}: {'; '.join(problems)}")
     return ids
@@ -127,7 +142,7 @@ def cancel(run: Path) -> list[str]:
 
 def _submitted(run: Path) -> list[str]:
     """Return the ids of all jobs of a run that SLURM was given."""
-    return [job.job for job in recorded(run) if not job.local]
+    return [job.id for job in recorded(run) if not job.local]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from launch.slurm.profile import Cluster
 from launch.slurm.submit import require_sbatch, run_here, show, submit
 
 
-def launch(
+def launch_chain(
     config: Config,
     cluster: Cluster,
     overrides: Mapping[str, Any],

@@ -27,7 +27,7 @@ def print_log(run: Path, stage: str | None, rank: int, follow: bool, member: int
         UserError: there is no such job, rank, member or log.
     """
     job, path = _newest_log(run, stage, rank, member)
-    print(f"==> {job.stage}, job {job.job}, rank {rank}: {path}", file=sys.stderr)
+    print(f"==> {job.stage}, job {job.id}, rank {rank}: {path}", file=sys.stderr)
     if follow:
         _follow(run, job, path)
     else:
@@ -51,7 +51,7 @@ def _newest_log(run: Path, stage: str | None, rank: int, member: int) -> tuple[J
     if not logs:
         last = candidates[-1]
         raise UserError(
-            f"{last.stage}: job {last.job} has no log of rank {rank} yet; {command('status', run)} says how it is"
+            f"{last.stage}: job {last.id} has no log of rank {rank} yet; {command('status', run)} says how it is"
         )
     return max(logs, key=lambda log: log[1].stat().st_mtime)
 
@@ -67,7 +67,7 @@ def _follow(run: Path, job: Job, path: Path) -> None:
             quiet = 0.0 if text else quiet + _POLL
             if quiet and quiet % _QUIET == 0 and not job.local:
                 try:
-                    if job.job not in jobs.active(run):
+                    if job.id not in jobs.active(run):
                         return
                 except NoAnswer as error:  # the job may still run: go on, and print each reason once
                     if str(error) != silence:

@@ -108,7 +108,7 @@ def array_id(job_id: str) -> str:
     return job_id.split("_")[0]
 
 
-def end(job_ids: Sequence[str]) -> list[str]:
+def scancel(job_ids: Sequence[str]) -> list[str]:
     """Run scancel for each of these jobs, the last one first, and return a line for each one that it refused."""
     problems = []
     for job_id in reversed(job_ids):

@@ -13,7 +13,7 @@ from dist_train.runs.commit import git_commit
 from dist_train.version import PACKAGE
 
 
-def take(folder: Path) -> Path:
+def take_snapshot(folder: Path) -> Path:
     """Copy the packages into a new folder in ``folder``, with the commit and the difference to it, and return the new
     folder, which belongs on PYTHONPATH. It is complete, or not there at all."""
     folder.mkdir(parents=True, exist_ok=True)

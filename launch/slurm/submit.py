@@ -25,11 +25,12 @@ from submitit.core import utils as submitit_utils
 from dist_train.config import Config
 from dist_train.errors import CRASHED, STOPPED, UserError
 from launch import terminal
-from launch.slurm import jobs, scheduler, snapshot
+from launch.slurm import jobs, scheduler
 from launch.slurm.chain import PlannedJob, Task
 from launch.slurm.jobs import Job
 from launch.slurm.profile import Cluster
 from launch.slurm.script import python_command, sbatch_parameters
+from launch.slurm.snapshot import take_snapshot
 
 
 def run_on_rank(function: str, arguments: Sequence[Any]) -> None:
@@ -118,7 +119,7 @@ def submit(config: Config, cluster: Cluster, chain: Sequence[PlannedJob]) -> dic
         UserError: this machine has no sbatch, or sbatch refused a job.
     """
     require_sbatch()
-    code = snapshot.take(config.run_dir / "launch")
+    code = take_snapshot(config.run_dir / "launch")
     ids: dict[str, str] = {}
     for job in chain:
         executor = _executor(config, cluster, job, code, job.dependency(ids))
@@ -127,7 +128,7 @@ def submit(config: Config, cluster: Cluster, chain: Sequence[PlannedJob]) -> dic
             with redirect_stderr(io.StringIO()), executor.batch():
                 submitted = [executor.submit(run_on_rank, task.function, task.arguments) for task in job.tasks]
         except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError, OSError) as error:
-            scheduler.end(list(ids.values()))
+            scheduler.scancel(list(ids.values()))
             shutil.rmtree(code)
             raise UserError(f"sbatch refused {job.stage}: {_reason(str(error))}; nothing was submitted") from None
         ids[job.stage] = scheduler.array_id(submitted[0].job_id)
@@ -158,7 +159,7 @@ def run_here(config: Config, chain: Sequence[PlannedJob]) -> int:
     Raises:
         UserError: a job failed.
     """
-    code = snapshot.take(config.run_dir / "launch")
+    code = take_snapshot(config.run_dir / "launch")
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     with _environment(PYTHONPATH=path, PYTHONSAFEPATH="1"):
         for job in chain:

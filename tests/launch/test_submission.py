@@ -22,7 +22,7 @@ from launch.cli.main import main
 from launch.slurm import jobs, logs
 from launch.slurm.jobs import Job, newest, record
 from launch.slurm.scheduler import NoAnswer
-from launch.slurm.snapshot import take
+from launch.slurm.snapshot import take_snapshot
 from launch.status import show
 
 
@@ -258,12 +258,12 @@ def test_the_newest_job_of_each_stage(tmp_path: Path) -> None:
         record(tmp_path, Job(stage, job, ranks=2))
     with (tmp_path / "launch" / "jobs.jsonl").open("a") as file:
         file.write("cut off\n")
-    assert [(job.stage, job.job) for job in newest(tmp_path)] == [("extract", "2"), ("pretrain", "3")]
+    assert [(job.stage, job.id) for job in newest(tmp_path)] == [("extract", "2"), ("pretrain", "3")]
 
 
 def test_a_snapshot_is_what_runs_later(tmp_path: Path) -> None:
-    code = take(tmp_path)
-    assert take(tmp_path) != code
+    code = take_snapshot(tmp_path)
+    assert take_snapshot(tmp_path) != code
     environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     lines = subprocess.run(
         [sys.executable, "-c", "import dist_train, launch.cli.main; from dist_train.config import configs_dir\n"

@@ -43,7 +43,7 @@ class Chain:
         return main(["launch", "slurm", "--config", str(path), "--cluster", "dev", *options])
 
     def job(self, stage: str) -> str:
-        return next(job.job for job in jobs.newest(self.run) if job.stage == stage)
+        return next(job.id for job in jobs.newest(self.run) if job.stage == stage)
 
     def state(self, stage: str) -> str:
         states = scheduler.states([self.job(stage)])

@@ -37,7 +37,7 @@ def chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
 
     yield make
     for one in made:
-        scheduler.end([job.job for job in jobs.recorded(one.run)])
+        scheduler.scancel([job.id for job in jobs.recorded(one.run)])
     end = time.monotonic() + 60
     while any(jobs.active(one.run) for one in made) and time.monotonic() < end:
         time.sleep(0.5)
