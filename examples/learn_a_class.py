@@ -12,6 +12,7 @@ classes of pictures that neither the training nor the model has seen.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from dist_train import Classifier
@@ -34,12 +35,12 @@ SIDE = 48
 """Pixels of each side of the network's input."""
 
 
-def configure(folder: Path, epochs: float, base_classes: int) -> Config:
+def configure(folder: Path, epochs: float, base_classes: int, learn_steps: int) -> Config:
     """Return the configuration of a run in ``folder``: what is drawn, packed, trained and evaluated.
 
     The same keys stand in configs/*.yaml; whatever is left out here has its default.
     """
-    drawing = DrawConfig(base_classes=base_classes, novel_classes=4, train_per_class=40, val_per_class=10, size=SIDE)
+    drawing = DrawConfig(base_classes=base_classes, novel_classes=4, train_per_class=30, val_per_class=10, size=SIDE)
     return Config(
         name="run",
         runs=folder,
@@ -53,7 +54,7 @@ def configure(folder: Path, epochs: float, base_classes: int) -> Config:
             precision="fp32",
         ),
         extract=ExtractConfig(precision="fp32"),
-        learn=LearnConfig(methods=["phi2"], steps=500, lr=0.03, precision="fp32"),
+        learn=LearnConfig(methods=["phi2"], steps=learn_steps, lr=0.03, precision="fp32"),
         evaluate=EvaluateConfig(methods=["nn", "mean", "phi2"], draws=20),
     )  # fmt: skip
 
@@ -78,12 +79,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("example"), help="where everything is written")
     parser.add_argument("--epochs", type=float, default=8, help="epochs of the training on the base classes")
-    parser.add_argument("--base-classes", type=int, default=24, help="how many base classes are drawn")
+    parser.add_argument("--base-classes", type=int, default=20, help="how many base classes are drawn")
+    parser.add_argument("--learn-steps", type=int, default=500, help="steps of the training of the predictor")
     given = parser.parse_args()
 
     # 1. Pictures -> shards -> backbone -> activations -> predictor -> table. Run again, it skips what is done.
-    config = configure(given.folder, given.epochs, given.base_classes)
-    work(config, "run", redo=False)
+    config = configure(given.folder, given.epochs, given.base_classes, given.learn_steps)
+    code = work(config, "run", redo=False)
+    if code:
+        sys.exit(code)  # it was interrupted, and has saved its state
 
     # 2. A model of the run's base classes, and new classes from one picture each.
     model = from_run(config)

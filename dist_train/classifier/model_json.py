@@ -143,7 +143,7 @@ class About(BaseModel):
             raise ValueError("base_rows must grow")
         base, added = self.classes[: len(self.base_rows)], self.classes[len(self.base_rows) :]
         if len(base) < len(self.base_rows) or any(entry.photos for entry in base):
-            raise ValueError("classes must begin with one of no photos for each of base_rows")
+            raise ValueError("classes must begin with a class without photos for each of base_rows")
         if not all(entry.photos for entry in added):
             raise ValueError("classes after those of base_rows need photos")
         return self

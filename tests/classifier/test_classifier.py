@@ -38,8 +38,8 @@ def test_scores_equal_those_of_the_evaluation(method: str, rule: str, whole_run:
 
     exam, shots = Exam(whole_run, Context()), supports(whole_run, 3)
     model = from_run(whole_run.config, method, rule)
-    for number, some in enumerate(shots):
-        model.add_activations(f"new {number}", some)
+    for number, photos in enumerate(shots):
+        model.add_activations(f"new {number}", photos)
     with torch.inference_mode():
         wanted = methods.make(method, replace(exam.prepared, rule=rule))
         queries = exam.novel.activations
@@ -50,19 +50,19 @@ def test_scores_equal_those_of_the_evaluation(method: str, rule: str, whole_run:
 def test_a_class_scores_as_the_best_of_its_photos(whole_run: Run) -> None:
     """Compare classes of one, two and three photos in the same model with a loop over rows."""
     shots, model = supports(whole_run, 3), from_run(whole_run.config, "phi2")
-    for number, some in enumerate(shots):
-        model.add_activations(f"new {number}", some[: number + 1])
+    for number, photos in enumerate(shots):
+        model.add_activations(f"new {number}", photos[: number + 1])
     query = shots[0, 0]
     with torch.inference_mode():
         phi = model.network.phi
         wanted = [float(query @ row) for row in model.network.base_rows]
-        wanted += [max(float(query @ phi(a)) for a in some[: n + 1]) for n, some in enumerate(shots)]
+        wanted += [max(float(query @ phi(a)) for a in photos[: n + 1]) for n, photos in enumerate(shots)]
     assert np.allclose(model.scores(query[None])[0], wanted, atol=1e-4)
     best = model.answers(query[None], topk=3)[0]
     order = np.argsort(wanted)[::-1]
-    assert [one.name for one in best] == [model.classes[n].name for n in order[:3]]
+    assert [prediction.name for prediction in best] == [model.classes[n].name for n in order[:3]]
     shares = np.exp(np.sort(wanted)[::-1] - max(wanted))
-    assert np.allclose([one.probability for one in best], (shares / shares.sum())[:3], atol=1e-5)
+    assert np.allclose([prediction.probability for prediction in best], (shares / shares.sum())[:3], atol=1e-5)
 
 
 def test_an_added_class_is_recognised_without_training(models: Path, drawn: Path) -> None:
@@ -104,9 +104,9 @@ def test_base_accuracy_follows_the_added_classes(method: str, whole_run: Run) ->
     activations, labels = held_out_activations(whole_run.config)
     assert len(labels) == 36
     wanted = []
-    for number, some in enumerate([None, *shots]):
-        if some is not None:
-            model.add_activations(f"new {number}", some)
+    for number, photos in enumerate([None, *shots]):
+        if photos is not None:
+            model.add_activations(f"new {number}", photos)
         wanted.append(100 * float((model.scores(activations).argmax(1) == torch.tensor(labels)).double().mean()))
     assert np.allclose(model.base_accuracy(activations, labels), wanted) and len(wanted) == 4
 
@@ -115,14 +115,16 @@ def test_base_accuracy_follows_the_added_classes(method: str, whole_run: Run) ->
 def test_removed_classes_leave_no_trace_in_the_scores(method: str, whole_run: Run) -> None:
     shots, model = supports(whole_run, 2), from_run(whole_run.config, method)
     only = from_run(whole_run.config, method)
-    for number, some in enumerate(shots):
-        model.add_activations(f"new {number}", some)
+    for number, photos in enumerate(shots):
+        model.add_activations(f"new {number}", photos)
     only.add_activations("new 2", shots[2])
     for name in ("new 0", model.classes[4].wnid, "new 1"):
         model.remove_class(name)
     only.remove_class(only.classes[4].name)
     queries = shots.flatten(0, 1)
-    assert model.kept == (0, 1, 2, 3, 5) and [one.name for one in model.classes] == [one.name for one in only.classes]
+    assert model.kept == (0, 1, 2, 3, 5) and [entry.name for entry in model.classes] == [
+        entry.name for entry in only.classes
+    ]
     assert torch.equal(model.scores(queries), only.scores(queries))
 
 
@@ -149,8 +151,8 @@ def test_a_refused_name_changes_nothing(models: Path) -> None:
         model.rule = "min"
     assert model.classes == before
     model.rename_class("okapi", "okapi")
-    for one in before[1:]:
-        model.remove_class(one.name)
+    for entry in before[1:]:
+        model.remove_class(entry.name)
     with pytest.raises(UserError, match="the last one cannot be removed"):
         model.remove_class(before[0].name)
     assert model.predict(photo)[0][0].probability == 1
@@ -165,7 +167,7 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
     """Compare with a dictionary; a loaded model answers like the saved model."""
     shutil.rmtree(tmp_path / "model", ignore_errors=True)
     model, wanted = Classifier.load(models / "phi2", "cpu"), dict[str, torch.Tensor]()
-    base = [one.name for one in model.classes]
+    base = [entry.name for entry in model.classes]
     for number, (what, name, other) in enumerate(changes):
         try:
             if what == "add":
@@ -184,7 +186,7 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
                 model = Classifier.load(tmp_path / "model", "cpu")
         except UserError:
             assert (name in wanted) == (what == "add") or (what == "rename" and other in wanted)
-    assert [one.name for one in model.classes] == [*base, *wanted]
+    assert [entry.name for entry in model.classes] == [*base, *wanted]
     model.save(tmp_path / "model")
     loaded = Classifier.load(tmp_path / "model", "cpu")
     queries = torch.randn(5, 512, generator=torch.Generator().manual_seed(99))
@@ -262,7 +264,7 @@ def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path) -> No
         assert process.stdout and process.stdout.readline() == b"ready\n"
         count, until = 0, time.monotonic() + 60
         while count < 3 + turn and time.monotonic() < until:
-            names = [one.name for one in Classifier.load(folder, "cpu").classes[6:]]
+            names = [entry.name for entry in Classifier.load(folder, "cpu").classes[6:]]
             assert names == [f"class {number}" for number in range(len(names))]
             count = len(names)
         os.kill(process.pid, signal.SIGKILL)
@@ -273,16 +275,16 @@ def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path) -> No
 def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: Path) -> None:
     """Of two loaded models the second to be saved is refused; so is a save while another process holds the folder."""
     folder = shutil.copytree(models / "phi2", tmp_path / "model")
-    one, other = Classifier.load(folder), Classifier.load(folder)
-    one.add_activations("a", torch.ones(1, 512))
-    one.save(folder)
-    one.add_activations("b", torch.ones(1, 512))
-    one.copy().save(tmp_path / "model")  # goes on from what it saved
-    other.add_activations("c", torch.ones(1, 512))
+    first, second = Classifier.load(folder), Classifier.load(folder)
+    first.add_activations("a", torch.ones(1, 512))
+    first.save(folder)
+    first.add_activations("b", torch.ones(1, 512))
+    first.copy().save(tmp_path / "model")  # goes on from what it saved
+    second.add_activations("c", torch.ones(1, 512))
     with pytest.raises(UserError, match="was changed since it was loaded; load it again"):
-        other.save(folder)
-    assert [o.name for o in Classifier.load(folder).classes[6:]] == ["a", "b"]
-    other.save(tmp_path / "elsewhere")
+        second.save(folder)
+    assert [entry.name for entry in Classifier.load(folder).classes[6:]] == ["a", "b"]
+    second.save(tmp_path / "elsewhere")
     with FileLock(folder / ".lock", is_singleton=False), pytest.raises(UserError, match="another process changes"):
         subprocess_save(folder)
 

@@ -1,4 +1,4 @@
-"""A model is checked when it is opened: a damaged one is one line that names the file and the key, never a traceback,
+"""A model is checked when it is opened: a damaged model gives a line that names the file and the key, never a traceback,
 a hang, or an answer that is no number."""
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def broken(untrained_model: Path, tmp_path: Path) -> Path:
 
 def test_the_undamaged_model_opens(broken: Path) -> None:
     model = Classifier.load(broken, "cpu")
-    assert [one.name for one in model.classes] == ["cat", "dog", "owl"]
+    assert [entry.name for entry in model.classes] == ["cat", "dog", "owl"]
     model.save(broken)
-    assert [one.name for one in Classifier.load(broken, "cpu").classes] == ["cat", "dog", "owl"]
+    assert [entry.name for entry in Classifier.load(broken, "cpu").classes] == ["cat", "dog", "owl"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_undamaged_model_opens(broken: Path) -> None:
         (put("backbone", "name", value="resnet50"), "do not fit together"),
         (put("classes", value=[]), "classes = []"),
         (put("classes", 0, "photos", value=-1), "classes.0.photos = -1"),
-        (put("classes", 0, "photos", value=1), "classes must begin with one of no photos"),
+        (put("classes", 0, "photos", value=1), "classes must begin with a class without photos"),
         (put("classes", 2, "photos", value=0), "classes after those of base_rows need photos"),
         (put("classes", 2, "photos", value=3), "tensor 'activations' has the shape [2, 512], and [3, 512]"),
         (put("classes", 2, "photos", value=1e3), "classes.2.photos = 1000.0"),
@@ -123,7 +123,7 @@ def test_the_undamaged_model_opens(broken: Path) -> None:
         (put("base_rows", value=[0, -1]), "base_rows.1 = -1"),
         (put("base_rows", value=[0, 2]), "tensor 'base_rows' has 2 rows, and model.json's base_rows name others"),
         (put("base_rows", value=["a", "b"]), "base_rows.0 = 'a'"),
-        (put("base_rows", value=list(range(9))), "classes must begin with one"),
+        (put("base_rows", value=list(range(9))), "classes must begin with a class"),
         (put("files", "network", "file", value="../../etc/passwd"), "files.network.file = '../../etc/passwd'"),
         (put("files", "network", "file", value="/dev/zero"), "files.network.file = '/dev/zero'"),
         (put("files", "network", "bytes", value=10**15), "files.network.bytes = 1000000000000000"),
@@ -317,14 +317,14 @@ def test_any_change_of_model_json_gives_an_error_line_or_a_model(untrained_model
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
         changed = bytes(raw)
     try:
-        found = model_json.parse(changed, "model.json")
+        parsed = model_json.parse(changed, "model.json")
     except UserError as error:
         line = str(error)
         assert "\n" not in line and line.isprintable() and line.startswith("model.json: ")
         return
     _opens_or_is_refused(untrained_model, changed)
     if changed == text.encode():
-        assert found.model_dump(mode="json")["classes"] == original["classes"]
+        assert parsed.model_dump(mode="json")["classes"] == original["classes"]
 
 
 def _opens_or_is_refused(untrained_model: Path, changed: bytes) -> None:
@@ -334,6 +334,6 @@ def _opens_or_is_refused(untrained_model: Path, changed: bytes) -> None:
     (folder / "model.json").write_bytes(changed)
     with contextlib.suppress(UserError):
         model = Classifier.load(folder, "cpu")
-        shares = [one.probability for one in model.answers(torch.ones(1, 512), topk=99)[0]]
+        shares = [prediction.probability for prediction in model.answers(torch.ones(1, 512), topk=99)[0]]
         assert math.isclose(sum(shares), 1, abs_tol=1e-3)
         json.dumps(model.about(), allow_nan=False, ensure_ascii=False).encode()

@@ -51,15 +51,15 @@ def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_p
         # The model itself rounds to bytes after the resize, as the evaluation does.
         assert np.abs(scores - model.logits(list(photos(*size))).numpy()).max() < 1e-2 * np.abs(scores).max()
     about = session.get_modelmeta().custom_metadata_map
-    assert [one["name"] for one in json.loads(about["classes"])][6:] == ["one", "three"]
+    assert [entry["name"] for entry in json.loads(about["classes"])][6:] == ["one", "three"]
     assert json.loads(about["preprocessing"])["size"] == 32
 
 
 @pytest.mark.parametrize("method, rule", [("phi2", "mean"), ("phi1", "rows"), ("phi2cal", "rows")])
 def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method, rule)
-    told = export.torchvision(model, tmp_path / "m.pth")
-    assert "BasicBlock, [1, 1, 1, 1], num_classes=8)" in told
+    line = export.torchvision(model, tmp_path / "m.pth")
+    assert "BasicBlock, [1, 1, 1, 1], num_classes=8)" in line
     network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=8)
     network.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
     images = [torch.from_numpy(image).permute(2, 0, 1) for size in SIZES for image in photos(*size)]
@@ -67,13 +67,13 @@ def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tm
         logits = network.eval()(model.network.preprocess.batch(images))
     assert torch.allclose(logits, model.logits(images), atol=1e-4)
     about = json.loads((tmp_path / "m.pth.json").read_text())
-    assert [one["name"] for one in about["classes"]] == [one.name for one in model.classes]
+    assert [entry["name"] for entry in about["classes"]] == [entry.name for entry in model.classes]
 
 
 def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
     model = random_model("resnet50", "phi2", bank(5, 4, 2048), 64, 64, torch.device("cpu"))
-    told = export.torchvision(model, tmp_path / "m.pth")
-    assert "torchvision.models.resnet50(num_classes=5)" in told
+    line = export.torchvision(model, tmp_path / "m.pth")
+    assert "torchvision.models.resnet50(num_classes=5)" in line
     network = torchvision.models.resnet50(num_classes=5)
     network.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
     images = [torch.from_numpy(photos(1, 64, 80)[0]).permute(2, 0, 1)]
@@ -104,7 +104,7 @@ def test_safetensors_score_as_documented(method: str, models: Path, tmp_path: Pa
     if header["query_scale"]:
         query = float(header["query_scale"]) * query / np.linalg.norm(query, axis=1, keepdims=True)
     scores = [
-        [(tensors["rows"][tensors["owner"] == c] @ one).max() + tensors["offset"][c] for c in range(8)] for one in query
+        [(tensors["rows"][tensors["owner"] == c] @ row).max() + tensors["offset"][c] for c in range(8)] for row in query
     ]
     assert np.allclose(scores, wanted, atol=1e-4)
     assert tensors["conv1.weight"].shape == (64, 3, 7, 7) and len(json.loads(header["classes"])) == 8

@@ -148,8 +148,10 @@ def test_a_pattern_gives_the_photos_that_match(tmp_path: Path) -> None:
     (tmp_path / ".album" / "gone.jpg").symlink_to("nowhere")
     for pattern in ("*", "**", "**/*"):
         account = Account()
-        found = photos.matching(f"{tmp_path}/.album/{pattern}", account)  # each once, and what is hidden was asked for
-        assert [str(p.relative_to(tmp_path / ".album")) for p in found] == ["a/1.jpg", "a/more/2.jpg", "b.png"]
+        matches = photos.matching(
+            f"{tmp_path}/.album/{pattern}", account
+        )  # each once, and what is hidden was asked for
+        assert [str(p.relative_to(tmp_path / ".album")) for p in matches] == ["a/1.jpg", "a/more/2.jpg", "b.png"]
         assert account.left_out == [(f"{tmp_path}/.album/gone.jpg", "a broken link; mend or remove it")]
         assert account.passed_over == {"of the system": 1, "in system folders": 1} and account.found == 6
     with pytest.raises(UserError, match=r"/\*.db: holds no photos \(found 1 file: 0 taken, 0 left out, 1 passed over"):

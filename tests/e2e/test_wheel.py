@@ -1,10 +1,13 @@
-"""The wheel stands alone: built from the tree, used outside of it, it runs the demo (a small one)."""
+"""The wheel stands alone: built from a copy of the tree and used outside of it, it runs a small demo."""
 
 import os
 import shutil
 import subprocess
 import sys
+from email.parser import HeaderParser
 from pathlib import Path
+
+import dist_train
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -14,22 +17,35 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_wheel_runs_the_demo_outside_the_checkout(tmp_path: Path) -> None:
+def test_the_wheel_runs_the_demo_outside_the_checkout(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet"]
-    tree = tmp_path / "tree"  # a copy, for setuptools builds in the tree
-    for part in ("dist_train", "launch", "configs"):
-        shutil.copytree(ROOT / part, tree / part)
-    for part in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / part, tree)
+    tree = tmp_path / "tree"  # a copy, as setuptools builds inside the tree
+    tree.mkdir()
+    for name in ("dist_train", "launch", "configs"):
+        shutil.copytree(ROOT / name, tree / name)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(tree)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
-    options = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
+
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    described = HeaderParser().parsestr(metadata.read_text())
+    assert described["Version"] == dist_train.__version__
+    assert {"serve", "export", "s3", "gs", "parquet"} <= set(described.get_all("Provides-Extra") or [])
+    assert (site / "dist_train" / "classifier" / "serving" / "page.html").is_file()
+
     env = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    where = [sys.executable, "-c", "import dist_train, launch; print(dist_train.__file__, launch.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
-    assert found.count(str(site)) == 2
+    code = "import dist_train, launch; print(dist_train.__file__, launch.__file__)"
+    places = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+    )
+    assert places.stdout.count(str(site)) == 2, places.stdout
+    version = [sys.executable, "-m", "dist_train", "--version"]
+    printed = subprocess.run(version, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    assert printed.stdout.split()[-1] == dist_train.__version__
+    options = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "dist_train", "run", "--config", "demo", *options]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -55,22 +55,25 @@ def test_photos_are_classified_and_a_class_is_added(serve: Serve, model: Path) -
                                                         "JPEG or PNG"}  # fmt: skip
     own = Classifier.load(model, "cpu")
     wanted = own.predict(photo(1))[0]
-    assert [one["name"] for one in asked[0]["predictions"]] == [one.name for one in wanted]
-    assert np.allclose([one["probability"] for one in asked[0]["predictions"]], [one.probability for one in wanted])
+    assert [prediction["name"] for prediction in asked[0]["predictions"]] == [prediction.name for prediction in wanted]
+    assert np.allclose(
+        [prediction["probability"] for prediction in asked[0]["predictions"]],
+        [prediction.probability for prediction in wanted],
+    )
 
     added = web.post("/api/classes", data={"name": "öwl + 猫"}, files=files(photo(1), photo(3)))
     assert added.status_code == 200 and added.json()["classes"][-1]["photos"] == 2
     now = web.post("/api/predictions", json={"ids": [asked[0]["id"], "unknown", asked[2]["id"]]}).json()["results"]
     assert now[1] is None and len(now[0]) == 5
     own.add_class("öwl + 猫", [photo(1), photo(3)])
-    assert [one["name"] for one in now[2]] == [one.name for one in own.predict(photo(2))[0]]
+    assert [prediction["name"] for prediction in now[2]] == [prediction.name for prediction in own.predict(photo(2))[0]]
     assert added_names(model) == ["öwl + 猫"]  # on disk when the answer came
 
     assert web.post("/api/rename", json={"name": "öwl + 猫", "new": "cat"}).status_code == 200
     archive = web.get("/api/download")
     with zipfile.ZipFile(io.BytesIO(archive.content)) as file:
-        file.extractall(model.parent / "got")
-    assert added_names(model.parent / "got" / "model") == ["cat"]
+        file.extractall(model.parent / "unpacked")
+    assert added_names(model.parent / "unpacked" / "model") == ["cat"]
     assert web.post("/api/remove", json={"name": "cat"}).status_code == 200 and added_names(model) == []
 
 
@@ -78,11 +81,11 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
     web = serve("--max_upload_mb", "1", "--max_megapixels", "1", "--max_classes", "8")
     first = Classifier.load(model, "cpu").classes[0].name
 
-    def told(response: httpx.Response) -> tuple[int, str]:
+    def code_and_detail(response: httpx.Response) -> tuple[int, str]:
         return response.status_code, response.json()["detail"]
 
     def add(name: str, *photos: bytes) -> tuple[int, str]:
-        return told(web.post("/api/classes", data={"name": name}, files=files(*photos)))
+        return code_and_detail(web.post("/api/classes", data={"name": name}, files=files(*photos)))
 
     assert add(first, photo(1)) == (422, f"class '{first}': exists already; take another name, or remove or rename "
                                          f"that one first")  # fmt: skip
@@ -90,7 +93,7 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
     assert add("x", b"")[1].startswith("photo 0.jpg: not an image of a known format")
     assert add(" ", photo(1))[1].startswith("class name ' ': it begins or ends with a space; give 1 to 200")
     assert add("", photo(1)) == (422, "name: Field required")
-    assert told(web.post("/api/classes", data={"name": "x"})) == (422, "images: Field required")
+    assert code_and_detail(web.post("/api/classes", data={"name": "x"})) == (422, "images: Field required")
     large = io.BytesIO()
     Image.new("RGB", (1001, 1000)).save(large, "PNG")
     assert add("x", large.getvalue()) == (
@@ -107,10 +110,12 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
             yield bytes(100_000)
 
     head = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert told(web.post("/api/classify", content=endless(), headers=head)) == (413, wanted)
-    assert told(web.post("/api/remove", json={"name": "nobody"}))[1].startswith("class 'nobody': there is none")
-    assert told(web.post("/api/remove", json={}))[0] == 422
-    assert told(web.get("/api/nothing"))[0] == 404
+    assert code_and_detail(web.post("/api/classify", content=endless(), headers=head)) == (413, wanted)
+    assert code_and_detail(web.post("/api/remove", json={"name": "nobody"}))[1].startswith(
+        "class 'nobody': there is none"
+    )
+    assert code_and_detail(web.post("/api/remove", json={}))[0] == 422
+    assert code_and_detail(web.get("/api/nothing"))[0] == 404
     assert added_names(model) == []
     assert web.post("/api/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
     assert web.post("/api/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
@@ -130,7 +135,7 @@ def test_simultaneous_additions_lose_nothing(serve: Serve, model: Path) -> None:
     assert sorted(codes) == [200] * 40 + [422] * 40
     assert sorted(added_names(model)) == sorted(f"class {number}" for number in range(40))
     served = web.get("/api/model").json()["classes"]
-    assert [one["name"] for one in served[6:]] == added_names(model)
+    assert [entry["name"] for entry in served[6:]] == added_names(model)
 
 
 def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) -> None:
@@ -162,8 +167,8 @@ def test_a_model_changed_by_another_process_is_not_overwritten(serve: Serve, mod
     other = Classifier.load(models / "phi2")
     other.add_class("stolen", photo(5))
     other.save(model)
-    told = web.post("/api/classes", data={"name": "x"}, files=files(photo(1)))
-    assert told.status_code == 422 and "was changed since it was loaded" in told.json()["detail"]
+    refused = web.post("/api/classes", data={"name": "x"}, files=files(photo(1)))
+    assert refused.status_code == 422 and "was changed since it was loaded" in refused.json()["detail"]
     assert added_names(model) == ["stolen"]
 
 
@@ -235,7 +240,7 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
     shutil.copytree(models / "phi2", disk / "model")
     model.symlink_to(disk / "model")
     web = serve()
-    told = web.post("/api/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
-    assert told.status_code == 507 and "No space left" in told.json()["detail"]
+    refused = web.post("/api/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
+    assert refused.status_code == 507 and "No space left" in refused.json()["detail"]
     assert json.loads((model / "model.json").read_text())["classes"][-1]["wnid"] and added_names(model) == []
     assert len(web.get("/api/model").json()["classes"]) == 6

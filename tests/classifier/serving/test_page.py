@@ -128,8 +128,8 @@ def test_photos_dropped_and_pasted_and_a_misclassified_photo_taught(light: Any, 
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(data)], 'given.jpg', {type: 'image/jpeg'}));
         const fields = {bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer};
-        const made = kind === 'drop' ? new DragEvent('drop', fields) : new ClipboardEvent('paste', fields);
-        document.body.dispatchEvent(made);
+        const event = kind === 'drop' ? new DragEvent('drop', fields) : new ClipboardEvent('paste', fields);
+        document.body.dispatchEvent(event);
     }"""
     light.evaluate(give, ["drop", list(photo(1))])
     said(light, "1 photo classified.")
@@ -146,12 +146,12 @@ def test_photos_dropped_and_pasted_and_a_misclassified_photo_taught(light: Any, 
 
 
 def test_the_downloaded_model_is_the_served_model(light: Any, model: Path, tmp_path: Path) -> None:
-    with light.expect_download() as got:
+    with light.expect_download() as download:
         light.click("#download")
-    got.value.save_as(tmp_path / "got.zip")
-    shutil.unpack_archive(tmp_path / "got.zip", tmp_path / "got")
-    assert got.value.suggested_filename == "model.zip"
-    assert Classifier.load(tmp_path / "got" / "model").classes == Classifier.load(model).classes
+    download.value.save_as(tmp_path / "download.zip")
+    shutil.unpack_archive(tmp_path / "download.zip", tmp_path / "download")
+    assert download.value.suggested_filename == "model.zip"
+    assert Classifier.load(tmp_path / "download" / "model").classes == Classifier.load(model).classes
 
 
 def test_errors_appear_beside_the_form_and_nothing_is_lost(light: Any, served: tuple[Any, str], model: Path) -> None:

@@ -36,9 +36,9 @@ def test_a_small_photo_does_not_wait_for_large_ones(page: Page) -> None:
         photos = [plain(7874, grey) for grey in range(8)]
         large = [pool.submit(classify, web, photo) for photo in photos]
         results = classify(web, *(plain(40, grey) for grey in range(6))).json()["results"]
-        assert sum(one.done() for one in large) <= 4
+        assert sum(request.done() for request in large) <= 4
         assert len(results) == 6 and all("predictions" in result for result in results)
-        assert all("predictions" in one.result().json()["results"][0] for one in large)
+        assert all("predictions" in request.result().json()["results"][0] for request in large)
     assert memory(web) - before < 2200
 
 
@@ -48,9 +48,9 @@ def classify(web: httpx.Client, *photos: bytes) -> httpx.Response:
 
 def memory(web: httpx.Client) -> int:
     """Return the largest memory that the server has held, in megabytes."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{web.headers['X-Process']}/status").read_text())
-    assert found
-    return int(found[1]) // 1000
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{web.headers['X-Process']}/status").read_text())
+    assert peak
+    return int(peak[1]) // 1000
 
 
 def test_photos_of_a_request_are_answered_like_single_photos(page: Page) -> None:
@@ -68,7 +68,9 @@ def test_photos_of_a_request_are_answered_like_single_photos(page: Page) -> None
         assert alone.get("id") == result.get("id")
         if "id" in alone:
             assert [a["name"] for a in alone["predictions"]] == [b["name"] for b in result["predictions"]]
-            shares = [[one["probability"] for one in answers["predictions"]] for answers in (alone, result)]
+            shares = [
+                [prediction["probability"] for prediction in answers["predictions"]] for answers in (alone, result)
+            ]
             assert np.allclose(*shares, atol=1e-5)
 
 
@@ -83,16 +85,16 @@ def test_a_pool_works_side_by_side_and_shares() -> None:
         done.append(name)
         return name
 
-    async def all_of_it() -> list[str]:
+    async def run_all() -> list[str]:
         pool = FairPool(2)
         await asyncio.gather(pool.run("a", work, "a", True), pool.run("b", work, "b", True))
         done.clear()
         many = [asyncio.create_task(pool.run("many", work, "many", False)) for _ in range(50)]
         await asyncio.sleep(0)
-        one = asyncio.create_task(pool.run("one", work, "one", False))
-        return await asyncio.gather(*many, one)
+        single = asyncio.create_task(pool.run("one", work, "one", False))
+        return await asyncio.gather(*many, single)
 
-    assert asyncio.run(all_of_it()) == ["many"] * 50 + ["one"]
+    assert asyncio.run(run_all()) == ["many"] * 50 + ["one"]
     assert done.index("one") <= 4
     pools = DecodingPools()
     assert pools.for_size(SMALL) is pools.small is pools.for_size(0) and pools.for_size(SMALL + 1) is not pools.small
@@ -116,12 +118,12 @@ def test_a_batch_takes_the_images_that_wait() -> None:
         tasks[0].cancel()  # its client has left
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    found = asyncio.run(ask(iter(range(70))))
-    assert isinstance(found[0], asyncio.CancelledError)
-    assert [float(row) for row in found[1:]] == [2 * number for number in range(1, 70)]
+    rows = asyncio.run(ask(iter(range(70))))
+    assert isinstance(rows[0], asyncio.CancelledError)
+    assert [float(row) for row in rows[1:]] == [2 * number for number in range(1, 70)]
     assert sizes == [32, 32, 6]
-    found = asyncio.run(ask(iter(range(60, 130))))
-    assert [isinstance(row, ValueError) for row in found[1:]] == [True] * 31 + [False] * 38
+    rows = asyncio.run(ask(iter(range(60, 130))))
+    assert [isinstance(row, ValueError) for row in rows[1:]] == [True] * 31 + [False] * 38
 
 
 def test_a_client_with_many_photos_has_a_single_batch_in_progress(untrained_model: Path) -> None:

@@ -1,0 +1,33 @@
+"""The scripts in examples/ run, on fewer and smaller data, and examples/README.md lists them all."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def test_the_page_lists_every_example() -> None:
+    listed = re.findall(r"^\| \[([\w.]+)\]\(\1\)", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert listed == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_learn_a_class(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "learn_a_class.py"), "out", "--epochs", "0.5", "--base-classes", "6",
+               "--learn-steps", "20"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^4 classes added from one picture each: \d+% .* among 10 classes$", done.stdout, re.MULTILINE)
+    shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  \S+$", done.stdout, re.MULTILINE)]
+    assert len(shares) == 3 and shares == sorted(shares, reverse=True)
+    assert {"model", "model.safetensors", "run"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout == done.stdout, (
+        "what is done is skipped, and the answers are the same"
+    )
