@@ -42,8 +42,8 @@ def serve(model: Path) -> Iterator[Serve]:
     for process, client in started:
         client.close()
         process.send_signal(signal.SIGINT)
-        said = process.stdout.read() if process.stdout else ""
-        assert process.wait() == 0 and "Traceback" not in said, said
+        output = process.stdout.read() if process.stdout else ""
+        assert process.wait() == 0 and "Traceback" not in output, output
 
 
 def test_photos_are_classified_and_a_class_is_added(serve: Serve, model: Path) -> None:
