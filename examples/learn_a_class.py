@@ -107,7 +107,7 @@ def main() -> None:
     model.save(given.folder / "model")
     same = Classifier.load(given.folder / "model", "cpu")
     assert same.classes == model.classes
-    print(export.safetensors(same, given.folder / "model.safetensors"))
+    print(export.write_safetensors(same, given.folder / "model.safetensors"))
 
 
 if __name__ == "__main__":

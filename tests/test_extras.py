@@ -20,7 +20,7 @@ MODULES = {"python-multipart": "python_multipart"}  # import names that are not 
 # What uses each extra, in Python; evaluated with one of its libraries blocked at a time.
 USES = {
     "serve": "importlib.import_module('dist_train.classifier.serving.server')",
-    "export": "export.onnx(None, None)",
+    "export": "export.write_onnx(None, None)",
     "s3": "Cache('s3://bucket/shards', CacheConfig(dir='cache')).read('index.json')",
     "gs": "Cache('gs://bucket/shards', CacheConfig(dir='cache')).read('index.json')",
     "parquet": "pyarrow_parquet()",

@@ -24,7 +24,7 @@ from dist_train.files import atomic_write, write_text
 OPSET = 20
 
 
-def torchvision(model: Classifier, out: Path) -> str:
+def write_torchvision(model: Classifier, out: Path) -> str:
     """Write the weights of ``torchvision.models.resnet50(num_classes=N)`` (or whatever the backbone is) with the
     model's logits, and a JSON file beside them with the classes and the preprocessing.
 
@@ -63,7 +63,7 @@ def torchvision(model: Classifier, out: Path) -> str:
     return f'model = {load}; model.load_state_dict(torch.load("{out.name}", weights_only=True)); model.eval()'
 
 
-def safetensors(model: Classifier, out: Path) -> str:
+def write_safetensors(model: Classifier, out: Path) -> str:
     """Write a single file with the backbone under torchvision's names and ``rows`` [R, dim], ``owner`` [R] and
     ``offset`` [classes].
 
@@ -84,7 +84,7 @@ def safetensors(model: Classifier, out: Path) -> str:
     return f'with safetensors.safe_open("{out.name}", "pt") as file: ...  # docs/python.md'
 
 
-def onnx(model: Classifier, out: Path) -> str:
+def write_onnx(model: Classifier, out: Path) -> str:
     """Write an ONNX graph from decoded pixels to scores: ``images`` uint8 [batch, height, width, 3] of any size ->
     ``scores`` and ``probabilities`` float32 [batch, classes]. Classes and preprocessing are in its metadata.
 
@@ -121,9 +121,9 @@ def onnx(model: Classifier, out: Path) -> str:
 
 
 FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], str]]] = {
-    "torchvision": (".pth", torchvision),
-    "safetensors": (".safetensors", safetensors),
-    "onnx": (".onnx", onnx),
+    "torchvision": (".pth", write_torchvision),
+    "safetensors": (".safetensors", write_safetensors),
+    "onnx": (".onnx", write_onnx),
 }
 """The suffix of each format's files, and the function that writes them."""
 

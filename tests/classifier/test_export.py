@@ -39,7 +39,7 @@ def adapted(models: Path, method: str, rule: str = "max") -> Classifier:
 @pytest.mark.parametrize("method, rule", [("phi2", "max"), ("phi2", "mean"), ("phi2cal", "max"), ("phi_plus", "max")])
 def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method, rule)
-    export.onnx(model, tmp_path / "m.onnx")
+    export.write_onnx(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     for size in SIZES:
         scores, shares = session.run(None, {"images": photos(*size)})
@@ -58,7 +58,7 @@ def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_p
 @pytest.mark.parametrize("method, rule", [("phi2", "mean"), ("phi1", "rows"), ("phi2cal", "rows")])
 def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method, rule)
-    line = export.torchvision(model, tmp_path / "m.pth")
+    line = export.write_torchvision(model, tmp_path / "m.pth")
     assert "BasicBlock, [1, 1, 1, 1], num_classes=8)" in line
     network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=8)
     network.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
@@ -72,7 +72,7 @@ def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tm
 
 def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
     model = random_model("resnet50", "phi2", bank(5, 4, 2048), 64, 64, torch.device("cpu"))
-    line = export.torchvision(model, tmp_path / "m.pth")
+    line = export.write_torchvision(model, tmp_path / "m.pth")
     assert "torchvision.models.resnet50(num_classes=5)" in line
     network = torchvision.models.resnet50(num_classes=5)
     network.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True))
@@ -89,14 +89,14 @@ def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_torchvision_refuses_what_a_linear_layer_cannot(method: str, wanted: str, models: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=wanted):
-        export.torchvision(adapted(models, method), tmp_path / "m.pth")
+        export.write_torchvision(adapted(models, method), tmp_path / "m.pth")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
 def test_safetensors_score_as_documented(method: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method)
-    export.safetensors(model, tmp_path / "m.safetensors")
+    export.write_safetensors(model, tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", "np") as file:
         tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     query = model.activations(list(photos(4, 50, 70))).numpy()
