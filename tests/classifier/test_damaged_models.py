@@ -1,5 +1,5 @@
-"""A model is checked when it is opened: a damaged model gives a line that names the file and the key, never a traceback,
-a hang, or an answer that is no number."""
+"""A model is checked when it is opened: a damaged model gives a line that names the file and the key; it never gives a
+traceback, a hang, or an answer that is not a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos of any kind become the same pixels, and the evaluation's input; what is none is named."""
+"""Photos of any kind become the same pixels, and the input that the evaluation computes; other files are named."""
 
 from __future__ import annotations
 
