@@ -148,9 +148,8 @@ def test_a_pattern_gives_the_photos_that_match(tmp_path: Path) -> None:
     (tmp_path / ".album" / "gone.jpg").symlink_to("nowhere")
     for pattern in ("*", "**", "**/*"):
         account = Account()
-        matches = photos.matching(
-            f"{tmp_path}/.album/{pattern}", account
-        )  # each once, and what is hidden was asked for
+        # Each photo once; the hidden folder is searched, as the pattern names it.
+        matches = photos.matching(f"{tmp_path}/.album/{pattern}", account)
         assert [str(p.relative_to(tmp_path / ".album")) for p in matches] == ["a/1.jpg", "a/more/2.jpg", "b.png"]
         assert account.left_out == [(f"{tmp_path}/.album/gone.jpg", "a broken link; mend or remove it")]
         assert account.passed_over == {"of the system": 1, "in system folders": 1} and account.found == 6
@@ -165,9 +164,8 @@ def test_sixteen_bit_images_are_grey_and_not_white(kind: str, tmp_path: Path) ->
     Image.fromarray(levels).save(tmp_path / "deep", kind)
     Image.fromarray(levels.astype(np.int32)).save(tmp_path / "deeper.tif")
     wanted = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
-    assert torch.equal(photos.load(tmp_path / "deep"), wanted) and torch.equal(
-        photos.load(tmp_path / "deeper.tif"), wanted
-    )
+    assert torch.equal(photos.load(tmp_path / "deep"), wanted)
+    assert torch.equal(photos.load(tmp_path / "deeper.tif"), wanted)
     Image.fromarray(levels.astype(np.float32)).save(tmp_path / "floats.tif")
     with pytest.raises(UserError, match=r"floats.tif: float32 pixels; convert it to 8 bits a channel"):
         photos.load(tmp_path / "floats.tif")
