@@ -13,27 +13,33 @@ from dist_train.errors import UserError
 
 
 class DropBranch:
-    """A forward hook that leaves the output out for some images of a training batch."""
+    """Drop a layer's output for random images of a training batch, as a forward hook."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
     def __call__(self, layer: nn.Module, _: object, branch: torch.Tensor) -> torch.Tensor:
-        return drop_rows(branch, self.probability, "row", layer.training)
+        dropped: torch.Tensor = drop_rows(branch, self.probability, "row", layer.training)
+        return dropped
 
 
 class Backbone(nn.Module):
-    """A ResNet as the paper uses it: a(x) = the pooled activation before the last layer, and the
-    fully connected classifier on it. ``architecture`` holds its arguments.
+    """Compute what the paper needs of a ResNet: a(x), the pooled activation before the last layer, and the fully
+    connected classifier on it.
 
     Args:
-        name: one of ``config.MODELS``.
+        name: a name of ``config.MODELS``.
         num_classes: rows of the classifier.
-        small_stem: 3x3 convolution of stride 1 in place of 7x7 of stride 2, no max-pooling
-            (He et al. 2016, section 4.2).
+        small_stem: whether a 3x3 convolution of stride 1, without max-pooling, stands in place of the 7x7 convolution
+        of
+            stride 2 (He et al. 2016, section 4.2).
+
+    Attributes:
+        dim: length of an activation.
+        architecture: the arguments, with which the same network can be built again.
 
     Raises:
-        UserError: not one of these.
+        UserError: ``name`` is not among ``config.MODELS``.
     """
 
     def __init__(self, name: str, num_classes: int, small_stem: bool = False) -> None:
@@ -54,8 +60,13 @@ class Backbone(nn.Module):
             self.body.maxpool = nn.Identity()
 
     def drop_branches(self, probability: float) -> None:
-        """Stochastic depth: from now on the last block's residual branch is left out of an image's training
-        pass with this probability, growing linearly from 0 at the first (Huang et al. 2016)."""
+        """Drop residual branches in training from now on: stochastic depth (Huang et al. 2016).
+
+        Args:
+            probability: that an image passes the last block without its residual branch; it grows linearly from 0 at
+            the
+                first block.
+        """
         blocks = [block for block in self.body.modules() if isinstance(block, (BasicBlock, Bottleneck))]
         for number, block in enumerate(blocks):
             last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
@@ -63,11 +74,11 @@ class Backbone(nn.Module):
             last.register_forward_hook(DropBranch(probability * number / (len(blocks) - 1)))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Activations a(x): [B, 3, H, W] -> [B, dim]."""
+        """Return activations a(x): [B, 3, H, W] -> [B, dim]."""
         activations: torch.Tensor = self.body(images)
         return activations
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits: [B, 3, H, W] -> [B, num_classes]."""
+        """Return logits: [B, 3, H, W] -> [B, num_classes]."""
         logits: torch.Tensor = self.head(self.features(images))
         return logits

@@ -1,4 +1,4 @@
-"""What ``learn`` trains: from activations of classes to rows of a classifier."""
+"""The predictors that ``learn`` trains: from a class's activations to its row of a classifier."""
 
 from __future__ import annotations
 
@@ -15,75 +15,94 @@ _LAYERS = {"phi1": 1, "phi2": 2, "phi2star": 2}
 
 
 class RowPredictor(nn.Module, ABC):
-    """Rows from statistics, trained on the base classes.
+    """Predict a class's row from a statistic of its activations.
 
-    In every step each class is represented by one statistic, its mean activation or a single one, and by
-    one query; rows are made of the statistics and must classify the queries (paper, section 3.2).
+    It is trained on the base classes. In every step each class is represented by a statistic, which is its mean
+    activation or a single activation, and by a query; the rows of the statistics must classify the queries (paper,
+    section 3.2).
     """
 
     own: ClassVar[dict[str, Any]] = {}
-    """Keys of ``learn`` that it sets itself."""
+    """Options of ``learn`` that the predictor sets itself."""
 
     @classmethod
     @abstractmethod
     def build(cls, name: str, means: torch.Tensor, rows: torch.Tensor, config: LearnConfig) -> Self:
-        """Before training: of the base classes' means and of the backbone's own rows, both [classes, dim]."""
+        """Return the predictor before its training.
+
+        Args:
+            name: the method, as in ``learn.methods``.
+            means, rows: the base classes' mean activations and the backbone's own rows, both [classes, dim].
+        """
 
     @abstractmethod
     def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
-        """Statistics [classes, dim], those where ``single`` (bool [classes]) is true of one image -> rows [classes,
-        dim]. Of the same shapes whatever is single, and without a number for the host: see ``learn.cuda_graph``."""
+        """Return rows [classes, dim] of statistics [classes, dim].
+
+        Must compute the same shapes whatever ``single`` is, and give the host no number: ``learn.cuda_graph`` records
+        it.
+
+        Args:
+            single: bool [classes], whether the statistic is a single activation and not a mean.
+        """
 
     def query(self, activations: torch.Tensor) -> torch.Tensor:
-        """Query activations [..., dim] as they meet the rows."""
+        """Return query activations [..., dim] in the form that is multiplied with the rows."""
         return activations
 
     def loss(
         self, queries: torch.Tensor, labels: torch.Tensor, statistics: torch.Tensor, single: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy over all classes (paper, equation 5), summed over the queries [Q, dim] of ``labels`` [Q]."""
+        """Return the cross-entropy over all classes (paper, equation 5), summed over the queries [Q, dim] of ``labels``
+        [Q]."""
         logits = self.query(queries) @ self(statistics, single).T
         return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 class RowClassifier(RowPredictor):
-    """A ``RowPredictor`` whose rows are a classifier: a class scores as the largest of its rows' products with the
-    query. These are what ``dist-train adapt`` makes models of."""
+    """Predict rows that are a classifier: a class's score is the largest product of its rows with the query.
+
+    ``dist-train adapt`` makes models of these predictors.
+    """
 
     @abstractmethod
     def base_rows(self, means: torch.Tensor) -> torch.Tensor:
-        """Rows of the base classes, of their means: both [classes, dim]."""
+        """Return the rows of the base classes from their means, both [classes, dim]."""
 
     @abstractmethod
     def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
-        """k supports of each class [..., k, dim] -> its rows [..., r, dim]; r is k or 1. ``rule``: see
-        ``evaluate.rule``."""
+        """Return the rows [..., r, dim] of novel classes from k supports of each [..., k, dim]; r is k or 1.
+
+        Args:
+            rule: ``evaluate.rule``.
+        """
 
 
 def layers(count: int, dim: int, config: LearnConfig) -> nn.ModuleList:
-    """Fully connected layers dim -> dim; the identity at first, as in the release, by ``LearnConfig``'s default."""
-    made = nn.ModuleList(nn.Linear(dim, dim, bias=config.bias) for _ in range(count))
-    for layer in made:
+    """Return ``count`` fully connected layers dim -> dim; by default they start as the identity, as in the authors'
+    release."""
+    linears = [nn.Linear(dim, dim, bias=config.bias) for _ in range(count)]
+    for layer in linears:
         if config.identity_init:
             nn.init.eye_(layer.weight)
         if config.bias:
             nn.init.zeros_(layer.bias)
-    return made
+    return nn.ModuleList(linears)
 
 
-def through(made: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
-    """One layer after the other, with a ReLU between."""
-    for number, layer in enumerate(made):
+def through(linears: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` after all layers, with a ReLU between each two."""
+    for number, layer in enumerate(linears):
         x = layer(F.relu(x) if number else x)
     return x
 
 
 class Predictor(RowClassifier):
-    """phi1 = one fully connected layer, phi2 = two with a ReLU between (paper, section 3.3); phi2* is phi2
-    trained on means only.
+    """Predict rows as the paper does (section 3.3): phi1 is a fully connected layer, phi2 two with a ReLU between;
+    phi2* is phi2 trained on means only.
 
-    Where the paper is silent, ``LearnConfig``'s defaults follow the authors' MiniImageNet release:
-    L2-normalised input and output, identity initialisation, zero biases, raw query.
+    Where the paper is silent, ``LearnConfig``'s defaults follow the authors' MiniImageNet release: L2-normalised input
+    and output, identity initialisation, zero biases, raw query.
     """
 
     def __init__(self, method: str, dim: int, config: LearnConfig) -> None:
@@ -100,7 +119,7 @@ class Predictor(RowClassifier):
         return cls(name, means.shape[1], config)
 
     def forward(self, statistics: torch.Tensor, single: torch.Tensor | None = None) -> torch.Tensor:
-        """Statistics [..., dim] -> classifier rows [..., dim]; means and single images alike."""
+        """Return the classifier rows [..., dim] of statistics [..., dim], means and single activations alike."""
         rows = through(self.layers, F.normalize(statistics, dim=-1) if self.normalise_input else statistics)
         return F.normalize(rows.float(), dim=-1) if self.normalise_output else rows.float()
 
@@ -108,12 +127,14 @@ class Predictor(RowClassifier):
         return F.normalize(activations, dim=-1) if self.normalise_query else activations
 
     def base_rows(self, means: torch.Tensor) -> torch.Tensor:
-        return self(means)
+        rows: torch.Tensor = self(means)
+        return rows
 
     def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
-        if rule == "max":
-            return self(supports)
         if rule == "mean":
-            return self(supports.mean(-2, keepdim=True))
-        row = self(supports).mean(-2, keepdim=True)  # shorter than its parts, where base rows have length 1
+            supports = supports.mean(-2, keepdim=True)
+        rows: torch.Tensor = self(supports)
+        if rule in ("max", "mean"):
+            return rows
+        row = rows.mean(-2, keepdim=True)  # shorter than the rows, where base rows have length 1
         return F.normalize(row, dim=-1) if self.normalise_output else row

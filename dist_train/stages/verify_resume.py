@@ -1,4 +1,4 @@
-"""A proof for a user's own run and data: what a resumed run will see is what it would have seen."""
+"""Prove for a user's own run and data that a resumed run sees the batches that it would have seen uninterrupted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from dist_train.stages.pretrain import base_order, fingerprint
 from dist_train.training import checkpoint
 
 Ints = npt.NDArray[np.int64]
-Pixels = dict[int, str]
-_BEFORE = 2  # batches that the uninterrupted stream makes before the checkpoint's step
+Pixels = dict[int, str]  # sample id -> checksum of its pixels
+_LEAD = 2  # batches that the uninterrupted stream makes before the checkpoint's step
 
 
 @dataclass(frozen=True)
 class Line:
-    """One global batch: its number, first sample, that sample's crop window, both streams' checksums."""
+    """Describe a global batch that was compared.
+
+    Attributes:
+        number: of the global batch.
+        sample, window: its first sample, and that sample's crop window ("WxH+X+Y").
+        before, after: checksums of its pixels in the uninterrupted stream and in the resumed stream.
+    """
 
     number: int
     sample: str
@@ -34,14 +40,14 @@ class Line:
 
 
 def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
-    """Compare the ``batches`` global batches after the newest checkpoint of ``pretrain``: made by a
-    stream that comes from before it, and by new streams that start there, on 1, 2 and 4 ranks.
+    """Compare ``batches`` global batches after the newest checkpoint of ``pretrain``, as made by a stream that started
+    before the checkpoint, and by new streams that start at it, on 1, 2 and 4 ranks.
 
     Returns:
-        What was compared, and the differences, a line each; none: resuming is exact.
+        The batches that were compared, and the differences in words; without a difference resuming is exact.
 
     Raises:
-        UserError: no checkpoint, or it is of other inputs.
+        UserError: there is no checkpoint, or it is of other inputs.
     """
     folder = run.dir / "pretrain" / "checkpoints"
     saved = checkpoint.load_latest(folder)
@@ -52,41 +58,44 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
     differences = []
     if "next" in saved.state and saved.state["next"] != fingerprint(run, order, step):
         differences.append(f"batch {step}: samples or windows are not those that the run recorded in its checkpoint")
-    first = max(0, step - _BEFORE)
-    going = _stream(run, 1, first, step + batches)[step - first :]
+    first = max(0, step - _LEAD)
+    uninterrupted = _stream(run, 1, first, step + batches)[step - first :]
     lines = []
     for world in (w for w in (1, 2, 4) if size % w == 0):
-        for number, (before, after) in enumerate(
-            zip(going, _stream(run, world, step, step + batches), strict=True), step
-        ):
+        resumed = _stream(run, world, step, step + batches)
+        for number, (before, after) in enumerate(zip(uninterrupted, resumed, strict=True), step):
             if world == 1:
                 lines.append(_line(run, number, before, after))
             where = f"batch {number} on {world} rank{'s' if world > 1 else ''}"
-            view = run.view("train", "base").subset
-            differences += [f"{where}: sample {view.key(i)} is missing" for i in sorted(before.keys() - after.keys())]
-            differences += [f"{where}: sample {view.key(i)} is too many" for i in sorted(after.keys() - before.keys())]
-            differences += [
-                f"{where}: sample {view.key(i)} has other pixels"
-                for i in sorted(before.keys() & after.keys())
-                if before[i] != after[i]
-            ]
+            differences += [f"{where}: {difference}" for difference in _differences(run, before, after)]
     return lines, differences
 
 
+def _differences(run: Run, before: Pixels, after: Pixels) -> list[str]:
+    """Return the differences of a batch in two streams, in words."""
+    key = run.view("train", "base").subset.key
+    changed = [sample for sample in before.keys() & after.keys() if before[sample] != after[sample]]
+    return [
+        *(f"sample {key(sample)} is missing" for sample in sorted(before.keys() - after.keys())),
+        *(f"sample {key(sample)} is too many" for sample in sorted(after.keys() - before.keys())),
+        *(f"sample {key(sample)} has other pixels" for sample in sorted(changed)),
+    ]
+
+
 def _stream(run: Run, world: int, start: int, stop: int) -> list[Pixels]:
-    """Sample id -> checksum of its pixels, for each global batch, from ``world`` ranks' new loaders."""
+    """Return sample id -> checksum of its pixels, for each global batch, from new loaders of ``world`` ranks."""
     view, config = run.view("train", "base"), run.config
-    found: list[Pixels] = [{} for _ in range(start, stop)]
+    batches: list[Pixels] = [{} for _ in range(start, stop)]
     for rank in range(world):
         order = base_order(run)
         for number, batch in enumerate(
             train_batches(view, order, config.data, config.seed, Context(rank, world, rank, world), range(start, stop))
         ):
-            found[number].update(
+            batches[number].update(
                 (int(sample), hashlib.sha256(image.numpy().tobytes()).hexdigest())
                 for sample, image in zip(batch.ids, batch.images.cpu(), strict=True)
             )
-    return found
+    return batches
 
 
 def _line(run: Run, number: int, before: Pixels, after: Pixels) -> Line:
