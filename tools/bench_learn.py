@@ -1,10 +1,10 @@
-"""Iterations/s of all that ``learn`` trains, on random activations, at the paper's size by default.
+"""Measure the iterations/s of ``learn``'s predictors on random activations, at the paper's size by default.
 
     python tools/bench_learn.py [--methods phi2 ...] [--classes 900] [--per-class 1300] [--dim 2048] [--steps 20]
         [--precision fp32] [--cuda-graph off on] [--json FILE]
 
-Activations are written to a temporary file and memory-mapped, as in a run; the peak memory printed
-is that of the process so far. The paper trains 75,000 steps. On a GPU, time a few thousand: the first ones are slow.
+Activations are written to a temporary file and memory-mapped, as in a run; the printed peak memory is that of the
+process so far. A run trains 75,000 steps by default. On a GPU, time a few thousand steps: the first are slow.
 """
 
 from __future__ import annotations

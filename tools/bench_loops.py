@@ -1,7 +1,7 @@
-"""The loops that ``bench_step`` measures this trainer beside: what anyone would write, and timm's own.
+"""The loops that ``bench_step`` measures beside this trainer: a bare PyTorch loop, and timm's own.
 
-Each function makes a model with its optimiser and returns ``steps(count)``, which trains it on one batch. ``given``
-holds the options of ``bench_step``, ``setting`` one row of its matrix.
+Each function makes a model with its optimiser and returns ``steps(count)``, which trains it on the same batch again and
+again. ``given`` holds the options of ``bench_step``, ``setting`` a row of its matrix.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from dist_train.data.loading.loader import Batch
 if TYPE_CHECKING:
     from bench_step import Setting
 
-LR = 0.01  # of all loops: small, for one batch is trained on again and again
+LR = 0.01  # of all loops: small, for the same batch comes again and again
 Steps = Callable[[int], None]
 
 
 def autocast(given: argparse.Namespace, device: torch.device) -> Any:
+    """Return the autocast of the precision that is asked for."""
     kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
     return torch.autocast(device.type, kind, enabled=given.precision == "bf16")
 
 
 def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
-    """Nothing of this project: what anyone would write."""
+    """Return the bare loop, with nothing of this project."""
     device = batch.images.device
     if given.model == "resnet10":  # torchvision does not name it
         model: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], given.classes)
@@ -58,7 +59,7 @@ def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
 
 
 def timms(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
-    """The step of timm's train.py (1.0), without its meters and its EMA."""
+    """Return the step of timm's train.py (1.0), without its meters and its EMA."""
     import timm
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2

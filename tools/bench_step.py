@@ -35,6 +35,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ PARTS = ("data wait", "forward and loss", "backward", "optimiser", "sums", "logg
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared under: one row of ``--matrix``."""
+    """Hold what the loops are compared under: a row of ``--matrix``."""
 
     compiled: bool
     channels_last: bool
@@ -79,7 +80,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one setting.
+    """Hold the figures of a setting.
 
     Attributes:
         rates: images/s of each round, by contestant.
@@ -92,7 +93,7 @@ class Result:
     memory: dict[str, float]
 
     def ratio(self, name: str) -> tuple[float, float, float]:
-        """Median over rounds of the rate beside bare, and its interval."""
+        """Return the median over rounds of the rate beside the bare loop's, and its interval."""
         ratios = sorted(a / b for a, b in zip(self.rates[name], self.rates["bare"], strict=True))
         k = max(1, int(binom.ppf(0.025, len(ratios), 0.5)))
         return statistics.median(ratios), ratios[k - 1], ratios[-k]
@@ -106,7 +107,7 @@ def synthetic(given: argparse.Namespace, setting: Setting, device: torch.device)
 
 
 class Clock:
-    """Seconds in wrapped calls; the device is waited for before and after each."""
+    """Measure the seconds in wrapped calls; the device is waited for before and after each."""
 
     def __init__(self, device: torch.device, cpu_time: bool = False) -> None:
         self.device, self.read = device, time.process_time if cpu_time else time.perf_counter
@@ -118,7 +119,7 @@ class Clock:
         return self.read()
 
     def wrap(self, part: str, owner: Any, name: str) -> None:
-        """Count what ``owner.name(...)`` takes as ``part``, in place of what it was."""
+        """Count the time of ``owner.name(...)`` as ``part`` from now on."""
         call = getattr(owner, name)
 
         def timed(*arguments: Any) -> Any:
@@ -138,7 +139,7 @@ class Endless(Classification):
 
 
 class Trainer:
-    """This project's training as ``stages.pretrain`` sets it up: one model, fed by whom it is told.
+    """Train as ``stages.pretrain`` does, on the batches that a round gives.
 
     Args:
         folder: for metrics.jsonl and TensorBoard.
@@ -164,7 +165,7 @@ class Trainer:
             self.loop.step()
 
     def parts(self, batches: Generator[Batch], count: int) -> dict[str, float]:
-        """ms a step of each of ``PARTS``."""
+        """Return the ms a step of each of ``PARTS``."""
         clock = Clock(self.context.device)
         wrapped = (
             ("data wait", self.loop.window, "next"), ("forward and loss", self.task.objective, "mix"),
@@ -178,7 +179,7 @@ class Trainer:
         self.run(batches, count)
         clock.seconds["other"] = clock.now() - began - sum(clock.seconds.values())
         for _, owner, name in wrapped:
-            vars(owner).pop(name, None)  # the class's own shows again
+            vars(owner).pop(name, None)  # the class's method shows again
         return {part: 1000 * clock.seconds[part] / count for part in PARTS}
 
 
@@ -187,80 +188,100 @@ def repeated(batch: Batch) -> Generator[Batch]:
         yield batch
 
 
-def loaded(shards: ShardSet, given: argparse.Namespace, context: Context, start: int, stop: int) -> Generator[Batch]:
-    """What ``pretrain`` trains on, of all classes."""
+def loaded(shards: ShardSet, given: argparse.Namespace, context: Context, numbers: range) -> Generator[Batch]:
+    """Make the batches that ``pretrain`` would train on, of all classes."""
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     data = DataConfig(shards=str(shards.root), train_size=given.size, threads=given.threads)
-    return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, range(start, stop))
+    return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, numbers)
 
 
-def compare(given: argparse.Namespace, setting: Setting, shards: ShardSet | None, folder: Path) -> Result:
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    torch.compiler.reset()
-    batch, cuda = synthetic(given, setting, device), device.type == "cuda"
-    trainer = Trainer(given, setting, device, folder)
-    clock, whole = Clock(device, given.cpu_time), given.lead + given.steps
-    memory: dict[str, float] = {}
+class Comparison:
+    """Time the trainer and the loops beside it under a setting.
 
-    def feeds(name: str) -> Generator[Batch]:
-        if name == "trainer" or shards is None:
-            return repeated(batch)
-        return loaded(shards, given, trainer.context, trainer.loop.done, trainer.loop.done + whole)
+    Args:
+        shards: where the trainer's loader reads; None to leave the loader out.
+        folder: for the trainer's metrics.
+    """
 
-    def of_trainer(name: str) -> Callable[[], float]:
-        def seconds() -> float:
-            batches = feeds(name)
-            if name != "trainer":
-                trainer.run(batches, given.lead)
-            began = clock.now()
-            trainer.run(batches, given.steps)
-            taken = clock.now() - began
-            batches.close()
-            return taken
+    def __init__(self, given: argparse.Namespace, setting: Setting, shards: ShardSet | None, folder: Path) -> None:
+        self.given, self.setting, self.shards = given, setting, shards
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        torch.compiler.reset()
+        self.batch = synthetic(given, setting, self.device)
+        self.trainer = Trainer(given, setting, self.device, folder)
+        self.clock = Clock(self.device, given.cpu_time)
 
-        return seconds
+    def run(self) -> Result:
+        """Time all contestants in turn, then where the trainer's time goes."""
+        contestants = self.contestants()
+        for seconds in contestants.values():
+            seconds()  # compiles, and makes what is made once
+        rates: dict[str, list[float]] = {name: [] for name in contestants}
+        memory: dict[str, float] = {}
+        for number in range(self.given.rounds):
+            for name in list(contestants)[:: -1 if number % 2 else 1]:
+                self._time(name, contestants[name], rates, memory)
+            shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
+            print(f"{self.setting}: round {number + 1}: {shown} images/s", file=sys.stderr)
+        parts = {name: self._parts(name) for name in contestants if name.startswith("trainer")}
+        self.trainer.loop.close()
+        return Result(rates, parts, memory)
 
-    def of_loop(steps: Steps) -> Callable[[], float]:
-        def seconds() -> float:
-            began = clock.now()
-            steps(given.steps)
-            return clock.now() - began
+    def contestants(self) -> dict[str, Callable[[], float]]:
+        """Return for each contestant a function that makes a round's steps and returns their seconds."""
+        given, setting, batch = self.given, self.setting, self.batch
+        made = {} if given.alone else {"bare": partial(self._time_loop, bare(given, setting, batch))}
+        made["trainer"] = partial(self._time_trainer, "trainer")
+        if given.timm:
+            made["timm"] = partial(self._time_loop, timms(given, setting, batch))
+        if given.control:
+            made["bare, again"] = partial(self._time_loop, bare(given, setting, batch))
+        if self.shards:
+            made["trainer + loader"] = partial(self._time_trainer, "trainer + loader")
+        return made
 
-        return seconds
+    def _time(
+        self, name: str, seconds: Callable[[], float], rates: dict[str, list[float]], memory: dict[str, float]
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            held = torch.cuda.memory_allocated(self.device)
+        rates[name].append(self.given.batch * self.given.steps / seconds())
+        if self.device.type == "cuda":  # above the weights and optimiser states of all of them
+            memory[name] = (torch.cuda.max_memory_allocated(self.device) - held) / 2**30
 
-    contestants = {} if given.alone else {"bare": of_loop(bare(given, setting, batch))}
-    contestants["trainer"] = of_trainer("trainer")
-    if given.timm:
-        contestants["timm"] = of_loop(timms(given, setting, batch))
-    if given.control:
-        contestants["bare, again"] = of_loop(bare(given, setting, batch))
-    if shards:
-        contestants["trainer + loader"] = of_trainer("trainer + loader")
-    for seconds in contestants.values():
-        seconds()  # compiles, and makes what is made once
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(given.rounds):
-        for name in list(contestants)[:: -1 if number % 2 else 1]:
-            if cuda:
-                torch.cuda.reset_peak_memory_stats(device)
-                held = torch.cuda.memory_allocated(device)
-            rates[name].append(given.batch * given.steps / contestants[name]())
-            if cuda:  # above the weights and optimiser states of all of them
-                memory[name] = (torch.cuda.max_memory_allocated(device) - held) / 2**30
-        shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
-        print(f"{setting}: round {number + 1}: {shown} images/s", file=sys.stderr)
-    parts = {}
-    for name in ("trainer", "trainer + loader") if shards else ("trainer",):
-        batches = feeds(name)
-        trainer.run(batches, given.lead)
-        parts[name] = trainer.parts(batches, given.steps)
+    def _feed(self, name: str) -> Generator[Batch]:
+        if name == "trainer" or self.shards is None:
+            return repeated(self.batch)
+        start = self.trainer.loop.done
+        stop = start + self.given.lead + self.given.steps
+        return loaded(self.shards, self.given, self.trainer.context, range(start, stop))
+
+    def _time_trainer(self, name: str) -> float:
+        batches = self._feed(name)
+        if name != "trainer":
+            self.trainer.run(batches, self.given.lead)
+        began = self.clock.now()
+        self.trainer.run(batches, self.given.steps)
+        seconds = self.clock.now() - began
         batches.close()
-    trainer.loop.close()
-    return Result(rates, parts, memory)
+        return seconds
+
+    def _time_loop(self, steps: Steps) -> float:
+        began = self.clock.now()
+        steps(self.given.steps)
+        return self.clock.now() - began
+
+    def _parts(self, name: str) -> dict[str, float]:
+        batches = self._feed(name)
+        self.trainer.run(batches, self.given.lead)
+        parts = self.trainer.parts(batches, self.given.steps)
+        batches.close()
+        return parts
 
 
 def table(results: dict[Setting, Result]) -> Iterator[str]:
-    """Markdown: the rates and ratios, then where the time goes."""
+    """Make the lines of two Markdown tables: the rates and ratios, then where the time goes."""
     memory = any(result.memory for result in results.values())
     yield "| setting | loop | images/s (median) | beside bare | interval |" + (" GiB of a step |" if memory else "")
     yield "|---|---|---:|---:|---|" + ("---:|" if memory else "")
@@ -313,7 +334,7 @@ def settings(given: argparse.Namespace) -> list[Setting]:
 
 
 def drawn_shards(given: argparse.Namespace, folder: Path) -> ShardSet:
-    """Drawn images of twice the side of the crops, as ImageNet's are of 224 pixels."""
+    """Pack drawn images of twice the side of the crops, as ImageNet's images are beside crops of 224 pixels."""
     each = max(20, -(-2 * given.batch // 10))
     options = DrawConfig(
         base_classes=10, novel_classes=1, train_per_class=each, val_per_class=1, size=max(32, 2 * given.size)
@@ -331,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
             shards = open_shards(given.shards) if given.shards else drawn_shards(given, folder)
             given.classes = max(given.classes, len(shards.classes))
         results = {
-            setting: compare(given, setting, shards, folder / f"metrics{number}")
+            setting: Comparison(given, setting, shards, folder / f"metrics{number}").run()
             for number, setting in enumerate(settings(given))
         }
     cuda = torch.cuda.is_available()

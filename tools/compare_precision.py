@@ -1,10 +1,10 @@
-"""Does a short training reach the same accuracy in every precision, under DDP and DeepSpeed, and in learn?
+"""Compare the accuracy of a short training in every precision, under DDP and DeepSpeed, and in ``learn``.
 
     python tools/compare_precision.py --seeds 5
 
-Draws images, trains a small ResNet on them from the same seeds in each way, and prints the base accuracy,
-mean and 95 % interval over seeds, and the paired difference from DDP in fp32. fp16 on a CPU without its
-instructions is emulated, slowly.
+Draws images, trains a small ResNet on them from the same seeds in each way, and prints the base accuracy, its mean and
+95% interval over seeds, and the paired difference from DDP in fp32. A CPU without fp16 instructions emulates fp16,
+slowly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = ("fp32", "bf16", "fp16")
 
 
 def base_config(folder: Path, epochs: float) -> Config:
-    """A training of a minute or so on freshly drawn images."""
+    """Return the configuration of a training of about a minute on freshly drawn images."""
     drawn = DrawConfig(base_classes=20, novel_classes=2, train_per_class=60, val_per_class=30, size=48)
     data = DataConfig(
         shards=str(folder / "shards"), split=str(folder / "split.json"), train_size=40, eval_resize=40, eval_size=40,
@@ -61,7 +61,7 @@ def base_config(folder: Path, epochs: float) -> Config:
 
 
 def accuracy(config: Config) -> float:
-    """Base top-1 (%) of the final weights."""
+    """Train a backbone, and return the base top-1 (%) of its final weights."""
     context = Context()
     pretrain(open_run(config), context, StopFlag(context))
     rows = metrics.read_metrics(config.run_dir / "pretrain" / "metrics.jsonl")
@@ -69,7 +69,7 @@ def accuracy(config: Config) -> float:
 
 
 def learned(config: Config, kind: str) -> float:
-    """Base top-1 (%) with rows that a phi2 trained in this precision predicts from the class means."""
+    """Train phi2 in a precision, and return the base top-1 (%) of the rows that it predicts from the class means."""
     context = Context()
     config = replace(config, learn=replace(config.learn, precision=kind))  # type: ignore[arg-type]
     run = open_run(config)
@@ -80,7 +80,7 @@ def learned(config: Config, kind: str) -> float:
 
 
 def line(name: str, values: list[float], against: list[float]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     scores, pairs = np.array(values), np.array(values) - np.array(against)
     factor = stats.t.ppf(0.975, len(scores) - 1) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
     half, away = (factor * spread.std(ddof=1) if len(scores) > 1 else math.nan for spread in (scores, pairs))
@@ -93,14 +93,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8, help="of each training")
     parser.add_argument("--strategies", default="ddp,zero1", help="pretrain.strategy of each row")
     parser.add_argument(
-        "--precisions", default=",".join(KINDS), help="some of fp32, bf16, fp16; the first is compared with"
+        "--precisions", default=",".join(KINDS), help="of fp32, bf16 and fp16; the others are compared with the first"
     )
     given = parser.parse_args()
     if given.seeds < 2 or given.epochs <= 0 or not set(given.precisions.split(",")) <= set(KINDS):
         parser.error("--seeds is 2 at least, --epochs above 0, --precisions some of fp32, bf16, fp16")
-    precision.cpu_has = lambda _: True  # emulated where it is not there
+    precision.cpu_has = lambda _: True  # emulated where the CPU has no such instructions
     kinds, strategies = given.precisions.split(","), given.strategies.split(",")
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = base_config(Path(folder), given.epochs)
         for seed in range(given.seeds):
@@ -109,16 +109,16 @@ def main() -> None:
                     name = f"{strategy}, {kind}"
                     options = replace(base.pretrain, strategy=strategy, precision=kind)
                     config = replace(base, name=f"{strategy}-{kind}-{seed}", seed=seed, pretrain=options)
-                    found.setdefault(name, []).append(accuracy(config))
-                    print(f"seed {seed}: {name}: {found[name][-1]:.2f} %", flush=True)
+                    accuracies.setdefault(name, []).append(accuracy(config))
+                    print(f"seed {seed}: {name}: {accuracies[name][-1]:.2f} %", flush=True)
             config = replace(base, name=f"{strategies[0]}-{kinds[0]}-{seed}", seed=seed)
             config = replace(config, pretrain=replace(base.pretrain, strategy=strategies[0], precision=kinds[0]))
             for kind in kinds:
-                found.setdefault(f"learn, {kind}", []).append(learned(config, kind))
+                accuracies.setdefault(f"learn, {kind}", []).append(learned(config, kind))
     print(f"\n| training | base top-1, % over {given.seeds} seeds | from the first |\n|---|---:|---:|")
     first = {"learn": f"learn, {kinds[0]}"}
-    for name, values in found.items():
-        print(line(name, values, found[first.get(name.split(",")[0], next(iter(found)))]))
+    for name, values in accuracies.items():
+        print(line(name, values, accuracies[first.get(name.split(",")[0], next(iter(accuracies)))]))
 
 
 if __name__ == "__main__":
