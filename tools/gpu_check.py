@@ -1,13 +1,13 @@
-"""Prove on a GPU what no CPU can, in twelve minutes: each step with its own time-out, JSON and log.
+"""Test and measure on a GPU what no CPU can show, in twelve minutes, in steps with a time-out, a JSON and a log each.
 
     python tools/gpu_check.py run OUT [--cpu] [--only STEP ...]   (tools/gpu_check.sh OUT)
     python tools/gpu_check.py page OUT [--to FILE]
 
-``run`` takes the steps of ``gpu_check_steps`` in the order of what they prove. Of each it leaves ``OUT/STEP.json``:
-name, command, status (passed, failed, timed out, skipped), reason, seconds, time-out, result, versions, device, start
-(UTC); and ``OUT/STEP.log``, all that the step has printed. A step that a time-out ends keeps what it had written of its
-result. ``page`` writes docs/results/gpu.md from what lies in OUT, or OUT/gpu.md where that is of a rehearsal; ``run``
-does so at its end.
+``run`` takes the steps of ``gpu_check_steps`` in order. It writes ``OUT/STEP.json`` for each: name, command, status
+(passed, failed, timed out, skipped), reason, seconds, time-out, result, versions, device, start (UTC); and
+``OUT/STEP.log``, everything that the step has printed. A step that its time-out ends keeps the part of its result that
+it had written. ``page`` writes docs/results/gpu.md from the records in OUT, or OUT/gpu.md where they are of a
+rehearsal; ``run`` does so at its end.
 
 It needs nothing but Python itself: git, network and packages may be missing; a step without its packages is skipped.
 """
@@ -36,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda130", "nvidia-dali-
             "numpy")  # fmt: skip
 PAGE = ROOT / "docs" / "results" / "gpu.md"
 KEYS = {"name", "command", "status", "reason", "seconds", "timeout", "result", "versions", "device", "start"}
-"""Of a step's record."""
+"""Keys of a step's record."""
 PROBE_SECONDS, GRACE_SECONDS = 25, 5
 _PROBE = """
 import json, os, torch
@@ -50,7 +50,7 @@ print(json.dumps(found))
 
 
 def probe(environment: dict[str, str]) -> dict[str, Any]:
-    """Return what torch sees: name, GPUs, GiB of the first, CPUs that may be used; "error" where torch cannot say."""
+    """Return what torch sees: name, number of GPUs, GiB of the first, usable CPUs; "error" where torch cannot say."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment
@@ -64,7 +64,7 @@ def probe(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of those of ``PACKAGES`` that are installed."""
+    """Return the versions of Python and of the installed packages of ``PACKAGES``."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -74,8 +74,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def lacking(step: Step, device: dict[str, Any], passed: set[str]) -> str:
-    """Return why a step cannot be taken here, or "". ``passed``: names of the steps that have passed."""
+def obstacle(step: Step, device: dict[str, Any], passed: set[str]) -> str:
+    """Return why a step cannot be taken here, or "".
+
+    Args:
+        passed: names of the steps that have passed.
+    """
     missing = [module for module in step.needs if not installed(module)]
     if missing:
         return f"not installed: {', '.join(missing)}"
@@ -89,7 +93,7 @@ def lacking(step: Step, device: dict[str, Any], passed: set[str]) -> str:
 def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
     """Run a step to its end or its time-out; return status, reason, seconds and result."""
     log, made = out / f"{step.name}.log", step.result(out)
-    made.unlink(missing_ok=True)  # of an earlier start
+    made.unlink(missing_ok=True)  # an earlier start's
     began = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -106,7 +110,7 @@ def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
     text = log.read_text(errors="replace")
     try:
         result = step.read(made, text)
-    except (OSError, ValueError, KeyError, SyntaxError):  # it was ended before, or while, it wrote
+    except (OSError, ValueError, KeyError, SyntaxError):  # it was ended before it had written all
         result = None
     if code is None:
         status, reason = "timed out", f"after {step.seconds} s; last: {last_line(text)}"
@@ -122,7 +126,7 @@ def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a step and all that it has started: asked first, so that launchers can end their ranks."""
+    """End a step and all processes that it has started, by TERM first, so that launchers can end their ranks."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -136,12 +140,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_line(text: str) -> str:
+    """Return the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "nothing was printed"
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
-    """Return what earlier starts have left in OUT, by step."""
+    """Return the records in OUT by step, those of earlier starts too."""
     found = {}
     for path in sorted(out.glob("*.json")):
         try:
@@ -156,7 +161,7 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def target(out: Path, found: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Return where the page of these records goes: a rehearsal's never into the documentation."""
+    """Return where the page of these records goes: a rehearsal's never goes into the documentation."""
     rehearsed = any(not record["device"]["gpus"] for record in found.values())
     return out / PAGE.name if rehearsed else PAGE
 
@@ -171,7 +176,7 @@ def run(given: argparse.Namespace) -> int:
         return 1
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    if given.cpu:  # and without a compiler, which takes minutes there
+    if given.cpu:  # and without a compiler, which would take minutes
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     device, known = probe(environment), versions()
     if not given.cpu and not device["gpus"]:
@@ -197,7 +202,7 @@ def run(given: argparse.Namespace) -> int:
         passed.discard(step.name)
         print(f"gpu_check: {step.name}: {step.proves} (at most {step.seconds} s)", flush=True)
         began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        why = lacking(step, device, passed)
+        why = obstacle(step, device, passed)
         found = {"status": "skipped", "reason": why, "seconds": 0.0, "result": None} if why else (
             take(step, out, environment)
         )  # fmt: skip
@@ -242,21 +247,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = [signal.signal(number, leave) for number in numbers]
     try:
         return run(given)
-    except (KeyboardInterrupt, Told) as told:
-        print(f"gpu_check: {told or 'interrupted'}; the step that ran is ended, the records before it are kept: --only "
-              "takes steps that are missing, and writes the page", file=sys.stderr)  # fmt: skip
+    except (KeyboardInterrupt, Ended) as cause:
+        why = str(cause) or "interrupted"
+        print(f"gpu_check: {why}; the step that ran is ended, the records before it are kept: --only takes steps that "
+              "are missing, and writes the page", file=sys.stderr)  # fmt: skip
         return 1
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 
-class Told(BaseException):
-    """A signal told this program to leave."""
+class Ended(BaseException):
+    """A signal ends this program."""
 
 
 def leave(number: int, frame: object) -> None:
-    raise Told(f"told to leave ({signal.Signals(number).name})")
+    """Raise ``Ended``; a handler of signals."""
+    raise Ended(f"told to leave ({signal.Signals(number).name})")
 
 
 if __name__ == "__main__":

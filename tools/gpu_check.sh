@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Twelve minutes on a machine with a GPU: all that no CPU can prove, step by step, and docs/results/gpu.md from it.
+# Test and measure on a GPU what no CPU can show, in twelve minutes, and write docs/results/gpu.md from it.
 #
 #   tools/gpu_check.sh OUT [--cpu] [--only STEP ...]
 #
-# Every step has its own time-out and leaves OUT/STEP.json and OUT/STEP.log, so that one that fails leaves the others
-# standing. What a step needs and is missing is named, and the step is skipped. --cpu rehearses all of it, tiny,
-# without a GPU. PYTHON names the interpreter; else it is that of .venv, or python3.
+# Every step has its own time-out and writes OUT/STEP.json and OUT/STEP.log, so a step that fails does not harm the
+# others. A step whose packages are missing is skipped, and they are named. --cpu rehearses all steps, tiny, without a
+# GPU. PYTHON names the interpreter; the default is that of .venv, or python3.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}

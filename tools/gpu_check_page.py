@@ -1,4 +1,4 @@
-"""The page of ``gpu_check``: docs/results/gpu.md from the records of its steps, each aim beside its figure."""
+"""The page of ``gpu_check``: docs/results/gpu.md, from the records of its steps, with each aim beside its figure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ LOOPS = ("step-eager", "step-untuned", "step-loader", "step-compiled")  # traini
 
 @dataclass(frozen=True)
 class Aim:
-    """What is wanted, the figure beside it, and whether it is met; None where the figure does not decide."""
+    """Hold an aim, the figure beside it, and whether it is met; None where the figure does not decide."""
 
     wanted: str
     figure: str = ""
     met: bool | None = None
 
     def row(self, rehearsed: bool) -> str:
+        """Return the row of the table of aims."""
         verdict = {True: "**met**", False: "**not met**", None: "not decided"}[self.met] if self.figure else "not run"
         if rehearsed and self.figure:
             verdict = "rehearsed"
@@ -33,7 +34,7 @@ class Aim:
 
 
 def result(records: Records, step: str) -> Any:
-    """Return what a step has left, whole or, where it was ended, in part; None where there is nothing."""
+    """Return a step's result, in part where it was ended; None where there is none."""
     return records.get(step, {}).get("result")
 
 
@@ -45,12 +46,13 @@ def rates(records: Records, step: str) -> dict[str, float]:
 
 
 def trainer(records: Records) -> float | None:
-    """Return the images/s of the trainer without a loader: of eager and compiled, the faster."""
+    """Return the images/s of the trainer without a loader: the faster of eager and compiled."""
     found = [rates(records, step).get("trainer") for step in ("step-eager", "step-compiled")]
     return max((rate for rate in found if rate), default=None)
 
 
 def loader_aim(records: Records) -> Aim:
+    """Return the aim of the loader against the training."""
     wanted = f"the loader (`mixed`) at least as fast as the GPU trains, with {CORES} CPU cores"
     fed, trained = rates(records, "loader").get("dist_train"), trainer(records)
     if not fed:
@@ -60,11 +62,12 @@ def loader_aim(records: Records) -> Aim:
     if not trained:
         return Aim(wanted, f"{figure}; the training rate is missing")
     met = fed >= trained
-    # With fewer cores than asked a slower loader says nothing of 16.
+    # With fewer cores, a slower loader says nothing about 16.
     return Aim(wanted, f"{figure}, training {trained:,.0f}", met if met or threads >= CORES else None)
 
 
 def timm_aim(records: Records) -> Aim:
+    """Return the aim of the trainer against timm."""
     as_published = "AMP, channels_last, not compiled"
     wanted = f"the trainer at least {TIMM_TIMES} times as fast as timm's loop, as timm publishes it: {as_published}"
     theirs, mine = rates(records, "step-eager").get("timm"), trainer(records)
@@ -76,6 +79,7 @@ def timm_aim(records: Records) -> Aim:
 
 
 def learn_aim(records: Records) -> Aim:
+    """Return the aim of the predictors' training."""
     wanted = f"each of the paper's predictors learns {LEARN_STEPS:,} steps in less than {LEARN_SECONDS} s"
     found = (result(records, "learn") or {"rates": {}})["rates"]
     times = {name: LEARN_STEPS / max(found[name].values()) for name in PAPERS if found.get(name)}
@@ -88,6 +92,7 @@ def learn_aim(records: Records) -> Aim:
 
 
 def evaluate_aim(records: Records) -> Aim:
+    """Return the aim of evaluation."""
     wanted = f"all rows on stored activations in less than {ROWS_SECONDS // 60} minutes"
     found = result(records, "evaluate")
     if not found:
@@ -103,7 +108,7 @@ AIMS = (loader_aim, timm_aim, learn_aim, evaluate_aim)
 
 
 def page(records: Records) -> str:
-    """Return the page, in Markdown. Without records it says that nothing was run, and what would be."""
+    """Return the page in Markdown. Without records it says that nothing was run, and which steps there are."""
     return "\n".join([*_head(records), *_aims(records), *_steps(records), *_figures(records)]) + "\n"
 
 
@@ -114,7 +119,7 @@ def _head(records: Records) -> Iterator[str]:
         last = max(records.values(), key=lambda record: str(record["start"]))
         device, versions = last["device"], last["versions"]
         gpu = f"{device['gpus']} × {device['name']}, {device.get('gib', '?')} GiB" if device["gpus"] else (
-            "no GPU: a rehearsal, whose figures say nothing of one")  # fmt: skip
+            "no GPU: a rehearsal, whose figures say nothing about a GPU")  # fmt: skip
         yield (
             f"Run on {last['start'][:10]}: {gpu}; {device.get('cpus', '?')} CPU cores; "
             + ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -127,9 +132,9 @@ def _head(records: Records) -> Iterator[str]:
     yield f"```\n{COMMAND}\n```"
     yield ""
     yield from (
-        "It takes twelve minutes at most on one H200-class GPU, and needs no git and no network. `OUT` gets a JSON and",
-        "a log of each step; `--only STEP` takes a step again, `--cpu` rehearses all of them without a GPU. This page",
-        "is made from the JSON alone (`tools/gpu_check_page.py`).",
+        "It takes at most twelve minutes on an H200-class GPU, and needs no git and no network. It writes a JSON and",
+        "a log of each step to `OUT`; `--only STEP` takes a step again, `--cpu` rehearses all steps without a GPU.",
+        "This page is made from the JSON files alone (`tools/gpu_check_page.py`).",
         "",
     )
 
@@ -162,7 +167,7 @@ def _steps(records: Records) -> Iterator[str]:
 
 
 def _figures(records: Records) -> Iterator[str]:
-    """The tables of those steps that have left figures."""
+    """Make the tables of the steps that have figures."""
     if any(rates(records, step) for step in LOOPS):
         yield from ("## Training step", "", "Images/s are medians over rounds; GiB are of a step, above weights and "
                     "optimiser states.", "", "| step | loop | images/s | GiB |", "|---|---|---:|---:|")  # fmt: skip
@@ -204,5 +209,5 @@ def _figures(records: Records) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """One line of a table."""
+    """Return a text as a cell of a table."""
     return " ".join(text.replace("|", "\\|").split())[:200]

@@ -1,7 +1,7 @@
 """The steps of ``gpu_check``, in the order of what they prove, with their time-outs.
 
-Full size is that of ImageNet on one H200-class GPU with 16 CPU cores; all time-outs together are twelve minutes. With
-``cpu`` the same commands are made, tiny, and patient: a rehearsal proves that they can be run, not how fast.
+Full size is the size of ImageNet on an H200-class GPU with 16 CPU cores; all time-outs together are twelve minutes.
+With ``cpu`` the same commands are tiny and have long time-outs: a rehearsal proves that they can be run, not how fast.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENT_SECONDS = 600  # of each step of a rehearsal: other work may have the CPU
+PATIENT_SECONDS = 600  # time-out of each step of a rehearsal: other work may have the CPU
 DALI, CLI = ("nvidia.dali", "webdataset"), ("jsonargparse", "submitit")
+TORCH = ("torch", "torchvision", "tensorboard", "scipy")
 
-# What is marked gpu, by what it proves; tests/tools/test_gpu_check.py holds that none is missing.
+# Tests that are marked gpu, by their subject; tests/tools/test_gpu_check.py asserts that none is missing.
 TESTS = {
     "pixels": ("tests/data/loading/test_loader.py", "tests/gpu/test_loader_on_gpu.py",
                "tests/data/loading/test_one_preprocessing.py",
@@ -34,28 +35,29 @@ TESTS = {
 
 
 def read_json(made: Path, text: str) -> Any:
+    """Return the result that a tool has written as JSON."""
     return json.loads(made.read_text())
 
 
 def read_doctor(made: Path, text: str) -> dict[str, Any]:
-    """Its lines: level, what, text."""
+    """Return the lines of ``doctor``: level, subject, text."""
     lines = re.findall(r"^(ok|warning|error) +(.{12}) (.*)$", text, re.MULTILINE)
-    return {"lines": [[level, what.strip(), told] for level, what, told in lines]}
+    return {"lines": [[level, subject.strip(), finding] for level, subject, finding in lines]}
 
 
 def read_tests(made: Path, text: str) -> dict[str, Any]:
-    """Counts, outcome of each test, message of each that failed: from pytest's XML or, where pytest was ended before
-    it wrote that, from the lines that it had printed."""
+    """Return counts, the outcome of each test, and the message of each failure: from pytest's XML or, where pytest was
+    ended before it wrote the XML, from its printed lines."""
     tests, failures, reasons = {}, {}, set()
     if made.is_file():
         for case in ElementTree.parse(made).iter("testcase"):
             name = f"{case.get('classname', '')}::{case.get('name', '')}"
-            told = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-            tests[name] = "passed" if told is None else "skipped" if told.tag == "skipped" else "failed"
-            if told is not None and tests[name] == "failed":
-                failures[name] = (told.text or told.get("message") or "")[-2000:]
-            elif told is not None:
-                reasons.add(told.get("message") or "")
+            problem = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+            tests[name] = "passed" if problem is None else "skipped" if problem.tag == "skipped" else "failed"
+            if problem is not None and tests[name] == "failed":
+                failures[name] = (problem.text or problem.get("message") or "")[-2000:]
+            elif problem is not None:
+                reasons.add(problem.get("message") or "")
     else:
         for name, outcome in re.findall(r"^(tests/\S+::.+?) (PASSED|FAILED|SKIPPED|ERROR)\b", text, re.MULTILINE):
             tests[name] = {"PASSED": "passed", "SKIPPED": "skipped"}.get(outcome, "failed")
@@ -65,18 +67,18 @@ def read_tests(made: Path, text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
+    """Describe a command and its proof.
 
     Attributes:
-        name: of its record and its log.
+        name: names its record and its log.
         proves: what it shows, for the page.
-        command: what is run, in the checkout.
+        command: runs in the checkout.
         seconds: time-out.
         needs: modules without which it is skipped.
         after: the step without whose success it is skipped.
-        gpus: without so many GPUs it is skipped.
+        gpus: the number of GPUs without which it is skipped.
         made: the file in OUT/work that the command leaves its result in.
-        read: from that file and from what was printed to the result; ValueError where there is none.
+        read: returns the result from that file and the printed text; raises ValueError where there is none.
     """
 
     name: str
@@ -90,75 +92,109 @@ class Step:
     read: Callable[[Path, str], Any] = read_json
 
     def result(self, out: Path) -> Path:
+        """Return the file of the result."""
         return out / "work" / (self.made or f"{self.name}.json")
 
 
 def installed(module: str) -> bool:
+    """Return whether a module can be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
+    except ModuleNotFoundError:  # its package is missing
         return False
 
 
-def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
-    """All steps, whose files go to ``out``; ``cpus``: cores that may be used, of which loaders take 16 at most."""
-    work, gpus, threads = out / "work", 0 if cpu else 1, str(min(16, cpus))
-    python = ("torch", "torchvision", "tensorboard", "scipy")
+@dataclass(frozen=True)
+class Commands:
+    """Make the steps' commands, whose files go to ``work``.
 
-    def tool(name: str, *words: str) -> list[str]:
+    Attributes:
+        cpu: whether to rehearse, tiny, without a GPU.
+        threads: cores that loaders take.
+    """
+
+    work: Path
+    cpu: bool
+    threads: str
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a step needs."""
+        return 0 if self.cpu else 1
+
+    def tool(self, name: str, *words: str) -> list[str]:
+        """Return the command of a tool."""
         return [sys.executable, f"tools/{name}.py", *words]
 
-    def left(name: str) -> list[str]:
-        return ["--json", str(work / f"{name}.json")]
+    def json(self, name: str) -> list[str]:
+        """Return the option that names the file of a step's result."""
+        return ["--json", str(self.work / f"{name}.json")]
 
-    def test(name: str, proves: str, seconds: int, *needs: str) -> Step:
+    def test(self, name: str, proves: str, seconds: int, *needs: str) -> Step:
+        """Return the step that runs the tests of ``TESTS[name]``."""
         chosen = [word for word in TESTS[name] if (ROOT / word.partition("::")[0]).is_file()]
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider",
-                   f"--junit-xml={work}/tests-{name}.xml", *chosen]  # fmt: skip
-        return Step(f"tests-{name}", proves, command, seconds, ("pytest", *python, *needs), gpus=gpus,
+                   f"--junit-xml={self.work}/tests-{name}.xml", *chosen]  # fmt: skip
+        return Step(f"tests-{name}", proves, command, seconds, ("pytest", *TORCH, *needs), gpus=self.gpus,
                     made=f"tests-{name}.xml", read=read_tests)  # fmt: skip
 
-    def train(name: str, proves: str, seconds: int, *words: str, after: str = "") -> Step:
+    def train(self, name: str, proves: str, seconds: int, *words: str, after: str = "") -> Step:
+        """Return a step that times the trainer."""
         size = "--model resnet18 --classes 10 --size 32 --batch 4 --steps 1 --lead 1 --rounds 1 --precision fp32"
-        if not cpu:
+        if not self.cpu:
             size = "--model resnet50 --classes 1000 --size 224 --batch 256 --steps 8 --lead 4 --rounds 6"
-        command = tool("bench_step", *size.split(), "--threads", threads, *words, *left(name))
-        return Step(name, proves, command, seconds, python + (DALI if after else ()), after, gpus)
+        command = self.tool("bench_step", *size.split(), "--threads", self.threads, *words, *self.json(name))
+        return Step(name, proves, command, seconds, TORCH + (DALI if after else ()), after, self.gpus)
 
+
+def steps(out: Path, cpu: bool = False, cpus: int = 16) -> list[Step]:
+    """Return all steps, whose files go to ``out``; loaders take ``cpus`` cores, 16 at most."""
+    make = Commands(out / "work", cpu, str(min(16, cpus)))
+    every = [*_proofs(make), *_measurements(make)]
+    return [replace(step, seconds=PATIENT_SECONDS) for step in every] if cpu else every
+
+
+def _proofs(make: Commands) -> list[Step]:
+    """Return the steps that pass or fail."""
+    return [
+        Step("doctor", "what the machine can do",
+             [sys.executable, "-m", "dist_train", "doctor", "--runs", str(make.work / "runs")], 15, CLI,
+             read=read_doctor),
+        make.test("pixels", "the GPU sees the CPU's pixels, and keeps them", 40, *DALI),
+        make.test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 75, "timm"),
+        make.test("predictor", "a CUDA graph learns the same as single launches", 40, "timm"),
+        make.test("run", "a stopped run ends in the table of a whole run; the GPU answers as the CPU", 40, *DALI,
+                  "pydantic"),
+    ]  # fmt: skip
+
+
+def _measurements(make: Commands) -> list[Step]:
+    """Return the steps that measure, and those that make their inputs."""
+    cpu, work, gpus = make.cpu, make.work, make.gpus
     loaders = ["DALI's own", "torchvision", *([] if cpu else ["limit"])]
     passes = "--rounds 1 --passes 1" if cpu else "--rounds 3 --passes 4 --gpu"
     sizes = "--classes 7 --per-class 8 --dim 12 --steps 5 --precision fp32" if cpu else "--steps 2000 --precision bf16"
     classes = "--base 5 --per-class 8 --novel 3 --novel-per-class 9 --val-per-class 2 --dim 8 --draws 2 --shots 1 3"
     rows = [*classes.split(), "--methods", "mean", "phi2"] if cpu else []
     photos = ["--count", "128" if cpu else "1024"]
-    every = [
-        Step("doctor", "what the machine can do",
-             [sys.executable, "-m", "dist_train", "doctor", "--runs", str(work / "runs")], 15, CLI, read=read_doctor),
-        test("pixels", "the GPU sees the CPU's pixels, and keeps them", 40, *DALI),
-        test("step", "a step waits for nothing; compiled, sharded or on two GPUs it is the same step", 75, "timm"),
-        test("predictor", "a CUDA graph learns what single launches learn", 40, "timm"),
-        test("run", "a stopped run ends in the table of a whole one; the GPU answers as the CPU", 40, *DALI,
-             "pydantic"),
+    return [
         Step("images", "full-size photos for the loaders, packed",
-             tool("gpu_check_work", "images", str(work), *left("images"), *photos), 30, DALI),
+             make.tool("gpu_check_work", "images", str(work), *make.json("images"), *photos), 30, DALI),
         Step("loader", "the loader beside DALI's reader and torchvision's, on full-size photos",
-             tool("bench_loader", "--images", str(work / "photos"), *passes.split(), "--threads", threads,
-                  "--only", *loaders, *left("loader")), 40, (*DALI, *python), "images", gpus),
-        train("step-eager", "the trainer beside a bare loop and timm's", 40, "--no-loader",
-              *(["--timm"] if installed("timm") else [])),
-        train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning"),
-        train("step-loader", "the trainer on what its loader reads", 30, "--shards", str(work / "shards"),
-              after="images"),
-        train("step-compiled", "the compiled trainer", 70, "--no-loader", "--alone", "--compile"),
+             make.tool("bench_loader", "--images", str(work / "photos"), *passes.split(), "--threads", make.threads,
+                       "--only", *loaders, *make.json("loader")), 40, (*DALI, *TORCH), "images", gpus),
+        make.train("step-eager", "the trainer beside a bare loop and timm's", 40, "--no-loader",
+                   *(["--timm"] if installed("timm") else [])),
+        make.train("step-untuned", "the same without cuDNN's trials", 30, "--no-loader", "--no-tuning"),
+        make.train("step-loader", "the trainer on the batches of its loader", 30, "--shards", str(work / "shards"),
+                   after="images"),
+        make.train("step-compiled", "the compiled trainer", 70, "--no-loader", "--alone", "--compile"),
         Step("run", "drawn classes through all stages, stopped and resumed, beside a whole run",
-             tool("gpu_check_work", "resume", str(work), *left("run"), *(["--tiny"] if cpu else [])), 70,
-             (*DALI, *CLI, *python), gpus=gpus),
+             make.tool("gpu_check_work", "resume", str(work), *make.json("run"), *(["--tiny"] if cpu else [])), 70,
+             (*DALI, *CLI, *TORCH), gpus=gpus),
         Step("learn", "the predictors' training with and without the CUDA graph, at full size",
-             tool("bench_learn", *sizes.split(), "--methods", "phi2", "phi1", "phi2star", "--cuda-graph", "off", "on",
-                  *left("learn")), 45, python, gpus=gpus),
+             make.tool("bench_learn", *sizes.split(), "--methods", "phi2", "phi1", "phi2star", "--cuda-graph", "off",
+                       "on", *make.json("learn")), 45, TORCH, gpus=gpus),
         Step("evaluate", "all rows on stored activations of full size",
-             tool("bench_evaluate", *rows, *left("evaluate")), 130, python, gpus=gpus),
+             make.tool("bench_evaluate", *rows, *make.json("evaluate")), 130, TORCH, gpus=gpus),
     ]  # fmt: skip
-    if not cpu:
-        return every
-    return [Step(**{**vars(step), "seconds": PATIENT_SECONDS}) for step in every]

@@ -1,4 +1,5 @@
-"""What two steps of ``gpu_check`` do: full-size photos, and a run that is stopped and resumed beside a whole one.
+"""The work of two steps of ``gpu_check``: draw full-size photos; stop and resume a run, and compare it with a whole
+run.
 
 python tools/gpu_check_work.py images FOLDER --json FILE [--count 1024]
 python tools/gpu_check_work.py resume FOLDER --json FILE [--tiny]
@@ -27,9 +28,10 @@ from dist_train.data.packing.pack import pack
 from dist_train.errors import STOPPED
 from dist_train.training import checkpoint
 
-WIDTH, HEIGHT, QUALITY = 500, 375, 90  # of a usual ImageNet photo; with the grain below its 110 KB too
+WIDTH, HEIGHT, QUALITY = 500, 375, 90  # as a usual ImageNet photo; with the grain below, 110 KB like it
 GRAIN = 17  # levels, standard deviation
-MOST_APART = 5.0  # percent points between tables: GPUs add in any order, so that two runs are not equal to the last bit
+# Percent points between tables: GPUs add in any order, so two runs are not equal to the last bit.
+MOST_APART = 5.0
 TINY = ["--pack.draw.base_classes", "6", "--pack.draw.novel_classes", "3", "--pack.draw.train_per_class", "12",
         "--pack.draw.val_per_class", "4", "--pack.draw.size", "36", "--data.train_size", "32",
         "--data.eval_resize", "32", "--data.eval_size", "32", "--pretrain.global_batch", "12",
@@ -54,7 +56,7 @@ def photo(number: int, path: Path) -> int:
 
 
 def images(folder: Path, count: int) -> dict[str, Any]:
-    """``FOLDER/photos/train``, ten classes of full-size photos, and ``FOLDER/shards``, the same, packed."""
+    """Write ``FOLDER/photos/train``, ten classes of full-size photos, and pack them to ``FOLDER/shards``."""
     for name in ("photos", "shards"):
         shutil.rmtree(folder / name, ignore_errors=True)
     paths = [folder / "photos" / "train" / f"class{number % 10}" / f"{number}.jpg" for number in range(count)]
@@ -67,6 +69,7 @@ def images(folder: Path, count: int) -> dict[str, Any]:
 
 
 def command(folder: Path, name: str, tiny: bool) -> list[str]:
+    """Return the command of a run of drawn classes."""
     data = folder / "run-data"
     return [sys.executable, "-m", "dist_train", "run", "--config", "demo", "--name", name,
             "--runs", str(folder / "runs"), "--data.shards", str(data / "shards"), "--data.split",
@@ -75,7 +78,7 @@ def command(folder: Path, name: str, tiny: bool) -> list[str]:
 
 
 def stop_in_training(run: Path, words: list[str]) -> int:
-    """Start a run, and tell it to stop (TERM) once it has saved its first step; return its exit code."""
+    """Start a run, send it TERM once it has saved its first step, and return its exit code."""
     process = subprocess.Popen(words)
     while process.poll() is None and not checkpoint.step_checkpoints(run / "pretrain" / "checkpoints"):
         time.sleep(0.01)
@@ -84,14 +87,14 @@ def stop_in_training(run: Path, words: list[str]) -> int:
 
 
 def resume(folder: Path, tiny: bool) -> dict[str, Any]:
-    """A whole run, and one that is stopped in training and started again.
+    """Make a whole run, and a run that is stopped in training and started again, and compare them.
 
     Returns:
-        equal: whether both tables are the same; largest_difference: of two figures, in percent points;
-        weights_difference: largest, of the networks; seconds: of each start; table: the resumed run's.
+        equal: whether both tables are the same; largest_difference: between two figures, in percent points;
+        weights_difference: the largest between the networks; seconds: of each start; table: the resumed run's.
 
     Raises:
-        SystemExit: a start left with another code than it should, or the tables are further apart than ``MOST_APART``.
+        SystemExit: a start left with an unexpected exit code.
     """
     shutil.rmtree(folder / "runs", ignore_errors=True)
     seconds = {}
@@ -117,7 +120,7 @@ def resume(folder: Path, tiny: bool) -> dict[str, Any]:
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """Means of a run's table by method, shots and metric, in percent."""
+    """Return the means of a run's table by method, shots and metric, in percent."""
     return {
         f"{method} {shots} {metric}": value["mean"]
         for method, row in results["methods"].items()
