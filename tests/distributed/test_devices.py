@@ -194,10 +194,10 @@ class Recording(CPU_Accelerator):
         return "cpu"
 set_accelerator(Recording())
 from dist_train.config import PretrainConfig
-from dist_train.context import Context
-from dist_train.engine.optim import make_optimizer
-from dist_train.engine.precision import MixedPrecision
-from dist_train.engine.zero import DeepSpeed
+from dist_train.distributed.context import Context
+from dist_train.training.optimizer import make_optimizer
+from dist_train.training.precision import MixedPrecision
+from dist_train.training.strategies.deepspeed import DeepSpeed
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 config = PretrainConfig(strategy=sys.argv[1], global_batch=4, precision="fp32", optimizer="sgd")
 model = torch.nn.Linear(4, 4)

@@ -33,7 +33,7 @@ def codes(page: Path) -> list[str]:
 
 def written_tags() -> Iterator[str]:
     """Names of scalars: keys of dictionaries and of items that are set."""
-    for path in [*(ROOT / "dist_train" / "engine").glob("*.py"), *(ROOT / "dist_train" / "stages").glob("*.py")]:
+    for path in [*(ROOT / "dist_train" / "training").glob("*.py"), *(ROOT / "dist_train" / "stages").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             keys = node.keys if isinstance(node, ast.Dict) else [node.slice] if isinstance(node, ast.Subscript) else []
             for key in keys:

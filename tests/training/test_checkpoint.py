@@ -1,7 +1,8 @@
-"""Checkpoints beside the training: full disks, retention, and what a step waits for."""
+"""Checkpoints and metrics on the disk: damage, full disks, retention, and what a step waits for."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
+from dist_train.files import file_sha256
 from dist_train.runs.run import open_run
 from dist_train.stages.pretrain import pretrain
-from dist_train.training import checkpoint
+from dist_train.training import checkpoint, metrics
 from dist_train.training.metrics import MetricsWriter, read_metrics
 
 
@@ -118,10 +120,6 @@ def test_no_file_of_a_run_is_loaded_as_a_pickle(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "step-00000001", {}, {"step": 1})
     file = tmp_path / "step-00000001" / "tensors.pt"
     torch.save({"w": Bomb()}, file)
-    import json
-
-    from dist_train.files import file_sha256
-
     manifest = tmp_path / "step-00000001" / "manifest.json"
     entries = json.loads(manifest.read_text())
     entries["tensors.pt"] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
@@ -133,7 +131,63 @@ def test_no_file_of_a_run_is_loaded_as_a_pickle(tmp_path: Path) -> None:
 
 def test_the_whole_program_loads_nothing_unsafely() -> None:
     root = Path(checkpoint.__file__).parents[2]
-    for path in [*root.glob("dist_train/**/*.py"), *root.glob("launch/*.py")]:
+    for path in [*root.glob("dist_train/**/*.py"), *root.glob("launch/**/*.py")]:
         text = path.read_text()
         assert "allow_pickle=True" not in text and "pickle.load" not in text and "extractall" not in text, path
         assert text.count("torch.load(") == text.count("weights_only=True)"), path
+
+
+def save(folder: Path, step: int) -> None:
+    checkpoint.save(checkpoint.step_path(folder, step), {"w": torch.full((3,), float(step))}, {"step": step})
+
+
+def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path) is None
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    latest = checkpoint.load_latest(tmp_path)
+    assert latest and latest.state == {"step": 10} and latest.tensors["w"].tolist() == [10.0] * 3
+    checkpoint.retain(tmp_path, 2)
+    assert [p.name for p in checkpoint.step_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    save(tmp_path, 10)  # the same name again
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    file = tmp_path / "step-00000002" / ("manifest.json" if damage == "manifest" else "tensors.pt")
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(content[:-5])
+    else:
+        file.unlink()
+    latest = checkpoint.load_latest(tmp_path)
+    assert latest and latest.state["step"] == 1
+    assert "step-00000002" in caplog.text and "falling back" in caplog.text
+    with pytest.raises(UserError, match="step-00000002"):
+        checkpoint.load(tmp_path / "step-00000002")
+    (tmp_path / "step-00000001" / "tensors.pt").unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_metrics_take_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    first = metrics.MetricsWriter(tmp_path, 0)
+    for step in (2, 4, 6):
+        first.write(step, {"train/loss": 1.0 / step})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "train')  # killed while writing
+    again = metrics.MetricsWriter(tmp_path, 4)
+    again.write(6, {"train/loss": 0.5})
+    again.close()
+    rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6] and rows[-1]["train/loss"] == 0.5
+    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
