@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dist_train.config import Config, PretrainConfig
-from dist_train.data.loading.plan import train_side
 from dist_train.data.loading.order import Order
+from dist_train.data.loading.plan import train_side
 from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
