@@ -13,9 +13,10 @@ from dist_train.errors import UserError
 
 
 class atomic_write:
-    """``with atomic_write(path) as file``: all of it under the final name, or nothing.
+    """Write a file whole or not at all: ``with atomic_write(path) as file``.
 
-    Writes to a temporary name in the same folder, then fsync and rename; removed on an error.
+    The content goes to a temporary name in the same folder, and is then synced and renamed. On an error the temporary
+    file is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +48,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a file that is an ordinary one: nobody waits for what a pipe or a device never gives.
+    """Return the content of a regular file. A pipe or a device is refused, for a read could wait for ever.
 
     Raises:
-        UserError: it is none, or of more than ``limit`` bytes.
+        UserError: it is no regular file, or has more than ``limit`` bytes.
         OSError: it is not there, or cannot be read.
     """
     check_regular(path, limit)
@@ -59,7 +60,11 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def check_regular(path: Path, limit: int) -> int:
-    """Bytes of a file that is an ordinary one. Raises as ``read_regular``."""
+    """Return the number of bytes of a regular file.
+
+    Raises:
+        UserError, OSError: as ``read_regular``.
+    """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise UserError(f"{path}: is no ordinary file (a pipe, a device or a folder); put the file itself there")
@@ -69,6 +74,6 @@ def check_regular(path: Path, limit: int) -> int:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

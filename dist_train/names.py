@@ -1,6 +1,6 @@
-"""Names: what a class may be called, and how any text is shown so that nothing in it stays unseen.
+"""Class names that are allowed, and the display of any text so that nothing in it stays unseen.
 
-Every door judges class names here: packing, splits, adding classes, and the opening of shards, splits and models.
+Packing, splits, adding classes, and the opening of shards, splits and models all check class names here.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import unicodedata
 from dist_train.errors import UserError
 
 MAX_LENGTH = 200
-"""Of a class name, in characters."""
+"""Most characters of a class name."""
 
 _JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner: Persian words and emoji are spelt with them
 _SELECTORS = r"\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"  # variation selectors
-# Letters and marks by their category that nevertheless leave no ink: fillers, the grapheme joiner, empty Braille.
+# Characters that are letters or marks by their category but leave no ink: fillers, the grapheme joiner, empty Braille.
 _BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 _FORMING = re.compile(f"[{_JOINERS}{_SELECTORS}]")
-# Where there is nothing to join or to vary, they only make two names that look alike. "1\ufe0f\u20e3" is an emoji.
+# Where they have nothing to join or to vary, they only make two names that look alike. "1\ufe0f\u20e3" is an emoji.
 _FORMING_NOTHING = re.compile(f"(?:^|[A-Za-z\\s])[{_JOINERS}{_SELECTORS}]|[{_JOINERS}]$")
 
 
-@functools.lru_cache(1 << 16)  # asked for each image of a class
+@functools.lru_cache(1 << 16)  # called for each image of a class
 def class_name(text: str) -> str:
-    """Return a class name as it is kept: in Unicode's composed form (NFC), so that what looks the same is the same.
+    """Return a class name as it is kept: in Unicode's composed form (NFC), so that names that look alike are equal.
 
     Raises:
         UserError: the text is empty, over ``MAX_LENGTH`` characters, not UTF-8 (a file name's stray bytes), begins or
@@ -42,12 +42,12 @@ def class_name(text: str) -> str:
 
 
 def is_class_name(text: object) -> bool:
-    """Tell whether this is a class name in the form in which ``class_name`` keeps it."""
+    """Tell whether a text is a class name in the form that ``class_name`` returns."""
     return isinstance(text, str) and _fault(text) is None and unicodedata.is_normalized("NFC", text)
 
 
 def shown(text: object) -> str:
-    """Return a text with all that cannot be seen, or that moves what follows, escaped as Python would write it.
+    """Return a text in which characters that cannot be seen, or that move other text, are escaped as Python does it.
 
     Control characters (line breaks and a terminal's commands among them), marks of the writing direction and spaces
     other than the usual space become ``\\n``, ``\\x1b``, ``\\u202e``; a byte of a file name that is not UTF-8 becomes
@@ -60,7 +60,7 @@ def shown(text: object) -> str:
 
 
 def _fault(name: str) -> str | None:
-    """Why this cannot be a class name, or None."""
+    """Return why a text cannot be a class name, or None."""
     if not name:
         return "it is empty"
     if len(name) > MAX_LENGTH:

@@ -1,4 +1,4 @@
-"""An account of files: found = taken + left out (each by its name, and why) + passed over (counted, by reason)."""
+"""An account of files: found = taken + left out (each with its name and reason) + passed over (counted by reason)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from dist_train.names import shown
 
 SHOWN = 20  # of a long list
-_EXAMPLES = 3  # of what is passed over, on a line
+_EXAMPLES = 3  # files named on a line of those passed over
 
 
 @dataclass
 class Account:
-    """What became of the files that were found.
+    """Record what became of the files that were found.
 
     Attributes:
         taken: number of photos in use.
-        left_out: (name, reason) of each photo that is not: its owner would miss it.
+        left_out: (name, reason) of each photo that is not in use, and that its owner would miss.
         passed_over: reason -> number of files that are no photos of the user's.
         examples: reason -> the first of their names, at most ``SHOWN``.
-        notes: what else is to be said of the files, a line each.
+        notes: further lines to print about the files.
     """
 
     taken: int = 0
@@ -32,11 +32,12 @@ class Account:
 
     @property
     def found(self) -> int:
+        """Number of all files."""
         return self.taken + len(self.left_out) + self.passed_over.total()
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
-        """The reasons to pass over with their numbers of files, the largest first."""
+        """The reasons to pass over, with their numbers of files, the largest number first."""
         return sorted(self.passed_over.items(), key=lambda pair: (-pair[1], pair[0]))
 
     def leave_out(self, name: str, reason: str) -> None:
@@ -44,7 +45,7 @@ class Account:
         self.left_out.append((name, reason))
 
     def pass_over(self, name: str, reason: str, files: int = 1) -> None:
-        """Count files (one, or all those below a folder) that are no photos."""
+        """Count files that are no photos: a file, or all files below a folder."""
         if not files:
             return
         self.passed_over[reason] += files
@@ -53,7 +54,7 @@ class Account:
             examples.append(name)
 
     def add(self, other: Account) -> None:
-        """Add another account to this."""
+        """Add another account to this account."""
         self.taken += other.taken
         self.left_out += other.left_out
         self.passed_over += other.passed_over
@@ -63,7 +64,7 @@ class Account:
             examples += names[: SHOWN - len(examples)]
 
     def line(self) -> str:
-        """Return the account in a line: "found 9 files: 6 taken, 1 left out, 2 passed over (2 .txt)"."""
+        """Return the account as a line: "found 9 files: 6 taken, 1 left out, 2 passed over (2 .txt)"."""
         files = "file" if self.found == 1 else "files"
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.reasons)
         return (
@@ -72,7 +73,7 @@ class Account:
         )
 
     def left_out_lines(self) -> list[str]:
-        """Return a line for each file left out, the first ``SHOWN`` of them."""
+        """Return a line for each file that was left out, for the first ``SHOWN``."""
         lines = [f"left out: {shown(name)}: {shown(reason)}" for name, reason in self.left_out[:SHOWN]]
         if len(self.left_out) > SHOWN:
             lines.append(f"left out: {len(self.left_out) - SHOWN:,} more")
@@ -87,7 +88,7 @@ class Account:
         return lines + [shown(note) for note in self.notes]
 
     def entry(self) -> dict[str, Any]:
-        """Return the account as JSON has it."""
+        """Return the account for JSON."""
         return {
             "found": self.found,
             "taken": self.taken,

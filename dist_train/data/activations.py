@@ -1,8 +1,8 @@
-"""Stored activations: one row an image, grouped by class, float16, memory-mapped.
+"""Stored activations: a row per image, grouped by class, float16, memory-mapped.
 
 extract/base_train.f16.npy   [N, C] float16, rows in the order of the view (by class)
 extract/base_train.rows.npz  ids [N], offsets [classes + 1]: class c has rows offsets[c]:offsets[c+1]
-extract/base_train.blocks    one byte a block of rows, 1 = written (only until finished)
+extract/base_train.blocks    a byte per block of rows, 1 = written (only until finished)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dist_train.files import atomic_write
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of one view.
+    """Hold the activations of a view.
 
     Attributes:
         rows: float16 [N, C], memory-mapped (copy on write).
@@ -37,19 +37,19 @@ class Activations:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [N]."""
+        """The class of each row: int64 [N]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def means(self) -> npt.NDArray[np.float32]:
-        """Class means: float32 [classes, C], one class in memory at a time."""
+        """Return the class means, float32 [classes, C], with one class in memory at a time."""
         pairs = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         return np.stack([self.rows[a:b].astype(np.float32).mean(axis=0, dtype=np.float64) for a, b in pairs]).astype(
             np.float32
         )
 
     def select(self, classes: Sequence[int]) -> Activations:
-        """The table of some classes, renumbered in this order: itself where it is all of them, else a copy in
-        memory."""
+        """Return the activations of some classes, renumbered in this order: this object where these are all classes,
+        else a copy in memory."""
         if list(classes) == list(range(len(self.offsets) - 1)):
             return self
         places = np.concatenate([np.arange(self.offsets[c], self.offsets[c + 1]) for c in classes])
@@ -58,7 +58,7 @@ class Activations:
 
 
 class Store:
-    """A table being filled, block by block, by any number of ranks, in any number of starts."""
+    """Fill a table of activations block by block, with any number of ranks, in any number of starts."""
 
     def __init__(self, folder: Path, name: str, view: View, dim: int, block: int) -> None:
         self.table = folder / f"{name}.f16.npy"
@@ -67,7 +67,7 @@ class Store:
         self._by_shard = view.by_shard()
 
     def create(self) -> None:
-        """Make the files where they are not there yet (one rank does this). A table of another shape
+        """Make the files where they are not there yet; a single rank does this. A table of another shape
         or block size is made anew."""
         blocks = -(-len(self.view) // self.block)
         if self.marks.exists() and self.marks.stat().st_size == blocks and self.table.exists():
@@ -80,16 +80,19 @@ class Store:
             file.write(bytes(blocks))
 
     def missing(self) -> npt.NDArray[np.int64]:
-        """Blocks that are not written yet."""
+        """Return the numbers of the blocks that are not written yet."""
         return np.flatnonzero(np.fromfile(self.marks, np.uint8) == 0)
 
     def places(self, block: int) -> npt.NDArray[np.int64]:
-        """The rows of a block. Rows lie by class, images by shard: a block takes images as they lie in
-        the shards, so that disks and caches read forward."""
+        """Return the rows of a block.
+
+        Rows are ordered by class, but a block takes images as they lie in the shards, so that disks and caches read
+        forward.
+        """
         return self._by_shard[block * self.block : (block + 1) * self.block]
 
     def write(self, block: int, rows: npt.NDArray[np.float16]) -> None:
-        """Rows of a block, on disk before its mark is.
+        """Write the rows of a block to disk, and then its mark.
 
         Raises:
             UserError: an activation is not finite in float16.
@@ -107,7 +110,7 @@ class Store:
 
 
 def load(folder: Path, name: str) -> Activations:
-    """A finished table."""
+    """Open a finished table."""
     table = np.load(folder / f"{name}.f16.npy", mmap_mode="c")
     with np.load(folder / f"{name}.rows.npz") as rows:
         return Activations(table, rows["ids"], rows["offsets"])

@@ -1,12 +1,12 @@
-"""Image classes drawn by the program: the whole way from images to table without any data.
+"""Image classes that the program draws, for the whole way from images to table without any data.
 
-A class is a combination of a shape, a texture and a palette, say ``star-stripes-sunset``; all else
+A class is a combination of a shape, a texture and a palette, for example ``ring-stripes-sunset``; everything else
 (place, size, turn, light, backdrop, other objects, noise) varies within it. The grid of combinations
-is hardly larger than the number of classes, so that most classes differ from some other in one
+is hardly larger than the number of classes, so that most classes differ from another class in one
 attribute only and a backbone has to learn all three. A novel class is a new combination of values
-that all occur in base classes: what was learned on the base carries over.
+that all occur in base classes, so that what the backbone learned on the base carries over.
 
-A picture is a pure function of (seed, subset, class, number), with one version of the libraries.
+A picture is a pure function of (seed, subset, class, number), given the versions of the libraries.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from dist_train.errors import UserError
 Array = npt.NDArray[np.floating[Any]]
 
 VERSION = 1
-"""Of the pictures. Raise it with any change that alters one."""
+"""Version of the pictures. Raise it with any change that alters a picture."""
 MARKER = "drawn.json"
 ROOM = 1.25
-"""Combinations in the grid per class asked for: the closer to 1, the closer neighbours a class has."""
+"""Combinations in the grid per class asked for: the closer to 1, the more similar is a class's nearest neighbour."""
 
 
 Field = Callable[[Array, Array], Array]
-"""From u, v (float32 [height, width], the object's own frame) to values of the same shape."""
+"""A function from u, v (float32 [height, width], the object's own frame) to values of the same shape."""
 
-# Shapes: about the distance to the outline in units of the object's radius, positive inside.
+# A shape's value is about the distance to the outline in units of the object's radius, positive inside.
 
 
 def _polygon(sides: int) -> Field:
@@ -53,7 +53,7 @@ def _polygon(sides: int) -> Field:
 
 
 def _petals(count: int, inner: float) -> Field:
-    """Radius 1 at the tips and ``inner`` between them."""
+    """Return a flower with radius 1 at the tips of its petals and ``inner`` between them."""
     mean, swing = (1 + inner) / 2, (1 - inner) / 2
     return lambda u, v: mean + swing * np.cos(count * np.arctan2(v, u)) - np.hypot(u, v)
 
@@ -75,7 +75,7 @@ SHAPES: dict[str, Field] = {
     "clover": _petals(3, 0.25),
 }
 
-# Textures: a wave; where it is positive the object has its second colour.
+# A texture is a wave; where it is positive the object has its second colour.
 
 TEXTURES: dict[str, Field] = {
     "stripes": lambda u, v: np.sin(9 * u),
@@ -88,7 +88,7 @@ TEXTURES: dict[str, Field] = {
     "spokes": lambda u, v: np.sin(8 * np.arctan2(v, u)),
 }
 
-# First and second colour, RGB.
+# A palette has a first and a second colour, RGB.
 
 PALETTES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "sunset": ((240, 120, 40), (110, 30, 110)),
@@ -105,16 +105,16 @@ PALETTES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 
 
 def split_of(options: DrawConfig) -> Split:
-    """The classes that ``options`` draws, base and novel.
+    """Return the classes that ``options`` draws, base and novel.
 
     Values are spread evenly over the base classes, and every value of a novel class occurs in a base
-    class. The base classes drawn last, as many as there are novel ones, are marked pseudo-novel where
+    class. The base classes drawn last, as many as there are novel classes, are marked pseudo-novel where
     that leaves at least as many others.
 
     Raises:
-        UserError: more classes than combinations, or too few base classes to cover the novel ones.
+        UserError: there are more classes than combinations, or too few base classes to cover the novel classes.
     """
-    # In an order of the seed, so that it decides between equals.
+    # The seed decides the order, and so between equals.
     grid = sorted(_grid(options.base_classes + options.novel_classes), key=lambda c: _hash(options.seed, "class", *c))
     base: list[tuple[str, ...]] = []
     used: Counter[str] = Counter()
@@ -137,16 +137,16 @@ def split_of(options: DrawConfig) -> Split:
 
 
 def _grid(classes: int) -> list[tuple[str, ...]]:
-    """Combinations of the first values of each attribute, at least ROOM per class if there are so many."""
+    """Return combinations of the first values of each attribute, at least ROOM per class if there are so many."""
     axes = [list(SHAPES), list(TEXTURES), list(PALETTES)]
-    all_of_them = math.prod(map(len, axes))
-    if classes > all_of_them:
+    available = math.prod(map(len, axes))
+    if classes > available:
         raise UserError(
-            f"draw.base_classes + draw.novel_classes = {classes}: there are {all_of_them} combinations of shape, "
+            f"draw.base_classes + draw.novel_classes = {classes}: there are {available} combinations of shape, "
             "texture and palette; ask for fewer classes"
         )
     lengths = [2, 2, 2]
-    while math.prod(lengths) < min(ROOM * classes, all_of_them):
+    while math.prod(lengths) < min(ROOM * classes, available):
         growing = [k for k in range(3) if lengths[k] < len(axes[k])]
         lengths[min(growing, key=lambda k: lengths[k])] += 1
     return list(itertools.product(*(axis[:length] for axis, length in zip(axes, lengths, strict=True))))
@@ -157,9 +157,9 @@ def _hash(*parts: object) -> int:
 
 
 def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[Image.Image, int]:
-    """Picture ``number`` of class ``name`` in "train" or "val": an RGB image and its JPEG quality.
+    """Draw picture ``number`` of class ``name`` in "train" or "val": an RGB image and its JPEG quality.
 
-    Longer side 0.8 to 1.4 times ``options.size``, aspect ratio up to 1.5 either way.
+    Its longer side is 0.8 to 1.4 times ``options.size``, its aspect ratio up to 1.5 either way.
     """
     shape, texture, palette = name.split("-")
     rng = np.random.default_rng(_hash(options.seed, subset, name, number))
@@ -167,7 +167,7 @@ def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[I
     sides = (round(longer), round(longer / rng.uniform(1, 1.5)))
     width, height = sides if rng.random() < 0.5 else sides[::-1]
 
-    # The picture's frame: its shorter side from -1 to 1.
+    # In the picture's frame the shorter side reaches from -1 to 1.
     unit = min(width, height) / 2
     y, x = np.mgrid[:height, :width].astype(np.float32)
     y, x = (y - (height - 1) / 2) / unit, (x - (width - 1) / 2) / unit
@@ -186,8 +186,11 @@ def picture(options: DrawConfig, subset: str, name: str, number: int) -> tuple[I
 def _object(
     rng: np.random.Generator, shape: str, texture: str, palette: str, x: Array, y: Array, unit: float
 ) -> tuple[Array, Array]:
-    """Colours [height, width, 3] in 0..255 and coverage [height, width] in 0..1 of the object, somewhere in
-    the picture's frame x, y, of which 1 is ``unit`` pixels."""
+    """Draw the object somewhere in the picture's frame x, y, in which 1 is ``unit`` pixels.
+
+    Returns:
+        its colours [height, width, 3] in 0..255, and its coverage [height, width] in 0..1.
+    """
     radius = rng.uniform(0.45, 0.85)
     cx, cy = (rng.uniform(-1, 1) * max(float(side.max()) - 0.8 * radius, 0) for side in (x, y))
     turn, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.normal(0, 0.12))
@@ -205,7 +208,7 @@ def _object(
 
 
 def _backdrop(rng: np.random.Generator, width: int, height: int) -> npt.NDArray[np.float64]:
-    """A smooth field of dull colours and some bright blobs on it: float64 [height, width, 3] in 0..255."""
+    """Draw a smooth field of dull colours and a few bright blobs on it: float64 [height, width, 3] in 0..255."""
     dull = rng.uniform(40, 215, 3) + rng.normal(0, 35, (4, 4, 3))
     coarse = Image.fromarray(np.clip(dull, 0, 255).astype(np.uint8))
     image = coarse.resize((width, height), Image.Resampling.BICUBIC)
@@ -249,7 +252,11 @@ def draw(options: DrawConfig, train: Path, val: Path, progress: bool = True, wor
 
 
 def check_drawn(options: DrawConfig, train: Path, val: Path) -> None:
-    """Raises UserError where the folders hold something else, as ``draw`` does."""
+    """Check that nothing stands in the way of ``draw``.
+
+    Raises:
+        UserError: a folder holds something else, or pictures drawn with other options.
+    """
     for subset, folder in (("train", train), ("val", val)):
         _is_drawn(options, folder, subset)
 
@@ -278,13 +285,13 @@ def _marker(options: DrawConfig, subset: str) -> dict[str, object]:
 
 
 def _is_drawn(options: DrawConfig, folder: Path, subset: str) -> bool:
-    """Whether ``folder`` holds what is asked for; an empty or absent one does not."""
+    """Tell whether ``folder`` holds the pictures asked for; an empty or absent folder does not."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         raise UserError(f"{folder}: was not drawn by this program; name another folder to draw into") from None
-    if found != _marker(options, subset):
+    if marker != _marker(options, subset):
         raise UserError(f"{folder}: drawn with other options, see {MARKER}; remove the folder or name another one")
     return True

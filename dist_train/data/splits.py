@@ -1,13 +1,13 @@
-"""Which classes are base and which are novel, as lists of wnids; and views of the shards by class.
+"""Splits of the classes into base and novel, as lists of wnids; and views of the shards by class.
 
 A split file is JSON: name, description, base, novel, pseudo_novel (a part of base, for choosing
-hyper-parameters without looking at the novel classes) and a hash over the lists.
+hyper-parameters without a look at the novel classes) and a hash over the lists.
 
 In a split by halves (Hariharan & Girshick 2017) the pseudo-novel classes lie outside the base, so that the
-backbone is the same for both, and each half is scored with base classes of its own: two more lists,
-scored_with_novel and scored_with_pseudo_novel. The other base classes are trained on, and that is all.
+backbone is the same for both halves, and each half is scored with base classes of its own: two more lists,
+scored_with_novel and scored_with_pseudo_novel. The other base classes are only trained on.
 
-Drawing is by rank of ``sha256("SEED:WNID")``: the first N wnids are novel, the next P pseudo-novel.
+Classes are drawn by the rank of ``sha256("SEED:WNID")``: the first N wnids are novel, the next P pseudo-novel.
 Anyone can make the list again in any language; no library's random stream is involved.
 """
 
@@ -36,8 +36,11 @@ from dist_train.names import class_name, is_class_name
 
 @dataclass(frozen=True)
 class Split:
-    """Sorted wnids. ``pseudo_novel`` is a subset of ``base``; by halves, where the last two are given, it is
-    apart from ``base``, and they are subsets of ``base``."""
+    """Hold the sorted wnids of a split.
+
+    ``pseudo_novel`` is a subset of ``base``. In a split by halves, which has the last two lists, it is apart from
+    ``base``, and the last two are subsets of ``base``.
+    """
 
     name: str
     base: tuple[str, ...]
@@ -84,18 +87,18 @@ class Split:
 
     @property
     def halves(self) -> bool:
-        """Whether it is one for validation and one for test, over one base."""
+        """Whether the split has a half for validation and a half for test, over the same base."""
         return bool(self.scored_with_novel or self.scored_with_pseudo_novel)
 
     @property
     def hash(self) -> str:
-        """16 hex digits of sha256 over the sorted lists: three, or five by halves."""
+        """16 hex digits of sha256 over the sorted lists: three lists, or five by halves."""
         lists = [self.base, self.novel, self.pseudo_novel]
         lists += [self.scored_with_novel, self.scored_with_pseudo_novel] if self.halves else []
         return hashlib.sha256(json.dumps([sorted(part) for part in lists]).encode()).hexdigest()[:16]
 
     def roles(self, holdout: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(base, novel) for this run: ``holdout`` is "novel" or "pseudo-novel" (see DataConfig)."""
+        """Return (base, novel) for a run: ``holdout`` is "novel" or "pseudo-novel" (see DataConfig)."""
         if holdout == "novel":
             return self.base, self.novel
         if not self.pseudo_novel:
@@ -104,21 +107,21 @@ class Split:
         return tuple(c for c in self.base if c not in held), self.pseudo_novel
 
     def scored(self, holdout: str) -> tuple[str, ...]:
-        """The base classes that are scored beside the novel ones of ``holdout``."""
+        """Return the base classes that are scored beside the novel classes of ``holdout``."""
         if self.halves:
             return self.scored_with_novel if holdout == "novel" else self.scored_with_pseudo_novel
         return self.roles(holdout)[0]
 
     def kept(self, holdout: str) -> list[int]:
-        """Positions of ``scored`` among the base classes of this run."""
+        """Return the positions of ``scored`` among the base classes of a run."""
         scored = set(self.scored(holdout))
         return [number for number, wnid in enumerate(self.roles(holdout)[0]) if wnid in scored]
 
     def without(self, classes: Sequence[str], name: str) -> Split:
-        """The same split, less some classes, under another name.
+        """Return the split without some classes, under another name.
 
         Raises:
-            UserError: it does not name one of them, or no class of a kind is left.
+            UserError: the split does not name such a class, or no class of a kind is left.
         """
         left = set(classes)
         strange = sorted(left - {*self.base, *self.novel, *self.pseudo_novel})
@@ -131,7 +134,7 @@ class Split:
 
 
 def _fault(name: object) -> str:
-    """Why this is no class name as ``data.names`` keeps it."""
+    """Return why this is no class name in the form of ``names.class_name``."""
     try:
         kept = class_name(str(name))
     except UserError as error:
@@ -140,10 +143,10 @@ def _fault(name: object) -> str:
 
 
 def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
-    """Split ``classes`` by the rank of their hash (see the module's text).
+    """Split ``classes`` by the rank of their hash (see the module's docstring).
 
     Raises:
-        UserError: not enough classes.
+        UserError: there are not enough classes.
     """
     if novel < 1 or pseudo_novel < 0:
         raise UserError(f"--novel {novel} --pseudo-novel {pseudo_novel}: give at least 1 and at least 0 classes")
@@ -179,10 +182,10 @@ def save_split(split: Split, path: Path) -> None:
 
 
 def load_split(name_or_path: str) -> Split:
-    """A published split by name, or a split file by path.
+    """Return a published split by its name, or the split of a file by its path.
 
     Raises:
-        UserError: not found, not a split file, or its lists do not match its hash.
+        UserError: the file is not there, is no split file, or its lists do not match its hash.
     """
     published = configs_dir() / "splits"
     path = published / f"{name_or_path}.json"
@@ -206,10 +209,10 @@ def load_split(name_or_path: str) -> Split:
 
 
 def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
-    """Read a list of classes, one a line: the whole line where it is one of the ``known`` classes, else its first word.
+    """Read a list of classes, a line each: the whole line where it is a class in ``known``, else its first word.
 
     Raises:
-        UserError: no such file, not a text file, or a word cannot be a class name.
+        UserError: there is no such file, it is no text file, or a word cannot be a class name.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a list of classes, one a line")
@@ -228,14 +231,14 @@ def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
 
 @dataclass(frozen=True)
 class View:
-    """The samples of some classes: a window on a subset; the shards stay as they are. What has N numbers is in
-    memory once a node (``data.shared``).
+    """Select the samples of some classes of a subset; the shards stay as they are. Arrays of N numbers are in memory
+    once a node (``distributed.shared``).
 
     Attributes:
         ids: int64 [N], sample ids sorted by class, then id.
         bounds: int64 [classes + 1]: class c has ``ids[bounds[c]:bounds[c + 1]]``.
         classes: wnids; a model's output c stands for ``classes[c]``.
-        lookup: int64 [all classes], shard label -> label of this view, -1 = not in it.
+        lookup: int64 [all classes], shard label -> label of this view, -1 = not in this view.
     """
 
     subset: Subset
@@ -249,12 +252,12 @@ class View:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [N], position of the sample's class in ``classes``; made anew each time."""
+        """int64 [N], the position of each sample's class in ``classes``; made anew each time."""
         return np.repeat(np.arange(len(self.classes)), np.diff(self.bounds))
 
     @cached_property
     def turned(self) -> bool:
-        """Whether any of its images is stored turned, see ``data.orientation``."""
+        """Whether any of its images is stored turned, see ``images.orientation``."""
         if "orientation" not in (self.subset.samples.dtype.names or ()):  # version 1
             return False
 
@@ -269,18 +272,18 @@ class View:
         return bool(_shared_of(self.subset, self.lookup, "turned", look).any())
 
     def shards(self) -> npt.NDArray[np.int32]:
-        """int32 [N], the shard of each sample."""
+        """Return the shard of each sample: int32 [N]."""
         return _shared_of(self.subset, self.lookup, "shards", lambda: self.subset.samples["shard"][self.ids])
 
     def by_shard(self) -> npt.NDArray[np.int64]:
-        """int64 [N], the places of ``ids`` in the order in which their images lie in the shards."""
+        """Return the places of ``ids`` in the order in which their images lie in the shards: int64 [N]."""
         return _shared_of(self.subset, self.lookup, "by-shard", lambda: np.argsort(self.ids))
 
     def labels_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Labels of sample ids, read from the index anew: the guard of every batch.
+        """Return the labels of sample ids, read from the index anew: the guard of every batch.
 
         Raises:
-            UserError: one of them belongs to a class that this view does not have, so a novel
+            UserError: a sample belongs to a class that this view does not have. So a novel
                 image can never reach base training unnoticed.
         """
         labels: npt.NDArray[np.int64] = self.lookup[self.subset.samples["label"][ids]]
@@ -291,10 +294,14 @@ class View:
 
 
 def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str], split: str) -> View:
-    """The samples of ``classes`` in a subset.
+    """Return the samples of ``classes`` in a subset.
+
+    Args:
+        all_classes: the classes of the shards, by label.
+        split: the split's name or path, for messages.
 
     Raises:
-        UserError: the split names a class that the shards lack, or one without images here.
+        UserError: the split names a class that the shards lack, or that has no image in the subset.
     """
     position = {wnid: number for number, wnid in enumerate(all_classes)}
     missing = [wnid for wnid in classes if wnid not in position]
@@ -306,7 +313,7 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
     lookup = np.full(len(all_classes), -1, np.int64)
     for label, wnid in enumerate(classes):
         lookup[position[wnid]] = label
-    # Both in one array: where each class begins and the last ends, then the ids.
+    # An array for both: first the bounds of the classes, then the ids.
     table = _shared_of(subset, lookup, "ids", lambda: _grouped(subset.samples["label"], lookup, len(classes)))
     bounds, ids = table[: len(classes) + 1], table[len(classes) + 1 :]
     counts = np.diff(bounds)
@@ -323,23 +330,25 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
 
 
 def _grouped(labels: npt.NDArray[np.int32], lookup: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
-    """int64 [classes + 1 + N]: ``bounds``, then ``ids`` of a view, see there.
+    """Return the ``bounds`` and then the ``ids`` of a view: int64 [classes + 1 + N].
 
-    As a matrix with one entry a sample, in its class's column: by columns, SciPy counts and does not compare. For 14
-    million samples that takes half the time of NumPy's stable sort of 16 bits, and a fifth of that of 64."""
+    The samples form a matrix with an entry each, in the column of its class: to order them by columns, SciPy counts and
+    does not compare. For 14 million samples that takes half the time of NumPy's stable sort of 16 bits, and a fifth of
+    the time of its sort of 64 bits.
+    """
     from scipy.sparse import csr_array  # here: a tenth of a second to import
 
-    own = np.where(lookup < 0, classes, lookup).astype(np.int32)[labels]  # those of no class of the view come last
+    own = np.where(lookup < 0, classes, lookup).astype(np.int32)[labels]  # samples of other classes come last
     rows = np.arange(len(own) + 1, dtype=np.int32 if len(own) < 2**31 else np.int64)
     columns = csr_array((np.ones(len(own), np.int8), own, rows), shape=(len(own), classes + 1)).tocsc()
-    del own, rows  # memory: what follows is as large
+    del own, rows  # to make room for the arrays that follow, which are as large
     bounds = columns.indptr[: classes + 1].astype(np.int64)
     return np.concatenate([bounds, columns.indices[: bounds[-1]]])
 
 
 def _shared_of(
-    subset: Subset, lookup: npt.NDArray[np.int64], what: str, make: Callable[[], npt.NDArray[Any]]
+    subset: Subset, lookup: npt.NDArray[np.int64], title: str, make: Callable[[], npt.NDArray[Any]]
 ) -> npt.NDArray[Any]:
-    """An array that a subset's table and a view's ``lookup`` decide; shared where the table is a file."""
-    name = f"{what}-{subset.digest[:16]}-{hashlib.sha256(lookup.tobytes()).hexdigest()[:16]}"
+    """Return an array that a subset's table and a view's ``lookup`` decide; shared where the table is a file."""
+    name = f"{title}-{subset.digest[:16]}-{hashlib.sha256(lookup.tobytes()).hexdigest()[:16]}"
     return shared_array(name, len(subset) if subset.digest else 0, make)

@@ -1,4 +1,4 @@
-"""Chapter 0 of ``run``: draw and pack, where the configuration asks for it and the shards are not there."""
+"""Stage 0 of ``run``: draw and pack, where the configuration asks for it and the shards are not there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_train.errors import UserError
 
 
 def prepare(config: Config, context: Context) -> None:
-    """Rank 0 draws and packs; the others wait as long as it takes.
+    """Draw and pack on rank 0; the other ranks wait as long as it takes.
 
     Raises:
         UserError: an archive is missing or wrong (see ``pack``).
@@ -27,7 +27,7 @@ def prepare(config: Config, context: Context) -> None:
     there = (shards / "index.json").is_file()
     context.report_progress("pack", patient=True)
     if context.main and config.pack and (not there or _sources_exist(config.pack)):
-        # Where the shards are there already, pack says so, or refuses options they were not made with.
+        # Where the shards are there already, pack says so, or refuses other options than they were made with.
         if config.pack.draw and config.pack.train and config.pack.val:
             check_drawing(config.pack, config.data.split)
             draw(config.pack.draw, config.pack.train, config.pack.val)
@@ -38,8 +38,12 @@ def prepare(config: Config, context: Context) -> None:
 
 
 def check_drawing(options: PackConfig, split: str) -> None:
-    """Raises UserError where the folders to draw into hold something else, or ``data.split`` is another split than
-    that of the drawn classes."""
+    """Check that nothing stands in the way of drawing.
+
+    Raises:
+        UserError: the folders to draw into hold something else, or ``data.split`` is another split than that of the
+            drawn classes.
+    """
     if not (options.draw and options.train and options.val):
         return
     check_drawn(options.draw, options.train, options.val)
@@ -52,5 +56,6 @@ def check_drawing(options: PackConfig, split: str) -> None:
 
 
 def _sources_exist(options: PackConfig) -> bool:
-    """Archives may be deleted once they are packed; then the shards are taken as they are."""
+    """Tell whether the archives are there. They may be deleted once they are packed; then the shards are taken as they
+    are."""
     return options.train is not None and is_there(options.train)

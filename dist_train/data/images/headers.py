@@ -1,12 +1,13 @@
-"""Does this look like an image that the decoder takes: its header, and the end of a JPEG?
+"""A quick look at an encoded image: whether its header is whole, and whether a JPEG has its end.
 
-DALI 2.4.0 reads the headers of a batch of 25 to 32 images and more on several threads, and when one of
-them fails it raises while the others still work on what is gone: the process dies of a segmentation
-fault instead of an exception. So what looks doubtful here is tried alone.
+DALI 2.4.0 reads the headers of a batch of 25 to 32 images and more on several threads. When a thread fails, DALI raises
+while the others still work on memory that is gone: the process dies of a segmentation fault instead of an exception. So
+an image that looks doubtful here is tried alone.
 
-Of a JPEG that was cut off a decoder notices only what it needs. On the CPU that is the crop window and all above it, so
-one epoch would take such an image and the next would not, and a decoder on a GPU may take it always. Here its end is
-looked for, and the CPU's decoder then tries the whole image: the same answer for every window, rank and device.
+Where a JPEG was cut off, a decoder notices only if it needs the missing part. On the CPU that is the crop window and
+everything above it, so an epoch would take such an image and the next epoch would not, and a decoder on a GPU may take
+it always. This module looks for the end, and the CPU's decoder then tries the whole image, so that the answer is the
+same for every window, rank and device.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ import numpy.typing as npt
 from PIL import Image
 
 FORMATS = {"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
-"""What DALI decodes, by PIL's names; of some, not every file."""
+"""Formats that DALI decodes, by Pillow's names; in some formats not every file."""
 
 _END = b"\xff\xd9"
 
 
 def parses(blob: bytes | npt.NDArray[np.uint8]) -> bool:
-    """Return whether the header is whole and a JPEG ends. Says nothing of what lies between. A few microseconds for a
-    JPEG."""
+    """Tell whether the header is whole and a JPEG has its end, without a look at what lies between.
+
+    It takes a few microseconds for a JPEG.
+    """
     data = memoryview(blob)  # type: ignore[arg-type]  # numpy has the buffer protocol
     return _jpeg(data) if bytes(data[:2]) == b"\xff\xd8" else _other(data)
 
 
 def _jpeg(data: memoryview) -> bool:
-    """Segments follow each other up to the start of scan, with one frame of 1, 3 or 4 channels among them
+    """Tell whether segments follow each other up to the start of scan, with a frame of 1, 3 or 4 channels among them
     (ITU-T T.81, annex B)."""
     place, frame = 2, False
     while place + 10 <= len(data):
@@ -57,8 +60,10 @@ def _jpeg(data: memoryview) -> bool:
 
 
 def _ends(data: memoryview, scan: int) -> bool:
-    """Return whether the marker that ends a JPEG comes after its scan began, most likely as the last bytes. Without it,
-    and only then, libjpeg-turbo runs out of data. (A thumbnail's own end comes before.)"""
+    """Tell whether the marker that ends a JPEG comes after its scan began, most likely as the last bytes.
+
+    Without the marker, and only then, libjpeg-turbo runs out of data. (A thumbnail's own end comes before the scan.)
+    """
     return bytes(data[-2:]) == _END or _END in bytes(data[scan:])
 
 
@@ -68,5 +73,5 @@ def _other(data: memoryview) -> bool:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 return image.format in FORMATS
-    except Exception:  # PIL raises nearly anything on a damaged file
+    except Exception:  # Pillow raises nearly anything on a damaged file
         return False

@@ -1,7 +1,8 @@
-"""EXIF orientation: read once, when packing, and obeyed wherever pixels are made.
+"""EXIF orientation: read once, when packing, and followed wherever pixels are made.
 
 An orientation is a number from 1 to 8 (EXIF 2.32, tag 0x0112): how the stored pixels are to be turned to stand upright.
-Each is, in this order, a transposition, a mirroring left to right and one top to bottom, or some of the three:
+It consists of a transposition, a mirroring left to right and a mirroring top to bottom, in this order, or of some of
+these three:
 
     1 none    2 mirrored    3 half a turn     4 flipped
     5 to 8: the same four for an image that is stored lying on its side (6: a phone held upright)
@@ -30,8 +31,10 @@ _MIRRORED, _FLIPPED = (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 def of(image: Image.Image, rule: Orientation) -> int:
-    """Orientation of an opened image: of its EXIF data or, where it has none, its XMP data; 1 where there is no valid
-    tag, or where the rule ignores it."""
+    """Return the orientation of an opened image, from its EXIF data or, where it has none, its XMP data.
+
+    It is 1 where there is no valid tag, or where the rule ignores it.
+    """
     if rule == "stored":
         return 1
     try:
@@ -44,8 +47,11 @@ def of(image: Image.Image, rule: Orientation) -> int:
 
 
 def sizes(image: Image.Image, rule: Orientation) -> tuple[int, int, int]:
-    """Width and height that an image has under the rule, and its orientation. Not loaded yet: Pillow turns a TIFF
-    itself when it loads it, and has its upright size before."""
+    """Return the width and height that an image has under the rule, and its orientation.
+
+    The image must not be loaded yet: Pillow turns a TIFF itself when it loads it, and does not know its upright size
+    before.
+    """
     width, height = image.size
     if image.format == "TIFF":
         width, height = upright_size(width, height, of(image, "exif"))
@@ -54,27 +60,27 @@ def sizes(image: Image.Image, rule: Orientation) -> tuple[int, int, int]:
 
 
 def transposed(orientation: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Which images [B] lie on their side."""
+    """Tell which images [B] lie on their side."""
     return orientation >= 5
 
 
 def mirrored(orientation: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Which images [B] are mirrored left to right, after the transposition."""
+    """Tell which images [B] are mirrored left to right, after the transposition."""
     return np.isin(orientation, _MIRRORED)
 
 
 def flipped(orientation: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Which images [B] are mirrored top to bottom, after the transposition."""
+    """Tell which images [B] are mirrored top to bottom, after the transposition."""
     return np.isin(orientation, _FLIPPED)
 
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Width and height of the upright image, from those stored."""
+    """Return width and height of the upright image, from those of the stored image."""
     return (height, width) if orientation >= 5 else (width, height)
 
 
 def stored_windows(orientation: Ints, anchor: Ints, shape: Ints, size: Ints) -> tuple[Ints, Ints]:
-    """The part of each stored image that, turned, is a window of the upright image.
+    """Return the part of each stored image that, turned, is a window of the upright image.
 
     Args:
         orientation: int32 [B].
@@ -92,12 +98,12 @@ def stored_windows(orientation: Ints, anchor: Ints, shape: Ints, size: Ints) -> 
 
 
 def inverse(orientation: int) -> int:
-    """The orientation that undoes another."""
+    """Return the orientation that undoes another."""
     return {6: 8, 8: 6}.get(orientation, orientation)
 
 
 def turn(pixels: Pixels, orientation: int) -> Pixels:
-    """Stored pixels [height, width, ...] upright: a view, without a copy."""
+    """Return stored pixels [height, width, ...] upright: a view, without a copy."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in _MIRRORED:

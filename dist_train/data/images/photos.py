@@ -1,7 +1,7 @@
-"""What is a photo: one rule for every door (pack, adapt, classify, the page), and one way to open a photo's file.
+"""The rule that decides which files are photos, for pack, adapt, classify and the page; and how a photo is opened.
 
-A file is a photo by the end of its name or, where that says nothing, by its first bytes. Not photos of the user's are
-the files that a system or a program keeps beside them, and thumbnails of a photo that is there.
+A file is a photo by the suffix of its name or, where the name says nothing, by its first bytes. Files that a system or
+a program keeps beside the user's photos, and thumbnails of a photo that is there, do not count as photos.
 """
 
 from __future__ import annotations
@@ -23,40 +23,42 @@ SUFFIXES = {
     ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif",
     ".hif",
 }  # fmt: skip
-"""What the name of a photo's file ends with, in lower case."""
+"""Suffixes of photo files, in lower case."""
 
 RAW = {
     ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr",
     ".iiq", ".x3f",
 }  # fmt: skip
-"""The cameras' own formats. Many begin like a TIFF, whose only picture that a decoder finds is a thumbnail."""
+"""Suffixes of the cameras' own formats. Many begin like a TIFF, and a decoder finds only a thumbnail in them."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
-"""What is opened, by Pillow's names: no format that starts another program (EPS). MPO is a JPEG to start with."""
+"""Formats that are opened, by Pillow's names: no format that starts another program (EPS). MPO begins as a JPEG."""
 
 IN_SYSTEM_FOLDERS = "in system folders"
-"""Reason of an account."""
+"""A reason in an account."""
 
 MAX_PIXELS = 178_956_970
-"""Of a photo: Pillow's bound for a decompression bomb, a few bytes that decode to gigabytes."""
+"""Most pixels of a photo: Pillow's bound for a decompression bomb, a few bytes that decode to gigabytes."""
 
 MAX_RATIO = 100
-"""Of a photo's longer side to its shorter one: resized by its shorter side, it has as many times more pixels."""
+"""Largest ratio of a photo's longer side to its shorter side. Resized by its shorter side, the photo has as many times
+more pixels than a square."""
 
 HEAD = 32
-"""First bytes that tell a photo."""
+"""Number of first bytes by which a photo is recognised."""
 
 SYSTEM_FOLDERS = {
     "@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "recycler", "system volume information",
     "lost+found",
 }  # fmt: skip
-"""Folders that a system or a program keeps, by their names in lower case; those that begin with a dot are too."""
+"""Folders that a system or a program keeps, by their names in lower case. Names that begin with a dot count too."""
 
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "folder.htt"}
-"""Files that a system keeps, likewise."""
+"""Files that a system keeps, by their names in lower case. Names that begin with a dot count too."""
 
 _THUMBNAIL_FOLDERS = {"thumb", "thumbs", "thumbnail", "thumbnails", "_thumbs", "_thumbnails"}
-# The photo's own name, without what marks a thumbnail: IMG_1_thumb, thumb_IMG_1, tn_IMG_1, IMG_1-150x150 (WordPress).
+# Each group is the photo's own name, without the mark of a thumbnail: IMG_1_thumb, thumb_IMG_1, tn_IMG_1, IMG_1-150x150
+# (WordPress).
 _THUMBNAILS = (
     re.compile(r"(.+)[._-](?:thumb|thumbnail|tn)", re.IGNORECASE),
     re.compile(r"(?:thumb|thumbnail|tn)[._-](.+)", re.IGNORECASE),
@@ -108,11 +110,11 @@ def is_photo_head(head: bytes) -> bool:
 def photos_among(
     files: Iterable[File], head: Callable[[File], bytes], where: Callable[[str], str], account: Account
 ) -> list[File]:
-    """Return the photos among files, in their order; the account counts these as taken, and has all others.
+    """Return the photos among files, in their order. The account counts them as taken, and has all other files.
 
     Args:
-        head: the first ``HEAD`` bytes of a file, asked for where its name says nothing.
-        where: what to call a file in the account, from its name.
+        head: returns the first ``HEAD`` bytes of a file; called where its name says nothing.
+        where: returns the name of a file in the account.
     """
     files = list(files)
     named = [file for file in files if _suffix(file.name) in SUFFIXES]
@@ -134,7 +136,7 @@ def photos_among(
 
 
 def size_fault(width: int, height: int, max_pixels: int = MAX_PIXELS) -> str | None:
-    """Say why a photo of this size is not taken; None where it is."""
+    """Return why a photo of this size is not taken, or None."""
     if width * height > max_pixels:
         return f"{width} x {height} pixels, and {max_pixels} are the limit; make it smaller"
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -146,8 +148,8 @@ def open_photo(photo: bytes | memoryview | str | Path | BinaryIO) -> Image.Image
     """Open a photo by its bytes, its path or its open file: Pillow, with HEIC by libheif. Pixels are not decoded yet.
 
     Raises:
-        PIL.UnidentifiedImageError: not one of ``FORMATS``.
-        OSError: the file cannot be read; and of a damaged file nearly anything else.
+        PIL.UnidentifiedImageError: the format is not among ``FORMATS``.
+        OSError: the file cannot be read. A damaged file can raise nearly anything else.
     """
     _register()
     return Image.open(io.BytesIO(photo) if isinstance(photo, (bytes, memoryview)) else photo, formats=FORMATS)
@@ -155,7 +157,7 @@ def open_photo(photo: bytes | memoryview | str | Path | BinaryIO) -> Image.Image
 
 @functools.cache
 def _register() -> None:
-    pillow_heif = importlib.import_module("pillow_heif")  # when the first photo is opened: it loads a library
+    pillow_heif = importlib.import_module("pillow_heif")  # not before the first photo: it loads a library
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
@@ -165,7 +167,7 @@ def _is_of_system(name: str) -> bool:
 
 
 def _no_photo(file: File, sizes: dict[str, int], head: Callable[[File], bytes]) -> str | None:
-    """Why a file is no photo of the user's, as the account words it; None: it is a photo."""
+    """Return why a file is no photo of the user's, in the account's words; None for a photo."""
     *folders, name = file.name.split("/")
     if any(is_system_folder(folder) for folder in folders):
         return IN_SYSTEM_FOLDERS
@@ -176,7 +178,7 @@ def _no_photo(file: File, sizes: dict[str, int], head: Callable[[File], bytes]) 
         return "camera's raw beside its photo"
     if suffix in SUFFIXES:
         original = _original(file.name)
-        # A thumbnail is smaller than its photo; what is not may be any photo.
+        # A thumbnail is smaller than its photo; a file that is not smaller may be any photo.
         small = any(stem != _stem(file.name) and file.size < sizes.get(stem, 0) for stem in original)
         return "thumbnail of a photo that is there" if small else None
     if is_photo_head(head(file)):
@@ -185,7 +187,7 @@ def _no_photo(file: File, sizes: dict[str, int], head: Callable[[File], bytes]) 
 
 
 def _original(name: str) -> list[str]:
-    """Of which photos, as ``_stem`` has them, a file of this name can be the thumbnail."""
+    """Return the photos, by their ``_stem``, of which a file of this name can be the thumbnail."""
     folder, _, stem = _stem(name).rpartition("/")
     above, _, last = folder.rpartition("/")
     places = [folder] if last.lower() not in _THUMBNAIL_FOLDERS else [folder, above]
@@ -194,7 +196,7 @@ def _original(name: str) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """ "class/IMG_1.jpg" -> "class/IMG_1"; "IMG_1.jpg" -> "/IMG_1"."""
+    """Return a name without suffix: "class/IMG_1.jpg" -> "class/IMG_1"; "IMG_1.jpg" -> "/IMG_1"."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.rpartition('.')[0] or file}"
 
@@ -204,6 +206,6 @@ def _base(name: str) -> str:
 
 
 def _suffix(name: str) -> str:
-    """ ".jpg", in lower case; "" of a name without."""
+    """Return the suffix of a name, ".jpg", in lower case; "" where there is none."""
     stem, dot, suffix = _base(name).rpartition(".")
     return f".{suffix.lower()}" if stem and dot else ""

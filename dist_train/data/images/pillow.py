@@ -1,6 +1,6 @@
-"""Pixels by Pillow: for photos that are handed to a classifier, and for images that are encoded anew when packing.
+"""Pixels by Pillow: for photos that a classifier is given, and for images that are encoded anew when packing.
 
-What is trained on is decoded by DALI (``data.dali``). Both give the same pixels for what both decode
+Training images are decoded by DALI (``loading.dali``). Both give the same pixels of an image that both decode
 (``tests/data/loading/test_one_preprocessing.py``).
 """
 
@@ -17,20 +17,20 @@ from dist_train.data.images import orientation
 
 
 class Unusable(ValueError):
-    """Pixels that are no photo's; the text says which, and what to do."""
+    """Report pixels that no photo has; the text says which, and what to do."""
 
 
 def upright(image: Image.Image, rule: Orientation) -> npt.NDArray[np.uint8]:
-    """RGB bytes of an opened image [height, width, 3], turned by its orientation under the rule; a view.
+    """Return the RGB bytes of an opened image [height, width, 3], turned by its orientation under the rule; a view.
 
-    Of an animation, the first frame; on transparency, what lies below it.
+    An animation gives its first frame; transparent pixels give the colours that are stored for them.
 
     Raises:
-        Unusable: floats, or integers of more than 16 bits.
-        Exception: nearly anything that Pillow raises on a damaged file.
+        Unusable: the pixels are floats, or integers of more than 16 bits.
+        Exception: the file is damaged; Pillow raises nearly anything.
     """
     turned, pixels = orientation.of(image, "exif"), _rgb(image)
-    if image.format == "TIFF":  # these Pillow has turned while it loaded them
+    if image.format == "TIFF":  # Pillow has turned it while loading it
         return pixels if rule == "exif" else orientation.turn(pixels, orientation.inverse(turned))
     return orientation.turn(pixels, turned) if rule == "exif" else pixels
 
@@ -42,7 +42,7 @@ def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _deep(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Grey levels of 16 bits as 8; Pillow's own conversion makes all above 255 white."""
+    """Return grey levels of 16 bits as 8 bits; Pillow's own conversion makes every level above 255 white."""
     if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise Unusable(f"{pixels.dtype} pixels; convert it to 8 bits a channel")
     grey = (pixels.astype(np.int32) + 128) // 257  # to the nearest, as DALI does
