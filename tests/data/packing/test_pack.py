@@ -173,7 +173,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dist_train.config import PackConfig
-from dist_train.data.pack import pack
+from dist_train.data.packing.pack import pack
 root, out = map(Path, sys.argv[1:])
 options = PackConfig(
     train=root / "train.tar", val=root / "val.tar", devkit=root / "devkit.tar.gz", shard_mb=0.03, workers=1
