@@ -24,7 +24,7 @@ from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import CRASHED, STOPPED, UserError
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
-from dist_train.runs.run import check_device, check_options, open_run
+from dist_train.runs.run import check_device, check_config, open_run
 from dist_train.stages.prepare import prepare
 from launch import terminal
 from launch.memory import explained
@@ -95,7 +95,7 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
     """Check the configuration and run the stages of ``command``; return 0, or ``STOPPED``."""
     # Only training's batch depends on the number of ranks.
     ranks = context.world if command in ("run", "prepare", "pretrain") else 1
-    check_options(config, ranks)
+    check_config(config, ranks)
     check_device(config)
     if command in ("run", "prepare"):
         prepare(config, context)

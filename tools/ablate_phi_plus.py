@@ -26,7 +26,8 @@ from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import TEMPERATURE, PhiPlus, Plus
-from dist_train.fewshot.protocols.joint import JointScorer, paired, summary
+from dist_train.fewshot.protocols.joint import JointScorer
+from dist_train.fewshot.results import Interval
 from dist_train.models.predictor import layers
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import format_mean, markdown_head, markdown_row
@@ -105,11 +106,13 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with contexts.start() as context:
-        run, exam = open_exam(parser, given, context)
-        print(table({name: measure(*VARIANTS[name], run, exam, context) for name in VARIANTS}))
+        run, joint = open_joint_scoring(parser, given, context)
+        print(table({name: measure(*VARIANTS[name], run, joint, context) for name in VARIANTS}))
 
 
-def open_exam(parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context) -> tuple[Run, scoring.Exam]:
+def open_joint_scoring(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context
+) -> tuple[Run, scoring.JointScoring]:
     """A run, and what its methods are asked: ``given`` says the run, shots and draws. Choices are made on pseudo-novel
     classes, so of other runs it is a usage error."""
     config = load_config(given.run)
@@ -117,10 +120,12 @@ def open_exam(parser: argparse.ArgumentParser, given: argparse.Namespace, contex
         parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
     run = open_run(replace(config, evaluate=asked))
-    return run, scoring.Exam(run, context)
+    return run, scoring.JointScoring(run, context)
 
 
-def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.Exam, context: Context) -> Draws:
+def measure(
+    network: type[PhiPlus], method: type[Plus], run: Run, joint: scoring.JointScoring, context: Context
+) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():
@@ -131,11 +136,13 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, exam: scoring.
     method.network = network
     found: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}
     with torch.inference_mode():
-        scorer = JointScorer(method("phi_plus", replace(exam.prepared, learn=folder)), exam.base, exam.novel)
-        for draw in exam.mine:
-            support = exam.load(exam.bank.rows[exam.supports[draw]])
+        scorer = JointScorer(
+            method("phi_plus", replace(joint.base, learn=folder)), joint.base_queries, joint.novel_queries
+        )
+        for draw in joint.own_draws:
+            support = joint.load(joint.novel_train.rows[joint.supports[draw]])
             for k in found:
-                one = scorer.draw(support[:, :k], exam.orders[draw])
+                one = scorer.draw(support[:, :k], joint.orders[draw])
                 for metric in PAIRED_METRICS:
                     found[k][metric].append(one.metrics[metric])
     return found
@@ -146,10 +153,10 @@ def table(found: dict[str, Draws]) -> str:
     (name, plus), *others = found.items()
     heads = [f"{k}-shot {title}" for k in plus for title in PAIRED_METRICS.values()]
     lines = markdown_head(heads, [""])
-    own = [summary(plus[k][metric]) for k in plus for metric in PAIRED_METRICS]
+    own = [Interval.of(plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS]
     lines.append(markdown_row([name, *(format_mean(v) for v in own)]))
     for name, draws in others:
-        less = [paired(draws[k][metric], plus[k][metric]) for k in plus for metric in PAIRED_METRICS]
+        less = [Interval.paired(draws[k][metric], plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS]
         lines.append(markdown_row([name, *(format_mean(v, "+") for v in less)]))
     return "\n".join(lines)
 

@@ -27,6 +27,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dist_train.config import Config, EvaluateConfig, LearnConfig
 from dist_train.data.shards.index import ShardSet, Subset, sample_dtype
@@ -36,6 +37,7 @@ from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.fewshot.methods import LEARNED, METHODS
 from dist_train.fewshot.protocols.joint import JointScorer
+from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
 from dist_train.runs.run import Run
 from dist_train.stages import scoring
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
             with (
-                patch.multiple(evaluate, Exam=Measured, _conclude=lambda *_: None),
+                patch.multiple("dist_train.stages.evaluate", JointScoring=Measured, _report=lambda *_: None),
                 patch.object(scoring, "JointScorer", Prepared),
             ):
                 evaluate(run, context, stop)
@@ -85,21 +87,21 @@ class Prepared(JointScorer):
         Prepared.at = now()
 
 
-class Measured(scoring.Exam):
+class Measured(scoring.JointScoring):
     target: Path | None
     seconds: dict[str, float]
 
-    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, scoring.Confusions]:
         with Peak() as peak:
             Prepared.at = began = now()
-            found = super().sit(name, stop, bar)
+            row_and_confusions = super().score(name, stop, bar)
             times = np.stack([Prepared.at - began, now() - Prepared.at]).ravel()
         numbers = " | ".join(f"{value:.1f}" for value in [*times, peak.resident, peak.anonymous])
         print(f"| {name} | {numbers} |", flush=True)
         self.seconds[name] = round(float(times[0] + times[2]), 1)
         if self.target:
             self.target.write_text(json.dumps({"seconds": self.seconds, "methods": list(METHODS)}))
-        return found
+        return row_and_confusions
 
 
 def now() -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablate_phi_plus import open_exam
+from ablate_phi_plus import open_joint_scoring
 
 from dist_train.distributed import context as contexts
 from dist_train.fewshot import methods
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--costs", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.35, 0.4, 0.5])
     given = parser.parse_args()
     with contexts.start() as context, torch.inference_mode():
-        _, exam = open_exam(parser, given, context)
-        phi2, base = right(exam, "phi2", 0.0), len(exam.base.labels)
+        _, joint = open_joint_scoring(parser, given, context)
+        phi2, base = right(joint, "phi2", 0.0), len(joint.base_queries.labels)
         titles = [f"{k}-shot {role} top-1" for k in given.shots for role in ("base", "novel")]
         print("\n".join(markdown_head(titles, ["cost"])))
         print(
@@ -46,7 +46,7 @@ def main() -> None:
         )
         chosen = None
         for cost in sorted(given.costs):
-            plus = right(exam, "phi_plus", cost)
+            plus = right(joint, "phi_plus", cost)
             less = [_mean(part) for k in given.shots for part in np.split(plus[k] - phi2[k], [base])]
             print(markdown_row([f"φ+, {cost:g}", *(f"{mean:+.2f} ± {error:.2f}" for mean, error in less)]), flush=True)
             if all(mean > error for mean, error in less[::2]):
@@ -54,14 +54,14 @@ def main() -> None:
     print(f"\nchosen: {chosen}")
 
 
-def right(exam: scoring.Exam, name: str, cost: float) -> Right:
-    base = replace(exam.prepared, numbers={**exam.prepared.numbers, "calibration_cost": cost})
-    scorer, found = JointScorer(methods.make(name, base), exam.base, exam.novel), Right()
-    for draw in exam.mine:
-        for k in exam.config.shots:
-            support = exam.load(exam.bank.rows[exam.supports[draw]])[:, :k]
-            hits = scorer.draw(support, exam.orders[draw]).predicted == exam.truth
-            found[k] = found.get(k, 0) + hits / len(exam.mine)
+def right(joint: scoring.JointScoring, name: str, cost: float) -> Right:
+    base = replace(joint.base, numbers={**joint.base.numbers, "calibration_cost": cost})
+    scorer, found = JointScorer(methods.make(name, base), joint.base_queries, joint.novel_queries), Right()
+    for draw in joint.own_draws:
+        for k in joint.config.shots:
+            support = joint.load(joint.novel_train.rows[joint.supports[draw]])[:, :k]
+            hits = scorer.draw(support, joint.orders[draw]).predicted == joint.labels
+            found[k] = found.get(k, 0) + hits / len(joint.own_draws)
     return found
 
 

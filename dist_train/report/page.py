@@ -35,7 +35,7 @@ def report_html(
         results: as for ``table_markdown``.
         curves: {"pretrain": rows, "learn": {method: rows}}, rows of metrics.jsonl; any may be missing.
         provenance: values may be mappings, shown in a line each.
-        figures: what stages/conclude.py leaves in ``evaluate/figures``, by file name; any may be missing.
+        figures: what stages/reporting.py leaves in ``evaluate/figures``, by file name; any may be missing.
     """
     figures = figures or {}
     methods, groups = plots.method_choices(results), plots.group_choices(figures.get("maps") or {})

@@ -22,11 +22,11 @@ _NEUTRAL = {
     "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every", "strategy", "offload"),
     "extract": ("batch",),  # batch norm uses its stored statistics: an image's activation is its own
     "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),  # each method is trained alone, from one seed
-    "evaluate": ("methods", "options"),  # each row knows its own (stages/rows.py)
+    "evaluate": ("methods", "options"),  # each row knows its own (stages/row_store.py)
 }
 
 
-def inputs(run: Run, stage: str) -> dict[str, Any]:
+def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
     """All that decides a stage's result, itself and upstream, as flat ``key: value``."""
     plain = to_dict(run.config)
     found: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
@@ -56,7 +56,7 @@ def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
         before = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: damaged; {again}") from None
-    changed = _changed(before, inputs(run, stage))
+    changed = _changed(before, stage_inputs(run, stage))
     if changed:
         raise UserError(f"{path.parent}: was made from other inputs ({changed}); take another --name, or: {again}")
 

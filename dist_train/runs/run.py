@@ -67,7 +67,7 @@ def open_run(config: Config, world: int = 1) -> Run:
     sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
     # What would only fail hours later, or after a stage has begun, fails here.
     Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
-    check_options(config, world)
+    check_config(config, world)
     fewest = int(np.diff(sizes["train", "novel"].bounds).min())
     if config.evaluate.images > fewest:
         more = "" if config.evaluate.protocol == "joint" else f", {config.evaluate.images} needed with the queries"
@@ -79,7 +79,7 @@ def open_run(config: Config, world: int = 1) -> Run:
     return run
 
 
-def check_options(config: Config, world: int) -> None:
+def check_config(config: Config, world: int) -> None:
     """What does not fit together, whatever the machine and the images.
 
     Raises:

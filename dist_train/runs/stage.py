@@ -12,7 +12,7 @@ from dist_train.config import STAGES, digest, to_yaml
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.files import write_text
-from dist_train.runs.inputs import check_inputs, inputs, same_options
+from dist_train.runs.inputs import check_inputs, same_options, stage_inputs
 from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run
 
@@ -20,7 +20,7 @@ log = logging.getLogger("dist_train")
 
 
 class Stage:
-    """One stage's folder. Use: ``if stage.done: return stage.rest()``, work, ``stage.finish()``; ``stage.reopen()``
+    """One stage's folder. Use: ``if stage.done: return stage.log_done()``, work, ``stage.finish()``; ``stage.reopen()``
     before the work where a stage that is done can be asked for more.
 
     A stage that was started or finished from other inputs stops and says what changed; ``redo``
@@ -34,7 +34,7 @@ class Stage:
         self.run, self.folder = run, run.dir / name
         self.name = name
         self.context = context
-        self.inputs = inputs(run, name)
+        self.inputs = stage_inputs(run, name)
         if context.main:
             self._check(run, redo)
             if redo:  # what was made from this stage's results goes with them
@@ -52,7 +52,7 @@ class Stage:
         if not redo:
             check_inputs(run, self.name)
 
-    def rest(self) -> None:
+    def log_done(self) -> None:
         """All is there."""
         if self.context.main:
             log.info("%s: done already (%s)", self.name, self.folder)
@@ -83,7 +83,7 @@ class Stage:
         self.context.barrier(f"{self.name}-finished")
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
+def read_done(folder: Path) -> dict[str, Any]:
     """What ``Stage.finish`` has left in a stage's folder; nothing where it is not finished, or the file is damaged."""
     try:
         found: dict[str, Any] = json.loads((folder / "done.json").read_text())

@@ -16,7 +16,7 @@ from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
 from dist_train.models.backbone import Backbone
-from dist_train.runs.run import check_options, open_run
+from dist_train.runs.run import check_config, open_run
 from dist_train.stages.memory import Cost, batches_by_card, count_cost, memory_by_use
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer, peak_lr
@@ -106,7 +106,7 @@ def _workload(config: Config, world: int) -> Workload:
     options = config.pretrain
     images, classes, source = _counted(config, world)
     order = Order(images, options.global_batch, config.seed)
-    check_options(config, world)
+    check_config(config, world)
     steps = order.steps(options.epochs)
     epochs = (step * options.global_batch // images for step in range(0, steps, max(1, steps // 500)))
     sides = [train_side(config.data, epoch) for epoch in epochs]

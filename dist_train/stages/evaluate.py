@@ -1,11 +1,10 @@
-"""Chapter 4: all classes scored together, or episodes; the table and the report."""
+"""Evaluate: score all classes together, or episodes; write the table and the report (paper, chapter 4)."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,101 +13,131 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LABELS, METHODS
-from dist_train.fewshot.protocols.episodes import spread
-from dist_train.fewshot.protocols.joint import summary
+from dist_train.fewshot.results import Counts, EpisodeFacts, Interval, MethodResult, Metrics, Results, SplitFacts
+from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
 from dist_train.report.markdown import episodes_markdown, low_shot_markdown, table_markdown
+from dist_train.report.tensorboard import write_tensorboard
 from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
-from dist_train.stages.conclude import report, tensorboard
-from dist_train.stages.rows import MADE, Rows, is_shown
-from dist_train.stages.scoring import EpisodeExam, Exam, Examiner
+from dist_train.stages.done import EVALUATION_FILES, is_reported
+from dist_train.stages.reporting import write_report
+from dist_train.stages.row_store import RowStore, StoredRow
+from dist_train.stages.scoring import EpisodeScoring, JointScoring, Scoring
 
 
 def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
-    """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws; leaves
-    ``results.json``, ``table.md`` and, of joint scoring, ``report.html``. Ranks share the draws.
+    """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws, which ranks share.
 
-    Each method's row is kept as soon as it is complete (stages/rows.py), so a stage that was interrupted, or is
-    given more methods or other numbers of one, computes what is missing.
+    Leaves ``results.json``, ``table.md`` and, for joint scoring, ``report.html``. Each method's row is kept as soon as
+    it is complete (stages/row_store.py), so that a stage which was interrupted, or is given more methods or other
+    options, computes only what is missing.
 
     Raises:
-        Stopped: told to leave; the rows that are complete stay.
+        Stopped: the run is to stop; the rows that are complete stay.
         UserError: a method's scores are not finite.
     """
     stage = Stage(run, "evaluate", context, redo)
-    config, kept = run.config.evaluate, Rows(stage.folder, run.config.evaluate)
-    found = {name: kept.read(name) if context.main else None for name in config.methods}
-    todo = context.gather([name for name, row in found.items() if row is None])[0]
-    if context.gather(not todo and is_shown(stage.folder, config))[0]:
+    config, store = run.config.evaluate, RowStore(stage.folder, run.config.evaluate)
+    rows: dict[str, StoredRow] = {}
+    if context.main:
+        rows = {name: stored for name in config.methods if (stored := store.read(name))}
+    missing = context.gather([name for name in config.methods if name not in rows])[0]
+    if context.gather(not missing and is_reported(stage.folder, config))[0]:
         if context.main:
-            kept.older({name: row for name, row in found.items() if row})
-        return stage.rest()
+            store.warn_of_older(rows)
+        return stage.log_done()
     stage.reopen()
     if context.main:
-        for name in MADE:  # of other rows than there will be
+        for name in EVALUATION_FILES:  # they would show other rows than there are going to be
             (stage.folder / name).unlink(missing_ok=True)
-    exam = (Exam if config.protocol == "joint" else EpisodeExam)(run, context)
-    if todo:
-        bar = progress_bar(len(todo) * len(exam.mine), "evaluate", "draw", context.main)
-        for name in todo:
-            bar.set_postfix_str(LABELS[name])
-            with torch.inference_mode():
-                row, confusions = exam.sit(name, stop, bar)
-            if context.main:
-                found[name] = kept.write(name, row, confusions)
-        bar.close()
-        context.barrier("evaluate-rows")
+    scoring = JointScoring(run, context) if config.protocol == "joint" else EpisodeScoring(run, context)
+    if missing:
+        rows |= _score(missing, scoring, store, stop)
     if context.main:
-        rows = {name: row for name, row in found.items() if row}
-        _conclude(run, exam, stage.folder, rows, kept.older(rows), context)
+        _report(run, scoring, {name: rows[name] for name in config.methods}, store.warn_of_older(rows))
     stage.finish(methods=config.methods)
 
 
-def _conclude(
-    run: Run, exam: Examiner, folder: Path, rows: dict[str, dict[str, Any]], older: dict[str, str], context: Context
-) -> None:
-    """From the rows: results.json, table, report, TensorBoard."""
-    config, facts = run.config.evaluate, provenance(run, context)
-    joint, released = config.protocol == "joint", config.protocol == "released"
-    average = summary if joint else partial(spread, released=released)
-    values = {
-        name: {k: {metric: average(draws) for metric, draws in found.items()} for k, found in row["shots"].items()}
-        for name, row in rows.items()
-    }
-    unit = "support draws" if joint else "episodes"
-    results: dict[str, Any] = {
-        "protocol": config.protocol,
-        "methods": {name: found for name, found in values.items() if not METHODS[name].oracle},
-        "oracles": {name: found["all"] for name, found in values.items() if METHODS[name].oracle},
-        "curves": {name: row["curves"] for name, row in rows.items() if not METHODS[name].oracle},
-        "seconds": {name: row["seconds"] for name, row in rows.items()},
-        "shots": config.shots,
-        "draws": config.draws,
-        "interval": f"standard deviation over {unit}" if released else f"95% t-interval over {unit}",
-        "queries": {role: len(run.view("val", kind)) for role, kind in (("base", "scored"), ("novel", "novel"))},
-        "classes": {"base": len(run.scored), "novel": len(run.novel)},
-        "split": facts["split"],
-        "shards": facts["shards"],
-        "seed": config.seed,
-        "rule": config.rule,
-        "options": config.options,
-        "commit": facts["commit"],
-        "older": older,
-        "command": facts["command"],
-    }
-    if joint:
-        text = table_markdown(results) + ("\n" + low_shot_markdown(results) if run.split.halves else "")
-    else:
-        results["episodes"] = {"ways": config.ways, "queries": None if released else config.queries}
-        del results["oracles"], results["curves"], results["queries"]
-        text = episodes_markdown(results)
-    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+def _score(missing: list[str], scoring: Scoring, store: RowStore, stop: StopFlag) -> dict[str, StoredRow]:
+    """Compute these rows and keep each at once; returned on rank 0."""
+    context, rows = scoring.context, dict[str, StoredRow]()
+    bar = progress_bar(len(missing) * len(scoring.own_draws), "evaluate", "draw", context.main)
+    for name in missing:
+        bar.set_postfix_str(LABELS[name])
+        with torch.inference_mode():
+            row, confusions = scoring.score(name, stop, bar)
+        if context.main:
+            rows[name] = store.write(name, row, confusions)
+    bar.close()
+    context.barrier("evaluate-rows")
+    return rows
+
+
+def _report(run: Run, scoring: Scoring, stored: Mapping[str, StoredRow], older: Mapping[str, str]) -> None:
+    """Write results.json, the table, the report and TensorBoard from the rows."""
+    facts = provenance(run, scoring.context)
+    results = make_results(run, {name: one.row for name, one in stored.items()}, older, facts)
+    folder = run.dir / "evaluate"
+    text = _table(run, results)
+    write_text(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
     write_text(folder / "table.md", text)
-    tensorboard(folder / "tb", results)
-    if isinstance(exam, Exam):
-        report(run, results, facts, exam.prepared, exam.supports[0], context)
+    write_tensorboard(folder / "tb", results)
+    if isinstance(scoring, JointScoring):
+        write_report(run, results, facts, scoring)
         log.info("report: %s", folder / "report.html")
     print(text)
     log.info("tensorboard: tensorboard --logdir %s", shlex.quote(str(run.dir)))
+
+
+def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str], facts: Mapping[str, Any]) -> Results:
+    """Average the rows over draws, and say where they are from.
+
+    Args:
+        older: name -> commit of the rows that other code made.
+        facts: from ``provenance``.
+    """
+    config = run.config.evaluate
+    joint, released = config.protocol == "joint", config.protocol == "released"
+    average = Interval.spread if released else Interval.of
+    unit = "support draws" if joint else "episodes"
+
+    def averaged(row: TableRow) -> dict[str, Metrics]:
+        return {k: {metric: average(draws) for metric, draws in metrics.items()} for k, metrics in row.shots.items()}
+
+    return Results(
+        protocol=config.protocol,
+        methods={
+            name: MethodResult(
+                {int(k): metrics for k, metrics in averaged(row).items()},
+                {int(k): curves for k, curves in row.curves.items()},
+            )
+            for name, row in rows.items()
+            if not METHODS[name].oracle
+        },
+        oracles={name: averaged(row)["all"] for name, row in rows.items() if METHODS[name].oracle},
+        seconds={name: row.seconds for name, row in rows.items()},
+        shots=config.shots,
+        draws=config.draws,
+        interval=f"standard deviation over {unit}" if released else f"95% t-interval over {unit}",
+        queries=Counts(len(run.view("val", "scored")), len(run.view("val", "novel"))) if joint else None,
+        classes=Counts(len(run.scored), len(run.novel)),
+        split=SplitFacts(**facts["split"]),
+        shards=facts["shards"],
+        seed=config.seed,
+        rule=config.rule,
+        options=config.options,
+        commit=facts["commit"],
+        older=older,
+        command=facts["command"],
+        episodes=None if joint else EpisodeFacts(config.ways, None if released else config.queries),
+    )
+
+
+def _table(run: Run, results: Results) -> str:
+    """Return ``table.md``."""
+    if results.episodes:
+        return episodes_markdown(results.to_json())
+    low_shot = "\n" + low_shot_markdown(results.to_json()) if run.split.halves else ""
+    return table_markdown(results.to_json()) + low_shot

@@ -38,7 +38,7 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     """
     stage = Stage(run, "extract", context, redo)
     if stage.done:
-        return stage.rest()
+        return stage.log_done()
     began = time.perf_counter()
     model, _ = load_backbone(run.config, context.device)
     images = 0

@@ -21,7 +21,7 @@ from dist_train.models.predictor import RowPredictor
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
-from dist_train.stages.rows import is_done
+from dist_train.stages.done import is_done
 from dist_train.training import checkpoint
 from dist_train.training.cuda_graph import GraphedStep
 from dist_train.training.loop import Schedule, Task, TrainingLoop
@@ -41,7 +41,7 @@ def learn(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> Non
     """
     stage = Stage(run, "learn", context, redo)
     if context.gather(is_done(run.dir, "learn", run.config))[0]:
-        return stage.rest()
+        return stage.log_done()
     stage.reopen()
     bank = open_bank(run, context)
     seed = run.config.seed + run.config.learn.seed  # the same for all: they are compared, so they see the same draws

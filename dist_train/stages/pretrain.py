@@ -42,7 +42,7 @@ def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     """
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:
-        return stage.rest()
+        return stage.log_done()
     task = BackboneTraining(run, context)
     folder = stage.folder / "checkpoints"
     saved = checkpoint.load_agreed(folder, context, task.strategy.loads_on)

@@ -1,7 +1,7 @@
-"""The rows of the table: each method is prepared from the base classes, shown supports, and its answers are counted.
+"""Score methods: prepare each from the base classes, show it supports, count its answers to the queries.
 
-All that can change a number of a row is this module and what it imports, and nothing else is
-(dist_train/stages/row_code.py). What is made of rows, tables and pages, is in stages/evaluate.py and conclude.py.
+Only this module and what it imports can change a number of a row (stages/row_code.py). Tables and pages are made from
+rows in stages/evaluate.py and reporting.py.
 """
 
 from __future__ import annotations
@@ -15,188 +15,223 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from dist_train.data.activations import load
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
-from dist_train.fewshot.method import Method
+from dist_train.fewshot.method import Method, Support
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
-from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, parts
-from dist_train.fewshot.protocols.joint import (
-    Draw,
-    JointScorer,
-    Mixed,
-    Queries,
-    assert_disjoint,
-    averaged,
-    support_rows,
-)
+from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
+from dist_train.fewshot.protocols.joint import Draw, JointScorer, Mixed, Queries, assert_disjoint, support_rows
 from dist_train.fewshot.protocols.low_shot import LowShotScorer
+from dist_train.fewshot.table_row import Curve, Curves, TableRow
 from dist_train.training import checkpoint
 from dist_train.training.precision import round_products
 
 if TYPE_CHECKING:
     from dist_train.runs.run import Run
 
+Confusions = dict[str, npt.NDArray[np.int32]]
+"""Number of shots -> int32 [classes, classes], summed over draws: how often each class was taken for which."""
 
-class Examiner(ABC):
-    """What all methods are asked: the same supports and queries."""
+
+class Scoring(ABC):
+    """Score methods one by one, each on the same supports and queries; ranks share the draws.
+
+    Attributes:
+        base: what methods may use of the base classes.
+        novel_train: stored activations of the images from which supports are drawn.
+        own_draws: numbers of this rank's draws.
+    """
 
     def __init__(self, run: Run, context: Context) -> None:
         self.config, self.context = run.config.evaluate, context
-        round_products(False)  # whatever the stages before have computed in
+        round_products(False)  # an earlier stage of this process may have allowed it
         head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]
-        self.prepared = open_base(run.config, head["head.weight"], head["head.bias"])
-        self.bank = load(run.dir / "extract", "novel_train")
-        self.mine = range(context.rank, self.config.draws, context.world)
+        self.base = open_base(run.config, head["head.weight"], head["head.bias"])
+        self.novel_train = load(run.dir / "extract", "novel_train")
+        self.own_draws = range(context.rank, self.config.draws, context.world)
 
     @abstractmethod
-    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """One method's row: {"shots": {k: {metric: [draws], ...}}, "curves": {k: ``averaged``}, "seconds"}, where
-        an oracle has "all" for k; and how often each class was taken for which, by k: int32 [classes, classes],
-        summed over draws.
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
+        """Return one method's row, and its confusions in joint scoring; the same on all ranks.
 
         Raises:
-            Stopped: told to leave.
+            Stopped: the run is to stop.
             UserError: scores are not finite.
         """
 
     def prepare(self, name: str, stop: StopFlag) -> Method:
+        """Make a method from the base classes, with progress and a chance to stop."""
         self.context.report_progress(f"evaluate {name}: base classes")
-        return make(name, replace(self.prepared, watch=partial(self._watched, name, stop)))
+        return make(name, replace(self.base, watch=partial(self._watch, name, stop)))
 
-    def _watched(self, name: str, stop: StopFlag, parts: Sequence[Any]) -> Iterator[Any]:
-        """``Base.watch``: a bar of its own below that of the draws."""
-        bar = progress_bar(len(parts), f"{LABELS[name]}: base classes", "class", self.context.main)
+    def _watch(self, name: str, stop: StopFlag, classes: Sequence[Any]) -> Iterator[Any]:
+        """Yield the items of a method's loop over the base classes (``Base.watch``), under a bar below that of the
+        draws."""
+        bar = progress_bar(len(classes), f"{LABELS[name]}: base classes", "class", self.context.main)
         bar.leave = False
         try:
-            for number, part in enumerate(parts):
+            for number, item in enumerate(classes):
                 if stop.agreed():
                     raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
-                self.context.report_progress(f"evaluate {name}: base class {number} of {len(parts)}")
-                yield part
+                self.context.report_progress(f"evaluate {name}: base class {number} of {len(classes)}")
+                yield item
                 bar.update()
         finally:
             bar.close()
 
     def draws(self, name: str, stop: StopFlag, oracle: bool = False) -> Iterator[int]:
-        """This rank's draws, as many turns on each rank: they ask together whether to stop."""
+        """Yield the numbers of this rank's draws; for an oracle one number, on rank 0.
+
+        Every rank takes the same number of turns, because at each they agree on whether to stop.
+        """
         for turn in range(1 if oracle else -(-self.config.draws // self.context.world)):
             if stop.agreed_now():
                 raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
-            if turn < len(self.mine) and (self.context.main or not oracle):
-                self.context.report_progress(f"evaluate {name}: draw {self.mine[turn]}")
-                yield self.mine[turn]
+            if turn < len(self.own_draws) and (self.context.main or not oracle):
+                self.context.report_progress(f"evaluate {name}: draw {self.own_draws[turn]}")
+                yield self.own_draws[turn]
 
     def load(self, rows: np.ndarray) -> torch.Tensor:
+        """Return stored activations as float32 on the device."""
         return torch.from_numpy(rows.astype(np.float32)).to(self.context.device)
 
 
 @contextmanager
-def named(method: str) -> Iterator[None]:
-    """The method in what scorers refuse; the same on all ranks, whichever draw it was."""
+def naming(method: str) -> Iterator[None]:
+    """Add the method's name and the remedy to errors of scorers; the line is the same on all ranks, whichever draw
+    failed."""
     try:
         yield
     except UserError as error:
         raise UserError(f"evaluate: {method}: {error}; lower its rate in evaluate.options, or mend it") from None
 
 
-class Exam(Examiner):
-    """All classes scored together. Where not all base classes are scored (a split by halves), methods know them all
-    the same, and the scores and queries of the others are dropped, as Gidaris & Komodakis' code does."""
+class JointScoring(Scoring):
+    """Score all classes together.
+
+    Where only some of the base classes are scored (a split by halves), methods still know them all; the scores and
+    queries of the others are dropped, as in the code of Gidaris & Komodakis.
+
+    Attributes:
+        base_queries, novel_queries: validation images of the scored base classes, and of the novel classes.
+        labels: int64 [queries], classes of the base and then the novel queries; novel classes are counted after the
+            scored base classes.
+        supports: draw -> rows in ``novel_train`` [novel classes, most shots].
+        orders: draw -> the order in which novel classes are added for ``Draw.forgetting``, int64 [novel classes].
+    """
 
     def __init__(self, run: Run, context: Context) -> None:
         super().__init__(run, context)
-        tables = {role: load(run.dir / "extract", f"{role}_val") for role in ("base", "novel")}
-        for table in tables.values():
-            assert_disjoint(run.shards["train"], self.bank.ids, run.shards["val"], table.ids)
-        kept = run.kept
-        scorer = partial(LowShotScorer, kept=kept) if run.split.halves else JointScorer
-        self.asked: dict[str, JointScorer] = {}
-        self.base, self.novel = (
+        base_val, novel_val = (load(run.dir / "extract", f"{role}_val") for role in ("base", "novel"))
+        for table in (base_val, novel_val):
+            assert_disjoint(run.shards["train"], self.novel_train.ids, run.shards["val"], table.ids)
+        self.base_queries, self.novel_queries = (
             Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
-            for table in (tables["base"].select(kept), tables["novel"])
+            for table in (base_val.select(run.kept), novel_val)
         )
-        self.scorer = partial(scorer, mixed=Mixed.of(self.base, self.novel))
-        self.truth = torch.cat([self.base.labels, self.novel.labels + len(kept)]).cpu().numpy()
+        novel_labels = self.novel_queries.labels + len(run.kept)
+        self.labels = torch.cat([self.base_queries.labels, novel_labels]).cpu().numpy()
+        scorer = partial(LowShotScorer, kept=run.kept) if run.split.halves else JointScorer
+        self._make_scorer = partial(scorer, mixed=Mixed.of(self.base_queries, self.novel_queries))
+        self._shared_scorers: dict[str, JointScorer] = {}
         seed, novel = self.config.seed, len(run.novel)
-        self.classes = len(kept) + novel
-        self.supports = {d: support_rows(self.bank, max(self.config.shots), seed, d) for d in self.mine}
+        self._num_classes = len(run.kept) + novel
+        self.supports = {d: support_rows(self.novel_train, max(self.config.shots), seed, d) for d in self.own_draws}
         self.orders = {
             d: torch.from_numpy(np.random.RandomState([seed, d]).permutation(novel)).to(context.device)
-            for d in self.mine
+            for d in self.own_draws
         }
 
-    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
         began = time.perf_counter()
         method = self.prepare(name, stop)
         scorer = self._scorer(name, method)
-        found: dict[str, dict[int, Draw]] = {}
-        confusions: dict[str, np.ndarray] = {}
-        for draw in self.draws(name, stop, method.oracle):
-            for k, support in self._supports(draw, method.oracle):
-                with named(name):
-                    one = scorer.draw(support, self.orders[draw])
-                found.setdefault(k, {})[draw] = replace(one, predicted=np.zeros(0, np.int64))
-                count = self.classes
-                taken = np.bincount(self.truth * count + one.predicted, minlength=count**2).astype(np.int32)
-                confusions[k] = confusions.get(k, 0) + taken.reshape(count, count)
-            bar.update(len(self.mine) if method.oracle else 1)
-        every = self.context.gather((found, confusions))
-        shots = list(found)
-        draws = {k: [one for _, one in sorted(x for part, _ in every for x in part.get(k, {}).items())] for k in shots}
-        row = {
-            "shots": {k: {metric: [one.metrics[metric] for one in some] for metric in some[0].metrics}
-                      for k, some in draws.items()},
-            "curves": {k: averaged(some) for k, some in draws.items()},
-            "seconds": round(time.perf_counter() - began, 1),
-        }  # fmt: skip
-        return row, {k: sum(part[k] for _, part in every if k in part) for k in shots}
+        own_draws: dict[str, dict[int, Draw]] = {}
+        own_confusions: Confusions = {}
+        for number in self.draws(name, stop, method.oracle):
+            for k, support in self._supports(number, method.oracle):
+                with naming(name):
+                    draw = scorer.draw(support, self.orders[number])
+                confusions = self._confusions(draw.predicted)
+                own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
+                # Predictions are counted; ranks need not exchange them.
+                own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
+            bar.update(len(self.own_draws) if method.oracle else 1)
+        gathered = self.context.gather((own_draws, own_confusions))
+        draws = {k: _in_order([ranks_draws.get(k, {}) for ranks_draws, _ in gathered]) for k in own_draws}
+        row = TableRow(
+            shots={k: {metric: [d.metrics[metric] for d in of_k] for metric in of_k[0].metrics}
+                   for k, of_k in draws.items()},
+            curves={k: _average_curves(of_k) for k, of_k in draws.items()},
+            seconds=round(time.perf_counter() - began, 1),
+        )  # fmt: skip
+        return row, {k: sum(counts[k] for _, counts in gathered if k in counts) for k in draws}
+
+    def _confusions(self, predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Count how often each class was taken for which in one draw: int32 [classes, classes]."""
+        count = self._num_classes
+        return np.bincount(self.labels * count + predicted, minlength=count**2).astype(np.int32).reshape(count, count)
 
     def _scorer(self, name: str, method: Method) -> JointScorer:
-        """Its base scores are computed, unless they are those of a row before."""
-        like = vars(type(method)).get("base_as")  # not that of a class it is derived from
-        if like in self.asked:
-            return self.asked[like].of(method)
-        with named(name):
-            scorer = self.scorer(method, self.base, self.novel)
+        """Return a scorer for the method, with its base scores: those of an earlier row where ``base_as`` names it."""
+        same_as = vars(type(method)).get("base_as")  # a class's own, not inherited
+        if same_as in self._shared_scorers:
+            return self._shared_scorers[same_as].with_method(method)
+        with naming(name):
+            scorer = self._make_scorer(method, self.base_queries, self.novel_queries)
         if any(METHODS[other].base_as == name for other in self.config.methods):
-            self.asked[name] = scorer
+            self._shared_scorers[name] = scorer
         return scorer
 
-    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
-        """Of one draw, by number of shots; or all images, class by class."""
+    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Support]]:
+        """Yield the supports of one draw by number of shots; for an oracle, all images, class by class."""
         if oracle:
-            ends = zip(self.bank.offsets[:-1], self.bank.offsets[1:], strict=True)
-            yield "all", [self.load(self.bank.rows[first:last]) for first, last in ends]
+            ends = zip(self.novel_train.offsets[:-1], self.novel_train.offsets[1:], strict=True)
+            yield "all", [self.load(self.novel_train.rows[first:last]) for first, last in ends]
             return
-        support = self.load(self.bank.rows[self.supports[draw]])
+        support = self.load(self.novel_train.rows[self.supports[draw]])
         for k in self.config.shots:
             yield str(k), support[:, :k]
 
 
-class EpisodeExam(Examiner):
-    """A few novel classes at a time, alone (fewshot/protocols/episodes.py)."""
+def _in_order(by_rank: Sequence[dict[int, Draw]]) -> list[Draw]:
+    """Join the draws of all ranks, by their numbers."""
+    return [draw for _, draw in sorted(item for draws in by_rank for item in draws.items())]
 
-    def sit(self, name: str, stop: StopFlag, bar: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+
+def _average_curves(draws: Sequence[Draw]) -> Curves:
+    return Curves(Curve.over_draws([d.seen_unseen for d in draws]), Curve.over_draws([d.forgetting for d in draws]))
+
+
+class EpisodeScoring(Scoring):
+    """Score a few novel classes at a time, alone (fewshot/protocols/episodes.py)."""
+
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
         began, config = time.perf_counter(), self.config
         method = self.prepare(name, stop)
-        found: dict[int, dict[str, float]] = {}
+        own_accuracies: dict[int, dict[str, float]] = {}
         for number in self.draws(name, stop):
-            images = draw_episode(self.bank.offsets, config.ways, config.seed, number)
-            with named(name):
-                found[number] = {str(k): self._score(method, images, k) for k in config.shots}
+            images = draw_episode(self.novel_train.offsets, config.ways, config.seed, number)
+            with naming(name):
+                own_accuracies[number] = {str(k): self._accuracy(method, images, k) for k in config.shots}
             bar.update(1)
-        merged = {n: one for part in self.context.gather(found) for n, one in part.items()}
-        accuracies = {str(k): {"accuracy": [merged[n][str(k)] for n in sorted(merged)]} for k in config.shots}
-        return {"shots": accuracies, "curves": {}, "seconds": round(time.perf_counter() - began, 1)}, {}
+        accuracies = {n: by_shots for ranks in self.context.gather(own_accuracies) for n, by_shots in ranks.items()}
+        shots = {str(k): {"accuracy": [accuracies[n][str(k)] for n in sorted(accuracies)]} for k in config.shots}
+        return TableRow(shots, {}, round(time.perf_counter() - began, 1)), {}
 
-    def _score(self, method: Method, images: list[np.ndarray], shots: int) -> float:
+    def _accuracy(self, method: Method, images: list[np.ndarray], shots: int) -> float:
+        """Return the accuracy of a method in one episode, in percent."""
         config = self.config
-        supports, queries = parts(images, shots, max(config.shots), config.queries, config.protocol == "released")
+        released = config.protocol == "released"
+        supports, queries = supports_and_queries(images, shots, max(config.shots), config.queries, released)
         labels = torch.arange(len(queries)).repeat_interleave(torch.tensor([len(rows) for rows in queries]))
-        asked = self.load(self.bank.rows[np.concatenate(queries)])
-        return accuracy(method, self.load(self.bank.rows[supports]), asked, labels.to(asked.device))
+        activations = self.load(self.novel_train.rows[np.concatenate(queries)])
+        support = self.load(self.novel_train.rows[supports])
+        return accuracy(method, support, activations, labels.to(activations.device))

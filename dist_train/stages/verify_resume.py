@@ -12,7 +12,7 @@ from dist_train.data.loading.loader import train_batches
 from dist_train.data.loading.plan import train_windows
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
-from dist_train.runs.inputs import check_checkpoint, inputs
+from dist_train.runs.inputs import check_checkpoint, stage_inputs
 from dist_train.runs.run import Run
 from dist_train.stages.pretrain import base_order, fingerprint
 from dist_train.training import checkpoint
@@ -53,7 +53,7 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
     saved = checkpoint.load_latest(folder)
     if saved is None:
         raise UserError(f"{folder}: no checkpoint yet; start the run first")
-    check_checkpoint(saved, inputs(run, "pretrain"), folder)
+    check_checkpoint(saved, stage_inputs(run, "pretrain"), folder)
     step, size, order = saved.state["step"], run.config.pretrain.global_batch, base_order(run)
     differences = []
     if "next" in saved.state and saved.state["next"] != fingerprint(run, order, step):

@@ -144,7 +144,7 @@ def _with_all_options(config: Config) -> Config:
 def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
     """Return a configuration that evaluates these methods, and learns what they are made from."""
     from dist_train.fewshot.methods import LEARNED, METHODS
-    from dist_train.runs.run import check_options
+    from dist_train.runs.run import check_config
 
     sources = (METHODS[name].learned(name) for name in names if name in METHODS)
     learned = list(dict.fromkeys(name for name in sources if name in LEARNED))
@@ -153,7 +153,7 @@ def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
         names = ["mean", *names]  # evaluate needs a method that is no oracle
     config = replace(config, learn=learn, evaluate=replace(config.evaluate, methods=names))
     try:
-        check_options(config, 1)
+        check_config(config, 1)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config

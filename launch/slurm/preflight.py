@@ -44,7 +44,7 @@ def choose_stages(config: Config, asked: str | None, members: Sequence[Member]) 
 
 def _is_done(config: Config, stage: str, members: Sequence[Member]) -> bool:
     """Return whether a stage is done, by every member of a sweep where it is their own."""
-    from dist_train.stages.rows import is_done
+    from dist_train.stages.done import is_done
 
     if stage == "prepare":
         return config.pack is None or "://" in config.data.shards or _is_packed(config)
@@ -64,7 +64,7 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
         UserError: it names what does not fit.
     """
     from dist_train.runs.inputs import check_inputs
-    from dist_train.runs.run import check_options, open_run
+    from dist_train.runs.run import check_config, open_run
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
@@ -73,7 +73,7 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
         raise UserError(f"{existing}: cannot write there; choose other --runs, or mend its permissions")
     wanted = stage_resources(cluster, "pretrain", overrides)
     ranks = wanted.ranks if "pretrain" in stages else 1
-    check_options(config, ranks)
+    check_config(config, ranks)
     _check_pack(config)
     if "prepare" not in stages:
         run = open_run(config, ranks)

@@ -71,38 +71,40 @@ def test_methods_are_blind(name: str, trained: Run, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(scoring, "make", making)
 
-    def sit(change: Callable[[scoring.Exam], None]) -> list[torch.Tensor]:
-        exam = scoring.Exam(trained, Context())
-        change(exam)
+    def scores_after(change: Callable[[scoring.JointScoring], None]) -> list[torch.Tensor]:
+        joint = scoring.JointScoring(trained, Context())
+        change(joint)
         seen.clear()
         scores.clear()
         with torch.inference_mode(), tqdm(disable=True) as bar:
-            exam.sit(name, StopFlag(Context()), bar)
+            joint.score(name, StopFlag(Context()), bar)
         for given in seen:
             for tensor in (part for one in given for part in (one if isinstance(one, list) else [one])):
-                assert tensor.dtype == torch.float32 and tensor.shape[-1] == exam.base.activations.shape[1]
+                assert tensor.dtype == torch.float32 and tensor.shape[-1] == joint.base_queries.activations.shape[1]
         return list(scores)
 
-    def no_change(exam: scoring.Exam) -> None:
-        base = exam.prepared
+    def no_change(joint: scoring.JointScoring) -> None:
+        base = joint.base
         ids = {int(i) for i in base.train.ids}
-        assert not ids & {int(i) for i in exam.bank.ids} and len(base.means) == len(base.rows) == len(trained.base)
+        assert not ids & {int(i) for i in joint.novel_train.ids} and len(base.means) == len(base.rows) == len(
+            trained.base
+        )
 
-    def other_labels(exam: scoring.Exam) -> None:
-        for queries in (exam.base, exam.novel):
+    def other_labels(joint: scoring.JointScoring) -> None:
+        for queries in (joint.base_queries, joint.novel_queries):
             queries.labels[:] = queries.labels.flip(0)
 
-    def poison(exam: scoring.Exam) -> None:
+    def poison(joint: scoring.JointScoring) -> None:
         """All novel training images but the supports."""
-        kept = np.unique(np.stack(list(exam.supports.values())))
-        rows = np.array(exam.bank.rows)
+        kept = np.unique(np.stack(list(joint.supports.values())))
+        rows = np.array(joint.novel_train.rows)
         rows[np.setdiff1d(np.arange(len(rows)), kept)] = np.nan
-        exam.bank = replace(exam.bank, rows=rows)
+        joint.novel_train = replace(joint.novel_train, rows=rows)
 
-    plain = sit(no_change)
+    plain = scores_after(no_change)
     assert plain
     changes = [other_labels] if METHODS[name].oracle else [other_labels, poison]
     for change in changes:
-        found = sit(change)
+        found = scores_after(change)
         assert len(found) == len(plain)
         assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True)), change.__name__

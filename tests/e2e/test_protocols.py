@@ -17,7 +17,7 @@ from dist_train.data.activations import load
 from dist_train.data.splits import Split, load_split, save_split
 from dist_train.errors import UserError
 from dist_train.runs.inputs import check_inputs
-from dist_train.runs.run import check_options, open_run
+from dist_train.runs.run import check_config, open_run
 from launch.cli.main import main
 
 
@@ -133,4 +133,4 @@ def test_published_configs_parse(name: str) -> None:
     parser.add_class_arguments(Config)
     config = parser.instantiate(parser.parse_path(str(configs_dir() / f"{name}.yaml")))
     assert config.name == name and load_split(config.data.split).roles("pseudo-novel")
-    check_options(Config(**{key: getattr(config, key) for key in Config.__dataclass_fields__}), 8)
+    check_config(Config(**{key: getattr(config, key) for key in Config.__dataclass_fields__}), 8)

@@ -13,7 +13,8 @@ from dist_train.config import EvaluateConfig, LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method, Scorer
-from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, parts, spread
+from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
+from dist_train.fewshot.results import Interval
 from dist_train.models.predictor import Predictor
 from dist_train.report import paper
 from dist_train.report.markdown import episodes_markdown
@@ -79,7 +80,7 @@ def test_released_is_the_release(shots: int, tmp_path: Any) -> None:
     found, wanted = [], []
     for number in range(40):
         images = draw_episode(bank.offsets, 5, 3, number)
-        support, queries = parts(images, shots, 5, 15, released=True)
+        support, queries = supports_and_queries(images, shots, 5, 15, released=True)
         labels = torch.from_numpy(np.repeat(np.arange(5), [len(rows) for rows in queries]))
         found.append(accuracy(method, load(bank, support), load(bank, np.concatenate(queries)), labels))
         wanted.append(100 * release([list(load(bank, rows)) for rows in images], phi, shots))
@@ -87,11 +88,9 @@ def test_released_is_the_release(shots: int, tmp_path: Any) -> None:
         assert leaked == ([set()] * 5 if shots == 1 else [{int(s[4])} for s in support])
         assert [len(rows) for rows in queries] == [len(rows) - (1 if shots == 1 else 4) for rows in images]
     assert found == pytest.approx(wanted) and 30 < np.mean(found) < 95 and len(set(found)) > 20
-    reported = spread(found, released=True)
-    assert set(reported) == {"mean", "std", "draws"}
-    assert reported["std"] == pytest.approx(statistics.stdev(found)) and reported["mean"] == pytest.approx(
-        np.mean(found)
-    )
+    reported = Interval.spread(found)
+    assert reported.measure == "std" and reported.half_width == pytest.approx(statistics.stdev(found))
+    assert reported.mean == pytest.approx(np.mean(found))
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,7 +107,7 @@ def test_episodes_are_seeded_disjoint_and_the_same_for_all_shots(counts: list[in
     assert any(not np.array_equal(a, b) for a, b in zip(images, other, strict=True))
     asked = []
     for k in (1, 2, 5):
-        support, queries = parts(images, k, 5, 4, released=False)
+        support, queries = supports_and_queries(images, k, 5, 4, released=False)
         assert support.shape == (3, k) and all(len(rows) == 4 for rows in queries)
         assert not set(support.ravel()) & set(np.concatenate(queries))
         assert np.array_equal(support, np.stack([rows[:k] for rows in images]))

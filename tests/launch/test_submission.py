@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock
 
 from dist_train.config import Config, DrawConfig, PackConfig, to_dict
-from dist_train.runs.inputs import inputs
+from dist_train.runs.inputs import stage_inputs
 from dist_train.runs.run import open_run
 from launch.cli.main import main
 from launch.slurm import jobs, logs
@@ -181,7 +181,7 @@ def test_sweeps_of_two_options_are_multiplied(submit: Submit) -> None:
 def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Submit, config: Config) -> None:
     for stage in ("pretrain", "extract"):
         (config.run_dir / stage).mkdir(parents=True)
-        (config.run_dir / stage / "inputs.json").write_text(json.dumps(inputs(open_run(config), stage)))
+        (config.run_dir / stage / "inputs.json").write_text(json.dumps(stage_inputs(open_run(config), stage)))
         (config.run_dir / stage / "done.json").write_text("{}")
     code, out, _ = submit("--stages", "extract")
     assert code == 0 and "nothing to submit" in out

@@ -53,9 +53,9 @@ def test_what_changes_what_comes_out_stops_by_name(run: Run, section: str, value
         UserError, match=rf"was made from other inputs \({section}\.{key}: .* -> .*\); take another --name"
     ):
         inputs.check_inputs(other(run, section, **values), "pretrain")
-    saved = checkpoint.Checkpoint({}, {"inputs": inputs.inputs(run, "pretrain")})
+    saved = checkpoint.Checkpoint({}, {"inputs": inputs.stage_inputs(run, "pretrain")})
     with pytest.raises(UserError, match=rf"its checkpoint is of another run \({section}\.{key}: "):
-        now = inputs.inputs(other(run, section, **values), "pretrain")
+        now = inputs.stage_inputs(other(run, section, **values), "pretrain")
         inputs.check_checkpoint(saved, now, run.dir)
 
 
@@ -145,7 +145,7 @@ def test_products_are_rounded_where_a_training_says_so_and_nowhere_else(whole_ru
 
     assert learn.base_top1(Model(), bank, Context()) > 0  # type: ignore[arg-type]
     assert seen == [(False, False)] and rounded() == (True, True)  # exact within, then as the training is
-    for begin in (lambda: scoring.Exam(whole_run, Context()), lambda: from_run(whole_run.config)):
+    for begin in (lambda: scoring.JointScoring(whole_run, Context()), lambda: from_run(whole_run.config)):
         round_products(True)
         begin()
         assert rounded() == (False, False)

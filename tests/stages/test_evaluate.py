@@ -19,12 +19,12 @@ from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.runs.run import open_run
+from dist_train.stages.done import is_done
 from dist_train.stages.evaluate import evaluate
 from dist_train.stages.extract import extract
 from dist_train.stages.learn import learn
 from dist_train.stages.pretrain import pretrain
 from dist_train.stages.row_code import code_of
-from dist_train.stages.rows import is_done
 
 
 class Told(StopFlag):

@@ -80,8 +80,8 @@ def test_rows_of_the_table(name: str, whole_run: Run, roundest: Callable[[], Non
     run = replace(whole_run, config=replace(whole_run.config, evaluate=evaluate))
     roundest()
     with Products() as products:
-        exam = scoring.Exam(run, Context())
-        exam.sit(name, StopFlag(Context()), Silent())
+        joint = scoring.JointScoring(run, Context())
+        joint.score(name, StopFlag(Context()), Silent())
     assert products.exact, products.seen
 
 
@@ -95,7 +95,7 @@ def test_episodes(whole_run: Run, roundest: Callable[[], None]) -> None:
     run = replace(whole_run, config=replace(whole_run.config, evaluate=evaluate))
     roundest()
     with Products() as products:
-        scoring.EpisodeExam(run, Context()).sit("phi2", StopFlag(Context()), Silent())
+        scoring.EpisodeScoring(run, Context()).score("phi2", StopFlag(Context()), Silent())
     assert products.exact, products.seen
 
 

@@ -15,7 +15,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.models.backbone import Backbone
-from dist_train.runs.run import check_device, check_options, open_run
+from dist_train.runs.run import check_config, check_device, open_run
 from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint, precision
 from dist_train.training.objective import Objective
@@ -101,4 +101,4 @@ def test_what_would_be_refused_hours_later(config: Config, monkeypatch: pytest.M
         check_device(replace(config, pretrain=replace(config.pretrain, sync_batchnorm=True)))
     zero = replace(config.pretrain, strategy="zero2", deepspeed={"fp16": {}})
     with pytest.raises(UserError, match=r"deepspeed\.fp16"):
-        check_options(replace(config, pretrain=zero), 1)
+        check_config(replace(config, pretrain=zero), 1)

@@ -40,8 +40,8 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
 @pytest.mark.parametrize(
     "file",
     ["report/svg.py", "report/plots.py", "report/class_vectors.py", "report/page.py", "report/html.py",
-     "report/markdown.py", "report/paper.py", "report/per_class.py", "report/examples.py", "stages/conclude.py",
-     "stages/evaluate.py", "stages/rows.py", "stages/pretrain.py", "training/strategies/strategy.py",
+     "report/markdown.py", "report/paper.py", "report/per_class.py", "report/examples.py", "stages/reporting.py",
+     "stages/evaluate.py", "stages/row_store.py", "stages/pretrain.py", "training/strategies/strategy.py",
      "models/backbone.py",
      "config/fewshot.py", "errors.py"],
 )  # fmt: skip
@@ -81,13 +81,14 @@ def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
     """In functions and relative ones too; not those for types only."""
     copy = tmp_path / "dist_train"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    more = "\nif TYPE_CHECKING:\n    from dist_train.fewshot import chart\n"
-    more += "else:\n    from dist_train.fewshot import classes\n"
-    more += "\ndef later() -> None:\n    from . import figures\n    import dist_train.report.paper\n"
-    (copy / "fewshot" / "protocol.py").write_text((copy / "fewshot" / "protocol.py").read_text() + more)
-    found = code_of("mean", copy).keys() - code_of("mean").keys()
-    assert {f"dist_train.fewshot.{name}" for name in ("classes", "figures", "paper")} <= found
-    assert "dist_train.report.svg" not in found and "dist_train.runs.stage" not in found
+    more = "\nif TYPE_CHECKING:\n    from dist_train.report import svg\n"
+    more += "else:\n    from dist_train.report import per_class\n"
+    more += "\ndef later() -> None:\n    from ..report import class_vectors\n    import dist_train.report.paper\n"
+    method = copy / "fewshot" / "method.py"
+    method.write_text(method.read_text() + more)
+    added = code_of("mean", copy).keys() - code_of("mean").keys()
+    assert {f"dist_train.report.{name}" for name in ("per_class", "class_vectors", "paper")} <= added
+    assert "dist_train.report.svg" not in added and "dist_train.runs.stage" not in added
 
 
 def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,7 @@ def test_no_module_is_missing_and_no_carrier_superfluous(monkeypatch: pytest.Mon
     followed = {module for name in METHODS for module in code_of(name)}
     missing = {name for name in done.stdout.split() if _text(name)} - followed
     assert not missing, "Python loads these, and the imports that are followed do not lead there"
-    assert not with_carriers & {f"dist_train.fewshot.{name}" for name in ("table", "report", "chart", "paper", "page")}
+    assert not with_carriers & {f"dist_train.report.{name}" for name in ("markdown", "page", "svg", "paper", "html")}
 
 
 def _text(module: str) -> str:

@@ -66,7 +66,7 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
             raise UserError(f"evaluate.options: {name}={value:g}: must be a {'whole ' * whole}number above 0")
 
 
-def numbers_of(name: str, options: Mapping[str, float]) -> dict[str, float]:
+def options_of(name: str, options: Mapping[str, float]) -> dict[str, float]:
     """The numbers that the row ``name`` is made with: its class's, without those of other rows."""
     own = METHODS[name].numbers.items()
     return {key: options.get(key, number.default) for key, number in own if not number.rows or name in number.rows}

@@ -17,14 +17,13 @@ Two ways to score one (``evaluate.protocol``):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dist_train.fewshot.method import Method
-from dist_train.fewshot.protocols.joint import finite, own_and_ahead, summary
+from dist_train.fewshot.protocols.joint import finite, own_and_ahead
 
 Rows = npt.NDArray[np.int64]
 
@@ -40,8 +39,10 @@ def draw_episode(offsets: Rows, ways: int, seed: int, number: int) -> list[Rows]
     return [offsets[c] + np.random.RandomState([seed, number, c]).permutation(counts[c]) for c in drawn.tolist()]
 
 
-def parts(images: Sequence[Rows], shots: int, most: int, queries: int, released: bool) -> tuple[Rows, list[Rows]]:
-    """Supports [ways, shots] and the queries of each class.
+def supports_and_queries(
+    images: Sequence[Rows], shots: int, most: int, queries: int, released: bool
+) -> tuple[Rows, list[Rows]]:
+    """Return the supports [ways, shots] and the queries of each class.
 
     Args:
         images: from ``draw_episode``.
@@ -66,12 +67,3 @@ def accuracy(method: Method, support: torch.Tensor, queries: torch.Tensor, label
     queries, labels = queries[mixed], labels[mixed]
     scores = method.take(support)(queries)[:, -len(support) :]  # base classes, where they come along, do not compete
     return 100 * (own_and_ahead(finite(scores), labels)[1] == 0).double().mean().item()
-
-
-def spread(episodes: Sequence[float], released: bool) -> dict[str, Any]:
-    """``summary`` of accuracies; ``released``: with "std", over episodes (n - 1, as Torch has it), for "ci95"."""
-    found = summary(episodes)
-    if released:
-        del found["ci95"]
-        found["std"] = float(np.std(episodes, ddof=1))
-    return found

@@ -6,7 +6,6 @@ classes. Every method sees the same draws, and the supports of k shots are the f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -15,14 +14,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 
 from dist_train.data.activations import Activations
 from dist_train.data.shards.index import Subset
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method, Scorer, Support
-
-CURVES = ("seen_unseen", "forgetting")
+from dist_train.fewshot.table_row import half_width
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,8 @@ class JointScorer:
         if not method.moves_base:
             self._keep(*self._ask(method.base_scores))
 
-    def of(self, method: Method) -> Self:
-        """The scorer of another method whose ``base_scores`` are the same."""
+    def with_method(self, method: Method) -> Self:
+        """Return the scorer of another method whose ``base_scores`` are the same."""
         other = copy(self)
         other.method = method
         return other
@@ -246,26 +243,9 @@ def summary(draws: Sequence[float]) -> dict[str, Any]:
     values = np.asarray(draws, np.float64)
     return {
         "mean": float(values.mean()),
-        "ci95": float(_half_width(values)),
+        "ci95": float(half_width(values)),
         "draws": [round(v, 6) for v in values.tolist()],
     }
-
-
-def averaged(draws: Sequence[Draw]) -> dict[str, list[float]]:
-    """Of each curve the mean over draws, point by point, and as ``CURVE_ci95`` the half-width of its 95% t-interval."""
-    found = {}
-    for curve in CURVES:
-        values = np.stack([getattr(one, curve) for one in draws])
-        found |= {curve: values.mean(0).round(4).tolist(), f"{curve}_ci95": _half_width(values).round(4).tolist()}
-    return found
-
-
-def _half_width(values: np.ndarray) -> Any:
-    """Of the 95% t-interval of the mean over the first axis; 0 where it has one entry."""
-    count = len(values)
-    if count == 1:
-        return np.zeros(values.shape[1:])
-    return stats.t.ppf(0.975, count - 1) * values.std(0, ddof=1) / math.sqrt(count)
 
 
 def paired(draws: Sequence[float], others: Sequence[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dist_train.data.activations import load
 from dist_train.fewshot.protocols.joint import support_rows
 from dist_train.report.examples import thumbnails
 from dist_train.runs.run import Run
-from dist_train.stages.conclude import differences
+from dist_train.stages.reporting import changed_keys
 
 
 @pytest.fixture
@@ -109,6 +109,6 @@ def test_tensorboard_has_the_curves_and_the_classes(whole_run: Run, folder: Path
 
 
 def test_only_differences_from_the_defaults_are_listed(whole_run: Run) -> None:
-    found = differences(whole_run.config)
+    found = changed_keys(whole_run.config)
     assert found["pretrain.model"] == "resnet10" and found["evaluate.draws"] == 4
     assert not {"pretrain.momentum", "seed", "evaluate.shots", "evaluate.options"} & set(found)

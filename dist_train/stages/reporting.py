@@ -1,0 +1,181 @@
+"""Write the report of an evaluation: gather the numbers behind its pictures, classes, examples and curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_train.config import STAGES, Config, DrawConfig, PackConfig, to_dict
+from dist_train.data.activations import load
+from dist_train.fewshot.method import Base
+from dist_train.fewshot.methods import LEARNED, METHODS, make
+from dist_train.fewshot.methods.predicted import Predicted
+from dist_train.fewshot.results import Results
+from dist_train.files import write_text
+from dist_train.report import class_vectors, examples, per_class
+from dist_train.report.comparison import best_method
+from dist_train.report.page import report_html
+from dist_train.report.per_class import ClassList
+from dist_train.report.tensorboard import write_projector
+from dist_train.report.wording import display_name
+from dist_train.runs.run import Run
+from dist_train.runs.stage import read_done
+from dist_train.stages.scoring import JointScoring
+from dist_train.training.metrics import read_metrics
+
+_MEANS, _ROWS = "mean activations", "trained rows"
+
+
+def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: JointScoring) -> None:
+    """Write ``figures/*.json``, ``per_class.csv``, ``report.html`` and TensorBoard's projector, for joint scoring.
+
+    Args:
+        facts: from ``provenance``.
+        scoring: what the rows were computed with.
+    """
+    folder = run.dir / "evaluate"
+    scoring.context.report_progress("evaluate: pictures")
+    wnids = (*run.scored, *run.novel)
+    classes = ClassList(wnids, tuple(run.shards.synsets.names(wnids)), len(run.scored))
+    vectors = _class_vectors(run, scoring.base)
+    with torch.inference_mode():
+        best = _write_per_class(folder, results, classes)
+        figures = {
+            "maps": _maps(run, vectors),
+            "channels": class_vectors.channel_impact({title: v for title, v in vectors.items() if title != _MEANS}),
+            "diagonal": _diagonal(run, scoring.base),
+            "classes": best,
+        }
+        cards = _examples(run, results, best["rows"], scoring, classes)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, values in figures.items():
+        if values:
+            write_text(folder / "figures" / f"{name}.json", json.dumps(values) + "\n")
+    facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}
+    page = report_html(results.to_json(), training_curves(run.dir), facts, {**figures, "examples": cards})
+    write_text(folder / "report.html", page)
+    write_projector(folder / "tb" / "classes", vectors, figures["maps"])
+
+
+def _class_vectors(run: Run, base: Base) -> dict[str, np.ndarray]:
+    """Return title -> vectors of the base classes [classes, C]: their means, the backbone's rows, and the rows that
+    each predictor makes of the means."""
+    vectors = {_MEANS: base.means, _ROWS: base.rows}
+    for name in run.config.evaluate.methods:
+        if name in LEARNED and issubclass(METHODS[name], Predicted):
+            vectors[f"rows of {display_name(name)}"] = _predicted(name, base).base_rows
+    return {title: rows.float().cpu().numpy() for title, rows in vectors.items()}
+
+
+def _predicted(name: str, base: Base) -> Predicted:
+    method = make(name, base)
+    assert isinstance(method, Predicted)
+    return method
+
+
+def _maps(run: Run, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Map the means, the trained rows, and the rows by phi2, or else by the last predictor."""
+    by_predictors = [title for title in vectors if title not in (_MEANS, _ROWS)]
+    by_phi2 = f"rows of {display_name('phi2')}"
+    titles = [_MEANS, _ROWS, *([by_phi2] if by_phi2 in by_predictors else by_predictors[-1:])]
+    synsets = run.shards.synsets
+    names, groups = synsets.names(run.base), synsets.groups(run.base)
+    return class_vectors.class_maps({title: vectors[title] for title in titles}, list(run.base), names, groups)
+
+
+def _diagonal(run: Run, base: Base) -> dict[str, Any]:
+    if "phi1" not in run.config.evaluate.methods:
+        return {}
+    weight = _predicted("phi1", base).phi.layers[0].weight
+    return class_vectors.diagonal(weight.float().cpu().numpy())
+
+
+def _write_per_class(folder: Path, results: Results, classes: ClassList) -> dict[str, Any]:
+    """Write ``per_class.csv`` for all methods; return what the report shows for the best of them."""
+    best, fewest = best_method(results.to_json()), str(min(results.shots))
+    tables: list[tuple[str, str, list[dict[str, Any]]]] = []
+    shown: dict[str, Any] = {}
+    for method in (*results.methods, *results.oracles):
+        with np.load(folder / "rows" / f"{method}.npz") as confusions:
+            for shots in confusions.files:
+                counts = confusions[shots]
+                rows = per_class.per_class(counts, classes)
+                tables.append((method, shots, rows))
+                if (method, shots) == (best, fewest):
+                    most_confused = per_class.confusions(counts, classes)
+                    shown = {"method": best, "shots": int(fewest), "rows": rows, "confusions": most_confused}
+    write_text(folder / "per_class.csv", per_class.csv_text(tables))
+    return shown
+
+
+def _examples(
+    run: Run, results: Results, rows: Sequence[Mapping[str, Any]], scoring: JointScoring, classes: ClassList
+) -> dict[str, Any]:
+    """Return, for some novel classes, supports of the first draw, first queries, and the best method's answers."""
+    best, shots = best_method(results.to_json()), min(results.shots)
+    support, novel_train = scoring.supports[0], scoring.novel_train
+    novel_val = load(run.dir / "extract", "novel_val")
+    chosen = examples.choose([row["top1"] for row in rows[classes.base :]])
+    queries = novel_val.offsets[chosen][:, None] + np.arange(min(examples.ASKED, np.diff(novel_val.offsets).min()))
+    answers = examples.answers(
+        make(best, scoring.base),
+        scoring.load(novel_train.rows[support[:, :shots]]),
+        scoring.load(novel_val.rows[queries]),
+        run.kept,
+    )
+    train, val = run.shards["train"], run.shards["val"]
+    shown = novel_train.ids[support[chosen][:, : min(shots, examples.SHOWN)]]
+    cards = [
+        examples.example(
+            classes, classes.base + number, rows[classes.base + number]["top1"],
+            examples.thumbnails(train, support_ids), examples.thumbnails(val, query_ids), orders,
+        )
+        for number, support_ids, query_ids, orders in zip(chosen, shown, novel_val.ids[queries], answers, strict=True)
+    ]  # fmt: skip
+    return {"method": best, "shots": shots, "classes": cards}
+
+
+def training_curves(folder: Path) -> dict[str, Any]:
+    """Return the training curves of a run, as rows of metrics.jsonl: {"pretrain": rows, "learn": {method: rows}}."""
+    learned = sorted(path.parent.name for path in (folder / "learn").glob("*/metrics.jsonl"))
+    return {
+        "pretrain": read_metrics(folder / "pretrain" / "metrics.jsonl"),
+        "learn": {method: read_metrics(folder / "learn" / method / "metrics.jsonl") for method in learned},
+    }
+
+
+def changed_keys(config: Config) -> dict[str, Any]:
+    """Return the keys of a configuration that differ from their defaults, as {"section.key": value}."""
+    default = _flat(to_dict(replace(Config(), pack=PackConfig(draw=DrawConfig()))))
+    default |= {"pack": None, "pack.draw": None}
+    return {key: value for key, value in _flat(to_dict(config)).items() if key not in default or default[key] != value}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with "section.key" for keys; an empty mapping stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _durations(run: Run, results: Results) -> dict[str, str]:
+    """Return how long each stage took, from its done.json; learn's from its rates, evaluate's from its rows."""
+    durations: dict[str, str] = {}
+    for stage in STAGES:
+        done = read_done(run.dir / stage)
+        rates = done.get("iterations_per_s", {}).values()
+        seconds = done.get("seconds", sum(run.config.learn.steps / rate for rate in rates))
+        if stage == "evaluate":
+            seconds = sum(results.seconds.values())
+        durations[stage] = f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return durations
