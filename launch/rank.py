@@ -24,7 +24,7 @@ from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import CRASHED, STOPPED, UserError
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
-from dist_train.runs.run import check_device, check_config, open_run
+from dist_train.runs.run import check_config, check_device, open_run
 from dist_train.stages.prepare import prepare
 from launch import terminal
 from launch.memory import explained

@@ -32,7 +32,8 @@ from dist_train.models.predictor import layers
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import format_mean, markdown_head, markdown_row
 from dist_train.runs.run import Run, open_run
-from dist_train.stages import learn, scoring
+from dist_train.stages import learn
+from dist_train.stages.scoring import JointScoring
 
 Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
 
@@ -112,7 +113,7 @@ def main() -> None:
 
 def open_joint_scoring(
     parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context
-) -> tuple[Run, scoring.JointScoring]:
+) -> tuple[Run, JointScoring]:
     """A run, and what its methods are asked: ``given`` says the run, shots and draws. Choices are made on pseudo-novel
     classes, so of other runs it is a usage error."""
     config = load_config(given.run)
@@ -120,12 +121,10 @@ def open_joint_scoring(
         parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
     asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
     run = open_run(replace(config, evaluate=asked))
-    return run, scoring.JointScoring(run, context)
+    return run, JointScoring(run, context)
 
 
-def measure(
-    network: type[PhiPlus], method: type[Plus], run: Run, joint: scoring.JointScoring, context: Context
-) -> Draws:
+def measure(network: type[PhiPlus], method: type[Plus], run: Run, joint: JointScoring, context: Context) -> Draws:
     """Train the variant where it is not trained, and ask it."""
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():
