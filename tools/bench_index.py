@@ -1,18 +1,18 @@
-"""The index of a large data set: seconds until a node's ranks have it open, and the memory that they hold for it.
+"""Measure the index of a large data set: seconds until a node's ranks have it open, and their memory for it.
 
     python tools/bench_index.py                                     # ImageNet-21k's size, 8 ranks
     python tools/bench_index.py --rows 1281167 --classes 1000       # ImageNet's
     python tools/bench_index.py --block-shards 64                   # in the order of a cache's blocks
 
-Writes an index as pack does, with rows drawn at random and shards that are empty files of the right size, and starts
-ranks that open it at the same time: the check of table and shards, a view of all classes, and the ids and crop windows
-of their part of the first global batches. Imports are not counted: memory is what was added after them.
+The tool writes an index as pack does, with rows drawn at random and shards that are empty files of the right size, and
+starts ranks that open it at the same time: they check table and shards, make a view of all classes, and compute the ids
+and crop windows of their part of the first global batches. Memory is counted from after the imports.
 
-* private: anonymous memory of the rank that has most of it; nobody else can use it, and it cannot be reclaimed.
-* node: the ranks' proportional set sizes, summed: what is shared counts once, the table's page cache included.
-* peak: the largest ``node`` during a second start, looked at every 20 ms.
+* private: anonymous memory of the rank that has most of it; no other rank can use it, and it cannot be reclaimed.
+* node: the ranks' proportional set sizes, summed: shared memory counts once, the table's page cache included.
+* peak: the largest ``node`` during a second start, sampled every 20 ms.
 
-The page cache is warm: reading the files from a disk or network comes on top.
+The page cache is warm: the time to read the files from a disk or network comes on top.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ BATCHES = 50
 
 
 def memory(pid: int | str = "self") -> dict[str, int]:
-    """Bytes by the names of smaps_rollup: Pss, Anonymous, ..."""
+    """Return the bytes by the names of smaps_rollup: Pss, Anonymous, ..."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {name: int(rest.split()[0]) * 1024 for name, rest in (line.split(":") for line in lines)}
 
 
 def write(root: Path, rows: int, classes: int) -> None:
-    """A finished pack of so many samples, whose shards have no content."""
+    """Write a finished pack of so many samples, whose shards have no content."""
     random = np.random.default_rng(0)
     table = np.zeros(rows, sample_dtype(len("n01440764_10026")))
     place = np.arange(rows)
@@ -67,10 +67,10 @@ def write(root: Path, rows: int, classes: int) -> None:
 
 
 def rank(number: int, given: argparse.Namespace, root: Path, meet: Any, results: Any) -> None:
-    """One process: opens, says what it took, and stays until all have been looked at."""
+    """Act as one rank: open the index, report what it took, and stay until all ranks have been measured."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(given.ranks), "LOCAL_RANK": str(number),
                    "LOCAL_WORLD_SIZE": str(given.ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # fmt: skip
-    meet.wait()  # all have imported what they share
+    meet.wait()  # all ranks have imported their modules
     before = memory()
     meet.wait()
     began, idle = time.perf_counter(), time.process_time()
@@ -97,7 +97,7 @@ def rank(number: int, given: argparse.Namespace, root: Path, meet: Any, results:
 
 
 def start(given: argparse.Namespace, root: Path, watch: bool) -> tuple[list[dict[str, float]], float]:
-    """What each rank says, and the peak of their memory, in bytes, where it is watched."""
+    """Start the ranks, and return the report of each, and the peak of their memory in bytes where it is watched."""
     spawn = multiprocessing.get_context("spawn")
     meet, results = spawn.Barrier(given.ranks + 1), spawn.Queue()
     ranks: list[BaseProcess] = [
@@ -112,11 +112,11 @@ def start(given: argparse.Namespace, root: Path, watch: bool) -> tuple[list[dict
         peak = max(peak, sum(memory(process.pid or 0)["Pss"] for process in ranks))
         time.sleep(0.02)
     meet.wait()
-    said = [results.get() for _ in ranks]
+    reports = [results.get() for _ in ranks]
     meet.wait()
     for process in ranks:
         process.join()
-    return said, peak - base
+    return reports, peak - base
 
 
 def main() -> None:
@@ -132,18 +132,18 @@ def main() -> None:
         if not (root / "index.json").exists():
             write(root, given.rows, given.classes)
         table = (root / "train.samples.npy").stat().st_size
-        said, _ = start(given, root, watch=False)
+        reports, _ = start(given, root, watch=False)
         _, peak = start(given, root, watch=True)
     size = f"{given.rows:,} rows, {given.classes:,} classes, table {table / 1e6:.0f} MB"
     print(f"{size}, {given.ranks} ranks, {len(os.sched_getaffinity(0))} cores")
     print("| open, s | first batch after, s | CPU of all ranks until then, s | a batch, ms | private, MB a rank "
           "| node, MB | node at its peak, MB |")  # fmt: skip
     print("|---:|---:|---:|---:|---:|---:|---:|")
-    slowest = {name: max(row[name] for row in said) for name in said[0]}
+    slowest = {name: max(row[name] for row in reports) for name in reports[0]}
     print(
         f"| {slowest['open']:.2f} | {slowest['first'] - slowest['open']:.2f} "
-        f"| {sum(row['work'] for row in said):.2f} | {1e3 * slowest['batch']:.2f} "
-        f"| {slowest['Anonymous'] / 1e6:.0f} | {sum(row['Pss'] for row in said) / 1e6:.0f} | {peak / 1e6:.0f} |"
+        f"| {sum(row['work'] for row in reports):.2f} | {1e3 * slowest['batch']:.2f} "
+        f"| {slowest['Anonymous'] / 1e6:.0f} | {sum(row['Pss'] for row in reports) / 1e6:.0f} | {peak / 1e6:.0f} |"
     )
 
 

@@ -1,15 +1,15 @@
-"""Images/s of this loader beside its neighbours, in one run, as ratios.
+"""Measure the images/s of this loader beside other loaders, in one run, as ratios.
 
     python tools/bench_loader.py [--images TAR_OR_FOLDER] [--rounds 3] [--threads 2] [--only NAME ...] [--gpu]
 
-All do the same work: read, decode, random resized crop to 224, flip, normalise, in batches of 64,
-without a model; dist_train also with its augmentations. ``limit`` decodes whole JPEGs with libjpeg-
-turbo and does nothing else. The rounds go through all contestants in turn, forwards and backwards, and
-medians are compared, so that a machine that slows down slows all of them. Images: full-size JPEGs (a
-tar or a folder); drawn ones where none are given.
+All loaders do the same work: read, decode, random resized crop to 224, flip, normalise, in batches of 64,
+without a model; dist_train also with its augmentations. ``limit`` decodes whole JPEGs with libjpeg-turbo
+and does nothing else. The rounds go through all loaders in turn, forwards and backwards, and
+medians are compared, so that a machine that slows down slows all of them. The images are full-size JPEGs
+(a tar or a folder), or drawn images where none are given.
 
-With ``--gpu`` the batches are wanted on GPU 0: dist_train and DALI's reader decode there (``mixed``), and what the
-others have made on the CPU is copied there, by torchvision's DataLoader from pinned memory.
+With ``--gpu`` the batches are wanted on GPU 0: dist_train and DALI's reader decode there (``mixed``), and the batches
+that the other loaders make on the CPU are copied there, by torchvision's DataLoader from pinned memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MEAN, STD = [255 * v for v in pixels.MEAN], [255 * v for v in pixels.STD]
 
 
 def images_into(folder: Path, source: Path | None) -> None:
-    """A folder of one class with all images, for ``pack`` and for torchvision's ImageFolder."""
+    """Make a folder of one class with all images, for ``pack`` and for torchvision's ImageFolder."""
     if source is None:
         options = DrawConfig(base_classes=10, novel_classes=1, train_per_class=20, val_per_class=1, size=480)
         draw(options, folder / "train", folder / "val", progress=False)
@@ -170,7 +170,7 @@ def limit(blobs: list[bytes], threads: int, passes: int) -> Iterator[int]:
 
 
 def serve(folder: Path) -> str:
-    """The folder by HTTP on loopback, as long as this process lives."""
+    """Serve a folder by HTTP on loopback, as long as this process lives, and return its URL."""
     handler = partial(QuietHandler, directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -183,7 +183,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 def rate(batches: Iterator[int]) -> float:
-    """Images/s after the first batch, which carries the start-up."""
+    """Return the images/s after the first batch, which includes the start-up."""
     next(batches)
     start = time.perf_counter()
     images = sum(batches)

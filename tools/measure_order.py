@@ -1,15 +1,15 @@
-"""How well a block-wise order shuffles, beside one permutation of all samples.
+"""Measure how well a block-wise order shuffles, beside one permutation of all samples.
 
     python tools/measure_order.py
 
-On an index of ImageNet's size (1,281,167 samples of 1,000 classes, shuffled by pack into shards of
-about 1,170), for several block_shards:
+The index has ImageNet's size (1,281,167 samples of 1,000 classes, shuffled by pack into shards of
+about 1,170). For several block_shards the tool prints:
 
-* classes: the variance of a class's count in a batch, over that of drawing without replacement (1 = as
+* classes: the variance of a class's count in a batch, over the variance of drawing without replacement (1 = as
   good as any order can be);
-* again: how many times more often than by chance two samples that shared a batch in one epoch share
-  one in the next (1 = no memory);
-* cache: what must be on the node, as a share of the data (three blocks).
+* again: how many times more often than by chance two samples that shared a batch in one epoch share a
+  batch in the next (1 = no memory);
+* cache: the share of the data that must be on the node (three blocks).
 """
 
 from __future__ import annotations
