@@ -1,4 +1,4 @@
-"""Real processes over gloo: started, signalled, killed and stopped, rank by rank.
+"""Start real processes over gloo, and signal, stop and kill them rank by rank.
 
 They fork from a process that has the libraries loaded (tests/conftest.py), so a start takes a second.
 """
@@ -26,7 +26,7 @@ Rank = Callable[[dict[str, str], list[str], str], None]
 
 @dataclass
 class Ranks:
-    """The processes of one start; ``errors[r]`` is what rank r wrote to stderr."""
+    """Hold the processes of a start; ``errors[r]`` is the text that rank r wrote to stderr."""
 
     processes: list[BaseProcess]
     errors: list[Path]
@@ -41,7 +41,7 @@ class Ranks:
         return self.processes[rank].is_alive()
 
     def wait(self, seconds: float = 120) -> list[int | None]:
-        """Exit codes; a rank that is still there after ``seconds`` fails the test."""
+        """Return the exit codes; a rank that still runs after ``seconds`` fails the test."""
         end = time.monotonic() + seconds
         for rank, process in enumerate(self.processes):
             process.join(max(0.1, end - time.monotonic()))
@@ -54,8 +54,8 @@ class Ranks:
 
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
-    """``ranks(world, config, "pretrain", ...)`` starts a command on so many ranks; a list of
-    configurations is one for each."""
+    """Return ``ranks(world, config, "pretrain", ...)``, which starts a command on ``world`` ranks. ``config`` may be a
+    list with a configuration for each rank."""
     started: list[Ranks] = []
     context = multiprocessing.get_context("forkserver")
 
@@ -93,7 +93,7 @@ def ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.fixture
 def until() -> Callable[..., None]:
-    """``until(condition)``: wait for it, or fail after ``seconds``."""
+    """Return ``until(condition)``, which waits for the condition, or fails after ``seconds``."""
 
     def wait(condition: Callable[[], object], seconds: float = 90) -> None:
         end = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""What a GPU does to a rank, done to a rank without one: errors with the texts of DALI, CUDA and torch."""
+"""Faults of a GPU, planted in a rank without a GPU: errors with the texts of DALI, CUDA and torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rank_process import run_rank
 
-# As DALI 2.4 words it: the operator, the lines of the graph, what happened, and a last line.
+# The text of DALI 2.4: the operator, the lines of the graph, the cause, and a last line.
 FRAME = """Critical error in pipeline:
 Error in MIXED operator `nvidia.dali.fn.decoders.image_slice`,
 which was used in the pipeline definition with the following traceback:
@@ -27,7 +27,7 @@ Current pipeline object is no longer valid."""
 
 @dataclass(frozen=True)
 class Fault:
-    """An error at the third batch: of DALI's ``pipeline``, or of a training ``step``.
+    """Describe an error at the third batch, of DALI's ``pipeline`` or of a training ``step``.
 
     Attributes:
         said: its text.
@@ -49,7 +49,7 @@ class Fault:
 
 
 def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault: Fault) -> None:
-    """A rank as launchers start it; the last one has the fault."""
+    """Run a rank as launchers start it; the last rank has the fault."""
     from launch import rank
     from launch.cli import main as cli
 
@@ -60,7 +60,7 @@ def run_faulty_rank(env: dict[str, str], arguments: list[str], error: str, fault
 
 
 def plant(fault: Fault) -> None:
-    """Let this process fail."""
+    """Make this process fail."""
     from dist_train.data.loading import dali
     from dist_train.training.objective import Objective
 

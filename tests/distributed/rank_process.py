@@ -1,5 +1,5 @@
-"""What a rank's process runs. A module of its own, for the forked process imports it by its name, and
-there are several named conftest."""
+"""The program of a rank's process. It is a module of its own: the forked process imports it by its name, and many
+modules are named conftest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
-    """One rank, in its own process."""
+    """Run a rank in its own process."""
     descriptor = os.open(error, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -25,7 +25,7 @@ def run_rank(env: dict[str, str], arguments: list[str], error: str) -> None:
 
 
 def run_rank_sharing(env: dict[str, str], arguments: list[str], error: str) -> None:
-    """The same, on a machine whose launcher gives all ranks one GPU: that is what they take their device for."""
+    """Run a rank on a machine whose launcher gives all ranks the same GPU."""
     from dist_train.distributed import context
 
     context.identity = lambda device, env: "GPU-5ec41dd0"

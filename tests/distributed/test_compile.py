@@ -1,4 +1,4 @@
-"""``pretrain.compile`` on several ranks: gradients are exchanged while the backward pass still runs."""
+"""``pretrain.compile`` on many ranks: gradients are exchanged while the backward pass still runs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ WIDTH = 1800  # a layer of 13 MB; DDP's buckets are 25 MB
 
 
 def model() -> nn.Module:
-    """Of several buckets, with a convolution and batch norm."""
+    """Return a network of many DDP buckets, with a convolution and batch norm."""
     start = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(15), nn.Flatten()]
     wide = [layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
     return nn.Sequential(*start, *wide, nn.Linear(WIDTH, 10))
 
 
 def recording(events: list[str]) -> Any:
-    """A backend that notes which graph runs, and leaves it as it is."""
+    """Note which graph runs, as a backend that does not change it."""
 
     def noting(name: str) -> Callable[..., Any]:
         def compiler(graph: Any, inputs: Any) -> Any:
@@ -57,7 +57,7 @@ def noted(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses names o
 
 
 def trained(me: Context, compiled: bool, events: list[str]) -> Strategy:
-    """Two steps of two passes each, as the loop makes them."""
+    """Make two steps of two passes each, as the loop does."""
     torch.manual_seed(0)
     config = PretrainConfig(global_batch=8, accumulate=2, compile=compiled, precision="fp32")
     net = model()
@@ -92,13 +92,13 @@ def main(path: str, optimize_ddp: str) -> None:
 
 
 def split(events: list[str]) -> list[list[str]]:
-    """The events of each pass."""
+    """Return the events of each pass."""
     starts = [n for n, event in enumerate(events) if event == "pass"]
     return [events[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(events)], strict=True)]
 
 
 def overlaps(events: list[str]) -> bool:
-    """Whether the first exchange comes before the last backward graph has run."""
+    """Return whether the first exchange comes before the last backward graph has run."""
     last = max(n for n, event in enumerate(events) if event == "backward")
     return events.index("exchange") < last
 
@@ -107,7 +107,7 @@ def overlaps(events: list[str]) -> bool:
 def test_exchanges_begin_before_the_backward_pass_ends(
     optimize_ddp: bool, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
-    """PyTorch cuts the graph at DDP's buckets. The second case shows that the test can tell."""
+    """PyTorch cuts the graph at DDP's buckets. The second case shows that the test can fail."""
     torchrun(2, __file__, str(tmp_path / "events.json"), str(optimize_ddp))
     result = json.loads((tmp_path / "events.json").read_text())
     assert result["difference"] < 1e-5

@@ -18,7 +18,7 @@ SLURM = {
 }  # fmt: skip
 
 
-def test_four_sources() -> None:
+def test_torchruns_slurms_and_submitits_environments_are_read() -> None:
     assert read_environment({}) == Place()
     assert read_environment(TORCHRUN) == Place(3, 8, 1, 2, "torchrun")
     assert read_environment(SLURM) == Place(5, 8, 1, 4, "slurm")

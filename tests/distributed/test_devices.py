@@ -1,4 +1,4 @@
-"""Which GPU a rank computes on, and what is said where it has none: with ``torch.cuda`` patched."""
+"""The GPU that a rank computes on, and the errors where it has none, with ``torch.cuda`` patched."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "1", "SLURM_STEP_GPUS": 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``gpus(4)``: torch sees four GPUs."""
+    """Return ``gpus(4)``, after which torch sees four GPUs."""
 
     def show(number: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
@@ -90,7 +90,7 @@ def test_gpus_that_were_allocated_and_cannot_be_used_end_the_start(
         {"CUDA_VISIBLE_DEVICES": "NoDevFiles", "SLURM_JOB_ID": "7"},
     ],
 )
-def test_where_no_gpu_is_meant_the_cpu_is_taken(gpus: Any, no_files: None, env: dict[str, str]) -> None:
+def test_the_cpu_is_taken_where_no_gpu_is_meant(gpus: Any, no_files: None, env: dict[str, str]) -> None:
     assert allocated(env) is None
     assert choose_device(Place(), env) == torch.device("cpu")
 
@@ -145,7 +145,7 @@ def test_the_driver_is_asked_through_its_library(monkeypatch: pytest.MonkeyPatch
     assert devices.driver_cuda() is None
 
 
-def test_a_gpu_is_known_by_its_uuid_and_a_part_of_it_by_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_and_a_part_of_a_gpu_are_identified_by_their_uuids(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(uuid="5ec41dd0")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     gpu = torch.device("cuda", 0)
@@ -176,7 +176,7 @@ def test_exchanges_outlast_the_watchdog_that_names_the_culprit(monkeypatch: pyte
     context.join_group(Context(world=2, device=torch.device("cuda", 0)), hang_timeout=1800)
     assert asked["backend"] == "cuda:nccl,cpu:gloo"
     assert asked["timeout"].total_seconds() > 1800 + 60
-    context.join_group(Context(world=2), hang_timeout=float("inf"))  # a watchdog that never bites
+    context.join_group(Context(world=2), hang_timeout=float("inf"))  # a watchdog that never acts
     assert asked["timeout"].total_seconds() > 30 * 86400
     assert backends(torch.device("cpu")) == "gloo"
 

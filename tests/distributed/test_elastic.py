@@ -1,4 +1,4 @@
-"""Other numbers of ranks, and the proof for a user's own run."""
+"""A run on changing numbers of ranks, and ``verify-resume``, which proves it for a user's own run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
     assert main(["verify-resume", str(config.run_dir), "--batches", "1"]) == 0  # also of a finished run
 
 
-# The ramp: a step up at the end of the run, in the middle of the batches that are compared.
+# The second case has a ramp, whose last step up is among the batches that are compared.
 @pytest.mark.parametrize("options", [{}, {"augment": "randaugment", "ramp_from": 16, "ramp_epochs": (1, 1.5)}])
 def test_verify_resume_proves_it_and_fails_on_a_difference(
     config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
@@ -67,7 +67,7 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     out = capsys.readouterr().out
     assert "resuming is exact, on 1, 2 and 4 ranks" in out and out.count("+") >= 4
 
-    # Other pixels for one rank of two: a loader whose windows depend on the rank.
+    # A loader whose windows depend on the rank gives a rank of two other pixels.
     import dist_train.data.loading.plan as plan
 
     true = plan.train_windows
@@ -80,14 +80,14 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     assert "on 2 ranks: sample" in (out := capsys.readouterr().out) and "has other pixels" in out
     monkeypatch.setattr(plan, "train_windows", true)
 
-    # Other augmentations and another side than the run recorded.
+    # The run recorded other augmentations and another side.
     order, step = base_order(run), 10
     recorded = pretrain.fingerprint(run, order, step)
     for key, value in {"augment": "trivialaugment", "train_size": 48}.items():
         other = replace(run, config=replace(config, data=replace(run.config.data, **{key: value})))
         assert pretrain.fingerprint(other, order, step) != recorded
 
-    # A record of other samples in the checkpoint.
+    # The checkpoint records other samples.
     newest = checkpoint.step_checkpoints(run.dir / "pretrain" / "checkpoints")[-1]
     saved = checkpoint.load(newest)
     checkpoint.save(newest, saved.tensors, {**saved.state, "next": "0" * 64})
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_other_data_split_or_model_is_refused(config: Config) ->
         pretrain.pretrain(open_run(other), Context(), StopFlag(Context()))
 
 
-def test_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_resume_refuses_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify-resume", str(tmp_path)]) == 1
     assert "not a run (no config.yaml)" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""A GPU that fails is started again, one without memory is not, and neither is a bad image."""
+"""A rank whose GPU fails is started again; a rank that is out of memory, or meets a bad image, is not."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_out_of_memory_is_one_line_and_is_not_started_again(
     assert decide(config.run_dir, "1", FAILED, 3).code == FAILED
 
 
-def test_of_several_ranks_the_others_leave_with_its_reason_and_at_once(config: Config, ranks: Start) -> None:
-    """A rank that is sure of its own fault does not wait to hear of another's (here: 600 s)."""
+def test_the_other_ranks_leave_at_once_with_the_reason_of_the_failed_rank(config: Config, ranks: Start) -> None:
+    """A rank that knows its own fault does not wait for news of another rank's (here: 600 s)."""
     config = replace(config, monitor=MonitorConfig(rank_timeout=600, hang_timeout=600))
     ecc = partial(run_faulty_rank, fault=Fault("pipeline", ECC))
     started = ranks(2, replace(config, name="ecc"), "pretrain", target=ecc)

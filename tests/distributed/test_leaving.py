@@ -1,4 +1,4 @@
-"""Signals, deadlines, dead and hung ranks: everyone leaves, nothing is lost."""
+"""Signals, deadlines, dead ranks and hung ranks: all ranks leave, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Until = Callable[..., None]
 
 
 def long(config: Config, **changes: Any) -> Config:
-    """A pretraining of a hundred quick steps, with a checkpoint at each twenty-fifth."""
+    """Return a pretraining of a hundred quick steps, with a checkpoint at every twenty-fifth."""
     options = replace(config.pretrain, epochs=20, checkpoint_every=25, log_every=5, **changes)
     return replace(config, pretrain=options, monitor=MonitorConfig(rank_timeout=6, hang_timeout=600))
 
@@ -41,7 +41,7 @@ def final(config: Config) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_one_rank_is_told_all_save_at_one_step_and_the_run_continues_bit_for_bit(
+def test_a_signal_to_a_rank_makes_all_save_at_the_same_step_and_the_run_continues_bit_for_bit(
     config: Config, ranks: Start, until: Until
 ) -> None:
     config = long(config)
@@ -51,7 +51,7 @@ def test_one_rank_is_told_all_save_at_one_step_and_the_run_continues_bit_for_bit
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         started = ranks(2, config, "pretrain")
         until(partial(more_than, config, before + 1))
-        started.signal(number, [1])  # the one that does not save
+        started.signal(number, [1])  # the rank that does not save
         assert started.wait() == [STOPPED, STOPPED]
         assert "saved at step" in started.error(0) and "the same command continues" in started.error(0)
         (saved,) = checkpoint.step_checkpoints(config.run_dir / "pretrain" / "checkpoints")[-1:]
@@ -111,7 +111,7 @@ def test_deadlines(config: Config, ranks: Start) -> None:
 def test_a_dead_rank_is_named_and_the_others_leave(
     config: Config, ranks: Start, until: Until, victim: int, number: int
 ) -> None:
-    """A killed rank's connections close; those of a machine that is gone do not: only its silence tells."""
+    """A killed rank's connections close. Those of a machine that is gone do not: only its silence shows it."""
     config = long(config)
     started = ranks(3, config, "pretrain")
     until(lambda: len(rows(config)) >= 2)
@@ -130,7 +130,7 @@ def test_a_dead_rank_is_named_and_the_others_leave(
 
 
 def test_a_job_that_was_suspended_goes_on(config: Config, ranks: Start, until: Until) -> None:
-    """Ctrl-Z or ``scontrol suspend``: longer than both timeouts, all ranks."""
+    """Ctrl-Z or ``scontrol suspend`` stops all ranks for longer than both time-outs."""
     config = replace(long(config), monitor=MonitorConfig(rank_timeout=4, hang_timeout=4))
     started = ranks(2, config, "pretrain")
     until(lambda: len(rows(config)) >= 2)
@@ -163,8 +163,8 @@ def test_a_hang_is_ended_and_says_what_each_rank_was_doing(config: Config, ranks
     assert text.count(" s)") >= 2 and "loop.py" in text  # for how long, and where in the code
 
 
-def test_the_flag_costs_no_exchange_of_its_own_time(config: Config) -> None:
-    """A lone process pays nothing; on several ranks the exchange of a step is read at the next."""
+def test_agreeing_to_stop_waits_for_no_exchange(config: Config) -> None:
+    """A lone process makes no exchange; on many ranks the exchange of a step is read at the next step."""
     stop = StopFlag(Context())
     assert [stop.agreed() for _ in range(3)] == [False] * 3
     stop.reason = "test"
@@ -215,7 +215,7 @@ def test_a_run_in_use_is_locked(config: Config, ranks: Start, until: Until) -> N
     assert third.wait() == [STOPPED]  # a killed process holds no lock
 
 
-def test_a_rank_that_never_comes_is_a_line_after_the_start_timeout(config: Config, ranks: Start) -> None:
+def test_a_rank_that_never_comes_is_named_in_a_line_after_the_start_timeout(config: Config, ranks: Start) -> None:
     config = replace(config, monitor=MonitorConfig(start_timeout=3, rank_timeout=5))
     late = ranks(2, config, "pretrain")
     late.signal(signal.SIGKILL, [1])

@@ -1,4 +1,4 @@
-"""What the ranks of a node share: the index, its views and orders are in memory once, and as they always were."""
+"""Arrays that the ranks of a node share: the index, its views and orders are in memory once, with the same values."""
 
 import fcntl
 import json
@@ -37,7 +37,7 @@ RANKS = {
 
 
 def write(root: Path, rows: int, classes: int = 10) -> ShardSet:
-    """An index of so many samples of shards without content, of which sample 5 is stored turned."""
+    """Write an index of ``rows`` samples in shards without content; sample 5 is stored rotated."""
     random, place = np.random.RandomState(0), np.arange(rows)
     table = np.zeros(rows, sample_dtype(16))
     table["shard"], table["offset"] = place * 4 // rows, 512
@@ -53,7 +53,7 @@ def write(root: Path, rows: int, classes: int = 10) -> ShardSet:
 
 @pytest.fixture
 def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """This process is one of two ranks on its node; where they share."""
+    """Make this process a rank of two on its node, and return the folder that they share."""
     for name, value in RANKS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
@@ -65,7 +65,7 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """Return a large index, which tests must not change."""
     return write(tmp_path_factory.mktemp("large") / "index", ROWS).root
 
 
@@ -86,9 +86,9 @@ number, block = int(os.environ["RANK"]), int(sys.argv[2])
 checked = []
 inner = indexes._check_table
 indexes._check_table = lambda *given: (checked.append(1), inner(*given))
-small = indexes.open_shards(sys.argv[3])  # first: libraries load what they need
+small = indexes.open_shards(sys.argv[3])  # first: libraries load their parts
 make_view(small["train"], small.classes, small.classes, "s")
-checked.clear()  # whichever of the two looked at the small one
+checked.clear()  # whichever rank looked at the small index
 before = anonymous()
 shards = indexes.open_shards(sys.argv[1])
 view = make_view(shards["train"], shards.classes, shards.classes[1:], "s")
@@ -100,16 +100,16 @@ for step in (0, 1, len(view) // 64, 2 * (len(view) // 64) + 1):
     train_windows(view, view.ids[positions], epochs, DataConfig(), 0)
 said = {"ids": ids, "private": anonymous() - before, "checked": len(checked), "turned": view.turned}
 print(json.dumps(said), flush=True)
-sys.stdin.read()  # the others may still want to map what this one has made
+sys.stdin.read()  # the other rank may still map the files of this rank
 """
 
 
 def ranks(large: Path, tmp_path: Path, block: int) -> list[dict[str, Any]]:
-    """What two ranks say that open the index at the same time."""
+    """Return the reports of two ranks that open the index at the same time."""
     small = write(tmp_path / "small", 100).root
     running = []
     for number in range(2):
-        # What is freed goes back to the system, at any size: without it, of small arrays, some stays with the process.
+        # Freed memory goes back to the system at any size; otherwise the process keeps some memory of small arrays.
         env = {
             **os.environ,
             "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -128,9 +128,11 @@ def ranks(large: Path, tmp_path: Path, block: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("block", [0, 2])
-def test_two_ranks_hold_the_index_once_and_train_on_what_one_would(large: Path, tmp_path: Path, block: int) -> None:
+def test_two_ranks_hold_the_index_once_and_train_on_the_samples_of_a_lone_process(
+    large: Path, tmp_path: Path, block: int
+) -> None:
     said = ranks(large, tmp_path, block)
-    # Ids are 8 bytes a row, labels were 8 more, an epoch's order is 4: what is private is none of them.
+    # Ids take 8 bytes a row, labels took 8 more, an epoch's order takes 4: none of them is private memory.
     assert all(rank["private"] < 2 * ROWS for rank in said), [rank["private"] / ROWS for rank in said]
     assert sorted(rank["checked"] for rank in said) == [0, 1], "one looks for both"
     assert {rank["turned"] for rank in said} == {5 in plain_ids(large)}
@@ -144,14 +146,14 @@ def test_two_ranks_hold_the_index_once_and_train_on_what_one_would(large: Path, 
 
 
 def plain_ids(root: Path) -> np.ndarray:
-    """Samples of all classes but the first, by class, then id: as it was computed when each rank did so alone."""
+    """Return the samples of all classes but the first, by class, then id, as each rank computed them alone before."""
     labels = np.load(root / "train.samples.npy")["label"].astype(np.int64) - 1
     ids = np.flatnonzero(labels >= 0)
     return ids[np.argsort(labels[ids], kind="stable")]
 
 
 def plain_order(shards: np.ndarray, block: int, epoch: int) -> np.ndarray:
-    """The same, of the order."""
+    """Return the order of an epoch, as each rank computed it alone before."""
     random = np.random.RandomState([0, epoch])
     if not block:
         return random.permutation(len(shards))
@@ -162,7 +164,7 @@ def plain_order(shards: np.ndarray, block: int, epoch: int) -> np.ndarray:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 50), st.integers(1, 9), st.integers(1, 30))
-def test_orders_are_those_of_earlier_versions(rows: int, seed: int, epoch: int, block: int, count: int) -> None:
+def test_orders_equal_those_of_earlier_versions(rows: int, seed: int, epoch: int, block: int, count: int) -> None:
     assert np.array_equal(permutation(rows, seed, epoch), np.random.RandomState([seed, epoch]).permutation(rows))
     shards = np.arange(rows, dtype=np.int32) % count
     random = np.random.RandomState([seed, epoch])
@@ -172,7 +174,7 @@ def test_orders_are_those_of_earlier_versions(rows: int, seed: int, epoch: int, 
 
 
 @pytest.mark.parametrize("chosen", [["c0"], ["c3", "c1"], [f"c{n}" for n in range(10)], ["c9", "c0", "c5"]])
-def test_a_view_is_that_of_earlier_versions(tmp_path: Path, chosen: list[str]) -> None:
+def test_a_view_equals_that_of_earlier_versions(tmp_path: Path, chosen: list[str]) -> None:
     shards = write(tmp_path / "index", 500)
     view = make_view(shards["train"], shards.classes, chosen, "s")
     labels = np.array([chosen.index(f"c{n}") if f"c{n}" in chosen else -1 for n in shards["train"].samples["label"]])
@@ -199,17 +201,17 @@ def damage(root: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "gone", "shard cut", "shard gone"])
-def test_damage_is_refused_in_a_line_also_where_ranks_share(rank: Path, tmp_path: Path, how: str) -> None:
+def test_damage_is_refused_in_a_line_where_ranks_share_too(rank: Path, tmp_path: Path, how: str) -> None:
     root = write(tmp_path / "index", 500).root
     damage(root, how)
-    for _ in range(2):  # the second rank: a check that failed is not taken for one that passed
+    for _ in range(2):  # the second time as the second rank: a failed check does not count as passed
         with pytest.raises(UserError, match=r"again") as refused:
             open_shards(root)
         assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
-def test_a_check_that_was_passed_is_of_this_file_only(
+def test_a_passed_check_counts_for_its_own_file_only(
     rank: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, looks = write(tmp_path / "index", 500).root, []
@@ -226,7 +228,7 @@ def test_a_check_that_was_passed_is_of_this_file_only(
         open_shards(root)
 
 
-def test_a_lone_process_leaves_nothing(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lone_process_leaves_no_files(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in RANKS:
         monkeypatch.delenv(name)
     assert sharing.shared_array("name", ROWS, lambda: np.arange(3)).tolist() == [0, 1, 2]
@@ -248,7 +250,7 @@ def test_a_small_array_is_no_file_and_a_large_one_is_made_once_and_cannot_be_wri
 @pytest.mark.parametrize(
     "trouble", ["full", "another's", "no locks", "no flock", "not writable", "a file", "gone meanwhile"]
 )
-def test_who_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_cannot_share_has_a_copy(rank: Path, trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise NotImplementedError if trouble == "no locks" else OSError(28, "No space left on device")
 
@@ -287,8 +289,8 @@ sys.stdin.read()
 
 
 def holder(tmp: Path, number: int, shell: bool = False, **env: str) -> subprocess.Popen[str]:
-    """A rank that shares "held", and holds it until its input ends. ``shell``: a process stands between us and it, as a
-    container's may."""
+    """Start a rank that shares "held", and holds it until its input ends. ``shell`` puts a process between this process
+    and the rank, as a container may do."""
     line = [sys.executable, "-c", HOLDER, "held", str(number)]
     every = {**{key: value for key, value in os.environ.items() if key not in RANKS}, "TMPDIR": str(tmp), **env}
     rank = subprocess.Popen(
@@ -304,7 +306,7 @@ def said(rank: subprocess.Popen[str]) -> int:
 
 
 def slurm(rank: int, step: int = 0) -> dict[str, str]:
-    """What srun sets for one of two ranks on a node."""
+    """Return the variables that srun sets for a rank of two on a node."""
     return {
         "SLURM_PROCID": str(rank),
         "SLURM_STEP_NUM_TASKS": "2",
@@ -331,7 +333,7 @@ def test_ranks_of_a_slurm_step_share_whatever_stands_between_srun_and_them(rank:
     assert not list(rank.iterdir())
 
 
-def test_what_a_killed_start_left_is_removed_and_what_a_living_one_has_is_not(rank: Path) -> None:
+def test_files_of_a_killed_start_are_removed_and_those_of_a_living_start_are_not(rank: Path) -> None:
     tmp = rank.parents[1]
     killed, lives = (holder(tmp, 1, **slurm(0, step)) for step in (0, 1))
     assert said(killed) == said(lives) == 1
@@ -363,11 +365,9 @@ def test_a_folder_that_is_removed_while_a_rank_comes_is_made_again(rank: Path, m
     assert folder.exists(), "this rank lives"
 
 
-def test_a_disk_that_is_full_is_said_by_its_name(rank: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_named(rank: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (4096, before[1])
-    )  # NumPy writes less than it was asked to, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # NumPy writes only a part, as on a full disk
     try:
         with caplog.at_level(logging.WARNING):
             assert len(sharing.shared_array("name", ROWS, lambda: np.arange(ROWS))) == ROWS
@@ -377,7 +377,7 @@ def test_a_disk_that_is_full_is_said_by_its_name(rank: Path, caplog: pytest.LogC
     assert "name.npy" in message and "written" in message and "None" not in message
 
 
-def test_an_epoch_that_is_over_takes_no_room(rank: Path) -> None:
+def test_a_finished_epoch_takes_no_memory(rank: Path) -> None:
     order = Order(sharing.LARGE, sharing.LARGE, 0)
     for number in range(5):
         order.batch(number)

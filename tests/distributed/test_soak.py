@@ -1,4 +1,4 @@
-"""A short soak: kills at random moments, compared with the run that nobody disturbed."""
+"""A short soak: a run that is killed at random moments, compared with an undisturbed run."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""DDP and DeepSpeed train the same model: one step, fifty, through a checkpoint, in each precision."""
+"""DDP and DeepSpeed train the same model: a step, fifty steps, and through a checkpoint, in each precision."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG = PretrainConfig(model="resnet10", global_batch=16, accumulate=2, momentu
 
 
 def small() -> nn.Module:
-    """Of all kinds of layers a ResNet has, but fast where fp16 is emulated."""
+    """Return a network with all kinds of layers of a ResNet, but fast where fp16 is emulated."""
     layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(8, 10))
 
@@ -50,7 +50,7 @@ def make(me: Context, name: str, kind: str = "fp32", **options: Any) -> Strategy
 
 
 def steps(strategy: Strategy, me: Context, count: int, lr: float, clip: float = 0.0) -> tuple[list[float], Any]:
-    """Losses of this rank, and the last gradient's norm."""
+    """Make steps, and return this rank's losses and the last gradient's norm."""
     draw = torch.Generator().manual_seed(1 + me.rank)
     losses, norm = [], None
     for _ in range(count):
@@ -67,7 +67,7 @@ def steps(strategy: Strategy, me: Context, count: int, lr: float, clip: float = 
 
 
 def largest(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Largest difference of weights, batch norm statistics and momentum."""
+    """Return the largest difference of weights, batch norm statistics and momentum."""
     pairs = [(one["model"][key], other["model"][key]) for key in one["model"]]
     for index, state in one["optimizer"]["state"].items():
         pairs.append((state["momentum_buffer"], other["optimizer"]["state"][index]["momentum_buffer"]))
@@ -87,7 +87,7 @@ def one_step(me: Context) -> dict[str, Any]:
         own = strategy.tensors()
         assert_float32(strategy.whole())
         found[name] = {"difference": largest(wanted, own), "norm": float(norm)}
-        # Into a fresh one of this kind, whose next step must then be DDP's.
+        # Loaded into a fresh strategy of this kind, whose next step must then equal DDP's.
         again = make(me, name)
         again.load(wanted)
         found[name]["loaded"] = largest(wanted, again.tensors())
@@ -116,7 +116,7 @@ def one_step(me: Context) -> dict[str, Any]:
 
 
 def mixed(me: Context) -> dict[str, Any]:
-    """Fifty steps in bf16; and fp16, which this CPU may have to emulate, from a scale that overflows."""
+    """Make fifty steps in bf16, and in fp16, which this CPU may have to emulate, from a scale that overflows."""
     precision.cpu_has = lambda _: True
     found: dict[str, Any] = {}
     for name in ("ddp", *ZERO):
@@ -150,9 +150,9 @@ def compared(tmp_path: Path, torchrun: Callable[..., Any]) -> Callable[[str], di
     return run
 
 
-def test_one_step_of_each_is_ddps_and_so_is_one_after_a_checkpoint(compared: Callable[[str], dict[str, Any]]) -> None:
+def test_a_step_equals_ddps_before_and_after_a_checkpoint(compared: Callable[[str], dict[str, Any]]) -> None:
     found = compared("one_step")
-    assert found["norm"] > 1.5  # more than DeepSpeed's own limit, which must not act
+    assert found["norm"] > 1.5  # above DeepSpeed's own limit, which must not act
     for name in (*ZERO, "zero2+offload"):
         one = found[name]
         assert one["difference"] < 1e-5 and one["next"] < 1e-5, (name, one)

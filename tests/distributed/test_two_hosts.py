@@ -20,7 +20,7 @@ NAMES = [f"dt{os.getpid()}a", f"dt{os.getpid()}b"]
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
-    """Two namespaces, 10.77.0.1 and 10.77.0.2, that reach each other and nothing else."""
+    """Make two namespaces, 10.77.0.1 and 10.77.0.2, that reach only each other."""
     a, b = NAMES
     lines = [f"netns add {a}", f"netns add {b}", f"link add v0 netns {a} type veth peer name v1 netns {b}"]
     for name, device, address in ((a, "v0", "10.77.0.1"), (b, "v1", "10.77.0.2")):

@@ -1,9 +1,9 @@
 """A CUDA device without a GPU: PyTorch's fake tensors know shapes, types and devices, and hold no numbers.
 
-``environment(folder)`` is what a Python process must be started with: it preloads ``stub.c``. In that process,
+A Python process must be started in ``environment(folder)``, which preloads ``stub.c``. In that process,
 ``switch_on()`` and then ``with FakeCuda():`` make ``torch.device("cuda", 0)`` usable; tensors of the CPU are real. As
-on a GPU, an operator refuses a tensor of the CPU among those of the device. ``with step():`` also refuses what makes
-the host wait for the device, as ``torch.cuda.set_sync_debug_mode`` does on a GPU.
+on a GPU, an operator refuses a tensor of the CPU among those of the device. ``with step():`` also refuses operations
+that make the host wait for the device, as ``torch.cuda.set_sync_debug_mode`` does on a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def switch_on() -> None:
-    """Let PyTorch's Python side believe in the device of the stub, and ask it for nothing that it has not."""
+    """Make PyTorch's Python side accept the device of the stub, and not use functions that the stub lacks."""
     torch.cuda._initialized = True  # type: ignore[attr-defined]
     torch.cuda.is_available = lambda: False
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
@@ -51,23 +51,23 @@ class Waits(Exception):
 
 
 _IN_PLACE = (torch.ops.aten._fused_sgd_.default, torch.ops.aten._fused_sgd_.tensor_lr)
-"""Operators that change their arguments and return nothing. PyTorch (2.14) has no fake of these."""
+"""Operators that change their arguments and return nothing. PyTorch (2.14) has no fakes for them."""
 _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class FakeCuda(FakeTensorMode):
-    """Makes fake whatever is on the device, and leaves real what is on the CPU."""
+    """Make tensors on the device fake, and leave tensors on the CPU real."""
 
     def __init__(self) -> None:
         super().__init__(allow_fallback_kernels=False)
         self.in_step = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeCuda:
-        return self  # it hangs on each tensor of a model that is copied
+        return self  # each tensor of a copied model refers to it
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Refuse what makes the host wait within the block."""
+        """Refuse operations that make the host wait, within the block."""
         self.in_step = True
         try:
             yield
@@ -82,7 +82,7 @@ class FakeCuda(FakeTensorMode):
         if not fake and target != "cuda":
             return func(*args, **kwargs)
         real = [tensor for tensor in given if not isinstance(tensor, FakeTensor)]
-        # A number, which has no dimension, may come from the CPU: it is sent along with the kernel. A copy has none.
+        # A number, which has no dimension, may come from the CPU: it is sent along with the kernel, not copied.
         lying = [tensor for tensor in real if tensor.ndim]
         if func in _COPIES and (real or target == "cpu") and self.in_step:
             raise Waits(f"{func}: a copy between the device and the CPU")

@@ -32,8 +32,7 @@ CONTEXT = Context(device=CUDA)
 
 
 def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any) -> int:
-    """Make a step of ``pretrain``, as its stage sets it up; two where only the first makes the optimiser's state.
-    Returns the most memory that was taken."""
+    """Make a step of ``pretrain``, or two where the first makes the optimiser's state; return the peak memory."""
     config = PretrainConfig(**options)
     model = Backbone(config.model, classes).to(CUDA)
     if config.stochastic_depth:
@@ -83,12 +82,12 @@ FAULTS = {
     "number kept": faulty(lambda loss, logits: torch.tensor(0.0).copy_(loss)),
     "index": faulty(lambda loss, logits: logits[torch.arange(2)]),
 }
-"""What someone might add to a step, in place of the loss."""
+"""Changes that someone might make to a step, in place of the loss."""
 
 
 def learned(mode: FakeCuda, fault: str, method: str, precision: str, graphed: bool) -> int:
-    """Make steps of ``learn``, as its stage sets them up; one with means only and one with single images only.
-    ``graphed``: with a rate on the device, as a CUDA graph needs."""
+    """Make two steps of ``learn``, with means only and with single images only. ``graphed`` puts the rate on the
+    device, as a CUDA graph needs."""
     rng = np.random.default_rng(0)
     table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
     bank = Bank(table, table, table.means(), torch.randn(7, 12), CONTEXT)

@@ -1,4 +1,4 @@
-"""Where tests of this folder run: each body takes a device, so that what a GPU adds is the device alone."""
+"""The devices of this folder's tests: each test takes a device, so a GPU adds nothing but the device."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ CUDA = pytest.param(
 
 @pytest.fixture(params=["cpu", CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU always, and GPU 0 where there is one."""
+    """Return the CPU, and GPU 0 where there is a GPU."""
     return torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""A compiled training step is the eager one, and is compiled once."""
+"""A compiled training step equals the eager step, and is compiled once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ STEPS = 4
 
 
 def network(device: torch.device) -> nn.Module:
-    """A ResNet; on a CPU, whose compiler takes a minute for it, one of each of its layers."""
+    """Return a ResNet; on a CPU, whose compiler would take a minute for it, a network with each of its kinds of
+    layers."""
     torch.manual_seed(0)
     if device.type == "cuda":
         return Backbone("resnet10", 10, small_stem=True).to(device)
@@ -37,7 +38,7 @@ def network(device: torch.device) -> nn.Module:
 
 
 class Recorded(Classification):
-    """A training on given batches that records each step's loss and how many graphs were compiled by then."""
+    """Train on given batches, and record each step's loss and the number of graphs that were compiled by then."""
 
     def __init__(self, strategy: Strategy, config: PretrainConfig, batches: Sequence[Batch]) -> None:
         super().__init__(strategy, config, classes=10, seed=0, steps=len(batches))
@@ -90,11 +91,11 @@ def compare(device: torch.device, precision: Precision, tolerance: float, folder
     assert moved < tolerance, moved
 
 
-def test_a_compiled_step_is_the_eager_one(device: torch.device, tmp_path: Path) -> None:
+def test_a_compiled_step_equals_the_eager_step(device: torch.device, tmp_path: Path) -> None:
     compare(device, "fp32", 1e-3, tmp_path)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_compiled_step_is_the_eager_one_in_bf16(tmp_path: Path) -> None:
+def test_a_compiled_step_equals_the_eager_step_in_bf16(tmp_path: Path) -> None:
     compare(torch.device("cuda", 0), "bf16", 3e-2, tmp_path)  # fused operations round less often: bf16 keeps 8 bits

@@ -1,4 +1,4 @@
-"""Batches on a GPU: decoded there (``mixed``) or copied to it, they hold what they hold on a CPU."""
+"""Batches that are decoded on a GPU (``mixed``), or copied to it, hold the same pixels as on a CPU."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def gpu() -> Context:
 
 @pytest.fixture
 def view(shards: ShardSet) -> View:
-    """120 drawn images of 6 classes."""
+    """Return 120 drawn images of 6 classes."""
     return make_view(shards["train"], shards.classes, shards.classes[:6], "s")
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> View:
-    """Twelve smooth photos of 200 to 500 pixels: chroma at full and at half resolution, and grey."""
+    """Return twelve smooth photos of 200 to 500 pixels: with chroma at full and at half resolution, and grey."""
     folder = tmp_path / "train" / "c"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -60,19 +60,19 @@ def photos(tmp_path: Path) -> View:
 
 
 def levels(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of each image, in steps of 255."""
+    """Return the mean absolute difference of each image, on the scale of 0 to 255."""
     scale = 255 * torch.tensor(STD).view(3, 1, 1)
     return ((one.cpu() - other.cpu()).abs() * scale).mean((1, 2, 3))
 
 
 def trained(view: View, config: Config, context: Context, batches: int = 5, **options: Any) -> list[Any]:
-    """Batches of 24, or of all images."""
+    """Return batches of 24, or of all images."""
     data = replace(config.data, **options)
     size = min(24, len(view))
     return list(train_batches(view, Order(len(view), size, 0), data, 0, context, range(0, batches)))
 
 
-def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config, gpu: Context) -> None:
+def test_a_held_batch_does_not_change(view: View, config: Config, gpu: Context) -> None:
     data, held = replace(config.data, decoder="mixed"), deque[Any](maxlen=5)
     for batch in train_batches(view, Order(len(view), 24, 0), data, 0, gpu, range(0, 200)):
         assert batch.images.is_cuda and batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -82,10 +82,10 @@ def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config, gpu: Co
 
 
 @pytest.mark.parametrize("decoder", ["mixed", "cpu"])
-def test_a_batch_that_is_let_go_stays_until_the_gpu_has_passed_it(
+def test_a_released_batch_stays_until_the_gpu_has_read_it(
     view: View, config: Config, gpu: Context, decoder: Any
 ) -> None:
-    """The GPU is kept behind: what it adds up then is of batches that Python let go of long ago."""
+    """The GPU is kept busy, so it adds up batches that Python released long ago."""
     data, order = replace(config.data, decoder=decoder), Order(len(view), 24, 0)
     wanted = [batch.images.double().sum().item() for batch in train_batches(view, order, data, 0, gpu, range(0, 40))]
     late = torch.zeros(40, dtype=torch.float64, device=gpu.device)
@@ -101,7 +101,9 @@ def test_batches_to_be_copied_lie_in_page_locked_memory(gpu: Context) -> None:
 
 
 @pytest.mark.parametrize("augment", ["none", "randaugment"])
-def test_copied_batches_are_those_of_a_cpu_bit_for_bit(view: View, config: Config, gpu: Context, augment: Any) -> None:
+def test_copied_batches_equal_those_of_a_cpu_bit_for_bit(
+    view: View, config: Config, gpu: Context, augment: Any
+) -> None:
     there = trained(view, config, gpu, decoder="cpu", augment=augment)
     here = trained(view, config, Context(), augment=augment)
     for one, other in zip(there, here, strict=True):
@@ -110,21 +112,23 @@ def test_copied_batches_are_those_of_a_cpu_bit_for_bit(view: View, config: Confi
 
 
 @pytest.mark.parametrize("augment", ["none", "randaugment", "trivialaugment"])
-def test_decoded_windows_are_those_of_a_cpu(photos: View, config: Config, gpu: Context, augment: Any) -> None:
+def test_decoded_windows_equal_those_of_a_cpu(photos: View, config: Config, gpu: Context, augment: Any) -> None:
     options = {"train_size": 96, "augment": augment}
     there = trained(photos, config, gpu, decoder="mixed", **options)
     here = trained(photos, config, Context(), **options)
     for one, other in zip(there, here, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
         apart = levels(one.images, other.images)
-        # An operation such as posterize or equalize makes more of a level that is rounded otherwise.
+        # An operation such as posterize or equalize enlarges the difference of a level that is rounded otherwise.
         assert apart.max() < (1 if augment == "none" else 12) and apart.median() < (1 if augment == "none" else 3), (
             apart
         )
 
 
 @pytest.mark.parametrize("views", ["centre", "ten"])
-def test_evaluation_on_a_gpu_is_that_of_a_cpu(photos: View, config: Config, gpu: Context, views: Any) -> None:
+def test_evaluation_batches_on_a_gpu_equal_those_of_a_cpu(
+    photos: View, config: Config, gpu: Context, views: Any
+) -> None:
     data = replace(config.data, eval_resize=128, eval_size=112)
     there, here = (
         torch.cat([b.images for b in eval_batches(photos, photos.ids, replace(data, decoder=d), 50, where, views)])
@@ -133,12 +137,12 @@ def test_evaluation_on_a_gpu_is_that_of_a_cpu(photos: View, config: Config, gpu:
     assert len(there) == len(photos) * (10 if views == "ten" else 1)
     apart = levels(there, here)
     assert apart.max() < 1, apart
-    # Of images whose chroma has half the resolution too, which are those that an upsampling of its own would move.
+    # Images whose chroma has half the resolution are among them: another upsampling would change these.
     assert apart.view(len(photos), -1).mean(1).max() < 0.6, apart
 
 
 def test_pixels_do_not_depend_on_the_place_in_a_batch(photos: View, config: Config, gpu: Context) -> None:
-    """Ranks, and a resume, put an image at other places: it must get the same decoder everywhere."""
+    """Ranks, and a resume, put an image at other places of a batch: it must get the same decoder everywhere."""
     data, order = replace(config.data, decoder="mixed", train_size=96), Order(len(photos), 12, 0)
 
     def made(world: int) -> dict[tuple[int, int], torch.Tensor]:
@@ -160,16 +164,16 @@ def cut_off(photo: bytes) -> bytes:
 
 
 def without_codes(photo: bytes) -> bytes:
-    """Its first table of Huffman codes holds more codes than there can be."""
+    """Damage a photo: its first table of Huffman codes holds more codes than is possible."""
     table = photo.index(b"\xff\xc4") + 5
     return photo[:table] + b"\xff" * 16 + photo[table + 16 :]
 
 
 @pytest.mark.parametrize("damage", [cut_off, without_codes])
-def test_the_photo_that_is_replaced_is_the_one_that_a_cpu_replaces(
+def test_a_gpu_replaces_the_same_photo_as_a_cpu(
     photos: View, config: Config, gpu: Context, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
-    """nvJPEG may decode what libjpeg-turbo refuses."""
+    """nvJPEG may decode a photo that libjpeg-turbo refuses."""
     bad = int(photos.ids[5])
     row, path = photos.subset.samples[bad], photos.subset.path(int(photos.subset.samples[bad]["shard"]))
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""A run that is stopped in each of its stages ends in the table of one that is not."""
+"""A run that is stopped in each of its stages ends in the same table as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from gpu_check_work import figures
 
-# Stage -> how often it has asked whether to stop when it is told so: in the middle of its work.
+# Stage -> the question, of all its questions whether to stop, that gets a yes: in the middle of its work.
 TOLD = {pretrain: 7, extract: 3, learn: 1, evaluate: 3}
 
 
 class After(StopFlag):
-    """Told to stop when it is asked for the ``asks``-th time."""
+    """Ask to stop at the ``asks``-th question."""
 
     def __init__(self, context: Context, asks: int) -> None:
         super().__init__(context)
@@ -43,7 +43,7 @@ class After(StopFlag):
 
 
 def finish(config: Config, context: Context, stopped: bool) -> list[str]:
-    """All stages of a run; return the names of those that were stopped, each once."""
+    """Run all stages; return the names of the stages that were stopped, each once."""
     found = []
     for stage, asks in TOLD.items():
         if stopped:
@@ -55,12 +55,12 @@ def finish(config: Config, context: Context, stopped: bool) -> list[str]:
     return found
 
 
-def test_a_stopped_run_has_the_table_of_a_whole_one(
+def test_a_stopped_run_has_the_table_of_a_whole_run(
     device: torch.device, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = device.type == "cuda"
-    # A GPU adds in any order where it may; what is left of that is in the tolerance below. Without max-pooling, whose
-    # backward pass on GPUs always adds so.
+    # A GPU adds in any order where it may; the tolerance below allows for the rest. Without max-pooling, whose backward
+    # pass on GPUs always adds in any order.
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     config = replace(
         config,

@@ -1,4 +1,4 @@
-"""Two ranks train what one trains on the same global batch, and exchange gradients while others are still computed.
+"""Two ranks train the same as a lone process on the same global batch, and exchange gradients during the backward pass.
 
 On GPUs over NCCL, on the CPU over gloo.
 """
@@ -35,7 +35,7 @@ STEPS, BATCH = 3, 16
 
 
 def make(me: Context, name: str, norms: str) -> Strategy:
-    """DDP around a network whose batch norm is fixed (no statistics of a batch), synchronised, or as it is."""
+    """Return DDP around a network whose batch norm is fixed (no statistics of a batch), synchronised, or unchanged."""
     config = PretrainConfig(model=name, global_batch=BATCH, precision="fp32")
     torch.manual_seed(0)
     model: nn.Module = Backbone(config.model, 10, small_stem=True)
@@ -51,7 +51,7 @@ def make(me: Context, name: str, norms: str) -> Strategy:
 
 
 def step(strategy: Strategy, me: Context, number: int, side: int) -> None:
-    """Train on this rank's part of global batch ``number``."""
+    """Train on this rank's share of global batch ``number``."""
     draw = torch.Generator().manual_seed(number)
     images, labels = torch.randn(BATCH, 3, side, side, generator=draw), torch.randint(10, (BATCH,), generator=draw)
     mine = slice(me.rank, None, me.world)
@@ -71,10 +71,10 @@ def parity(me: Context, norms: str, told: Path) -> None:
 
 
 def overlap(me: Context, norms: str, told: Path) -> None:
-    """Count, in a profile of one step, exchanges and computing kernels, and pairs of both at the same time."""
+    """Count exchanges and computing kernels in the profile of a step, and pairs of both at the same time."""
     gpu = me.device.type == "cuda"
     strategy = make(me, "resnet50" if gpu else "resnet10", norms)
-    for number in range(3):  # DDP orders its buckets in the first
+    for number in range(3):  # DDP orders its buckets in the first step
         step(strategy, me, number, 64 if gpu else 32)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:
         step(strategy, me, 3, 64 if gpu else 32)
@@ -95,12 +95,12 @@ def overlap(me: Context, norms: str, told: Path) -> None:
 
 
 def computes(name: str) -> bool:
-    """Whether a GPU's event is a kernel that computes: no exchange, no copy, and no name of a part of the program."""
+    """Return whether a GPU's event is a kernel that computes: no exchange, no copy, and no label of the program."""
     return not any(part in name for part in ("nccl", "memcpy", "memset", "distributed", "optimizer"))
 
 
 def launch(world: int, device: str, *words: str) -> None:
-    """This file on so many ranks, on GPUs or on the CPU."""
+    """Run this file on ``world`` ranks, on GPUs or on the CPU."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     if device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -122,13 +122,13 @@ def compare(device: str, norms: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", TWO_GPUS])
-def test_two_ranks_train_what_one_trains(device: str, tmp_path: Path) -> None:
+def test_two_ranks_train_the_weights_of_a_lone_process(device: str, tmp_path: Path) -> None:
     compare(device, "fixed", tmp_path)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_synchronised_batch_norm_on_two_gpus_is_that_of_one(tmp_path: Path) -> None:
+def test_synchronised_batch_norm_on_two_gpus_equals_that_on_a_single_gpu(tmp_path: Path) -> None:
     compare("cuda", "synchronised", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO as a lone process trains what DDP trains: two steps, a checkpoint, two more.
+"""DeepSpeed's ZeRO in a lone process trains the same as DDP: two steps, a checkpoint, two more steps.
 
 In a process of their own, for DeepSpeed keeps what it was set up with.
 """
@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # of weights and momenta of size 1 and below: a GPU adds in an
 
 
 def make(me: Context, name: str) -> Strategy:
-    """The strategy ``name``, as in zero2+offload, of a network with seeded weights."""
+    """Return the strategy ``name``, such as zero2+offload, of a network with seeded weights."""
     config = replace(CONFIG, strategy=name.removesuffix("+offload"), offload=name.endswith("+offload"))  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = Backbone(config.model, 10, small_stem=True).to(me.device)
@@ -59,7 +59,7 @@ def steps(strategy: Strategy, me: Context, numbers: range) -> list[float]:
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Largest difference of weights, statistics and momenta."""
+    """Return the largest difference of weights, statistics and momenta."""
     assert one["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     pairs = [(value, other["model"][key]) for key, value in one["model"].items()]
     pairs += [(state["momentum_buffer"], other["optimizer"]["state"][number]["momentum_buffer"])
@@ -68,7 +68,8 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def compare(me: Context, name: str) -> dict[str, Any]:
-    """``name`` beside DDP: after two steps, and after two more of strategies that have loaded the other's tensors."""
+    """Compare ``name`` with DDP after two steps, and after two more by strategies that have loaded the other's
+    tensors."""
     plain, strategy = make(me, "ddp"), make(me, name)
     found: dict[str, Any] = {"device": str(me.device)}
     found["ddp"], found["own"] = steps(plain, me, range(2)), steps(strategy, me, range(2))
@@ -84,7 +85,7 @@ def compare(me: Context, name: str) -> dict[str, Any]:
     return found
 
 
-def test_zero_alone_is_ddp(device: torch.device, tmp_path: Path) -> None:
+def test_zero_in_a_lone_process_equals_ddp(device: torch.device, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # a lone process takes the first GPU of those that it is shown
     if device.type == "cpu":

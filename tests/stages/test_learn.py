@@ -56,7 +56,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_one_step_is_the_papers_formula(tmp_path: Path) -> None:
+def test_a_step_follows_the_papers_formula(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=1, momentum=0.0, weight_decay=0.0, p_mean=0.5)
     data = bank(Context())
     learn("phi2", config, tmp_path, data=data, seed=3)
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> Non
 
 
 def by_list(model: RowPredictor, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
-    """Rows where ``single`` is a list of numbers, and nothing is computed for the other classes."""
+    """Return rows where ``single`` is a list of classes, and nothing is computed for the other classes."""
     if isinstance(model, Attention) and len(single):
         rows = F.normalize(model.rows, dim=1)
         made = torch.stack([F.normalize(others(model, statistics[y], single), dim=0) for y in single.tolist()])
@@ -128,7 +128,7 @@ def by_list(model: RowPredictor, statistics: torch.Tensor, single: torch.Tensor)
 
 
 def others(model: Attention, support: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
-    """The row of one class by attention to the classes that are not ``single``."""
+    """Return the row of a class by attention to the classes that are not ``single``."""
     kept = [y for y in range(len(model.rows)) if y not in single.tolist()]
     unit = F.normalize(support, dim=0)
     heights = model.attention_scale * F.normalize(model.keys[kept], dim=1) @ F.normalize(model.phi_q(unit), dim=0)
@@ -137,8 +137,8 @@ def others(model: Attention, support: torch.Tensor, single: torch.Tensor) -> tor
 
 @pytest.mark.parametrize("method", LEARNED)
 @pytest.mark.parametrize("single", [[], [4], [0, 2, 3, 6]], ids=str)
-def test_a_mask_of_single_images_is_their_list(method: str, single: list[int]) -> None:
-    """Loss and gradients, against each class on its own."""
+def test_a_mask_of_single_images_equals_a_list_of_them(method: str, single: list[int]) -> None:
+    """Compare loss and gradients with those of computing each class on its own."""
     torch.manual_seed(0)
     data = bank(Context())
     head, options = torch.randn(7, 12), replace(CONFIG, identity_init=False)
@@ -166,14 +166,14 @@ def test_a_mask_of_single_images_is_their_list(method: str, single: list[int]) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", LEARNED)
-def test_a_cuda_graph_learns_what_single_launches_learn(method: str, precision: Precision, tmp_path: Path) -> None:
+def test_a_cuda_graph_learns_the_same_as_single_launches(method: str, precision: Precision, tmp_path: Path) -> None:
     context = Context(device=torch.device("cuda", 0))
     data = bank(context)
     config = replace(CONFIG, precision=precision, schedule="release", p_mean=0.5)
     for graph in (False, True):
         options = replace(config, cuda_graph=graph)
         learn(method, options, tmp_path / f"{graph}", data=data, context=context)
-    part = tmp_path / "part"  # resumed: recorded anew, and over the file of the other way
+    part = tmp_path / "part"  # resumed with a new recording, also over a checkpoint made without a graph
     for graph, steps in ((True, 11), (False, 21), (True, 30)):
         options = replace(config, cuda_graph=graph, steps=30 if steps == 30 else steps, schedule="constant")
         learn(method, options, part, data=data, context=context)

@@ -1,4 +1,4 @@
-"""What the backbone's training refuses to save, and what it puts right."""
+"""The backbone's training: weights that it refuses to save, and checkpoints that it repairs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_targets_of_binary_cross_entropy(config: Config) -> None:
         replace(config.pretrain, loss="bce", label_smoothing=0.1)
 
 
-def test_what_would_be_refused_hours_later(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_would_fail_hours_later_are_refused_at_the_start(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "cpu_has", lambda _: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for section in ("pretrain", "extract", "learn"):

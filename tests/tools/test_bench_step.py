@@ -1,4 +1,4 @@
-"""tools/bench_step.py on a tiny model: what it prints, never how fast."""
+"""tools/bench_step.py on a tiny model: the printed table, never its speed."""
 
 import re
 import sys

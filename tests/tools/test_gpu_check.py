@@ -1,4 +1,4 @@
-"""tools/gpu_check.sh rehearsed without a GPU, with steps that fail, hang and lack packages; the page of its records."""
+"""tools/gpu_check.sh, rehearsed without a GPU, with steps that fail, hang and lack packages; and its page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEVICE = {"gpus": 1, "name": "Drawn GPU", "gib": 141, "cpus": 16, "cuda": "13.0"
 
 
 def start(out: Path, *words: str, **environment: str) -> tuple[int, str, dict[str, Any]]:
-    """The script with these words; its exit code, what it printed, and the records."""
+    """Run the script with these words; return its exit code, its printed text and the records."""
     done = subprocess.run(
         [str(ROOT / "tools" / "gpu_check.sh"), str(out), *words], capture_output=True, text=True, timeout=1800,
         env={**os.environ, "PYTHON": sys.executable, **environment},
@@ -39,7 +39,7 @@ def test_the_rehearsal_takes_every_step(tmp_path: Path) -> None:
     assert code == 0, said
     assert list(found) == sorted(step.name for step in every)
     for name, record in found.items():
-        tests = name.startswith("tests-")  # there is no GPU: all of them are skipped, by pytest
+        tests = name.startswith("tests-")  # pytest skips all of them without a GPU
         assert record["status"] == ("skipped" if tests else "passed"), (name, record)
         assert {"command", "timeout", "start", "seconds", "versions", "device"} <= set(record) and record["result"]
         assert "torch" in record["versions"] and record["device"]["gpus"] == 0 and (tmp_path / f"{name}.log").is_file()
@@ -72,11 +72,11 @@ def find_spec(name, path=None, target=None):
     return None if gone else find(name, path, target)
 
 
-PathFinder.find_spec = partial(find_spec)  # no method of whoever keeps it
+PathFinder.find_spec = partial(find_spec)  # not a method of its owner
 """
 
 
-def test_what_needs_only_torch_runs_on_a_machine_with_little_else(tmp_path: Path) -> None:
+def test_steps_that_need_only_torch_run_without_other_packages(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BLOCKED)
     out = tmp_path / "out"
@@ -105,7 +105,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
-def test_a_step_that_fails_hangs_or_lacks_something_leaves_the_others_standing(
+def test_a_step_that_fails_hangs_or_lacks_packages_does_not_harm_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, work = tmp_path, tmp_path / "work"
@@ -139,7 +139,7 @@ def test_a_step_that_fails_hangs_or_lacks_something_leaves_the_others_standing(
     assert "about to break" in (out / "broken.log").read_text()
     assert found["hangs"]["result"] == {"part": 2} and found["hangs"]["reason"] == "after 12 s; last: half"
     end = time.monotonic() + 30
-    while alive(int((work / "pid").read_text())):  # what it has started is gone with it
+    while alive(int((work / "pid").read_text())):  # its child is ended with it
         assert time.monotonic() < end
         time.sleep(0.05)
     assert "left no result" in found["mute"]["reason"] and "left no result" in found["torn"]["reason"]
@@ -147,7 +147,7 @@ def test_a_step_that_fails_hangs_or_lacks_something_leaves_the_others_standing(
     assert found["many"]["reason"] == "needs 3 GPU(s), 0 here"
     assert "broken" in found["after"]["reason"]
 
-    # One of them again: the others' records stay, and a result of before is not taken for a new one.
+    # A step taken again: the others' records stay, and an earlier result does not count as a new one.
     listed[0] = python("one", "raise SystemExit(3)")
     assert gpu_check.main(["run", str(out), "--cpu", "--only", "one"]) == 1
     again = gpu_check.records(out)
@@ -173,7 +173,7 @@ sys.exit(gpu_check.main(["run", out, "--cpu"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_told_to_leave_it_takes_its_step_along(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_running_step_too(tmp_path: Path, number: signal.Signals) -> None:
     child = tmp_path / "pid"
     process = subprocess.Popen([sys.executable, "-c", TOLD, str(tmp_path / "out"), str(child)], cwd=ROOT / "tools",
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
@@ -223,7 +223,7 @@ def test_without_a_gpu_nothing_is_started_and_the_page_stays(tmp_path: Path) -> 
     assert gpu_check.PAGE.read_text() == before
 
 
-def test_twelve_minutes_and_every_step_is_of_a_tool_that_is_there(tmp_path: Path) -> None:
+def test_all_steps_fit_in_twelve_minutes_and_use_tools_that_exist(tmp_path: Path) -> None:
     every = steps(tmp_path)
     assert sum(step.seconds for step in every) + gpu_check.PROBE_SECONDS <= 12 * 60
     names = [step.name for step in every]
@@ -233,7 +233,7 @@ def test_twelve_minutes_and_every_step_is_of_a_tool_that_is_there(tmp_path: Path
 
 
 def gpu_tests() -> set[str]:
-    """``file::test`` of all that are marked gpu, or are made so by a parameter or fixture of their file."""
+    """Return ``file::test`` of all tests that are marked gpu, or lie in tests/gpu."""
     found = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.parse(path.read_text()).body:
@@ -265,7 +265,7 @@ tests/a.py::test_none SKIPPED (no CUDA device) [ 75%]
 tests/a.py::test_slow """
 
 
-def test_outcomes_of_tests_come_from_the_xml_or_of_a_pytest_that_was_ended_from_its_lines(tmp_path: Path) -> None:
+def test_outcomes_of_tests_come_from_the_xml_or_else_from_printed_lines(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text(XML)
     whole, part = read_tests(tmp_path / "x.xml", ""), read_tests(tmp_path / "none.xml", LINES)
     assert [whole[kind] for kind in ("passed", "failed", "skipped")] == [1, 2, 1]
@@ -274,7 +274,7 @@ def test_outcomes_of_tests_come_from_the_xml_or_of_a_pytest_that_was_ended_from_
 
 
 def made_up(**results: Any) -> dict[str, dict[str, Any]]:
-    """Records of a run in which these steps have passed."""
+    """Return the records of a run in which these steps have passed."""
     results = {name.replace("_", "-"): value for name, value in results.items()}
     return {name: {"name": name, "status": "passed", "reason": "", "seconds": 9.0, "timeout": 60, "command": "x",
                    "start": "2031-05-06 07:08:09", "result": value, "versions": {"torch": "2.99"}, "device": DEVICE}

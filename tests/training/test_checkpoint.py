@@ -178,7 +178,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
         checkpoint.load_latest(tmp_path)
 
 
-def test_metrics_take_back_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_metrics_after_the_checkpoint_are_taken_back(tmp_path: Path) -> None:
     first = metrics.MetricsWriter(tmp_path, 0)
     for step in (2, 4, 6):
         first.write(step, {"train/loss": 1.0 / step})

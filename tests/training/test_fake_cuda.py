@@ -1,5 +1,5 @@
-"""Training steps on a CUDA device that is not there (tests/fake_cuda): devices agree, the host never waits, and the
-memory is what ``run --dry-run`` says."""
+"""Training steps on an emulated CUDA device (tests/fake_cuda): tensors stay on the device, the host never waits, and
+the memory is as ``run --dry-run`` predicts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LEARN: list[Case] = [
     for method, (precision, graphed) in product(LEARNED, (("bf16", True), ("fp16", False), ("fp32", False)))
 ]
 TINY: Case = {"stage": "pretrain", "side": 32, "classes": 10, "model": "resnet10", "global_batch": 4}
-# Two devices in one operator, and what makes the host wait, with what the error must say.
+# Faults with the text of their error: two devices in an operator, and operations that make the host wait.
 MIXED, WAITS, READS = "tensors on cpu and on cuda:0", "a copy between the device and the CPU", "Exception: aten."
 FAULTS: list[tuple[Case, str]] = [
     ({**TINY, "fault": "labels"}, MIXED),
@@ -81,7 +81,7 @@ def named(case: Case) -> str:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """What became of each case, all in one process: PyTorch takes seconds to load."""
+    """Return the result of each case, from a single process: PyTorch takes seconds to load."""
     cases = [*PRETRAIN, *LEARN, *(case for case, _ in FAULTS)]
     command = [sys.executable, str(fake.STUB.parent / "steps.py"), json.dumps(cases)]
     environment = fake.environment(tmp_path_factory.mktemp("stub"))
@@ -96,13 +96,13 @@ def test_a_step_stays_on_its_device_and_never_waits(case: Case, results: dict[st
 
 
 @pytest.mark.parametrize(("case", "message"), FAULTS, ids=lambda given: named(given) if isinstance(given, dict) else "")
-def test_what_does_not_stay_or_waits_is_seen(case: Case, message: str, results: dict[str, Case]) -> None:
+def test_a_step_that_leaves_its_device_or_waits_is_refused(case: Case, message: str, results: dict[str, Case]) -> None:
     assert message in results[key(case)].get("error", "nothing")
 
 
 @pytest.mark.parametrize("case", PRETRAIN, ids=named)
-def test_dry_run_says_the_memory_that_a_step_takes(case: Case, results: dict[str, Case]) -> None:
-    """By PyTorch's tracker, within 5%. Of one image, the fullest moment is in the optimiser's step."""
+def test_dry_run_predicts_the_memory_of_a_step(case: Case, results: dict[str, Case]) -> None:
+    """PyTorch's tracker agrees within 5%. With a single image, the fullest moment is in the optimiser's step."""
     options = {name: value for name, value in case.items() if name not in ("stage", "side", "classes")}
     config = PretrainConfig(**options)
     images = config.global_batch // config.accumulate

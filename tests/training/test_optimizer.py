@@ -40,7 +40,7 @@ def test_schedule_is_a_pure_function_with_known_values() -> None:
     )
 
 
-def test_a_rate_in_a_tensor_is_the_rate_and_set_in_place() -> None:
+def test_a_rate_in_a_tensor_is_set_in_place() -> None:
     found = []
     for rate in (0.0, torch.zeros(())):
         weight = nn.Parameter(torch.arange(3.0))

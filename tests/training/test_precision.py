@@ -49,7 +49,7 @@ def test_fp16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch)
         MixedPrecision("fp16", torch.device("cpu"))
 
 
-def test_a_first_step_that_is_left_out_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_first_step_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has", lambda _: True)
     mixed = MixedPrecision("fp16", torch.device("cpu"))
     mixed.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)

@@ -40,13 +40,13 @@ from dist_train.training.window import Window
 
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount"}
 READS |= {"_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
-"""Operators whose result is a number for the host, or has as many rows as the device says."""
+"""Operators whose result is a number for the host, or has a number of rows that only the device knows."""
 UNSEEN = {"tolist", "numpy", "cpu", "__array__"}
-"""Methods that do so, and call no operator where the tensor is on the CPU."""
+"""Methods whose result is for the host, and that call no operator where the tensor is on the CPU."""
 
 
 class Reads:
-    """Reads of a device's numbers in a ``with`` block, by name.
+    """Collect the reads of a device's numbers in a ``with`` block, by name.
 
     Attributes:
         taken: those of each part, ended by ``cut``.
@@ -77,7 +77,7 @@ class Reads:
 
 
 class Operators(TorchDispatchMode):
-    """Those that PyTorch itself calls too, deep inside of others."""
+    """Count operators, also those that PyTorch itself calls deep inside others."""
 
     def __init__(self, reads: Reads) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ LOG_EVERY, STEPS = 3, 9
 
 
 class Watched(Classification):
-    """A training on batches that are made before, which calls ``on_step`` after each step's log line."""
+    """Train on a ready-made batch, and call ``on_step`` after each step's log line."""
 
     def __init__(self, strategy: Strategy, config: PretrainConfig, batch: Batch) -> None:
         super().__init__(strategy, config, classes=5, seed=0, steps=STEPS)
@@ -234,7 +234,7 @@ def test_a_read_added_to_the_loop_is_found(
     loop, _ = prepare(torch.device("cpu"), tmp_path)
     with reads:
         loop(lambda number: reads.cut())
-    assert all(len(names) >= 2 for names in reads.taken), reads.taken  # one for each of the two passes
+    assert all(len(names) >= 2 for names in reads.taken), reads.taken  # a read for each of the two passes
 
 
 def bank(context: Context) -> Bank:
@@ -269,7 +269,7 @@ def learned(
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
 @pytest.mark.parametrize(("method", "added"), [*((name, False) for name in LEARNED), ("phi2", True)])
-def test_learn_reads_numbers_in_steps_that_are_due_only(
+def test_learn_reads_numbers_only_in_steps_that_are_due(
     method: str, added: bool, reads: Reads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if added:
@@ -277,14 +277,14 @@ def test_learn_reads_numbers_in_steps_that_are_due_only(
         monkeypatch.setattr(SummedGradients, "backward", lambda self, loss: (loss.item(), backward(self, loss)))
     with reads:
         learned(method, torch.device("cpu"), tmp_path, lambda number: reads.cut(), monkeypatch)
-    after = reads.taken[1:]  # what came after step 1, 2, ... until the next one's end
+    after = reads.taken[1:]  # the reads after step 1, 2, ... until the end of the next step
     assert len(after) == LEARN.steps - 1
     for number, names in enumerate(after, 1):
         assert bool(names) == (added or number % LEARN.log_every == 0), f"step {number}: {names}"
 
 
 class Shapes(TorchDispatchMode):
-    """Operators that are called, and the shapes and strides of the tensors that they get."""
+    """Collect the operators that are called, and the shapes and strides of their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class Shapes(TorchDispatchMode):
 def test_every_step_of_learn_is_the_same_operations_on_the_same_shapes(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a CUDA graph needs: it replays one step for all."""
+    """A CUDA graph needs it: the graph replays a recorded step for all steps."""
     steps: list[Any] = []
     single_counts: set[int] = set()
     update = PredictorTraining.update
@@ -325,7 +325,7 @@ def test_every_step_of_learn_is_the_same_operations_on_the_same_shapes(
 
 @pytest.fixture
 def refuse() -> Iterator[Callable[[bool], None]]:
-    """``refuse(True)``: whatever waits for the GPU is an error from now on."""
+    """Return ``refuse(True)``, after which waiting for the GPU is an error."""
     yield lambda on: torch.cuda.set_sync_debug_mode("error" if on else "default")
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")
