@@ -1,4 +1,4 @@
-"""Names: what a class may be called, and how text is shown."""
+"""Names that a class may have, and the display of text."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ GOOD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_a_class_may_be_called(name: str) -> None:
+def test_names_that_a_class_may_have(name: str) -> None:
     assert class_name(name) == name and is_class_name(name)
 
 
-def test_one_name_in_two_forms_is_one_name() -> None:
+def test_two_forms_of_a_name_are_one_name() -> None:
     for name in ("café", "\u30ac\u30e9\u30b9", "\uac15\uc544\uc9c0"):
         apart = unicodedata.normalize("NFD", name)
         assert apart != name and class_name(apart) == name and not is_class_name(apart)
@@ -64,7 +64,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_no_class_may_be_called(name: str) -> None:
+def test_names_that_no_class_may_have(name: str) -> None:
     with pytest.raises(UserError) as error:
         class_name(name)
     assert BAD[name] in str(error.value) and "give 1 to 200 printable characters" in str(error.value)
@@ -72,7 +72,7 @@ def test_what_no_class_may_be_called(name: str) -> None:
     assert not is_class_name(name)
 
 
-def test_what_is_no_text_is_no_name() -> None:
+def test_only_a_text_is_a_name() -> None:
     assert not any(is_class_name(value) for value in (None, 7, b"cat", ["cat"]))
 
 
@@ -91,7 +91,7 @@ def test_what_is_no_text_is_no_name() -> None:
         ("\U000e0041", "\\U000e0041"),
     ],
 )
-def test_what_cannot_be_seen_is_escaped(text: str, wanted: str) -> None:
+def test_characters_that_cannot_be_seen_are_escaped(text: str, wanted: str) -> None:
     assert shown(text) == wanted
 
 

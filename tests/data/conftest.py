@@ -1,4 +1,4 @@
-"""Sources as ImageNet comes, and packed."""
+"""Fixtures of data: sources in ImageNet's layout, and packs of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sources(tmp_path: Path) -> Sources:
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """For tests that change nothing: also the archives are there, as train.tar, val.tar, devkit.tar.gz."""
+    """Make sources and their archives train.tar, val.tar, devkit.tar.gz, for tests that change nothing."""
     sources = make_sources(tmp_path_factory.mktemp("official"))
     sources.train_tar(), sources.val_tar(), sources.devkit()
     return sources
@@ -31,7 +31,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 
 @pytest.fixture(scope="session")
 def packed(official: Sources) -> Path:
-    """The official layout packed into several shards; not to be changed."""
+    """Pack the official layout into several shards, which must not be changed."""
     out = official.root / "shards"
     pack(official.options(), out, progress=False)
     return out
@@ -55,7 +55,7 @@ def tar(tmp_path: Path) -> Callable[[str, Files], Path]:
 
 @pytest.fixture(scope="session")
 def version_1() -> Callable[[Path], None]:
-    """Make an index what version 1 of it was: without orientations and the list of paths."""
+    """Rewrite an index as version 1: without orientations and the list of paths."""
 
     def rewrite(root: Path) -> None:
         index = json.loads((root / "index.json").read_text())
@@ -94,7 +94,7 @@ def content() -> Callable[..., Content]:
 
 @pytest.fixture(scope="session")
 def files() -> Callable[[Path], Files]:
-    """Every file of a folder: relative path -> bytes."""
+    """Return every file of a folder: relative path -> bytes."""
 
     def read(root: Path) -> Files:
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -34,7 +34,7 @@ def test_novel_classes_are_new_combinations_of_known_values(base: int, novel: in
         assert max(found) - min(found) <= max(2, base // 50)
 
 
-def test_pseudo_novel_classes_are_base_classes_of_known_values_too() -> None:
+def test_pseudo_novel_classes_are_base_classes_with_known_values() -> None:
     split = split_of(DrawConfig())
     base, pseudo = split.roles("pseudo-novel")
     known = {value for name in base for value in name.split("-")}
@@ -53,7 +53,7 @@ def test_impossible_numbers_of_classes(base: int, novel: int, words: str) -> Non
         split_of(DrawConfig(base_classes=base, novel_classes=novel))
 
 
-def test_files(drawn: Path) -> None:
+def test_files_that_are_drawn(drawn: Path) -> None:
     split = split_of(SMALL)
     for subset, count in (("train", 3), ("val", 2)):
         folders = {path.name: path for path in (drawn / subset).iterdir() if path.is_dir()}
@@ -68,7 +68,7 @@ def test_files(drawn: Path) -> None:
     assert len(names) == len(set(names)) == 6 * 5  # file names become keys: none may occur twice
 
 
-def test_any_number_of_workers_draws_the_same(
+def test_any_number_of_workers_draws_the_same_pictures(
     drawn: Path, tmp_path: Path, files: Callable[[Path], dict[str, bytes]]
 ) -> None:
     draw(SMALL, tmp_path / "train", tmp_path / "val", progress=False, workers=1)
@@ -96,13 +96,13 @@ def test_every_value_can_be_drawn_in_varied_sizes() -> None:
     assert len(sizes) > 30 and {w > h for w, h in sizes} == {True, False}
 
 
-def test_drawn_once(drawn: Path, files: Callable[[Path], dict[str, bytes]]) -> None:
+def test_pictures_that_are_there_are_not_drawn_again(drawn: Path, files: Callable[[Path], dict[str, bytes]]) -> None:
     times = {path: path.stat().st_mtime_ns for path in drawn.rglob("*")}
     draw(SMALL, drawn / "train", drawn / "val", progress=False)
     assert {path: path.stat().st_mtime_ns for path in drawn.rglob("*")} == times
 
 
-def test_what_was_interrupted_is_drawn_again(tmp_path: Path) -> None:
+def test_an_interrupted_folder_is_drawn_again(tmp_path: Path) -> None:
     leftover = tmp_path / "train.partial" / "old-class"
     leftover.mkdir(parents=True)
     (tmp_path / "val").mkdir()  # an empty folder is no obstacle

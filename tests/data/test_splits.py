@@ -63,7 +63,7 @@ def test_published_mini_imagenet_split() -> None:
     assert split.novel[0] == "n01930112" and split.novel[-1] == "n07613480"
 
 
-def test_halves(tmp_path: Path) -> None:
+def test_a_split_by_halves(tmp_path: Path) -> None:
     split = Split("h", ("a", "b", "c"), ("x", "y"), ("u",), "", ("a",), ("b", "c"))
     assert split.roles("novel") == (("a", "b", "c"), ("x", "y")) and split.scored("novel") == ("a",)
     assert split.roles("pseudo-novel") == (("a", "b", "c"), ("u",)) and split.scored("pseudo-novel") == ("b", "c")

@@ -33,7 +33,7 @@ Features = npt.NDArray[np.float32]
 
 
 def generated(count: int) -> list[bytes]:
-    """JPEGs, wide, high and square, of an odd and of an even border."""
+    """Return JPEGs, wide, high and square, with an odd and with an even border."""
     rng = np.random.default_rng(0)
     blobs = []
     for n in range(count):
@@ -47,7 +47,7 @@ def generated(count: int) -> list[bytes]:
 
 @pytest.fixture
 def ten(request: pytest.FixtureRequest, config: Config, tmp_path: Path) -> Config:
-    """A run with ten crops of images that are not square: full-size ones of ImageNet where asked for."""
+    """Configure a run with ten crops of images that are not square: full-size ImageNet images where asked for."""
     count = len(CLASSES) * (TRAIN + VAL)
     if getattr(request, "param", "generated") == "imagenet":
         real: Path = request.getfixturevalue("real_images")
@@ -86,7 +86,7 @@ def tables(run: Run) -> dict[str, Activations]:
 
 
 def by_torchvision(run: Run, name: str, table: Activations) -> Features:
-    """What the table should hold: PIL's decoding, torchvision's crops, one image at a time."""
+    """Return what the table should hold, by Pillow's decoding and torchvision's crops, an image at a time."""
     model: ResNet = pretrain.load_backbone(run.config, torch.device("cpu"))[0].body
     data, (_, subset) = run.config.data, name.split("_")
     crops = transforms.Compose([transforms.Resize(data.eval_resize), transforms.TenCrop(data.eval_size)])
@@ -99,7 +99,7 @@ def by_torchvision(run: Run, name: str, table: Activations) -> Features:
 
 
 def apart(rows: npt.NDArray[np.float16], reference: Features) -> float:
-    """The largest distance of an activation from its reference, as a share of the reference's length."""
+    """Return the largest distance of an activation from its reference, as a share of the reference's length."""
     distance = np.linalg.norm(rows.astype(np.float32) - reference, axis=1)
     return float((distance / np.linalg.norm(reference, axis=1)).max())
 

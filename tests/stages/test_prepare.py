@@ -1,4 +1,4 @@
-"""Chapter 0: what is drawn replaces nobody's files."""
+"""Stage 0: drawing replaces nobody's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every door takes the same photos: found = taken + left out (by name) + passed over (counted)."""
+"""All commands take the same photos: found = taken + left out (by name) + passed over (counted)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_first_bytes_are_no_photo(head: bytes) -> None:
     assert not is_photo_head(head)
 
 
-def test_what_is_no_photo_is_passed_over_and_counted(tmp_path: Path) -> None:
+def test_other_files_are_passed_over_and_counted(tmp_path: Path) -> None:
     write(tmp_path, "photo", "photo.jpg_large", "photo.bak", "b/1.jfif", "b/2.mpo", "b/3.jp2")
     write(tmp_path, "notes.txt", "more.TXT", "README", "strange.a b", data=b"hello")
     write(tmp_path, "Thumbs.db", "b/desktop.ini", ".DS_Store", "._1.jpg", "Icon\r")
@@ -88,7 +88,7 @@ THUMBNAILS = {
 
 
 @pytest.mark.parametrize("name", THUMBNAILS)
-def test_a_thumbnail_of_a_photo_that_is_there_is_no_second_photo(name: str, tmp_path: Path) -> None:
+def test_a_thumbnail_of_a_photo_is_no_second_photo(name: str, tmp_path: Path) -> None:
     write(tmp_path, THUMBNAILS[name], data=LARGE)
     write(tmp_path, name)
     names, account = found(tmp_path)
@@ -107,7 +107,7 @@ def test_names_that_only_look_like_thumbnails_are_photos(tmp_path: Path) -> None
     assert found(tmp_path)[0] == sorted([*names, "IMG_1.jpg"])
 
 
-def test_raw_beside_its_photo_is_passed_over_and_alone_it_is_left_out(tmp_path: Path) -> None:
+def test_a_raw_file_beside_its_photo_is_passed_over_and_alone_it_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, "1.CR2", "2.nef", data=b"II*\0" + bytes(500))
     write(tmp_path, "1.jpg")
     names, account = found(tmp_path)
@@ -130,7 +130,7 @@ def test_links_are_followed_without_circles(tmp_path: Path) -> None:
     assert account.passed_over == {"link to a folder that is walked already": 4}
 
 
-def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     write(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     os.mkfifo(tmp_path / "pipe")
@@ -147,7 +147,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
     ]
 
 
-def test_an_account_shows_what_cannot_be_seen_and_keeps_to_a_few_lines(tmp_path: Path) -> None:
+def test_an_account_escapes_unseen_characters_and_keeps_to_a_few_lines(tmp_path: Path) -> None:
     write(tmp_path, *(f"{n}.txt" for n in range(50)), os.fsdecode(b"caf\xe9.xml"), "a\nb\x1b[2J.json", data=b"text")
     for n in range(30):
         (tmp_path / f"{n:02d}.jpg").symlink_to("nowhere")
@@ -174,7 +174,7 @@ def refused(root: Path, *words: str, option: str = "--train") -> None:
     assert str(error.value).isprintable()
 
 
-def test_class_folders_and_what_lies_beside_them(tmp_path: Path) -> None:
+def test_class_folders_and_files_beside_them(tmp_path: Path) -> None:
     write(
         tmp_path,
         "cat/1.jpg",
@@ -259,7 +259,7 @@ def test_a_folder_that_two_links_reach_is_taken_once(tmp_path: Path) -> None:
     assert account.passed_over == {"link to a folder that is walked already": 1}
 
 
-def test_a_raw_file_in_a_system_folder_is_of_the_system() -> None:
+def test_a_raw_file_in_a_system_folder_belongs_to_the_system() -> None:
     account = Account()
     assert photos_among([File("__MACOSX/x.cr2", 0, 9)], lambda _: b"", str, account) == []
     assert account.passed_over == {"in system folders": 1} and not account.left_out

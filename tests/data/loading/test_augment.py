@@ -24,7 +24,7 @@ def test_windows_lie_inside_the_image(height: int, width: int, seed: int, epoch:
     assert (w.anchor + w.shape <= [height, width]).all()
 
 
-def test_distribution_is_torchvisions() -> None:
+def test_windows_have_torchvisions_distribution() -> None:
     n, height, width = 4000, 375, 500
     ours = windows(n, height, width)
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def test_a_long_image_gets_torchvisions_central_window() -> None:
     assert (fallback[:, 1] <= round(20 * 4 / 3)).all()
 
 
-def test_pure_function_of_seed_epoch_and_id() -> None:
+def test_windows_are_a_pure_function_of_seed_epoch_and_id() -> None:
     ids, epochs = np.array([5, 9, 7]), np.array([0, 3, 1])
     sizes = np.array([300, 400, 500])
     whole = random_resized_crop(7, epochs, ids, sizes, sizes, SCALE, RATIO)

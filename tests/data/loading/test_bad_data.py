@@ -35,7 +35,7 @@ from dist_train.training.metrics import read_metrics
 
 @pytest.fixture
 def copy(shards: ShardSet, tmp_path: Path) -> ShardSet:
-    """A copy of the shards, to be damaged."""
+    """Copy the shards, to be damaged."""
     shutil.copytree(shards.root, tmp_path / "copy")
     return open_shards(tmp_path / "copy")
 
@@ -48,7 +48,7 @@ def jpeg(size: tuple[int, int] = (40, 40), mode: str = "RGB", **options: object)
 
 
 def photo(**options: Any) -> bytes:
-    """Smooth: in a few zeros, with which ``damage`` fills, a decoder finds much less than what is missing."""
+    """Return a smooth photo, of which the few zeros that ``damage`` fills in replace far less than what is missing."""
     noise = np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(noise).resize((90, 120)).save(out, "JPEG", **options)
@@ -56,7 +56,7 @@ def photo(**options: Any) -> bytes:
 
 
 def ycck() -> bytes:
-    """A CMYK JPEG whose Adobe marker says YCCK (transform 2)."""
+    """Return a CMYK JPEG whose Adobe marker says YCCK (transform 2)."""
     blob = bytearray(jpeg(mode="CMYK"))
     marker = blob.index(b"Adobe")
     blob[marker + 11] = 2
@@ -64,7 +64,7 @@ def ycck() -> bytes:
 
 
 def bomb() -> bytes:
-    """A small JPEG whose header claims 65,000 x 65,000 pixels."""
+    """Return a small JPEG whose header claims 65,000 x 65,000 pixels."""
     blob = bytearray(jpeg())
     frame = blob.index(b"\xff\xc0")
     blob[frame + 5 : frame + 9] = (65_000).to_bytes(2, "big") * 2
@@ -111,7 +111,7 @@ UNUSABLE: dict[str, Callable[[], bytes]] = {
 }
 
 
-def test_what_decodes_trains_and_the_rest_is_left_out_by_pack(config: Config, tmp_path: Path) -> None:
+def test_images_that_decode_are_trained_on_and_pack_leaves_out_the_others(config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "train" / "c"
     folder.mkdir(parents=True)
     for name, make in {**USABLE, **UNUSABLE, "webp": webp}.items():
@@ -134,7 +134,7 @@ def test_a_decompression_bomb_is_known_by_its_header() -> None:
 
 
 def damage(subset: Subset, sample: int, content: bytes) -> None:
-    """Overwrite an image in its shard; what is left of it becomes zeros."""
+    """Overwrite an image in its shard; the rest of it becomes zeros."""
     row = subset.samples[sample]
     size = int(row["size"])
     with subset.path(int(row["shard"])).open("r+b") as file:
@@ -167,8 +167,8 @@ def test_bad_images_are_replaced_the_same_on_any_rank_and_after_a_resume(
     assert global_batches(view, order, data, 4, 3, 7) == whole[3:]
 
 
-def test_a_bad_header_in_a_large_batch_is_an_image_and_not_a_crash(copy: ShardSet, config: Config) -> None:
-    """DALI itself dies of a segmentation fault here (see ``headers``)."""
+def test_a_bad_header_in_a_large_batch_is_no_crash(copy: ShardSet, config: Config) -> None:
+    """DALI alone would die of a segmentation fault here (see ``headers``)."""
     good = jpeg()
     for bad in (
         b"",
@@ -192,8 +192,8 @@ def test_a_bad_header_in_a_large_batch_is_an_image_and_not_a_crash(copy: ShardSe
 def test_a_photo_that_was_cut_off_is_bad_whatever_its_window(
     config: Config, tmp_path: Path, kept: float, global_batches: Callable[..., list[dict[int, bytes]]]
 ) -> None:
-    """DALI decodes a window, and of a cut photo it refuses only windows that reach the part that is gone: one epoch
-    would train on it, another would not, and a GPU's decoder may never notice."""
+    """DALI decodes a window, and refuses a cut photo only where the window reaches the missing part: an epoch
+    would train on it, another epoch would not, and a GPU's decoder may never notice."""
     folder = tmp_path / "train" / "c"
     folder.mkdir(parents=True)
     for number in range(4):
@@ -211,7 +211,7 @@ def test_a_photo_that_was_cut_off_is_bad_whatever_its_window(
     assert global_batches(view, order, data, 2, 3, 6) == alone[3:]
 
 
-def test_the_end_of_a_photo_is_looked_for_after_its_scan_began() -> None:
+def test_the_end_of_a_photo_must_come_after_its_scan_began() -> None:
     thumbnail = Image.Exif()
     thumbnail[0x010E] = jpeg((20, 20)).decode("latin-1")  # ends as a photo does, before this one begins
     for whole in (photo(), photo(progressive=True), photo(exif=thumbnail)):
@@ -221,7 +221,7 @@ def test_the_end_of_a_photo_is_looked_for_after_its_scan_began() -> None:
             assert decode_errors([whole[:-cut]], 1) == ["damaged or truncated image data"]
 
 
-def test_an_image_of_another_size_than_the_indexs_is_replaced_and_said(
+def test_an_image_of_another_size_than_in_the_index_is_replaced_and_logged(
     copy: ShardSet, config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
@@ -259,7 +259,7 @@ ECC = "CUDA runtime API error cudaErrorECCUncorrectable (214):\nuncorrectable EC
         ("nvJPEG failed: NVJPEG_STATUS_BAD_JPEG", DecodeError),
     ],
 )
-def test_what_an_error_of_dalis_means(said: str, kind: type[Exception]) -> None:
+def test_meanings_of_dalis_errors(said: str, kind: type[Exception]) -> None:
     frame = (
         "Error in MIXED operator `cuda`,\n  File: CUDA allocation failed\n\nencountered:\n\n{}\nCurrent pipeline object"
     )
@@ -269,13 +269,13 @@ def test_what_an_error_of_dalis_means(said: str, kind: type[Exception]) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_an_image_that_was_cut_off_is_called_that(kind: str, share: float) -> None:
+def test_the_reason_of_an_image_that_was_cut_off(kind: str, share: float) -> None:
     whole = jpeg((60, 50), format=kind)
     (reason,) = decode_errors([whole[: int(len(whole) * share)]], 1)
     assert (reason or "").startswith("damaged or truncated")
 
 
-def test_errors_that_dali_raises_here_are_of_images() -> None:
+def test_errors_that_dali_raises_on_bad_images_are_decode_errors() -> None:
     for make in UNUSABLE.values():
         if make is not bomb:  # known by its header alone
             with pytest.raises(RuntimeError) as caught:
@@ -307,7 +307,7 @@ def test_a_pipeline_that_fails_without_a_bad_image_is_a_crash_and_nothing_is_rep
     assert "replaced by" not in caplog.text
 
 
-def test_what_the_header_check_lets_through_dalis_parser_takes() -> None:
+def test_dalis_parser_takes_every_header_that_the_check_lets_through() -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "x" * 50
     good = jpeg(exif=exif)
@@ -331,7 +331,7 @@ def test_a_bad_validation_image_stops_with_its_name(copy: ShardSet, config: Conf
         list(eval_batches(view, view.ids, config.data, 16, Context()))
 
 
-def test_a_replaced_shard_is_noticed_though_its_images_decode(
+def test_a_replaced_shard_is_noticed_although_its_images_decode(
     copy: ShardSet, config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = copy["train"]

@@ -1,4 +1,4 @@
-"""DALI's graph for a GPU, operator by operator, built without one: where each works, and with which arguments."""
+"""DALI's graph for a GPU, built without a GPU: the device and the arguments of each operator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN, RAND, TRIVIAL = (DataConfig(augment=suite) for suite in ("none", "randaug
 
 @dataclass(frozen=True)
 class Operator:
-    """One of DALI's graph: its schema, its inputs and outputs as (name, device), its arguments as text."""
+    """An operator of DALI's graph: its schema, its inputs and outputs as (name, device), its arguments as text."""
 
     schema: str
     inputs: list[tuple[str, str]]
@@ -41,22 +41,22 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Operator]]:
     def build(data: DataConfig, crops: int = 1, turned: bool = False, device: int | None = 0) -> list[Operator]:
         pipeline = dali.build_pipeline(dali.GraphOptions(data, 8, 2, device, crops, turned), depth=2)
         assert pipeline.device_id == device
-        found = []
-        for one in pipeline._ops:
-            text = str(one.spec)
+        operators = []
+        for operator in pipeline._ops:
+            text = str(operator.spec)
             arguments = dict(re.findall(r"^    (\w+): (.*)$", text.split("Arguments:")[1], re.MULTILINE))
             schema = text.split()[2].rstrip(":")
-            ends = [[(node.name, node.device) for node in nodes or ()] for nodes in (one.inputs, one.outputs)]
-            found.append(Operator(schema, *ends, arguments))
-        (made,) = pipeline._graph_outputs if hasattr(pipeline, "_graph_outputs") else pipeline._graph_out
-        assert made.device == ("cpu" if device is None else "gpu")
-        return found
+            ends = [[(node.name, node.device) for node in nodes or ()] for nodes in (operator.inputs, operator.outputs)]
+            operators.append(Operator(schema, *ends, arguments))
+        (output,) = pipeline._graph_outputs if hasattr(pipeline, "_graph_outputs") else pipeline._graph_out
+        assert output.device == ("cpu" if device is None else "gpu")
+        return operators
 
     return build
 
 
 def of_images(operators: list[Operator]) -> list[Operator]:
-    """All that work on pixels: the decoder and what follows from it, but not what asks a device for a shape."""
+    """Return the operators on pixels: the decoder and those behind it, but not those that ask a device for a shape."""
     pixels: set[str] = set()
     found = []
     for one in operators:
@@ -75,7 +75,7 @@ def of(operators: list[Operator], schema: str) -> list[Operator]:
     ("data", "crops"), [(PLAIN, 1), (PLAIN, 10), (RAND, 1), (TRIVIAL, 1)], ids=["plain", "ten", "rand", "trivial"]
 )
 @pytest.mark.parametrize("regions", [True, False], ids=["nvjpeg-13.2", "nvjpeg-12"])
-def test_all_that_works_on_pixels_works_on_the_gpu(
+def test_every_operator_on_pixels_works_on_the_gpu(
     graph: Callable[..., list[Operator]],
     monkeypatch: pytest.MonkeyPatch,
     data: DataConfig,
@@ -89,7 +89,7 @@ def test_all_that_works_on_pixels_works_on_the_gpu(
     assert decoder.arguments["device"] == "mixed"
     for one in later:
         assert one.arguments["device"] == "gpu" and {device for _, device in one.outputs} == {"gpu"}, one
-    # What says where and how comes from the host: its values are known there.
+    # The other inputs come from the host, which knows their values.
     inputs = of(operators, "ExternalSource")
     assert len(inputs) == 5 + 3 * crops + 3 * turned + (data.operations > 0)
     assert {one.arguments["device"] for one in inputs} == {"cpu"}
@@ -129,7 +129,7 @@ def test_all_that_works_on_pixels_works_on_the_gpu(
     assert len(of(later, "Transpose")) == turned
 
 
-def test_without_a_gpu_all_of_it_works_on_the_cpu(graph: Callable[..., list[Operator]]) -> None:
+def test_without_a_gpu_every_operator_works_on_the_cpu(graph: Callable[..., list[Operator]]) -> None:
     for data in (PLAIN, RAND):
         assert {one.arguments["device"] for one in graph(data, device=None)} == {"cpu"}
 
@@ -155,7 +155,7 @@ def test_windows_are_decoded_by_nvjpeg_where_it_is_exact(
 def test_the_graph_of_older_libraries_makes_the_same_pixels(
     shards: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch, suite: Any
 ) -> None:
-    """The whole image decoded and then cut, here on the CPU: windows as they are decoded by themselves."""
+    """An image that is decoded whole and then cut, here on the CPU, gives the windows that are decoded alone."""
     view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
     monkeypatch.setattr(dali, "_finishes", lambda *_: True)
     data = replace(config.data, augment=suite)

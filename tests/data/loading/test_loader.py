@@ -51,7 +51,7 @@ def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(
 
 
 def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None:
-    """The loader writes batches into the memory of those that are gone, and only of those."""
+    """The loader writes batches only into the memory of batches that are gone."""
     order = Order(len(view), 24, 0)
     fresh = [batch.images.clone() for batch in train_batches(view, order, config.data, 0, Context(), range(0, 12))]
     held = []
@@ -92,7 +92,7 @@ def torchvision_pixels(blob: bytes, resize: int, crop: int, views: Views) -> lis
 def difference(
     images: torch.Tensor, blobs: list[bytes], resize: int, crop: int, views: Views = "centre"
 ) -> torch.Tensor:
-    """Mean absolute difference to torchvision, per crop, in steps of 255."""
+    """Return the mean absolute difference to torchvision, per crop, in steps of 255."""
     mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (pixels.MEAN, pixels.STD))
     reference = torch.stack([one for blob in blobs for one in torchvision_pixels(blob, resize, crop, views)])
     return (images * std + mean - reference).abs().mean((1, 2, 3))

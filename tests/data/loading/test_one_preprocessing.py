@@ -43,7 +43,7 @@ RESIZE, SIDE = 40, 32
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth, and without any symmetry."""
+    """Return a smooth image without any symmetry."""
     noise = np.random.default_rng(seed).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -135,7 +135,7 @@ def blobs_of(view: View, ids: Any) -> list[bytes]:
 
 
 def turned_by_pillow(blob: bytes, rule: Orientation) -> torch.Tensor:
-    """uint8 [3, height, width], by Pillow's own function; stored pixels by undoing what that does."""
+    """Return an image turned by Pillow's own function, or its stored pixels by undoing that: uint8 [3, height, width]."""
     image = Image.open(io.BytesIO(blob))
     if rule == "exif":
         image = ImageOps.exif_transpose(image)
@@ -147,11 +147,12 @@ def turned_by_pillow(blob: bytes, rule: Orientation) -> torch.Tensor:
 
 
 def levels(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference of two normalised images [3, side, side], in steps of 255."""
+    """Return the largest difference of two normalised images [3, side, side], in steps of 255."""
     return float(((one - other).abs() * 255 * torch.tensor(pixels.STD)[:, None, None]).max())
 
 
 def mean_levels(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return their mean difference."""
     return float(((one - other).abs() * 255 * torch.tensor(pixels.STD)[:, None, None]).mean())
 
 
@@ -192,8 +193,8 @@ def test_turned_images_are_the_same_on_any_number_of_ranks(
     assert global_batches(view, order, data, 4, 3, 4) == alone[3:]
 
 
-def test_the_index_has_the_size_that_dali_reads_of_every_kind(kinds: ShardSet) -> None:
-    """Or a sound image would be blamed for what a GPU has done."""
+def test_the_index_has_the_size_that_dali_reads_for_every_kind_of_file(kinds: ShardSet) -> None:
+    """Otherwise a sound image would be blamed for the failure of a GPU."""
     view = whole_view(kinds)
     assert faults.image_faults(view, view.ids, blobs_of(view, view.ids)) == [None] * len(FILES)
 
@@ -276,7 +277,7 @@ def test_re_encoding_stores_pixels_as_the_rule_says(rule: Orientation, tmp_path:
 
 
 def odd_files() -> dict[str, bytes]:
-    """Files that DALI decodes, to other pixels than Pillow; and of the same formats some that are the same."""
+    """Return files that DALI decodes to other pixels than Pillow, and files of the same formats with equal pixels."""
     grey = np.asarray(IMAGE.convert("L"))
     header = f"P5 {grey.shape[1]} {grey.shape[0]}"
     floats = Image.fromarray(grey.astype(np.float32))
@@ -292,10 +293,10 @@ def odd_files() -> dict[str, bytes]:
     }
 
 
-def test_what_the_two_decoders_see_otherwise_is_left_out(
+def test_files_that_the_two_decoders_see_differently_are_left_out(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what is taken gets the same pixels from both."""
+    """Files that are taken get the same pixels from both."""
     (tmp_path / "train" / "c").mkdir(parents=True)
     for name, blob in odd_files().items():
         (tmp_path / "train" / "c" / name).write_bytes(blob)
@@ -312,7 +313,7 @@ def test_what_the_two_decoders_see_otherwise_is_left_out(
     assert "floats.tif: Unusable: float32 pixels; convert it to 8 bits a channel" in said
 
 
-def test_one_limit_of_sizes_at_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_the_same_limit_of_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train" / "c").mkdir(parents=True)
     (tmp_path / "train" / "c" / "good.png").write_bytes(PLAIN["png"])
     Image.new("L", (3030, 30)).save(tmp_path / "train" / "c" / "long.png")
@@ -326,7 +327,7 @@ def test_one_limit_of_sizes_at_every_door(tmp_path: Path, capsys: pytest.Capture
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(turned=st.integers(1, 8), data=st.data(), width=st.integers(1, 9), height=st.integers(1, 9))
 def test_a_window_is_the_same_before_and_after_turning(turned: int, data: Any, width: int, height: int) -> None:
-    """Turned and then cut, or cut and then turned."""
+    """An image is turned and then cut, or cut and then turned."""
     stored = np.arange(width * height * 3).reshape(height, width, 3)
     image = orientation.turn(stored, turned)
     assert image.shape[:2] == orientation.upright_size(width, height, turned)[::-1]
@@ -345,8 +346,8 @@ def test_a_window_is_the_same_before_and_after_turning(turned: int, data: Any, w
     [b"", b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0",
      b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"],
 )  # fmt: skip
-def test_an_orientation_that_is_none_is_one(exif: bytes) -> None:
-    """No tag, a damaged one, number 9, and a text."""
+def test_an_invalid_orientation_counts_as_upright(exif: bytes) -> None:
+    """Images have no tag, a damaged tag, number 9, and a text."""
     out = io.BytesIO()
     IMAGE.save(out, "JPEG", exif=exif)
     assert orientation.of(Image.open(out), "exif") == 1

@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugment: what is drawn, and what DALI makes of it."""
+"""RandAugment and TrivialAugment: the operations that are drawn, and their effect in DALI."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,8 +32,8 @@ def view(shards: ShardSet) -> View:
 
 @pytest.fixture
 def augmented(view: View, config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., npt.NDArray[np.uint8]]:
-    """``augmented((name, bin, sign), ..., augment="randaugment")``: one batch, uint8 [24, 56, 56, 3], where
-    every image gets these operations; without a suite ``pixels`` makes it."""
+    """``augmented((name, bin, sign), ..., augment="randaugment")``: a batch, uint8 [24, 56, 56, 3], in which
+    every image gets these operations; without a suite ``preprocessing`` makes it."""
 
     def make(*chosen: tuple[str, int, int], context: Context | None = None, **options: Any) -> npt.NDArray[np.uint8]:
         rows = [(OPERATIONS.index(name), level, sign) for name, level, sign in chosen]
@@ -76,7 +76,7 @@ def test_draws_are_a_pure_function_of_seed_epoch_and_id() -> None:
     assert drawn(DataConfig(), 5).shape == (5, 0, 3)
 
 
-def test_operations_are_uniform_and_magnitudes_as_documented() -> None:
+def test_operations_are_uniform_and_magnitudes_are_as_documented() -> None:
     n = 20_000
     trivial = drawn(DataConfig(augment="trivialaugment"), n)
     rand = drawn(DataConfig(augment="randaugment", augment_ops=3), n)
@@ -99,8 +99,8 @@ def test_operations_are_uniform_and_magnitudes_as_documented() -> None:
     assert clipped.min() == 0 and clipped.max() == STRONGEST
 
 
-def test_windows_and_flips_know_nothing_of_it(augmented: Callable[..., npt.NDArray[np.uint8]]) -> None:
-    """With nothing but the identity DALI's graph makes what ``pixels`` makes without augmentation."""
+def test_augmentation_changes_no_window_and_no_flip(augmented: Callable[..., npt.NDArray[np.uint8]]) -> None:
+    """With the identity alone, DALI's graph makes the pixels that ``preprocessing`` makes without augmentation."""
     plain, same = augmented(), augmented(("identity", 0, 0), augment="randaugment")
     assert np.abs(plain.astype(int) - same).mean() < 0.5
     n = np.arange(20_000)
@@ -117,7 +117,7 @@ def test_every_operation_has_its_own_effect(augmented: Callable[..., npt.NDArray
             assert np.abs(made[name].astype(int) - made[other]).mean() > 0.2, (name, other)
 
 
-def test_effects_are_those_of_the_magnitude(augmented: Callable[..., npt.NDArray[np.uint8]]) -> None:
+def test_effects_follow_the_magnitude(augmented: Callable[..., npt.NDArray[np.uint8]]) -> None:
     rand = {"augment": "randaugment"}
     pixels = augmented(("identity", 0, 0), **rand)
     assert np.array_equal(augmented(("solarize", STRONGEST, 0), **rand), 255 - pixels)  # threshold 0
@@ -145,7 +145,7 @@ def test_images_are_moved_by_the_magnitude(augmented: Callable[..., npt.NDArray[
         assert apart[:, 8:-8, 8:-8].mean() < 2, name
 
 
-def test_operations_are_done_in_their_order(augmented: Callable[..., npt.NDArray[np.uint8]]) -> None:
+def test_operations_are_applied_in_order(augmented: Callable[..., npt.NDArray[np.uint8]]) -> None:
     pixels = augmented(("identity", 0, 0), augment="randaugment")
     first, then = ("solarize", STRONGEST, 0), ("posterize", STRONGEST, 0)
     assert np.array_equal(augmented(first, then, augment="randaugment"), (255 - pixels) & 0xF0)
@@ -170,7 +170,7 @@ def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_gpu_does_the_same(augmented: Callable[..., npt.NDArray[np.uint8]], name: str) -> None:
+def test_a_gpu_makes_the_same_pixels(augmented: Callable[..., npt.NDArray[np.uint8]], name: str) -> None:
     gpu = Context(device=torch.device("cuda", 0))
     made = [augmented((name, 20, 0), augment="randaugment", decoder=d, context=gpu) for d in ("cpu", "mixed")]
     assert np.abs(made[0].astype(int) - made[1]).mean() < 3

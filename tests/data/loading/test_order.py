@@ -17,7 +17,7 @@ def stream(order: Order, batches: int) -> list[tuple[int, int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(samples, st.integers(1, 50), seeds)
-def test_every_sample_once_an_epoch(n: int, batch: int, seed: int) -> None:
+def test_every_sample_comes_once_an_epoch(n: int, batch: int, seed: int) -> None:
     batch = min(batch, n)
     seen = stream(Order(n, batch, seed), 3 * n // batch + 1)
     for epoch in range(2):

@@ -26,7 +26,7 @@ def view(shards: ShardSet) -> View:
 
 
 def ramp(config: Config, suite: Any) -> DataConfig:
-    """From 24 to 96 over epochs 1 to 3."""
+    """Return a ramp from 24 to 96 over epochs 1 to 3."""
     return dataclasses.replace(config.data, augment=suite, train_size=96, ramp_from=24, ramp_epochs=(1, 3))
 
 
@@ -69,7 +69,7 @@ def test_same_pixels_on_any_number_of_ranks_and_after_a_resume_within_the_ramp(
     order, data = Order(len(view), 48, 0), ramp(config, suite)
 
     def made(world: int, start: int) -> list[list[tuple[int, bytes]]]:
-        """Of each global batch: all its ids and pixels. One that joins two epochs may hold an id twice."""
+        """Return all ids and pixels of each global batch. A batch that joins two epochs may hold an id twice."""
         found: list[list[tuple[int, bytes]]] = [[] for _ in range(start, 9)]
         for rank in range(world):
             batches = train_batches(view, order, data, 0, Context(rank, world, rank, world), range(start, 9))
@@ -82,7 +82,7 @@ def test_same_pixels_on_any_number_of_ranks_and_after_a_resume_within_the_ramp(
         assert made(world, start) == alone[start:], (world, start)
 
 
-def test_memory_of_an_old_side_is_let_go() -> None:
+def test_memory_of_an_old_side_is_released() -> None:
     buffers = Buffers()
     first, second = buffers.lend(4, (2, 3)), buffers.lend(4, (2, 3))
     wholes = [weakref.ref(first.base), weakref.ref(second.base)]

@@ -1,4 +1,4 @@
-"""Copies to a GPU, without one: what is asked of CUDA, in which order, and when memory may be written again."""
+"""Copies to a GPU, on a fake of CUDA: the calls in their order, and when memory may be written again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPU = torch.device("cuda", 0)
 
 
 class Cuda:
-    """A GPU that works when it is told to (``finish``). ``asked`` is all that was asked of it."""
+    """Imitate a GPU that works when ``finish`` is called. ``asked`` lists all calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
@@ -75,7 +75,7 @@ class Stream:
 
 
 class Tensor:
-    """Stands for a tensor on the CPU, ``pinned`` or not, or on the GPU."""
+    """Stand for a tensor on the CPU, ``pinned`` or not, or on the GPU."""
 
     def __init__(self, cuda: Cuda, name: str, pinned: bool = False, is_cuda: bool = False) -> None:
         self.cuda, self.name, self.pinned, self.is_cuda = cuda, name, pinned, is_cuda
@@ -109,7 +109,7 @@ def test_a_copy_is_made_beside_the_computation_which_waits_for_it(monkeypatch: p
     assert transfer.send(there) is there and len(cuda.asked) == asked
 
 
-def test_memory_is_kept_until_its_copy_is_done_and_the_host_waits_for_an_old_one_only(
+def test_memory_is_kept_until_its_copy_is_done_and_the_host_waits_only_for_old_copies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = Cuda(monkeypatch)
@@ -117,7 +117,7 @@ def test_memory_is_kept_until_its_copy_is_done_and_the_host_waits_for_an_old_one
     sent: list[np.ndarray[Any, Any]] = []
 
     def send(name: str) -> list[int]:
-        """Which of the tensors so far may not be written yet."""
+        """Send a tensor, and return the numbers of all tensors so far that may not be written yet."""
         tensor = Tensor(cuda, name, pinned=True)
         tensor.memory = np.zeros(1)  # type: ignore[attr-defined]
         sent.append(tensor.memory)  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def test_memory_is_kept_until_its_copy_is_done_and_the_host_waits_for_an_old_one
     assert not transfer._kept and cuda.asked[-1] == "host waits for event 4"
 
 
-def test_what_dali_lent_is_kept_until_the_computation_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_dali_lent_is_kept_until_the_computation_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch)
     transfer = Transfer(GPU, ahead=2)
     transfer.used(Tensor(cuda, "decoded", is_cuda=True))
@@ -168,7 +168,7 @@ def test_time_that_the_gpu_computes_is_not_time_that_training_waits_for_data(
     assert clock == [15] and window.data_seconds == 0
 
 
-def test_on_a_cpu_it_does_nothing() -> None:
+def test_on_a_cpu_a_transfer_does_nothing() -> None:
     transfer, tensor = Transfer(torch.device("cpu")), torch.zeros(3)
     assert transfer.send(tensor) is tensor
     transfer.used(tensor)
@@ -196,7 +196,7 @@ def test_buffers_are_page_locked_where_a_gpu_copies_them(monkeypatch: pytest.Mon
 def test_the_loader_writes_into_no_batch_that_is_still_being_copied(
     shards: ShardSet, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device that copies as late as it may: when the host waits for it, or at the end."""
+    """The fake device copies as late as possible: when the host waits for it, or at the end."""
     seen: list[tuple[bytes, bytes]] = []
 
     class Late(Transfer):
@@ -206,7 +206,7 @@ def test_the_loader_writes_into_no_batch_that_is_still_being_copied(
             return sent
 
     class Copy:
-        """Of memory, not of a tensor: it holds nothing."""
+        """Look at the memory of a tensor without holding the tensor."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
             self.place = tensor.data_ptr(), tensor.nbytes

@@ -1,4 +1,4 @@
-"""The same bytes twice: found while they are copied, said, and kept, dropped or refused as asked."""
+"""Duplicates: found while images are copied, printed, and kept, dropped or refused as asked."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ FISH, FOX, CHIME = "n01440764", "n02119789", "n03000134"
 
 @pytest.fixture
 def twice(sources: Sources) -> Sources:
-    """One image of the fish in train and in val; one under fish and fox, three times; one of val's chimes twice; one
-    in train as a fox, in val as a chime; one of train's chimes in val too, twice in each."""
+    """Make sources with an image of the fish in train and in val; an image under fish and fox, three times; an image of
+    val's chimes twice; an image that is a fox in train and a chime in val; and an image of train's chimes that is also
+    in val, twice in each."""
     fish, fox, chime = (sources.train[wnid] for wnid in (FISH, FOX, CHIME))
     sources.val["ILSVRC2012_val_00000013.JPEG"] = fish["n01440764_0.JPEG"]
     fox["n02119789_900.JPEG"] = fox["n02119789_901.JPEG"] = fish["n01440764_7.JPEG"]
@@ -54,7 +55,7 @@ def everything(sources: Sources) -> set[tuple[str, str]]:
     return {(subset, key) for subset in ("train", "val") for key in sources.expected(subset)}
 
 
-def test_they_are_kept_counted_and_listed(twice: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicates_are_kept_counted_and_listed(twice: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     out = twice.root / "out"
     pack(twice.options(), out, progress=False)
     assert keys(out) == everything(twice)
@@ -80,7 +81,7 @@ def test_they_are_kept_counted_and_listed(twice: Sources, capsys: pytest.Capture
     )
 
 
-def test_drop(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) -> None:
+def test_duplicates_are_dropped(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) -> None:
     out, kept = twice.root / "out", twice.root / "kept"
     options = twice.options(on_duplicates="drop", shorter_side=20)
     pack(options, out, progress=False)
@@ -99,8 +100,8 @@ def test_drop(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) ->
     assert differing == hit and len(hit) < len(shards)
 
 
-def test_the_same_pixels_of_other_bytes_are_no_duplicates(sources: Sources, content: Any) -> None:
-    """What is compared are the source's bytes, not those that re-encoding makes of them."""
+def test_the_same_pixels_in_other_bytes_are_no_duplicates(sources: Sources, content: Any) -> None:
+    """The bytes of the sources are compared, not the bytes after re-encoding."""
     image = sources.train[FISH]["n01440764_0.JPEG"]
     sources.train[FOX]["n02119789_900.JPEG"] = image[:2] + b"\xff\xe7\x00\x06scan" + image[2:]  # a segment APP7
     options = sources.options(train=sources.train_tar(), val=None, devkit=None, quality=90, on_duplicates="fail")
@@ -111,7 +112,7 @@ def test_the_same_pixels_of_other_bytes_are_no_duplicates(sources: Sources, cont
     assert blobs["n02119789_900"] == blobs["n01440764_0"]  # equal once they are re-encoded
 
 
-def test_found_is_taken_and_left_out(twice: Sources) -> None:
+def test_the_account_adds_up_when_duplicates_are_dropped(twice: Sources) -> None:
     twice.train[FISH]["n01440764_3.JPEG"] = twice.train[FOX]["n02119789_3.JPEG"] = b"no image"  # the same bytes, too
     twice.train_tar()
     pack(twice.options(on_duplicates="drop"), twice.root / "out", progress=False)
@@ -122,8 +123,8 @@ def test_found_is_taken_and_left_out(twice: Sources) -> None:
     assert len(summary["undecodable"]) == 2 and dropped == 8
 
 
-def test_fail_and_go_on(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) -> None:
-    """One line; started again with another rule it goes on from there, and ends as if it had had that rule."""
+def test_fail_stops_and_another_rule_goes_on(twice: Sources, capsys: pytest.CaptureFixture[str], files: Any) -> None:
+    """The error is one line; another rule goes on from there, and ends as if it had been given from the start."""
     for rule in ("keep", "drop"):
         out, straight = twice.root / f"{rule}-out", twice.root / f"{rule}-straight"
         with pytest.raises(UserError) as error:
@@ -143,8 +144,10 @@ def test_fail_and_go_on(twice: Sources, capsys: pytest.CaptureFixture[str], file
         assert files(out) == files(straight)
 
 
-def test_a_change_of_mind(twice: Sources, monkeypatch: pytest.MonkeyPatch, files: Any) -> None:
-    """Killed after the duplicates went: with keep, they come back; with drop, it ends as it would have."""
+def test_another_rule_after_the_duplicates_were_dropped(
+    twice: Sources, monkeypatch: pytest.MonkeyPatch, files: Any
+) -> None:
+    """The pack is killed after the duplicates went: with keep they come back; with drop it ends as without the kill."""
     for rule in ("keep", "drop"):
         out = twice.root / rule
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -156,7 +159,7 @@ def test_a_change_of_mind(twice: Sources, monkeypatch: pytest.MonkeyPatch, files
 
 
 def test_killed_while_shards_are_written_again(twice: Sources, monkeypatch: pytest.MonkeyPatch, files: Any) -> None:
-    """A record says what is in its shard, at every moment: the shard is written, its record not yet."""
+    """A record describes its shard at every moment, also while the shard is written and its record is not yet."""
     out = twice.root / "out"
     with pytest.raises(UserError, match="in train and in val"):
         pack(twice.options(on_duplicates="fail"), out, progress=False)
@@ -182,7 +185,9 @@ def test_the_rule_of_a_finished_pack(twice: Sources) -> None:
         pack(twice.options(on_duplicates="fail"), out, progress=False)
 
 
-def test_none(sources: Sources, official: Sources, packed: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_pack_without_duplicates(
+    sources: Sources, official: Sources, packed: Path, tmp_path: Path, capsys: Any
+) -> None:
     hashes = {
         pack(official.options(on_duplicates=rule), tmp_path / rule, progress=False).hash for rule in ("drop", "fail")
     }
@@ -191,7 +196,7 @@ def test_none(sources: Sources, official: Sources, packed: Path, tmp_path: Path,
 
 
 def test_images_held_out_of_a_folder(sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--val_share draws by image: of two equal ones, one may go to each side."""
+    """--val_share draws by image: two equal images may go to different sides."""
     folder = sources.train_folder()
     for image in list((folder / FISH).iterdir()):
         shutil.copy(image, image.with_name(f"{image.stem}_copy.JPEG"))
@@ -203,7 +208,7 @@ def test_images_held_out_of_a_folder(sources: Sources, tmp_path: Path, capsys: p
     assert f"{entry['train_and_val']} in train and in val" in capsys.readouterr().out
 
 
-def test_nothing_is_left(sources: Sources, tmp_path: Path) -> None:
+def test_a_pack_whose_images_are_all_duplicates_is_refused(sources: Sources, tmp_path: Path) -> None:
     folder = sources.train_folder()
     with pytest.raises(UserError, match=r"train: no image is left without the duplicates"):
         pack(PackConfig(train=folder, val=folder, on_duplicates="drop"), tmp_path / "out", progress=False)

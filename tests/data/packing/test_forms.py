@@ -1,4 +1,4 @@
-"""The forms in which people hold ImageNet: each is taken with the labels that are there, and gives the same shards."""
+"""The forms in which people have ImageNet: each is taken with its own labels, and gives the same shards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kaggle(sources: Sources) -> dict[str, Path]:
 
 
 def kaggle_given(sources: Sources) -> dict[str, Path]:
-    """The CSV somewhere else, and the images of Kaggle as a tar."""
+    """Put the CSV somewhere else, and pack Kaggle's images into a tar."""
     given = sources.root / "somewhere.csv"
     shutil.copy(sources.kaggle() / "LOC_val_solution.csv", given)
     return {"train": sources.train_tar(), "val": sources.val_tar(), "devkit": given}
@@ -42,7 +42,7 @@ def hugging_face_folders(sources: Sources) -> dict[str, Path]:
 
 
 def hugging_face_tars(sources: Sources) -> dict[str, Path]:
-    """A folder with those of both subsets."""
+    """Make a folder with the files of both subsets."""
     return {"train": sources.hugging_face_tars(), "val": sources.hugging_face_tars()}
 
 
@@ -52,7 +52,7 @@ def hugging_face_tars_by_name(sources: Sources) -> dict[str, Path]:
 
 
 def a_tar_per_class(sources: Sources) -> dict[str, Path]:
-    """The official training archive, unpacked once."""
+    """Make a folder of the official training archive, unpacked once."""
     for wnid, files in sources.train.items():
         sources._write(f"classes/{wnid}.tar", tar_bytes(files))
     return {"train": sources.root / "classes", "val": sources.val_tar(), "devkit": sources.devkit()}
@@ -94,7 +94,7 @@ def refused(*words: object, **roles: Path) -> None:
         assert str(word) in message, message
 
 
-def test_it_says_where_the_labels_came_from(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pack_prints_where_the_labels_came_from(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     pack(PackConfig(**kaggle(sources)), sources.root / "out", progress=False)
     solution = sources.root / "kaggle" / "LOC_val_solution.csv"
     assert f"val: labels 12 by {solution}" in capsys.readouterr().out
@@ -112,8 +112,8 @@ def test_kaggle_files_are_found_from_wherever_it_is_called(sources: Sources, mon
         assert "LOC_val_solution.csv" in scan(**roles, devkit=None, progress=False).notes[0]
 
 
-def test_sources_that_disagree(sources: Sources) -> None:
-    """Each pair of sources of a label, in the order of who is asked first."""
+def test_sources_of_labels_that_disagree(sources: Sources) -> None:
+    """Yield each pair of sources of a label, in the order in which they are asked."""
     first, wnid = "ILSVRC2012_val_00000001", sources.truth[0]
     wrong = next(other for other in WNIDS if other != wnid)
     train = sources.train_folder()
@@ -144,8 +144,8 @@ def test_a_training_name_with_two_classes(sources: Sources) -> None:
     refused("n01440764_5_n02119789.JPEG", "begins with the class n01440764", "ends with n02119789", train=train)
 
 
-def test_folders_of_other_names_are_not_contradicted(sources: Sources) -> None:
-    """Classes called by words, with the devkit given and wnids in the images' names."""
+def test_folders_with_names_of_their_own_are_not_contradicted(sources: Sources) -> None:
+    """The classes are called by words, with the devkit given and wnids in the images' names."""
     for folder in (sources.train_folder(), sources.val_folder()):
         for wnid in WNIDS:
             (folder / wnid).rename(folder / f"class of {wnid}")
@@ -227,7 +227,7 @@ def test_bad_solutions(sources: Sources) -> None:
 
 
 def test_compressed_archives_in_a_folder(sources: Sources) -> None:
-    """As Hugging Face has them."""
+    """Files are as Hugging Face has them."""
     tars = sources.hugging_face_tars()
     for path in tars.iterdir():
         path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -253,7 +253,7 @@ def test_a_folder_of_all_splits(sources: Sources, capsys: pytest.CaptureFixture[
 
 
 def test_images_without_names(sources: Sources, content: Any) -> None:
-    """Other sets: the schema's names are the classes, and a path may be missing, or be the same for all."""
+    """In other sets the schema's names are the classes, and a path may be missing, or be the same for all images."""
     blobs = [make_image(n) for n in range(6)]
     paths = [None, "image.jpg", "image.jpg", "a/1.jpg", "b/1.jpg", "2.jpg"]
     rows = [(path, blob, n % 2) for n, (path, blob) in enumerate(zip(paths, blobs, strict=True))]
@@ -334,7 +334,7 @@ def test_parquet_whose_images_are_damaged(sources: Sources) -> None:
 
 
 def test_copies_are_kept_until_the_end(packed: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after some copies, and again after all of them: what is whole is not copied again."""
+    """The pack is stopped after some copies, and again after all copies: whole copies are not made again."""
     data, out = sources.parquet(), sources.root / "out"
     options = PackConfig(train=data, val=data, shard_mb=0.03, workers=1)
     hidden = (data / "validation-00001-of-00002.parquet").read_bytes()
@@ -377,7 +377,7 @@ def test_a_finished_pack_of_parquet_is_left_alone(sources: Sources, capsys: pyte
         pack(options, out, progress=False)
 
 
-def test_some_of_parquet_images_as_val(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_val_share_of_parquet_images(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
     data = sources.parquet()
     options = PackConfig(train=data, val_share=0.25)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Whatever bytes come: a UserError in one line, or a result. Never another exception, never a path outside."""
+"""Any bytes give a UserError of one line, or a result: no other exception, and no path outside."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ values = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of all nodes of a JSON value."""
+    """Return the paths of all nodes of a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(p for key, item in inner for p in places(item, (*path, key)))]
 
@@ -50,7 +50,7 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @pytest.fixture
 def folder(shards: ShardSet, tmp_path: Path) -> Path:
-    """The shards, as links, with an index of their own."""
+    """Make links to the shards, with an index of their own."""
     root = tmp_path / "fuzzed"
     root.mkdir()
     for path in shards.root.iterdir():
@@ -89,7 +89,7 @@ def test_index_with_a_changed_node(folder: Path, shards: ShardSet, data: st.Data
         ("samples", "5"),
     ],
 )
-def test_an_index_cannot_name_what_lies_elsewhere(folder: Path, shards: ShardSet, key: str, value: object) -> None:
+def test_an_index_cannot_name_files_outside_its_folder(folder: Path, shards: ShardSet, key: str, value: object) -> None:
     index = json.loads((shards.root / "index.json").read_text())
     index["subsets"]["train"]["shards"][0][key] = value
     index["hash"] = sharding._content_hash(index)

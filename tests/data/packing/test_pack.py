@@ -1,4 +1,4 @@
-"""Packing: what goes in comes out, by every reader, in the same bytes, however often it was interrupted."""
+"""Packing: every reader finds the source images, and the bytes are the same after any interruption."""
 
 import fcntl
 import io
@@ -30,7 +30,7 @@ REAL = Path(__file__).parents[4] / "shared/data/tiny-imagenet"
 # ---- content
 
 
-def test_archives_come_out_as_they_went_in(official, packed, content):
+def test_shards_have_the_images_of_the_archives(official, packed, content):
     assert content(packed) == official.expected("train")
     assert content(packed, "val") == official.expected("val")
     assert not (packed / ".pack").exists()
@@ -56,7 +56,7 @@ def test_folders_give_the_same_shards(sources, packed, content, capsys):
     assert again.hash == shards.hash and "nothing to do" in capsys.readouterr().out
 
 
-def test_a_folder_without_val_gives_some_of_each_class(drawn, tmp_path):
+def test_val_share_takes_images_of_each_class(drawn, tmp_path):
     options = PackConfig(train=drawn / "train", val_share=0.12, workers=1)
     shards = pack(options, tmp_path / "shards", progress=False)
     counts = {name: np.bincount(shards[name].samples["label"]).tolist() for name in ("train", "val")}
@@ -242,7 +242,7 @@ def test_a_finished_pack_with_other_options(official, packed, sources):
         pack(official.options(train=sources.train_tar()), packed, progress=False)
 
 
-def test_a_damaged_pack_has_a_way_out(official, packed, tmp_path):
+def test_a_damaged_pack_is_refused_with_a_remedy(official, packed, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(packed, out)
     (out / "train" / "000000.tar").unlink()

@@ -34,7 +34,7 @@ def test_shards_within_their_source(sources):
             pack(PackConfig(train=train), out, progress=False)
 
 
-def test_photos_of_phones_alone(tmp_path):
+def test_a_folder_with_only_phones_photos(tmp_path):
     (tmp_path / "train" / "c").mkdir(parents=True)
     for number in range(3):
         (tmp_path / "train" / "c" / f"{number}.HEIC").write_bytes(b"not looked into")
@@ -107,7 +107,7 @@ def test_folder_without_classes(sources):
 
 
 def test_broken_link(sources):
-    """What was to be a photo is left out by name; the account of a good source has no such line."""
+    """A broken link with a photo's name is left out by name; the account of a good source has no such line."""
     train, flat = sources.train_folder(), sources.val_flat()
     assert scan(train, flat, sources.devkit(), progress=False).account.left_out == []
     (flat / "link.JPEG").symlink_to("nowhere")
@@ -168,7 +168,7 @@ def test_too_few_val_images(sources):
     devkit_refused(sources, sources.devkit(), "11 validation images", "labels 12")
 
 
-def test_one_number_twice(sources, image):
+def test_two_classes_with_one_number(sources, image):
     sources.val["ILSVRC2012_val_00000013.JPEG"] = sources.val.pop("ILSVRC2012_val_00000005.JPEG")
     sources.val["ILSVRC2012_val_00000004.jpg"] = image(1)
     devkit_refused(sources, sources.devkit(), "has no label")
@@ -177,7 +177,7 @@ def test_one_number_twice(sources, image):
 
 
 def cuts(content):
-    """Lengths that end within data, within a header, on a header's boundary, and before the end mark."""
+    """Return lengths that end within data, within a header, on a header's boundary, and before the end mark."""
     end = len(content.rstrip(b"\0"))
     end += -end % BLOCK
     return {"header": 100, "first data": BLOCK + 300, "data": end - 700, "end mark": end}

@@ -82,8 +82,8 @@ def phone(seed: int, kind: str, **save: object) -> bytes:
     return out.getvalue()
 
 
-def test_what_re_encoding_would_take_is_left_out_with_that_word(sources, capsys, content):
-    """HEIC, AVIF and GIF, by any name; not of what Pillow cannot decode either."""
+def test_an_image_that_re_encoding_would_take_is_left_out_with_that_remedy(sources, capsys, content):
+    """Such are HEIC, AVIF and GIF by any name, but no image that Pillow cannot decode either."""
     odd = {"phone.HEIC": phone(1, "HEIF"), "web.avif": phone(2, "AVIF"), "moving.gif": phone(3, "GIF"),
            "called.jpg": phone(4, "HEIF"), "cut.heic": phone(5, "HEIF")[:900], "cut.gif": phone(6, "GIF")[:900],
            "cut.jpg": phone(7, "JPEG")[:900], "text.jpg": b"I am text"}  # fmt: skip
@@ -148,14 +148,14 @@ def test_quality(sources, image, content, files):
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", before.size)
 
 
-def test_never_grown(sources, content):
+def test_images_never_grow(sources, content):
     pack(PackConfig(train=sources.train_tar(), shorter_side=500, quality=50), sources.root / "out", progress=False)
     for key, (blob, _) in content(sources.root / "out").items():
         before, _ = sources.expected("train")[key]
         assert Image.open(io.BytesIO(blob)).size == Image.open(io.BytesIO(before)).size
 
 
-def test_shards_are_cut_by_what_the_images_will_have(sources, image):
+def test_shards_are_cut_by_the_bytes_after_re_encoding(sources, image):
     sources.train = {"n02119789": {f"{n}.JPEG": image(n, size=(150, 150)) for n in range(30)}}
     pack(PackConfig(train=sources.train_tar(), shorter_side=50, shard_mb=0.03), sources.root / "out", progress=False)
     sizes = [path.stat().st_size for path in (sources.root / "out" / "train").glob("*.tar")]

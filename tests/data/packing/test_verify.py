@@ -1,4 +1,4 @@
-"""verify: finds each kind of damage, names shard and key, and goes on to the next."""
+"""verify finds each kind of damage, names shard and key, and goes on to the next problem."""
 
 import io
 import os
@@ -41,7 +41,7 @@ def first_key(copy, shard=1):
 
 
 def rewrite(path, change, copy):
-    """Change the members [(name, bytes)] of a shard, and let the index say what is there now except
+    """Change the members [(name, bytes)] of a shard, and write an index that describes it except
     for the table: a defect that neither size nor hash can show."""
     with tarfile.open(path) as tar:
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
@@ -55,7 +55,7 @@ def rewrite(path, change, copy):
 
 
 def reindex(copy, change):
-    """Write the index anew: shards as they are now, train's table after ``change``."""
+    """Write the index again, with the shards as they are now, and with train's table after ``change``."""
     old = open_shards(copy, sizes=False)
     tables = {}
     for name, subset in old.subsets.items():
@@ -70,7 +70,7 @@ def reindex(copy, change):
     write_index(copy, list(old.classes), old.orientation, tables, {})
 
 
-def test_intact(copy):
+def test_an_intact_pack_has_no_problems(copy):
     assert problems(copy) == []
 
 

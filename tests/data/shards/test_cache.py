@@ -29,7 +29,7 @@ from dist_train.errors import UserError
 
 
 class Server:
-    """A folder by HTTP. ``faults``: path -> what happens to its first requests."""
+    """Serve a folder by HTTP. ``faults``: path -> what happens to its first requests."""
 
     def __init__(self, folder: Path) -> None:
         self.faults: dict[str, list[str]] = {}
@@ -150,14 +150,14 @@ def test_a_lasting_fault_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("url", ["nowhere", "pipe://rm -rf", "gopher://x/y"])
-def test_what_cannot_be_there_is_not_tried_again(server: Server, tmp_path: Path, url: str) -> None:
+def test_a_final_error_is_not_retried(server: Server, tmp_path: Path, url: str) -> None:
     url = url if "://" in url else f"{server.url}/{url}"
     with pytest.raises(UserError, match=r"cannot be fetched, 1 attempt"):
         open_shards(url, options(tmp_path))
 
 
 def test_many_readers_share_one_download(server: Server, shards: ShardSet, tmp_path: Path) -> None:
-    """Each with a cache of its own, as processes have: the locks are files."""
+    """Each reader has a cache of its own, as processes have: the locks are files."""
     name = shards["train"].shards[0].name
     server.faults[f"/train/{name}"] = ["slow"]
     caches = [open_shards(server.url, options(tmp_path))["train"] for _ in range(4)]
@@ -230,7 +230,7 @@ def test_a_cache_full_of_shards_in_use_says_so(server: Server, shards: ShardSet,
         file.close()
 
 
-def test_what_a_killed_process_left_is_removed(server: Server, shards: ShardSet, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(server: Server, shards: ShardSet, tmp_path: Path) -> None:
     remote = open_shards(server.url, options(tmp_path))["train"]
     sha = remote.shards[0].sha256
     left = tmp_path / "cache" / f".{sha}.{remote.shards[0].bytes}.tmp-999999"
@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_line(server: Server, small_disk: Callable[[str], Pat
 
 @pytest.fixture
 def bucket(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The shards in an S3 server on loopback."""
+    """Put the shards into an S3 server on loopback."""
     boto3 = pytest.importorskip("boto3")
     from moto.server import ThreadedMotoServer
 

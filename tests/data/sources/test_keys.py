@@ -1,4 +1,4 @@
-"""Keys are made by pack: valid for WebDataset and DALI, all different, and the same in whatever form images come."""
+"""Keys that pack makes: valid for WebDataset and DALI, all different, and the same for every form of the images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CHINESE = "\u7532\u4e59\u4e19\u4e01" * 8
         ("cat", "cat/caf\udce9.jpg", "cat_caf_"),
     ],
 )
-def test_keys_that_names_give(group: str, name: str, key: str) -> None:
+def test_keys_of_typical_names(group: str, name: str, key: str) -> None:
     assert natural_key(group, name) == key
 
 
@@ -68,7 +68,7 @@ def keys_of(names: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", TOGETHER)
-def test_names_that_give_one_key_get_their_hash_all_of_them(case: str) -> None:
+def test_all_names_that_share_a_key_get_their_hash(case: str) -> None:
     names = [*TOGETHER[case], "z/plain.jpg"]
     keys = keys_of(names)
     assert len(set(keys.values())) == len(names) and keys == keys_of(names[::-1])
@@ -112,7 +112,7 @@ def write(root: Path, names: list[str]) -> None:
         (root / name).write_bytes(make_image(number))
 
 
-def test_all_of_these_are_packed_and_read_by_others(tmp_path: Path) -> None:
+def test_odd_names_are_packed_and_other_libraries_read_them(tmp_path: Path) -> None:
     from webdataset import WebDataset
 
     names = [name for some in TOGETHER.values() for name in some if not re.match(r"[ab]-b|a b|a\.b", name)]
@@ -138,10 +138,10 @@ def gnu_tar(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_links_in_tars_are_the_images_they_lead_to(
+def test_links_in_tars_are_the_images_that_they_lead_to(
     tmp_path: Path, sources: Sources, content: Callable[..., dict[str, tuple[bytes, str]]]
 ) -> None:
-    """A tar as GNU tar makes it of a class of 12 files, of which 10 are hard and symbolic links."""
+    """Make a tar as GNU tar does, of a class of 12 files, of which 10 are hard and symbolic links."""
     train = sources.train_folder()
     wnid = train / "n01440764"
     first, second = sorted(wnid.iterdir())[:2]
@@ -173,7 +173,7 @@ def test_links_in_tars_are_the_images_they_lead_to(
     assert all(packed[key][0] == blob for key, blob in expected.items())
 
 
-def test_of_two_files_of_one_name_in_a_tar_the_later_counts(tmp_path: Path, sources: Sources) -> None:
+def test_the_later_of_two_files_with_one_name_in_a_tar_counts(tmp_path: Path, sources: Sources) -> None:
     train = sources.train_folder()
     changed = sorted((train / "n01440764").iterdir())[0]
     (tmp_path / "tars").mkdir()

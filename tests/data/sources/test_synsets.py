@@ -89,7 +89,7 @@ def test_an_index_with_anything_else_is_refused(packed: Path, tmp_path: Path, en
 
 
 def tree(sizes: dict[str, int]) -> tuple[Synsets, list[str]]:
-    """A path "a/b" -> so many classes below b, which is below a."""
+    """Make a hierarchy: a path "a/b" -> the number of classes below b, which is below a."""
     children: dict[str, list[str]] = {}
     classes = []
     for path, count in sizes.items():
@@ -122,7 +122,7 @@ def test_a_part_that_would_fall_apart_stays_whole() -> None:
     st.dictionaries(st.sampled_from("abcdefg"), st.lists(st.sampled_from("abcdefgvwxyz"), max_size=5)),
     st.integers(1, 5),
 )
-def test_any_hierarchy_even_one_with_loops_ends(children: dict[str, list[str]], limit: int) -> None:
+def test_any_hierarchy_ends_even_with_loops(children: dict[str, list[str]], limit: int) -> None:
     synsets = Synsets({}, {node: tuple(some) for node, some in children.items()})
     found = synsets.groups(list("vwxyz"), limit)
     assert len(found) == 5 and len(set(found) - {"other"}) <= max(limit, len(children))
