@@ -135,7 +135,7 @@ def blobs_of(view: View, ids: Any) -> list[bytes]:
 
 
 def turned_by_pillow(blob: bytes, rule: Orientation) -> torch.Tensor:
-    """Return an image turned by Pillow's own function, or its stored pixels by undoing that: uint8 [3, height, width]."""
+    """Return an image as Pillow turns it, or its stored pixels by undoing that: uint8 [3, height, width]."""
     image = Image.open(io.BytesIO(blob))
     if rule == "exif":
         image = ImageOps.exif_transpose(image)
