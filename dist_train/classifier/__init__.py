@@ -1,0 +1,1 @@
+"""A trained model: photos in, answers out; classes come and go without training."""

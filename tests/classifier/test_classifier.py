@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def test_an_added_class_is_recognised_without_training(models: Path, drawn: Path
     with pytest.raises(UserError, match="topk 0: must be >= 1"):
         model.predict(photos[novel[0]], topk=0)
     assert model.predict([]) == []
-    logits += 1  # the caller's own, as any tensor
+    logits += 1  # the tensor is the caller's own, and may be changed
 
 
 @pytest.mark.gpu
@@ -261,8 +260,9 @@ def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path) -> No
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert process.stdout and process.stdout.readline() == b"ready\n"
-        count, until = 0, time.monotonic() + 60
-        while count < 3 + turn and time.monotonic() < until:
+        count = 0
+        while count < 3 + turn:
+            assert process.poll() is None
             names = [entry.name for entry in Classifier.load(folder, "cpu").classes[6:]]
             assert names == [f"class {number}" for number in range(len(names))]
             count = len(names)
@@ -278,7 +278,7 @@ def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: 
     first.add_activations("a", torch.ones(1, 512))
     first.save(folder)
     first.add_activations("b", torch.ones(1, 512))
-    first.copy().save(tmp_path / "model")  # goes on from what it saved
+    first.copy().save(tmp_path / "model")  # continues from its own save
     second.add_activations("c", torch.ones(1, 512))
     with pytest.raises(UserError, match="was changed since it was loaded; load it again"):
         second.save(folder)

@@ -250,7 +250,7 @@ def test_files_that_are_not_regular(kind: str, part: str, broken: Path) -> None:
     elif kind == "nowhere":
         path.symlink_to("nowhere")
     else:
-        path.symlink_to("/proc/self/mem")  # an ordinary file by what it says, whose reading fails
+        path.symlink_to("/proc/self/mem")  # claims to be a regular file, and cannot be read
     text = refused(broken)
     assert str(path) in text or (kind == "nowhere" and str(broken) in text), text
     if kind == "pipe" and part == "model.json":
@@ -285,7 +285,7 @@ LEAVES = st.one_of(
 
 
 def places(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Yield the path of every value in a JSON document, as keys and indices."""
+    """Return the path of every value in a JSON document, as keys and indices."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place for key, item in inner for place in ((*before, key), *places(item, (*before, key)))]
 

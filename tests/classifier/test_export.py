@@ -1,4 +1,4 @@
-"""What is exported answers as the model does, in other programs."""
+"""Exported models answer like the model, in other programs."""
 
 from __future__ import annotations
 
