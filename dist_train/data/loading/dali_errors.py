@@ -38,23 +38,23 @@ def meaning(error: Exception) -> Exception:
         torch.OutOfMemoryError or MemoryError: no memory is left on the GPU or on the machine. PipelineError: a call
         of CUDA failed. DecodeError: anything else.
     """
-    text, said = str(error).split("encountered:")[-1], reason(error)
+    text, words = str(error).split("encountered:")[-1], reason(error)
     if _GPU_MEMORY.search(text):
-        return torch.OutOfMemoryError(f"DALI: {said}")
+        return torch.OutOfMemoryError(f"DALI: {words}")
     if _HOST_MEMORY.search(text) or isinstance(error, MemoryError):
-        return MemoryError(f"DALI: {said}")
-    return PipelineError(f"DALI: {said}") if _GPU.search(text) else DecodeError(said)
+        return MemoryError(f"DALI: {words}")
+    return PipelineError(f"DALI: {words}") if _GPU.search(text) else DecodeError(words)
 
 
 def reason(error: Exception) -> str:
     """Return DALI's text after "encountered:" in one line, with words where DALI only gives a code."""
     text = str(error).split("encountered:")[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip() and "Current pipeline object" not in line]
-    said = " ".join(lines[:2]) or "unknown error"
-    if re.search(r"nvImageCodec failure: '#(2|4|14)'", said):  # a parser's: of the format
-        return f"not an image format that DALI decodes ({said})"
-    if re.search(r"nvImageCodec failure: '#(3|13|17|19)'", said):  # a parser's: of the bytes
-        return f"damaged or truncated image data ({said})"
-    if "Failed to decode sample" in said:
+    words = " ".join(lines[:2]) or "unknown error"
+    if re.search(r"nvImageCodec failure: '#(2|4|14)'", words):  # a parser's: of the format
+        return f"not an image format that DALI decodes ({words})"
+    if re.search(r"nvImageCodec failure: '#(3|13|17|19)'", words):  # a parser's: of the bytes
+        return f"damaged or truncated image data ({words})"
+    if "Failed to decode sample" in words:
         return "damaged or truncated image data"
-    return said[:200]
+    return words[:200]

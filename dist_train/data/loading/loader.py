@@ -84,7 +84,7 @@ class InFlight:
         step: the batch as it was planned.
         reading: the reader's work on it, until the decoder has it.
         ids: int64 [B], the samples that it really has, once the decoder has it.
-        request: what the decoder was given, until it is decoded: it holds the encoded images.
+        request: the decoder's work, until it is done; it holds the encoded images.
         finishing: the last work on its pixels, once it is decoded.
     """
 

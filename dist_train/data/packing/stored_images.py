@@ -93,11 +93,11 @@ def _encoded(blob: bytes, encoding: Encoding | None, rule: Orientation) -> Store
     return Stored(b"", encoded) if isinstance(encoded, str) else Stored(encoded, read_header(encoded, rule))
 
 
-def _why_not_decoded(blob: bytes, said: str | None, rule: Orientation) -> str:
+def _why_not_decoded(blob: bytes, dali_reason: str | None, rule: Orientation) -> str:
     """Say why an image is left out that DALI does not decode, and that re-encoding takes it where Pillow decodes it.
 
     Args:
-        said: DALI's reason; None where the format is not one that DALI decodes.
+        dali_reason: DALI's reason; None where the format is not one that DALI decodes.
     """
     try:
         with warnings.catch_warnings(), open_photo(blob) as image:
@@ -105,8 +105,8 @@ def _why_not_decoded(blob: bytes, said: str | None, rule: Orientation) -> str:
             kind = image.format
             upright(image, rule)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        return said or _pillow_reason(error)
-    reason = said if said and kind in ("JPEG", "MPO") else f"{kind} that Pillow decodes and DALI does not"
+        return dali_reason or _pillow_reason(error)
+    reason = dali_reason if dali_reason and kind in ("JPEG", "MPO") else f"{kind} that Pillow decodes and DALI does not"
     return reason + RE_ENCODED
 
 

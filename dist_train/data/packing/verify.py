@@ -119,9 +119,9 @@ def _check_members(check: ShardCheck) -> list[str]:
     with path.open("rb") as file:
         for row in check.rows:
             key = row["key"].decode()
-            stated, found = (int(row["offset"]), int(row["size"])), places.pop((key, "jpg"), "none")
-            if found != stated:
-                problems.append(f"{path}: {key}.jpg: index (offset, size) {stated}, tar {found}")
+            stated, actual = (int(row["offset"]), int(row["size"])), places.pop((key, "jpg"), "none")
+            if actual != stated:
+                problems.append(f"{path}: {key}.jpg: index (offset, size) {stated}, tar {actual}")
             offset, size = places.pop((key, "cls"), (0, 0))
             label = os.pread(file.fileno(), size, offset)
             if label != str(row["label"]).encode():
@@ -149,7 +149,7 @@ def _check_images(check: ShardCheck, threads: int) -> list[str]:
                 if reason is not None:
                     problems.append(f"{where}: cannot be decoded: {reason}")
                 elif isinstance(header, str) or header[:3] != stated:
-                    found = header if isinstance(header, str) else header[:3]
-                    problems.append(f"{where}: index (width, height, orientation) {stated}, image {found}")
+                    actual = header if isinstance(header, str) else header[:3]
+                    problems.append(f"{where}: index (width, height, orientation) {stated}, image {actual}")
             advance(len(rows))
     return problems

@@ -132,7 +132,7 @@ def file_head(path: Path) -> bytes:
 
 def _files(root: Path, below: str, account: Account) -> list[File]:
     """Return all regular files. Folders come before links to folders, so that a file has the name of its real place."""
-    found: list[File] = []
+    files: list[File] = []
     start = os.path.realpath(root / below)
     seen, todo, links = {start}, [below], list[str]()
     while todo or links:
@@ -145,8 +145,8 @@ def _files(root: Path, below: str, account: Account) -> list[File]:
             seen.add(target)
             todo.append(link)
         here = todo.pop()
-        folders, files = _listed(root, here, account)
-        found += files
+        folders, here_files = _listed(root, here, account)
+        files += here_files
         for folder in reversed(folders):
             path = root / folder
             if path.is_symlink():
@@ -157,7 +157,7 @@ def _files(root: Path, below: str, account: Account) -> list[File]:
                 seen.add(real)
                 todo.append(folder)
         links.sort()
-    return found
+    return files
 
 
 def _leads_up(target: str, start: str) -> bool:

@@ -102,13 +102,13 @@ class Synsets:
 
     def _below(self, wnid: str) -> set[str]:
         """Return all nodes below a node, and itself. A loop in the hierarchy does no harm."""
-        todo, found = [wnid], set()
+        todo, nodes = [wnid], set()
         while todo:
             node = todo.pop()
-            if node not in found:
-                found.add(node)
+            if node not in nodes:
+                nodes.add(node)
                 todo += self.children.get(node, ())
-        return found
+        return nodes
 
 
 def _subjects(classes: Sequence[str]) -> list[str]:

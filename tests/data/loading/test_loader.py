@@ -15,6 +15,8 @@ from dist_train.data.loading import dali
 from dist_train.data.loading import preprocessing as pixels
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
+from dist_train.data.loading.plan import Step
+from dist_train.data.loading.reader import Reader, Reading
 from dist_train.data.packing.pack import pack
 from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import View, make_view
@@ -66,6 +68,28 @@ def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None
     whole = first.base
     del first
     assert buffers.lend(3, (2, 3)).base is whole
+
+
+def test_the_loader_works_a_few_batches_ahead(view: View, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``prefetch`` batches are being read, as many are with DALI, and one is being finished behind the current batch."""
+    started: list[Step] = []
+    start = Reader.start
+
+    def counted(reader: Reader, step: Step) -> Reading:
+        started.append(step)
+        return start(reader, step)
+
+    monkeypatch.setattr(Reader, "start", counted)
+    for prefetch in (1, 2, 3):
+        started.clear()
+        data = replace(config.data, prefetch=prefetch)
+        batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), range(0, 20))
+        assert not started
+        for number in range(3):
+            batch = next(batches)
+            assert len(started) == 2 * prefetch + 1 + number
+            assert np.array_equal(batch.ids, started[number].ids)
+        batches.close()
 
 
 @pytest.mark.parametrize(("world", "views", "batch"), [(1, "centre", 4), (2, "ten", 49), (4, "ten", 4)])
