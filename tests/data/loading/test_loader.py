@@ -71,7 +71,7 @@ def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None
 
 
 def test_the_loader_works_a_few_batches_ahead(view: View, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``prefetch`` batches are being read, as many are with DALI, and one is being finished behind the current batch."""
+    """``prefetch`` batches are being read, as many are with DALI, and the CPU finishes the batch after the current."""
     started: list[Step] = []
     start = Reader.start
 
