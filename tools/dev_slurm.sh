@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A real SLURM on one Debian machine, for development and tests: two nodes, n1 and n2, which are two
-# slurmd on this host, with accounting (sacct). As root:
+# Run a real SLURM on one Debian machine, for development and tests. Its two nodes, n1 and n2, are two slurmd on this
+# host, and it has accounting (sacct). As root:
 #
-#   tools/dev_slurm.sh up        install from Debian's packages where needed, start; repeat as you like
-#   tools/dev_slurm.sh status    what runs, and the nodes
-#   tools/dev_slurm.sh down      stop everything, forget the jobs
+#   tools/dev_slurm.sh up        install Debian's packages where they are missing, and start; may be repeated
+#   tools/dev_slurm.sh status    show what runs, and the nodes
+#   tools/dev_slurm.sh down      stop everything, and forget the jobs
 #
-# Nothing of it is fit for a machine that others use.
+# Do not use it on a machine that others use.
 set -euo pipefail
 
 STATE=/var/lib/dev-slurm
@@ -32,7 +32,7 @@ packages() {
     [ ${#missing[@]} -eq 0 ] && return
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq || die "apt-get update failed: SLURM cannot be installed here"
-    # No service may start by itself: this script starts them with its own settings.
+    # Services must not start by themselves: this script starts them with its own settings.
     printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || { rm -f /usr/sbin/policy-rc.d; die "apt-get install ${missing[*]} failed"; }
     rm -f /usr/sbin/policy-rc.d
@@ -40,7 +40,7 @@ packages() {
 
 configure() {
     if [ -f "$CONF" ] && ! grep -q "$MARK" "$CONF"; then
-        die "$CONF is there and not mine: this machine has a SLURM already"
+        die "$CONF exists and is not mine: this machine has a SLURM already"
     fi
     local cpus memory host
     cpus=$(nproc); memory=$(($(awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo) * 8 / 10)); host=$(hostname)

@@ -31,14 +31,14 @@ choices:
 
 @pytest.fixture
 def small(config: Config) -> Config:
-    """Of the drawn classes the split marks some as pseudo-novel."""
+    """Return a short configuration; its split marks some of the drawn classes as pseudo-novel."""
     return replace(config, learn=replace(config.learn, steps=20, lr=0.05),
                    evaluate=replace(config.evaluate, shots=[1, 2]))  # fmt: skip
 
 
 @pytest.fixture
 def arguments(small: Config, tmp_path: Path) -> list[str]:
-    """Of ``dist-train study``; data.holdout is left out."""
+    """Return the arguments of a study, whose configuration leaves data.holdout out."""
     values = to_dict(small)
     del values["data"]["holdout"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
@@ -116,12 +116,12 @@ def test_a_study_by_hand(small: Config, arguments: list[str], capsys: pytest.Cap
     assert json.loads((run / "study" / "some.json").read_text()) == found
 
     assert main([*arguments, "--learn.steps", "10"]) == 1
-    assert "(learn.steps: 20 -> 10)" in (told := capsys.readouterr().err)
-    assert f"or: delete {some}, and the study makes it again" in told
+    assert "(learn.steps: 20 -> 10)" in (message := capsys.readouterr().err)
+    assert f"or: delete {some}, and the study makes it again" in message
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "told"),
+    ("text", "options", "message"),
     [
         (STUDY, ["--data.holdout", "novel"], "data.holdout=novel: choosing on the novel classes is tuning"),
         (STUDY, ["--evaluate.protocol", "episodes"], "evaluate.protocol=episodes: a study compares"),
@@ -137,17 +137,17 @@ def test_a_study_by_hand(small: Config, arguments: list[str], capsys: pytest.Cap
         ("methods: [phi2]\nchoices: 3\n", [], "choices: give a list"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_runs(
-    small: Config, arguments: list[str], capsys: pytest.CaptureFixture[str], text: str, options: list[str], told: str
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    small: Config, arguments: list[str], capsys: pytest.CaptureFixture[str], text: str, options: list[str], message: str
 ) -> None:
     Path(arguments[1]).write_text(text)
     assert main([*arguments, *options]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("dist-train: error: ") and told in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("dist-train: error: ") and message in lines[0]
     assert not small.run_dir.exists()
 
 
-def test_published_studies_fit_the_configuration(config: Config) -> None:
+def test_packaged_studies_fit_the_configuration(config: Config) -> None:
     for path in (configs_dir() / "studies").glob("*.yaml"):
         members = study_members(config, path, read_study(path), 1)
         assert len(members) > 10 and members["default"][0].first == "learn"

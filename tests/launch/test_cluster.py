@@ -59,7 +59,7 @@ def test_no_site_is_named_in_the_code() -> None:
         assert f'"{profile.stem}"' not in code
 
 
-def test_who_decides_what_a_stage_asks_for() -> None:
+def test_a_stage_asks_for_its_own_then_the_sites_resources() -> None:
     cluster = load_cluster("example_gpu")
     assert stage_resources(cluster, "pretrain", {}).nodes == 2
     assert stage_resources(cluster, "learn", {}).gpus_per_node == 1

@@ -1,4 +1,4 @@
-"""What is refused before anything is submitted, and SLURM that does not answer: with stubs for its programs."""
+"""What is refused before anything is submitted, and a SLURM that does not answer, with stubs for its programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from launch.status import show
 
 @pytest.fixture
 def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``stubs(squeue="exit 1")``: shell scripts in place of SLURM's programs, which are not there otherwise."""
+    """Return ``stubs(squeue="exit 1")``, which puts shell scripts in the place of SLURM's programs."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -45,7 +45,7 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 @pytest.fixture
 def submit(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """``submit(*options, **changes)`` -> (exit code, stdout, stderr) of a submission of ``config``."""
+    """Return ``submit(*options, **changes)``, which submits ``config`` and returns exit code, stdout and stderr."""
 
     def run(*options: str, **changes: object) -> tuple[int, str, str]:
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(to_dict(replace(config, **changes))))
@@ -60,7 +60,7 @@ Submit = Callable[..., tuple[int, str, str]]
 Stubs = Callable[..., None]
 
 
-def test_no_answer_is_not_no_jobs(
+def test_no_answer_does_not_mean_no_jobs(
     stubs: Stubs, submit: Submit, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stubs(squeue="echo squeue: error: Unable to contact slurm controller >&2; exit 1", sacct="exit 1")
@@ -88,7 +88,7 @@ def test_no_answer_is_not_no_jobs(
     assert sum(slept) > 25 and capsys.readouterr().err.count("following on") == 1
 
 
-def test_sacct_alone_is_an_answer(stubs: Stubs, config: Config) -> None:
+def test_sacct_alone_can_answer(stubs: Stubs, config: Config) -> None:
     stubs(squeue="exit 1", sacct="echo '12|COMPLETED|0:0|n1'")
     record(config.run_dir, Job("pretrain", "12", ranks=2))
     assert jobs.active(config.run_dir) == []
@@ -110,7 +110,7 @@ def test_a_start_before_its_ranks_have_met(stubs: Stubs, config: Config) -> None
     assert "  starting: rank 0 on n1 waits for the other ranks (" in text
 
 
-def test_a_refused_scancel_is_told(stubs: Stubs, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_scancel_is_reported(stubs: Stubs, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     stubs(squeue="echo '12|RUNNING|None|n1'", scancel="echo Access denied >&2; exit 1")
     record(config.run_dir, Job("pretrain", "12", ranks=2))
     assert main(["cancel", str(config.run_dir)]) == 1
@@ -124,7 +124,7 @@ def test_cancel_without_a_folder(stubs: Stubs, tmp_path: Path, capsys: pytest.Ca
     )
 
 
-def test_a_submission_is_alone_with_its_run(stubs: Stubs, submit: Submit, config: Config) -> None:
+def test_a_second_submission_of_a_run_is_refused(stubs: Stubs, submit: Submit, config: Config) -> None:
     (config.run_dir / "launch").mkdir(parents=True)
     with FileLock(config.run_dir / "launch" / ".lock"):
         code, _, error = submit()
@@ -211,7 +211,7 @@ def test_a_wrong_profile(text: str, wanted: str, submit: Submit, tmp_path: Path)
     assert code == 1 and f"site.yaml: {wanted}" in error and error.count("\n") == 1, error
 
 
-def test_numbers_and_true_are_natural_in_a_profile(submit: Submit, tmp_path: Path) -> None:
+def test_numbers_and_booleans_in_a_profile(submit: Submit, tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text("environment: {A: 1}\nsbatch: {exclusive: true, nice: 5, hold: false}")
     code, out, error = submit("--dry-run", "--cluster", str(tmp_path / "site.yaml"))
     assert code == 0, error
@@ -220,7 +220,7 @@ def test_numbers_and_true_are_natural_in_a_profile(submit: Submit, tmp_path: Pat
     assert "hold" not in out
 
 
-def test_an_unknown_key_of_a_file_is_named_under_launch_too(submit: Submit, tmp_path: Path) -> None:
+def test_launch_names_an_unknown_key_of_a_file(submit: Submit, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("learn: {p_men: 1}")
     code, _, error = submit("--dry-run", "--config", str(tmp_path / "other.yaml"))
     assert code == 1 and "other.yaml: unknown key 'learn.p_men'; did you mean 'learn.p_mean'?" in error
@@ -243,7 +243,7 @@ def test_bad_commands(arguments: list[str], wanted: str, capsys: pytest.CaptureF
     assert not out and wanted in error and error.count("\n") == 1
 
 
-def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+def test_status_into_a_closed_pipe(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(json.dumps({}))
     read, write = os.pipe()

@@ -1,4 +1,4 @@
-"""A run on a real SLURM, and what a test does to it. A module of its own: several are named conftest."""
+"""A run on a real SLURM, and what a test does to it. It is not in conftest.py because tests import it by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def output(*command: str) -> str:
 
 @dataclass
 class Chain:
-    """A run submitted to SLURM."""
+    """A run for SLURM."""
 
     config: Config
 
@@ -50,7 +50,7 @@ class Chain:
         return states[self.job(stage)].state if self.job(stage) in states else ""
 
     def wait(self, condition: Callable[[], Any], seconds: float = 300) -> None:
-        """Until it is so; a chain that has ended before fails with its logs."""
+        """Wait until a condition is true; fail with the logs after so many seconds."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"did not happen in {seconds} s\n{self.logs()}"
@@ -68,8 +68,8 @@ class Chain:
         return "\n".join([states, *(f"==> {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in files)])
 
     def ranks(self, stage: str) -> dict[int, int]:
-        """rank -> pid of the Python that runs it."""
-        found = {}
+        """Return the process id of each rank of a stage's job."""
+        pids = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
@@ -78,15 +78,15 @@ class Chain:
                 continue
             mine = variables.get("SLURM_JOB_ID") == self.job(stage) and "SLURM_STEP_NUM_TASKS" in variables
             if mine and "submitit.core._submit" in program:
-                found[int(variables["SLURM_PROCID"])] = int(folder.name)
-        return found
+                pids[int(variables["SLURM_PROCID"])] = int(folder.name)
+        return pids
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         return metrics.read_metrics(self.run / stage / "metrics.jsonl")
 
     def table(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.run / "evaluate" / "results.json").read_text())["methods"]
-        return found
+        methods: dict[str, Any] = json.loads((self.run / "evaluate" / "results.json").read_text())["methods"]
+        return methods
 
     def restarts(self, stage: str, member: str = "") -> int:
         text = output("scontrol", "-o", "show", "job", self.job(stage) + member)

@@ -17,7 +17,7 @@ from launch.slurm import jobs, scheduler
 
 @pytest.fixture(scope="session")
 def cluster() -> None:
-    """Skips where there is none."""
+    """Skip where there is no such SLURM."""
     if shutil.which("scontrol") is None or " UP" not in output("scontrol", "ping"):
         pytest.skip("no SLURM answers here; as root: tools/dev_slurm.sh up")
     if "dev" not in output("sinfo", "-h", "-o", "%R"):
@@ -25,19 +25,19 @@ def cluster() -> None:
 
 
 @pytest.fixture
-def chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
-    """``chain(pretrain={...}, ...)``: a run with changed options, for ``submit``; its jobs end with the test."""
-    made: list[Chain] = []
+def make_chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
+    """Return ``make_chain(pretrain={...}, ...)``, which makes a run with changed options; its jobs end with the test."""
+    chains: list[Chain] = []
 
     def make(name: str = "test", **changes: dict[str, Any]) -> Chain:
         parts = {key: replace(getattr(config, key), **values) for key, values in changes.items()}
         monitor = MonitorConfig(rank_timeout=8)
-        made.append(Chain(replace(config, name=name, **{"monitor": monitor, **parts})))
-        return made[-1]
+        chains.append(Chain(replace(config, name=name, **{"monitor": monitor, **parts})))
+        return chains[-1]
 
     yield make
-    for one in made:
-        scheduler.scancel([job.id for job in jobs.recorded(one.run)])
+    for chain in chains:
+        scheduler.scancel([job.id for job in jobs.recorded(chain.run)])
     end = time.monotonic() + 60
-    while any(jobs.active(one.run) for one in made) and time.monotonic() < end:
+    while any(jobs.active(chain.run) for chain in chains) and time.monotonic() < end:
         time.sleep(0.5)
