@@ -26,7 +26,7 @@ def cluster() -> None:
 
 @pytest.fixture
 def make_chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
-    """Return ``make_chain(pretrain={...}, ...)``, which makes a run with changed options; its jobs end with the test."""
+    """Return ``make_chain(pretrain={...})``, which makes a run with changed options; its jobs end with the test."""
     chains: list[Chain] = []
 
     def make(name: str = "test", **changes: dict[str, Any]) -> Chain:
