@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class Cancelled(Exception):
-    """The parent has given up; ``advance`` raises it in a worker."""
+    """Report in a worker that the parent has given up; ``advance`` raises it."""
 
 
 def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0) -> tqdm[Any]:

@@ -80,7 +80,7 @@ _MAGIC = re.compile(
 
 
 class File(NamedTuple):
-    """A file: its name below its source ("class/file"), and its place there in bytes (offset 0 in a folder)."""
+    """Describe a file: its name below its source ("class/file"), and its place in bytes there (offset 0 in folders)."""
 
     name: str
     offset: int

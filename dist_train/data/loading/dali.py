@@ -45,7 +45,7 @@ def _dali() -> tuple[Any, Any, Any]:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What a graph is built for.
+    """Describe what a graph is built for.
 
     Attributes:
         data: the section of the configuration.
@@ -249,7 +249,7 @@ def _suite(data: DataConfig) -> list[Any]:
 
 
 class Decoder:
-    """A pipeline that is fed batch by batch: ``feed`` takes a request, ``take`` returns the oldest batch.
+    """Decode batch by batch: ``feed`` takes a request, ``take`` returns the oldest batch.
 
     It must be fed ``depth`` batches before the first is taken, and have at most as many in work.
     """

@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """B images of this rank.
+    """Hold B images of this rank.
 
     Attributes:
         images: float32 [B, 3, side, side], normalised, channels_last, on the device; [B * 10, ...], image
@@ -78,7 +78,7 @@ def eval_batches(
 
 @dataclass
 class InFlight:
-    """A batch between the plan and the training loop.
+    """Track a batch between the plan and the training loop.
 
     Attributes:
         step: the batch as it was planned.

@@ -24,7 +24,7 @@ Blobs = list[npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Step:
-    """A batch to be made.
+    """Describe a batch to be made.
 
     Attributes:
         ids: int64 [B], sample ids.
@@ -61,7 +61,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """This rank's share of the global batches ``numbers``, each in ``accumulate`` pieces.
+    """Plan this rank's share of the global batches ``numbers``, each in ``accumulate`` pieces.
 
     Raises:
         UserError: the ranks and pieces do not divide a global batch.
@@ -115,7 +115,7 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """The given samples once each, in order, ``images`` at a time, with one or ten crops of each image."""
+    """Plan the given samples once each, in order, ``images`` at a time, with one or ten crops of each image."""
 
     view: View
     ids: Ints

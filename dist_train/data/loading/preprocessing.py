@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Finishing:
-    """Images float32 [B * V, 3, side, side] in the making, in channels_last memory, and the work on them."""
+    """Hold images float32 [B * V, 3, side, side] in the making, in channels_last memory, and the work on them."""
 
     images: torch.Tensor
     work: tuple[Future[None], ...] = ()

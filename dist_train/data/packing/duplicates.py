@@ -18,7 +18,7 @@ SHOWN = 20  # images printed
 
 
 class Copy(NamedTuple):
-    """An image that has the bytes of another image. ``row`` is its row in the subset's ``Items``."""
+    """Describe an image that has the bytes of another image. ``row`` is its row in the subset's ``Items``."""
 
     subset: str
     row: int
@@ -26,7 +26,7 @@ class Copy(NamedTuple):
 
 
 class Duplicates(NamedTuple):
-    """The duplicates of a pack.
+    """Hold the duplicates of a pack.
 
     Attributes:
         groups: the copies of each image that is in train and in val, or under two classes; train before val, by row.

@@ -84,7 +84,7 @@ def _scan(options: PackConfig, out: Path, progress: bool) -> Scan:
 
 @dataclass
 class Packer:
-    """The work on a pack that is not finished.
+    """Do the work on a pack that is not finished.
 
     Attributes:
         scanned: the images, by their places in the sources; those of parquet files, once copied, in their copies.

@@ -22,7 +22,7 @@ SAMPLE = 64  # images re-encoded in advance, to learn how small they get
 
 
 class PlannedShard(NamedTuple):
-    """The images of a shard: rows of the subset's ``Items``, and the bytes that the shard will take, about."""
+    """Hold the images of a shard: rows of the subset's ``Items``, and the bytes that the shard will take, about."""
 
     subset: str
     number: int

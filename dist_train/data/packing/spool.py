@@ -22,7 +22,7 @@ from dist_train.files import atomic_write
 
 
 class SpoolTask(NamedTuple):
-    """A parquet file to copy, and the file for its images' bytes."""
+    """Describe a parquet file to copy, and the file for its images' bytes."""
 
     source: Path
     path: Path

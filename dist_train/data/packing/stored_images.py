@@ -27,7 +27,7 @@ COMPARED, TOLERANCE = ("TIFF", "PPM", "JPEG2000"), 3
 
 
 class Encoding(NamedTuple):
-    """How to re-encode images."""
+    """Describe how to re-encode images."""
 
     shorter_side: int | None
     quality: int | None
@@ -40,8 +40,13 @@ class Encoding(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What an image's header says: size of the upright image in pixels, its orientation (``images.orientation``), PIL's
-    mode ("RGB") and format ("JPEG")."""
+    """Hold what an image's header says.
+
+    Attributes:
+        width, height: size of the upright image in pixels.
+        orientation: see ``images.orientation``.
+        mode, format: Pillow's names ("RGB", "JPEG").
+    """
 
     width: int
     height: int
@@ -51,7 +56,7 @@ class Header(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """An image as a pack stores it.
+    """Hold an image as a pack stores it.
 
     Attributes:
         blob: the bytes to store; empty for an image that is left out.

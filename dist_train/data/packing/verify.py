@@ -23,8 +23,8 @@ from dist_train.files import file_sha256
 
 
 class ShardCheck(NamedTuple):
-    """A shard to check: its file, its entry in the index, its rows of ``samples.npy`` with their orientations, and the
-    rule that the orientations follow."""
+    """Describe a shard to check: its file, its entry in the index, its rows of ``samples.npy`` with their
+    orientations, and the rule that the orientations follow."""
 
     path: Path
     shard: Shard

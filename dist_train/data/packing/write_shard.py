@@ -22,7 +22,7 @@ BATCH_IMAGES, BATCH_BYTES = 128, 16_000_000
 
 
 class ShardTask(NamedTuple):
-    """A shard to write.
+    """Describe a shard to write.
 
     Attributes:
         path: its tar; the ``.idx`` lies beside it.

@@ -40,7 +40,7 @@ VAL_REMEDY = "give ILSVRC2012_img_val.tar with --devkit, a folder with one folde
 
 
 class Item(NamedTuple):
-    """A source image: its bytes lie at [offset, offset + size) of the file ``path``.
+    """Describe a source image: its bytes lie at [offset, offset + size) of the file ``path``.
 
     Attributes:
         name: the path below the source, as the source has it (bytes that are not UTF-8 as surrogates).
@@ -57,7 +57,7 @@ class Item(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The files that the images of a subset lie in, where there are several.
+    """Hold the files that the images of a subset lie in, where there are several.
 
     Attributes:
         files: the files.
@@ -192,7 +192,7 @@ def hold_out(scanned: Scan, share: float, seed: int) -> Scan:
 
 
 class Listing(NamedTuple):
-    """The images of a subset before they have labels: names below the source, places in bytes, files.
+    """Hold the images of a subset before they have labels: names below the source, places in bytes, files.
 
     Attributes:
         passed_over: number of files of other splits, by split.

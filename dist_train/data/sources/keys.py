@@ -65,7 +65,7 @@ def natural_key(group: str, name: str) -> str:
 
 
 def _without_marks(text: str) -> str:
-    """ "café" -> "cafe", in either of Unicode's forms."""
+    """Return a text without accents, in either of Unicode's forms: "café" -> "cafe"."""
     return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
 
 

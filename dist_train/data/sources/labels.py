@@ -47,8 +47,8 @@ class LabelFile:
 
 
 class Source(NamedTuple):
-    """A place that labels may come from: its name in messages, and a function from an image's name to its class or
-    None."""
+    """Describe a place that labels may come from: its name in messages, and a function from an image's name to its
+    class or None."""
 
     says: str
     label: Callable[[str], str | None]
