@@ -1,0 +1,274 @@
+"""The command adapt: make a model of a run, or change one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dist_train.config import Config
+from dist_train.config.io import load_config
+from dist_train.data.account import Account
+from dist_train.errors import UserError, command
+from dist_train.names import class_name, shown
+from launch.cli.photos import find_photos, print_account
+from launch.cli.signature import Option, Options
+
+if TYPE_CHECKING:
+    import torch
+
+    from dist_train.classifier.classifier import Classifier
+
+
+@dataclass(kw_only=True)
+class AdaptOptions(Options):
+    """The changes to make, and the folder for the model."""
+
+    out: Path | None = None
+    """Folder for the model; default: the model itself is changed."""
+    photos: Annotated[list[str], Option(name="class", metavar="NAME=PHOTOS")] = field(default_factory=list)
+    """Add a class from a photo, a folder or a quoted pattern. Repeat it for more classes, or for more photos of one."""
+    classes: Annotated[Path | None, Option(metavar="DIR")] = None
+    """Add a class for each folder in DIR, by its name."""
+    remove: Annotated[list[str], Option(metavar="NAME")] = field(default_factory=list)
+    """Remove a class (name or wnid)."""
+    rename: Annotated[list[str], Option(metavar="OLD=NEW")] = field(default_factory=list)
+    """Rename a class."""
+    print_classes: Annotated[bool, Option(name="list")] = False
+    """Print the classes, one a line."""
+    method: str | None = None
+    """Method of the run to take; default: phi_plus where it was trained, else phi2. See docs/methods.md."""
+    rule: str | None = None
+    """How several photos count: max (the paper), mean, or rows; default: as it is."""
+    held_out: Annotated[Path | None, Option(metavar="DIR")] = None
+    """Folder with a folder of photos for each class (name or wnid): the effect of additions on these is printed;
+    default: on the run's validation images."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether classes are added, removed or renamed."""
+        return bool(self.photos or self.classes or self.remove or self.rename)
+
+
+def adapt(source: Path, options: AdaptOptions) -> int:
+    """Add classes from photos, without training.
+
+    Makes a model of a run, or changes one: adds classes from one or more photos each, renames and removes classes.
+    Changes are made in the order remove, rename, class, all or none of them.
+
+    Args:
+        source: RUNS/NAME whose learn is done, or a model that adapt has made.
+    """
+    from dist_train.classifier import model_folder
+
+    if not source.exists():
+        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt")
+    config = None if model_folder.is_model(source) else load_config(source)
+    out = options.out or (source if config is None else None)
+    if out is None and (options.changes or not options.print_classes):
+        raise UserError("--out is required: the folder for the model")
+    if config is None and options.method:
+        raise UserError("--method: is chosen when a model is made of a run; give the run")
+    writes = out is not None and bool(options.changes or config or options.rule or options.out)
+    with _reserved(out, source, config is None) if writes and out else nullcontext():
+        model = _open(source, options, config)
+        lines = _change(model, options, config)
+        if writes and out:
+            model.save(out)
+    if options.print_classes:
+        lines = [f"{one.name}\t{shown(one.wnid) or '-'}\t{one.photos or '-'}" for one in model.classes]
+    for line in lines:
+        print(line)
+    if writes and not options.print_classes:
+        print(f"{out}: {len(model.classes)} classes, {model.network.method}, rule {model.rule}")
+    return 0
+
+
+@contextmanager
+def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
+    """Keep the folder that a model is written to for this process; after an error it is as it was.
+
+    Raises:
+        UserError: the folder is there and not the model that is changed, or lies in what the model is made of.
+    """
+    from dist_train.classifier import model_folder
+
+    same = out.exists() and source.exists() and out.samefile(source)
+    if source.resolve() in out.resolve().parents or (same and not is_model):
+        raise UserError(f"--out {out}: lies in {source}; take another folder")
+    new = not (same and is_model)
+    exists = UserError(
+        f"--out {out}: exists; take another folder, or change it: {command('adapt', out, '--class', 'NAME=PHOTOS')}"
+    )
+    if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise exists
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with model_folder.lock(out):
+            if new and model_folder.is_model(out):  # another process made it after the check above
+                raise exists
+            yield
+    except BaseException:
+        if made and not model_folder.is_model(out):
+            (out / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _open(source: Path, options: AdaptOptions, config: Config | None) -> Classifier:
+    """Return the model of a run (``config``), or the one in the folder."""
+    from dist_train.classifier.classifier import Classifier
+    from dist_train.classifier.from_run import from_run
+
+    if config is not None:
+        return from_run(config, options.method, options.rule)
+    model = Classifier.load(source)
+    if options.rule:
+        model.rule = options.rule
+    return model
+
+
+def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> list[str]:
+    """Remove, rename and add classes; return lines on the classes that were added.
+
+    Raises:
+        UserError: a class is not there or is there already, or a photo cannot be decoded.
+    """
+    for name in options.remove:
+        model.remove_class(name)
+    for text in options.rename:
+        model.rename_class(*_old_and_new(text, model))
+    account = Account()
+    photos = _photos_by_class(options, account)
+    for name in photos:
+        model.check_new(name)  # all of them before the work begins
+    before = len(model.classes)
+    _add_classes(model, photos, account)
+    added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[before:]]
+    held_out = _held_out(model, options, config, account) if photos or options.held_out else None
+    print_account(account)
+    if not held_out:
+        return added
+    rates = model.base_accuracy(*held_out)[-len(photos) - 1 :]
+    lines = [f"{text}; base {after:.2f}% ({after - before:+.2f})"
+             for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
+    summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if photos else f"{rates[0]:.2f}%"
+    return [*lines, f"base accuracy on {len(held_out[1])} held-out images: {summary}"]
+
+
+def _old_and_new(text: str, model: Classifier) -> tuple[str, str]:
+    """Return the two names in OLD=NEW. Names may have a = in them: the first OLD that is a class counts."""
+    pairs = [(text[:n], text[n + 1 :]) for n, sign in enumerate(text) if sign == "=" and 0 < n < len(text) - 1]
+    if not pairs:
+        raise UserError(f"--rename {text}: give OLD=NEW")
+    known = [pair for pair in pairs if any(pair[0] in (one.name, one.wnid) for one in model.classes)]
+    return (known or pairs)[0]
+
+
+def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[Path]]:
+    """Return {name: photos} of the classes to add."""
+    from dist_train.data.sources.folders import class_folders
+
+    photos: dict[str, list[Path]] = {}
+    for text in options.photos:
+        name, equals, where = text.partition("=")
+        if not (name and equals and where):
+            raise UserError(f"--class {text}: give NAME=PHOTOS")
+        photos.setdefault(class_name(name), []).extend(find_photos(where, f"--class {text}", account))
+    if options.classes:
+        _check_folder("--classes", options.classes)
+        for name, files in class_folders(options.classes, "--classes", account):
+            photos.setdefault(name, []).extend(options.classes / file.name for file in files)
+    return photos
+
+
+def _add_classes(model: Classifier, photos: dict[str, list[Path]], account: Account) -> None:
+    """Add the classes to the model.
+
+    Raises:
+        UserError: photos cannot be decoded; all of them are named.
+    """
+    from dist_train.distributed.pool import progress_bar
+
+    total = sum(map(len, photos.values()))
+    bar = progress_bar(total, "photos", "img", total > 20)
+    complete = True
+    for name, paths in photos.items():
+        activations = _activations(model, paths, account)
+        complete = complete and len(activations) == len(paths)
+        if complete:  # else the photos of the other classes are still read, so that all damaged ones are named
+            model.add_activations(name, activations)
+        bar.update(len(paths))
+    bar.close()
+    if not complete:
+        print_account(account)
+        name, reason = account.left_out[-1]
+        count = len(account.left_out)
+        more = f"; {count} photos are left out" * (count > 1)
+        raise UserError(f"{name}: {reason}{more}; nothing is changed")
+
+
+def _activations(model: Classifier, paths: Sequence[Path], account: Account) -> torch.Tensor:
+    """Return the activations [k, dim] of the photos that can be decoded; the account names the others."""
+    import torch
+
+    from dist_train.classifier.classifier import batches
+
+    rows = [model.network.base_rows[:0]]
+    for batch in batches(paths):
+        pixels = []
+        for path in batch:
+            try:
+                pixels.append(model.pixels(path))
+            except UserError as error:
+                account.taken -= 1
+                account.leave_out(str(path), str(error).removeprefix(f"{path}: "))
+        rows.append(model.activations(pixels))
+    return torch.cat(rows)
+
+
+def _held_out(
+    model: Classifier, options: AdaptOptions, config: Config | None, account: Account
+) -> tuple[torch.Tensor, list[int]] | None:
+    """Return activations of images of the classes that came with the run, and their places in ``model.classes``."""
+    if options.held_out is not None:
+        return _held_out_photos(model, options.held_out, account)
+    if config is None:
+        return None
+    from dist_train.classifier.from_run import held_out_activations
+
+    activations, labels = held_out_activations(config)
+    place = {label: number for number, label in enumerate(model.kept)}
+    rows = [row for row, label in enumerate(labels) if label in place]
+    return (activations[rows], [place[labels[row]] for row in rows]) if rows else None
+
+
+def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple[torch.Tensor, list[int]]:
+    """Return the same of photos in a folder for each class."""
+    import torch
+
+    from dist_train.data.sources.folders import class_folders
+
+    _check_folder("--held_out", folder)
+    base = [one for one in model.classes if not one.added]
+    place = {name: number for number, one in enumerate(base) for name in (one.wnid, one.name)}
+    activations, labels = [], list[int]()
+    for name, files in class_folders(folder, "--held_out", account):
+        if name in place:
+            activations.append(model.activations([folder / file.name for file in files], name))
+            labels += [place[name]] * len(files)
+        else:
+            account.taken -= len(files)
+            account.pass_over(f"{folder}/{name}", "in folders of no class of the run", len(files))
+    if not activations:
+        raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make some")
+    return torch.cat(activations), labels
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: no such folder; give one with a folder of photos a class")

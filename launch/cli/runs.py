@@ -1,0 +1,198 @@
+"""The commands of a run: run and its stages, study, and what a person asks of a run that was started."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+from dist_train.config import Config, configs_dir
+from dist_train.config.io import find_yaml, load_config
+from dist_train.errors import UserError
+from launch.cli.signature import Keys, Option
+
+
+def run(config: Config, *, redo: bool = False, dry_run: bool = False, ranks: int = 1) -> int:
+    """Run all stages in turn: prepare, pretrain, extract, learn, evaluate.
+
+    Stages that are done are skipped; prepare draws and packs images where the configuration asks for it.
+
+    Args:
+        redo: Delete the results of all stages and start again.
+        dry_run: Print steps, memory and time; start nothing.
+        ranks: Ranks to plan for, with --dry-run.
+    """
+    if not dry_run:
+        return _work(config, "run", redo)
+    from dist_train.stages import dry_run as planned
+
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: must be >= 1")
+    print("\n".join(planned.dry_run(config, ranks)))
+    return 0
+
+
+def prepare(config: Config, *, redo: bool = False) -> int:
+    """Draw and pack images, where the configuration asks for it.
+
+    Args:
+        redo: Has no effect: to pack again, delete the shards.
+    """
+    return _work(config, "prepare", redo)
+
+
+def pretrain(config: Config, *, redo: bool = False) -> int:
+    """Run the stage pretrain alone: train the backbone on the base classes.
+
+    Args:
+        redo: Delete the results of this stage and of those after it, and start again.
+    """
+    return _work(config, "pretrain", redo)
+
+
+def extract(config: Config, *, redo: bool = False) -> int:
+    """Run the stage extract alone: compute the activations of every image.
+
+    Args:
+        redo: Delete the results of this stage and of those after it, and start again.
+    """
+    return _work(config, "extract", redo)
+
+
+def learn(config: Config, *, redo: bool = False) -> int:
+    """Run the stage learn alone: train the predictors.
+
+    Args:
+        redo: Delete the results of this stage and of those after it, and start again.
+    """
+    return _work(config, "learn", redo)
+
+
+def evaluate(config: Config, *, redo: bool = False) -> int:
+    """Run the stage evaluate alone: make the table and the report.
+
+    Args:
+        redo: Delete the results of this stage and start again.
+    """
+    return _work(config, "evaluate", redo)
+
+
+def _work(config: Config, command: str, redo: bool) -> int:
+    from launch.rank import work
+
+    return work(config, command, redo)
+
+
+def study(
+    study: str, config: Annotated[Config, Keys(defaults={"data.holdout": "pseudo-novel"})], *, seeds: int = 1
+) -> int:
+    """Compare choices: which one matters, and by how much.
+
+    Varies choices one at a time over one backbone, on the split's pseudo-novel classes, and leaves a table of what each
+    of them changes, compared draw by draw, in RUN/study/. Members run one after the other; the same command continues.
+
+    Args:
+        study: YAML file, or the name of one in configs/studies/.
+        seeds: Learn each setting this many times, and take the mean.
+    """
+    from launch.grid.run_study import run_study
+
+    return run_study(config, find_yaml("study", study, configs_dir() / "studies", "*.yaml"), seeds)
+
+
+def collect(run: Path) -> int:
+    """Print the table of a sweep.
+
+    It has the results of all members, and is written to RUN/sweep/table.md too.
+
+    Args:
+        run: RUNS/NAME.
+    """
+    from launch.grid.report import print_sweep_table
+
+    return print_sweep_table(run)
+
+
+def status(run: Path = Path("runs"), *, watch: bool = False) -> int:
+    """Show what a run, or every run of a folder, is doing.
+
+    Prints stages, step, epoch, loss, images/s, time left, last checkpoint, last sign of life, and the error that ended
+    it. Reads the run's folder, and asks SLURM about its jobs.
+
+    Args:
+        run: RUNS/NAME, or RUNS for all.
+        watch: Again every few seconds, until Ctrl-C.
+    """
+    from launch.status import show
+
+    if not watch:
+        print(show(run))
+        return 0
+    with suppress(KeyboardInterrupt):
+        while True:
+            print(f"\x1b[2J\x1b[H{show(run)}", flush=True)
+            time.sleep(5)
+    return 0
+
+
+def verify_resume(run: Path, *, batches: int = 4) -> int:
+    """Prove that resuming is exact.
+
+    Compares sample ids, crop windows and checksums of pixels of the batches after the run's newest checkpoint: of a
+    stream that begins before it, and of new ones on 1, 2 and 4 ranks.
+
+    Args:
+        run: Folder of the run (RUNS/NAME).
+        batches: Global batches to compare.
+    """
+    from dist_train.runs.run import open_run
+    from dist_train.stages.verify_resume import verify_resume
+
+    if batches < 1:
+        raise UserError(f"--batches {batches}: must be >= 1")
+    lines, differences = verify_resume(open_run(load_config(run)), batches)
+    print("batch  first sample (window)  uninterrupted  resumed")
+    for line in lines:
+        print(f"{line.number}  {line.sample} ({line.window})  {line.before}  {line.after}")
+    for difference in differences:
+        print(difference)
+    state = f"{len(differences)} difference(s)" if differences else "resuming is exact, on 1, 2 and 4 ranks"
+    print(f"{run}: {state}")
+    return 1 if differences else 0
+
+
+def logs(
+    run: Path,
+    *,
+    stage: str | None = None,
+    rank: int = 0,
+    member: int = 0,
+    follow: Annotated[bool, Option(short="-f")] = False,
+) -> int:
+    """Print the log of a job: that of a rank of the newest one.
+
+    Args:
+        run: RUNS/NAME.
+        stage: Take the newest job of this stage.
+        rank: Take the log of this rank.
+        member: Take this member of an array.
+        follow: Go on until the job has ended.
+    """
+    from launch.slurm.logs import print_log
+
+    with suppress(KeyboardInterrupt):
+        print_log(run, stage, rank, follow, member)
+    return 0
+
+
+def cancel(run: Path) -> int:
+    """End a run's jobs, queued and running; a running job saves first.
+
+    Args:
+        run: RUNS/NAME.
+    """
+    from launch.slurm import jobs
+
+    print(f"{run}: cancelled {', '.join(jobs.cancel(run))}")
+    return 0

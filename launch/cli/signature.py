@@ -1,0 +1,202 @@
+"""Arguments of a command, from the signature and the docstring of its function.
+
+Parameters before the ``*`` are positional arguments, those after it options. A bool is a flag; an option whose type is
+a list may be repeated. A parameter that is a dataclass stands for its fields: each is an option, of an ``Options`` by
+these same rules, of a configuration as a key of its YAML file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import Namespace
+
+from dist_train.config import Config
+from dist_train.config.io import Parser, one_line
+from dist_train.errors import UserError
+
+Command = Callable[..., int]
+
+
+class Options:
+    """Mark a dataclass whose fields are the options of a command."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """Say of an option what its type and its docstring cannot.
+
+    Attributes:
+        name: the name to type, where Python keeps the word for itself.
+        metavar: the name of the value in the help.
+        short: a second name, of one letter.
+        several: whether several values may follow the option.
+        help: the help, where it is computed.
+    """
+
+    name: str = ""
+    metavar: str | None = None
+    short: str = ""
+    several: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Say which keys of a configuration a command leaves out, and which have another default."""
+
+    skip: frozenset[str] = frozenset()
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """A parameter of a function, or a field of its options."""
+
+    name: str
+    kind: Any
+    extra: Any
+    default: Any
+    help: str
+    positional: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name of its value in what a parser returns."""
+        return (self.extra.name if isinstance(self.extra, Option) else "") or self.name
+
+
+def summary(command: Command) -> str:
+    """Return the first line of a command's docstring, as a list of commands shows it."""
+    first = description(command).partition("\n")[0].rstrip(".")
+    return first[:1].lower() + first[1:]
+
+
+def description(command: Command) -> str:
+    """Return a command's docstring without its sections."""
+    return docstring_parser.parse(inspect.getdoc(command) or "").description or ""
+
+
+def add_arguments(parser: Parser, command: Command) -> None:
+    """Add the arguments of a command to its parser."""
+    for argument in _parameters(command):
+        if _is_options(argument.kind):
+            for option in _fields(argument.kind):
+                _add_argument(parser, option)
+        elif not is_dataclass(argument.kind):
+            _add_argument(parser, argument)
+        else:
+            keys = argument.extra or Keys()
+            if argument.kind is Config:
+                parser.add_argument("--config", action="config", help="YAML file, or the name of one in configs/.")
+            parser.add_class_arguments(argument.kind, skip=set(keys.skip))
+            parser.set_defaults(keys.defaults)
+
+
+def call(command: Command, parser: Parser, parsed: Namespace, words: Sequence[str]) -> int:
+    """Call a command with the values that a parser has returned; return its exit code.
+
+    Args:
+        words: the command's name, as it is typed: ["launch", "slurm"].
+
+    Raises:
+        UserError: a value is wrong, or what the command raises.
+    """
+    arguments = list(_parameters(command))
+    try:
+        if any(is_dataclass(argument.kind) and not _is_options(argument.kind) for argument in arguments):
+            if Config in (argument.kind for argument in arguments):
+                _inside(parsed, words).pop("config", None)
+            parsed = parser.instantiate(parsed)
+        values = _inside(parsed, words)
+        given = {argument.name: _value(argument, values) for argument in arguments}
+    except (ValueError, TypeError) as error:
+        raise UserError(one_line(str(error))) from None
+    return command(**given)
+
+
+def _inside(parsed: Namespace, words: Sequence[str]) -> Namespace:
+    for word in words:
+        parsed = parsed[word]
+    return parsed
+
+
+def _value(argument: _Argument, values: Namespace) -> Any:
+    """Return the value of a parameter, of several options where it is a dataclass."""
+    kind: Any = argument.kind
+    if _is_options(kind):
+        return kind(**{option.name: values[option.key] for option in _fields(kind)})
+    if is_dataclass(kind):
+        return kind(**{key.name: values[key.name] for key in fields(kind) if key.name in values})
+    return values[argument.key]
+
+
+def _is_options(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Options)
+
+
+def _parameters(command: Command) -> Iterator[_Argument]:
+    """Yield the parameters of a command, in order."""
+    hints, texts = get_type_hints(command, include_extras=True), _texts(command)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, extra = _split(hints[name])
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        positional = parameter.kind is not parameter.KEYWORD_ONLY
+        yield _Argument(name, kind, extra, default, texts.get(name, ""), positional)
+
+
+def _fields(options: type[Any]) -> Iterator[_Argument]:
+    """Yield the fields of an ``Options``, in order."""
+    hints, texts = get_type_hints(options, include_extras=True), _texts(options)
+    for one in fields(options):
+        kind, extra = _split(hints[one.name])
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        yield _Argument(one.name, kind, extra, default, texts.get(one.name, ""))
+
+
+def _texts(documented: Any) -> dict[str, str]:
+    """Return {name: what its docstring says} of the parameters of a function, or of the fields of a dataclass."""
+    found = docstring_parser.parse_from_object(documented).params
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in found}
+
+
+def _split(hint: Any) -> tuple[Any, Any]:
+    """Return a type without None and without its annotation, and the annotation."""
+    extra = None
+    if get_origin(hint) is Annotated:
+        hint, extra = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    return hint, extra
+
+
+def _add_argument(parser: Parser, argument: _Argument) -> None:
+    """Add a single argument by its type, as argparse wants it."""
+    extra = argument.extra or Option()
+    settings: dict[str, Any] = {"help": extra.help or argument.help, "metavar": extra.metavar}
+    listed = get_origin(argument.kind) is list
+    if argument.kind is bool:
+        settings = {"help": settings["help"], "action": "store_true"}
+    elif listed and argument.positional:
+        settings |= {"nargs": "+"}
+    elif listed and extra.several:
+        settings |= {"nargs": "+", "action": "extend", "default": argument.default}
+    elif listed:
+        settings |= {"action": "append", "default": argument.default}
+    else:
+        settings |= {"default": None if argument.default is MISSING else argument.default}
+        if argument.kind is not str:  # argparse's own, which the help need not name
+            settings["type"] = argument.kind
+        if argument.positional and argument.default is not MISSING:
+            settings |= {"nargs": "?"}
+    if argument.positional:
+        names = [argument.key]
+    else:
+        names = [*([extra.short] if extra.short else []), f"--{argument.key}"]
+        settings |= {"required": True} if argument.default is MISSING else {}
+    parser.add_argument(*names, **{key: value for key, value in settings.items() if value is not None})
