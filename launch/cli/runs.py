@@ -25,11 +25,11 @@ def run(config: Config, *, redo: bool = False, dry_run: bool = False, ranks: int
     """
     if not dry_run:
         return _work(config, "run", redo)
-    from dist_train.stages import dry_run as planned
+    from dist_train.stages import dry_run as planner
 
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: must be >= 1")
-    print("\n".join(planned.dry_run(config, ranks)))
+    print("\n".join(planner.dry_run(config, ranks)))
     return 0
 
 

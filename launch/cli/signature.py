@@ -131,7 +131,7 @@ def _value(argument: _Argument, values: Namespace) -> Any:
     kind: Any = argument.kind
     if _is_options(kind):
         return kind(**{option.name: values[option.key] for option in _fields(kind)})
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return kind(**{key.name: values[key.name] for key in fields(kind) if key.name in values})
     return values[argument.key]
 
