@@ -52,7 +52,7 @@ ELSEWHERE = {
     "dist-train run --config imagenet --name pseudo --data.holdout pseudo-novel": "e2e/test_study.py",
     "dist-train study unstated --config imagenet --name pseudo": "e2e/test_study.py",
     "dist-train doctor --cluster my_site.yaml": "slurm/test_chain.py",
-    "dist-train launch slurm --config imagenet --cluster my_site.yaml --dry-run": "launch/test_cluster.py",
+    "dist-train launch slurm --config imagenet --cluster my_site.yaml --dry-run": "launch/slurm/test_profile.py",
     "dist-train launch slurm --config imagenet --cluster my_site.yaml --name first --pack.train "
     "ILSVRC2012_img_train.tar --pack.val ILSVRC2012_img_val.tar --pack.devkit ILSVRC2012_devkit_t12.tar.gz":
         "slurm/test_chain.py",
@@ -65,7 +65,7 @@ ELSEWHERE = {
     "torchrun --nproc-per-node 8 -m dist_train run --config imagenet": "e2e/test_run.py",
     "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id 1 "
     "-m dist_train run --config imagenet": "distributed/test_two_hosts.py",
-    "dist-train launch slurm --here --config imagenet --cluster my_site.yaml": "launch/test_submission.py",
+    "dist-train launch slurm --here --config imagenet --cluster my_site.yaml": "launch/slurm/test_submission.py",
 }  # fmt: skip
 
 

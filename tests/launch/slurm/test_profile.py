@@ -32,7 +32,7 @@ def dry_run(profile: str, folder: Path, capsys: pytest.CaptureFixture[str], *opt
 def test_the_scripts_of_a_site(
     profile: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are word for word as in tests/launch/golden. After a change that is meant, read the difference and copy."""
+    """They are word for word as in tests/launch/slurm/golden. After a change that is meant, read the difference and copy."""
     assert dry_run(profile, tmp_path, capsys, *options) == (GOLDEN / f"{profile}.txt").read_text()
     assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
 
@@ -54,7 +54,7 @@ def test_shellcheck_has_nothing_to_say_about_the_scripts(
 
 
 def test_no_site_is_named_in_the_code() -> None:
-    code = "".join(path.read_text() for path in Path(__file__).parents[2].glob("launch/**/*.py"))
+    code = "".join(path.read_text() for path in Path(__file__).parents[3].glob("launch/**/*.py"))
     for profile in (configs_dir() / "clusters").glob("*.yaml"):
         assert f'"{profile.stem}"' not in code
 

@@ -249,7 +249,7 @@ def test_status_into_a_closed_pipe(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-m", "dist_train", "status", str(tmp_path)], stdout=write,
-                          stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+                          stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -269,7 +269,7 @@ def test_a_snapshot_is_what_runs_later(tmp_path: Path) -> None:
         [sys.executable, "-c", "import dist_train, launch.cli.main; from dist_train.config import configs_dir\n"
          "from dist_train.runs.provenance import git_commit\n"
          "print(dist_train.__file__, launch.cli.main.__file__, configs_dir(), git_commit(), sep='\\n')"],
-        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     *files, commit = lines
     assert len(files) == 3 and all(file.startswith(str(code)) for file in files)
