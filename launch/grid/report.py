@@ -228,7 +228,7 @@ def compare(name: str, choices: Sequence[Choice], settings: Settings) -> StudyRe
         best=[_best(choice, method, results) for choice in choices for method in choice.methods],
         seeds=len(default),
         results=default[0],
-        commits=sorted({commit for seeds in results.values() for one in seeds for commit in _commits(one)}),
+        commits=sorted({commit for seeds in results.values() for member in seeds for commit in _commits(member)}),
     )
 
 

@@ -1,4 +1,4 @@
-"""The jobs of a run: a record of each one that was submitted, which of them are alive, and how to end them."""
+"""The jobs of a run: the record of each submitted job, which jobs are alive, and how to end them."""
 
 from __future__ import annotations
 

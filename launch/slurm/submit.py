@@ -1,7 +1,7 @@
 """Submit a chain of jobs through submitit: to SLURM, or one after the other on this machine.
 
-The tasks of a job, one a rank, are started by srun. What happens when they have left, done or stopped or dead, the
-job's script decides (``launch/restart.py``).
+srun starts the task of a job on each rank. When all ranks have left, whether done, stopped or dead, the job's script
+decides what follows (``launch/restart.py``).
 """
 
 from __future__ import annotations
