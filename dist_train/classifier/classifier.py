@@ -269,7 +269,7 @@ class Classifier:
             calibration, query = self._calibrate(base)
             if calibration and added:
                 largest = torch.stack([(query @ rows.T).amax(1) for rows in added]).amax(0)
-                offset[len(base) :] = calibration.number(largest, len(added))
+                offset[len(base) :] = calibration.offset(largest, len(added))
             self._head = Head(torch.cat([base, *added]), owner, offset)
         return self._head
 
@@ -297,7 +297,7 @@ class Classifier:
             if calibration:
                 responses = (calibration_queries @ rows.T).amax(1)
                 taken_of_calibration = torch.maximum(taken_of_calibration, responses)
-                offset = calibration.number(taken_of_calibration, count)
+                offset = calibration.offset(taken_of_calibration, count)
             correct.append(int((own >= taken + offset).sum()))
         return [100 * count / len(labels) for count in correct]
 

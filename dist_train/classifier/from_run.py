@@ -17,7 +17,7 @@ from dist_train.data import activations
 from dist_train.data.shards.index import open_shards
 from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError, command
-from dist_train.fewshot.method import trained
+from dist_train.fewshot.method import load_trained
 from dist_train.fewshot.methods import open_base
 from dist_train.stages.pretrain import load_backbone
 from dist_train.training.precision import exact_products
@@ -57,7 +57,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     provenance = json.loads((folder / "provenance.json").read_text())
     backbone, wnids = load_backbone(config, torch.device("cpu"))
     base = open_base(config, backbone.head.weight, backbone.head.bias)
-    phi = trained(kind.network, kind.learned(name), base)
+    phi = load_trained(kind.network, kind.learned(name), base)
     with torch.no_grad(), exact_products():
         base_rows = phi.base_rows(base.means)
     network = Network(

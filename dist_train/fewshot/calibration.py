@@ -1,11 +1,11 @@
-"""A number added to all novel scores, so that old and new classes compete fairly (calibrated stacking, Chao et
+"""An offset added to all novel scores, so that old and new classes compete fairly (calibrated stacking, Chao et
 al. 2016, section 3.2).
 
-Where they choose it by validation on unseen classes, here it is found for each set of supports: the largest
-number at which the novel classes take away only so many of the base training images that are classified right.
-So it needs no other class, and fits any method's scores and any number of shots. What they may take is in
-proportion to how many of all classes they are, so that a single class that is added may not take what a hundred
-may; the proportion is chosen once, on pseudo-novel classes.
+Chao et al. choose the offset by validation on unseen classes. Here it is computed for each set of supports: it is the
+largest offset at which the novel classes win no more than a given share of the base training images that were
+classified correctly. This needs no further classes, and works for any method's scores and any number of shots. The
+share grows with the proportion of novel classes among all classes, so that a single added class may not win as many
+images as a hundred may; its factor, the cost, is chosen once, on pseudo-novel classes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 import torch
 
 from dist_train.data.activations import Activations
-from dist_train.fewshot.method import Base, Number, Scorer, drawn
+from dist_train.fewshot.method import Base, Number, Scorer, sample_rows
 
 NUMBERS = {"calibration_cost": Number(0.3)}  # tools/choose_calibration.py
-_PER_CLASS = 20  # base training images asked, of each class
+_PER_CLASS = 20  # base training images of each class that the offset is computed from
 
 
 class Calibration:
-    """Of a method's scores.
+    """Calibrate the novel scores of one method.
 
     Args:
         images: activations [N, C] of base training images.
-        labels: int64 [N].
-        base_scores: the method's, from queries [Q, C] to scores [Q, base classes].
-        cost: the share of the images that are right which the novel classes may take, if they were all classes;
-            of one class in ten they may take a tenth of it.
+        labels: int64 [N], their classes.
+        base_scores: the method's base scores, from queries [Q, C] to [Q, base classes].
+        cost: the share of the correctly classified images that the novel classes may win if they were all classes;
+            where one class in ten is novel, they may win a tenth of it.
     """
 
     def __init__(
@@ -42,30 +42,35 @@ class Calibration:
         cost: float,
     ) -> None:
         scores = base_scores(images)
-        right = scores.argmax(1) == labels
-        self.images, self.own = images[right], scores[right].amax(1)
-        self.cost, self.base = cost, scores.shape[1]
+        correct = scores.argmax(1) == labels
+        self.images, self.own_scores = images[correct], scores[correct].amax(1)
+        self.cost, self.num_base = cost, scores.shape[1]
 
     @classmethod
-    def of(cls, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
+    def from_base(cls, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
+        """Take the images from the base classes, and the cost from ``evaluate.options``."""
         return cls(*sample(base.train, base.means.device), base_scores, base.numbers["calibration_cost"])
 
-    def number(self, largest: torch.Tensor, novel: int) -> float:
-        """What may be added to the scores of so many novel classes, of which ``largest`` [images] are each image's."""
-        margins = (self.own - largest).sort().values
-        may = int(self.cost * novel / (self.base + novel) * len(margins))
-        return margins[min(may, len(margins) - 1)].item() if len(margins) else 0.0
+    def offset(self, largest: torch.Tensor, num_novel: int) -> float:
+        """Return what may be added to the scores of ``num_novel`` classes.
+
+        Args:
+            largest: [images], the largest novel score of each of ``self.images``.
+        """
+        margins = (self.own_scores - largest).sort().values
+        winnable = int(self.cost * num_novel / (self.num_base + num_novel) * len(margins))
+        return margins[min(winnable, len(margins) - 1)].item() if len(margins) else 0.0
 
     def __call__(self, scorer: Scorer) -> Scorer:
-        """The same scores, plus the number."""
+        """Return a scorer of the same novel scores, plus their offset."""
         scores = scorer(self.images)
-        number = self.number(scores.amax(1), scores.shape[1])
-        return lambda queries: scorer(queries) + number
+        offset = self.offset(scores.amax(1), scores.shape[1])
+        return lambda queries: scorer(queries) + offset
 
 
 def sample(train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The base training images that are asked: float32 [N, C], and their classes int64 [N]."""
-    kept = [drawn(first, last, _PER_CLASS) for first, last in pairwise(train.offsets)]
+    """Return the base training images that the offset is computed from: float32 [N, C], and their classes int64 [N]."""
+    kept = [sample_rows(first, last, _PER_CLASS) for first, last in pairwise(train.offsets)]
     images = torch.from_numpy(train.rows[np.concatenate(kept)].astype(np.float32)).to(device)
     labels = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])).to(device)
     return images, labels

@@ -1,4 +1,4 @@
-"""What a method is: one row of the table, made from the base classes, shown supports, asked for scores."""
+"""The interface of a method: it is made from the base classes, is shown supports, and scores queries."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Row = TypeVar("Row", bound=RowPredictor)
 
 Scorer = Callable[[torch.Tensor], torch.Tensor]
 Support = torch.Tensor
-"""float32 [novel classes, k, C]; an ``oracle`` gets a list of the novel classes' [images, C]."""
+"""float32 [novel classes, k, C]; an ``oracle`` gets a list with the images [images, C] of each novel class."""
 
 COSINE = 10.0
-"""``Method.scale`` of cosines: where Gidaris & Komodakis (2018) start the one that they learn (their code)."""
+"""``Method.scale`` for cosines: the initial value of the scale that Gidaris & Komodakis (2018) learn (their code)."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a method that ``evaluate.options`` can change; above zero.
+    """Describe a number above zero that a method depends on and ``evaluate.options`` can change.
 
     Attributes:
         whole: whether it must be a whole number.
-        rows: the rows of its class that are made with it; none named: all.
+        rows: names of the rows that depend on it; empty for all rows of the class.
     """
 
     default: float
@@ -45,19 +45,19 @@ class Number:
 
 @dataclass(frozen=True)
 class Base:
-    """What a method may use of the base classes.
+    """Hold all that a method may use of the base classes.
 
     Attributes:
         train: stored activations of base training images.
-        means: float32 [base classes, C], on the device.
-        rows, bias: float32 [base classes, C] and [base classes], the backbone's own classifier, trained with it;
-            on the device.
+        means: class means, float32 [base classes, C], on the device.
+        rows, bias: float32 [base classes, C] and [base classes], the classifier that was trained with the backbone; on
+            the device.
         learn: folder of the trained predictors.
-        options: what these were trained with.
+        options: the configuration that they were trained with.
         rule: ``evaluate.rule``.
-        numbers: the defaults of the methods' ``numbers``, and over them ``evaluate.options``.
-        watch: to be put around a long preparation's loop over the base classes, ``for ... in watch(list)``: shows
-            progress, and raises Stopped where the run is told to leave. All ranks go through the same list.
+        numbers: values of the methods' ``numbers``: the defaults, overridden by ``evaluate.options``.
+        watch: wraps the loop over the base classes of a long preparation, ``for ... in watch(list)``: it shows
+            progress, and raises Stopped when the run is to stop. All ranks must go through the same list.
     """
 
     train: Activations
@@ -71,19 +71,19 @@ class Base:
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
 
 
-def drawn(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
-    """At most ``count`` of the rows ``first`` to ``last`` of a table, in order: the same each time."""
+def sample_rows(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
+    """Return at most ``count`` of the row numbers ``first`` to ``last`` - 1, in order; the same on every call."""
     rows: npt.NDArray[np.int64] = first + np.sort(np.random.RandomState(first).permutation(last - first)[:count])
     return rows
 
 
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Queries [Q, C] and rows [N, C] -> cosines [Q, N]."""
+    """Return the cosines [Q, N] of queries [Q, C] and rows [N, C]."""
     return F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T
 
 
-def trained(kind: type[Row], name: str, base: Base) -> Row:
-    """What ``learn`` has trained under this name, for inference.
+def load_trained(network: type[Row], name: str, base: Base) -> Row:
+    """Load the network that ``learn`` trained under this name, for inference.
 
     Raises:
         UserError: it is not trained.
@@ -94,17 +94,17 @@ def trained(kind: type[Row], name: str, base: Base) -> Row:
             f"{folder}: {name} is not trained; run learn with it in learn.methods, or leave it out of evaluate"
         )
     saved = checkpoint.load(folder, base.means.device)
-    model = kind.build(name, base.means, base.rows, base.options).to(base.means.device)
+    model = network.build(name, base.means, base.rows, base.options).to(base.means.device)
     model.load_state_dict(saved.tensors["model"])
     model.eval().requires_grad_(False)
     return model
 
 
 class Method(ABC):
-    """One row of the table, or several of a kind.
+    """Score queries among base and novel classes: one row of the table, or several related ones.
 
-    A file of ``fewshot/methods`` with a class of this kind is all that a method needs: its names are then
-    valid in ``evaluate.methods``. Scores of one query must be comparable over all classes, base and novel.
+    A file in ``fewshot/methods`` with a subclass of this class is all that a method needs; its names are then
+    valid in ``evaluate.methods``. The scores of a query must be comparable over all classes, base and novel.
     ``methods/class_mean.py`` is the example to start from.
     """
 
@@ -113,35 +113,38 @@ class Method(ABC):
     moves_base: ClassVar[bool] = False
     """Whether supports change the scores of base classes: then ``take`` scores all classes."""
     oracle: ClassVar[bool] = False
-    """Whether it is shown all training images of the novel classes (paper, Table 2): one result, not one a draw."""
+    """Whether it is shown all training images of the novel classes (paper, Table 2), and so has one result, not one for
+    each draw."""
     learns: ClassVar[dict[str, type[RowPredictor]]] = {}
-    """What ``learn`` trains on the base activations, by names in ``learn.methods``."""
+    """Name in ``learn.methods`` -> the network that ``learn`` trains on the base activations."""
     uses: ClassVar[dict[str, str]] = {}
-    """For names that are not in ``learns``: the trained predictor that they are made from."""
+    """Name of a row that is not in ``learns`` -> the trained predictor that it is made from."""
     base_as: ClassVar[str] = ""
-    """The row whose ``base_scores`` and ``scale`` are the same, where there is one: computed once for both. Not
-    inherited."""
+    """The row that has the same ``base_scores`` and ``scale``, if there is one: they are computed once for both. It is
+    not inherited."""
     scale: ClassVar[float] = 1.0
-    """What its scores are multiplied by to be logits; ``COSINE`` for cosines. Only a prior over base and novel
-    classes needs it (fewshot/protocols/low_shot.py): ranks do not."""
+    """The factor that turns its scores into logits; ``COSINE`` for cosines. Only a prior over base and novel classes
+    needs it (fewshot/protocols/low_shot.py); ranks do not depend on it."""
     numbers: ClassVar[dict[str, Number]] = {}
-    """Its numbers, by their names in ``evaluate.options``."""
+    """Name in ``evaluate.options`` -> the number."""
 
     @classmethod
     def learned(cls, name: str) -> str:
-        """The name in ``learn.methods`` of what the row ``name`` is made from, where it is made from any."""
+        """Return the name in ``learn.methods`` of the predictor that the row ``name`` is made from, if there is one."""
         return cls.uses.get(name, name)
 
     @abstractmethod
     def __init__(self, name: str, base: Base) -> None:
-        """Prepare the row ``name`` from the base classes; once."""
+        """Prepare the row ``name`` from the base classes; called once."""
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        """Queries [Q, C] -> scores [Q, base classes], finite; not asked where ``moves_base``. Base and novel queries
-        come mixed, as for what ``take`` returns."""
+        """Return the scores [Q, base classes] of queries [Q, C], all finite; not called where ``moves_base``.
+
+        Base and novel queries come mixed, as they do for the scorer that ``take`` returns."""
         raise NotImplementedError
 
     @abstractmethod
     def take(self, support: Support) -> Scorer:
-        """Support -> a function from queries [Q, C] to scores [Q, novel classes]; where ``moves_base`` to
-        [Q, base + novel classes]."""
+        """Return a function from queries [Q, C] to scores [Q, novel classes] for these supports.
+
+        Where ``moves_base``, it returns scores [Q, base + novel classes]."""

@@ -85,7 +85,7 @@ def check_config(config: Config, world: int) -> None:
     Raises:
         UserError: it names the key.
     """
-    methods.check(config.learn.methods, config.evaluate.methods, config.evaluate.options)
+    methods.check_methods(config.learn.methods, config.evaluate.methods, config.evaluate.options)
     for name in config.evaluate.methods:
         if config.evaluate.protocol != "joint" and methods.METHODS[name].oracle:
             raise UserError(f"evaluate.methods: {name} is shown all images; it needs evaluate.protocol=joint")

@@ -92,7 +92,7 @@ def _maps(run: Run, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _diagonal(run: Run, base: Base) -> dict[str, Any]:
     if "phi1" not in run.config.evaluate.methods:
         return {}
-    weight = _predicted("phi1", base).phi.layers[0].weight
+    weight = _predicted("phi1", base).phi.state_dict()["layers.0.weight"]
     return class_vectors.diagonal(weight.float().cpu().numpy())
 
 

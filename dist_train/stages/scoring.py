@@ -24,7 +24,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
-from dist_train.fewshot.method import Method, Support
+from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
 from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
 from dist_train.fewshot.protocols.joint import Draw, JointScorer, Mixed, Queries, assert_disjoint, support_rows
@@ -190,7 +190,7 @@ class JointScoring(Scoring):
             self._shared_scorers[name] = scorer
         return scorer
 
-    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Support]]:
+    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
         """Yield the supports of one draw by number of shots; for an oracle, all images, class by class."""
         if oracle:
             ends = zip(self.novel_train.offsets[:-1], self.novel_train.offsets[1:], strict=True)

@@ -227,7 +227,7 @@ def test_calibration_costs_the_share_of_base_images_that_it_may(cost: float) -> 
     def scores(queries: torch.Tensor) -> torch.Tensor:
         return queries @ torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
 
-    calibrate = calibration.Calibration.of(given, lambda q: scores(q)[:, :3])
+    calibrate = calibration.Calibration.from_base(given, lambda q: scores(q)[:, :3])
     kept = [first + np.random.RandomState(first).permutation(n)[:20] for first, n in ((0, 40), (40, 60), (100, 50))]
     sample, truth = images[np.concatenate(kept)], torch.arange(3).repeat_interleave(20)
     right = scores(sample)[:, :3].argmax(1) == truth

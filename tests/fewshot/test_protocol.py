@@ -166,20 +166,20 @@ def test_names_of_methods_come_from_their_files() -> None:
     names = set(re.findall("`([^`]*)`", "".join(rows)))
     assert names == {*methods.METHODS, *methods.NUMBERS}
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
-        methods.check(["phi2"], ["nn", "mena"], {})
+        methods.check_methods(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
-        methods.check(["phi2"], ["nn"], {"lambda": 1.0})
+        methods.check_methods(["phi2"], ["nn"], {"lambda": 1.0})
     wrong = {"ridge_weight": 0.0, "calibration_cost": -1.0, "child_lr": float("nan"), "finetune_lr": float("inf"),
              "finetune_steps": 2.5}  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(UserError, match=rf"evaluate.options: {name}={value:g}: must be a (whole )?number above 0"):
-            methods.check(["phi2"], ["nn"], {name: value})
+            methods.check_methods(["phi2"], ["nn"], {name: value})
     with pytest.raises(UserError, match=r"evaluate.methods: nn_oracle, linear_oracle: oracles stand beside a table"):
-        methods.check(["phi1"], ["nn_oracle", "linear_oracle"], {})
+        methods.check_methods(["phi1"], ["nn_oracle", "linear_oracle"], {})
     with pytest.raises(UserError, match=r"learn.methods: 'mean' is not known; give some of .*phi2"):
-        methods.check(["mean"], ["nn"], {})
+        methods.check_methods(["mean"], ["nn"], {})
     with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods \(phi1\)"):
-        methods.check(["phi1"], ["nn", "phi2"], {})
+        methods.check_methods(["phi1"], ["nn", "phi2"], {})
 
 
 def test_methods_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

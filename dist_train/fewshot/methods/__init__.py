@@ -1,4 +1,4 @@
-"""The rows of the table: every file here that has a ``Method``."""
+"""The methods: every file in this folder that defines a ``Method``, found by import."""
 
 from __future__ import annotations
 
@@ -15,35 +15,40 @@ from dist_train.errors import UserError
 from dist_train.fewshot.method import Base, Method
 
 
-def _found() -> dict[str, type[Method]]:
-    kinds = {}
+def _discover() -> dict[str, type[Method]]:
+    """Import the files of this folder; return name of a row -> its class.
+
+    Raises:
+        UserError: two files define the same name.
+    """
+    kinds: dict[str, type[Method]] = {}
     for file in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{file.name}")
         for kind in vars(module).values():
             if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__:
-                for name in vars(kind).get("labels", ()):  # a class without is what others are made from
+                for name in vars(kind).get("labels", ()):  # a class without labels is a base class of others
                     if name in kinds:
                         raise UserError(f"{module.__file__}: {name!r} is a method of {kinds[name].__module__} already")
                     kinds[name] = kind
     return kinds
 
 
-METHODS = _found()
+METHODS = _discover()
 """Name in ``evaluate.methods`` -> its class."""
 LABELS = {name: kind.labels[name] for name, kind in METHODS.items()}
 """Name -> name in tables."""
 _OPTIONS = {key: number for kind in METHODS.values() for key, number in kind.numbers.items()}
 NUMBERS = {key: number.default for key, number in _OPTIONS.items()}
 """Name in ``evaluate.options`` -> default."""
-LEARNED = {name: trained for kind in METHODS.values() for name, trained in kind.learns.items()}
-"""Name in ``learn.methods`` -> what is trained."""
+LEARNED = {name: network for kind in METHODS.values() for name, network in kind.learns.items()}
+"""Name in ``learn.methods`` -> the network that is trained."""
 
 
-def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, float]) -> None:
-    """``learn.methods``, ``evaluate.methods`` and ``evaluate.options`` together.
+def check_methods(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, float]) -> None:
+    """Check ``learn.methods``, ``evaluate.methods`` and ``evaluate.options`` against each other.
 
     Raises:
-        UserError: for the first name that is not known, or whose predictor would not be trained.
+        UserError: a name is not known, its predictor would not be trained, or an option's value is not allowed.
     """
     for name in learn:
         if name not in LEARNED:
@@ -67,14 +72,17 @@ def check(learn: Sequence[str], evaluate: Sequence[str], options: Mapping[str, f
 
 
 def options_of(name: str, options: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that the row ``name`` is made with: its class's, without those of other rows."""
+    """Return the values of ``evaluate.options`` that the row ``name`` depends on."""
     own = METHODS[name].numbers.items()
     return {key: options.get(key, number.default) for key, number in own if not number.rows or name in number.rows}
 
 
 def open_base(config: Config, rows: torch.Tensor, bias: torch.Tensor) -> Base:
-    """What a run's methods may use of its base classes, on the device of ``rows`` and ``bias``, the backbone's own
-    classifier."""
+    """Open what a run's methods may use of its base classes, on the device of ``rows`` and ``bias``.
+
+    Args:
+        rows, bias: the classifier that was trained with the backbone.
+    """
     folder, options = config.run_dir, config.evaluate
     means = torch.from_numpy(np.load(folder / "extract" / "means.f32.npy")).to(rows.device)
     train = load(folder / "extract", "base_train")
@@ -83,5 +91,5 @@ def open_base(config: Config, rows: torch.Tensor, bias: torch.Tensor) -> Base:
 
 
 def make(name: str, base: Base) -> Method:
-    """The method of a name in ``METHODS``, prepared."""
+    """Make the method of a name in ``METHODS`` from the base classes."""
     return METHODS[name](name, base)

@@ -1,12 +1,12 @@
 """Cosine classifier with attention over base rows (Gidaris & Komodakis 2018, sections 3.1 and 3.2).
 
-A novel row is ``phi_avg * mean of unit supports + phi_att * mean of what each support attends to``, where
-attention is a softmax, over the base classes, of the scaled cosine between ``phi_q`` times the support and a
-key of each base class, and picks from the base classes' unit rows. All is scored by a scaled cosine.
+A novel row is ``phi_avg * mean of the unit supports + phi_att * mean of the supports' attended rows``. A support's
+attended row is the average of the base classes' unit rows, weighted by a softmax of the scaled cosines between
+``phi_q`` times the support and a key of each base class. Scores are scaled cosines.
 
-It is trained as they do in their second stage, with base classes that play novel ones: those which a step
-represents by one image get their row in this way, with the others to attend to. Their backbone is trained
-with the cosine classifier; ours is not, so the base rows start from its rows and are trained along.
+It is trained as in their second stage, with base classes in the part of novel ones: the classes that a step represents
+by one image get their rows in this way, attending to the other classes. Their backbone is trained with the cosine
+classifier; ours is not, so the base rows start from the backbone's rows and are trained too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dist_train.models.predictor import RowClassifier
 
 
 class Attention(RowClassifier):
-    """Parameters and starting values as in their code: identity query, scales of 10, phi_avg and phi_att one;
-    their rate, which falls."""
+    """Hold the parameters, with the initial values of their code (``phi_q`` the identity, scales 10, ``phi_avg`` and
+    ``phi_att`` 1) and their decaying learning rate."""
 
     own: ClassVar = {"lr": 0.1, "schedule": "cosine"}
 
@@ -51,8 +51,11 @@ class Attention(RowClassifier):
         return torch.where(single[:, None], made.to(rows.dtype), rows)
 
     def novel(self, supports: torch.Tensor, without: torch.Tensor | None = None) -> torch.Tensor:
-        """Supports [n, dim] -> rows [n, dim], not normalised; base classes where ``without`` is true cannot be
-        attended to."""
+        """Return the rows [n, dim], not normalised, of supports [n, dim].
+
+        Args:
+            without: bool [base classes], true for classes that must not be attended to.
+        """
         unit = F.normalize(supports, dim=1)
         logits = self.attention_scale * F.normalize(self.phi_q(unit), dim=1) @ F.normalize(self.keys, dim=1).T
         if without is not None:
@@ -65,7 +68,7 @@ class Attention(RowClassifier):
         return F.normalize(self.rows, dim=1)
 
     def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
-        """One row, whatever the rule."""
+        """Return one row for each class; ``rule`` has no effect."""
         rows = self.novel(supports.flatten(0, -2)).view_as(supports)
         return F.normalize(rows.mean(-2, keepdim=True), dim=-1)
 

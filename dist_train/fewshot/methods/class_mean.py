@@ -1,4 +1,4 @@
-"""Cosine to the class mean (nearest class mean): the baseline without learning."""
+"""Cosine to the class mean (nearest class mean), a baseline without learning."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Weight imprinting (Qi, Brown & Lowe 2018): the backbone's own classifier, by cosine, and for a novel class
-the mean of its unit supports as one more row."""
+"""Weight imprinting (Qi, Brown & Lowe 2018): cosines to the rows of the backbone's own classifier, to which each novel
+class adds the mean of its unit supports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dist_train.fewshot.method import COSINE, Base, Method, Scorer, cosine
 
 
 class Imprinting(Method):
-    """Their backbone is trained with a cosine classifier; ours is not, its rows are only read as one."""
+    """Score by imprinted rows. Their backbone is trained with a cosine classifier; ours is trained with a linear one,
+    whose rows are used in its place."""
 
     labels: ClassVar = {"imprint": "Weight imprinting"}
     scale: ClassVar = COSINE

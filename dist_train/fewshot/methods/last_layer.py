@@ -1,16 +1,16 @@
-"""The last layer trained on, with the supports among the base images (paper, Table 1 and 2).
+"""Methods that continue to train the last layer, on base images and supports together (paper, Tables 1 and 2).
 
 The backbone's own classifier gets a row of zeros for every novel class and is trained further by SGD on the
 frozen activations of base images and supports:
 
-- ``finetune``, the paper's "Fine-tuned ResNet": all rows, every image as often as it occurs. Here the layers
-  below stay as they are, so that a draw costs seconds.
-- ``child``, "Learning like a Child" (Mao et al. 2015): the novel rows only.
-- ``logistic``: all rows, every class as often as any other, as Hariharan & Girshick's baseline samples.
+- ``finetune``, the paper's "Fine-tuned ResNet": trains all rows; images are sampled uniformly. Here the layers below
+  stay frozen, so that a draw takes seconds.
+- ``child``, "Learning like a Child" (Mao et al. 2015): trains the novel rows only.
+- ``logistic``: trains all rows; classes are sampled uniformly, as in the baseline of Hariharan & Girshick.
 - ``linear_oracle``: as ``finetune``, with all images of the novel classes.
 
-A step's loss is over a batch of base images and over novel images, each weighted by its share of the whole:
-the gradient's mean is that of drawing from all of them, but a class with one image is not missed for epochs.
+The loss of a step is the mean over a batch of base images and the mean over novel images, each weighted by its share
+of all images. The expected gradient is that of sampling from all images together, but every step sees novel ones.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ import torch
 
 from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
 
-_BATCH = 256  # base images a step, and novel ones at most
-_MOMENTUM, _DECAY = 0.9, 1e-4  # of ResNet's training (He et al. 2016)
+_BATCH = 256  # base images in a step, and at most as many novel images
+_MOMENTUM, _DECAY = 0.9, 1e-4  # as in the training of ResNet (He et al. 2016)
 
 
 class Layer:
-    """Rows [N, C] and biases [N] of a linear classifier, moved by SGD whose rate falls to zero in a line."""
+    """Train rows [N, C] and biases [N] of a linear classifier by SGD, with a rate that falls linearly to zero."""
 
     def __init__(self, weights: torch.Tensor, bias: torch.Tensor, lr: float, steps: int) -> None:
         self.weights, self.bias, self.lr, self.steps = weights, bias, lr, steps
-        self.momentum, self.momentum_bias, self.taken = torch.zeros_like(weights), torch.zeros_like(bias), 0
+        self.momentum, self.momentum_bias, self.step_count = torch.zeros_like(weights), torch.zeros_like(bias), 0
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[Q, C] -> logits [Q, N]."""
+        """Return the logits [Q, N] of inputs [Q, C]."""
         return inputs @ self.weights.T + self.bias
 
     def step(self, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
-        """``gradient``: of the loss by the logits of ``inputs``."""
+        """Take one step; ``gradient`` [Q, N] is that of the loss with respect to the logits of ``inputs``."""
         self.momentum.mul_(_MOMENTUM).add_(gradient.T @ inputs).add_(self.weights, alpha=_DECAY)
         self.momentum_bias.mul_(_MOMENTUM).add_(gradient.sum(0))
-        lr = self.lr * (1 - self.taken / self.steps)
+        lr = self.lr * (1 - self.step_count / self.steps)
         self.weights -= lr * self.momentum
         self.bias -= lr * self.momentum_bias
-        self.taken += 1
+        self.step_count += 1
 
 
 class LastLayer(Method):
@@ -58,7 +58,7 @@ class LastLayer(Method):
     }
 
     def __init__(self, name: str, base: Base) -> None:
-        self.base, self.truth = base, base.train.labels
+        self.base, self.base_labels = base, base.train.labels
         self.lr, self.steps = base.numbers[f"{name}_lr"], int(base.numbers[f"{name}_steps"])
         self.balanced = name == "logistic"
 
@@ -76,13 +76,13 @@ class LastLayer(Method):
         rng = np.random.RandomState(0)
         for _ in range(self.steps):
             rows = self._base_rows(rng)
-            some = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
-            inputs = torch.cat([_load(base, rows), novel[some]])
-            truth = torch.cat([torch.from_numpy(self.truth[rows]).to(novel.device), labels[some]])
-            # Of the weighted cross-entropy by the logits.
+            picked = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
+            inputs = torch.cat([_load(base, rows), novel[picked]])
+            labels_of_batch = torch.cat([torch.from_numpy(self.base_labels[rows]).to(novel.device), labels[picked]])
+            # The gradient of the weighted cross-entropy with respect to the logits.
             gradient = torch.softmax(layer(inputs), dim=1)
-            gradient[torch.arange(len(truth)), truth] -= 1
-            layer.step(inputs, gradient * _weights(share, some))
+            gradient[torch.arange(len(labels_of_batch)), labels_of_batch] -= 1
+            layer.step(inputs, gradient * _weights(share, len(picked), novel.device))
         return layer
 
     def _base_rows(self, rng: np.random.RandomState) -> np.ndarray:
@@ -105,8 +105,8 @@ class LikeAChild(Method):
 
     def __init__(self, name: str, base: Base) -> None:
         self.base, self.lr, steps = base, base.numbers["child_lr"], int(base.numbers["child_steps"])
-        # The same base images whatever the supports, and of their base classes, which stay as they are, a
-        # softmax only needs the sum: with it known, a training costs a tenth.
+        # The base images are the same for all supports, and the base rows are fixed, so that the softmax only needs
+        # the sum over the base classes. Computing it once makes a training ten times cheaper.
         self.rows = np.random.RandomState(0).randint(0, len(base.train.rows), (steps, _BATCH))
         self.sums = [self._sum(_load(base, rows)) for rows in self.rows]
 
@@ -114,43 +114,45 @@ class LikeAChild(Method):
         return queries @ self.base.rows.T + self.base.bias
 
     def _sum(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return log sum exp of the base logits [Q]."""
         return self.base_scores(queries).logsumexp(1)
 
     def take(self, support: Support) -> Scorer:
         novel, labels = _images(support)
         share, novel_sums = _share(novel, self.base), self._sum(novel)
-        nothing = novel.new_zeros(len(support), novel.shape[1]), novel.new_zeros(len(support))
-        layer = Layer(*nothing, self.lr, len(self.rows))
+        zeros = novel.new_zeros(len(support), novel.shape[1]), novel.new_zeros(len(support))
+        layer = Layer(*zeros, self.lr, len(self.rows))
         rng = np.random.RandomState(0)
         for rows, sums in zip(self.rows, self.sums, strict=True):
-            some = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
-            inputs = torch.cat([_load(self.base, rows), novel[some]])
+            picked = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
+            inputs = torch.cat([_load(self.base, rows), novel[picked]])
             logits = layer(inputs)
-            whole = torch.logaddexp(torch.cat([sums, novel_sums[some]]), logits.logsumexp(1))
+            whole = torch.logaddexp(torch.cat([sums, novel_sums[picked]]), logits.logsumexp(1))
             gradient = (logits - whole[:, None]).exp()
-            gradient[torch.arange(_BATCH, len(gradient)), labels[some]] -= 1
-            layer.step(inputs, gradient * _weights(share, some))
+            gradient[torch.arange(_BATCH, len(gradient)), labels[picked]] -= 1
+            layer.step(inputs, gradient * _weights(share, len(picked), novel.device))
         return layer
 
 
 def _images(support: Support) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images [n, C], and their classes from 0 [n]."""
+    """Return all supports as one batch [n, C], and their classes [n], counted from 0."""
     images = torch.cat(list(support))
-    counts = torch.tensor([len(some) for some in support], device=images.device)
+    counts = torch.tensor([len(images_of_class) for images_of_class in support], device=images.device)
     return images, torch.repeat_interleave(torch.arange(len(support), device=images.device), counts)
 
 
 def _share(novel: torch.Tensor, base: Base) -> float:
-    """Of novel images among all."""
+    """Return the share of novel images among all images."""
     return len(novel) / (len(novel) + len(base.train.rows))
 
 
-def _weights(share: float, some: torch.Tensor) -> torch.Tensor:
-    """Of a step's images in its loss [B, 1]: base images, then ``some`` novel ones, which weigh ``share``."""
-    parts = ((1 - share, _BATCH), (share, len(some)))
-    return torch.cat([torch.full((count, 1), weight / count, device=some.device) for weight, count in parts])
+def _weights(share: float, novel: int, device: torch.device) -> torch.Tensor:
+    """Return the weights [B, 1] of a step's images in its loss: base images, then the ``novel`` ones, which together
+    weigh ``share``."""
+    groups = ((1 - share, _BATCH), (share, novel))
+    return torch.cat([torch.full((count, 1), weight / count, device=device) for weight, count in groups])
 
 
 def _load(base: Base, rows: np.ndarray) -> torch.Tensor:
-    """Stored activations [n, C] of these rows, on the device."""
+    """Load the stored activations [n, C] of these rows onto the device."""
     return torch.from_numpy(base.train.rows[rows]).to(base.means.device).float()

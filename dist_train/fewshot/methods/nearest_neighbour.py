@@ -1,7 +1,7 @@
 """NN + cosine over stored activations (paper, section 4.1): a class scores as its nearest image.
 
-The paper's rows at 10% and 1% keep that share of the base activations, so that a base class has not a
-thousand chances to be nearest where a novel one has k.
+The paper's rows at 10% and 1% keep that share of the base activations, so that a base class does not have a
+thousand chances to be nearest where a novel class has k.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, drawn
+from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, sample_rows
 
-_QUERIES = 8192  # at a time, so that memory stays bounded at 50,000 queries
+_QUERIES = 8192  # at a time, to bound memory at 50,000 queries
 _SHARES = {"10": 0.1, "1": 0.01}
 
 
@@ -29,7 +29,7 @@ class NearestNeighbour(Method):
         self.share = _SHARES.get(name.lstrip("abcdefghijklmnopqrstuvwxyz_"), 1.0)
 
     def embed(self, activations: torch.Tensor) -> torch.Tensor:
-        """[..., C] -> [..., C] of unit length."""
+        """Return activations [..., C] as vectors [..., C] of unit length."""
         return F.normalize(activations, dim=-1)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
@@ -38,31 +38,36 @@ class NearestNeighbour(Method):
         return self._nearest(queries, (torch.from_numpy(rows).to(queries.device).float() for rows in kept), len(ends))
 
     def _nearest(self, queries: torch.Tensor, classes: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-        """Queries [Q, C] and each class's images [n, C] -> largest cosine [Q, classes]."""
+        """Return the largest cosine [Q, classes] between queries [Q, C] and the images [n, C] of each class."""
         queries = self.embed(queries)
-        # Made before the loop: a column kept from each turn would hold the heap's large blocks apart.
-        found = queries.new_empty(len(queries), count)
+        # Allocated before the loop: columns allocated in it would fragment the heap's large blocks.
+        largest = queries.new_empty(len(queries), count)
         for number, rows in enumerate(classes):
             unit = self.embed(rows).T
-            for part, of_part in zip(queries.split(_QUERIES), found.split(_QUERIES), strict=True):
-                of_part[:, number] = (part @ unit).amax(1)
-        return found
+            for start in range(0, len(queries), _QUERIES):
+                chunk = slice(start, start + _QUERIES)
+                largest[chunk, number] = (queries[chunk] @ unit).amax(1)
+        return largest
 
     def _kept(self, first: int, last: int) -> slice | np.ndarray:
-        """The rows of a class that are kept: one at least, the same each time."""
+        """Return the rows of a class that are kept: at least one, the same on every call."""
         if self.share == 1:
             return slice(first, last)
-        return drawn(first, last, max(1, round(self.share * (last - first))))
+        return sample_rows(first, last, max(1, round(self.share * (last - first))))
 
     def take(self, support: Support) -> Scorer:
         unit = self.embed(support.flatten(0, 1)).T
-        return lambda queries: torch.cat([
-            (self.embed(part) @ unit).unflatten(1, support.shape[:2]).amax(2) for part in queries.split(_QUERIES)
-        ])  # fmt: skip
+        classes, shots = support.shape[:2]
+
+        def scorer(queries: torch.Tensor) -> torch.Tensor:
+            chunks = (queries[start : start + _QUERIES] for start in range(0, len(queries), _QUERIES))
+            return torch.cat([(self.embed(chunk) @ unit).view(-1, classes, shots).amax(2) for chunk in chunks])
+
+        return scorer
 
 
 class NearestOracle(NearestNeighbour):
-    """Every image of the novel classes stored too (paper, Table 2)."""
+    """Store every image of the novel classes too (paper, Table 2)."""
 
     labels: ClassVar = {"nn_oracle": "NN + cosine"}
     oracle = True

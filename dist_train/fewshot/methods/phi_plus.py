@@ -2,12 +2,12 @@
 
 It differs from the paper's phi1 in five ways, each measured in docs/results/studies.md on pseudo-novel classes:
 
-- base classes keep rows of their own, which start as the backbone's classifier and are trained with phi: what
-  a thousand images say of a class is not squeezed through the map that a novel class needs;
-- scores are cosines times a fixed temperature. A learned one, or the raw query's norm, grows until the base
-  images are known by heart;
-- a larger rate, which falls to zero, and no weight decay;
-- k supports give one row, the unit mean of their k rows, not k rows of which the largest response counts;
+- base classes have rows of their own, which start as the backbone's classifier and are trained together with phi, so
+  that what a thousand images tell about a class need not pass through the map that novel classes need;
+- scores are cosines times a fixed temperature: a learned temperature, or the norm of the query, grows until the base
+  images are memorised;
+- the learning rate is larger and falls to zero, and there is no weight decay;
+- k supports give one row, the unit mean of their k rows, instead of k rows of which the largest response counts;
 - novel scores are calibrated (fewshot/calibration.py).
 """
 
@@ -47,14 +47,14 @@ class PhiPlus(RowClassifier):
         return torch.where(single[:, None], self.novel(statistics).to(rows.dtype), rows)
 
     def novel(self, supports: torch.Tensor) -> torch.Tensor:
-        """Activations of single images [..., dim] -> unit rows [..., dim]."""
+        """Return the unit rows [..., dim] of activations of single images [..., dim]."""
         return F.normalize(through(self.layers, F.normalize(supports, dim=-1)).float(), dim=-1)
 
     def base_rows(self, means: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.rows, dim=1)
 
     def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
-        """One row, whatever the rule."""
+        """Return one row for each class; ``rule`` has no effect."""
         return F.normalize(self.novel(supports).mean(-2, keepdim=True), dim=-1)
 
 

@@ -1,7 +1,7 @@
-"""phi1, phi2, phi2*: every row predicted from activations (paper, section 3.4).
+"""phi1, phi2, phi2*: every row of the classifier is predicted from activations (paper, section 3.4).
 
-Base rows come from the class means; a novel class with k supports scores as the maximum of the k
-responses, or by another ``evaluate.rule``. The trained classifier of the backbone is not used.
+Base rows are predicted from the class means. The score of a novel class with k supports is the largest of its k
+responses, unless ``evaluate.rule`` says otherwise. The backbone's own classifier is not used.
 """
 
 from __future__ import annotations

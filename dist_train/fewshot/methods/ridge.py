@@ -1,9 +1,9 @@
-"""Ridge regression on frozen activations: one-hot targets, closed form, every class of the same weight.
+"""Ridge regression on frozen activations: one-hot targets, in closed form, with the same weight for every class.
 
 Minimises, over W and b, the sum over classes of the mean squared error of ``W a + b`` on the class's unit
-activations, plus ``ridge_weight`` |W|^2 (Hastie et al., The Elements of Statistical Learning, 3.4.1; as a
-last layer for few shots in Bertinetto et al. 2019). A novel class adds its supports to the sums and a column
-to the targets, so all rows change with it.
+activations, plus ``ridge_weight`` |W|^2 (Hastie et al., The Elements of Statistical Learning, 3.4.1; Bertinetto et
+al. 2019 use it as the last layer for few shots). A novel class adds its supports to the sums and a column to the
+targets, so that it changes all rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Ridge(Method):
     def __init__(self, name: str, base: Base) -> None:
         self.weight, device = base.numbers["ridge_weight"], base.means.device
         self.gram = torch.zeros(base.means.shape[1] + 1, base.means.shape[1] + 1, dtype=torch.float64, device=device)
-        # Made before the loop: one small tensor kept from each turn holds the heap's large blocks apart (10 GB).
+        # Allocated before the loop: small tensors allocated in it would fragment the heap (by 10 GB).
         self.targets = torch.empty(len(base.means), len(self.gram), dtype=torch.float64, device=device)
         for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
             rows = _extended(torch.from_numpy(base.train.rows[first:last]).to(device).float())
@@ -43,5 +43,5 @@ class Ridge(Method):
 
 
 def _extended(activations: torch.Tensor) -> torch.Tensor:
-    """Unit activations and a one for the bias: [..., C] -> [..., C + 1]."""
+    """Return activations [..., C] as unit vectors with a 1 appended for the bias: [..., C + 1]."""
     return F.pad(F.normalize(activations, dim=-1), (0, 1), value=1.0)

@@ -1,9 +1,9 @@
-"""Triplet network: an embedding trained so that images of a class are near each other, then NN + cosine
-(paper, Table 1).
+"""Triplet network: NN + cosine on an embedding that is trained to bring the images of a class together (paper,
+Table 1).
 
-The paper trains the whole network from the pretrained weights. Here it is a layer over the frozen activations,
-the identity at first; in every step each class has an anchor and a positive, and its negative is the nearest
-positive of another class (the hardest of the batch: Hermans et al. 2017, section 2).
+The paper trains the whole network from the pretrained weights. Here the embedding is one layer on the frozen
+activations, which starts as the identity. In every step each class has an anchor and a positive, and its negative is
+the nearest positive of another class (the hardest in the batch: Hermans et al. 2017, section 2).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from dist_train.config import LearnConfig
-from dist_train.fewshot.method import Base, trained
+from dist_train.fewshot.method import Base, load_trained
 from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
 from dist_train.models.predictor import RowPredictor, layers, through
 
-_MARGIN = 0.2  # of cosines (Schroff et al. 2015, section 3.1: 0.2, of squared distances)
+_MARGIN = 0.2  # between cosines (Schroff et al. 2015, section 3.1, have 0.2 between squared distances)
 
 
 class Triplet(RowPredictor):
@@ -33,7 +33,7 @@ class Triplet(RowPredictor):
         return cls(means.shape[1], config)
 
     def query(self, activations: torch.Tensor) -> torch.Tensor:
-        """Embedding of unit length: [..., dim] -> [..., dim]."""
+        """Return the embeddings [..., dim], of unit length, of activations [..., dim]."""
         return F.normalize(through(self.layers, F.normalize(activations, dim=-1)).float(), dim=-1)
 
     def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class TripletNetwork(NearestNeighbour):
 
     def __init__(self, name: str, base: Base) -> None:
         super().__init__(name, base)
-        self.model = trained(Triplet, "triplet", base)
+        self.model = load_trained(Triplet, "triplet", base)
 
     def embed(self, activations: torch.Tensor) -> torch.Tensor:
         return self.model.query(activations)

@@ -1,17 +1,17 @@
 """Episodes: a few novel classes alone, as on MiniImageNet (Vinyals et al. 2016; Ravi & Larochelle 2017).
 
-An episode draws ``ways`` novel classes and puts the training images of each in a drawn order. The first k are the
-supports; queries are other images of the same classes; only these classes compete.
+An episode draws ``ways`` novel classes, and a random order of each class's training images. The first k images are
+the supports; queries are other images of the same classes; only these classes compete.
 
-Two ways to score one (``evaluate.protocol``):
+``evaluate.protocol`` offers two ways to score an episode:
 
-- ``episodes``: the next ``queries`` images after the largest number of shots, the same for every k; no image is
-  both. Reported with a 95% interval of the mean over episodes.
-- ``released``: as the authors' MiniImageNet code does it (few_shot/miniImageNetEval.lua). All other images are
-  queries: after the support for 1 shot, but from the last of the k supports on for more, so that one support a
-  class is a query too. phi takes the mean of the supports (``evaluate.rule=mean``). What the code prints beside the
-  mean is the standard deviation over episodes. Its shuffle exchanges the first five images with any of the class;
-  ours draws a whole new order, which comes to the same but for a bias of the order of 1/600.
+- ``episodes``: the queries are the ``queries`` images that follow the largest number of shots, the same for every k, so
+  that no image is both support and query. The result is the mean over episodes with its 95% interval.
+- ``released``: as in the authors' MiniImageNet code (few_shot/miniImageNetEval.lua). For 1 shot, all images after the
+  support are queries; for more, all images from the last of the k supports on, so that one support of each class is a
+  query too. phi takes the mean of the supports (``evaluate.rule=mean``). The code prints the standard deviation over
+  episodes beside the mean. Its shuffle swaps the first five images with random images of the class; ours draws a
+  complete order, which differs by a bias of the order of 1/600.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def draw_episode(offsets: Rows, ways: int, seed: int, number: int) -> list[Rows]:
-    """Classes of an episode and their images in order: a list of int64 [images of the class], rows of the table.
+    """Draw the classes of an episode and the order of their images: a list of int64 [images of the class], table rows.
 
     Args:
         offsets: int64 [novel classes + 1], as in ``Activations``.
@@ -47,23 +47,27 @@ def supports_and_queries(
     Args:
         images: from ``draw_episode``.
         most: the largest of ``evaluate.shots``.
-        queries: of one class; ``released`` takes all.
+        queries: number of queries for each class; ``released`` ignores it and takes all.
     """
-    first, last = most, most + queries
+    asked = slice(most, most + queries)
     if released:
-        first, last = (1 if shots == 1 else shots - 1), None
-    return np.stack([rows[:shots] for rows in images]), [rows[first:last] for rows in images]
+        asked = slice(1 if shots == 1 else shots - 1, None)
+    return np.stack([rows[:shots] for rows in images]), [rows[asked] for rows in images]
 
 
 def accuracy(method: Method, support: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor) -> float:
-    """Percent of queries whose class scores highest of those in the episode; a tie goes to the class drawn first.
-    Raises UserError where scores are not finite.
+    """Return the percentage of queries whose class has the highest score in the episode; a tie goes to the class drawn
+    first.
 
     Args:
         support: float32 [ways, k, C].
-        queries, labels: float32 [Q, C] and int64 [Q], position of the class in the episode.
+        queries: float32 [Q, C].
+        labels: int64 [Q], positions of the queries' classes in the episode.
+
+    Raises:
+        UserError: scores are not finite.
     """
     mixed = torch.from_numpy(np.random.RandomState(0).permutation(len(labels))).to(queries.device)  # not by class
     queries, labels = queries[mixed], labels[mixed]
-    scores = method.take(support)(queries)[:, -len(support) :]  # base classes, where they come along, do not compete
+    scores = method.take(support)(queries)[:, -len(support) :]  # scores of base classes are left out
     return 100 * (own_and_ahead(finite(scores), labels)[1] == 0).double().mean().item()

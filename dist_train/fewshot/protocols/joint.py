@@ -1,7 +1,7 @@
 """The protocol: seeded support draws, all classes scored together, exact ranks (paper, section 4.1).
 
-Queries are validation images of base and novel classes. Supports are training images of novel
-classes. Every method sees the same draws, and the supports of k shots are the first k of a draw.
+Queries are validation images of base and novel classes; supports are training images of novel classes. Every method
+sees the same draws, and the supports of k shots are the first k of a draw.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dist_train.fewshot.table_row import half_width
 
 @dataclass(frozen=True)
 class Queries:
-    """Activations float32 [Q, C] and labels int64 [Q] (within base, or within novel)."""
+    """Hold activations float32 [Q, C] and labels int64 [Q], counted within the base or within the novel classes."""
 
     activations: torch.Tensor
     labels: torch.Tensor
@@ -32,8 +32,13 @@ class Queries:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Base and novel queries in one drawn order: activations float32 [Q, C], and the places of both kinds in it,
-    int64, in the order of their ``Queries``."""
+    """Hold base and novel queries in one random order.
+
+    Attributes:
+        activations: float32 [Q, C].
+        base, novel: int64, positions in ``activations`` of the base and of the novel queries, in the order of their
+            ``Queries``.
+    """
 
     activations: torch.Tensor
     base: torch.Tensor
@@ -41,16 +46,18 @@ class Mixed:
 
     @classmethod
     def of(cls, base: Queries, novel: Queries) -> Mixed:
-        counts, device = [len(base.labels), len(novel.labels)], base.activations.device
-        order = np.random.RandomState(0).permutation(sum(counts))
+        """Mix the queries, always in the same order."""
+        count, device = len(base.labels), base.activations.device
+        order = np.random.RandomState(0).permutation(count + len(novel.labels))
         both = torch.cat([base.activations, novel.activations])[torch.from_numpy(order).to(device)]
-        return cls(both, *torch.from_numpy(order.argsort()).to(device).split(counts))
+        positions = torch.from_numpy(order.argsort()).to(device)
+        return cls(both, positions[:count], positions[count:])
 
 
 def support_rows(novel: Activations, shots: int, seed: int, draw: int) -> npt.NDArray[np.int64]:
-    """Rows of the support images of one draw: [novel classes, shots], no image twice.
+    """Return the rows of one draw's support images, [novel classes, shots], no image twice.
 
-    ``RandomState`` because NumPy freezes its stream: a draw stays what it was.
+    It uses ``RandomState`` because NumPy guarantees its stream, so that a draw stays the same in every version.
 
     Raises:
         UserError: a class has fewer images than shots.
@@ -66,32 +73,33 @@ def support_rows(novel: Activations, shots: int, seed: int, draw: int) -> npt.ND
 
 
 def assert_disjoint(support: Subset, support_ids: npt.NDArray[Any], query: Subset, query_ids: npt.NDArray[Any]) -> None:
-    """No image is support and query: other subsets, and no key in both.
+    """Check that no image is both support and query: the subsets differ, and no key is in both.
 
     Raises:
-        UserError: an image's key is in both.
+        UserError: the subsets are the same, or an image's key is in both.
     """
     if support.name == query.name:
         raise UserError(f"support and query are both {query.name!r} images")
-    both = np.intersect1d(support.samples["key"][support_ids], query.samples["key"][query_ids])
-    if len(both):
+    shared = np.intersect1d(support.samples["key"][support_ids], query.samples["key"][query_ids])
+    if len(shared):
         raise UserError(
-            f"{query.source}: image {both[0].decode()} is in {support.name} and in {query.name}; "
+            f"{query.source}: image {shared[0].decode()} is in {support.name} and in {query.name}; "
             f"remove it from one and pack again"
         )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one support set leads to; percent.
+    """Hold the results of one support set, in percent.
 
     Attributes:
-        metrics: base_top1, base_top5, novel_top1, novel_top5, harmonic, ausuc; and those of ``JointScorer.more``.
-        seen_unseen: base top-1 where a number added to the novel scores makes novel top-1 0, 1, ... 100%; 0 where
-            no number does (Chao et al. 2016, section 4): float64 [101].
+        metrics: base_top1, base_top5, novel_top1, novel_top5, harmonic, ausuc, and those of
+            ``JointScorer.more_metrics``.
+        seen_unseen: base top-1 at the offset of the novel scores that makes novel top-1 0, 1, ... 100%, and 0 where no
+            offset does (Chao et al. 2016, section 4): float64 [101].
         forgetting: base top-1 when 0, 1, ... novel classes have been added: float64 [novel classes + 1].
-        predicted: the class with the highest score for every base and then every novel query, base classes
-            counted first: int64 [Q base + Q novel].
+        predicted: the class with the highest score, for every base and then every novel query; novel classes are
+            counted after the base classes: int64 [base queries + novel queries].
     """
 
     metrics: dict[str, float]
@@ -101,13 +109,17 @@ class Draw:
 
 
 class JointScorer:
-    """Ranks of the true class among all classes, for one method.
+    """Rank the true class among all classes, for one method.
 
-    The base classes' part is computed once, unless supports change it; a draw adds the novel columns. A tie
-    goes to the class with the lower number, base before novel, so that a draw cannot win by ties.
+    The scores of the base classes are computed once, unless supports change them; each draw adds the columns of the
+    novel classes. A tie goes to the class with the lower number, base before novel, so that no draw wins by ties.
 
-    A method is asked for all queries at once, base and novel ones mixed: neither the batch nor the place in it
-    tells which is which.
+    A method gets all queries at once, base and novel ones mixed, so that neither the batch nor the position in it tells
+    which is which.
+
+    Args:
+        kept: the method's base classes that are scored, in the order of ``base.labels``; None for all.
+        mixed: the same queries mixed, where several methods share them.
 
     Raises:
         UserError: scores are not finite.
@@ -121,13 +133,11 @@ class JointScorer:
         kept: Sequence[int] | None = None,
         mixed: Mixed | None = None,
     ) -> None:
-        """``kept``: the method's base classes that are scored, in the order of ``base.labels``; None = all.
-        ``mixed``: of these queries, where several methods are asked."""
         self.method, self.base, self.novel = method, base, novel
         self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
         self.mixed = Mixed.of(base, novel) if mixed is None else mixed
         if not method.moves_base:
-            self._keep(*self._ask(method.base_scores))
+            self._set_base_scores(*self._scores(method.base_scores))
 
     def with_method(self, method: Method) -> Self:
         """Return the scorer of another method whose ``base_scores`` are the same."""
@@ -135,106 +145,122 @@ class JointScorer:
         other.method = method
         return other
 
-    def _ask(self, scorer: Scorer) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores of the base queries and of the novel ones."""
+    def _scores(self, scorer: Scorer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores of the base queries and of the novel queries."""
         scores = finite(scorer(self.mixed.activations))
         return scores[self.mixed.base], scores[self.mixed.novel]
 
-    def _keep(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        """Scores of the method's base classes, for base and for novel queries."""
-        self._use(base[:, self._kept], novel[:, self._kept])
+    def _set_base_scores(self, base: torch.Tensor, novel: torch.Tensor) -> None:
+        """Take the scores of all base classes that the method knows, for base and for novel queries."""
+        self._summarise(base[:, self._kept], novel[:, self._kept])
 
-    def _use(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        """What a draw needs of the scores of the base classes that are scored."""
+    def _summarise(self, base: torch.Tensor, novel: torch.Tensor) -> None:
+        """Keep what draws need of the scores of the base classes that are scored."""
         self.classes = base.shape[1]
         self._own, self._ahead = own_and_ahead(base, self.base.labels)
-        # Five competitors are all that top-5 can tell apart.
+        # Top-5 needs no more than five competitors.
         self._rivals = novel.topk(min(5, novel.shape[1])).values
         self._first = [scores.max(1) for scores in (base, novel)]
 
     def draw(self, support: Support, order: torch.Tensor) -> Draw:
-        """Scores of one support set; ``order`` int64 [novel classes] is that in which classes are added, for
+        """Score one support set; ``order``, int64 [novel classes], is that in which classes are added for
         ``forgetting``."""
-        novel, scores = self._ask(self.method.take(support))
+        of_base, of_novel = self._scores(self.method.take(support))  # scores of novel classes, by kind of query
         if self.method.moves_base:
-            classes = novel.shape[1] - len(support)
-            self._keep(novel[:, :classes], scores[:, :classes])
-            novel, scores = novel[:, classes:], scores[:, classes:]
-        base_rank, novel_rank = self.ranks(novel, scores)
-        own, ahead = own_and_ahead(scores, self.novel.labels)
-        found = self.more(novel, scores)
-        for name, rank in (("base", base_rank), ("novel", novel_rank)):
+            classes = of_base.shape[1] - len(support)
+            self._set_base_scores(of_base[:, :classes], of_novel[:, :classes])
+            of_base, of_novel = of_base[:, classes:], of_novel[:, classes:]
+        metrics = self.more_metrics(of_base, of_novel)
+        for name, rank in zip(("base", "novel"), self.ranks(of_base, of_novel), strict=True):
             for k in (1, 5):
-                found[f"{name}_top{k}"] = 100 * (rank < k).double().mean().item()
-        found["harmonic"] = harmonic_mean(found["base_top1"], found["novel_top1"])
-        # How much may be added to the novel classes' scores before, or must be until, the query is lost or won.
-        lost = (self._own[:, 0] - novel.amax(1))[self._ahead == 0]
+                metrics[f"{name}_top{k}"] = 100 * (rank < k).double().mean().item()
+        metrics["harmonic"] = harmonic_mean(metrics["base_top1"], metrics["novel_top1"])
+        # The offset of the novel scores up to which a base query stays right, and from which a novel query is right.
+        own, ahead = own_and_ahead(of_novel, self.novel.labels)
+        lost = (self._own[:, 0] - of_base.amax(1))[self._ahead == 0]
         won = (self._rivals[:, 0] - own[:, 0])[ahead == 0]
-        area, curve = seen_unseen(lost, won, len(self.base.labels), len(self.novel.labels))
-        found["ausuc"] = area
-        taken = (novel > self._own)[self._ahead == 0][:, order].cummax(1).values.sum(0).double()
-        right = (self._ahead == 0).sum().double()
-        kept = torch.cat([right[None], right - taken]) / len(self.base.labels)
+        metrics["ausuc"], curve = seen_unseen(lost, won, len(self.base.labels), len(self.novel.labels))
         predicted = torch.cat([
-            _winner(first, new, self.classes) for first, new in zip(self._first, (novel, scores), strict=True)
+            _winner(first, novel, self.classes) for first, novel in zip(self._first, (of_base, of_novel), strict=True)
         ])  # fmt: skip
-        return Draw(found, curve, 100 * kept.cpu().numpy(), predicted.cpu().numpy())
+        return Draw(metrics, curve, self._forgetting(of_base, order), predicted.cpu().numpy())
 
-    def ranks(self, novel: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rank of the true class among all, from 0, of base queries and of novel ones: int64 [Q] each.
+    def _forgetting(self, of_base: torch.Tensor, order: torch.Tensor) -> npt.NDArray[np.float64]:
+        """Return ``Draw.forgetting`` from the novel classes' scores of base queries [Q, novel classes]."""
+        correct = self._ahead == 0
+        lost = (of_base > self._own)[correct][:, order].cummax(1).values.sum(0).double()
+        total = correct.sum().double()
+        shares: npt.NDArray[np.float64] = (torch.cat([total[None], total - lost]) / len(self.base.labels)).cpu().numpy()
+        return 100 * shares
+
+    def ranks(self, of_base: torch.Tensor, of_novel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rank of the true class among all, from 0, of base queries and of novel queries: int64 [Q] each.
 
         Args:
-            novel, scores: scores of the novel classes, for base and for novel queries [Q, novel classes].
+            of_base, of_novel: the novel classes' scores [Q, novel classes] of base queries and of novel queries.
         """
-        own, ahead = own_and_ahead(scores, self.novel.labels)
-        return self._ahead + (novel > self._own).sum(1), (self._rivals >= own).sum(1) + ahead
+        own, ahead = own_and_ahead(of_novel, self.novel.labels)
+        return self._ahead + (of_base > self._own).sum(1), (self._rivals >= own).sum(1) + ahead
 
-    def more(self, novel: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
-        """Metrics of one protocol only, from what ``ranks`` takes."""
+    def more_metrics(self, of_base: torch.Tensor, of_novel: torch.Tensor) -> dict[str, float]:
+        """Return metrics of one protocol only, from the arguments of ``ranks``."""
         return {}
 
 
 def finite(scores: torch.Tensor) -> torch.Tensor:
-    """The scores. Raises UserError where they are not finite: NaN would rank the true class first."""
+    """Return the scores unchanged.
+
+    Raises:
+        UserError: they are not finite; NaN would rank the true class first.
+    """
     if not scores.isfinite().all():
         raise UserError("scores are not finite (NaN, or too large)")
     return scores
 
 
 def own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The true class's score [Q, 1], and how many classes of the same kind come before it [Q]."""
+    """Return the true class's score [Q, 1], and how many of these classes rank before it [Q]."""
     own = scores.gather(1, labels[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return own, ((scores > own) | ((scores == own) & lower)).sum(1)
 
 
 def _winner(first: Any, novel: torch.Tensor, classes: int) -> torch.Tensor:
-    """The class with the highest score: the first of the base classes, or of the novel ones counted after them."""
+    """Return the class with the highest score [Q]; novel classes are counted after the base classes, and a tie goes to
+    the lower number.
+
+    Args:
+        first: ``max(1)`` of the base classes' scores.
+        novel: scores of the novel classes [Q, novel classes].
+        classes: number of base classes.
+    """
     best = novel.max(1)
     return torch.where(best.values > first.values, classes + best.indices, first.indices)
 
 
 def seen_unseen(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) -> tuple[float, npt.NDArray[np.float64]]:
-    """Area under the seen-unseen curve, in percent of the square (AUSUC; Chao et al. 2016, section 4), and the
-    curve: base against novel top-1 as a number added to every novel score goes from minus to plus infinity.
+    """Return the seen-unseen curve and the area under it (AUSUC; Chao et al. 2016, section 4).
+
+    The curve is base against novel top-1 as an offset of all novel scores goes from minus to plus infinity.
 
     Args:
-        lost: for each base query that is right among base classes, the offset above which it is lost.
-        won: for each novel query that is right among novel classes, the offset above which it is won.
+        lost: for each base query that is right among base classes, the offset above which it becomes wrong.
+        won: for each novel query that is right among novel classes, the offset above which it becomes right.
         base, novel: numbers of queries.
 
     Returns:
-        The area, and the curve as in ``Draw.seen_unseen``.
+        The area in percent of the square, and the curve as in ``Draw.seen_unseen``.
     """
-    # Where a novel query is won, the height of the curve is the share of base queries still right.
+    # At the offset where a novel query becomes right, the height of the curve is the share of base queries still right.
     order = lost.double().sort().values
     still = len(order) - torch.searchsorted(order, won.double().sort().values, right=True)
     heights = np.concatenate([[len(order)], still.cpu().numpy(), np.zeros(novel - len(won))]) / base
-    needed = -(-np.arange(101) * novel // 100)  # novel queries that make so many percent, rounded up
+    needed = -(-np.arange(101) * novel // 100)  # novel queries for 0, 1, ... 100 percent, rounded up
     return 100 * float(heights[1:].sum()) / novel, 100 * heights[needed]
 
 
 def harmonic_mean(a: float, b: float) -> float:
+    """Return the harmonic mean of two numbers; 0 where both are 0."""
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
