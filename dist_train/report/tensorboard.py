@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
 
 from dist_train.fewshot.results import Results
 from dist_train.report import class_vectors
-from dist_train.training.metrics import SummaryWriter
 
 _COMPONENTS = 64
 """Principal components of a vector that the projector gets; 1000 classes take 1.4 MB."""

@@ -1,4 +1,4 @@
-"""The commit of the code that runs."""
+"""The git commit of the running code."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from dist_train.version import PACKAGE
 
 @cache
 def git_commit() -> str:
-    """The checkout's commit when this process first asked (it may move under a long run), ``-dirty``
-    where files are changed; "not a checkout" in a wheel. A snapshot (launch/slurm/snapshot.py) carries it."""
+    """Return the commit of the checkout, with ``-dirty`` where files are changed; "not a checkout" for a wheel.
+
+    It is read once in a process, because the checkout may move on during a long run. A snapshot
+    (launch/slurm/snapshot.py) carries its commit in a file.
+    """
     here = PACKAGE.parent
     if (here / "COMMIT").is_file():
         return (here / "COMMIT").read_text().strip()
     try:
-        # A wheel inside another project's checkout is none of that project's files.
+        # A wheel that is installed inside another project's checkout is not tracked there.
         tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", "dist_train/__init__.py"]
         subprocess.run(tracked, check=True, capture_output=True)
-        commit = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
-        # Files that are not in git count too: a method is added as one.
-        changes = ["git", "-C", str(here), "status", "--porcelain", "--", "dist_train", "launch"]
-        found, changed = (
+        head = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
+        # Untracked files count too: a new method is one.
+        status = ["git", "-C", str(here), "status", "--porcelain", "--", "dist_train", "launch"]
+        commit, changes = (
             subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-            for command in (commit, changes)
+            for command in (head, status)
         )
-        return f"{found}-dirty" if changed else found
+        return f"{commit}-dirty" if changes else commit
     except (OSError, subprocess.CalledProcessError):
         return "not a checkout"

@@ -1,4 +1,4 @@
-"""What a stage is made from, and whether that is what it was made from before."""
+"""The inputs of a stage: everything that decides its result, compared with what it was made from before."""
 
 from __future__ import annotations
 
@@ -13,38 +13,53 @@ from dist_train.errors import UserError, command
 from dist_train.runs.run import Run
 from dist_train.training.checkpoint import Checkpoint
 
-# Keys that change how fast, how often or where, but not what comes out: the same samples, the same pixels and the
-# same operations on them, in the same types. At most sums are taken in another order, which moves last digits, as
-# another number of ranks does. torch.compile is not among them: where it fuses operations, what stood between them is
-# not rounded to bf16 any more. DeepSpeed's own options are not either: some exchange gradients in fewer bits.
+# Keys that change how fast, how often or where a stage computes, but not its result: the samples, the pixels, the
+# operations on them and their types stay the same. At most the order of sums differs, which changes last digits, as
+# another number of ranks does. torch.compile is not among these keys: where it fuses operations, intermediate values
+# are no longer rounded to bf16. Nor are DeepSpeed's own options: some exchange gradients in fewer bits.
 _NEUTRAL = {
-    "data": ("shards", "split", "threads", "prefetch", "max_bad_fraction"),  # of shards and split, a hash is an input
+    "data": (
+        "shards",
+        "split",
+        "threads",
+        "prefetch",
+        "max_bad_fraction",
+    ),  # hashes of the shards and of the split are inputs
     "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every", "strategy", "offload"),
-    "extract": ("batch",),  # batch norm uses its stored statistics: an image's activation is its own
-    "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),  # each method is trained alone, from one seed
-    "evaluate": ("methods", "options"),  # each row knows its own (stages/row_store.py)
+    "extract": (
+        "batch",
+    ),  # batch norm uses its stored statistics, so that an image's activation does not depend on its batch
+    "learn": (
+        "log_every",
+        "checkpoint_every",
+        "methods",
+        "cuda_graph",
+    ),  # each method is trained alone, from the same seed
+    "evaluate": ("methods", "options"),  # each row keeps its own (stages/row_store.py)
 }
 
 
 def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
-    """All that decides a stage's result, itself and upstream, as flat ``key: value``."""
+    """Return {"section.key": value} of everything that decides a stage's result, keys of earlier stages included."""
     plain = to_dict(run.config)
-    found: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
-    if stage == "pretrain" and run.split.halves:  # both halves have the same base
+    inputs: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
+    if stage == "pretrain" and run.split.halves:  # both halves have the same base classes
         plain["data"].pop("holdout")
     for section in ("data", *STAGES[: STAGES.index(stage) + 1]):
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:
-                found[f"{section}.{key}"] = value
-    return found
+                inputs[f"{section}.{key}"] = value
+    return inputs
 
 
 def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
-    """Compare a stage's inputs with those that it was started from; ``remedy``: what to do, if not to take another name
-    or to make it again.
+    """Compare a stage's inputs with those that it was started from.
+
+    Args:
+        remedy: what the error tells the user to do, in place of making the stage again.
 
     Raises:
-        UserError: it says what has changed, or that the record is missing or damaged.
+        UserError: inputs changed, or their record is missing or damaged.
     """
     again = remedy or f"{same_options(stage, '--redo')} makes this stage and those after it again"
     path = run.dir / stage / "inputs.json"
@@ -62,8 +77,10 @@ def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
 
 
 def same_options(stage: str, *flags: str) -> str:
-    """Write the command of a stage with the options that this process was started with, and further flags; where they
-    are not on its command line (a rank or a job), say that they are the same."""
+    """Return the command of a stage with the options that this process was started with, and further flags.
+
+    Where the options are not on this process's command line (a rank or a job), it says "with the same options".
+    """
     name, *options = sys.argv[1:] or [""]
     if name not in ("run", *STAGES):
         return f"{command(stage, *flags)}, with the same options,"
@@ -71,10 +88,10 @@ def same_options(stage: str, *flags: str) -> str:
 
 
 def check_checkpoint(saved: Checkpoint, now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a checkpoint of other data, another split or another model, wherever it was copied from.
+    """Refuse a checkpoint of other data, another split or another model, which may have been copied here.
 
     Raises:
-        UserError: it says what differs.
+        UserError: its inputs differ from ``now``.
     """
     changed = _changed(saved.state.get("inputs", {}), now)
     if changed:
@@ -84,13 +101,15 @@ def check_checkpoint(saved: Checkpoint, now: Mapping[str, Any], folder: Path) ->
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first keys that differ, in words. A record may be of an older version: it may lack keys, which then had
-    their default, and have neutral ones."""
+    """Return the first four keys that differ, with both values, as text.
+
+    A record may be of an older version: a key that it lacks had its default, and keys that it has may be neutral now.
+    """
     default = {f"{section}.{key}": value for section, keys in to_dict(Config()).items() if isinstance(keys, dict)
                for key, value in keys.items()}  # fmt: skip
     before = {**{key: default[key] for key in now if key in default}, **before}
-    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not _is_neutral(key)]
-    return "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differ[:4])
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not _is_neutral(key)]
+    return "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:4])
 
 
 def _is_neutral(name: str) -> bool:

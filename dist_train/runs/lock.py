@@ -1,4 +1,4 @@
-"""A lock on a run's folder: two starts of the same run never work at the same time."""
+"""A lock on a run's folder, so that two processes never work on the same run at the same time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ log = logging.getLogger("dist_train")
 
 
 class RunLock:
-    """Keeps a second start of the same run out as long as this one lives (a lock of the kernel: a killed
-    process holds none). Rank 0 holds it for all."""
+    """Keep other starts of the same run out while this process lives; rank 0 holds the lock for all ranks.
+
+    It is a lock of the kernel, which a killed process does not leave behind.
+    """
 
     def __init__(self, folder: Path, context: Context) -> None:
         self.folder, self.context = folder, context
         self._lock: FileLock | None = None
 
     def acquire(self) -> None:
-        """Once is enough; again does nothing. Makes the folder.
+        """Take the lock, and make the folder; does nothing where this process has the lock already.
 
         Raises:
-            UserError: another process is at work.
+            UserError: another process has it.
         """
         if not self.context.main or self._lock is not None:
             return

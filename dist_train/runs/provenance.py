@@ -1,4 +1,4 @@
-"""What made a number: commit, versions, hashes, seeds, machine, command."""
+"""Where a number is from: commit, versions, hashes, seeds, machine, command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_train.version import __version__
 
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:
-    """Enough to make a number again: commit, versions, hashes, seeds, machine, command."""
+    """Return everything that is needed to reproduce a number: commit, versions, hashes, seeds, machine, command."""
     packages = (
         "torch",
         "torchvision",

@@ -1,4 +1,4 @@
-"""A run's inputs: its configuration, shards and split, opened and checked against each other."""
+"""An open run: its configuration, shards and split, checked against each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from dist_train.training.strategies.deepspeed import deepspeed_options
 
 @dataclass(frozen=True)
 class Run:
-    """A run's inputs, opened and checked."""
+    """Hold a run's configuration, shards and split.
+
+    Attributes:
+        base, novel: classes (wnids) in these roles, as the split and ``data.holdout`` say.
+    """
 
     config: Config
     shards: ShardSet
@@ -32,11 +36,12 @@ class Run:
 
     @property
     def dir(self) -> Path:
+        """The run's folder."""
         return self.config.run_dir
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The base classes that are scored beside the novel ones: all, but in a split by halves."""
+        """The base classes that are scored beside the novel classes; all of them, except in a split by halves."""
         return self.split.scored(self.config.data.holdout)
 
     @property
@@ -45,7 +50,8 @@ class Run:
         return self.split.kept(self.config.data.holdout)
 
     def view(self, subset: str, role: str) -> View:
-        """The images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; made once."""
+        """Return the images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; each view is made
+        once."""
         if (subset, role) not in self._views:
             classes = {"base": self.base, "scored": self.scored, "novel": self.novel}[role]
             view = make_view(self.shards[subset], self.shards.classes, classes, self.config.data.split)
@@ -54,18 +60,18 @@ class Run:
 
 
 def open_run(config: Config, world: int = 1) -> Run:
-    """Open shards and split.
+    """Open a run's shards and split.
 
     Raises:
-        UserError: missing or unfit shards or split, or options that do not fit them or ``world`` ranks.
+        UserError: shards or split are missing or unfit, or keys do not fit them or ``world`` ranks.
     """
-    git_commit()  # now, while it is the code that runs
+    git_commit()  # read and remembered now, while the checkout is still the running code
     split = load_split(config.data.split)
     base, novel = split.roles(config.data.holdout)
     shards = open_shards(config.data.shards, config.cache, config.data.block_shards)
     run = Run(config, shards, split, base, novel)
     sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
-    # What would only fail hours later, or after a stage has begun, fails here.
+    # Errors that would otherwise appear hours later, or after a stage has begun, appear here.
     Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
     check_config(config, world)
     fewest = int(np.diff(sizes["train", "novel"].bounds).min())
@@ -80,10 +86,10 @@ def open_run(config: Config, world: int = 1) -> Run:
 
 
 def check_config(config: Config, world: int) -> None:
-    """What does not fit together, whatever the machine and the images.
+    """Check that the keys of a configuration fit together, on ``world`` ranks; machine and images do not matter.
 
     Raises:
-        UserError: it names the key.
+        UserError: keys do not fit; it names the key.
     """
     methods.check_methods(config.learn.methods, config.evaluate.methods, config.evaluate.options)
     for name in config.evaluate.methods:
@@ -99,10 +105,10 @@ def check_config(config: Config, world: int) -> None:
 
 
 def check_device(config: Config) -> None:
-    """What this machine cannot do, in a later stage too.
+    """Check that this machine can do what all stages ask for.
 
     Raises:
-        UserError: it names the key.
+        UserError: it cannot; the key is named.
     """
     if torch.cuda.is_available():
         return

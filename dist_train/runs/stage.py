@@ -1,4 +1,4 @@
-"""A stage's folder within a run: what it was made from, whether it is done, and what it left."""
+"""The folder of a stage within a run: the record of its inputs, and the mark that it is done."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ log = logging.getLogger("dist_train")
 
 
 class Stage:
-    """One stage's folder. Use: ``if stage.done: return stage.log_done()``, work, ``stage.finish()``; ``stage.reopen()``
-    before the work where a stage that is done can be asked for more.
+    """Open a stage's folder.
 
-    A stage that was started or finished from other inputs stops and says what changed; ``redo``
-    deletes it, and the stages after it, first.
+    A stage does this: ``if stage.done: return stage.log_done()``, then its work, then ``stage.finish()``. A stage that
+    can get more to do after it was done calls ``stage.reopen()`` before the work.
+
+    Args:
+        redo: delete this stage and the later ones first.
 
     Raises:
-        UserError: inputs changed since the stage was started.
+        UserError: an earlier stage is not finished, or inputs changed since this stage was started.
     """
 
     def __init__(self, run: Run, name: str, context: Context, redo: bool = False) -> None:
@@ -37,7 +39,7 @@ class Stage:
         self.inputs = stage_inputs(run, name)
         if context.main:
             self._check(run, redo)
-            if redo:  # what was made from this stage's results goes with them
+            if redo:  # later stages were made from this stage's results
                 for later in STAGES[STAGES.index(name) :]:
                     shutil.rmtree(run.dir / later, ignore_errors=True)
             if not (self.folder / "done.json").is_file():
@@ -53,13 +55,15 @@ class Stage:
             check_inputs(run, self.name)
 
     def log_done(self) -> None:
-        """All is there."""
+        """Log that there is nothing to do."""
         if self.context.main:
             log.info("%s: done already (%s)", self.name, self.folder)
 
     def reopen(self) -> None:
-        """There is more to make than when it was finished, if it was: it is not done now, for later stages either, and
-        notes anew what it is made from. All ranks call it."""
+        """Mark the stage as not done, for later stages too, and record its inputs anew; all ranks call it.
+
+        It is for a stage that may have been finished with less to do than it has now.
+        """
         if self.context.main and self.done:
             log.info("%s: done (%s), but not all that is asked for now", self.name, self.folder)
             (self.folder / "done.json").unlink()
@@ -68,15 +72,17 @@ class Stage:
         self.context.barrier(f"{self.name}-reopen")
 
     def _record(self) -> None:
-        """What this stage, and with it the run, is made from."""
+        """Record the inputs of this stage, the configuration and the provenance of the run."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "inputs.json").is_file():  # the same but for neutral keys, or of an older version
+        if not (
+            self.folder / "inputs.json"
+        ).is_file():  # an existing record differs in neutral keys at most, or is of an older version
             _write(self.folder / "inputs.json", self.inputs)
         write_text(self.run.dir / "config.yaml", to_yaml(self.run.config))
         _write(self.run.dir / "provenance.json", provenance(self.run, self.context))
 
     def finish(self, **facts: Any) -> None:
-        """All ranks are through: mark the stage as done."""
+        """Wait for all ranks, and mark the stage as done, with these facts."""
         self.context.barrier(f"{self.name}-finish")
         if self.context.main:
             _write(self.folder / "done.json", {"inputs": digest(self.inputs), **facts})
@@ -84,12 +90,12 @@ class Stage:
 
 
 def read_done(folder: Path) -> dict[str, Any]:
-    """What ``Stage.finish`` has left in a stage's folder; nothing where it is not finished, or the file is damaged."""
+    """Return the facts that ``Stage.finish`` wrote; {} where the stage is not finished, or the file is damaged."""
     try:
-        found: dict[str, Any] = json.loads((folder / "done.json").read_text())
+        done: dict[str, Any] = json.loads((folder / "done.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return done
 
 
 def _write(path: Path, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""The code that a row is made by: exactly what can change one of its numbers.
+"""The code that a row of the table is made by: exactly the modules that can change one of its numbers.
 
-That is ``stages/scoring.py``, the method's own file, and what these import from dist_train, as the sources say it. Left
-out are the modules of ``CARRIERS``; tables, charts and pages are imported by none of them. Comments, docstrings and
-formatting change no number and do not count.
+These are ``stages/scoring.py``, the method's own file, and all modules of dist_train that they import, as read from the
+sources, except those in ``CARRIERS``. None of them imports tables, charts or pages. Comments, docstrings and formatting
+change no number and do not count.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ from dist_train.version import PACKAGE
 CARRIERS = {
     "dist_train": "the version, and names for users",
     "dist_train.config": "its values are among a row's inputs",
-    "dist_train.distributed.context": "brings together what ranks have computed",
+    "dist_train.distributed.context": "gathers what ranks computed",
     "dist_train.files": "writes files whole",
     "dist_train.distributed.pool": "shows progress",
-    "dist_train.data.shards.index": "what the images are is a hash among a row's inputs",
+    "dist_train.data.shards.index": "a hash of the images is among a row's inputs",
     "dist_train.training.checkpoint": "reads tensors whose hashes it checks",
     "dist_train.distributed.stopping": "stops between draws",
     "dist_train.errors": "the exceptions",
 }
-"""Modules that scoring and methods import and that compute nothing of a row, each with the reason."""
+"""Modules that scoring and methods import but that compute no number of a row, each with the reason."""
 
 _PACKAGE = PACKAGE
 
 
 def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
-    """Say what code the row ``method`` is made by: module -> 12 hex digits of sha256 over its normalised source.
+    """Return the code that the row ``method`` is made by: module -> 12 hex digits of sha256 of its normalised source.
 
     Args:
-        package: folder of ``dist_train``; of a copy, in tests.
+        package: folder of ``dist_train``, or of a copy.
     """
     kind = METHODS[method]
     modules = {"dist_train.stages.scoring", kind.__module__}
-    if kind.base_as:  # by its name, not by an import
+    if kind.base_as:  # it is named, not imported
         modules.add(METHODS[kind.base_as].__module__)
     return {name: _read(name, file)[1] for name, file in sorted(_reached(modules, package).items())}
 
 
 def _reached(modules: Iterable[str], package: Path) -> dict[str, Path]:
-    """Module -> file, of these modules and of all that they import, without ``CARRIERS``."""
-    found: dict[str, Path] = {}
-    left = set(modules)
-    while left:
-        name = left.pop()
+    """Return module -> file of these modules and all that they import, without ``CARRIERS``."""
+    reached: dict[str, Path] = {}
+    open_modules = set(modules)
+    while open_modules:
+        name = open_modules.pop()
         file = _file(name, package)
-        if file is not None and name not in found and name not in CARRIERS:
-            found[name] = file
-            left |= _read(name, file)[0]
-    return found
+        if file is not None and name not in reached and name not in CARRIERS:
+            reached[name] = file
+            open_modules |= _read(name, file)[0]
+    return reached
 
 
 def _file(module: str, package: Path) -> Path | None:
-    """The source of a module of dist_train; None for another module, or a name within a module."""
+    """Return the source file of a module of dist_train; None for other modules, and for names within a module."""
     top, *parts = module.split(".")
     path = package.joinpath(*parts)
     files = (path / "__init__.py", path.with_suffix(".py"))
     return next((file for file in files if top == "dist_train" and file.is_file()), None)
 
 
-@cache  # once: files may change under a process, whose code stays what it was
+@cache  # files may change during a process, whose code stays the same
 def _read(module: str, file: Path) -> tuple[frozenset[str], str]:
-    """What a module imports, anywhere in its code, and the digest of its code."""
+    """Return the modules that a module imports, anywhere in its code, and the digest of its code."""
     tree = ast.parse(file.read_bytes())
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     imported: set[str] = set()
@@ -89,7 +89,7 @@ def _read(module: str, file: Path) -> tuple[frozenset[str], str]:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``, which never run."""
+    """Yield all nodes except those under ``if TYPE_CHECKING``, which never run."""
     yield node
     never = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     children = node.orelse if isinstance(node, ast.If) and never else ast.iter_child_nodes(node)
@@ -98,5 +98,5 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_text(line: ast.stmt) -> bool:
-    """Whether it is a docstring, of a module, class or function, or below a name."""
+    """Return whether a line is a docstring: of a module, class or function, or below a name."""
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
