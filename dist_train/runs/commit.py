@@ -19,7 +19,7 @@ def git_commit() -> str:
     if (here / "COMMIT").is_file():
         return (here / "COMMIT").read_text().strip()
     try:
-        # A wheel that is installed inside another project's checkout is not tracked there.
+        # A wheel may be installed inside the checkout of another project, whose commit is not ours.
         tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", "dist_train/__init__.py"]
         subprocess.run(tracked, check=True, capture_output=True)
         head = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
