@@ -1,9 +1,9 @@
-"""phi+ with one of its parts taken away or another put in, on pseudo-novel classes.
+"""Ablation of phi+ on pseudo-novel classes: each variant leaves out, replaces or adds one part.
 
     python tools/ablate_phi_plus.py runs/pseudo [--draws 100] [--shots 1 3]
 
-RUN must have been made with ``--data.holdout pseudo-novel`` and have its activations. Every variant is trained
-as ``learn`` trains (minutes each on a CPU) into RUN/ablation and kept there; the table is printed as markdown.
+RUN must have been made with ``--data.holdout pseudo-novel`` and have its activations. Every variant is trained as by
+``learn`` (minutes each on a CPU) and kept in RUN/ablation; the table is printed as markdown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from dist_train.runs.run import Run, open_run
 from dist_train.stages import learn
 from dist_train.stages.scoring import JointScoring
 
-Draws = dict[int, dict[str, list[float]]]  # shots -> metric -> its draws
+Draws = dict[int, dict[str, list[float]]]
+"""Number of shots -> metric -> its value in each draw."""
 
 
 class FixedRows(PhiPlus):
@@ -104,28 +105,32 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 3])
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with contexts.start() as context:
-        run, joint = open_joint_scoring(parser, given, context)
+        run, joint = open_joint_scoring(parser, options, context)
         print(table({name: measure(*VARIANTS[name], run, joint, context) for name in VARIANTS}))
 
 
 def open_joint_scoring(
-    parser: argparse.ArgumentParser, given: argparse.Namespace, context: Context
+    parser: argparse.ArgumentParser, options: argparse.Namespace, context: Context
 ) -> tuple[Run, JointScoring]:
-    """A run, and what its methods are asked: ``given`` says the run, shots and draws. Choices are made on pseudo-novel
-    classes, so of other runs it is a usage error."""
-    config = load_config(given.run)
+    """Open the run, and the scoring of its methods, at the shots and draws of the options.
+
+    Choices are made on pseudo-novel classes; a run with another holdout is a usage error.
+    """
+    config = load_config(options.run)
     if config.data.holdout != "pseudo-novel":
-        parser.error(f"{given.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
-    asked = replace(config.evaluate, draws=given.draws, shots=given.shots)
-    run = open_run(replace(config, evaluate=asked))
+        parser.error(
+            f"{options.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel"
+        )
+    evaluate = replace(config.evaluate, draws=options.draws, shots=options.shots)
+    run = open_run(replace(config, evaluate=evaluate))
     return run, JointScoring(run, context)
 
 
 def measure(network: type[PhiPlus], method: type[Plus], run: Run, joint: JointScoring, context: Context) -> Draws:
-    """Train the variant where it is not trained, and ask it."""
+    """Train a variant, unless it is trained already, and score it."""
     folder = run.dir / "ablation" / network.__name__
     if not (folder / "phi_plus" / "final").is_dir():
         LEARNED["phi_plus"] = network
@@ -133,30 +138,32 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, joint: JointSc
         task = learn.PredictorTraining("phi_plus", bank, run.config.learn, run.config.seed, context)
         learn.train(task, folder / "phi_plus", {}, stop)
     method.network = network
-    found: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}
+    draws: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}
     with torch.inference_mode():
         scorer = JointScorer(
             method("phi_plus", replace(joint.base, learn=folder)), joint.base_queries, joint.novel_queries
         )
-        for draw in joint.own_draws:
-            support = joint.load(joint.novel_train.rows[joint.supports[draw]])
-            for k in found:
-                one = scorer.draw(support[:, :k], joint.orders[draw])
+        for number in joint.own_draws:
+            support = joint.load(joint.novel_train.rows[joint.supports[number]])
+            for k in draws:
+                metrics = scorer.draw(support[:, :k], joint.orders[number]).metrics
                 for metric in PAIRED_METRICS:
-                    found[k][metric].append(one.metrics[metric])
-    return found
+                    draws[k][metric].append(metrics[metric])
+    return draws
 
 
-def table(found: dict[str, Draws]) -> str:
-    """phi+ itself, and the others' differences from it, draw by draw."""
-    (name, plus), *others = found.items()
+def table(by_variant: dict[str, Draws]) -> str:
+    """Return a markdown table of phi+ and of the paired differences of the other variants from it."""
+    (name, plus), *others = by_variant.items()
     heads = [f"{k}-shot {title}" for k in plus for title in PAIRED_METRICS.values()]
     lines = markdown_head(heads, [""])
     own = [Interval.of(plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS]
     lines.append(markdown_row([name, *(format_mean(v) for v in own)]))
     for name, draws in others:
-        less = [Interval.paired(draws[k][metric], plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS]
-        lines.append(markdown_row([name, *(format_mean(v, "+") for v in less)]))
+        differences = [
+            Interval.paired(draws[k][metric], plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS
+        ]
+        lines.append(markdown_row([name, *(format_mean(v, "+") for v in differences)]))
     return "\n".join(lines)
 
 

@@ -2,14 +2,14 @@
 
     python tools/bench_evaluate.py [--methods nn mean ...] [--per-class 1281] [--val-per-class 50] [--draws 20] ...
 
-Runs ``evaluate`` itself (without its report, which needs images): every method, with random weights where it is
-trained, on 900 base classes of 1281 images and 100 novel ones of 1300, 2048 channels, and 50 queries a class.
-With ``--folder`` the activations (4.7 GB) and the rows that are complete stay there, so that a second start
-continues as ``evaluate`` does; else they are in a temporary folder.
+It runs ``evaluate`` itself, without its report, which needs images: every method, with random weights where it is
+trained, on 900 base classes of 1281 images and 100 novel classes of 1300, with 2048 channels and 50 queries for each
+class. With ``--folder`` the activations (4.7 GB) and the complete rows stay there, so that a second start continues as
+``evaluate`` does; otherwise they are in a temporary folder.
 
-Printed for each method: seconds and CPU seconds of its preparation and of its draws, and the peak of resident
-memory. Mapped pages of the activations count as resident, though the system takes them back where
-memory is short: *anonymous* is the rest.
+It prints for each method the seconds and CPU seconds of its preparation and of its draws, and the peak of resident
+memory. Mapped pages of the activations count as resident, although the system reclaims them where memory is short;
+*anonymous* is the rest.
 """
 
 from __future__ import annotations
@@ -58,13 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--folder", type=Path, help="where activations and rows are made, and stay")
     parser.add_argument("--json", type=Path, help="write seconds by row here, after each row")
-    given = parser.parse_args(arguments)
-    sizes = [given.base, given.per_class, given.novel, given.novel_per_class, given.val_per_class, given.dim]
-    folder = given.folder or Path(tempfile.mkdtemp())
+    options = parser.parse_args(arguments)
+    sizes = [
+        options.base,
+        options.per_class,
+        options.novel,
+        options.novel_per_class,
+        options.val_per_class,
+        options.dim,
+    ]
+    folder = options.folder or Path(tempfile.mkdtemp())
     try:
         with contexts.start() as context, StopFlag(context) as stop:
-            run = make(folder, sizes, EvaluateConfig(methods=given.methods, shots=given.shots, draws=given.draws))
-            Measured.target, Measured.seconds = given.json, {}
+            run = make(folder, sizes, EvaluateConfig(methods=options.methods, shots=options.shots, draws=options.draws))
+            Measured.target, Measured.seconds = options.json, {}
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
             with (
@@ -75,12 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         print(stopped)
     finally:
-        if given.folder is None:
+        if options.folder is None:
             shutil.rmtree(folder)
 
 
 class Prepared(JointScorer):
-    """Notes when a method is ready for its draws."""
+    """Note when a method is ready for its draws."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -88,6 +95,8 @@ class Prepared(JointScorer):
 
 
 class Measured(scoring.JointScoring):
+    """Print the time and memory of each row, and write the seconds to ``target``."""
+
     target: Path | None
     seconds: dict[str, float]
 
@@ -105,12 +114,12 @@ class Measured(scoring.JointScoring):
 
 
 def now() -> np.ndarray:
-    """Seconds, and CPU seconds of this process."""
+    """Return the seconds, and the CPU seconds of this process: [2]."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 class Peak:
-    """Peaks of this process's resident memory in GiB in a ``with`` block, looked at 50 times a second."""
+    """Measure the peaks of this process's resident memory in GiB within a ``with`` block, 50 times a second."""
 
     def __enter__(self) -> Peak:
         self.resident = self.anonymous = 0.0
@@ -122,9 +131,9 @@ class Peak:
     def _look(self) -> None:
         while not self._over.wait(0.02):
             lines = Path("/proc/self/status").read_text().splitlines()
-            found = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.endswith(" kB")}
-            self.resident = max(self.resident, found["VmRSS"])
-            self.anonymous = max(self.anonymous, found["RssAnon"])
+            sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.endswith(" kB")}
+            self.resident = max(self.resident, sizes["VmRSS"])
+            self.anonymous = max(self.anonymous, sizes["RssAnon"])
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
@@ -132,7 +141,7 @@ class Peak:
 
 
 def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
-    """A run whose first three stages are done, of random numbers; what is there of these sizes stays."""
+    """Make a run whose first three stages are done, from random numbers; an existing one of these sizes stays."""
     base, per_class, novel, novel_per_class, val_per_class, dim = sizes
     classes = [f"n{number:08d}" for number in range(base + novel)]
     split = Split("random", tuple(classes[:base]), tuple(classes[base:]))
@@ -142,21 +151,21 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
     }
     subsets = {name: subset(folder, name, np.repeat(np.arange(base + novel), each)) for name, each in counts.items()}
     shards = ShardSet(str(folder), tuple(classes), subsets, f"random {sizes}", "exif", Synsets())
-    # Not the identity, so that what is learned is random; no stage looks at the network or at images.
+    # Random weights instead of the identity. No stage needs the backbone or images.
     config = Config(name="run", runs=folder, learn=LearnConfig(identity_init=False),
                     evaluate=options)  # fmt: skip
     run = Run(config, shards, split, split.base, split.novel)
     if (run.dir / "learn" / "done.json").is_file():
         return run
-    # On the GPU where there is one: the tables are 4.7 GB.
+    # On a GPU if there is one, because the tables are 4.7 GB.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    drawn = torch.Generator(device).manual_seed(0)
-    centres = torch.rand(base + novel, dim, generator=drawn, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    centres = torch.rand(base + novel, dim, generator=generator, device=device)
     for name, each in counts.items():
         for role, numbers in (("base", range(base)), ("novel", range(base, base + novel))):
             first = sum(each[: numbers.start])
             middle = centres[numbers.start : numbers.stop]
-            table(run.dir / "extract", f"{role}_{name}", middle, each[numbers.start], first, drawn)
+            table(run.dir / "extract", f"{role}_{name}", middle, each[numbers.start], first, generator)
     means = centres[:base].cpu()
     np.save(run.dir / "extract" / "means.f32.npy", means.numpy())
     torch.manual_seed(0)
@@ -171,18 +180,21 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
 
 
 def subset(folder: Path, name: str, labels: np.ndarray) -> Subset:
+    """Make an index without shards."""
     samples = np.zeros(len(labels), sample_dtype(12))
     samples["label"], samples["key"] = labels, [f"{name}{number}".encode() for number in range(len(labels))]
     return Subset(name, folder, (), samples)
 
 
-def table(folder: Path, name: str, centres: torch.Tensor, per_class: int, first: int, drawn: torch.Generator) -> None:
-    """Activations of classes about ``centres``, as ``extract`` leaves them; samples are numbered from ``first``."""
+def table(
+    folder: Path, name: str, centres: torch.Tensor, per_class: int, first: int, generator: torch.Generator
+) -> None:
+    """Write activations of classes around ``centres`` as ``extract`` does; samples are numbered from ``first``."""
     folder.mkdir(parents=True, exist_ok=True)
     count, dim = len(centres) * per_class, centres.shape[1]
     rows = np.lib.format.open_memmap(folder / f"{name}.f16.npy", "w+", np.float16, (count, dim))
     for number, centre in enumerate(centres):
-        noise = torch.rand(per_class, dim, generator=drawn, device=centres.device)
+        noise = torch.rand(per_class, dim, generator=generator, device=centres.device)
         rows[number * per_class : (number + 1) * per_class] = (centre + 2 * noise).half().cpu().numpy()
     ids = np.arange(first, first + count)
     np.savez(folder / f"{name}.rows.npz", ids=ids, offsets=np.arange(len(centres) + 1) * per_class)
