@@ -1,4 +1,4 @@
-"""No method can see what it must not: query labels, or novel activations beyond its supports."""
+"""No method can see query labels, or novel activations other than its supports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _spied(method: Method, seen: Given, scores: list[torch.Tensor]) -> Method:
-    """The same method, which notes all it is given from outside and all it answers."""
+    """Return the same method, which records all that it is given and all that it answers."""
 
     def noting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*given: torch.Tensor) -> torch.Tensor:

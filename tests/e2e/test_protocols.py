@@ -35,7 +35,7 @@ def halves(config: Config, tmp_path: Path) -> Config:
 
 
 def dist_train(config: Config, folder: Path, *arguments: str) -> dict:  # type: ignore[type-arg]
-    """``dist-train ARGUMENTS``, and what results.json says."""
+    """Run ``dist-train ARGUMENTS``, and return results.json."""
     path = folder / f"{config.name}.yaml"
     path.write_text(yaml.safe_dump(to_dict(config)))
     assert main([*arguments, "--config", str(path)]) == 0
@@ -114,7 +114,7 @@ def test_episodes_do_not_depend_on_the_number_of_ranks(config: Config, tmp_path:
     assert one["methods"] == two["methods"]
 
 
-def test_what_does_not_fit_is_refused_at_the_start(config: Config) -> None:
+def test_protocols_that_do_not_fit_the_data_are_refused_at_the_start(config: Config) -> None:
     for changes, message in (
         ({"protocol": "episodes", "ways": 4}, r"evaluate.ways=4: there are only 3 novel classes"),
         ({"protocol": "episodes", "ways": 3, "queries": 18}, r"shots=\[1, 2, 3\].*only 20.*21 needed with the queries"),

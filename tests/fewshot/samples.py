@@ -1,4 +1,4 @@
-"""What several tests of methods and scorers are made of."""
+"""Activations, bases and methods for tests of methods and scorers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def activations(counts: list[int], dim: int = 5, seed: int = 0) -> Activations:
 
 
 def prepare(train: Activations | None, **given: object) -> Base:
-    """What methods get, with what a test gives."""
+    """Return what methods get from the base classes, with the values that a test gives."""
     return Base(**{"train": train, "means": None, "rows": None, "bias": None, "learn": None, "options": None,
                    "rule": "max", "numbers": methods.NUMBERS, **given})  # type: ignore[arg-type]  # fmt: skip
 
 
 class Fixed(Method):
-    """A method whose scores are given."""
+    """Answer with given scores; the first activation of a query is its row in them."""
 
     def __init__(self, base: torch.Tensor, novel: torch.Tensor, moves_base: bool = False, scale: float = 1.0) -> None:
         self.base, self.novel = base, novel

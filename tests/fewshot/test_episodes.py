@@ -1,4 +1,4 @@
-"""Episodes, as the authors' MiniImageNet code scores them and corrected."""
+"""Episodes, scored as by the authors' MiniImageNet code, and without its leak."""
 
 import statistics
 from typing import Any
@@ -22,7 +22,7 @@ from dist_train.training import checkpoint
 
 
 def table(counts: list[int], dim: int = 6, seed: int = 0) -> Activations:
-    """Classes that overlap, so that about half of the queries are right."""
+    """Make classes that overlap, so that about half of the queries are right."""
     rng = np.random.default_rng(seed)
     centres = np.repeat(rng.random((len(counts), dim)), counts, axis=0)
     rows = (centres + rng.normal(0, 0.35, centres.shape)).clip(0).astype(np.float16)
@@ -30,8 +30,11 @@ def table(counts: list[int], dim: int = 6, seed: int = 0) -> Activations:
 
 
 def release(tab: list[list[Any]], phi: Any, shots: int) -> float:
-    """What the release counts in an episode, as its text has it: ``tab[i]`` are the images of class i in drawn order,
-    all counted from 1. Slow, and of nothing in the package."""
+    """Return the accuracy of an episode as the text of the release computes it; slow, and independent of the package.
+
+    Args:
+        tab: ``tab[i]`` are the images of class i in drawn order; the release counts both from 1.
+    """
 
     def at(i: int, j: int) -> Any:
         return tab[i - 1][j - 1]
@@ -77,20 +80,20 @@ def load(bank: Activations, rows: np.ndarray) -> torch.Tensor:
 def test_released_is_the_release(shots: int, tmp_path: Any) -> None:
     bank = table([12, 9, 15, 11, 10, 13, 14])
     method, phi = predicted(tmp_path, 6)
-    found, wanted = [], []
+    accuracies, wanted = [], []
     for number in range(40):
         images = draw_episode(bank.offsets, 5, 3, number)
         support, queries = supports_and_queries(images, shots, 5, 15, released=True)
         labels = torch.from_numpy(np.repeat(np.arange(5), [len(rows) for rows in queries]))
-        found.append(accuracy(method, load(bank, support), load(bank, np.concatenate(queries)), labels))
+        accuracies.append(accuracy(method, load(bank, support), load(bank, np.concatenate(queries)), labels))
         wanted.append(100 * release([list(load(bank, rows)) for rows in images], phi, shots))
         leaked = [set(s) & set(q.tolist()) for s, q in zip(support.tolist(), queries, strict=True)]
         assert leaked == ([set()] * 5 if shots == 1 else [{int(s[4])} for s in support])
         assert [len(rows) for rows in queries] == [len(rows) - (1 if shots == 1 else 4) for rows in images]
-    assert found == pytest.approx(wanted) and 30 < np.mean(found) < 95 and len(set(found)) > 20
-    reported = Interval.spread(found)
-    assert reported.measure == "std" and reported.half_width == pytest.approx(statistics.stdev(found))
-    assert reported.mean == pytest.approx(np.mean(found))
+    assert accuracies == pytest.approx(wanted) and 30 < np.mean(accuracies) < 95 and len(set(accuracies)) > 20
+    reported = Interval.spread(accuracies)
+    assert reported.measure == "std" and reported.half_width == pytest.approx(statistics.stdev(accuracies))
+    assert reported.mean == pytest.approx(np.mean(accuracies))
 
 
 @settings(max_examples=30, deadline=None)
@@ -105,14 +108,14 @@ def test_episodes_are_seeded_disjoint_and_the_same_for_all_shots(counts: list[in
     again, other = draw_episode(offsets, 3, seed, number), draw_episode(offsets, 3, seed, number + 1)
     assert all(np.array_equal(a, b) for a, b in zip(images, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(images, other, strict=True))
-    asked = []
+    queries_by_shots = []
     for k in (1, 2, 5):
         support, queries = supports_and_queries(images, k, 5, 4, released=False)
         assert support.shape == (3, k) and all(len(rows) == 4 for rows in queries)
         assert not set(support.ravel()) & set(np.concatenate(queries))
         assert np.array_equal(support, np.stack([rows[:k] for rows in images]))
-        asked.append(np.concatenate(queries).tolist())
-    assert asked[0] == asked[1] == asked[2]
+        queries_by_shots.append(np.concatenate(queries).tolist())
+    assert queries_by_shots[0] == queries_by_shots[1] == queries_by_shots[2]
 
 
 def test_classes_are_drawn_evenly() -> None:
@@ -123,7 +126,7 @@ def test_classes_are_drawn_evenly() -> None:
 
 
 class Moves(Method):
-    """Base classes score higher than any of the episode; of these the nearest wins."""
+    """Score base classes higher than all classes of the episode, of which the nearest wins."""
 
     moves_base = True
 

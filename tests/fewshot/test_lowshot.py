@@ -59,7 +59,7 @@ def test_measures_are_those_of_whole_softmaxes(base: int, novel: int, moves: boo
             assert found[f"{name}_top{k}"] == pytest.approx(100 * hits.mean()), name
 
 
-def test_a_table_of_some_classes() -> None:
+def test_selected_classes_of_a_table() -> None:
     rows = np.arange(20, dtype=np.float16).reshape(10, 2)
     table = Activations(rows, np.arange(100, 110), np.array([0, 3, 4, 8, 10]))
     some = table.select([1, 3])

@@ -1,4 +1,4 @@
-"""Each method's formula against a slow, obvious implementation."""
+"""Each method against a slow, obvious implementation of its formula."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_ridge_is_the_weighted_least_squares_of_all_images() -> None:
     y = np.array([np.sqrt(w) * np.eye(5)[label] for w, label in zip(weight, labels, strict=True)])
     x = np.concatenate([x, np.sqrt(0.3) * np.eye(6)[:5]])
     y = np.concatenate([y, np.zeros((5, 5))])
-    found = np.linalg.lstsq(x, y, rcond=None)[0]
-    wanted = [np.append(unit(q), 1) @ found for q in queries.numpy()]
+    weights = np.linalg.lstsq(x, y, rcond=None)[0]
+    wanted = [np.append(unit(q), 1) @ weights for q in queries.numpy()]
     assert np.allclose(methods.make("ridge", given).take(support)(queries), wanted, atol=1e-4)
 
 
@@ -89,21 +89,21 @@ def test_last_layer_is_sgd_on_the_weighted_loss(name: str) -> None:
                 weights[:3], bias[:3] = before[0][:3], before[1][:3]
         if name == "logistic":
             assert abs(np.bincount(given.train.labels[rows]) / len(rows) - 1 / 3).max() < 0.1
-    found = method.take(support)(queries)
+    scores = method.take(support)(queries)
     if not method.moves_base:
-        found = torch.cat([method.base_scores(queries), found], 1)
-    assert torch.allclose(found, queries @ weights.T + bias, atol=1e-4)
+        scores = torch.cat([method.base_scores(queries), scores], 1)
+    assert torch.allclose(scores, queries @ weights.T + bias, atol=1e-4)
 
 
 def test_oracles_learn_from_all_images_of_the_novel_classes() -> None:
     given = base(linear_oracle_lr=1.0, linear_oracle_steps=400)
-    every = [5 * torch.eye(5)[n] + random(9 + n, 5) for n in range(2)]
+    novel = [5 * torch.eye(5)[n] + random(9 + n, 5) for n in range(2)]
     for name in ("nn_oracle", "linear_oracle"):
         method = methods.make(name, given)
         assert method.oracle
-        scores = method.take(every)(torch.cat(every))  # type: ignore[arg-type]
+        scores = method.take(novel)(torch.cat(novel))  # type: ignore[arg-type]
         if not method.moves_base:
-            scores = torch.cat([method.base_scores(torch.cat(every)), scores], 1)
+            scores = torch.cat([method.base_scores(torch.cat(novel)), scores], 1)
         assert torch.equal(scores.argmax(1), torch.tensor([3] * 9 + [4] * 10)), name
 
 
@@ -125,8 +125,8 @@ def test_attention_by_hand(tmp_path: Path) -> None:
         average, attended = np.zeros(5), np.zeros(5)
         for image in images:
             average += unit(image) / len(images)
-            asked = unit(model.phi_q.weight.numpy() @ unit(image))
-            heights = np.exp([10 * asked @ unit(model.keys.numpy()[b]) for b in others])
+            query = unit(model.phi_q.weight.numpy() @ unit(image))
+            heights = np.exp([10 * query @ unit(model.keys.numpy()[b]) for b in others])
             attended += sum(h * rows[b] for h, b in zip(heights / heights.sum(), others, strict=True)) / len(images)
         return unit(model.phi_avg.numpy() * average + model.phi_att.numpy() * attended)
 
@@ -136,10 +136,10 @@ def test_attention_by_hand(tmp_path: Path) -> None:
     ):
         assert np.allclose(base_scores, [10 * unit(q) @ r for r in rows], atol=1e-4)
         assert np.allclose(novel_scores, [10 * unit(q) @ r for r in novel], atol=1e-4)
-    # In training, class 1 plays a novel one and cannot attend to itself.
-    made = model(random(3, 5), torch.tensor([False, True, False]))
-    assert np.allclose(made[1], row(random(3, 5).numpy()[1:2], [0, 2]), atol=1e-5)
-    assert np.allclose(made[0], rows[0], atol=1e-6)
+    # In training, class 1 takes the part of a novel class and cannot attend to itself.
+    trained = model(random(3, 5), torch.tensor([False, True, False]))
+    assert np.allclose(trained[1], row(random(3, 5).numpy()[1:2], [0, 2]), atol=1e-5)
+    assert np.allclose(trained[0], rows[0], atol=1e-6)
     assert model(random(3, 5), torch.ones(3, dtype=torch.bool)).isfinite().all()
 
 
@@ -148,47 +148,47 @@ def test_triplet_loss_takes_the_hardest_negative(tmp_path: Path) -> None:
     model, given = Triplet(5, OPTIONS), base(tmp_path)
     anchors, positives = random(3, 5), random(3, 5) + 0.1
     loss = 0.0
-    embedded = [[unit(model.layers[0](F.normalize(x, dim=0)).detach().numpy()) for x in some]
-                for some in (anchors, positives)]  # fmt: skip
+    embedded = [[unit(model.layers[0](F.normalize(x, dim=0)).detach().numpy()) for x in images]
+                for images in (anchors, positives)]  # fmt: skip
     for a in range(3):
         negatives = [embedded[0][a] @ embedded[1][b] for b in range(3) if b != a]
         loss += max(0.0, 0.2 + max(negatives) - embedded[0][a] @ embedded[1][a])
     assert loss > 0.1
-    found = model.loss(anchors, torch.arange(3), positives, torch.ones(3, dtype=torch.bool))
-    assert found.item() == pytest.approx(loss, rel=1e-5)
+    vectorised = model.loss(anchors, torch.arange(3), positives, torch.ones(3, dtype=torch.bool))
+    assert vectorised.item() == pytest.approx(loss, rel=1e-5)
 
     save(tmp_path, "triplet", model)
     method, queries, support = methods.make("triplet1", given), random(4, 5), random(2, 3, 5)
     with torch.inference_mode():
-        wanted = [[max(float(model.query(q) @ model.query(s)) for s in some) for some in support] for q in queries]
+        wanted = [[max(float(model.query(q) @ model.query(s)) for s in shots) for shots in support] for q in queries]
         assert np.allclose(method.take(support)(queries), wanted, atol=1e-5)
         kept = [first + np.random.RandomState(first).permutation(n)[0] for first, n in ((0, 4), (4, 6), (10, 5))]
         stored = model.query(torch.from_numpy(given.train.rows[kept]).float())
         assert torch.allclose(method.base_scores(queries), model.query(queries) @ stored.T, atol=1e-5)
 
 
-def test_second_network_learns_the_mean_and_phi_sees_what_it_makes(tmp_path: Path) -> None:
+def test_second_network_learns_the_mean_and_phi_sees_its_output(tmp_path: Path) -> None:
     torch.manual_seed(0)
     means, queries, statistics = random(3, 5), random(2, 5), random(3, 5) * 4
     model = ToMean(means, OPTIONS)
     labels, single = torch.tensor([2, 0]), torch.tensor([False, True, False])
     guess = model.to_mean(queries)
     distance = sum((guess[n] - F.normalize(means[y], dim=0)).square().sum() for n, y in enumerate(labels))
-    seen = [statistics[0], model.to_mean(statistics[1]), statistics[2]]  # phi2 makes its input a unit one
+    seen = [statistics[0], model.to_mean(statistics[1]), statistics[2]]  # phi2 normalises its input
     logits = torch.stack([torch.stack([q @ super(ToMean, model).forward(s) for s in seen]) for q in queries])
     loss = model.loss(queries, labels, statistics, single)
     assert loss.item() == pytest.approx((distance + F.cross_entropy(logits, labels, reduction="sum")).item(), rel=1e-5)
     loss.backward()
-    taught = [layer.weight.grad.clone() for layer in model.second]  # type: ignore[operator, union-attr]
+    gradients = [layer.weight.grad.clone() for layer in model.second]  # type: ignore[operator, union-attr]
     model.zero_grad()
     distance.backward()
-    assert all(torch.equal(a, layer.weight.grad) for a, layer in zip(taught, model.second, strict=True))
+    assert all(torch.equal(a, layer.weight.grad) for a, layer in zip(gradients, model.second, strict=True))
 
     save(tmp_path, "phi2mean", model)
     method: Method = methods.make("phi2mean", base(tmp_path))
     support = random(2, 3, 5)
     with torch.inference_mode():
-        wanted = [[max(float(model(model.to_mean(s)) @ q) for s in some) for some in support] for q in queries]
+        wanted = [[max(float(model(model.to_mean(s)) @ q) for s in shots) for shots in support] for q in queries]
         assert np.allclose(method.take(support)(queries), wanted, atol=1e-5)
 
 
@@ -200,8 +200,8 @@ def test_phi_plus_trains_base_rows_beside_phi1(tmp_path: Path) -> None:
     phi = model.layers[0]
     single = [F.normalize(phi(F.normalize(a, dim=0)), dim=0) for a in random(3, 5)]  # type: ignore[operator]
     alone = torch.tensor([True, False, True])
-    made = model(random(3, 5), alone)
-    assert torch.allclose(made, torch.stack([single[0], model.rows[1], single[2]]), atol=1e-6)
+    rows = model(random(3, 5), alone)
+    assert torch.allclose(rows, torch.stack([single[0], model.rows[1], single[2]]), atol=1e-6)
     model.loss(queries, torch.arange(7) % 3, random(3, 5), alone).backward()
     assert model.rows.grad is not None and bool(model.rows.grad[1].any()) and not model.rows.grad[[0, 2]].any()
 
@@ -210,15 +210,15 @@ def test_phi_plus_trains_base_rows_beside_phi1(tmp_path: Path) -> None:
     with torch.inference_mode():
         unit_queries = F.normalize(queries, dim=1)
         assert torch.allclose(method.base_scores(queries), 20 * unit_queries @ model.rows.T, atol=1e-5)
-        rows = torch.stack([sum(F.normalize(phi(F.normalize(a, dim=0)), dim=0) for a in some)  # type: ignore
-                            for some in support])  # fmt: skip
+        rows = torch.stack([sum(F.normalize(phi(F.normalize(a, dim=0)), dim=0) for a in shots)  # type: ignore
+                            for shots in support])  # fmt: skip
         raw = 20 * unit_queries @ F.normalize(rows, dim=1).T
         shift = method.take(support)(queries) - raw
     assert torch.allclose(shift, shift[0, 0].expand_as(shift), atol=1e-4)
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.2, 0.5])
-def test_calibration_costs_the_share_of_base_images_that_it_may(cost: float) -> None:
+def test_calibration_costs_the_allowed_share_of_base_images(cost: float) -> None:
     torch.manual_seed(0)
     train = activations([40, 60, 50], seed=3)
     images = torch.from_numpy(train.rows.astype(np.float32))
@@ -234,4 +234,4 @@ def test_calibration_costs_the_share_of_base_images_that_it_may(cost: float) -> 
     novel = calibrate(lambda q: scores(q)[:, 3:])(sample).amax(1)
     lost = int((novel > scores(sample)[:, :3].amax(1))[right].sum())
     share = int(cost * 2 / 5 * int(right.sum()))
-    assert right.sum() > 10 and lost in (share, share + 1)  # the image at the border, by rounding
+    assert right.sum() > 10 and lost in (share, share + 1)  # rounding decides about the image at the border

@@ -34,19 +34,21 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
     labels = [rng.integers(0, base, 10), rng.integers(0, novel, 10)]
     queries = [torch.arange(0, 10).float()[:, None], torch.arange(10, 20).float()[:, None]]
     added = torch.from_numpy(rng.permutation(novel))
-    asked = [Queries(q, torch.from_numpy(y)) for q, y in zip(queries, labels, strict=True)]
-    found, moved = (
-        JointScorer(Fixed(scores[:, :base], scores[:, base:], moves), *asked).draw(torch.zeros(novel, 1, 1), added)
+    base_and_novel = [Queries(q, torch.from_numpy(y)) for q, y in zip(queries, labels, strict=True)]
+    draw, draw_moved = (
+        JointScorer(Fixed(scores[:, :base], scores[:, base:], moves), *base_and_novel).draw(
+            torch.zeros(novel, 1, 1), added
+        )
         for moves in (False, True)
     )
-    assert found.metrics == moved.metrics and np.array_equal(found.forgetting, moved.forgetting)
+    assert draw.metrics == draw_moved.metrics and np.array_equal(draw.forgetting, draw_moved.forgetting)
     order = np.argsort(-scores.numpy(), axis=1, kind="stable")  # ties: the lower class first
     truth = np.concatenate([labels[0], labels[1] + base])
     rank = (order == truth[:, None]).argmax(1)
-    assert np.array_equal(found.predicted, order[:, 0]) and np.array_equal(moved.predicted, order[:, 0])
+    assert np.array_equal(draw.predicted, order[:, 0]) and np.array_equal(draw_moved.predicted, order[:, 0])
     for name, part in (("base", rank[:10]), ("novel", rank[10:])):
-        assert found.metrics[f"{name}_top1"] == pytest.approx(100 * (part < 1).mean())
-        assert found.metrics[f"{name}_top5"] == pytest.approx(100 * (part < 5).mean())
+        assert draw.metrics[f"{name}_top1"] == pytest.approx(100 * (part < 1).mean())
+        assert draw.metrics[f"{name}_top5"] == pytest.approx(100 * (part < 5).mean())
     # The curve, point by point: every offset that changes anything (scores are whole numbers).
     area = before = 0.0
     heights = np.zeros(101)
@@ -57,18 +59,18 @@ def test_joint_ranks_are_those_of_one_sort_over_all_classes(base: int, novel: in
         reached = np.arange(101) <= 100 * first[10:].mean() + 1e-9
         heights[reached] = np.maximum(heights[reached], 100 * first[:10].mean())
         before = first[10:].mean()
-    assert found.metrics["ausuc"] == pytest.approx(100 * area) and np.allclose(found.seen_unseen, heights)
+    assert draw.metrics["ausuc"] == pytest.approx(100 * area) and np.allclose(draw.seen_unseen, heights)
     for count in range(novel + 1):
-        some = np.concatenate([np.arange(base), base + np.sort(added.numpy()[:count])])
-        right = some[np.argsort(-scores.numpy()[:10, some], axis=1, kind="stable")[:, 0]] == labels[0]
-        assert found.forgetting[count] == pytest.approx(100 * right.mean())
+        scored = np.concatenate([np.arange(base), base + np.sort(added.numpy()[:count])])
+        right = scored[np.argsort(-scores.numpy()[:10, scored], axis=1, kind="stable")[:, 0]] == labels[0]
+        assert draw.forgetting[count] == pytest.approx(100 * right.mean())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("moves", [False, True])
 def test_scores_that_are_not_finite_are_refused(moves: bool, bad: float) -> None:
     queries = [Queries(torch.arange(n, n + 3.0)[:, None], torch.tensor([0, 1, 1])) for n in (0, 3)]
-    for place in ((0, 0), (5, 3)):  # of a base class, and of a novel one
+    for place in ((0, 0), (5, 3)):  # the score of a base class, and of a novel class
         scores = torch.rand(6, 4)
         scores[place] = bad
         with pytest.raises(UserError, match="scores are not finite"):
@@ -78,26 +80,26 @@ def test_scores_that_are_not_finite_are_refused(moves: bool, bad: float) -> None
 
 
 def test_methods_cannot_tell_base_queries_from_novel_ones() -> None:
-    asked: list[list[float]] = []
+    batches: list[list[float]] = []
 
-    class Noting(Fixed):
+    class Recording(Fixed):
         def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-            asked.append(queries[:, 0].tolist())
+            batches.append(queries[:, 0].tolist())
             return super().base_scores(queries)
 
         def take(self, support: torch.Tensor) -> Scorer:
             scorer = super().take(support)
 
             def scores(queries: torch.Tensor) -> torch.Tensor:
-                asked.append(queries[:, 0].tolist())
+                batches.append(queries[:, 0].tolist())
                 return scorer(queries)
 
             return scores
 
     queries = [Queries(torch.arange(n, n + 50.0)[:, None], torch.zeros(50, dtype=torch.int64)) for n in (0, 50)]
-    JointScorer(Noting(torch.rand(100, 2), torch.rand(100, 2)), *queries).draw(torch.zeros(2, 1, 1), torch.arange(2))
-    assert len(asked) == 2 and asked[0] == asked[1] and sorted(asked[0]) == list(range(100))
-    assert 10 < sum(number < 50 for number in asked[0][:50]) < 40
+    JointScorer(Recording(torch.rand(100, 2), torch.rand(100, 2)), *queries).draw(torch.zeros(2, 1, 1), torch.arange(2))
+    assert len(batches) == 2 and batches[0] == batches[1] and sorted(batches[0]) == list(range(100))
+    assert 10 < sum(number < 50 for number in batches[0][:50]) < 40
 
 
 def test_supports_are_seeded_nested_and_without_repeats() -> None:
@@ -143,26 +145,26 @@ def test_harmonic_mean() -> None:
 
 
 @pytest.mark.parametrize(("name", "kept"), [("nn10", [1, 2, 3]), ("nn1", [1, 1, 1])])
-def test_a_share_of_the_base_is_kept_of_each_class(name: str, kept: list[int]) -> None:
+def test_each_base_class_keeps_its_share_of_images(name: str, kept: list[int]) -> None:
     base = activations([4, 20, 30])
     nearest = NearestNeighbour(name, prepare(base))
     rows = torch.from_numpy(base.rows.astype(np.float32))
     scores = nearest.base_scores(rows)
     assert torch.equal(scores, nearest.base_scores(rows))
-    found = scores[torch.arange(len(rows)), torch.from_numpy(base.labels)] > 1 - 1e-5  # itself is its nearest
-    assert [int(found[a:b].sum()) for a, b in ((0, 4), (4, 24), (24, 54))] == kept
+    is_kept = scores[torch.arange(len(rows)), torch.from_numpy(base.labels)] > 1 - 1e-5  # its nearest image is itself
+    assert [int(is_kept[a:b].sum()) for a, b in ((0, 4), (4, 24), (24, 54))] == kept
 
 
 def test_ties_are_lost_at_the_offset_and_not_before() -> None:
-    one = torch.ones(1)
-    assert seen_unseen(one, one, 1, 1)[0] == 0  # won only where the other is lost
-    assert seen_unseen(one + 1, one, 1, 1)[0] == 100
+    offset = torch.ones(1)
+    assert seen_unseen(offset, offset, 1, 1)[0] == 0  # the novel query is won only where the base query is lost
+    assert seen_unseen(offset + 1, offset, 1, 1)[0] == 100
 
 
-def test_names_of_methods_come_from_their_files() -> None:
+def test_names_and_options_are_checked_and_documented() -> None:
     assert {"nn", "nn10", "nn1", "mean", "imprint", "phi1", "phi2", "phi2star"} <= set(methods.METHODS)
-    told = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-    rows = [line.split("|")[1] for line in told.splitlines() if line.startswith("| `")]
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     names = set(re.findall("`([^`]*)`", "".join(rows)))
     assert names == {*methods.METHODS, *methods.NUMBERS}
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
@@ -186,10 +188,10 @@ def test_methods_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     head = "from dist_train.fewshot.method import Method\n\nclass Common(Method):\n    pass\n\n"
     (tmp_path / "one_more.py").write_text(head + "class OneMore(Common):\n    labels = {'one_more': 'One more'}\n")
-    assert methods._found().keys() - methods.METHODS.keys() == {"one_more"}
+    assert methods._discover().keys() - methods.METHODS.keys() == {"one_more"}
     (tmp_path / "second_phi.py").write_text(head + "class Second(Common):\n    labels = {'phi2': 'not phi2 at all'}\n")
     with pytest.raises(UserError, match=r"second_phi.py: 'phi2' is a method of dist_train.fewshot.methods.predicted"):
-        methods._found()
+        methods._discover()
     for name in ("one_more", "second_phi"):
         del sys.modules[f"{methods.__name__}.{name}"]
 

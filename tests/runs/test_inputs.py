@@ -1,4 +1,4 @@
-"""What a stage is made from: a change that changes what comes out is named, one that does not is taken."""
+"""Inputs of a stage: a change that affects the result is reported, any other change is accepted."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dist_train.training.precision import MixedPrecision, exact_products, round_
 
 @pytest.fixture
 def run(config: Config) -> Run:
-    """One whose pretrain was begun."""
-    made = open_run(config)
-    Stage(made, "pretrain", Context())
-    return made
+    """A run whose pretrain stage was started."""
+    run = open_run(config)
+    Stage(run, "pretrain", Context())
+    return run
 
 
 def other(run: Run, section: str, **values: Any) -> Run:
@@ -47,7 +47,7 @@ def other(run: Run, section: str, **values: Any) -> Run:
         ("data", {"train_size": 31}),
     ],
 )
-def test_what_changes_what_comes_out_stops_by_name(run: Run, section: str, values: dict[str, Any]) -> None:
+def test_a_change_that_affects_the_result_stops_and_is_named(run: Run, section: str, values: dict[str, Any]) -> None:
     key = list(values)[-1]
     with pytest.raises(
         UserError, match=rf"was made from other inputs \({section}\.{key}: .* -> .*\); take another --name"
@@ -68,12 +68,12 @@ def test_what_changes_what_comes_out_stops_by_name(run: Run, section: str, value
         ("monitor", {"hang_timeout": 5.0}),
     ],
 )
-def test_what_does_not_is_taken(run: Run, section: str, values: dict[str, Any]) -> None:
+def test_a_neutral_change_is_accepted(run: Run, section: str, values: dict[str, Any]) -> None:
     inputs.check_inputs(other(run, section, **values), "pretrain")
 
 
 def test_a_record_of_an_older_version(run: Run) -> None:
-    """It lacks keys, which had their default then, and has some that are neutral or gone."""
+    """It lacks keys, which had their default then, and has keys that are neutral or gone."""
     path = run.dir / "pretrain" / "inputs.json"
     before = json.loads(path.read_text())
     lacking = {"pretrain.compile", "pretrain.deepspeed", "pretrain.loss", "data.block_shards"}
@@ -89,17 +89,17 @@ def test_a_record_of_an_older_version(run: Run) -> None:
     stage.done = True
     (run.dir / "pretrain" / "done.json").write_text("{}")
     stage.reopen()
-    assert json.loads(path.read_text()) == old  # rows know the record by its digest
+    assert json.loads(path.read_text()) == old  # rows refer to the record by its digest
     with pytest.raises(UserError, match=r"pretrain.compile: False -> True"):
         inputs.check_inputs(other(run, "pretrain", compile=True), "pretrain")
-    for key in ("split", "data.train_size"):  # without a default, or with another
+    for key in ("split", "data.train_size"):  # a key without a default, and a key whose default differs
         path.write_text(json.dumps({name: value for name, value in before.items() if name != key}))
         with pytest.raises(UserError, match=rf"\({key}: "):
             inputs.check_inputs(run, "pretrain")
 
 
 def test_every_neutral_key_is_a_key() -> None:
-    """And none is that of a type of number."""
+    """None of them selects a number type."""
     hints = get_type_hints(PretrainConfig)
     assert "tf32" not in hints and "tf32" in get_args(hints["precision"])
     for section, keys in inputs._NEUTRAL.items():
@@ -122,7 +122,7 @@ def rounded() -> tuple[bool, bool]:
 
 
 @pytest.mark.usefixtures("products")
-def test_products_are_rounded_where_a_training_says_so_and_nowhere_else(whole_run: Run) -> None:
+def test_products_are_rounded_in_training_and_nowhere_else(whole_run: Run) -> None:
     from dist_train.classifier.from_run import from_run
     from dist_train.stages import learn, scoring
 
@@ -153,11 +153,11 @@ def test_products_are_rounded_where_a_training_says_so_and_nowhere_else(whole_ru
     torch.backends.cudnn.allow_tf32 = True
     with exact_products():
         assert rounded() == (False, False)
-    assert rounded() == (False, True)  # PyTorch's default, which is of both kinds
+    assert rounded() == (False, True)  # PyTorch's default, which differs between the two
 
 
-def test_the_remedy_has_the_options_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a rank or a job, whose command line is another, says that they are the same."""
+def test_the_remedy_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank or a job, which has another command line, says that the options are the same."""
     given = ["--config", "my config.yaml", "--name", "it's", "--learn.steps", "41"]
     for words in (["run", *given], ["learn", *given, "--redo"]):
         monkeypatch.setattr("sys.argv", ["dist-train", *words])

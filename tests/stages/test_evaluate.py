@@ -1,4 +1,4 @@
-"""Evaluations that are stopped, go on, and get more methods."""
+"""Evaluations that are stopped, continued and extended."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from dist_train.stages.pretrain import pretrain
 from dist_train.stages.row_code import code_of
 
 
-class Told(StopFlag):
-    """Says stop when it is asked for the ``turn``-th time."""
+class StopAtTurn(StopFlag):
+    """Request a stop when asked for the ``turn``-th time."""
 
     def __init__(self, turn: int) -> None:
         super().__init__(Context())
@@ -45,9 +45,9 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None:
+def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(config: Config) -> None:
     steps = {f"{name}_steps": 5.0 for name in ("finetune", "linear_oracle")}
-    # In one go nn_oracle takes its base scores from nn, and asks for them where nn's row is there already.
+    # In the same process nn_oracle reuses the base scores of nn; it computes them where nn's row exists already.
     names = ["nn", "finetune", "linear_oracle", "ridge", "nn_oracle"]
     options = replace(config.evaluate, methods=names, options=steps)
     run = open_run(replace(config, evaluate=options))
@@ -62,7 +62,7 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
     # nn asks once for each of its 6 base classes, each method once for each of 4 draws, an oracle once.
     for turn, kept in ((3, []), (8, []), (12, ["nn"]), (7, ["finetune", "linear_oracle", "nn"])):
         with pytest.raises(Stopped, match="the methods before it are kept"):
-            evaluate(run, Context(), Told(turn))
+            evaluate(run, Context(), StopAtTurn(turn))
         assert sorted(path.stem for path in folder.glob("rows/*.json")) == kept
         assert not (folder / "done.json").exists()
     evaluate(run, Context(), StopFlag(Context()))
@@ -81,7 +81,7 @@ def test_a_stopped_or_extended_evaluation_is_a_whole_one(config: Config) -> None
 
 @pytest.fixture
 def learned(config: Config) -> Config:
-    """A run that is there but for its evaluation, by four methods."""
+    """A run that lacks only its evaluation, of four methods."""
     names, steps = ["nn", "mean", "ridge", "finetune"], {"finetune_steps": 5.0}
     config = replace(config, evaluate=replace(config.evaluate, methods=names, options=steps))
     run = open_run(config)
@@ -102,7 +102,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     first, names = results(folder), sorted(learned.evaluate.methods)
 
     def changed(config: Config, act: Callable[[], object]) -> list[str]:
-        """The rows that are written anew by the next start; the others stay."""
+        """Return the rows that the next start writes again; the others stay."""
         before = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*.json")}
         caplog.clear()
         act()
@@ -110,7 +110,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
         return sorted(name for name in names if before.get(path := folder / "rows" / f"{name}.json")
                       != path.stat().st_mtime_ns)  # fmt: skip
 
-    # Another number of one method; and back.
+    # Another option of one method, and back.
     other = replace(learned, evaluate=replace(learned.evaluate, options={"ridge_weight": 0.1, "finetune_steps": 5.0}))
     assert is_done(learned.run_dir, "evaluate", learned) and not is_done(learned.run_dir, "evaluate", other)
     assert changed(other, lambda: None) == ["ridge"] and "(ridge_weight 10.0 -> 0.1)" in caplog.text
@@ -118,7 +118,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     assert load_config(learned.run_dir).evaluate.options["ridge_weight"] == 0.1
     assert "ridge_weight=0.1, " in (folder / "table.md").read_text()
     assert changed(learned, lambda: None) == ["ridge"] and results(folder) == first
-    # What was damaged or deleted.
+    # Damaged or deleted files.
     rows = folder / "rows"
     for act in (
         lambda: (rows / "mean.json").write_text("{}"),
@@ -134,7 +134,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
         assert changed(learned, (folder / name).unlink) == [] and (folder / name).is_file()
     assert changed(learned, lambda: (folder / "done.json").write_text("{")) == []
     assert results(folder) == first
-    # Rows of other code are kept, and named.
+    # Rows of other code are kept and named.
     row = json.loads((rows / "mean.json").read_text())
     (rows / "mean.json").write_text(json.dumps({**row, "code": "0", "commit": "0123456789ab"}))
     for act in (lambda: None, (folder / "table.md").unlink):
@@ -143,7 +143,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     code = {**code_of("mean"), "dist_train.fewshot.protocols.joint": "0"}
     (rows / "mean.json").write_text(json.dumps({**row, "code": code}))
     assert changed(learned, lambda: None) == [] and ": dist_train.fewshot.protocols.joint). To make" in caplog.text
-    # Rows that a --redo was killed over, before it came to them.
+    # Rows that a killed --redo left behind.
     more = replace(learned, evaluate=replace(learned.evaluate, draws=5))
     (folder / "inputs.json").unlink()
     kept = (folder / "done.json").read_bytes()

@@ -1,4 +1,4 @@
-"""What evaluate leaves beside the table: figures, classes, report, TensorBoard."""
+"""The files that evaluate leaves beside the table: figures, classes, report, TensorBoard."""
 
 from __future__ import annotations
 

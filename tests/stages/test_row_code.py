@@ -1,4 +1,4 @@
-"""What counts as the code of a row: all that can change a number of it, and nothing else."""
+"""The code of a row is everything that can change one of its numbers, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEAREST = {"nn", "nn10", "nn1", "nn_oracle", "triplet", "triplet10", "triplet1"}
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[..., set[str]]:
-    """``changed(file, old, new)``: the rows that are of other code after this edit in a copy of the package."""
+    """Return ``changed(file, old, new)``: the rows whose code differs after this edit in a copy of the package."""
 
     def edit(file: str, old: str = "", new: str = "\n_ANOTHER = 1\n") -> set[str]:
         copy = tmp_path / str(len(list(tmp_path.iterdir()))) / "dist_train"
@@ -45,7 +45,7 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
      "models/backbone.py",
      "config/fewshot.py", "errors.py"],
 )  # fmt: skip
-def test_what_shows_rows_or_makes_their_inputs_changes_none(changed: Callable[..., set[str]], file: str) -> None:
+def test_code_that_shows_rows_or_makes_their_inputs_does_not_count(changed: Callable[..., set[str]], file: str) -> None:
     assert changed(file) == set()
 
 
@@ -61,7 +61,7 @@ def test_what_shows_rows_or_makes_their_inputs_changes_none(changed: Callable[..
         ("fewshot/methods/last_layer.py", {"finetune", "logistic", "child", "linear_oracle"}),
     ],
 )  # fmt: skip
-def test_what_computes_rows_changes_them(changed: Callable[..., set[str]], file: str, rows: set[str] | None) -> None:
+def test_code_that_computes_rows_counts(changed: Callable[..., set[str]], file: str, rows: set[str] | None) -> None:
     found = changed(file)
     # Calibration is part of every method that gives each class rows of its own.
     assert found == rows if rows else found > CALIBRATED and not found & {"mean", "nn", "ridge", "finetune"}
@@ -78,7 +78,7 @@ def test_only_code_counts(changed: Callable[..., set[str]]) -> None:
 
 
 def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
-    """In functions and relative ones too; not those for types only."""
+    """Also within functions, and relative imports; but not those for types only."""
     copy = tmp_path / "dist_train"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     more = "\nif TYPE_CHECKING:\n    from dist_train.report import svg\n"
@@ -91,7 +91,7 @@ def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
     assert "dist_train.report.svg" not in added and "dist_train.runs.stage" not in added
 
 
-def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_method_counts_with_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"__module__": "dist_train.fewshot.methods.mine", "labels": {"mine": "Mine"}, "base_as": "ridge"}
     mine = type("Mine", (ClassMean,), names)
     monkeypatch.setitem(METHODS, "mine", mine)
@@ -110,8 +110,8 @@ def test_a_method_of_ones_own_counts_with_what_it_imports(tmp_path: Path, monkey
     ].keys()
 
 
-def test_no_module_is_missing_and_no_carrier_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held against what Python itself loads for scoring and all methods."""
+def test_no_module_is_missing_and_no_carrier_is_superfluous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with the modules that Python itself loads for scoring and all methods."""
     loading = "import sys, dist_train.stages.scoring; print(*(name for name in sys.modules if 'dist_train' in name))"
     done = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, check=True)
     with_carriers = {module for name in METHODS for module in code_of(name)} | set(CARRIERS)
