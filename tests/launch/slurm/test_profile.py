@@ -32,7 +32,7 @@ def dry_run(profile: str, folder: Path, capsys: pytest.CaptureFixture[str], *opt
 def test_the_scripts_of_a_site(
     profile: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are word for word as in tests/launch/slurm/golden. After a change that is meant, read the difference and copy."""
+    """They are word for word as in golden/. After a change that is meant, read the difference and copy."""
     assert dry_run(profile, tmp_path, capsys, *options) == (GOLDEN / f"{profile}.txt").read_text()
     assert not list(tmp_path.iterdir()), "a dry run leaves nothing behind"
 
