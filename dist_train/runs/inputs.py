@@ -65,7 +65,7 @@ def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
     path = run.dir / stage / "inputs.json"
     if not path.is_file():
         if (path.parent / "done.json").is_file():
-            raise UserError(f"{path}: missing, so what was made is not known; {again}")
+            raise UserError(f"{path}: missing, so that the inputs of this stage are unknown; {again}")
         return
     try:
         before = json.loads(path.read_text())
@@ -96,7 +96,7 @@ def check_checkpoint(saved: Checkpoint, now: Mapping[str, Any], folder: Path) ->
     changed = _changed(saved.state.get("inputs", {}), now)
     if changed:
         raise UserError(
-            f"{folder}: its checkpoint is of another run ({changed}); remove it, or start again with --redo"
+            f"{folder}: its checkpoint is from another run ({changed}); remove it, or start again with --redo"
         )
 
 

@@ -40,7 +40,9 @@ class RunLock:
                 f"{self.folder}: another process is at work on this run; wait for it, or take another --name"
             ) from None
         except (OSError, NotImplementedError) as error:
-            log.warning("%s: this file system has no locks (%s); start a run once at a time", self.folder, error)
+            log.warning(
+                "%s: this file system has no locks (%s); never start a run twice at the same time", self.folder, error
+            )
         self._lock = lock
 
     def __enter__(self) -> RunLock:

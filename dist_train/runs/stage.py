@@ -65,7 +65,7 @@ class Stage:
         It is for a stage that may have been finished with less to do than it has now.
         """
         if self.context.main and self.done:
-            log.info("%s: done (%s), but not all that is asked for now", self.name, self.folder)
+            log.info("%s: done (%s), but the configuration asks for more now", self.name, self.folder)
             (self.folder / "done.json").unlink()
             self._record()
         self.done = False

@@ -125,8 +125,8 @@ class RowStore:
         if older:
             reasons = (f"{name} ({commit}: {_changed_modules(rows[name], name)})" for name, commit in older.items())
             log.warning(
-                "evaluate: code has changed since these rows were made, which stay: %s. To make one again delete "
-                "its file in %s; %s makes all again",
+                "evaluate: code has changed since these rows were made; they stay: %s. To make a row again, delete "
+                "its file in %s; %s makes all rows again",
                 *(", ".join(reasons), self.folder, same_options("evaluate", "--redo")),
             )
         return older

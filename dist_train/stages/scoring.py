@@ -79,7 +79,7 @@ class Scoring(ABC):
         try:
             for number, item in enumerate(classes):
                 if stop.agreed():
-                    raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
+                    raise Stopped(f"evaluate: stopped in {name}; the methods before it are kept")
                 self.context.report_progress(f"evaluate {name}: base class {number} of {len(classes)}")
                 yield item
                 bar.update()
@@ -93,7 +93,7 @@ class Scoring(ABC):
         """
         for turn in range(1 if oracle else -(-self.config.draws // self.context.world)):
             if stop.agreed_now():
-                raise Stopped(f"evaluate: left in {name}; the methods before it are kept")
+                raise Stopped(f"evaluate: stopped in {name}; the methods before it are kept")
             if turn < len(self.own_draws) and (self.context.main or not oracle):
                 self.context.report_progress(f"evaluate {name}: draw {self.own_draws[turn]}")
                 yield self.own_draws[turn]
@@ -110,7 +110,9 @@ def naming(method: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"evaluate: {method}: {error}; lower its rate in evaluate.options, or mend it") from None
+        raise UserError(
+            f"evaluate: {method}: {error}; lower its rate in evaluate.options, or correct the method"
+        ) from None
 
 
 class JointScoring(Scoring):

@@ -102,7 +102,7 @@ def test_a_checkpoint_of_other_data_split_or_model_is_refused(config: Config) ->
     target = other.run_dir / "pretrain" / "checkpoints"
     target.parent.mkdir(parents=True)
     (run.dir / "pretrain" / "checkpoints").rename(target)
-    with pytest.raises(UserError, match=r"checkpoint is of another run \(pretrain.lr: 0.05 -> 0.01\)"):
+    with pytest.raises(UserError, match=r"checkpoint is from another run \(pretrain.lr: 0.05 -> 0.01\)"):
         pretrain.pretrain(open_run(other), Context(), StopFlag(Context()))
 
 

@@ -95,7 +95,7 @@ def test_methods_are_blind(name: str, trained: Run, monkeypatch: pytest.MonkeyPa
             queries.labels[:] = queries.labels.flip(0)
 
     def poison(joint: scoring.JointScoring) -> None:
-        """All novel training images but the supports."""
+        """Replace all novel training images except the supports by NaN."""
         kept = np.unique(np.stack(list(joint.supports.values())))
         rows = np.array(joint.novel_train.rows)
         rows[np.setdiff1d(np.arange(len(rows)), kept)] = np.nan

@@ -1,4 +1,4 @@
-"""What a run reports of its validation images is what its model answers of the same images as files."""
+"""The accuracies that a run reports are those of its model's answers to the same images as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from launch.cli.main import main
 
 
 def turned(source: Path, target: Path) -> None:
-    """The same photos as a camera stores them that was held in any way: each of them stands upright by its tag."""
+    """Write the same photos as a turned camera stores them, with tags that say how they stand upright."""
     for number, path in enumerate(sorted(source.glob("*/*.*"))):
         tag = 1 + number % 8
         stored = orientation.turn(np.array(Image.open(path).convert("RGB")), orientation.inverse(tag))
@@ -42,7 +42,7 @@ def turned(source: Path, target: Path) -> None:
 def run(
     request: pytest.FixtureRequest, drawn: Path, small_run: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A run on photos that are stored turned, with a model of its base classes."""
+    """A run on photos that are stored turned."""
     root = tmp_path_factory.mktemp("turned")
     for subset in ("train", "val"):
         turned(drawn / subset, root / subset)
@@ -63,19 +63,19 @@ def run(
 
 
 def files(run: Run, subset: str, role: str) -> Iterator[tuple[str, Path]]:
-    """Class and file of each image of a view."""
+    """Yield class and file of each image of a view."""
     view, root = run.view(subset, role), Path(run.config.data.shards).parent
     for sample, label in zip(view.ids.tolist(), view.labels.tolist(), strict=True):
         yield view.classes[label], root / subset / view.subset.path_of(sample)
 
 
 def right(model: Path, photos: list[tuple[str, Path]], capsys: pytest.CaptureFixture[str]) -> float:
-    """Percent of photos whose first answer is their class."""
+    """Return the percentage of photos whose first answer is their class."""
     assert main(["classify", str(model), *(str(path) for _, path in photos), "--json", "--topk", "1"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [answer["image"] for answer in answers] == [str(path) for _, path in photos]
-    same = [answer["classes"][0]["name"] == name for (name, _), answer in zip(photos, answers, strict=True)]
-    return 100 * sum(same) / len(same)
+    correct = [answer["classes"][0]["name"] == name for (name, _), answer in zip(photos, answers, strict=True)]
+    return 100 * sum(correct) / len(correct)
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])

@@ -176,7 +176,7 @@ def test_names_and_options_are_checked_and_documented() -> None:
     for name, value in wrong.items():
         with pytest.raises(UserError, match=rf"evaluate.options: {name}={value:g}: must be a (whole )?number above 0"):
             methods.check_methods(["phi2"], ["nn"], {name: value})
-    with pytest.raises(UserError, match=r"evaluate.methods: nn_oracle, linear_oracle: oracles stand beside a table"):
+    with pytest.raises(UserError, match=r"nn_oracle, linear_oracle: oracles only stand beside a table"):
         methods.check_methods(["phi1"], ["nn_oracle", "linear_oracle"], {})
     with pytest.raises(UserError, match=r"learn.methods: 'mean' is not known; give some of .*phi2"):
         methods.check_methods(["mean"], ["nn"], {})

@@ -54,7 +54,7 @@ def test_a_change_that_affects_the_result_stops_and_is_named(run: Run, section: 
     ):
         inputs.check_inputs(other(run, section, **values), "pretrain")
     saved = checkpoint.Checkpoint({}, {"inputs": inputs.stage_inputs(run, "pretrain")})
-    with pytest.raises(UserError, match=rf"its checkpoint is of another run \({section}\.{key}: "):
+    with pytest.raises(UserError, match=rf"its checkpoint is from another run \({section}\.{key}: "):
         now = inputs.stage_inputs(other(run, section, **values), "pretrain")
         inputs.check_checkpoint(saved, now, run.dir)
 

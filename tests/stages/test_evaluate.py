@@ -151,7 +151,7 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
     assert changed(more, lambda: None) == names and "made from other inputs" in caplog.text
     (folder / "done.json").write_bytes(kept)
     (folder / "inputs.json").unlink()
-    with pytest.raises(UserError, match=r"inputs.json: missing, so what was made is not known"):
+    with pytest.raises(UserError, match=r"inputs.json: missing, so that the inputs of this stage are unknown"):
         score(more)
 
 

@@ -1,5 +1,5 @@
-"""Every product of which a table or an answer is made is exact, whatever the process has computed in before: seen at
-each product, at the moment when it is computed."""
+"""Every product behind a table or an answer is exact, whatever the process allowed before; each product is observed at
+the moment it is computed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "convolution"
 
 
 def rounded() -> tuple[str, str]:
-    """What GPUs would do with float32 products and convolutions."""
+    """Return how GPUs would round float32 products and convolutions."""
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
 
 
 class Products(TorchDispatchMode):
-    """Records of each product how GPUs would round it, and the types of its factors."""
+    """Record for each product how GPUs would round it, and the types of its factors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,8 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture(params=["older interface", "newer interface", "both"])
 def roundest(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """Make this process round whatever can be rounded, as someone else's code may, by each of PyTorch's interfaces."""
+    """Return a function that makes this process round all that can be rounded, by each of PyTorch's interfaces, as other
+    code in a process may."""
 
     def start() -> None:
         if request.param != "newer interface":
@@ -112,7 +113,7 @@ def test_accuracy_that_learn_logs(whole_run: Run, roundest: Callable[[], None]) 
 
 @pytest.mark.parametrize("method", ["phi2", "phi2cal", "phi_plus"])
 def test_answers_of_a_model(method: str, whole_run: Run, tmp_path: Path, roundest: Callable[[], None]) -> None:
-    """Also where the process rounds after the model was opened, and within an autocast."""
+    """They are exact even where the process starts to round after the model was opened, and within an autocast."""
     photo = torch.randint(0, 255, (3, 40, 40), dtype=torch.uint8)
     roundest()
     with Products() as products, torch.autocast("cpu", torch.bfloat16):
@@ -127,11 +128,11 @@ def test_answers_of_a_model(method: str, whole_run: Run, tmp_path: Path, roundes
         ):
             roundest()
             step()
-    assert products.exact, [one for one in products.seen if one[1:] != ({"ieee"}, {torch.float32})]
+    assert products.exact, [product for product in products.seen if product[1:] != ({"ieee"}, {torch.float32})]
 
 
 def test_class_means_are_sums_in_float64(whole_run: Run) -> None:
-    """And no product: numpy's."""
+    """NumPy computes them, without a product."""
     with Products() as products:
         table = extract.load(whole_run.dir / "extract", "base_train")
         means = table.means()
@@ -139,8 +140,8 @@ def test_class_means_are_sums_in_float64(whole_run: Run) -> None:
     assert means[0] == pytest.approx(table.rows[: table.offsets[1]].astype("float64").mean(0), rel=1e-6)
 
 
-def test_before_and_after_an_exact_block(roundest: Callable[[], None]) -> None:
-    """And what is set by one interface can be read by the other, on all of whose states PyTorch does not agree."""
+def test_an_exact_block_restores_the_state_before_it(roundest: Callable[[], None]) -> None:
+    """What one interface sets, the other can read; PyTorch itself refuses some mixed states."""
     roundest()
     before = rounded()
     with pytest.raises(ZeroDivisionError), exact_products():
@@ -155,7 +156,7 @@ def test_before_and_after_an_exact_block(roundest: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("chosen", ["medium", "high", "highest"])
-def test_what_a_process_has_chosen_is_chosen_after_an_exact_block(chosen: str) -> None:
+def test_an_exact_block_restores_the_precision_of_products(chosen: str) -> None:
     torch.set_float32_matmul_precision(chosen)
     try:
         with exact_products():
@@ -167,7 +168,7 @@ def test_what_a_process_has_chosen_is_chosen_after_an_exact_block(chosen: str) -
 
 
 def test_convolutions_are_tuned_in_training_only(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the evaluation within it, nor after it, nor where it fails."""
+    """They are not tuned in the evaluation within training, nor after training, nor after it fails."""
     seen: set[tuple[bool, bool]] = set()
     forward = Backbone.forward
 

@@ -61,7 +61,7 @@ def check_methods(learn: Sequence[str], evaluate: Sequence[str], options: Mappin
             raise UserError(f"evaluate.methods: {name!r} needs {needed!r} in learn.methods ({', '.join(learn)}) too")
     if all(METHODS[name].oracle for name in evaluate):
         raise UserError(
-            f"evaluate.methods: {', '.join(evaluate)}: oracles stand beside a table; name another method too"
+            f"evaluate.methods: {', '.join(evaluate)}: oracles only stand beside a table; name another method too"
         )
     for name, value in options.items():
         if name not in _OPTIONS:
