@@ -53,8 +53,8 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture(params=["older interface", "newer interface", "both"])
 def roundest(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """Return a function that makes this process round all that can be rounded, by each of PyTorch's interfaces, as other
-    code in a process may."""
+    """Return a function that makes this process round all that can be rounded, as other code may do, by each of
+    PyTorch's interfaces."""
 
     def start() -> None:
         if request.param != "newer interface":
