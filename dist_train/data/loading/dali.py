@@ -90,20 +90,36 @@ def build_pipeline(options: GraphOptions, depth: int) -> Any:
     Args:
         depth: batches in work at a time. The first run starts all of them.
     """
-    dali, fn, _ = _dali()
+    dali, fn, types = _dali()
     augmented = _augmenter(options.data) if options.data.operations else None
     conditional = options.data.operations > 0 or options.turned
+    # DALI rewrites the functions that a graph calls: what needs no graph is done before.
+    decoding = _decoder_arguments(types, options)
+    cut_after = _decodes_whole_images(options.device_id)
 
     @dali.pipeline_def(enable_conditionals=conditional)  # type: ignore[untyped-decorator]
     def graph() -> Any:
         inputs = {name: fn.external_source(name=name, no_copy=True) for name in options.inputs}
-        images = _decode_windows(inputs, options)
+        window = {"start": inputs["anchor"], "shape": inputs["shape"], "axis_names": "HW"}
+        if cut_after:
+            images = fn.slice(fn.decoders.image(inputs["encoded"], **decoding), **window)
+        else:
+            images = fn.decoders.image_slice(inputs["encoded"], **window, **decoding)
         if not options.finishes:
             return images
         if options.turned:
-            images = _upright(images, inputs["transposed"])
+            images = _upright(fn, images, inputs["transposed"])
             images = fn.flip(images, horizontal=inputs["mirrored"], vertical=inputs["flipped"])
-        return _finish_images(images, inputs, options, augmented)
+        images = fn.resize(images, size=inputs["size"], interp_type=types.INTERP_LINEAR, antialias=True)
+        mirror = [inputs[f"flip_{k}"] for k in range(options.crops)]
+        if augmented is not None:  # in training: one crop, mirrored before it is augmented
+            images = augmented(fn.flip(images, horizontal=mirror[0]), inputs["size"], inputs["operations"])
+            mirror = [0]
+        crops = [
+            _crop(fn, images, inputs["side"], (inputs[f"top_{k}"], inputs[f"left_{k}"]), mirror[k], types.FLOAT)
+            for k in range(options.crops)
+        ]
+        return fn.stack(*crops) if options.crops > 1 else crops[0]
 
     with warnings.catch_warnings(record=True):  # DALI's suites use old names of its own, and warn of them
         pipeline = graph(
@@ -117,10 +133,9 @@ def build_pipeline(options: GraphOptions, depth: int) -> Any:
     return pipeline
 
 
-def _decode_windows(inputs: dict[str, Any], options: GraphOptions) -> Any:
-    """Decode the windows of the stored images."""
-    _, fn, types = _dali()
-    decoding = {
+def _decoder_arguments(types: Any, options: GraphOptions) -> dict[str, Any]:
+    """Return the arguments of DALI's decoder."""
+    return {
         "device": "cpu" if options.device_id is None else "mixed",
         "output_type": types.RGB,
         "adjust_orientation": False,  # the index has it, and the windows are those of the stored image
@@ -129,44 +144,27 @@ def _decode_windows(inputs: dict[str, Any], options: GraphOptions) -> Any:
         # which decoder an image gets must not depend on its place in a batch.
         "hw_decoder_load": 1.0,
     }
-    window = {"start": inputs["anchor"], "shape": inputs["shape"], "axis_names": "HW"}
-    if _decodes_whole_images(options.device_id):
-        return fn.slice(fn.decoders.image(inputs["encoded"], **decoding), **window)
-    return fn.decoders.image_slice(inputs["encoded"], **window, **decoding)
 
 
-def _upright(images: Any, lying: Any) -> Any:
+def _upright(fn: Any, images: Any, lying: Any) -> Any:
     """Transpose the images that lie on their side."""
     if lying:
-        images = _dali()[1].transpose(images, perm=[1, 0, 2], output_layout="HWC")
+        images = fn.transpose(images, perm=[1, 0, 2], output_layout="HWC")
     return images
 
 
-def _finish_images(images: Any, inputs: dict[str, Any], options: GraphOptions, augmented: Augmenter | None) -> Any:
-    """Resize upright windows, augment them, and make their crops."""
-    _, fn, types = _dali()
-    images = fn.resize(images, size=inputs["size"], interp_type=types.INTERP_LINEAR, antialias=True)
-    mirror = [inputs[f"flip_{k}"] for k in range(options.crops)]
-    if augmented is not None:  # in training: one crop, mirrored before it is augmented
-        images = augmented(fn.flip(images, horizontal=mirror[0]), inputs["size"], inputs["operations"])
-        mirror = [0]
-    crops = [_crop(images, inputs, k, mirror[k]) for k in range(options.crops)]
-    return fn.stack(*crops) if options.crops > 1 else crops[0]
-
-
-def _crop(images: Any, inputs: dict[str, Any], number: int, mirror: Any) -> Any:
-    """Make crop ``number`` of resized images, and normalise it."""
-    _, fn, types = _dali()
+def _crop(fn: Any, images: Any, side: Any, corner: tuple[Any, Any], mirror: Any, dtype: Any) -> Any:
+    """Crop resized images, and normalise the crops."""
     return fn.crop_mirror_normalize(
         images,
-        crop_h=inputs["side"],
-        crop_w=inputs["side"],
-        crop_pos_y=inputs[f"top_{number}"],
-        crop_pos_x=inputs[f"left_{number}"],
+        crop_h=side,
+        crop_w=side,
+        crop_pos_y=corner[0],
+        crop_pos_x=corner[1],
         mirror=mirror,
         mean=[255 * value for value in MEAN],
         std=[255 * value for value in STD],
-        dtype=types.FLOAT,
+        dtype=dtype,
         output_layout="HWC",  # seen as NCHW in the end, this is channels_last without a copy
     )
 
