@@ -13,6 +13,7 @@ setup(
         "dist_train": ["py.typed"],
         "launch": ["py.typed"],
         "dist_train.classifier.serving": ["page.html"],
+        "dist_train.report": ["templates/*", "templates/sections/*"],
         "launch.slurm": ["job_script.sh"],
         "dist_train.configs": ["*.yaml"],
         "dist_train.configs.splits": ["*.json"],

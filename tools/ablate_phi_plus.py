@@ -157,12 +157,10 @@ def table(by_variant: dict[str, Draws]) -> str:
     (name, plus), *others = by_variant.items()
     heads = [f"{k}-shot {title}" for k in plus for title in PAIRED_METRICS.values()]
     lines = markdown_head(heads, [""])
-    own = [Interval.of(plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS]
+    own = [Interval.of(plus[k][metric]) for k in plus for metric in PAIRED_METRICS]
     lines.append(markdown_row([name, *(format_mean(v) for v in own)]))
     for name, draws in others:
-        differences = [
-            Interval.paired(draws[k][metric], plus[k][metric]).to_json() for k in plus for metric in PAIRED_METRICS
-        ]
+        differences = [Interval.paired(draws[k][metric], plus[k][metric]) for k in plus for metric in PAIRED_METRICS]
         lines.append(markdown_row([name, *(format_mean(v, "+") for v in differences)]))
     return "\n".join(lines)
 

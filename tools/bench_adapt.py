@@ -1,12 +1,13 @@
-"""What it takes to add classes and to classify, split into decoding, backbone and prediction; and what the same takes
-by nearest neighbour over all stored activations, and by fine-tuning the last layer (the paper's timing table).
+"""How long adding classes and classifying takes, by decoding, backbone and prediction (the paper's timing table).
+
+Compares prediction with fine-tuning of the last layer, and with nearest neighbour over all stored activations.
 
     python tools/bench_adapt.py [--backbone resnet50] [--base 900] [--per-class 1281] [--photos DIR] [--device cpu]
 
-Weights and stored activations are random, photos are drawn (or those of --photos): time does not depend on either.
-All of it in one run, one after the other, so that the ratios hold whatever else the machine does. Needs 6 GB of memory
-for the activations of 900 x 1281 images by default. "times": how often longer fine-tuning, or nearest neighbour,
-takes than prediction, without decoding and backbone, which all of them need, and without what each prepares once.
+Weights and stored activations are random, and photos are drawn unless --photos names some: time depends on neither.
+Everything is measured in one run, so that the ratios hold whatever else the machine does. The activations of
+900 x 1281 images take 6 GB of memory. The column "times" says how many times as long as prediction fine-tuning or
+nearest neighbour takes, without decoding and backbone, which all of them need, and without what is prepared once.
 """
 
 from __future__ import annotations
@@ -36,62 +37,66 @@ from dist_train.fewshot.methods import NUMBERS
 from dist_train.models.backbone import Backbone
 
 ADDED = (1, 10, 100)
-BATCH = 32  # the paper's, for its time an image
+BATCH = 32  # as in the paper, for its time per image
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--base", type=int, default=900, help="base classes")
-    parser.add_argument("--per-class", type=int, default=1281, help="stored activations of a base class")
+    parser.add_argument("--per-class", type=int, default=1281, help="stored activations per base class")
     parser.add_argument("--method", default="phi2", help="phi1, phi2, phi2cal, phi_plus, ...")
-    parser.add_argument("--photos", type=Path, help="a folder of at least 100; default: drawn ones of 500 x 375 pixels")
+    parser.add_argument(
+        "--photos", type=Path, help="folder of at least 100 photos; default: drawn photos of 500 x 375 pixels"
+    )
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--repeats", type=int, default=5, help="of which the median is told")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements, whose median is printed")
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args(arguments)
-    device = torch.device(given.device)
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
     with TemporaryDirectory() as folder:
-        files = photos.in_folder(given.photos, Account()) if given.photos else draw(Path(folder))
+        files = photos.in_folder(args.photos, Account()) if args.photos else draw(Path(folder))
         if len(files) < max(ADDED):
-            parser.error(f"--photos {given.photos}: holds {len(files)}; give at least {max(ADDED)}")
-        train = bank(given.base, given.per_class, Backbone(given.backbone, 1).dim)
-        model = random_model(given.backbone, given.method, train, given.resize, given.size, device)
-        clock = Clock(device, given.repeats)
-        opened, _ = clock(model.head, once=True)
+            parser.error(f"--photos {args.photos}: holds {len(files)}; give at least {max(ADDED)}")
+        train = random_activations(args.base, args.per_class, Backbone(args.backbone, 1).dim)
+        model = random_model(args.backbone, args.method, train, args.resize, args.size, device)
+        clock = Clock(device, args.repeats)
+        opening, _ = clock(model.head, once=True)
         threads = torch.get_num_threads()
-        print(f"{given.backbone}, {given.method}, {given.base} base classes, {threads} thread(s), {device}")
-        print(f"once, where the model is opened: {opened:.0f} ms")
+        print(f"{args.backbone}, {args.method}, {args.base} base classes, {threads} thread(s), {device}")
+        print(f"once, when the model is opened: {opening:.0f} ms")
         columns = ["decode", "backbone", "prediction", "all"]
-        prepared, child = clock(lambda: methods.make("child", base(model, train)), once=True)
-        print(f"once, before any fine-tuning: {prepared:.0f} ms\n")
-        added = [adding(clock, model, child, files[:count]) for count in ADDED]
+        preparing, fine_tuned = clock(lambda: methods.make("child", base_of(model, train)), once=True)
+        print(f"once, before any fine-tuning: {preparing:.0f} ms\n")
+        added = [time_adding(clock, model, fine_tuned, files[:count]) for count in ADDED]
         print(table("adding classes of one photo (ms)", [*columns, "by fine-tuning", "times"], added))
-        classified = [classifying(clock, model, train, files[:BATCH])]
+        classified = [time_classifying(clock, model, train, files[:BATCH])]
         print(table(f"one photo of {BATCH} (ms)", [*columns, "by nearest neighbour", "times"], classified))
 
 
 class Clock:
-    """Milliseconds of an action: the median of some, after one that does not count."""
+    """Measures actions in milliseconds: the median of ``repeats``, after a first time that does not count."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
 
     def __call__(self, action: Callable[[], Any], once: bool = False) -> tuple[float, Any]:
-        found, times = None, []
+        """Return the time of an action, measured several times or once, and its last result."""
+        result, times = None, []
         for _ in range(1 if once else 1 + self.repeats):
             began = time.perf_counter()
-            found = action()
+            result = action()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-        return 1000 * float(np.median(times[-self.repeats :])), found
+        return 1000 * float(np.median(times[-self.repeats :])), result
 
 
-def adding(clock: Clock, model: Classifier, child: Method, files: list[Path]) -> list[Any]:
+def time_adding(clock: Clock, model: Classifier, fine_tuned: Method, files: list[Path]) -> list[Any]:
+    """Return the table's row for adding a class per photo."""
     decode, pixels = clock(lambda: [photos.load(path) for path in files])
-    backbone, activations = clock(lambda: embedded(model, pixels))
+    backbone, activations = clock(lambda: embed(model, pixels))
 
     def predict() -> None:
         changed = model.copy()
@@ -100,28 +105,31 @@ def adding(clock: Clock, model: Classifier, child: Method, files: list[Path]) ->
         changed.head()
 
     prediction, _ = clock(predict)
-    tuned, _ = clock(lambda: child.take(activations[:, None]))
+    tuned, _ = clock(lambda: fine_tuned.take(activations[:, None]))
     whole = decode + backbone + prediction
     label = f"{len(files)} class{'es' * (len(files) > 1)}"
     return [label, decode, backbone, prediction, whole, decode + backbone + tuned, f"{tuned / prediction:.0f}"]
 
 
-def classifying(clock: Clock, model: Classifier, train: Activations, files: list[Path]) -> list[Any]:
+def time_classifying(clock: Clock, model: Classifier, train: Activations, files: list[Path]) -> list[Any]:
+    """Return the table's row for classifying a batch, per photo."""
     decode, pixels = clock(lambda: [photos.load(path) for path in files])
-    backbone, activations = clock(lambda: embedded(model, pixels))
+    backbone, activations = clock(lambda: embed(model, pixels))
     prediction, _ = clock(lambda: model.answers(activations))
-    near = methods.make("nn", base(model, train))
-    neighbour, _ = clock(lambda: near.base_scores(activations), once=True)
-    each = [value / len(files) for value in (decode, backbone, prediction, decode + backbone + prediction)]
-    return ["1 photo", *each, (decode + backbone + neighbour) / len(files), f"{neighbour / prediction:.0f}"]
+    nearest = methods.make("nn", base_of(model, train))
+    neighbour, _ = clock(lambda: nearest.base_scores(activations), once=True)
+    per_photo = [value / len(files) for value in (decode, backbone, prediction, decode + backbone + prediction)]
+    return ["1 photo", *per_photo, (decode + backbone + neighbour) / len(files), f"{neighbour / prediction:.0f}"]
 
 
-def embedded(model: Classifier, pixels: list[torch.Tensor]) -> torch.Tensor:
+def embed(model: Classifier, pixels: list[torch.Tensor]) -> torch.Tensor:
+    """Return the activations [N, C] of photos, batch by batch."""
     batch = model.network.preprocess.batch
     return torch.cat([model.embed(batch(pixels[n : n + BATCH])) for n in range(0, len(pixels), BATCH)])
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> str:
+    """Return a Markdown table; numbers have two places."""
     lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name, *values in rows:
         lines.append(f"| {name} | {' | '.join(v if isinstance(v, str) else f'{v:.2f}' for v in values)} |")
@@ -129,6 +137,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> str:
 
 
 def draw(folder: Path) -> list[Path]:
+    """Draw as many photos as the largest row needs, and return their paths."""
     options = DrawConfig(size=500)
     names = split_of(options).base
     for number in range(max(ADDED)):
@@ -137,18 +146,18 @@ def draw(folder: Path) -> list[Path]:
     return photos.in_folder(folder, Account())
 
 
-def bank(classes: int, per_class: int, dim: int) -> Activations:
-    """Random activations, float16: one class's, over and over in other places."""
-    one = np.random.RandomState(0).random((per_class, dim)).astype(np.float16)
+def random_activations(classes: int, per_class: int, dim: int) -> Activations:
+    """Return random activations, float16; all classes have the same numbers, in other places."""
+    numbers = np.random.RandomState(0).random((per_class, dim)).astype(np.float16)
     rows = np.empty((classes * per_class, dim), np.float16)
     for number in range(classes):
-        rows[number * per_class : (number + 1) * per_class] = np.roll(one, number, axis=1)
+        rows[number * per_class : (number + 1) * per_class] = np.roll(numbers, number, axis=1)
     return Activations(rows, np.arange(len(rows)), np.arange(classes + 1) * per_class)
 
 
 def random_model(backbone: str, method: str, train: Activations, resize: int, size: int, device: torch.device
                  ) -> Classifier:  # fmt: skip
-    """A model without a run: random weights, and these activations for what a method keeps of the base classes."""
+    """Return a model with random weights, whose method keeps what it needs of these activations."""
     torch.manual_seed(0)
     classes = len(train.offsets) - 1
     architecture = {"name": backbone, "num_classes": classes, "small_stem": False}
@@ -157,12 +166,12 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
     with torch.no_grad():
         rows = phi.base_rows(means)
     sample, preprocess = row_method(method).sample(train, device), Preprocess(resize, size)
-    parts = Network(network, method, phi, learn, rows, sample, NUMBERS["calibration_cost"], preprocess).on(device)
-    return Classifier(parts, [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)], range(classes))
+    weights = Network(network, method, phi, learn, rows, sample, NUMBERS["calibration_cost"], preprocess).on(device)
+    return Classifier(weights, [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)], range(classes))
 
 
-def base(model: Classifier, train: Activations) -> Base:
-    """What the methods of the comparison use of the base classes."""
+def base_of(model: Classifier, train: Activations) -> Base:
+    """Return what the compared methods use of the base classes."""
     head, rows = model.network.backbone.head, model.network.base_rows
     return Base(train, rows, head.weight, head.bias, Path(), LearnConfig(), "max", NUMBERS)
 

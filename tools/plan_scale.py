@@ -1,26 +1,26 @@
-"""Scale on paper: what 1, 2, 4 ... 1024 GPUs would train, from the measured step of one.
+"""Plan scale on paper: how fast 1, 2, 4 ... 1024 GPUs would train, from the measured step of one GPU.
 
     python tools/plan_scale.py --batch 256 --step-ms 102.4              # weak scaling: 256 images a GPU
     python tools/plan_scale.py --batch 256 --step-ms 102.4 --global-batch 1024    # strong scaling
     python tools/plan_scale.py --check          # the all-reduce formula against gloo on this machine
 
-The step (forward, backward, update; no data loading, no communication) is to be measured on one worker.
-The model, each constant of which is an option:
+Measure the step (forward, backward, update; no data loading, no communication) on one worker.
+The model, whose constants are all options:
 
 * all-reduce: a ring, 2 (n-1)/n bytes/bandwidth + 2 (n-1) latency (Patarasuk & Yuan 2009, Bandwidth optimal
-  all-reduce algorithms). Over several nodes in three parts: reduce-scatter within each node, a ring over the
-  nodes of every GPU's part (bytes / GPUs per node), all-gather within.
-* overlap: DDP starts a bucket's all-reduce once its gradients are there, one after the other, while the
-  backward pass goes on; the last bucket has nothing left to hide behind (Li et al. 2020, PyTorch
-  Distributed, VLDB). Gradients are taken to come evenly over the backward pass.
-* data: loading runs beside the step, so that the slower of the two sets the pace.
-* efficiency: images/s over GPUs times the images/s of the step given.
+  all-reduce algorithms). Over several nodes it has three parts: a reduce-scatter within each node, a ring over
+  the nodes for each GPU's part (bytes / GPUs per node), and an all-gather within each node.
+* overlap: DDP starts a bucket's all-reduce once its gradients are there, one bucket after the other, while the
+  backward pass goes on; nothing hides the last bucket (Li et al. 2020, PyTorch Distributed, VLDB). Gradients are
+  assumed to come evenly over the backward pass.
+* data: loading runs beside the step, so the slower of the two sets the pace.
+* efficiency: images/s, relative to the number of GPUs times the images/s of the given step.
 * bottleneck: decode or storage where the GPUs wait for them, else the longer of compute and all-reduce.
 
-Not in it: stragglers, the loader and NCCL taking cores and GPU from the step, batch norm's buffers (0.2 MB a
-step), start, evaluation, checkpoints: real runs are slower. Over many nodes NCCL changes from rings to trees
-of less latency: there all-reduce may be faster. It says nothing of accuracy: large global batches need more
-epochs or other recipes (Goyal et al. 2017: up to 8,192 without loss).
+The model leaves out stragglers, the cores and GPU time that the loader and NCCL take from the step, batch norm's
+buffers (0.2 MB a step), the start, evaluation and checkpoints: real runs are slower. Over many nodes NCCL changes
+from rings to trees, whose latency is lower: all-reduce may then be faster. The model says nothing about accuracy:
+large global batches need more epochs or other recipes (Goyal et al. 2017: up to 8,192 without loss).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from pathlib import Path
 from typing import NoReturn
 
 MB, GB, MIB = 1e6, 1e9, 2**20
-RESNET50 = 4 * 25_557_032  # bytes of fp32 gradients, what --check predicts
+RESNET50 = 4 * 25_557_032  # bytes of fp32 gradients, whose all-reduce --check predicts
 
 
 @dataclass(frozen=True)
 class Link:
-    """What one rank sends, in bytes/s, and the seconds until its message's first byte arrives."""
+    """A rank's bandwidth in bytes/s, and its latency: the seconds until the first byte of a message arrives."""
 
     bandwidth: float
     latency: float
@@ -51,39 +51,51 @@ class Link:
 
 @dataclass(frozen=True)
 class Row:
-    """A step on so many GPUs; times in seconds, ``data`` in bytes/s."""
+    """A step on a number of GPUs.
+
+    Attributes:
+        images: in a step, over all GPUs.
+        step, compute, all_reduce: seconds.
+        exposed: seconds of ``all_reduce`` that the backward pass does not hide.
+        data: bytes/s that all nodes together would need if loading never held them up.
+    """
 
     gpus: int
     nodes: int
-    images: int  # in a step, over all GPUs
+    images: int
     step: float
     compute: float
     all_reduce: float
-    exposed: float  # of all_reduce, what the backward pass does not hide
+    exposed: float
     efficiency: float
-    data: float  # needed by all nodes together, were loading never in the way
+    data: float
     bottleneck: str
 
     @property
     def rate(self) -> float:
+        """Return images/s."""
         return self.images / self.step
 
 
 def ring(ranks: int, size: float, link: Link) -> float:
-    """Seconds of a ring all-reduce of ``size`` bytes: 2 (n-1) hops of size/n bytes each. A
-    reduce-scatter is half of it, an all-gather the other half."""
+    """Return the seconds of a ring all-reduce of ``size`` bytes: 2 (n-1) hops of size/n bytes each.
+
+    The first half of the hops is a reduce-scatter, the second an all-gather.
+    """
     return 2 * (ranks - 1) * (size / ranks / link.bandwidth + link.latency)
 
 
 def all_reduce(gpus: int, per_node: int, size: float, intra: Link, inter: Link) -> float:
-    """Seconds of an all-reduce of ``size`` bytes over all GPUs, node by node."""
+    """Return the seconds of an all-reduce of ``size`` bytes over all GPUs: within nodes, then between them."""
     local = min(gpus, per_node)
     return ring(local, size, intra) + ring(gpus // local, size / local, inter)
 
 
 def buckets(size: float, first: float, cap: float) -> list[float]:
-    """Sizes of DDP's buckets in the order of the backward pass. (DDP does not cut tensors in two, and so
-    comes near these only.)"""
+    """Return the sizes of DDP's buckets in the order of the backward pass.
+
+    DDP's own are close to these, as it does not cut tensors in two.
+    """
     sizes = [min(first, size)]
     while (rest := size - sum(sizes)) > 1:
         sizes.append(min(cap, rest))
@@ -91,11 +103,11 @@ def buckets(size: float, first: float, cap: float) -> list[float]:
 
 
 def not_hidden(compute: float, backward: float, sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Seconds by which the all-reduces outlast the backward pass.
+    """Return the seconds by which the all-reduces outlast the backward pass.
 
     Args:
         compute: seconds of the step.
-        backward: its part that is backward pass.
+        backward: share of the step that is the backward pass.
         sizes, times: bytes of each bucket, and seconds of its all-reduce.
     """
     ready, end = compute * (1 - backward), 0.0
@@ -106,7 +118,7 @@ def not_hidden(compute: float, backward: float, sizes: Sequence[float], times: S
 
 
 def plan(gpus: int, given: argparse.Namespace) -> Row:
-    """The step on ``gpus`` GPUs. ``given`` holds the options, see ``parse``."""
+    """Predict the step on ``gpus`` GPUs, from the options of ``parse``."""
     nodes = -(-gpus // given.gpus_per_node)
     images = given.global_batch or given.batch * gpus
     whole, fixed, part = given.step_ms / 1e3, given.fixed_ms / 1e3, images / gpus / given.batch
@@ -133,7 +145,7 @@ def plan(gpus: int, given: argparse.Namespace) -> Row:
 
 
 def gradient_mb(model: str) -> float:
-    """MB of a torchvision model's gradients in fp32, which is what DDP exchanges under autocast too."""
+    """Return the MB of a torchvision model's gradients in fp32, which DDP exchanges under autocast too."""
     import torch
     from torchvision.models import get_model
 
@@ -142,10 +154,12 @@ def gradient_mb(model: str) -> float:
 
 
 def duration(seconds: float) -> str:
+    """Format seconds as hours or minutes."""
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def show(rows: Sequence[Row], given: argparse.Namespace) -> None:
+    """Print the assumptions and a table."""
     print(
         f"{given.batch} images in {given.step_ms:g} ms on one GPU (as given: {1e3 * given.batch / given.step_ms:,.0f} "
         f"images/s), {given.gradient_mb:.1f} MB of gradients, {given.gpus_per_node} GPUs a node; within a node "
@@ -170,15 +184,20 @@ def show(rows: Sequence[Row], given: argparse.Namespace) -> None:
 
 
 def shared(ranks: int, size: float, link: Link, cores: int) -> float:
-    """``ring`` on one host, whose cores do the sending. Over loopback every byte is copied by a CPU,
-    and a rank keeps one core busy; more ranks than cores take turns, and each gets so much less."""
+    """Return the seconds of ``ring`` on one host, whose cores do the sending.
+
+    Over loopback a CPU copies every byte, and a rank keeps one core busy; where there are more ranks than cores, they
+    take turns and share the bandwidth.
+    """
     turns = max(1.0, ranks / cores)
     return ring(ranks, size, Link(link.bandwidth / turns, link.latency * turns))
 
 
 def fit(ranks: int, times: dict[int, float]) -> Link:
-    """Bandwidth and latency from seconds by bytes: least squares of the relative errors, so that small
-    and large sizes count alike; neither may be negative."""
+    """Fit bandwidth and latency, neither negative, to measured seconds by bytes.
+
+    Least squares of the relative errors, so that small and large sizes count alike.
+    """
     import numpy as np
     from scipy.optimize import nnls
 
@@ -190,7 +209,7 @@ def fit(ranks: int, times: dict[int, float]) -> Link:
 
 
 def measure_rank(rank: int, ranks: int, folder: str, sizes: Sequence[int], repeats: int) -> None:
-    """One process of ``measure``: rank 0 leaves the seconds by bytes in ``folder``."""
+    """Run one process of ``measure``; rank 0 leaves the seconds by bytes in ``folder``."""
     import torch
     import torch.distributed as dist
 
@@ -198,10 +217,10 @@ def measure_rank(rank: int, ranks: int, folder: str, sizes: Sequence[int], repea
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=300))
-    found = {}
+    fastest = {}
     for size in sizes:
         data = torch.zeros(size // 4)
-        chain = max(1, int(4 * MB) // size)  # small ones in a row, or the clock and the start would count
+        chain = max(1, int(4 * MB) // size)  # small sizes in a row, or the clock and the start would count
         blocks = torch.empty(repeats + 1)
         for number in range(repeats + 1):
             began = time.perf_counter()
@@ -209,15 +228,15 @@ def measure_rank(rank: int, ranks: int, folder: str, sizes: Sequence[int], repea
                 dist.all_reduce(data)
             blocks[number] = (time.perf_counter() - began) / chain
         dist.all_reduce(blocks, dist.ReduceOp.MAX)  # an all-reduce lasts until all have it
-        # The fastest: whatever else runs on the machine only ever adds. The first one warms up.
-        found[size] = float(blocks[1:].min())
+        # The fastest, as other work on the machine only ever adds time. The first block warms up.
+        fastest[size] = float(blocks[1:].min())
     if rank == 0:
-        Path(folder, "times.json").write_text(json.dumps(found))
+        Path(folder, "times.json").write_text(json.dumps(fastest))
     dist.destroy_process_group()
 
 
 def measure(ranks: int, sizes: Sequence[int], repeats: int) -> dict[int, float]:
-    """Seconds of gloo's all-reduce by bytes, over processes started for it on this machine."""
+    """Measure gloo's all-reduce over processes of this machine: bytes -> seconds."""
     import torch.multiprocessing as mp
 
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +245,7 @@ def measure(ranks: int, sizes: Sequence[int], repeats: int) -> dict[int, float]:
 
 
 def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
-    """Fit to the small and large sizes on 2 processes; predict ResNet-50's size on 2, and all on the others.
+    """Fit the given sizes on 2 processes; predict ResNet-50's size on 2, and all sizes on other numbers of processes.
 
     Returns:
         (processes, bytes, measured, predicted) in seconds.
@@ -244,32 +263,41 @@ def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
     link = fit(2, {size: best[2][size] for size in sizes})
     rows = [(n, size, t, shared(n, size, link, cores)) for n, times in best.items() for size, t in times.items()]
 
+    seconds = time.perf_counter() - began
     print(
         f"gloo over loopback, {cores} core(s), load average {min(load):.1f} to {max(load):.1f}, fastest of "
-        f"{given.rounds} x {given.repeats}, {time.perf_counter() - began:.0f} s\nfitted to 2 processes: "
+        f"{given.rounds} x {given.repeats}, {seconds:.0f} s\nfitted to 2 processes: "
         f"{link.bandwidth / GB:.2f} GB/s a rank, {1e6 * link.latency:.0f} µs a hop\n"
     )
+    show_check(rows, link, fitted=sizes)
+    return rows
+
+
+def show_check(rows: Sequence[tuple[int, int, float, float]], link: Link, fitted: Sequence[int]) -> None:
+    """Print measured and predicted seconds; sizes of ``fitted`` were fitted to on 2 processes."""
     print("| processes | MB | measured, ms | predicted, ms | predicted/measured | if each rank had a core | |")
     print("|---:|---:|---:|---:|---:|---:|---|")
     for ranks, size, measured, predicted in rows:
         if ranks > 1:
-            how = "fitted" if ranks == 2 and size in sizes else "predicted"
+            kind = "fitted" if ranks == 2 and size in fitted else "predicted"
             alone = ring(ranks, size, link) / measured
             print(f"| {ranks} | {size / MB:.3g} | {1e3 * measured:.2f} | {1e3 * predicted:.2f} "
-                  f"| {predicted / measured:.2f} | {alone:.2f} | {how} |")  # fmt: skip
+                  f"| {predicted / measured:.2f} | {alone:.2f} | {kind} |")  # fmt: skip
     for ranks, size, measured, _ in rows:
         if ranks == 1 and size == RESNET50:
             print(f"\n1 process: {1e3 * measured:.2f} ms, the call alone; predicted 0")
-    return rows
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without three screens of usage."""
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without three screens of usage
+        """Print the message and exit."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def above(low: float, infinite: bool = False, allow: bool = False) -> Callable[[str], float]:
-    """An argument's type: a number above ``low``; ``allow`` that one as well, ``infinite`` as well."""
+    """Return an argument's type: a number above ``low``, or ``low`` itself with ``allow``, or inf with ``infinite``."""
 
     def number(text: str) -> float:
         value = float(text)
@@ -281,63 +309,20 @@ def above(low: float, infinite: bool = False, allow: bool = False) -> Callable[[
 
 
 def count(text: str) -> int:
+    """Parse a whole number above 0."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the options; ``gpus`` and ``gradient_mb`` are filled in where they are missing."""
     parser = Parser(prog="plan_scale.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    positive, limit, least = above(0), above(0, infinite=True), above(0, allow=True)
-
-    step = parser.add_argument_group("the measured step of one worker").add_argument
-    step("--batch", type=count, help="images of a step")
-    step("--step-ms", type=positive, help="ms of it")
-    step("--model", default="resnet50", help="torchvision's name, for the bytes of gradients; %(default)s")
-    step("--gradient-mb", type=positive, help="MB of gradients, in place of --model's parameters x 4 bytes")
-    step("--backward", type=above(0), default=2 / 3, help="its part that is backward pass; 2/3: a convolution "
-         "has one product forward and two backward")  # fmt: skip
-    step("--bucket", type=positive, default=25, help="MiB of DDP's buckets; %(default)s, its bucket_cap_mb")
-    step("--first-bucket", type=positive, default=1, help="MiB of the first; %(default)s, as in DDP")
-
-    size = parser.add_argument_group("how many").add_argument
-    size("--gpus", type=count, nargs="+", help="default: 1, 2, 4 ... a node, then nodes doubled up to 1024 GPUs")
-    size("--gpus-per-node", type=count, default=8, help="%(default)s")
-    size("--global-batch", type=count, help="images of a step over all GPUs: strong scaling. Default: --batch on "
-         "each GPU, weak scaling")  # fmt: skip
-    size("--fixed-ms", type=least, default=0, help="ms of the step that do not shrink with the batch, in strong "
-         "scaling: kernel starts, update; measure two batches to know it. %(default)s flatters")  # fmt: skip
-    size("--dataset", type=count, default=1_281_167, help="images; %(default)s, ImageNet")
-    size("--epochs", type=positive, default=90, help="%(default)s")
-
-    net = parser.add_argument_group("network, of each GPU").add_argument
-    net("--intra-bandwidth", type=limit, default=370, help="GB/s within a node; %(default)s, what NCCL gets of an "
-        "H100's NVLink in a ring (nccl-tests issue 212)")  # fmt: skip
-    net("--intra-latency", type=least, default=3.4, help="µs a hop; %(default)s, NCCL's own figure for a ring over "
-        "NVLink (src/graph/tuning.cc, hwLat, Simple)")  # fmt: skip
-    net("--inter-bandwidth", type=limit, default=47, help="GB/s between nodes; %(default)s, of a 400 Gbit/s card a "
-        "GPU (nccl-tests issue 290: 46 to 48)")  # fmt: skip
-    net("--inter-latency", type=least, default=14, help="µs a hop; %(default)s, as above, over the network")
-
-    data = parser.add_argument_group("data; inf: no limit").add_argument
-    data("--decode-per-core", type=limit, default=593, help="images/s a core; %(default)s: half of what 2 cores did in "
-         "docs/results/loader.md")  # fmt: skip
-    data("--cores-per-node", type=count, default=112, help="%(default)s, 2 x Xeon 8480C of a DGX H100")
-    data("--decode-per-node", type=limit, help="images/s a node, in place of these two (GPU decoding)")
-    data("--image-kb", type=positive, default=110, help="mean kB of a stored image; %(default)s, ImageNet")
-    data("--storage-node", type=limit, default=12.5, help="GB/s that a node can read; %(default)s: a 100 Gbit/s "
-         "link, an assumption")  # fmt: skip
-    data("--storage-total", type=limit, default=40, help="GB/s that storage gives all nodes together; %(default)s, an "
-         "assumption: measure yours. inf once the nodes have the data (data.cache)")  # fmt: skip
-
-    test = parser.add_argument_group("checking the all-reduce formula here").add_argument
-    test("--check", action="store_true", help="measure gloo's all-reduce and compare; no plan")
-    test("--processes", type=count, nargs="+", default=[1, 2, 4], help="%(default)s; fitted to 2 in any case")
-    test("--sizes-mb", type=above(0.0001), nargs="+", default=[0.1, 1, 4, 16, 64], help="%(default)s; all are "
-        "fitted to, and ResNet-50's 102.2 is predicted")  # fmt: skip
-    test("--rounds", type=count, default=3, help="times all processes are started anew; %(default)s")
-    test("--repeats", type=count, default=10, help="measurements a round; %(default)s")
-
+    add_step_options(parser)
+    add_size_options(parser)
+    add_network_options(parser)
+    add_data_options(parser)
+    add_check_options(parser)
     given = parser.parse_args(argv)
     if given.check:
         return given
@@ -364,7 +349,74 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
+positive, limit, least = above(0), above(0, infinite=True), above(0, allow=True)
+
+
+def add_step_options(parser: Parser) -> None:
+    """Add the options of the measured step."""
+    add = parser.add_argument_group("the measured step of one worker").add_argument
+    add("--batch", type=count, help="images in the step")
+    add("--step-ms", type=positive, help="milliseconds of the step")
+    add("--model", default="resnet50", help="torchvision's name, for the bytes of gradients; %(default)s")
+    add("--gradient-mb", type=positive, help="MB of gradients, in place of --model's parameters x 4 bytes")
+    add("--backward", type=above(0), default=2 / 3, help="share of the step that is the backward pass; 2/3: a "
+        "convolution has one product forward and two backward")  # fmt: skip
+    add("--bucket", type=positive, default=25, help="MiB of DDP's buckets; %(default)s, DDP's bucket_cap_mb")
+    add("--first-bucket", type=positive, default=1, help="MiB of the first bucket; %(default)s, as in DDP")
+
+
+def add_size_options(parser: Parser) -> None:
+    """Add the options of the numbers of GPUs and of the training."""
+    add = parser.add_argument_group("how many").add_argument
+    add("--gpus", type=count, nargs="+", help="default: 1, 2, 4 ... up to a node, then nodes doubled up to 1024 GPUs")
+    add("--gpus-per-node", type=count, default=8, help="%(default)s")
+    add("--global-batch", type=count, help="images in a step over all GPUs: strong scaling. Default: --batch on "
+        "each GPU, weak scaling")  # fmt: skip
+    add("--fixed-ms", type=least, default=0, help="ms of the step that do not shrink with the batch, in strong "
+        "scaling: kernel starts, update; measure two batches to find it. %(default)s is optimistic")  # fmt: skip
+    add("--dataset", type=count, default=1_281_167, help="images; %(default)s, ImageNet")
+    add("--epochs", type=positive, default=90, help="%(default)s")
+
+
+def add_network_options(parser: Parser) -> None:
+    """Add the options of the network."""
+    add = parser.add_argument_group("network, of each GPU").add_argument
+    add("--intra-bandwidth", type=limit, default=370, help="GB/s within a node; %(default)s, NCCL's ring over an "
+        "H100's NVLink (nccl-tests issue 212)")  # fmt: skip
+    add("--intra-latency", type=least, default=3.4, help="µs a hop; %(default)s, NCCL's own figure for a ring over "
+        "NVLink (src/graph/tuning.cc, hwLat, Simple)")  # fmt: skip
+    add("--inter-bandwidth", type=limit, default=47, help="GB/s between nodes; %(default)s, of a 400 Gbit/s card per "
+        "GPU (nccl-tests issue 290: 46 to 48)")  # fmt: skip
+    add("--inter-latency", type=least, default=14, help="µs a hop; %(default)s, as above, over the network")
+
+
+def add_data_options(parser: Parser) -> None:
+    """Add the options of decoding and storage."""
+    add = parser.add_argument_group("data; inf: no limit").add_argument
+    add("--decode-per-core", type=limit, default=593, help="images/s per core; %(default)s: half of what 2 cores did "
+        "in docs/results/loader.md")  # fmt: skip
+    add("--cores-per-node", type=count, default=112, help="%(default)s, 2 x Xeon 8480C of a DGX H100")
+    add("--decode-per-node", type=limit, help="images/s per node, in place of these two (GPU decoding)")
+    add("--image-kb", type=positive, default=110, help="mean kB of a stored image; %(default)s, ImageNet")
+    add("--storage-node", type=limit, default=12.5, help="GB/s that a node can read; %(default)s: a 100 Gbit/s "
+        "link, an assumption")  # fmt: skip
+    add("--storage-total", type=limit, default=40, help="GB/s that storage gives all nodes together; %(default)s, an "
+        "assumption: measure yours. inf once the nodes have the data (cache.dir)")  # fmt: skip
+
+
+def add_check_options(parser: Parser) -> None:
+    """Add the options of --check."""
+    add = parser.add_argument_group("checking the all-reduce formula here").add_argument
+    add("--check", action="store_true", help="measure gloo's all-reduce and compare; no plan")
+    add("--processes", type=count, nargs="+", default=[1, 2, 4], help="%(default)s; 2 is fitted to in any case")
+    add("--sizes-mb", type=above(0.0001), nargs="+", default=[0.1, 1, 4, 16, 64], help="%(default)s; all are "
+        "fitted to, and ResNet-50's 102.2 is predicted")  # fmt: skip
+    add("--rounds", type=count, default=3, help="times that all processes are started anew; %(default)s")
+    add("--repeats", type=count, default=10, help="measurements per round; %(default)s")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the plan, or with --check the comparison."""
     given = parse(argv)
     if given.check:
         check(given)

@@ -1,27 +1,29 @@
-"""A start on many nodes, simulated: when the first step comes, what a restart costs, how much of the time is training.
+"""Simulate a start on many nodes: when the first step comes, what a restart costs, how much of the time is training.
 
-    python tools/plan_start.py --batch 256 --step-ms 102.4         # 1, 8, 32 and 128 nodes, then a straggler among them
+    python tools/plan_start.py --batch 256 --step-ms 102.4         # 1, 8, 32 and 128 nodes
     python tools/plan_start.py --measure                           # requests/s of a real TCPStore on this machine
 
-A discrete simulation of what the code does, in events (heapq); the same seed gives the same numbers. Options of
-tools/plan_scale.py about the step and the network hold here too. In order:
+A discrete simulation, in events, of what the code does; the same seed gives the same numbers. The options of
+tools/plan_scale.py about the step and the network apply here too. In order:
 
-* ranks come: --launch-s after the start, and up to --spread-s later, each node at a time of its own;
-* they meet (dist_train/distributed/rendezvous.py): every request to rank 0's store waits its turn;
-  --polling is what the code did before this simulation: each rank asked for each other, ten times a second;
-* gloo connects all with all, NCCL its rings (--mesh-s, --nccl-s: for 1024 ranks, in proportion to the ranks), and
-  names and GPUs are gathered: a ring of world - 1 hops, twice;
-* each node reads and opens the index (--open-s), with two barriers through the store;
-* node caches fill from one store (dist_train/data/shards/cache.py): whole shards in the order of their use,
-  --downloads at a time and one more by each rank that waits for its own. The nodes share the store fairly, each within
-  its own limit. A global batch waits until all nodes have the shards of all its images (a little too late: a rank
-  waits for its own);
-* all nodes take each step together: the slowest sets the pace.
+* Ranks come --launch-s after the start and up to --spread-s later, each node at a time of its own.
+* They meet (dist_train/distributed/rendezvous.py): every request to rank 0's store waits its turn. --polling is what
+  the code did before this simulation: each rank asked for each other rank, ten times a second.
+* gloo connects all ranks with all, NCCL its rings (--mesh-s, --nccl-s: for 1024 ranks, in proportion to the ranks),
+  and names and GPUs are gathered: a ring of world - 1 hops, twice.
+* Each node reads and opens the index (--open-s), with two barriers through the store.
+* Node caches fill from one store (dist_train/data/shards/cache.py): whole shards in the order of their use,
+  --downloads at a time, and one more for each rank that waits for its own. The nodes share the store fairly, each
+  within its own limit. A global batch waits until all nodes have the shards of all its images, which is slightly
+  pessimistic: a rank waits only for its own.
+* All nodes take each step together: the slowest sets the pace.
 
-Restart: a node is lost; --told: it said so before (USR2, TERM), and all saved; else what was done since the last
-checkpoint is done again, and its silence is noticed after monitor.rank_timeout. Its successor's cache is empty.
+For a restart, a node is lost. Either it got a signal before (USR2, TERM) and all ranks saved; or its silence is
+noticed after monitor.rank_timeout, and the work since the last checkpoint is done again. The cache of the node that
+replaces it is empty.
 
-Not in it: evaluation, checkpoints' writes (they run beside the steps), retries, the scheduler's queue.
+The simulation leaves out evaluation, the writes of checkpoints (they run beside the steps), retries, and the
+scheduler's queue.
 """
 
 from __future__ import annotations
@@ -49,79 +51,97 @@ POLL = 0.1  # seconds between the rounds of the ranks that polled
 
 
 class Clock:
-    """Events in the order of their times."""
+    """Runs events in the order of their times."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()  # events of one time: in the order of their making
+        self._numbers = itertools.count()  # events of the same time run in the order in which they were added
 
     def at(self, when: float, act: Callable[[], None]) -> None:
+        """Add an event."""
         heapq.heappush(self._events, (when, next(self._numbers), act))
 
     def run(self) -> None:
+        """Run all events, and those that they add."""
         while self._events:
             self.now, _, act = heapq.heappop(self._events)
             act()
 
 
 class Server:
-    """Rank 0's store: one thread, so many requests a second, first come, first served."""
+    """Rank 0's store: one thread that answers ``rate`` requests a second, first come, first served."""
 
     def __init__(self, clock: Clock, rate: float) -> None:
         self.clock, self.rate, self.requests, self._free = clock, rate, 0, 0.0
 
     def ask(self, requests: int, then: Callable[[], None]) -> None:
+        """Queue requests, and call ``then`` when they are answered."""
         self.requests += requests
         self._free = max(self._free, self.clock.now) + requests / self.rate
         self.clock.at(self._free, then)
 
 
-def meet(arrivals: Sequence[float], rate: float, polling: bool = False) -> tuple[list[float], int]:
-    """Simulate ``rendezvous.meet``: when each rank is through, and the requests that took."""
-    clock, world = Clock(), len(arrivals)
-    server, here, seen = Server(clock, rate), 0, 0
-    through = [0.0] * world
+class Meeting:
+    """``rendezvous.meet`` of ``world`` ranks: what each asks of rank 0's store, and when each is through.
 
-    def come(rank: int) -> None:
-        nonlocal here
-        here += 1
-        if polling:
-            look(rank, world)
-        elif here == world:
-            for other in range(world):  # the waits that are answered
-                server.ask(1, partial(met, other))
+    Attributes:
+        through: seconds at which each rank is through.
+    """
 
-    def look(rank: int, missing: int) -> None:
-        server.ask(missing, partial(looked, rank))
+    def __init__(self, clock: Clock, server: Server, world: int, polling: bool) -> None:
+        self.clock, self.server, self.world, self.polling = clock, server, world, polling
+        self.through = [0.0] * world
+        self._arrived = self._met = 0
 
-    def looked(rank: int) -> None:
-        if missing := world - here:
-            clock.at(clock.now + POLL, partial(look, rank, missing))
+    def start(self, rank: int, when: float) -> None:
+        """Let a rank start at a time: it connects, sets its record, and adds itself where arrivals are counted."""
+        requests = CONNECT + (1 if self.polling else 2)
+        self.clock.at(when, partial(self.server.ask, requests, partial(self._arrive, rank)))
+
+    def _arrive(self, rank: int) -> None:
+        self._arrived += 1
+        if self.polling:
+            self._poll(rank, self.world)
+        elif self._arrived == self.world:
+            for other in range(self.world):  # all waits are answered
+                self.server.ask(1, partial(self._meet, other))
+
+    def _poll(self, rank: int, missing: int) -> None:
+        self.server.ask(missing, partial(self._look, rank))
+
+    def _look(self, rank: int) -> None:
+        if missing := self.world - self._arrived:
+            self.clock.at(self.clock.now + POLL, partial(self._poll, rank, missing))
         else:
-            met(rank)
+            self._meet(rank)
 
-    def met(rank: int) -> None:
-        server.ask(1, all_seen)  # add
+    def _meet(self, rank: int) -> None:
+        self.server.ask(1, self._count)  # add
 
-    def all_seen() -> None:
-        nonlocal seen
-        seen += 1
-        if seen == world:
-            for other in range(world):
-                server.ask(1, partial(leave, other))
+    def _count(self) -> None:
+        self._met += 1
+        if self._met == self.world:
+            for other in range(self.world):
+                self.server.ask(1, partial(self._leave, other))
 
-    def leave(rank: int) -> None:
-        through[rank] = clock.now
+    def _leave(self, rank: int) -> None:
+        self.through[rank] = self.clock.now
 
-    for rank, when in enumerate(arrivals):  # set, and add where they count
-        clock.at(when, partial(server.ask, CONNECT + (1 if polling else 2), partial(come, rank)))
+
+def meet(arrivals: Sequence[float], rate: float, polling: bool = False) -> tuple[list[float], int]:
+    """Simulate ``rendezvous.meet``; return when each rank is through, and the number of requests."""
+    clock = Clock()
+    server = Server(clock, rate)
+    meeting = Meeting(clock, server, len(arrivals), polling)
+    for rank, when in enumerate(arrivals):
+        meeting.start(rank, when)
     clock.run()
-    return through, server.requests
+    return meeting.through, server.requests
 
 
 def fair(total: float, limits: Sequence[float]) -> list[float]:
-    """Rates that share ``total``, none above its limit, what one leaves goes to the others (max-min fairness)."""
+    """Share ``total`` as rates, none above its limit; what one does not use goes to the others (max-min fairness)."""
     rates, left = [0.0] * len(limits), total
     for place, number in enumerate(sorted(range(len(limits)), key=limits.__getitem__)):
         rates[number] = min(limits[number], left / (len(limits) - place))
@@ -129,14 +149,15 @@ def fair(total: float, limits: Sequence[float]) -> list[float]:
     return rates
 
 
-Curve = list[tuple[float, float]]  # (seconds, bytes that are there)
+Curve = list[tuple[float, float]]
+"""Points (seconds, bytes that are there)."""
 
 
 def fill(starts: Sequence[float], amounts: Sequence[float], limits: Sequence[float], total: float) -> list[Curve]:
-    """How each node's cache fills: from event to event (a node begins, a node has all) at constant rates.
+    """Return how each node's cache fills, at rates that change only when a node begins or has everything.
 
     Args:
-        starts, amounts, limits: of each node the second it begins, the bytes that it lacks, and its bytes/s.
+        starts, amounts, limits: for each node the second at which it begins, the bytes that it lacks, its bytes/s.
         total: bytes/s of the store.
     """
     done = [0.0] * len(starts)
@@ -158,7 +179,7 @@ def fill(starts: Sequence[float], amounts: Sequence[float], limits: Sequence[flo
 
 
 def reached(curve: Curve, amount: float) -> float:
-    """When so many bytes are there."""
+    """Return when ``amount`` bytes are there."""
     place = bisect_left(curve, amount, key=lambda point: point[1])
     if place == 0:
         return curve[0][0]
@@ -168,7 +189,16 @@ def reached(curve: Curve, amount: float) -> float:
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds since the job began, at the last rank; ``filled`` when the last node has all shards."""
+    """A start, in seconds since the job began, at the last rank or node.
+
+    Attributes:
+        came, met, joined, opened: when ranks have come, have met, have joined gloo and NCCL, have opened the index.
+        fed: when all nodes have the shards of the first global batch.
+        first_step: when the first step is done.
+        filled: when the last node has all shards.
+        curves: how each node's cache fills.
+        requests: to rank 0's store.
+    """
 
     came: float
     met: float
@@ -182,7 +212,7 @@ class Start:
 
 
 def lacking(step: int, images: int, given: argparse.Namespace) -> float:
-    """Share of the shards that global batches 0 to ``step`` use: expected, or whole blocks."""
+    """Return the share of the shards that global batches 0 to ``step`` use: the expectation, or whole blocks."""
     if given.block_shards:
         blocks = math.floor(
             (step * images % given.dataset + images - 1) * given.shards / given.block_shards / given.dataset
@@ -193,7 +223,11 @@ def lacking(step: int, images: int, given: argparse.Namespace) -> float:
 
 
 def start(nodes: int, given: argparse.Namespace, cold: Sequence[int] | None = None) -> Start:
-    """Simulate one start. ``cold``: nodes whose cache is empty; default: all."""
+    """Simulate one start.
+
+    Args:
+        cold: nodes whose cache is empty; all by default.
+    """
     random, per = np.random.RandomState(given.seed), given.gpus_per_node
     arrivals = np.repeat(given.launch_s + given.spread_s * random.random_sample(nodes), per).tolist()
     world = nodes * per
@@ -221,13 +255,16 @@ def start(nodes: int, given: argparse.Namespace, cold: Sequence[int] | None = No
 
 
 def step_seconds(nodes: int, given: argparse.Namespace) -> tuple[float, float]:
-    """(compute, compute and what is not hidden of the all-reduce) of a step; ``plan_scale``, without storage."""
+    """Return the seconds that a step computes, and the same with the part of the all-reduce that is not hidden.
+
+    As ``plan_scale`` has it, without storage.
+    """
     row = plan_scale.plan(nodes * given.gpus_per_node, given.step)
     return row.compute, row.compute + row.exposed
 
 
 def train(nodes: int, given: argparse.Namespace, begun: Start, steps: int) -> float:
-    """When the last step is done: a step waits for all nodes' shards, and lasts as long as the slowest node's."""
+    """Return when the last step is done: a step waits for all nodes' shards and lasts as long as on the slowest."""
     random, images = np.random.RandomState(given.seed + 1), nodes * given.gpus_per_node * given.batch
     compute, whole = step_seconds(nodes, given)
     pace = np.ones(nodes)
@@ -242,19 +279,26 @@ def train(nodes: int, given: argparse.Namespace, begun: Start, steps: int) -> fl
     return now
 
 
-def restart(nodes: int, given: argparse.Namespace, steps: int, told: bool) -> float:
-    """Seconds of training that the loss of one node costs, its successor with an empty cache."""
+def restart(nodes: int, given: argparse.Namespace, steps: int, signalled: bool) -> float:
+    """Return the seconds of training that the loss of a node costs; the cache of its replacement is empty.
+
+    Args:
+        signalled: the node got a signal before, and all ranks saved.
+    """
     again = start(nodes, given, cold=[nodes - 1]).first_step
     step = step_seconds(nodes, given)[1]
-    lost = step + given.save_s if told else given.rank_timeout + min(given.checkpoint_every, steps) / 2 * step
+    lost = step + given.save_s if signalled else given.rank_timeout + min(given.checkpoint_every, steps) / 2 * step
     return lost + given.requeue_s + again
 
 
 def table(nodes: Sequence[int], given: argparse.Namespace) -> None:
-    """A row for each number of nodes: seconds of each part of the start, at the last rank; then when what is reached;
-    ideal is the given step, without a start or an exchange."""
+    """Print a row for each number of nodes.
+
+    The parts of the start come first, in seconds at the last rank, then the times at which things are reached.
+    Efficiency is relative to the given step alone, without a start or an exchange.
+    """
     print("| nodes | requests | met, s | joined, s | index, s | first shards, s | first step at, s | all shards at, s "
-          "| steps | end at | efficiency | killed, s | told, s |")  # fmt: skip
+          "| steps | end at | efficiency | killed, s | signalled, s |")  # fmt: skip
     print("|---:|" + "---:|" * 12)
     for number in nodes:
         begun, world = start(number, given), number * given.gpus_per_node
@@ -266,12 +310,12 @@ def table(nodes: Sequence[int], given: argparse.Namespace) -> None:
             begun.opened - begun.joined,
             begun.fed - begun.opened,
         )
-        killed, told = restart(number, given, steps, False), restart(number, given, steps, True)
+        killed, signalled = (restart(number, given, steps, signalled) for signalled in (False, True))
         each = " | ".join(f"{phase:.1f}" for phase in phases)
         print(
             f"| {number} | {begun.requests:,} | {each} | {begun.first_step:.0f} "
             f"| {begun.filled:.0f} | {steps:,} | {plan_scale.duration(end)} | {steps * given.step_ms / 1e3 / end:.1%} "
-            f"| {killed:.0f} | {told:.0f} |"
+            f"| {killed:.0f} | {signalled:.0f} |"
         )
 
 
@@ -279,7 +323,7 @@ def table(nodes: Sequence[int], given: argparse.Namespace) -> None:
 
 
 def ask(port: int, begin: object, requests: int) -> None:
-    """One client of ``measure``."""
+    """Run one client of ``measure``."""
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=60), wait_for_workers=False)
@@ -289,8 +333,12 @@ def ask(port: int, begin: object, requests: int) -> None:
 
 
 def measure(clients: int, requests: int = 2000) -> tuple[float, float]:
-    """Requests a second that a TCPStore of this process answers to so many processes, and that it would answer with a
-    core of its own, by the processor time that it takes: nothing else runs in this process meanwhile."""
+    """Measure the requests a second that a TCPStore of this process answers to other processes.
+
+    Returns:
+        Requests per second of wall time, and per second of processor time: what the store would answer with a core of
+        its own, as nothing else runs in this process meanwhile.
+    """
     import torch.distributed as dist
 
     host = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
@@ -309,53 +357,12 @@ def measure(clients: int, requests: int = 2000) -> tuple[float, float]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of the start; what is not among them goes to ``plan_scale.parse``."""
+    """Parse the options of the start; all others go to ``plan_scale.parse``."""
     parser = plan_scale.Parser(prog="plan_start.py", description=__doc__, allow_abbrev=False,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    limit, least = above(0, infinite=True), above(0, allow=True)
-
-    add = parser.add_argument_group("the start").add_argument
-    add("--nodes", type=count, nargs="+", default=[1, 8, 32, 128], help="%(default)s")
-    add("--launch-s", type=least, default=20, help="until the first rank has its imports; %(default)s, an assumption")
-    add("--spread-s", type=least, default=20, help="until the last has, after that; %(default)s, an assumption")
-    add("--store-rate", type=limit, default=40000, help="requests/s of rank 0's store; %(default)s; --measure: 48,000 "
-        "by its processor time on an AMD EPYC")  # fmt: skip
-    add("--polling", action="store_true", help="each rank asks for each other, as the code did before")
-    add("--mesh-s", type=least, default=9, help="gloo's connections among 1024 ranks; %(default)s: half of the 18 s "
-        "that Meta saw among 2048 (pytorch/gloo, pull request 408)")  # fmt: skip
-    add("--nccl-s", type=least, default=10, help="NCCL's communicator of 1024 ranks; %(default)s, an assumption "
-        "(NVIDIA/nccl issue 1156: 150 s among several thousand)")  # fmt: skip
-    add("--hop-us", type=least, default=50, help="µs of a gloo message between hosts; %(default)s, an assumption "
-        "(docs/results/scale.md: 124 to 159 on a loaded machine's loopback)")  # fmt: skip
-    add(
-        "--index-mb", type=least, default=56, help="MB of the table of samples; %(default)s: ImageNet's, 44 bytes a row"
-    )
-    add("--open-s", type=least, default=0.5, help="to open it, on all ranks of a node; %(default)s, of "
-        "tools/bench_index.py, rounded up")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the nodes' times; %(default)s")
-
-    add = parser.add_argument_group("filling the caches; with --storage-total and --storage-node").add_argument
-    add("--shards", type=count, default=1100, help="%(default)s, ImageNet's")
-    add("--block-shards", type=int, default=0, help="data.block_shards; %(default)s: no blocks")
-    add("--downloads", type=count, default=4, help="cache.downloads; %(default)s")
-    add("--connection", type=limit, default=math.inf, help="GB/s of one download; no limit. Object stores give some "
-        "0.09 a request (Amazon's performance guidelines for S3)")  # fmt: skip
-    add("--hash", type=limit, default=0.9, help="GB/s of sha256 in one thread; %(default)s, measured on an AMD EPYC")
-    add("--disk", type=limit, default=5, help="GB/s that a node's disk writes; %(default)s, an assumption")
-
-    add = parser.add_argument_group("what goes wrong").add_argument
-    add("--slow-node", type=least, default=0, help="%% that one node computes slower; %(default)s")
-    add("--slow-link", type=least, default=0, help="GB/s that one node reads at most; %(default)s: as the others")
-    add("--jitter", type=least, default=1, help="%% of a step, standard deviation of a node's time; %(default)s, an "
-        "assumption")  # fmt: skip
-    add("--checkpoint-every", type=count, default=1000, help="pretrain.checkpoint_every, steps; %(default)s")
-    add("--rank-timeout", type=least, default=60, help="monitor.rank_timeout, s; %(default)s")
-    add("--save-s", type=least, default=5, help="to save when told to leave; %(default)s, an assumption")
-    add("--requeue-s", type=least, default=60, help="until the scheduler has another node; %(default)s, an assumption")
-    add(
-        "--measure", type=count, nargs="?", const=4, metavar="CLIENTS", help="requests/s of a store here; no simulation"
-    )
-
+    add_start_options(parser)
+    add_cache_options(parser)
+    add_trouble_options(parser)
     given, others = parser.parse_known_args(argv)
     if given.measure:
         return given
@@ -372,7 +379,60 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
+limit, least = above(0, infinite=True), above(0, allow=True)
+
+
+def add_start_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the start."""
+    add = parser.add_argument_group("the start").add_argument
+    add("--nodes", type=count, nargs="+", default=[1, 8, 32, 128], help="%(default)s")
+    add("--launch-s", type=least, default=20, help="until the first rank has its imports; %(default)s, an assumption")
+    add("--spread-s", type=least, default=20, help="from then until the last rank has; %(default)s, an assumption")
+    add("--store-rate", type=limit, default=40000, help="requests/s of rank 0's store; %(default)s; --measure gave "
+        "48,000 by its processor time on an AMD EPYC")  # fmt: skip
+    add("--polling", action="store_true", help="each rank asks for each other rank, as the code did before")
+    add("--mesh-s", type=least, default=9, help="gloo's connections among 1024 ranks; %(default)s: half of the 18 s "
+        "that Meta saw among 2048 (pytorch/gloo, pull request 408)")  # fmt: skip
+    add("--nccl-s", type=least, default=10, help="NCCL's communicator of 1024 ranks; %(default)s, an assumption "
+        "(NVIDIA/nccl issue 1156: 150 s among several thousand)")  # fmt: skip
+    add("--hop-us", type=least, default=50, help="µs of a gloo message between hosts; %(default)s, an assumption "
+        "(docs/results/scale.md: 124 to 159 on a loaded machine's loopback)")  # fmt: skip
+    add("--index-mb", type=least, default=56, help="MB of the table of samples; %(default)s: ImageNet's, 44 bytes a "
+        "row")  # fmt: skip
+    add("--open-s", type=least, default=0.5, help="to open the index on all ranks of a node; %(default)s, measured by "
+        "tools/bench_index.py, rounded up")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of the nodes' times; %(default)s")
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the nodes' caches."""
+    add = parser.add_argument_group("filling the caches; with --storage-total and --storage-node").add_argument
+    add("--shards", type=count, default=1100, help="%(default)s, ImageNet's")
+    add("--block-shards", type=int, default=0, help="data.block_shards; %(default)s: no blocks")
+    add("--downloads", type=count, default=4, help="cache.downloads; %(default)s")
+    add("--connection", type=limit, default=math.inf, help="GB/s of one download; no limit by default. Object stores "
+        "give some 0.09 a request (Amazon's performance guidelines for S3)")  # fmt: skip
+    add("--hash", type=limit, default=0.9, help="GB/s of sha256 in one thread; %(default)s, measured on an AMD EPYC")
+    add("--disk", type=limit, default=5, help="GB/s that a node's disk writes; %(default)s, an assumption")
+
+
+def add_trouble_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of slow and lost nodes, and --measure."""
+    add = parser.add_argument_group("what goes wrong").add_argument
+    add("--slow-node", type=least, default=0, help="%% by which one node computes slower; %(default)s")
+    add("--slow-link", type=least, default=0, help="GB/s that one node reads at most; %(default)s: like the others")
+    add("--jitter", type=least, default=1, help="%% of a step, standard deviation of a node's time; %(default)s, an "
+        "assumption")  # fmt: skip
+    add("--checkpoint-every", type=count, default=1000, help="pretrain.checkpoint_every, steps; %(default)s")
+    add("--rank-timeout", type=least, default=60, help="monitor.rank_timeout, s; %(default)s")
+    add("--save-s", type=least, default=5, help="to save after a signal; %(default)s, an assumption")
+    add("--requeue-s", type=least, default=60, help="until the scheduler has another node; %(default)s, an assumption")
+    add("--measure", type=count, nargs="?", const=4, metavar="CLIENTS", help="measure the requests/s of a store here; "
+        "no simulation")  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table, or with --measure the store's rate."""
     given = parse(argv)
     if given.measure:
         here, alone = measure(given.measure)

@@ -1,15 +1,14 @@
-"""Which methods, metrics and published rows are compared with each other."""
+"""What is compared in tables and reports: the best method, paired differences, and published rows that apply."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from dist_train.fewshot.protocols.joint import paired
+from dist_train.fewshot.results import Interval, Metrics, Results
 from dist_train.report import paper
 
 PAIRED_METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
-
+"""Metrics whose paired differences are shown -> their titles."""
 LOW_SHOT_MEASURES = {
     "novel": "novel, joint",
     "novel_only": "novel-only",
@@ -17,30 +16,53 @@ LOW_SHOT_MEASURES = {
     "all": "all",
     "all_prior": "all with prior",
 }
-"""Low-shot ImageNet's measures (fewshot/protocols/low_shot.py) -> their titles."""
+"""Measures of low-shot ImageNet (fewshot/protocols/low_shot.py) -> their titles."""
 
 
-def best_method(results: Mapping[str, Any]) -> str:
-    """The one with the largest harmonic mean at the fewest shots."""
-    k = str(min(results["shots"]))
-    return max(results["methods"], key=lambda method: results["methods"][method][k]["harmonic"]["mean"])
+@dataclass(frozen=True)
+class Differences:
+    """Paired differences of all other methods from one.
+
+    Attributes:
+        reference: the method that the others are compared with.
+        own: its own values: for each number of shots, those of PAIRED_METRICS.
+        rows: other method -> its differences, in the same order.
+    """
+
+    reference: str
+    own: list[Interval]
+    rows: dict[str, list[Interval]]
 
 
-def paired_differences(results: Mapping[str, Any]) -> tuple[str, dict[str, list[dict[str, float]]]]:
-    """The method that the others are compared with (phi2, or else the last), and for each of the others the
-    paired differences from it: of every number of shots the metrics of ``PAIRED_METRICS``."""
-    methods = results["methods"]
-    rival = "phi2" if "phi2" in methods else list(methods)[-1]
+def best_method(results: Results, shots: int | None = None) -> str:
+    """Return the method with the largest harmonic mean, at the fewest shots by default."""
+    k = shots or min(results.shots)
+    return max(results.methods, key=lambda method: results.methods[method].shots[k]["harmonic"].mean)
+
+
+def paired_differences(results: Results) -> Differences:
+    """Compare all methods with phi2, or with the last method where phi2 is missing."""
+    reference = "phi2" if "phi2" in results.methods else list(results.methods)[-1]
+    own = _paired_values(results, reference)
     rows = {}
-    for method in (m for m in methods if m != rival):
-        pairs = [(methods[method][str(k)][metric], methods[rival][str(k)][metric])
-                 for k in results["shots"] for metric in PAIRED_METRICS]  # fmt: skip
-        rows[method] = [paired(ours["draws"], theirs["draws"]) for ours, theirs in pairs]
-    return rival, rows
+    for method in results.methods:
+        if method != reference:
+            pairs = zip(_paired_values(results, method), own, strict=True)
+            rows[method] = [Interval.paired(ours.draws, theirs.draws) for ours, theirs in pairs]
+    return Differences(reference, own, rows)
 
 
-def published_low_shot(results: Mapping[str, Any]) -> tuple[paper.LowShotRow, ...]:
-    """The rows that results can be compared with: none where the split, or its half, is another."""
-    split = results["split"]
-    theirs = (split["hash"], split.get("holdout")) == (paper.LOW_SHOT_SPLIT, "novel")
-    return tuple(paper.LOW_SHOT) if theirs else ()
+def _paired_values(results: Results, method: str) -> list[Interval]:
+    by_shots = results.methods[method].shots
+    return [by_shots[k][metric] for k in results.shots for metric in PAIRED_METRICS]
+
+
+def metrics_by_method(results: Results, shots: int) -> dict[str, Metrics]:
+    """Return method -> metrics at a number of shots."""
+    return {method: result.shots[shots] for method, result in results.methods.items()}
+
+
+def published_low_shot(results: Results) -> tuple[paper.LowShotRow, ...]:
+    """Return the published rows of low-shot ImageNet; none where the results are of another split or half."""
+    theirs = (results.split.hash, results.split.holdout) == (paper.LOW_SHOT_SPLIT, "novel")
+    return paper.LOW_SHOT if theirs else ()

@@ -1,11 +1,11 @@
-"""Novel classes with what a method was shown and what it answered: small images as data: URIs."""
+"""Novel classes with the images that a method was shown and its answers to others, as small pictures."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,70 @@ from dist_train.errors import UserError
 from dist_train.fewshot.method import Method
 from dist_train.report.per_class import ClassList
 
-CLASSES, SHOWN, ASKED = 8, 2, 8  # classes, supports and queries of each: what a page of some hundred kB holds
-SIDE = 88  # pixels of an image
+# As much as a page of a few hundred kB holds.
+CLASSES = 8
+SUPPORTS = 2
+"""Support images shown of each class."""
+QUERIES = 8
+"""Queries shown of each class."""
+SIDE = 88
+"""Pixels on each side of a thumbnail."""
 
 
-def choose(top1: Sequence[float], count: int = CLASSES) -> list[int]:
-    """Numbers of ``count`` classes, from the best to the worst at equal distances: not picked by their looks."""
+@dataclass(frozen=True)
+class Query:
+    """A query with its answer.
+
+    Attributes:
+        image: a thumbnail, as a data: URI; "" where the image cannot be read.
+        answer: name of the class with the highest score.
+        rank: of the right class, from 1.
+    """
+
+    image: str
+    answer: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A novel class; ``top1`` is its accuracy over all draws in percent, ``supports`` are thumbnails."""
+
+    name: str
+    top1: float
+    supports: list[str]
+    queries: list[Query]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of several classes, answered by one method at one number of shots."""
+
+    method: str
+    shots: int
+    classes: list[Example]
+
+
+def spread_choice(top1: Sequence[float], count: int = CLASSES) -> list[int]:
+    """Choose ``count`` classes from the best to the worst at equal distances, so not by their looks."""
     order = np.argsort(-np.asarray(top1), kind="stable")
-    return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))].tolist()
+    places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
+    return [int(number) for number in order[places]]
 
 
-def answers(method: Method, support: torch.Tensor, queries: torch.Tensor, kept: Sequence[int]) -> npt.NDArray[np.int64]:
-    """For each query all classes that are scored, the one with the highest score first: [..., C] -> int64
-    [..., classes]; first ``kept``, the base classes that are scored, are counted, then the novel ones."""
+def rank_classes(
+    method: Method, support: torch.Tensor, queries: torch.Tensor, kept: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Return for each query all classes that are scored, the one with the highest score first.
+
+    Args:
+        support: [novel classes, shots, C].
+        queries: [..., C].
+        kept: the base classes that are scored.
+
+    Returns:
+        int64 [..., classes]: classes are counted from 0, those of ``kept`` first, then the novel ones.
+    """
     flat = queries.flatten(0, -2)
     scores = method.take(support)(flat)
     base = scores[:, : -len(support)] if method.moves_base else method.base_scores(flat)
@@ -43,25 +94,28 @@ def answers(method: Method, support: torch.Tensor, queries: torch.Tensor, kept: 
 
 
 def thumbnails(subset: Subset, ids: npt.NDArray[np.int64]) -> list[str]:
-    """The middle of each image, turned as the network sees it, as a JPEG of 88 x 88 pixels; "" where it cannot be
-    read."""
+    """Return a thumbnail of each image, turned as the network sees it; "" where an image cannot be read."""
     source = ShardSource(subset)
     made = []
-    for number, turned in zip(ids, subset.orientations(ids).tolist(), strict=True):
+    for sample, orientation in zip(ids, subset.orientations(ids).tolist(), strict=True):
         try:
-            made.append(thumbnail(bytes(source.read(np.array([number]))[0]), turned))
+            made.append(thumbnail(bytes(source.read(np.array([sample]))[0]), orientation))
         except UserError:  # a report without a picture is better than none
             made.append("")
     source.close()
     return made
 
 
-def thumbnail(encoded: bytes, turned: int) -> str:
-    """One of ``thumbnails``; ``turned`` is its orientation (``images.orientation``)."""
+def thumbnail(encoded: bytes, orientation: int) -> str:
+    """Return the middle of an image as a data: URI of a JPEG of 88 x 88 pixels; "" where it cannot be decoded.
+
+    Args:
+        orientation: as the index has it (data/images/orientation.py).
+    """
     try:
         with open_photo(encoded) as image:
             image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            pixels = turn(upright(image, "stored"), turned)
+            pixels = turn(upright(image, "stored"), orientation)
             small = ImageOps.fit(Image.fromarray(np.ascontiguousarray(pixels)), (SIDE, SIDE))
     except Exception:  # Pillow raises nearly anything on a damaged file
         return ""
@@ -77,20 +131,15 @@ def example(
     supports: Sequence[str],
     queries: Sequence[str],
     orders: npt.NDArray[np.int64],
-) -> dict[str, Any]:
-    """One class of the report.
+) -> Example:
+    """Return the example of the class ``number``.
 
     Args:
-        number: the class.
-        supports, queries: its images, of ``thumbnails``.
-        orders: of ``answers``, for these queries.
-
-    Returns:
-        {"name", "top1", "supports": [URI], "queries": [{"image": URI, "answer", "rank"}]}: rank of the right class,
-        from 1.
+        supports, queries: thumbnails.
+        orders: of ``rank_classes``, for these queries.
     """
-    asked = [
-        {"image": image, "answer": classes.names[int(order[0])], "rank": 1 + int(np.flatnonzero(order == number)[0])}
+    answered = [
+        Query(image, classes.names[int(order[0])], 1 + int(np.flatnonzero(order == number)[0]))
         for image, order in zip(queries, orders, strict=True)
     ]
-    return {"name": classes.names[number], "top1": top1, "supports": list(supports), "queries": asked}
+    return Example(classes.names[number], top1, list(supports), answered)

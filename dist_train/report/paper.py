@@ -1,9 +1,9 @@
-"""The paper's numbers, to stand beside ours.
+"""Published figures, to stand beside ours: the paper's own, and those of two other protocols.
 
-Source: Qiao, Liu, Shen, Yuille, *Few-Shot Image Recognition by Predicting Parameters from Activations*,
-CVPR 2018 (arXiv 1706.03466v3): ImageNet, 900 base and 100 novel classes (not published which),
-ResNet-50, 1000-way on the validation images. Every novel figure of Table 1 is a multiple of 1/5000, so each is
-one support draw; the paper gives no interval.
+The paper is Qiao, Liu, Shen, Yuille, *Few-Shot Image Recognition by Predicting Parameters from Activations*,
+CVPR 2018 (arXiv 1706.03466v3): ImageNet, 900 base and 100 novel classes (which ones is not published),
+ResNet-50, 1000-way on the validation images. Every novel figure of Table 1 is a multiple of 1/5000, so each comes
+from one support draw; the paper gives no interval.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SOURCE = "Qiao et al., CVPR 2018 (arXiv 1706.03466v3)"
 SETTING = "ImageNet 900/100, one draw"
 DIAGONAL = 0.744, 0.976
 """Range of the diagonal of a trained phi1."""
-CHANNEL_IMPACT = 2.13e-2, 5.83e-3, 2048
+CHANNEL_MEAN, CHANNEL_STD, CHANNELS = 2.13e-2, 5.83e-3, 2048
 """Mean and standard deviation of |w| over the channels of the base classes' unit rows, and their number (Figure 5)."""
 
 Figures = tuple[float, float, float, float]
@@ -23,13 +23,13 @@ Figures = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One line of Table 1.
+    """A row of Table 1.
 
     Attributes:
-        ours: the method of this program that it is to be compared with, as in ``evaluate.methods``.
-        method: as the paper names it.
+        ours: the comparable method of this program, as in ``evaluate.methods``.
+        method: the paper's name of the method.
         base_data: share of the base images (or of their activations) that the method stores.
-        shots: by number of shots.
+        shots: number of shots -> figures.
     """
 
     ours: str
@@ -53,7 +53,7 @@ phi2star  | φ2*                   | 100% | 75.63 92.92 14.32 33.84 | 75.44 92.7
 """
 
 
-def _row(line: str) -> PaperRow:
+def _parse_row(line: str) -> PaperRow:
     ours, method, base_data, *groups = (part.strip() for part in line.split("|"))
     shots: dict[int, Figures] = {}
     for k, group in enumerate(groups, 1):
@@ -62,20 +62,18 @@ def _row(line: str) -> PaperRow:
     return PaperRow(ours, method, base_data, shots)
 
 
-TABLE_1 = {row.ours: row for row in map(_row, _TABLE.strip().splitlines())}
+TABLE_1 = {row.ours: row for row in map(_parse_row, _TABLE.strip().splitlines())}
 TABLE_2: dict[str, Figures] = {
     "nn_oracle": (70.25, 89.98, 52.46, 80.94),
     "linear_oracle": (75.20, 92.38, 60.50, 87.58),
 }
-"""The oracles, by our names: all training images of the novel classes are shown."""
+"""The oracles, by our names. They are shown all training images of the novel classes."""
 WHOLE_NETWORK = ("triplet", "triplet10", "triplet1", "finetune")
-"""The rows, by our names, for which the paper trains the whole network (its section 4.1)."""
+"""The methods, by our names, for which the paper trains the whole network (its section 4.1)."""
 
-
-# ---- published numbers of other protocols
 
 LOW_SHOT_SPLIT = "ae592dd1a2bb1fa6"
-"""Hash of configs/splits/imagenet_hariharan_girshick.json: where its test half is scored, these stand beside."""
+"""Hash of configs/splits/imagenet_hariharan_girshick.json, whose test half LOW_SHOT was measured on."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,9 @@ class LowShotRow:
     """Published figures on low-shot ImageNet, 507-way test half.
 
     Attributes:
-        method, backbone: as published.
-        top5: measure (the names of fewshot/protocols/low_shot.py; "novel" where the source does not say which)
-            -> n -> percent.
+        method, backbone: the published names.
+        top5: measure -> number of shots -> percent. The measures are the titles of LOW_SHOT_MEASURES
+            (report/comparison.py), or "novel" where the source does not say which novel measure it means.
     """
 
     method: str
@@ -93,9 +91,9 @@ class LowShotRow:
     top5: dict[str, dict[int, float]]
 
 
-# H&G: the README of facebookresearch/low-shot-shrink-hallucinate; prototypical networks as run by Wang et al. 2018
-# and Gidaris & Komodakis 2018: the README of gidariss/FewShotWithoutForgetting; wDAE-GNN: Gidaris & Komodakis 2019;
-# KGTN: Chen et al. 2020. n = 1, 2, 5, 10, 20.
+# Sources. H&G: the README of facebookresearch/low-shot-shrink-hallucinate. Prototypical networks (run by Wang et al.
+# 2018) and Gidaris & Komodakis 2018: the README of gidariss/FewShotWithoutForgetting. wDAE-GNN: Gidaris & Komodakis
+# 2019. KGTN: Chen et al. 2020. The columns are 1, 2, 5, 10 and 20 shots.
 _LOW_SHOT = """
 Prototypical networks | ResNet-10 | novel-only     | 39.30 54.40 66.30 71.20 73.90
 Prototypical networks | ResNet-10 | all            | 49.50 61.00 69.70 72.90 74.60
@@ -112,7 +110,7 @@ KGTN                  | ResNet-50 | all            | 68.40 75.20 80.90 83.40
 """
 
 
-def _low_shot() -> tuple[LowShotRow, ...]:
+def _parse_low_shot() -> tuple[LowShotRow, ...]:
     rows: dict[tuple[str, str], LowShotRow] = {}
     for line in _LOW_SHOT.strip().splitlines():
         method, backbone, measure, values = (part.strip() for part in line.split("|"))
@@ -121,7 +119,7 @@ def _low_shot() -> tuple[LowShotRow, ...]:
     return tuple(rows.values())
 
 
-LOW_SHOT = _low_shot()
+LOW_SHOT = _parse_low_shot()
 
 MINI_SPLIT = "7bb60d088e75cfdd"
 """Hash of configs/splits/mini_imagenet_80_20.json."""
@@ -131,5 +129,5 @@ MINI = {
     "φ2, simple network, ten crops": {1: 56.01, 5: 70.70},
     "φ2, WRN, ten crops": {1: 63.62, 5: 78.83},
 }
-"""Qiao et al. 2018 on MiniImageNet, 5-way: shots -> percent (ten crops: their release). What their code prints beside
-these is a standard deviation over episodes."""
+"""Qiao et al. 2018 on MiniImageNet, 5-way: method -> number of shots -> percent. Those of ten crops are from their
+release, whose code prints standard deviations over episodes beside them."""

@@ -1,20 +1,22 @@
-"""What became of each class: from how often classes were taken for which (``evaluate/rows/METHOD.npz``)."""
+"""Accuracy and confusions of each class, from counts of how often a class was taken for another.
+
+``evaluate/rows/METHOD.npz`` keeps the counts.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int32]
-"""int32 [classes, classes], truth and prediction, base classes first: summed over draws."""
-COLUMNS = ("method", "shots", "wnid", "name", "role", "answers", "top1", "other_role", "taken_for", "taken_for_share")
-"""Of ``per_class.csv``; shares in percent."""
+"""int32 [classes, classes]: truth, prediction; base classes first; summed over draws."""
+Role = Literal["base", "novel"]
 
 
 @dataclass(frozen=True)
@@ -25,52 +27,108 @@ class ClassList:
     names: tuple[str, ...]
     base: int
 
-    def role(self, number: int) -> str:
+    def role(self, number: int) -> Role:
+        """Return whether the class of this number is a base or a novel class."""
         return "base" if number < self.base else "novel"
 
 
-def per_class(counts: Counts, classes: ClassList) -> list[dict[str, Any]]:
-    """For each class its share of right answers, in percent of ``answers`` (images times draws), the share taken for
-    classes of the other role, and the wrong class that is answered most often ("" for none) with its share."""
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """What the images of one class were taken for.
+
+    Attributes:
+        answers: images times draws.
+        top1: percent of the answers that are right.
+        other_role: percent of the answers that name a novel class for a base class, or a base class for a novel one.
+        taken_for: the most frequent wrong answer; "" for none.
+        taken_for_share: percent of the answers that give it.
+    """
+
+    wnid: str
+    name: str
+    role: Role
+    answers: int
+    top1: float
+    other_role: float
+    taken_for: str
+    taken_for_share: float
+
+
+COLUMNS = ("method", "shots", *(field.name for field in fields(ClassAccuracy)))
+"""Columns of ``per_class.csv``."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A pair of classes; ``share`` is the percent of the truth's images that get this answer."""
+
+    truth: str
+    answer: str
+    answer_role: Role
+    share: float
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """All classes as one method classifies them at one number of shots; ``confusions`` by the role of the truth."""
+
+    method: str
+    shots: int
+    rows: list[ClassAccuracy]
+    confusions: dict[Role, list[Confusion]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as ``figures/classes.json`` has it."""
+        return asdict(self)
+
+
+def accuracy_per_class(counts: Counts, classes: ClassList) -> list[ClassAccuracy]:
+    """Return the accuracy of each class, in the order of the classes."""
     rows = []
     for number, row in enumerate(counts.astype(np.int64)):
         answers, wrong = max(int(row.sum()), 1), row.copy()
         wrong[number] = 0
         other = row[classes.base :] if number < classes.base else row[: classes.base]
         most = int(wrong.argmax())
-        rows.append({
-            "wnid": classes.wnids[number], "name": classes.names[number], "role": classes.role(number),
-            "answers": int(row.sum()), "top1": _percent(row[number], answers),
-            "other_role": _percent(other.sum(), answers), "taken_for": classes.names[most] if wrong[most] else "",
-            "taken_for_share": _percent(wrong[most], answers),
-        })  # fmt: skip
+        rows.append(
+            ClassAccuracy(
+                wnid=classes.wnids[number],
+                name=classes.names[number],
+                role=classes.role(number),
+                answers=int(row.sum()),
+                top1=_percent(row[number], answers),
+                other_role=_percent(other.sum(), answers),
+                taken_for=classes.names[most] if wrong[most] else "",
+                taken_for_share=_percent(wrong[most], answers),
+            )
+        )
     return rows
 
 
-def confusions(counts: Counts, classes: ClassList, most: int = 12) -> dict[str, list[dict[str, Any]]]:
-    """The pairs of classes that are confused most often, for images of base and of novel classes: truth, answer
-    and share of the truth's answers in percent."""
+def confusions(counts: Counts, classes: ClassList, most: int = 12) -> dict[Role, list[Confusion]]:
+    """Return the ``most`` frequent confusions for images of base and of novel classes, most frequent first."""
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for role, part in (("base", slice(0, classes.base)), ("novel", slice(classes.base, None))):
-        flat = share[part].ravel()
+    pairs: dict[Role, list[Confusion]] = {}
+    parts: list[tuple[Role, int, int]] = [("base", 0, classes.base), ("novel", classes.base, len(counts))]
+    for role, start, end in parts:
+        flat = share[start:end].ravel()
         order = np.argsort(-flat, kind="stable")[:most]
-        found[role] = [
-            {"truth": classes.names[part.start + n // len(counts)], "answer": classes.names[n % len(counts)],
-             "answer_role": classes.role(n % len(counts)), "share": round(float(flat[n]), 2)}
-            for n in order.tolist() if flat[n] > 0
-        ]  # fmt: skip
-    return found
+        pairs[role] = [
+            Confusion(classes.names[start + truth], classes.names[answer], classes.role(answer), round(percent, 2))
+            for truth, answer, percent in zip(*divmod(order, len(counts)), flat[order].tolist(), strict=True)
+            if percent > 0
+        ]
+    return pairs
 
 
-def csv_text(parts: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> str:
-    """``per_class.csv``: of methods and numbers of shots ("all" for oracles), the ``rows`` of ``per_class``."""
+def csv_text(parts: Iterable[tuple[str, str, Sequence[ClassAccuracy]]]) -> str:
+    """Return ``per_class.csv`` from (method, number of shots or "all" for an oracle, accuracies)."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for method, shots, rows in parts:
-        writer.writerows({"method": method, "shots": shots, **row} for row in rows)
+        writer.writerows({"method": method, "shots": shots, **vars(row)} for row in rows)
     return out.getvalue()
 
 

@@ -16,7 +16,7 @@ from dist_train.fewshot.methods import LABELS, METHODS
 from dist_train.fewshot.results import Counts, EpisodeFacts, Interval, MethodResult, Metrics, Results, SplitFacts
 from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
-from dist_train.report.markdown import episodes_markdown, low_shot_markdown, table_markdown
+from dist_train.report.markdown import episodes_markdown, joint_markdown, low_shot_markdown
 from dist_train.report.tensorboard import write_tensorboard
 from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run
@@ -138,6 +138,6 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
 def _table(run: Run, results: Results) -> str:
     """Return ``table.md``."""
     if results.episodes:
-        return episodes_markdown(results.to_json())
-    low_shot = "\n" + low_shot_markdown(results.to_json()) if run.split.halves else ""
-    return table_markdown(results.to_json()) + low_shot
+        return episodes_markdown(results)
+    low_shot = "\n" + low_shot_markdown(results) if run.split.halves else ""
+    return joint_markdown(results) + low_shot

@@ -19,9 +19,12 @@ from dist_train.fewshot.methods.predicted import Predicted
 from dist_train.fewshot.results import Results
 from dist_train.files import write_text
 from dist_train.report import class_vectors, examples, per_class
+from dist_train.report.class_vectors import Array, ClassMaps, Diagonal
 from dist_train.report.comparison import best_method
-from dist_train.report.page import report_html
-from dist_train.report.per_class import ClassList
+from dist_train.report.examples import Examples
+from dist_train.report.page import Pictures, report_html
+from dist_train.report.per_class import ClassAccuracy, ClassList, ClassReport
+from dist_train.report.plots import TrainingCurves
 from dist_train.report.tensorboard import write_projector
 from dist_train.report.wording import display_name
 from dist_train.runs.run import Run
@@ -46,24 +49,36 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
     vectors = _class_vectors(run, scoring.base)
     with torch.inference_mode():
         best = _write_per_class(folder, results, classes)
-        figures = {
-            "maps": _maps(run, vectors),
-            "channels": class_vectors.channel_impact({title: v for title, v in vectors.items() if title != _MEANS}),
-            "diagonal": _diagonal(run, scoring.base),
-            "classes": best,
-        }
-        cards = _examples(run, results, best["rows"], scoring, classes)
-    (folder / "figures").mkdir(exist_ok=True)
+        channels = {title: class_vectors.channel_impact(rows) for title, rows in vectors.items() if title != _MEANS}
+        pictures = Pictures(
+            maps=_maps(run, vectors),
+            channels={**channels, "paper": class_vectors.PAPER_IMPACT},
+            diagonal=_diagonal(run, scoring.base),
+            classes=best,
+            examples=_examples(run, results, best.rows, scoring, classes),
+        )
+    _write_figures(folder / "figures", pictures)
+    facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}
+    write_text(folder / "report.html", report_html(results, training_curves(run.dir), facts, pictures))
+    if pictures.maps:
+        write_projector(folder / "tb" / "classes", vectors, pictures.maps)
+
+
+def _write_figures(folder: Path, pictures: Pictures) -> None:
+    """Write the numbers behind the pictures, but not the examples, which are images."""
+    folder.mkdir(exist_ok=True)
+    figures = {
+        "maps": pictures.maps and pictures.maps.to_json(),
+        "channels": {title: impact.to_json() for title, impact in pictures.channels.items()},
+        "diagonal": pictures.diagonal and pictures.diagonal.to_json(),
+        "classes": pictures.classes and pictures.classes.to_json(),
+    }
     for name, values in figures.items():
         if values:
-            write_text(folder / "figures" / f"{name}.json", json.dumps(values) + "\n")
-    facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}
-    page = report_html(results.to_json(), training_curves(run.dir), facts, {**figures, "examples": cards})
-    write_text(folder / "report.html", page)
-    write_projector(folder / "tb" / "classes", vectors, figures["maps"])
+            write_text(folder / f"{name}.json", json.dumps(values) + "\n")
 
 
-def _class_vectors(run: Run, base: Base) -> dict[str, np.ndarray]:
+def _class_vectors(run: Run, base: Base) -> dict[str, Array]:
     """Return title -> vectors of the base classes [classes, C]: their means, the backbone's rows, and the rows that
     each predictor makes of the means."""
     vectors = {_MEANS: base.means, _ROWS: base.rows}
@@ -79,75 +94,74 @@ def _predicted(name: str, base: Base) -> Predicted:
     return method
 
 
-def _maps(run: Run, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _maps(run: Run, vectors: Mapping[str, Array]) -> ClassMaps | None:
     """Map the means, the trained rows, and the rows by phi2, or else by the last predictor."""
     by_predictors = [title for title in vectors if title not in (_MEANS, _ROWS)]
     by_phi2 = f"rows of {display_name('phi2')}"
     titles = [_MEANS, _ROWS, *([by_phi2] if by_phi2 in by_predictors else by_predictors[-1:])]
     synsets = run.shards.synsets
     names, groups = synsets.names(run.base), synsets.groups(run.base)
-    return class_vectors.class_maps({title: vectors[title] for title in titles}, list(run.base), names, groups)
+    return class_vectors.map_classes({title: vectors[title] for title in titles}, run.base, names, groups)
 
 
-def _diagonal(run: Run, base: Base) -> dict[str, Any]:
+def _diagonal(run: Run, base: Base) -> Diagonal | None:
     if "phi1" not in run.config.evaluate.methods:
-        return {}
-    weight = _predicted("phi1", base).phi.state_dict()["layers.0.weight"]
+        return None
+    weight = _predicted("phi1", base).phi.get_parameter("layers.0.weight")
     return class_vectors.diagonal(weight.float().cpu().numpy())
 
 
-def _write_per_class(folder: Path, results: Results, classes: ClassList) -> dict[str, Any]:
+def _write_per_class(folder: Path, results: Results, classes: ClassList) -> ClassReport:
     """Write ``per_class.csv`` for all methods; return what the report shows for the best of them."""
-    best, fewest = best_method(results.to_json()), str(min(results.shots))
-    tables: list[tuple[str, str, list[dict[str, Any]]]] = []
-    shown: dict[str, Any] = {}
+    best, fewest = best_method(results), min(results.shots)
+    tables, shown = [], None
     for method in (*results.methods, *results.oracles):
         with np.load(folder / "rows" / f"{method}.npz") as confusions:
             for shots in confusions.files:
                 counts = confusions[shots]
-                rows = per_class.per_class(counts, classes)
+                rows = per_class.accuracy_per_class(counts, classes)
                 tables.append((method, shots, rows))
-                if (method, shots) == (best, fewest):
-                    most_confused = per_class.confusions(counts, classes)
-                    shown = {"method": best, "shots": int(fewest), "rows": rows, "confusions": most_confused}
+                if (method, shots) == (best, str(fewest)):
+                    shown = ClassReport(best, fewest, rows, per_class.confusions(counts, classes))
     write_text(folder / "per_class.csv", per_class.csv_text(tables))
+    assert shown is not None  # the best method has a row at every number of shots
     return shown
 
 
 def _examples(
-    run: Run, results: Results, rows: Sequence[Mapping[str, Any]], scoring: JointScoring, classes: ClassList
-) -> dict[str, Any]:
+    run: Run, results: Results, rows: Sequence[ClassAccuracy], scoring: JointScoring, classes: ClassList
+) -> Examples:
     """Return, for some novel classes, supports of the first draw, first queries, and the best method's answers."""
-    best, shots = best_method(results.to_json()), min(results.shots)
+    best, shots = best_method(results), min(results.shots)
     support, novel_train = scoring.supports[0], scoring.novel_train
     novel_val = load(run.dir / "extract", "novel_val")
-    chosen = examples.choose([row["top1"] for row in rows[classes.base :]])
-    queries = novel_val.offsets[chosen][:, None] + np.arange(min(examples.ASKED, np.diff(novel_val.offsets).min()))
-    answers = examples.answers(
+    chosen = examples.spread_choice([row.top1 for row in rows[classes.base :]])
+    queries = novel_val.offsets[chosen][:, None] + np.arange(min(examples.QUERIES, np.diff(novel_val.offsets).min()))
+    orders = examples.rank_classes(
         make(best, scoring.base),
         scoring.load(novel_train.rows[support[:, :shots]]),
         scoring.load(novel_val.rows[queries]),
         run.kept,
     )
     train, val = run.shards["train"], run.shards["val"]
-    shown = novel_train.ids[support[chosen][:, : min(shots, examples.SHOWN)]]
+    shown = novel_train.ids[support[chosen][:, : min(shots, examples.SUPPORTS)]]
     cards = [
         examples.example(
-            classes, classes.base + number, rows[classes.base + number]["top1"],
-            examples.thumbnails(train, support_ids), examples.thumbnails(val, query_ids), orders,
+            classes, classes.base + number, rows[classes.base + number].top1,
+            examples.thumbnails(train, support_ids), examples.thumbnails(val, query_ids), order,
         )
-        for number, support_ids, query_ids, orders in zip(chosen, shown, novel_val.ids[queries], answers, strict=True)
+        for number, support_ids, query_ids, order in zip(chosen, shown, novel_val.ids[queries], orders, strict=True)
     ]  # fmt: skip
-    return {"method": best, "shots": shots, "classes": cards}
+    return Examples(best, shots, cards)
 
 
-def training_curves(folder: Path) -> dict[str, Any]:
-    """Return the training curves of a run, as rows of metrics.jsonl: {"pretrain": rows, "learn": {method: rows}}."""
+def training_curves(folder: Path) -> TrainingCurves:
+    """Return the training curves of a run, as rows of metrics.jsonl."""
     learned = sorted(path.parent.name for path in (folder / "learn").glob("*/metrics.jsonl"))
-    return {
-        "pretrain": read_metrics(folder / "pretrain" / "metrics.jsonl"),
-        "learn": {method: read_metrics(folder / "learn" / method / "metrics.jsonl") for method in learned},
-    }
+    return TrainingCurves(
+        pretrain=read_metrics(folder / "pretrain" / "metrics.jsonl"),
+        learn={method: read_metrics(folder / "learn" / method / "metrics.jsonl") for method in learned},
+    )
 
 
 def changed_keys(config: Config) -> dict[str, Any]:

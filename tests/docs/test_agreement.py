@@ -6,16 +6,16 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dist_train.config import Config
 from dist_train.config.io import fields
 from dist_train.fewshot.methods import LABELS, METHODS, NUMBERS
+from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
 from dist_train.report import paper
 from dist_train.report.comparison import PAIRED_METRICS
-from dist_train.report.markdown import table_markdown
+from dist_train.report.markdown import joint_markdown
 from dist_train.report.wording import footnote, marked_name
 from dist_train.runs import inputs
 from dist_train.runs.run import Run
@@ -71,17 +71,22 @@ def test_the_page_on_keys_that_may_change_names_them_all() -> None:
 
 
 def printed(shots: list[int]) -> list[str]:
-    """Lines of a table of all methods, of any figures."""
-    one = {"mean": 50.0, "ci95": 1.0, "draws": [49.0, 51.0]}
-    metrics = dict.fromkeys([*PAIRED_METRICS, "base_top5", "novel_top5"], one)
-    results: dict[str, Any] = {
-        "shots": shots, "draws": 2, "interval": "95% t-interval over support draws", "shards": "", "commit": "",
-        "methods": {m: {str(k): metrics for k in shots} for m in METHODS if not METHODS[m].oracle},
-        "oracles": {m: metrics for m in METHODS if METHODS[m].oracle},
-        "classes": {"base": 1, "novel": 1}, "queries": {"base": 1, "novel": 1}, "command": "",
-        "split": {"name": "s", "hash": "h"},
-    }  # fmt: skip
-    return table_markdown(results).splitlines()
+    """Return the lines of a table of all methods, with any figures."""
+    metrics = dict.fromkeys([*PAIRED_METRICS, "base_top5", "novel_top5"], Interval(50.0, 1.0, (49.0, 51.0)))
+    results = Results(
+        methods={name: MethodResult(dict.fromkeys(shots, metrics)) for name in METHODS if not METHODS[name].oracle},
+        oracles={name: metrics for name in METHODS if METHODS[name].oracle},
+        shots=shots,
+        draws=2,
+        interval="95% t-interval over support draws",
+        classes=Counts(1, 1),
+        queries=Counts(1, 1),
+        split=SplitFacts("s", "h"),
+        shards="",
+        commit="",
+        command="",
+    )
+    return joint_markdown(results).splitlines()
 
 
 @pytest.mark.parametrize("name", ["demo", "tiny_imagenet"])
@@ -99,7 +104,7 @@ def test_captions_headers_and_rows_of_tables(name: str) -> None:
                 break
             assert row.split(" | ")[0] in rows, f"no table has this row: {row[:60]}"
     facts = [line for line in lines if line.startswith("Percent; mean ±")]
-    marked = {"methods": [m for m in METHODS if any(line.startswith(f"| {marked_name(m)} | ") for line in lines)]}
+    marked = [m for m in METHODS if any(line.startswith(f"| {marked_name(m)} | ") for line in lines)]
     assert len(facts) == 1 and footnote(marked) in facts[0]
     theirs = [line for line in lines if "(paper, ImageNet" in line]
     for method in paper.WHOLE_NETWORK:  # a figure of ours beside theirs says what is not the same

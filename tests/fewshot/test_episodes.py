@@ -1,6 +1,7 @@
 """Episodes, scored as by the authors' MiniImageNet code, and without its leak."""
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dist_train.data.activations import Activations
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method, Scorer
 from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
-from dist_train.fewshot.results import Interval
+from dist_train.fewshot.results import Counts, EpisodeFacts, Interval, MethodResult, Results, SplitFacts
 from dist_train.models.predictor import Predictor
 from dist_train.report import paper
 from dist_train.report.markdown import episodes_markdown
@@ -153,16 +154,26 @@ def test_released_wants_its_rule() -> None:
 
 
 def test_table() -> None:
-    results: dict[str, Any] = {
-        "protocol": "episodes", "shots": [1, 2, 5], "draws": 600, "interval": "95% t-interval over episodes",
-        "methods": {"mean": {k: {"accuracy": {"mean": 50.126, "ci95": 0.4}} for k in ("1", "2", "5")}},
-        "episodes": {"ways": 5, "queries": 15}, "classes": {"novel": 20}, "shards": "fedc", "commit": "abc",
-        "split": {"name": "m", "hash": paper.MINI_SPLIT}, "command": "dist-train run",
-    }  # fmt: skip
+    mean = MethodResult({k: {"accuracy": Interval(50.126, 0.4)} for k in (1, 2, 5)})
+    results = Results(
+        protocol="episodes",
+        methods={"mean": mean},
+        shots=[1, 2, 5],
+        draws=600,
+        interval="95% t-interval over episodes",
+        episodes=EpisodeFacts(ways=5, queries=15),
+        classes=Counts(80, 20),
+        split=SplitFacts("m", paper.MINI_SPLIT),
+        shards="fedc",
+        commit="abc",
+        command="dist-train run",
+    )
     text = episodes_markdown(results)
     assert "| Class mean + cosine | 50.13 ± 0.40 | 50.13 ± 0.40 | 50.13 ± 0.40 |" in text
     assert "| φ2, WRN (published) | 59.60 | – | 73.74 |" in text and "15 queries a class, none of them" in text
-    assert "published" not in episodes_markdown({**results, "split": {"name": "m", "hash": "0"}})
-    results["methods"]["mean"] = {k: {"accuracy": {"mean": 50.126, "std": 9.0}} for k in ("1", "2", "5")}
-    released = episodes_markdown({**results, "protocol": "released", "interval": "standard deviation over episodes"})
-    assert "50.13 ± 9.00" in released and "one support image of each" in released
+    assert "published" not in episodes_markdown(replace(results, split=SplitFacts("m", "0")))
+    spread = MethodResult({k: {"accuracy": Interval(50.126, 9.0, measure="std")} for k in (1, 2, 5)})
+    released = replace(
+        results, protocol="released", interval="standard deviation over episodes", methods={"mean": spread}
+    )
+    assert "50.13 ± 9.00" in episodes_markdown(released) and "one support image of each" in episodes_markdown(released)

@@ -10,6 +10,7 @@ from samples import Fixed
 from dist_train.data.activations import Activations
 from dist_train.fewshot.protocols.joint import JointScorer, Queries
 from dist_train.fewshot.protocols.low_shot import LowShotScorer
+from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
 from dist_train.report import paper
 from dist_train.report.comparison import LOW_SHOT_MEASURES
 from dist_train.report.markdown import low_shot_markdown
@@ -80,11 +81,18 @@ def test_published_rows() -> None:
 @pytest.mark.parametrize(("hash_", "holdout"), [(paper.LOW_SHOT_SPLIT, "novel"), ("other", "novel"),
                                                 (paper.LOW_SHOT_SPLIT, "pseudo-novel")])  # fmt: skip
 def test_section_of_the_table(hash_: str, holdout: str) -> None:
-    values = {
-        f"{key}_top{k}": {"mean": 10 * k + n, "ci95": 0.5} for n, key in enumerate(LOW_SHOT_MEASURES) for k in (1, 5)
-    }
-    results = {"shots": [1, 3], "methods": {"phi2": {"1": values, "3": values}},
-               "split": {"hash": hash_, "holdout": holdout}}  # fmt: skip
+    metrics = {f"{key}_top{k}": Interval(10 * k + n, 0.5) for n, key in enumerate(LOW_SHOT_MEASURES) for k in (1, 5)}
+    results = Results(
+        methods={"phi2": MethodResult({1: metrics, 3: metrics})},
+        shots=[1, 3],
+        draws=2,
+        interval="",
+        classes=Counts(1, 1),
+        split=SplitFacts("split", hash_, holdout),
+        shards="",
+        commit="",
+        command="",
+    )
     lines = [line for line in low_shot_markdown(results).splitlines() if line.startswith("|")]
     assert lines[0] == "| method | measure | n = 1 | n = 3 |" and {line.count("|") for line in lines} == {5}
     assert lines[3] == "| φ2 | novel-only | 11.00 ± 0.50 / 51.00 ± 0.50 | 11.00 ± 0.50 / 51.00 ± 0.50 |"

@@ -39,8 +39,9 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
 
 @pytest.mark.parametrize(
     "file",
-    ["report/svg.py", "report/plots.py", "report/class_vectors.py", "report/page.py", "report/html.py",
-     "report/markdown.py", "report/paper.py", "report/per_class.py", "report/examples.py", "stages/reporting.py",
+    ["report/chart.py", "report/plots.py", "report/class_vectors.py", "report/page.py", "report/tables.py",
+     "report/markdown.py", "report/wording.py", "report/comparison.py", "report/paper.py", "report/per_class.py",
+     "report/examples.py", "report/tensorboard.py", "fewshot/results.py", "stages/reporting.py",
      "stages/evaluate.py", "stages/row_store.py", "stages/pretrain.py", "training/strategies/strategy.py",
      "models/backbone.py",
      "config/fewshot.py", "errors.py"],
@@ -88,7 +89,7 @@ def test_imports_are_followed_where_they_run(tmp_path: Path) -> None:
     method.write_text(method.read_text() + more)
     added = code_of("mean", copy).keys() - code_of("mean").keys()
     assert {f"dist_train.report.{name}" for name in ("per_class", "class_vectors", "paper")} <= added
-    assert "dist_train.report.svg" not in added and "dist_train.runs.stage" not in added
+    assert "dist_train.report.chart" not in added and "dist_train.runs.stage" not in added
 
 
 def test_a_new_method_counts_with_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

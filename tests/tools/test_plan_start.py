@@ -172,10 +172,10 @@ def test_what_a_lost_node_costs_by_hand() -> None:
                    "--rank-timeout", "60", "--requeue-s", "30", "--launch-s", "7", "--gpus-per-node", "1",
                    "--inter-bandwidth", "inf", "--inter-latency", "0")  # fmt: skip
     fed = 100 / 5 * (1 - 0.999**400)  # one node's cache alone, of four
-    told = 0.1 + 3 + 30 + 7 + fed + 0.1
-    assert restart(4, lost, 10_000, told=True) == pytest.approx(told)
-    assert restart(4, lost, 10_000, told=False) == pytest.approx(told - 0.1 - 3 + 60 + 50 * 0.1)
-    assert restart(4, lost, 20, told=False) == pytest.approx(told - 0.1 - 3 + 60 + 10 * 0.1), "a run shorter than that"
+    signalled = 0.1 + 3 + 30 + 7 + fed + 0.1
+    assert restart(4, lost, 10_000, signalled=True) == pytest.approx(signalled)
+    assert restart(4, lost, 10_000, signalled=False) == pytest.approx(signalled - 0.1 - 3 + 60 + 50 * 0.1)
+    assert restart(4, lost, 20, signalled=False) == pytest.approx(signalled - 0.1 - 3 + 60 + 10 * 0.1)  # a shorter run
 
 
 @settings(max_examples=15, deadline=None)
