@@ -1,7 +1,7 @@
 """The typed configuration of a run: one YAML file, the same names as command-line options.
 
 Every default carries its source. Values are checked when the object is made, so a run never
-starts on a value that would fail hours later. ``launch/cli/main.py`` does the parsing (jsonargparse).
+starts on a value that would fail hours later. ``dist_train.config.io`` reads files and options.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ __all__ = [
 
 @dataclass(kw_only=True)
 class MonitorConfig:
-    """When ranks give up on each other."""
+    """Set when ranks give up on each other."""
 
     start_timeout: float = 600.0
-    """Seconds for all ranks to come; nodes of a cluster do not start at the same moment."""
+    """Seconds until all ranks must have met; nodes of a cluster do not start at the same moment."""
     rank_timeout: float = 60.0
     """Seconds without a sign of life until a rank counts as dead and the others leave."""
     hang_timeout: float = 1800.0
@@ -71,18 +71,18 @@ class MonitorConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """One run: images to table."""
+    """Configure a run, from images to the table."""
 
     name: str = "run"
-    """Name of the run: it lives in RUNS/NAME, and starting it again continues it."""
+    """Name of the run: its folder is RUNS/NAME, and another start with the same name continues it."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     seed: int = 0
     """Seed of weights, order, augmentation and predictor training."""
     pack: PackConfig | None = None
-    """Where given, ``run`` packs first when the shards are not there."""
+    """Where this section is given, ``run`` packs first if the shards are not there."""
     max_minutes: float | None = None
-    """Stop cleanly after so many minutes, as on a signal; the same command continues. Under SLURM the
+    """Save and stop after this many minutes, as on a signal; the same command continues. Under SLURM the
     job's own end is a deadline too."""
     data: DataConfig = field(default_factory=DataConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -105,42 +105,43 @@ class Config:
 
     @property
     def run_dir(self) -> Path:
+        """Return the run's folder, RUNS/NAME."""
         return self.runs / self.name
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON types (paths as strings, tuples as lists)."""
+    """Return a dataclass as plain JSON types (paths as strings, tuples as lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return plain
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Blocks, but lists on one line; and text that another reader could take for a number in quotes."""
+class _Dumper(yaml.SafeDumper):
+    """Write mappings as blocks and lists on one line; quote text that another reader could take for a number."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # YAML 1.1, in which this is written, has no exponent without a point: 1e3 is text; its readers differ.
+    # In YAML 1.1, which this writes, 1e3 is text, for an exponent needs a point; other readers take it for a number.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if text[:1] in "+-.0123456789" else None)
 
 
 _Dumper.add_representer(str, _text)
-_Dumper.add_representer(list, lambda dumper, some: dumper.represent_sequence("tag:yaml.org,2002:seq", some, True))
+_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
 
 
 def to_yaml(config: Config) -> str:
-    """A configuration as a YAML file, in the order of its sections; read back it is equal."""
+    """Return a configuration as YAML, in the order of its sections; read back, it is equal."""
     text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
     return text
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON value, independent of key order: 16 hex digits of sha256."""
+    """Return the hash of a JSON value, whatever the order of its keys: 16 hex digits of sha256."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def configs_dir() -> Path:
-    """The folder of packaged configurations: beside the package in a checkout, inside it in a wheel."""
+    """Return the folder of packaged configurations: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"

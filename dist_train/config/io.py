@@ -1,6 +1,8 @@
 """Read, change and freeze a configuration: the only way to one, from YAML files and from options of a command line.
 
-Bad input is one line: the file, the key, the value, what it must be, and the nearest valid key.
+Bad input becomes one line: the file, the key, the value, what it must be, and the nearest valid key. jsonargparse
+parses, and its messages are rewritten here. pydantic was tried in its place (2.14, 2026-11): it neither offers the
+nearest key nor notices one that is there twice, its command line needs other options than ours, and it is no faster.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Parser(ArgumentParser):
         """Parse a command line.
 
         Raises:
-            UserError: it is not valid.
+            UserError: the command line is not valid.
         """
         try:
             return super().parse_args(*arguments, **options)
@@ -45,11 +47,14 @@ class Parser(ArgumentParser):
             raise UserError(f"the options or the configuration cannot be read ({one_line(str(error))})") from None
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raises UserError: the message in one line."""
+        """Raise UserError with a message of argparse or jsonargparse in one line."""
         keys = [action.dest for action in self._actions]
         if "pack" in keys:
             keys += [f"pack.{name}" for name in PackConfig.__dataclass_fields__]
         raise UserError(one_line(message, keys))
+
+
+# Reading, changing and writing.
 
 
 def load_config(folder: Path) -> Config:
@@ -73,48 +78,27 @@ def read_config(path: Path) -> Config:
     """
     parser = Parser()
     parser.add_class_arguments(Config)
-    values = _of_older_version(path)
+    values = _read_json(path)
     if values is None:
         check_yaml(path, Config)
+        parsed = parser.parse_path(str(path.absolute()))
     else:
         check_keys(path, values, Config)
-    made = parser.instantiate(
-        parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values)
-    )
-    return config_of(made)
+        parsed = parser.parse_object(values)
+    return _config_of(parser.instantiate(parsed))
 
 
-def _of_older_version(path: Path) -> dict[str, Any] | None:
-    """The configuration of a run that an older version has written, as JSON, without keys that are gone; else None."""
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        return None
-    if not isinstance(values, dict):
-        return None
-    for section, _, key in (name.partition(".") for name in GONE):
-        if isinstance(values.get(section), dict):
-            values[section].pop(key, None)
-    return values
-
-
-def config_of(made: Namespace) -> Config:
-    """The configuration in what a parser instantiated."""
-    return Config(**{key: getattr(made, key) for key in Config.__dataclass_fields__})
-
-
-def changed(config: Config, options: Sequence[str]) -> Config:
-    """A configuration with some options changed, checked.
+def with_options(config: Config, options: Sequence[str]) -> Config:
+    """Return a configuration with these options of the command line changed: ["--learn.p_mean", "0.3"].
 
     Raises:
-        UserError: an unknown key or a wrong value.
+        UserError: a key is unknown, or a value is wrong.
     """
     parser = Parser()
     parser.add_class_arguments(Config)
-    given = parser.parse_object(to_dict(config))
+    values = parser.parse_object(to_dict(config))
     try:
-        made = parser.instantiate(parser.parse_args(list(options), namespace=given))
-        return config_of(made)
+        return _config_of(parser.instantiate(parser.parse_args(list(options), namespace=values)))
     except (ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from None
 
@@ -132,94 +116,130 @@ def freeze(config: Config) -> Path:
     return path
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return a configuration that an older version has written as JSON, without keys that are gone.
+
+    None where the file is no JSON object.
+    """
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    for section, _, key in (name.partition(".") for name in GONE):
+        if isinstance(values.get(section), dict):
+            values[section].pop(key, None)
+    return values
+
+
+def _config_of(values: Namespace) -> Config:
+    return Config(**{key: getattr(values, key) for key in Config.__dataclass_fields__})
+
+
+# Error lines.
+
+
 def one_line(message: str, keys: list[str] | None = None) -> str:
-    """jsonargparse's message in one line: the key that is unknown, or what its value must be."""
+    """Return a message of jsonargparse in one line: which key is unknown, or what its value must be.
+
+    Args:
+        keys: all keys, to find the nearest one.
+    """
     line = re.sub(r"\s+", " ", message).strip()
-    inside = re.findall(r'Parser key "([\w.]+)":', line)
+    sections = re.findall(r'Parser key "([\w.]+)":', line)
     unknown = re.search(r"(?:[Oo]ption|[Uu]nrecognized arguments:|Key|unknown key) '?(?:--)?([\w.]+)'?", line)
-    wanted = re.findall(r"Expected a (?:<class '(\w+)'>|(tuple with \d+ elements|typing\.Literal\[.*?\]))", line)
-    wanted = [kind or other for kind, other in wanted if kind != "NoneType"]
+    expected = re.findall(r"Expected a (?:<class '(\w+)'>|(tuple with \d+ elements|typing\.Literal\[.*?\]))", line)
+    kinds = [kind or other for kind, other in expected if kind != "NoneType"]
     if unknown and ("Expected a" not in line or "is not accepted" in line or "unknown key" in line):
-        return unknown_key(".".join([*inside, unknown[1]]), keys or [])
-    nested = re.search(r"- (\S+=.*?: must be .*?) - Expected", line)
-    if nested:
-        return f"{inside[0]}.{nested[1]}"
-    if not inside or not wanted:
+        return unknown_key(".".join([*sections, unknown[1]]), keys or [])
+    if checked := re.search(r"- (\S+=.*?: must be .*?) - Expected", line):  # by a dataclass within a union
+        return _in_its_section(checked[1])
+    if not sections or not kinds:
         return line
-    if "float" in wanted:
-        wanted = [kind for kind in wanted if kind != "int"]
+    if "float" in kinds:
+        kinds = [kind for kind in kinds if kind != "int"]
     value = re.split(r"(?:Got|Given) value: ", line)[-1]
-    return f"{'.'.join(inside)}={value}: must be {' or '.join(dict.fromkeys(map(_kind, wanted)))}"
+    return f"{'.'.join(sections)}={value}: must be {' or '.join(dict.fromkeys(map(_in_words, kinds)))}"
 
 
-def _kind(wanted: str) -> str:
-    if wanted.startswith("typing.Literal"):
-        return "one of " + wanted.partition("[")[2].rstrip("]").replace("'", "")
-    return _KINDS.get(wanted) or wanted.replace("tuple with", "a list of")
+def _in_its_section(text: str) -> str:
+    """Return a dataclass's own message, which begins with its key, with the section before it that it lacks."""
+    return text if text.partition(".")[0] in Config.__dataclass_fields__ else f"pack.{text}"
+
+
+def _in_words(kind: str) -> str:
+    """Return a type of Python as a person calls it."""
+    if kind.startswith("typing.Literal"):
+        return "one of " + kind.partition("[")[2].rstrip("]").replace("'", "")
+    return _KINDS.get(kind) or kind.replace("tuple with", "a list of")
 
 
 def unknown_key(key: str, keys: list[str]) -> str:
-    """That there is no such key, and the nearest one that there is."""
+    """Return the line that says that there is no such key, with the nearest of ``keys``."""
     if key in GONE:
         return f"{key}: {GONE[key]}"
-    # A key without its section is looked for in every section.
     near = difflib.get_close_matches(key, [name for name in keys if name != key], 1, 0.5)
-    ends = [name for name in keys if name.rpartition(".")[2] == key and name != key]
-    if near or ends:
-        return f"unknown key {key!r}; did you mean {(ends or near)[0]!r}?"
+    # A key without its section is looked for in every section.
+    without_section = [name for name in keys if name.rpartition(".")[2] == key and name != key]
+    if near or without_section:
+        return f"unknown key {key!r}; did you mean {(without_section or near)[0]!r}?"
     return f"unknown key {key!r}; see --help"
 
 
-def fields(kind: type[Any], prefix: str = "") -> Iterator[str]:
-    """Every key of a dataclass: ``pretrain.epochs`` and so on."""
-    for name, inner in _inner(kind).items():
+# The keys of a dataclass, and of YAML files.
+
+
+def list_keys(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """Yield every key of a dataclass: ``pretrain.epochs`` and so on."""
+    for name, inner in _types(kind).items():
         yield prefix + name
         if dataclasses.is_dataclass(inner):
-            yield from fields(inner, f"{prefix}{name}.")
+            yield from list_keys(inner, f"{prefix}{name}.")
 
 
 def takes_list(kind: type[Any], key: str) -> bool:
-    """Whether a key of a dataclass, ``learn.methods``, has a list for its value."""
+    """Say whether the value of a dataclass's key, as ``learn.methods``, is a list."""
     *sections, name = key.split(".")
     for section in sections:
-        kind = _inner(kind)[section]
+        kind = _types(kind)[section]
     return get_origin(get_type_hints(kind)[name]) is list
 
 
-def _inner(kind: type[Any]) -> dict[str, Any]:
-    """Field -> its type; without the None of what may be left out."""
-    found = {}
+def _types(kind: type[Any]) -> dict[str, Any]:
+    """Return {field: type} of a dataclass; the type of an optional field is without None."""
+    types = {}
     for name, hint in get_type_hints(kind).items():
-        some = [part for part in get_args(hint) if part is not type(None)]
-        found[name] = some[0] if get_origin(hint) is not dict and len(some) == 1 else hint
-    return found
+        members = [member for member in get_args(hint) if member is not type(None)]
+        types[name] = members[0] if get_origin(hint) is not dict and len(members) == 1 else hint
+    return types
 
 
 def find_yaml(option: str, value: str, folder: Path, *patterns: str) -> Path:
-    """A YAML file by its path, or by its name among those of a folder that match the patterns.
+    """Return a YAML file by its path, or by its name among the files of a folder that match the patterns.
 
     Raises:
-        UserError: neither is there.
+        UserError: there is neither.
     """
     path = Path(value)
     if path.exists() and not path.is_dir():
         return path
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
-    named = {str(file.relative_to(folder).with_suffix("")): file for file in files}
-    found = named.get(value.removesuffix(".yaml"))
-    if found:
-        return found
+    by_name = {str(file.relative_to(folder).with_suffix("")): file for file in files}
+    if file := by_name.get(value.removesuffix(".yaml")):
+        return file
     if path.is_dir():
         raise UserError(f"{option} {value}: is a folder; give a YAML file")
-    raise UserError(f"{option} {value}: no such file, and none of that name comes with it ({', '.join(named)})")
+    raise UserError(f"{option} {value}: no such file, and none of that name comes with it ({', '.join(by_name)})")
 
 
 def check_yaml(path: Path, kind: type[Any]) -> dict[str, Any]:
-    """The content of a YAML file with the keys of a dataclass. jsonargparse names neither the file nor the
-    remedy, and YAML takes the last of two equal keys.
+    """Return the content of a YAML file with the keys of a dataclass.
+
+    Checked here, because jsonargparse names neither the file nor the remedy, and YAML takes the last of two equal keys.
 
     Raises:
-        UserError: not a YAML file of keys and values, a key is unknown, or there twice.
+        UserError: the file is not YAML of keys and values, or a key is unknown or there twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -230,36 +250,43 @@ def check_yaml(path: Path, kind: type[Any]) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no keys in it; give a YAML file of 'key: value' lines")
-    twice = next(_twice(yaml.compose(text, yaml.SafeLoader)), None)
-    if twice:
-        raise UserError(f"{path}: line {twice[1]}: {twice[0]!r} is there twice; keep one of them")
+    repeated = next(_repeated_keys(yaml.compose(text, yaml.SafeLoader)), None)
+    if repeated:
+        raise UserError(f"{path}: line {repeated[1]}: {repeated[0]!r} is there twice; keep one of them")
     check_keys(path, content, kind)
     return content
 
 
-def _twice(node: Any) -> Iterator[tuple[str, int]]:
-    """(key, line) of keys that a mapping has already."""
+def _repeated_keys(node: Any) -> Iterator[tuple[str, int]]:
+    """Yield (key, line) of each key that its mapping has already."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             if key.value in seen:
                 yield key.value, key.start_mark.line + 1
             seen.add(key.value)
-            yield from _twice(value)
+            yield from _repeated_keys(value)
 
 
 def check_keys(
     path: Path, content: dict[Any, Any], kind: type[Any], prefix: str = "", keys: list[str] | None = None
 ) -> None:
-    """Raises UserError where a key of ``content`` is none of the dataclass ``kind``, which is at ``prefix``, or
-    has no value where it needs one."""
-    inner, keys = _inner(kind), keys or list(fields(kind, prefix))
+    """Check the keys of a file's content against those of a dataclass.
+
+    Args:
+        path: the file, for the message.
+        prefix: what stands before the keys of ``kind``: "pretrain.".
+        keys: all keys of the file, to find the nearest one.
+
+    Raises:
+        UserError: a key is unknown, or has no value where it needs one.
+    """
+    types, keys = _types(kind), keys or list(list_keys(kind, prefix))
     for name, value in content.items():
-        if name not in inner:
+        if name not in types:
             raise UserError(f"{path}: {unknown_key(f'{prefix}{name}', keys)}")
-        if value is None and type(None) not in get_args(
-            get_type_hints(kind)[name]
-        ):  # jsonargparse takes it for any type
+        # jsonargparse would accept null for any type.
+        if value is None and type(None) not in get_args(get_type_hints(kind)[name]):
             raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
-        if isinstance(value, dict) and dataclasses.is_dataclass(inner[name]):
-            check_keys(path, value, inner[name], f"{prefix}{name}.", keys)
+        if isinstance(value, dict) and dataclasses.is_dataclass(types[name]):
+            check_keys(path, value, types[name], f"{prefix}{name}.", keys)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, Config
-from dist_train.config.io import changed, check_yaml, fields, unknown_key
+from dist_train.config.io import check_yaml, list_keys, unknown_key, with_options
 from dist_train.errors import UserError
 from launch.grid.members import Axis, Member, combinations
 
@@ -89,7 +89,7 @@ def _choice(path: Path, entry: Any, methods: Sequence[str]) -> Choice:
 
 def _check_key(path: Path, key: str) -> None:
     """Refuse a key that a study cannot vary."""
-    keys = list(fields(Config))
+    keys = list(list_keys(Config))
     variable = [name for name in keys if name.startswith(_VARIABLE)]
     if key in _FIXED:
         raise UserError(f"{path}: choices: {key} is the same for all members, which are compared draw by draw")
@@ -113,11 +113,11 @@ def study_members(config: Config, path: Path, choices: Sequence[Choice], seeds: 
     """
     configs, first = {DEFAULT: config}, {DEFAULT: "learn"}
     methods = {DEFAULT: [name for choice in choices for name in choice.methods]}
-    default = _with_all_options(changed(config, []))
+    default = _with_all_options(with_options(config, []))
     for choice in choices:
         for name, options in choice.settings.items():
             try:
-                setting = changed(config, options)
+                setting = with_options(config, options)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
             if _with_all_options(setting) != default:

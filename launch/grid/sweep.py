@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dist_train.config import Config, to_dict
-from dist_train.config.io import changed, fields, takes_list, unknown_key
+from dist_train.config.io import list_keys, takes_list, unknown_key, with_options
 from dist_train.errors import UserError
 from launch.grid.members import Axis, Member, combinations, link_stages
 
@@ -59,7 +59,7 @@ def _axis(entry: str) -> Axis:
     values = [value.strip() for value in re.split(r",(?![^\[]*\])", text) if value.strip()]
     if not equals or not values:
         raise UserError(f"--sweep {entry}: give KEY=VALUE,VALUE,... without spaces, as in learn.p_mean=0.3,0.9")
-    keys = list(fields(Config))
+    keys = list(list_keys(Config))
     if key not in keys:
         raise UserError(f"--sweep {entry}: {unknown_key(key, [k for k in keys if k.startswith(_VARIABLE)])}")
     if not key.startswith(_VARIABLE):
@@ -74,7 +74,7 @@ def _changed(config: Config, name: str, options: list[str]) -> Config:
         UserError: a value is wrong.
     """
     try:
-        return changed(config, options)
+        return with_options(config, options)
     except UserError as error:
         lists = [key.removeprefix("--") for key in options[::2] if takes_list(Config, key.removeprefix("--"))]
         hint = f"; {lists[0]} takes a list: [A], and several of them [A],[B]" if lists else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import Config
-from dist_train.config.io import fields
+from dist_train.config.io import list_keys
 from dist_train.fewshot.methods import LABELS, METHODS, NUMBERS
 from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
 from dist_train.report import paper
@@ -52,7 +52,7 @@ def test_tags_in_pages_are_tags_that_are_written(whole_run: Run) -> None:
 
 
 def test_keys_in_pages_are_keys() -> None:
-    known = {*fields(Config), *(f"evaluate.options.{name}" for name in (*NUMBERS, "NAME"))}
+    known = {*list_keys(Config), *(f"evaluate.options.{name}" for name in (*NUMBERS, "NAME"))}
     sections = "data|pretrain|extract|learn|evaluate|cache|monitor|pack"
     for page in PAGES:
         for code in codes(page):

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from imagenet_like import make_sources
 
-from dist_train.config.io import one_line
 from dist_train.data.shards.index import open_shards
 from dist_train.runs.run import Run
 from launch.cli.main import build_parser
@@ -148,7 +147,6 @@ def test_commands_within_the_text_are_possible(page: Path) -> None:
                 assert name in sub._option_string_actions or option in sub._option_string_actions, code
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
-    assert one_line  # the messages of those that are not are in tests/launch/test_cli.py
 
 
 def test_quickstart_then_python(drawn: Path, tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     for text, key in (("data: {split: null}", "data.split"), ("data:", "data"), ("learn: {lr: }", "learn.lr")):
         path.write_text(text)  # the first was found by tests/data/packing/test_fuzz.py
         assert f"{key} has no value; give one, or leave the key out" in refused(capsys, "pretrain", "--config", path)
+    for text, line in (
+        ("pack: {draw: {base_classes: 0}}", "pack.draw.base_classes=0: must be >= 1"),
+        ("pack: {val_share: 3}", "pack.val_share=3.0: must be > 0 and < 1"),
+        ("seed: 1\nseed: 2", "line 2: 'seed' is there twice; keep one of them"),
+        ("pretrain: {epochs: [1, 2]}", "pretrain.epochs=[1, 2]: must be a number"),
+    ):
+        path.write_text(text)
+        assert refused(capsys, "pretrain", "--config", path).endswith(line)
     path.write_text("data:\n  shards: [\n")
     refused(capsys, "pretrain", "--config", path)
     assert "(demo, imagenet, imagenet_hariharan_girshick, mini_imagenet, photos, recipes/classic_90, " in refused(
@@ -98,15 +106,15 @@ def test_paths_that_cannot_be_written(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("pretrain: {epochs: 3\nfoo: [", "line 2"), ("- a", "no keys"), (b"\xff\xfe", "not a text")]
+    ("text", "reason"), [("pretrain: {epochs: 3\nfoo: [", "line 2"), ("- a", "no keys"), (b"\xff\xfe", "not a text")]
 )
 def test_a_file_that_is_not_yaml_is_named(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | bytes, told: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | bytes, reason: str
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     message = refused(capsys, "pretrain", "--config", path)
-    assert str(path) in message and told in message
+    assert str(path) in message and reason in message
 
 
 def test_exponents_are_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
