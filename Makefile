@@ -21,8 +21,8 @@ endif
 demo: $(STAMP)  ## drawn images to the table, 2 workers
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dist_train run --config demo
 
-test: $(STAMP)  ## the whole test suite; files side by side, for much of it is waiting for ranks and jobs
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## the whole test suite; three at a time, for much of it is waiting for ranks and jobs
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
 test-long: $(STAMP)  ## what takes minutes more, on the SLURM of tools/dev_slurm.sh
 	$(BIN)/python -m pytest -m long

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image, ImageStat
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -41,3 +42,18 @@ def brightness(page: Any, name: str) -> float:
     page.screenshot(path=path, full_page=True, timeout=SLOW)
     with Image.open(path) as shot:
         return float(ImageStat.Stat(shot.convert("L")).median[0])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window; its camera is drawn."""
+    from playwright.sync_api import sync_playwright
+
+    if not CHROMIUM:
+        pytest.skip("no Chromium: apt-get install chromium")
+    # Root, as in a container, has no sandbox; the pages are ours.
+    options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=SLOW)
+        yield started
+        started.close()

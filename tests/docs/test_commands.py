@@ -11,11 +11,10 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from fixtures.processes import WarmPython
 from imagenet_like import make_sources
 
 from dist_train.data.shards.index import open_shards
@@ -83,35 +82,46 @@ def commands(page: Path) -> list[str]:
     return found
 
 
-def run(command: str, folder: Path) -> str:
-    """As typed in a shell in this folder, where ``dist-train``, ``torchrun`` and ``python`` are those of this test. A
-    server is ended once it says where it listens."""
-    for pattern, other in SMALLER.items():
-        command = re.sub(pattern, other, command)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
-           "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
-    process = subprocess.Popen(["bash", "-e", "-o", "pipefail", "-c", command], cwd=folder, env=env, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-    if command.startswith(("dist-train serve", "tensorboard")):
+class Shell:
+    """Runs commands as they are typed, in a folder, where ``dist-train``, ``torchrun`` and ``python`` are those of
+    this test."""
+
+    def __init__(self, folder: Path, warm_python: WarmPython) -> None:
+        self.folder = folder
+        self.environment = warm_python.environment()
+
+    def run(self, command: str) -> str:
+        """Run one command, smaller as SMALLER says; return what it printed. A server is ended once it says where it
+        listens."""
+        for pattern, other in SMALLER.items():
+            command = re.sub(pattern, other, command)
+        process = subprocess.Popen(["bash", "-e", "-o", "pipefail", "-c", command], cwd=self.folder,
+                                   env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   start_new_session=True)  # fmt: skip
+        if not command.startswith(("dist-train serve", "tensorboard")):
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, f"{command}\n{output}"
+            return output
         assert process.stdout
-        said = ""
-        while "http://" not in said:
+        output = ""
+        while "http://" not in output:
             line = process.stdout.readline()
-            assert line, f"{command}\n{said}"
-            said += line
-        time.sleep(0.5)
+            assert line, f"{command}\n{output}"
+            output += line
         os.killpg(process.pid, signal.SIGINT)
         process.wait(60)
-        return said
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, f"{command}\n{said}"
-    return said
+        return output
+
+    def run_page(self, name: str) -> None:
+        """Run all commands of a page that no other test runs."""
+        for command in commands(ROOT / name):
+            if command not in ELSEWHERE:
+                self.run(command)
 
 
-def run_page(name: str, folder: Path) -> None:
-    for command in commands(ROOT / name):
-        if command not in ELSEWHERE:
-            run(command, folder)
+@pytest.fixture
+def shell(tmp_path: Path, warm_python: WarmPython) -> Shell:
+    return Shell(tmp_path, warm_python)
 
 
 def test_every_command_is_run_somewhere() -> None:
@@ -149,7 +159,7 @@ def test_commands_within_the_text_are_possible(page: Path) -> None:
         assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_quickstart_then_python(drawn: Path, tmp_path: Path) -> None:
+def test_quickstart_then_python(drawn: Path, tmp_path: Path, shell: Shell) -> None:
     novel = json.loads((drawn / "split.json").read_text())["novel"]
     photos = {name: sorted((drawn / "train" / wnid).iterdir()) for name, wnid in
               zip(("owls", "tapirs", "zebras"), novel, strict=True)}  # fmt: skip
@@ -161,8 +171,8 @@ def test_quickstart_then_python(drawn: Path, tmp_path: Path) -> None:
     for command in commands(ROOT / "docs" / "quickstart.md"):
         if "held_out" in command:  # of the run's classes, which are there by now
             shutil.copytree(tmp_path / "photos", tmp_path / "held_out")
-        run(command, tmp_path)
-    names = run("dist-train adapt animals --list", tmp_path)
+        shell.run(command)
+    names = shell.run("dist-train adapt animals --list")
     assert [line.split("\t")[0] for line in names.splitlines()[-3:]] == ["okapi", "owl", "tapir"]
 
     # docs/python.md, its commands between its examples.
@@ -171,11 +181,11 @@ def test_quickstart_then_python(drawn: Path, tmp_path: Path) -> None:
     for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         code += [block] if language == "python" else [f"assert os.system({line!r}) == 0" for line in block.splitlines()]
     (tmp_path / "page.py").write_text("\n".join(code))
-    said = run("python -W error page.py", tmp_path).splitlines()
+    said = shell.run("python -W error page.py").splitlines()
     assert any("class 'zebra': exists already; take another name" in line for line in said), said
 
 
-def test_imagenet(tmp_path: Path) -> None:
+def test_imagenet(tmp_path: Path, shell: Shell) -> None:
     """Archives of the official layout, four classes of twelve images; the model is used on a photo of the novel one."""
     sources = make_sources(tmp_path)
     names = {"ILSVRC2012_img_train.tar": sources.train_tar, "ILSVRC2012_img_val.tar": sources.val_tar,
@@ -187,9 +197,9 @@ def test_imagenet(tmp_path: Path) -> None:
     sources.parquet().rename(sources.hugging_face_tars("imagenet-1k") / "data")
     for command in commands(ROOT / "docs" / "imagenet.md"):
         if "--dry-run" in command:
-            run("dist-train split --shards shards/imagenet --novel 1 --out split.json", tmp_path)
+            shell.run("dist-train split --shards shards/imagenet --novel 1 --out split.json")
         if command not in ELSEWHERE:
-            run(command, tmp_path)
+            shell.run(command)
     shards = tmp_path / "shards"
     hashes = {open_shards(shards / name).hash for name in ("imagenet", "kaggle", "folders", "parquet", "tars")}
     assert len(hashes) == 1
@@ -197,10 +207,10 @@ def test_imagenet(tmp_path: Path) -> None:
     assert "Linear classifier" in table and "φ+" in table
 
 
-def test_the_others(whole_run: Run, drawn: Path, tmp_path: Path) -> None:
+def test_the_others(whole_run: Run, drawn: Path, tmp_path: Path, shell: Shell) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(whole_run.dir)
     shutil.copytree(next((drawn / "train").iterdir()), tmp_path / "runs" / "demo-data" / "train" / "bar-dots-sunset")
-    run_page("README.md", tmp_path)
-    run_page("docs/training.md", tmp_path)
-    run_page("docs/troubleshooting.md", tmp_path)
+    shell.run_page("README.md")
+    shell.run_page("docs/training.md")
+    shell.run_page("docs/troubleshooting.md")

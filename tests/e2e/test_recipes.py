@@ -36,8 +36,10 @@ def recipe(name: str) -> Config:
 def small(name: str, config: Config) -> Config:
     """The recipe in seconds: its options, on the drawn images, with a small model for three epochs."""
     whole = recipe(name)
+    side = 64 if whole.data.ramp_from else 32
     data = replace(
-        whole.data, shards=config.data.shards, split=config.data.split, train_size=64, eval_resize=72, eval_size=64,
+        whole.data, shards=config.data.shards, split=config.data.split, train_size=side,
+        eval_resize=side + 8, eval_size=side,
         ramp_from=32 if whole.data.ramp_from else None, ramp_epochs=(0, 2), threads=1,
     )  # fmt: skip
     sgd = whole.pretrain.optimizer == "sgd"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fixtures.processes import WarmPython
 
 from dist_train.config import Config, to_dict
 from dist_train.distributed.context import Context
@@ -75,15 +74,13 @@ def test_two_ranks_from_images_to_table(config: Config, tmp_path: Path, torchrun
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("done.json")}
 
 
-def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path) -> None:
+def test_killed_and_continued_is_bit_equal(config: Config, tmp_path: Path, warm_python: WarmPython) -> None:
     config = replace(config, pretrain=replace(config.pretrain, epochs=4, checkpoint_every=3))
     run = open_run(replace(config, name="whole"))
     pretrain(run, Context(), StopFlag(Context()))
 
     path = write(config, tmp_path, name="killed")
-    command = [sys.executable, "-m", "dist_train", "pretrain", "--config", str(path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    process = warm_python.start("pretrain", "--config", str(path), stderr=subprocess.DEVNULL)
     folder = config.runs / "killed" / "pretrain" / "checkpoints"
     deadline = time.monotonic() + 120
     while not checkpoint.step_checkpoints(folder) and process.poll() is None and time.monotonic() < deadline:

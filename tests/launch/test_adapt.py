@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.processes import WarmPython
 from pictures import png_of
 from PIL import Image
 
@@ -89,7 +90,7 @@ def test_held_out_photos_tell_what_it_costs(
 
 
 def test_classify_takes_files_folders_patterns_and_standard_input(
-    models: Path, album: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, album: Path, capsys: pytest.CaptureFixture[str], warm_python: WarmPython
 ) -> None:
     photos = sorted(album.rglob("*.JPEG"))
     model = str(models / "phi2")
@@ -103,7 +104,7 @@ def test_classify_takes_files_folders_patterns_and_standard_input(
         return [one["classes"][0]["name"] for one in found]
 
     assert asked(*map(str, photos)) == asked(str(album)) == asked(f"{album}/*/*.JPEG") == wanted
-    typed = [sys.executable, "-m", "dist_train", "classify", model, "-", "--topk", "1"]
+    typed = [warm_python.python, "-m", "dist_train", "classify", model, "-", "--topk", "1"]
     paths = "\n".join(map(str, photos)).encode()
     done = subprocess.run(typed, input=paths, capture_output=True, check=True)
     assert done.stdout.decode().splitlines()[::2] == [str(photo) for photo in photos]
@@ -153,11 +154,13 @@ def test_export_writes_a_file(kind: str, models: Path, album: Path, tmp_path: Pa
         assert f"animals.{kind}" in capsys.readouterr().out
 
 
-def test_of_two_that_make_a_model_one_is_told(whole_run: Run, album: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dist_train", "adapt", str(whole_run.dir), "--out", str(tmp_path / "m"), "--class"]
-    both = [subprocess.Popen([*command, f"{name}={album}/{name}"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+def test_of_two_that_make_a_model_one_is_told(
+    whole_run: Run, album: Path, tmp_path: Path, warm_python: WarmPython
+) -> None:
+    command = ["adapt", str(whole_run.dir), "--out", str(tmp_path / "m"), "--class"]
+    both = [warm_python.start(*command, f"{name}={album}/{name}", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
             for name in ("okapi", "tapir")]  # fmt: skip
-    said = [process.communicate()[1].decode() for process in both]
+    said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     lost = said[both[0].returncode == 0]
     assert lost.count("\n") == 1 and ("exists; take another folder" in lost or "another process changes" in lost)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fixtures.processes import WarmPython
 
 from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
 from dist_train.distributed import devices
@@ -31,15 +31,12 @@ from launch.slurm.submit import run_here
 ROOT = Path(__file__).parents[2]
 
 
-def command(config: Config, *arguments: str) -> list[str]:
+def options(config: Config) -> list[str]:
+    """``--config`` and the file that holds this configuration."""
     path = config.run_dir.parent / f"{config.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(to_dict(config)))
-    return [sys.executable, "-m", "dist_train", *arguments, "--config", str(path)]
-
-
-def start(line: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return ["--config", str(path)]
 
 
 def children(pid: int) -> list[int]:
@@ -58,19 +55,23 @@ def table(config: Config) -> dict[str, Any]:
     return found
 
 
-def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config) -> None:
+def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_python: WarmPython) -> None:
     config = replace(config, monitor=MonitorConfig(rank_timeout=8),
                      pretrain=replace(config.pretrain, epochs=12, checkpoint_every=10))  # fmt: skip
     whole, hurt = replace(config, name="whole"), replace(config, name="hurt")
-    assert subprocess.run(command(whole, "launch", "local", "--workers", "2"), cwd=ROOT).returncode == 0
+    assert warm_python.run("launch", "local", "--workers", "2", *options(whole)).returncode == 0
 
     def rows() -> int:
         return len(read_metrics(hurt.run_dir / "pretrain" / "metrics.jsonl"))
 
-    running = start(command(hurt, "launch", "local", "--workers", "2"))
+    running = warm_python.start(
+        "launch", "local", "--workers", "2", *options(hurt), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     wait_for(lambda: rows() > 6)
     before = rows()
-    workers = [c for c in children(running.pid) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    workers = [
+        c for c in children(warm_python.forked(running.pid)) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()
+    ]
     os.kill(workers[-1], signal.SIGKILL)
     wait_for(lambda: rows() > before + 4)
     running.send_signal(signal.SIGINT)
@@ -79,37 +80,37 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config) -> Non
     assert "a rank died (exit code 137); starting again" in error
     # torch's launcher takes the workers' results, and does not tell of them in its own words.
     assert not any(word in error for word in ("Traceback", "forcefully", "Terminating")), error[-3000:]
-    assert subprocess.run(command(hurt, "launch", "local", "--workers", "2"), cwd=ROOT).returncode == 0
+    assert warm_python.run("launch", "local", "--workers", "2", *options(hurt)).returncode == 0
     assert table(hurt) == table(whole)
     curves = [reproducible(read_metrics(c.run_dir / "pretrain" / "metrics.jsonl")) for c in (hurt, whole)]
     assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("what", ["shards", "archive", "batch"])
-def test_bad_input_is_told_once_and_not_started_again(what: str, config: Config, tmp_path: Path) -> None:
+def test_bad_input_is_told_once_and_not_started_again(
+    what: str, config: Config, tmp_path: Path, warm_python: WarmPython
+) -> None:
     wrong = replace(config, data=replace(config.data, shards=str(tmp_path / "nowhere")))
     if what == "archive":  # rank 0 alone finds it
         wrong = replace(wrong, pack=PackConfig(train=tmp_path / "nowhere"))
     if what == "batch":  # all ranks find it at once
         wrong = replace(wrong, pretrain=replace(config.pretrain, global_batch=63))
-    done = subprocess.run(command(wrong, "launch", "local", "--workers", "2"), cwd=ROOT, capture_output=True, text=True)
+    done = warm_python.run("launch", "local", "--workers", "2", *options(wrong))
     told = [line for line in done.stderr.splitlines() if "dist-train: error: " in line and " leaves: " not in line]
     assert done.returncode == 1 and len(told) == 1, done.stderr
     assert ("63 images do not divide" if what == "batch" else f"{tmp_path}/nowhere: no ") in told[0]
     assert "Traceback" not in done.stderr and "starting again" not in done.stderr
 
 
-def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str], warm_python: WarmPython) -> None:
     one = replace(config, name="chain")
-    done = subprocess.run(command(one, "launch", "slurm", "--here", "--cluster", "dev", "--tasks-per-node", "2"),
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    done = warm_python.run("launch", "slurm", "--here", "--cluster", "dev", "--tasks-per-node", "2", *options(one))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "evaluate: 2 process(es), log " in done.stdout and table(one)
     assert main(["logs", str(one.run_dir), "--stage", "evaluate"]) == 0
     assert "report: " in capsys.readouterr().out
     broken = replace(one, name="broken", pretrain=replace(config.pretrain, lr=1e9))
-    done = subprocess.run(command(broken, "launch", "slurm", "--here", "--cluster", "dev", "--stages", "extract"),
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    done = warm_python.run("launch", "slurm", "--here", "--cluster", "dev", "--stages", "extract", *options(broken))
     assert done.returncode == 1 and "extract needs pretrain" in done.stderr
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fixtures.processes import WarmPython
 
 from dist_train.config import Config, PackConfig, to_yaml
 from dist_train.data.packing.pack import pack
@@ -25,14 +26,18 @@ from launch.cli.main import main
 from launch.slurm import jobs
 from launch.slurm.logs import print_log
 
-ROOT = Path(__file__).parents[2]
+Shell = Callable[[str, Path], subprocess.CompletedProcess[str]]
 
 
-def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """As typed in a shell in this folder."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
-           "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
-    return subprocess.run(["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def shell(warm_python: WarmPython) -> Shell:
+    """``shell(line, folder)``: run it as typed in a shell in this folder."""
+
+    def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", "-c", line], cwd=folder, env=warm_python.environment(), capture_output=True,
+                              text=True, timeout=300)  # fmt: skip
+
+    return run
 
 
 def printed(text: str, before: str = "") -> str:
@@ -48,7 +53,9 @@ def spaced(config: Config, tmp_path: Path) -> Config:
     return replace(config, name="it's 1 run", runs=tmp_path / "my runs & more")
 
 
-def test_a_run_that_is_not_finished(spaced: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_not_finished(
+    spaced: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: Shell
+) -> None:
     path = tmp_path / "a config.yaml"
     path.write_text(to_yaml(spaced))
     assert main(["pretrain", "--config", str(path)]) == 0
@@ -87,7 +94,7 @@ def test_the_command_in_the_record(spaced: Config, monkeypatch: pytest.MonkeyPat
     assert shlex.split(provenance(open_run(spaced), Context())["command"]) == ["dist-train", *words]
 
 
-def test_damaged_shards(shards: ShardSet, tmp_path: Path) -> None:
+def test_damaged_shards(shards: ShardSet, tmp_path: Path, shell: Shell) -> None:
     copy = tmp_path / "my shards"
     shutil.copytree(shards.root, copy)
     path = copy / "train" / "000000.tar"
@@ -103,7 +110,9 @@ def test_damaged_shards(shards: ShardSet, tmp_path: Path) -> None:
         open_shards(tmp_path / "no shards")
 
 
-def test_a_class_without_validation_images(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_without_validation_images(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: Shell
+) -> None:
     """The command leaves it out of the split, with the others that have none, and the run then opens."""
     folder, strange = tmp_path / "my images", 'it\'s a "class"'
     shutil.copytree(drawn / "train", folder / "train")
@@ -148,7 +157,7 @@ def test_split_leaves_classes_out(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert told in capsys.readouterr().err and not (tmp_path / "t.json").exists()
 
 
-def test_a_job_without_a_log(spaced: Config, tmp_path: Path) -> None:
+def test_a_job_without_a_log(spaced: Config, tmp_path: Path, shell: Shell) -> None:
     jobs.record(spaced.run_dir, jobs.Job("learn", "7"))
     (spaced.run_dir / "config.yaml").write_text(to_yaml(spaced))
     with pytest.raises(UserError) as refused:

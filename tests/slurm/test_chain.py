@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from chain import TOOL, Chain, output
+from fixtures.processes import WarmPython
 
 from dist_train.config import Config, to_dict
 from dist_train.training import checkpoint, metrics
@@ -30,9 +30,9 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reference(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> dict[str, Any]:
     """Hold runs under torchrun by the text of their configuration; each is made once."""
-    return {"folder": tmp_path_factory.mktemp("reference")}
+    return {"folder": tmp_path_factory.mktemp("reference"), "python": warm_python}
 
 
 def under_torchrun(config: Config, reference: dict[str, Any]) -> Path:
@@ -41,10 +41,10 @@ def under_torchrun(config: Config, reference: dict[str, Any]) -> Path:
         config = replace(config, runs=reference["folder"], name=f"run-{len(reference)}")
         path = reference["folder"] / f"{config.name}.yaml"
         path.write_text(yaml.safe_dump(to_dict(config)))
-        torchrun = str(Path(sys.executable).with_name("torchrun"))
-        command = [torchrun, "--standalone", "--nproc-per-node", "2", "-m", "dist_train", "run", "--config", str(path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+        warm: WarmPython = reference["python"]
+        words = ["--standalone", "--nproc-per-node", "2", "-m", "dist_train", "run", "--config", str(path)]
+        command = [warm.python, "-m", "torch.distributed.run", *words]
+        finished = subprocess.run(command, capture_output=True, text=True, env=warm.environment())
         assert finished.returncode == 0, finished.stderr[-3000:]
         reference[key] = config.run_dir
     run: Path = reference[key]
@@ -62,7 +62,7 @@ def same(chain: Chain, reference: dict[str, Any]) -> None:
 
 
 def test_a_chain_over_two_nodes_equals_torchrun(make_chain: Make, reference: dict[str, Any], capsys: Any) -> None:
-    chain = make_chain()
+    chain = make_chain(snapshot=True)
     assert chain.submit() == 0
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines()[:4]] == ["pretrain", "extract", "learn", "evaluate"]
@@ -230,7 +230,7 @@ def test_watched_and_cancelled_is_not_started_again(
 
 def test_code_edited_while_a_job_waits_does_not_change_it(make_chain: Make, tmp_path: Path, capsys: Any) -> None:
     """The snapshot runs, although the job starts in the folder of the checkout."""
-    chain = make_chain()
+    chain = make_chain(snapshot=True)
     assert chain.submit("--stages", "pretrain") == 0
     (code,) = (chain.run / "launch").glob("code-*")
     (code / "COMMIT").write_text("of-the-snapshot\n")  # the checkout has another commit

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from clients import added_names, files, photo, start
+from fixtures.processes import WarmPython
 from PIL import Image
 
 from dist_train import Classifier
@@ -208,10 +208,10 @@ def test_a_server_open_to_a_network_asks_for_a_token(model: Path) -> None:
     assert process.wait() == 0
 
 
-def test_a_served_model_is_not_served_or_changed_twice(serve: Serve, model: Path) -> None:
+def test_a_served_model_is_not_served_or_changed_twice(serve: Serve, model: Path, warm_python: WarmPython) -> None:
     serve()
     for command in (["serve", str(model), "--port", "0"], ["adapt", str(model), "--remove", "x"]):
-        done = subprocess.run([sys.executable, "-m", "dist_train", *command], capture_output=True, text=True)
+        done = warm_python.run(*command)
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1 and "another process changes or serves this model" in done.stderr
 
@@ -225,9 +225,10 @@ def test_a_served_model_is_not_served_or_changed_twice(serve: Serve, model: Path
         (["--max_classes", "0"], "--max_upload_mb, --max_megapixels and --max_classes: must be >= 1"),
     ],
 )
-def test_wrong_options_give_a_single_line(options: list[str], wanted: str, model: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "dist_train", "serve", str(model), *options], capture_output=True,
-                          text=True)  # fmt: skip
+def test_wrong_options_give_a_single_line(
+    options: list[str], wanted: str, model: Path, warm_python: WarmPython
+) -> None:
+    done = warm_python.run("serve", str(model), *options)
     assert done.returncode == 1 and wanted in done.stderr and done.stderr.count("\n") == 1
 
 
