@@ -115,26 +115,12 @@ def reduced(graph: Graph) -> Graph:
     }
 
 
-def mermaid(graph: Graph, sizes: Mapping[str, tuple[int, int]]) -> str:
-    """Return a graph in Mermaid's language, with the files and lines of each room."""
-    order = [*graphlib.TopologicalSorter(graph).static_order()][::-1]
-    lines = ["```mermaid", "flowchart TD"]
-    lines += [
-        f'    {room}["{room}<br/>{files} files, {count} lines"]' for room in order for files, count in [sizes[room]]
-    ]
+def mermaid(graph: Graph) -> str:
+    """Return a graph in Mermaid's language."""
+    order = [*graphlib.TopologicalSorter({room: sorted(graph[room]) for room in sorted(graph)}).static_order()][::-1]
+    lines = ["```mermaid", "flowchart TD", *(f"    {room}" for room in order)]
     lines += [f"    {room} --> {target}" for room in order for target in sorted(reduced(graph)[room])]
     return "\n".join([*lines, "```"])
-
-
-def sizes_of(rooms: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Return the number of files with code, and of lines rounded to ten, of each room."""
-    sizes: dict[str, tuple[int, int]] = {}
-    modules = sources()
-    for module, room in rooms.items():
-        lines = len(modules[module].read_text(encoding="utf-8").splitlines())
-        files, total = sizes.get(room, (0, 0))
-        sizes[room] = files + (lines > 0), total + lines
-    return {room: (files, round(lines, -1)) for room, (files, lines) in sizes.items()}
 
 
 def picture() -> str:
@@ -154,7 +140,7 @@ def picture() -> str:
         circle = cycle(graph)
         if circle:
             raise ValueError(f"{title} Rooms import from each other in a circle: {' -> '.join(circle)}")
-        parts += [title, "", mermaid(graph, sizes_of(rooms)), ""]
+        parts += [title, "", mermaid(graph), ""]
     return "\n".join(parts)
 
 
