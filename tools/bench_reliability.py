@@ -23,7 +23,7 @@ from dist_train.config import PretrainConfig
 from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag
 from dist_train.models.backbone import Backbone
-from dist_train.training import checkpoint
+from dist_train.training.checkpoint import CheckpointSaver
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
 from dist_train.training.strategies.ddp import DataParallel
@@ -89,7 +89,7 @@ def measure_rounds(
 ) -> None:
     """Measure all kinds of steps in turns; rank 0 writes the checkpoints."""
     tensors = {f"w{n}": torch.randn(2_560_000) for n in range(20)}  # 51 M numbers: ResNet-50 and its momentum
-    writer = checkpoint.Writer()
+    saver = CheckpointSaver(folder, keep=1)
     for number in range(rounds):
         plain, agreed = [], []
         for _ in range(steps):  # alternating, so that a slow moment of the machine affects both
@@ -97,20 +97,19 @@ def measure_rounds(
             agreed.append(training.step(agree=True))
         training.stop.finish()
         if context.main:
-            writer.save(folder / f"step-{number:08d}", tensors, {"step": number})
-            times.blocked.append(writer.blocked)
+            saver.save(number, tensors, {"step": number})
+            times.blocked.append(saver.blocked_ms)
         beside = [training.step(agree=False) for _ in range(steps)]
         if context.main:
-            writer.finish()
-            times.wrote.append(writer.wrote)
-            checkpoint.retain(folder, 1)
+            saver.finish()
+            times.wrote.append(saver.write_seconds)
         median = statistics.median(plain)
         times.ratios.append((statistics.median(agreed) / median, statistics.median(beside) / median))
         times.plain += plain
         times.agreed += agreed
         times.beside += beside
         context.barrier(f"round-{number}")
-    writer.close()
+    saver.close()
 
 
 def table(times: Times) -> str:

@@ -127,7 +127,7 @@ def run_rank(config_file: Path, rank: int, world: int, port: int, log: Path) -> 
     """Run a rank in this process, which a fork has made, and exit."""
     code = 1
     try:
-        names = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        names: dict[str, int | str] = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         os.environ |= {name: str(value) for name, value in names.items()}
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -144,7 +144,7 @@ def run_rank(config_file: Path, rank: int, world: int, port: int, log: Path) -> 
 
 def wait(children: list[int], seconds: float, log: Path) -> list[int]:
     """Return the exit codes of all; after ``seconds``, kill those that are still there and fail."""
-    end, codes = time.monotonic() + seconds, {}
+    end, codes = time.monotonic() + seconds, dict[int, int]()
     while len(codes) < len(children):
         for child in children:
             if child not in codes:
