@@ -19,7 +19,6 @@ from dist_train.data.activations import Activations
 from dist_train.data.shards.index import Subset
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method, Scorer, Support
-from dist_train.fewshot.table_row import half_width
 
 
 @dataclass(frozen=True)
@@ -262,20 +261,3 @@ def seen_unseen(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) ->
 def harmonic_mean(a: float, b: float) -> float:
     """Return the harmonic mean of two numbers; 0 where both are 0."""
     return 2 * a * b / (a + b) if a + b else 0.0
-
-
-def summary(draws: Sequence[float]) -> dict[str, Any]:
-    """Mean, half-width of the 95% t-interval of the mean over draws (0 for one), and the draws themselves."""
-    values = np.asarray(draws, np.float64)
-    return {
-        "mean": float(values.mean()),
-        "ci95": float(half_width(values)),
-        "draws": [round(v, 6) for v in values.tolist()],
-    }
-
-
-def paired(draws: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Mean difference between two methods, draw by draw, and the half-width of its 95% t-interval: supports
-    are the same, so what makes one draw easy cancels."""
-    found = summary([a - b for a, b in zip(draws, others, strict=True)])
-    return {"mean": found["mean"], "ci95": found["ci95"]}
