@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from test_imports import ROOT, sources
+ROOT = Path(__file__).parents[1]
 
 # Messages of other programs, where these have no type or code for it: read in one place each, and made a type or code.
 FOREIGN = {
     "dist_train/classifier/photos.py": "Pillow's DecompressionBombError names the pixels in its text only",
 }
+
+
+def sources() -> list[Path]:
+    return [*(ROOT / "dist_train").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
 
 
 def unquoted(tree: ast.AST) -> Iterator[int]:

@@ -22,12 +22,12 @@ from dist_train.classifier.from_run import from_run, held_out_activations
 from dist_train.distributed.context import Context
 from dist_train.fewshot import methods
 from dist_train.runs.run import Run
-from dist_train.stages.scoring import Exam
+from dist_train.stages.scoring import JointScoring
 
 
 def supports(run: Run, shots: int) -> torch.Tensor:
-    exam = Exam(run, Context())
-    return exam.load(exam.bank.rows[exam.supports[0]])[:, :shots]
+    scoring = JointScoring(run, Context())
+    return scoring.load(scoring.novel_train.rows[scoring.supports[0]])[:, :shots]
 
 
 @pytest.mark.parametrize("rule", ["max", "mean", "rows"])
@@ -35,13 +35,13 @@ def supports(run: Run, shots: int) -> torch.Tensor:
 def test_scores_equal_those_of_the_evaluation(method: str, rule: str, whole_run: Run) -> None:
     from dataclasses import replace
 
-    exam, shots = Exam(whole_run, Context()), supports(whole_run, 3)
+    scoring, shots = JointScoring(whole_run, Context()), supports(whole_run, 3)
     model = from_run(whole_run.config, method, rule)
     for number, photos in enumerate(shots):
         model.add_activations(f"new {number}", photos)
     with torch.inference_mode():
-        wanted = methods.make(method, replace(exam.prepared, rule=rule))
-        queries = exam.novel.activations
+        wanted = methods.make(method, replace(scoring.base, rule=rule))
+        queries = scoring.novel_queries.activations
         scores = torch.cat([wanted.base_scores(queries), wanted.take(shots)(queries)], 1)
     assert torch.allclose(model.scores(queries), scores, atol=1e-5)
 
