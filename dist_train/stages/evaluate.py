@@ -78,7 +78,7 @@ def _score(missing: list[str], scoring: Scoring, store: RowStore, stop: StopFlag
 def _report(run: Run, scoring: Scoring, stored: Mapping[str, StoredRow], older: Mapping[str, str]) -> None:
     """Write results.json, the table, the report and TensorBoard from the rows."""
     facts = provenance(run, scoring.context)
-    results = make_results(run, {name: one.row for name, one in stored.items()}, older, facts)
+    results = make_results(run, {name: stored_row.row for name, stored_row in stored.items()}, older, facts)
     folder = run.dir / "evaluate"
     text = _table(run, results)
     write_text(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")

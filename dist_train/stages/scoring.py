@@ -59,7 +59,7 @@ class Scoring(ABC):
 
     @abstractmethod
     def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
-        """Return one method's row, and its confusions in joint scoring; the same on all ranks.
+        """Return one method's row, and its confusions in joint scoring; complete on rank 0.
 
         Raises:
             Stopped: the run is to stop.

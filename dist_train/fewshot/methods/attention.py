@@ -47,8 +47,8 @@ class Attention(RowClassifier):
 
     def forward(self, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
         rows = F.normalize(self.rows, dim=1)
-        made = F.normalize(self.novel(statistics, without=single), dim=1)
-        return torch.where(single[:, None], made.to(rows.dtype), rows)
+        novel = F.normalize(self.novel(statistics, without=single), dim=1)
+        return torch.where(single[:, None], novel.to(rows.dtype), rows)
 
     def novel(self, supports: torch.Tensor, without: torch.Tensor | None = None) -> torch.Tensor:
         """Return the rows [n, dim], not normalised, of supports [n, dim].
@@ -59,7 +59,7 @@ class Attention(RowClassifier):
         unit = F.normalize(supports, dim=1)
         logits = self.attention_scale * F.normalize(self.phi_q(unit), dim=1) @ F.normalize(self.keys, dim=1).T
         if without is not None:
-            # Not minus infinity: where a step represents every class by one image, all are attended to alike.
+            # Not minus infinity: where a step represents every class by one image, all get the same attention.
             logits = logits.masked_fill(without, torch.finfo(logits.dtype).min)
         attended = torch.softmax(logits.float(), dim=1) @ F.normalize(self.rows, dim=1)
         return self.phi_avg * unit + self.phi_att * attended
