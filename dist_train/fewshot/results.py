@@ -13,7 +13,7 @@ import numpy as np
 from dist_train.fewshot.table_row import Curves, half_width
 
 VERSION = 1
-"""The version of the file's format. Files without a version are older: their keys mean the same, and some are missing."""
+"""The version of the format. Files without a version are older: their keys mean the same, and some are missing."""
 
 
 @dataclass(frozen=True)
