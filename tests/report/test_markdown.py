@@ -72,7 +72,7 @@ def test_oracles_stand_beside_the_papers(results: Results) -> None:
         ["method", "base top-1/top-5", "novel top-1/top-5", "H"],
         ["NN + cosine", "60.00 / 82.00", "40.50 / 70.00", "48.36"],
         ["unknown", "1.00 / 2.00", "3.00 / 4.00", "5.00"],
-        ["NN + cosine (paper)", "70.25 / 89.98", "52.46 / 80.94", "63.66"],
+        ["NN + cosine (paper)", "70.25 / 89.98", "52.46 / 80.94", "60.07"],
     ]
 
 

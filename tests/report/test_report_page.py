@@ -70,7 +70,7 @@ def test_oracles_stand_beside_the_papers(results: Results) -> None:
     oracles = replace(results, oracles={"nn_oracle": metrics(60, 82, 40.5, 70, 48.36, 30)})
     rows = table_rows(section(parse(report_html(oracles, NO_CURVES, {})), "Oracles: all images of the novel classes"))
     assert rows["NN + cosine"] == ["60.00 / 82.00", "40.50 / 70.00", "48.36"]
-    assert rows["paper"] == ["70.25 / 89.98", "52.46 / 80.94", "63.66"]
+    assert rows["paper"] == ["70.25 / 89.98", "52.46 / 80.94", "60.07"]
 
 
 def test_low_shot_measures_stand_beside_the_published_where_the_split_is_theirs(results: Results) -> None:
