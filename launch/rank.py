@@ -27,7 +27,7 @@ from dist_train.runs.lock import RunLock
 from dist_train.runs.run import check_config, check_device, open_run
 from dist_train.stages.prepare import prepare
 from launch import terminal
-from launch.memory import explained
+from launch.out_of_memory import explain_out_of_memory
 
 log = logging.getLogger("dist_train")
 
@@ -108,7 +108,7 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
             for name in STAGES if command == "run" else (command,):
                 # Imported when its turn comes: the first two stages need torchvision, which takes seconds to import.
                 stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
-                with explained(config, name, context, len(run.base)):
+                with explain_out_of_memory(config, name, context, len(run.base)):
                     # Redoing a stage deletes the later ones too, so of "run" the first stage alone is told to.
                     stage(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as stopped:

@@ -194,7 +194,7 @@ def list_keys(kind: type[Any], prefix: str = "") -> Iterator[str]:
     """Yield every key of a dataclass: ``pretrain.epochs`` and so on."""
     for name, inner in _types(kind).items():
         yield prefix + name
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             yield from list_keys(inner, f"{prefix}{name}.")
 
 

@@ -58,7 +58,7 @@ def test_a_failed_run_says_why(config: Config, tmp_path: Path) -> None:
 def test_a_run_that_never_got_to_work(tmp_path: Path) -> None:
     (tmp_path / "run" / "launch").mkdir(parents=True)
     (tmp_path / "run" / "launch" / "config.yaml").write_text("{}")
-    assert "no start of it has got to work yet" in show(tmp_path / "run")
+    assert "no start of this run has begun to work yet" in show(tmp_path / "run")
 
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

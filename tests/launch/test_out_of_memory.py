@@ -13,7 +13,7 @@ from dist_train.config import Config, ExtractConfig, PretrainConfig
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.stages import memory
-from launch.memory import exhausted, explained, smaller
+from launch.out_of_memory import explain_out_of_memory, suggest_smaller, whose_memory
 
 
 def accelerator_error(text: str, code: int) -> Exception:
@@ -40,8 +40,8 @@ def accelerator_error(text: str, code: int) -> Exception:
     ],
 )
 def test_which_errors_say_that_memory_is_used_up(error: Exception, whose: str | None) -> None:
-    assert exhausted(error) == whose
-    with pytest.raises(UserError if whose else type(error)), explained(Config(), "learn", Context(), 10):
+    assert whose_memory(error) == whose
+    with pytest.raises(UserError if whose else type(error)), explain_out_of_memory(Config(), "learn", Context(), 10):
         raise error
 
 
@@ -64,7 +64,7 @@ def test_the_batch_that_is_offered_divides_and_is_at_most_half(
     batch: int, passes: int, world: int, wanted: str
 ) -> None:
     config = replace(Config(), pretrain=PretrainConfig(global_batch=batch, accumulate=passes))
-    assert smaller(config, "pretrain", world).endswith(wanted)
+    assert suggest_smaller(config, "pretrain", world).endswith(wanted)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_the_batch_that_is_offered_divides_and_is_at_most_half(
 )
 def test_nothing_is_offered_that_does_not_fit(fits: int, wanted: str) -> None:
     config = replace(Config(), pretrain=PretrainConfig(global_batch=1024))
-    assert smaller(config, "pretrain", 8, fits).endswith(f", about {fits} fit; {wanted}")
+    assert suggest_smaller(config, "pretrain", 8, fits).endswith(f", about {fits} fit; {wanted}")
 
 
 def test_torch_says_so_when_the_machine_has_no_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    assert exhausted(caught.value) == "machine"
+    assert whose_memory(caught.value) == "machine"
 
 
 def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     config = replace(Config(), pretrain=options)
     fits = memory.largest_batch(options, 100, config.data.train_size, 4, 4e9)
     assert 1 <= fits < 256, "or the test shows nothing"
-    with pytest.raises(UserError) as caught, explained(config, "pretrain", gpu, 100):
+    with pytest.raises(UserError) as caught, explain_out_of_memory(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
     ranks = re.search(r"or on (\d+) ranks it continues, with (\d+)", str(caught.value))
@@ -106,11 +106,13 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
 
 def test_each_stage_names_a_key_or_a_thing_of_its_own() -> None:
     config = replace(Config(), extract=ExtractConfig(batch=256))
-    assert "extract.batch=256" in smaller(config, "extract", 8) and "--extract.batch 128" in smaller(
+    assert "extract.batch=256" in suggest_smaller(config, "extract", 8) and "--extract.batch 128" in suggest_smaller(
         config, "extract", 8
     )
-    assert "--extract.batch" not in smaller(replace(config, extract=ExtractConfig(batch=1)), "extract", 8)
-    assert "activations" in smaller(config, "learn", 8) and "evaluate.methods" in smaller(config, "evaluate", 8)
+    assert "--extract.batch" not in suggest_smaller(replace(config, extract=ExtractConfig(batch=1)), "extract", 8)
+    assert "activations" in suggest_smaller(config, "learn", 8) and "evaluate.methods" in suggest_smaller(
+        config, "evaluate", 8
+    )
 
 
 def test_the_line_says_where_it_was_and_what_torch_says_first() -> None:
@@ -120,7 +122,7 @@ def test_the_line_says_where_it_was_and_what_torch_says_first() -> None:
         "CUDA out of memory. Tried to allocate 392.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 45.25 MiB "
         "is free. Including non-PyTorch memory, this process has 79.06 GiB memory in use.\nOf the allocated memory ..."
     )
-    with pytest.raises(UserError) as caught, explained(Config(), "extract", context, 10):
+    with pytest.raises(UserError) as caught, explain_out_of_memory(Config(), "extract", context, 10):
         raise torch.OutOfMemoryError(text)
     line = str(caught.value)
     assert line.startswith(
