@@ -1,6 +1,6 @@
 """Few-Shot Image Recognition by Predicting Parameters from Activations, at full ImageNet scale.
 
-``from dist_train import Classifier``: docs/python.md. Training is ``dist-train``, the command line.
+``from dist_train import Classifier`` gives the classifier (docs/python.md); the command line ``dist-train`` trains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images: drawn, packed, split, loaded and cached."""
+"""Configuration of the images: how they are drawn, packed, split, loaded and cached."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Orientation = Literal["exif", "stored"]
 
 @dataclass(kw_only=True)
 class DrawConfig:
-    """Images drawn by the program, so that everything can be tried without data."""
+    """Configure the images that the program draws, so that everything can be tried without data."""
 
     base_classes: int = 90
-    """Classes for the base set."""
+    """Number of base classes."""
     novel_classes: int = 10
-    """Classes for the novel set."""
+    """Number of novel classes."""
     train_per_class: int = 100
-    """Training images a class."""
+    """Training images per class."""
     val_per_class: int = 20
-    """Validation images a class."""
+    """Validation images per class."""
     size: int = 64
-    """Typical longer side in pixels; every image has its own size around it."""
+    """Typical longer side in pixels; the size of each image differs a little from it."""
     seed: int = 0
     """Seed of the drawing."""
 
@@ -37,7 +37,7 @@ class DrawConfig:
 
 @dataclass(kw_only=True)
 class PackConfig:
-    """From archives or folders to shards."""
+    """Configure how archives or folders become shards."""
 
     train: Path | None = None
     """ILSVRC2012_img_train.tar (a tar of one tar per wnid), a folder with one folder per class, a flat folder or tar of
@@ -46,9 +46,10 @@ class PackConfig:
     """ILSVRC2012_img_val.tar or a flat folder, a folder with one folder per class, or parquet files."""
     devkit: Path | None = None
     """Labels of a flat validation set: ILSVRC2012_devkit_t12.tar.gz, or LOC_val_solution.csv of Kaggle, which is found
-    by itself where Kaggle has it. Not needed where names end with the wnid, as Hugging Face has them."""
+    without this option where Kaggle puts it. Not needed where names end with the wnid, as Hugging Face has them."""
     val_share: float | None = None
-    """Where there is no val: this share of each class's images becomes it, at least one image, drawn by the seed."""
+    """Without val: the share of each class's images, drawn by the seed, that becomes the validation set; at least one
+    image."""
     shard_mb: float = 128.0
     """Target size of a shard in megabytes (10^6 bytes). 128 is large enough for sequential disks
     and object stores and small enough to cache and to verify one at a time."""
@@ -57,12 +58,12 @@ class PackConfig:
     quality: int | None = None
     """Re-encode: JPEG quality, 1 to 100 (default 90 where --shorter_side is given)."""
     on_duplicates: Duplicates = "keep"
-    """Images with the same bytes in train and in val, or under two classes. keep: count and list them. drop: leave out
-    the training copy of those in both, and every copy of those under two classes. fail: stop, and go on from there
-    when started again with another choice."""
+    """What to do with images whose bytes are the same in train and in val, or under two classes. keep: count and list
+    them. drop: leave out the training copy of an image in both, and every copy of an image under two classes. fail:
+    stop; another start with another choice continues from there."""
     orientation: Orientation = "exif"
-    """exif: photos are turned upright by their EXIF tag, from here to the model that is made of the run. stored: the
-    tag is ignored, as in torchvision's ImageFolder and the published ILSVRC results."""
+    """exif: photos are turned upright by their EXIF tag, here and in every later step up to the model. stored: the tag
+    is ignored, as in torchvision's ImageFolder and the published ILSVRC results."""
     workers: int = 0
     """Processes; 0 = one per usable CPU."""
     seed: int = 0
@@ -83,16 +84,16 @@ class PackConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the images are, how they are split and how they become tensors."""
+    """Configure where the images are, how they are split and how they become tensors."""
 
     shards: str = "shards"
     """Folder made by ``dist-train pack``, or its URL (s3://, gs://, http(s)://) once it is uploaded."""
     split: str = "imagenet_900_100"
     """A published split by name (configs/splits/NAME.json), or the path of a split file."""
     holdout: Literal["novel", "pseudo-novel"] = "novel"
-    """Which classes play the novel ones. ``pseudo-novel`` takes the split's marked base classes
-    out of the base and evaluates on them: the honest way to choose hyper-parameters. In a split by halves
-    it is the validation half, and the base stays as it is."""
+    """Which classes take the part of the novel ones. ``pseudo-novel`` trains without the base classes that the split
+    marks and evaluates on them: the honest way to choose hyper-parameters. In a split by halves they are the
+    validation half, and the base stays as it is."""
     train_size: int = 224
     """Side of the training crop in pixels."""
     eval_resize: int = 256
@@ -104,10 +105,10 @@ class DataConfig:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: aspect ratio, width / height (torchvision's default)."""
     augment: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """Operations on the training crops, by DALI's suites: RandAugment (Cubuk et al. 2020) with timm's noise
+    """Operations on the training crops, from DALI's suites: RandAugment (Cubuk et al. 2020) with timm's noise
     on the magnitude, or TrivialAugment (Mueller, Hutter 2021): one operation of any magnitude."""
     augment_ops: int = 2
-    """RandAugment: operations an image (its paper and timm)."""
+    """RandAugment: operations per image (its paper and timm)."""
     augment_magnitude: float = 7
     """RandAugment: mean magnitude, 0 to 10 (timm's m7: ResNet strikes back, Wightman et al. 2021)."""
     augment_std: float = 0.5
@@ -118,17 +119,17 @@ class DataConfig:
     ramp_epochs: tuple[float, float] = (65, 76)
     """Progressive resizing: first and last epoch of the growth, linear in multiples of 32 (FFCV's, of 88)."""
     block_shards: int = 0
-    """Shuffle in blocks of so many shards, drawn anew each epoch, so that a cache smaller than the
-    data serves; 0 = one permutation of all images (docs/reliability.md compares them)."""
+    """Shuffle in blocks of this many shards, drawn anew each epoch, so that a cache smaller than the
+    data is enough; 0 = one permutation of all images (docs/reliability.md compares both)."""
     max_bad_fraction: float = 1e-3
-    """Training images that cannot be read or decoded are replaced by the next of their class and
-    counted; past this share of the images seen (at least one epoch's) the run fails."""
+    """Training images that cannot be read or decoded are counted, and replaced by the next image of their class. When
+    they are more than this share of the images seen so far (at least one epoch's), the run fails."""
     threads: int = 0
-    """DALI's CPU threads per rank; 0 = this rank's share of the usable CPUs."""
+    """CPU threads of DALI per rank; 0 = this rank's share of the usable CPUs."""
     prefetch: int = 2
-    """Batches made ahead of the one in use."""
+    """Number of batches that are prepared ahead of the one in use."""
     decoder: Literal["auto", "cpu", "mixed"] = "auto"
-    """Where JPEGs are decoded: ``mixed`` is nvJPEG on the GPU; auto takes it where there is one."""
+    """Where JPEGs are decoded: ``mixed`` is nvJPEG on the GPU; ``auto`` takes it where there is a GPU."""
 
     def __post_init__(self) -> None:
         at_least(self, "data", 1, "train_size", "eval_resize", "eval_size", "prefetch")
@@ -150,24 +151,24 @@ class DataConfig:
 
     @property
     def operations(self) -> int:
-        """Operations that ``augment`` applies to a training image."""
+        """Return how many operations ``augment`` applies to a training image."""
         return {"none": 0, "randaugment": self.augment_ops, "trivialaugment": 1}[self.augment]
 
 
 @dataclass(kw_only=True)
 class CacheConfig:
-    """Shards of a URL on this node's disk: shared by all ranks and runs, each fetched once."""
+    """Configure the cache of a URL's shards on a node's disk; all ranks and runs share it."""
 
     dir: Path = Path("~/.cache/dist_train")
-    """Folder on a local disk of the node."""
+    """Folder on a local disk of the node; each shard is fetched into it once."""
     gb: float = 200.0
-    """Limit in gigabytes (10^9 bytes); the least recently used shards make room."""
+    """Limit in gigabytes (10^9 bytes); the least recently used shards are deleted to make room."""
     retries: int = 5
-    """Further attempts for a file, after 1, 2, 4, ... seconds."""
+    """Further attempts to fetch a file, after 1, 2, 4, ... seconds."""
     timeout: float = 60.0
-    """Seconds without a byte until an attempt is given up."""
+    """Seconds without a byte after which an attempt is given up."""
     downloads: int = 4
-    """Shards fetched at the same time on a node."""
+    """Shards that a node fetches at the same time."""
 
     def __post_init__(self) -> None:
         require(self.gb > 0, "cache.gb", self.gb, "> 0")

@@ -1,4 +1,4 @@
-"""Activations, predictor and evaluation."""
+"""Configuration of activations, predictors and evaluation."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Rule = Literal["max", "mean", "rows"]
 
 @dataclass(kw_only=True)
 class ExtractConfig:
-    """The frozen backbone once over every image."""
+    """Configure the one pass of the frozen backbone over every image."""
 
     batch: int = 256
-    """Images per forward pass on one rank; of ten crops, each counts (but no fewer than one image's)."""
+    """Images per forward pass on one rank; with ten views each crop counts, and at least one image is taken."""
     block: int = 4096
-    """Rows between two marks of progress; an interruption costs at most one block a rank."""
+    """Rows between two records of progress; an interruption costs at most one block per rank."""
     precision: Precision = "bf16"
-    """Of the forward pass, as pretrain.precision; activations are stored as float16."""
+    """Precision of the forward pass, as in pretrain.precision; activations are stored as float16."""
     views: Views = "centre"
-    """What an image's activation is of: the centre crop (release), or the mean over ten crops, four corners and
-    centre, each also mirrored (Krizhevsky et al. 2012; the paper's multi-view activations). In all tables."""
+    """centre: an image's activation is that of its centre crop (release). ten: it is the mean over ten crops, of the four
+    corners and the centre, each also mirrored (Krizhevsky et al. 2012; the paper's multi-view activations)."""
 
     def __post_init__(self) -> None:
         at_least(self, "extract", 1, "batch", "block")
@@ -33,18 +33,18 @@ class ExtractConfig:
 
 @dataclass(kw_only=True)
 class LearnConfig:
-    """The predictor (METHOD: paper section 3; release = the authors' MiniImageNet code)."""
+    """Configure the training of the predictors (paper: section 3; release: the authors' MiniImageNet code)."""
 
     methods: list[str] = field(default_factory=lambda: [*_PREDICTORS])
-    """What is trained: phi1 (one layer), phi2 (two), phi2star (two, on class means only), and the other
-    rows of docs/methods.md that learn from the base activations."""
+    """Methods to train: phi1 (one layer), phi2 (two), phi2star (two, on class means only), and the other
+    methods of docs/methods.md that learn from the base activations."""
     steps: int = 75_000
     """Optimiser steps (paper: 300 epochs of 250 batches)."""
     lr: float = 1e-3
     """Peak learning rate (paper and release)."""
     schedule: Literal["constant", "release", "cosine"] = "constant"
-    """constant (the paper names one rate), or the release's steps: x 0.5, 0.1, 0.01 of lr after
-    50, 120 and 175 of its 200 epochs, stretched over ``steps``, or half a cosine to zero."""
+    """constant: lr throughout (the paper names one rate). release: 0.5, 0.1 and 0.01 times lr after 50, 120 and 175 of
+    the release's 200 epochs, stretched over ``steps``. cosine: half a cosine to zero."""
     momentum: float = 0.9
     """SGD momentum (paper)."""
     weight_decay: float = 5e-4
@@ -62,12 +62,13 @@ class LearnConfig:
     bias: bool = True
     """Trainable biases, zero at the start (release)."""
     seed: int = 0
-    """Seed of the predictors' training, on top of the run's: the backbone stays as it is."""
+    """Seed of the predictors' training, in addition to the run's; it does not change the backbone."""
     precision: Precision = "bf16"
-    """As pretrain.precision. The accuracy that is logged is computed exactly, as all tables are."""
+    """Precision of the training, as in pretrain.precision. The accuracy that is logged is computed exactly, as in all
+    tables."""
     cuda_graph: bool = False
-    """On one GPU, in any precision but fp16: a step is one launch, of a CUDA graph, in place of about a hundred.
-    Not the default, because it has not been run by us. Elsewhere it changes nothing."""
+    """Launch each step as one CUDA graph in place of about a hundred kernels, on one GPU and in any precision but fp16;
+    elsewhere it changes nothing. Not the default, because we have not run it."""
     log_every: int = 500
     """Steps between lines in TensorBoard and metrics.jsonl."""
     checkpoint_every: int = 5000
@@ -83,28 +84,28 @@ class LearnConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Seeded draws of support images; all classes scored together, or episodes."""
+    """Configure the evaluation: seeded draws of support images, with all classes scored together or in episodes."""
 
     protocol: Literal["joint", "episodes", "released"] = "joint"
     """joint: base and novel classes together (paper, section 4.1). episodes: a few novel classes alone, as on
     MiniImageNet. released: episodes as the authors' MiniImageNet code scores them (docs/methods.md)."""
-
     methods: list[str] = field(default_factory=lambda: ["nn", "mean", *_PREDICTORS])
     """Rows of the table, by the names in docs/methods.md (nn, mean, phi2, finetune, ridge, phi_plus, ...)."""
     shots: list[int] = field(default_factory=lambda: [1, 2, 3])
-    """Support images a novel class (paper: 1, 2, 3)."""
+    """Numbers of support images per novel class (paper: 1, 2, 3)."""
     rule: Rule = "max"
-    """How phi1, phi2, phi2star, phi2mean and phi2cal join k supports: the largest of the k responses (paper), phi
-    of the mean activation (the release's 5-shot), or the mean of the k predicted rows, of their length."""
+    """How phi1, phi2, phi2star, phi2mean and phi2cal combine k support images. max: the largest of the k responses
+    (paper). mean: phi of the mean activation (the release's 5-shot). rows: the mean of the k predicted rows, at their
+    length."""
     options: dict[str, float] = field(default_factory=dict)
-    """Numbers of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``; above zero."""
+    """Options of methods, by the names in docs/methods.md, as in ``{ridge_weight: 10}``; each is above zero."""
     draws: int = 100
-    """Seeded draws of the support set (the paper shows one); at least 20 for an interval worth showing.
-    Or the number of episodes (release: 1000)."""
+    """Number of seeded draws of the support set (the paper shows one), at least 20 for a meaningful interval; or the
+    number of episodes (release: 1000)."""
     ways: int = 5
-    """Classes of an episode (release)."""
+    """Classes per episode (release)."""
     queries: int = 15
-    """Query images of a class in an episode (Ravi & Larochelle 2017); ``released`` takes all others."""
+    """Query images per class of an episode (Ravi & Larochelle 2017); ``released`` takes all that are not support."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -123,5 +124,5 @@ class EvaluateConfig:
 
     @property
     def images(self) -> int:
-        """Training images that every novel class must have."""
+        """Return how many training images every novel class must have."""
         return max(self.shots) + {"joint": 0, "episodes": self.queries, "released": 1}[self.protocol]

@@ -1,4 +1,4 @@
-"""The backbone's training."""
+"""Configuration of the backbone's training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 from dist_train.config.checks import at_least, require
 
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]
-# bf16, fp16: autocast over float32 weights. tf32: float32, whose products GPUs compute with factors of 10 bits of
-# mantissa; on CPUs it is fp32. fp32: exact products.
+# bf16, fp16: autocast over float32 weights. tf32: float32, with products that GPUs compute from factors of 10 bits of
+# mantissa; the same as fp32 on CPUs. fp32: exact products.
 # torchvision's ResNets, and the few-shot literature's ResNet-10 (one basic block a stage; Hariharan & Girshick
-# 2017), which torchvision does not name. Named here: torchvision takes seconds to import.
+# 2017), which torchvision does not have. They are listed here because torchvision takes seconds to import.
 MODELS = (
     *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
@@ -21,13 +21,16 @@ Strategy = Literal["ddp", "zero0", "zero1", "zero2", "zero3"]
 
 @dataclass(kw_only=True)
 class PretrainConfig:
-    """The backbone on the base classes. Defaults: torchvision's 90-epoch ResNet reference with
-    Goyal et al. 2017 (warm-up, linear rule), cosine decay and label smoothing (He et al. 2019)."""
+    """Configure the training of the backbone on the base classes.
+
+    Defaults: torchvision's 90-epoch ResNet reference with warm-up and the linear rule (Goyal et al. 2017), cosine decay
+    and label smoothing (He et al. 2019).
+    """
 
     model: str = "resnet50"
-    """Any torchvision ResNet by name, or resnet10 (the paper: ResNet-50)."""
+    """Name of any torchvision ResNet, or resnet10 (paper: ResNet-50)."""
     small_stem: bool = False
-    """3x3 stem without max-pooling, for images of 32 pixels or so (He et al. 2016, section 4.2)."""
+    """Take a 3x3 stem without max-pooling, for images of about 32 pixels (He et al. 2016, section 4.2)."""
     epochs: float = 90
     """Passes over the base images."""
     global_batch: int = 1024
@@ -37,59 +40,59 @@ class PretrainConfig:
     lr: float = 0.4
     """Peak learning rate: 0.1 per 256 images (Goyal et al. 2017), for the whole global batch."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """none: lr is for the whole global batch; linear, sqrt: it is for 256 images, and multiplied by
+    """none: lr is for the whole global batch. linear, sqrt: lr is for 256 images, and is multiplied by
     global_batch / 256 (Goyal et al. 2017) or by its square root."""
     schedule: Literal["cosine", "linear", "step"] = "cosine"
-    """After the warm-up: half a cosine to zero, a line to zero, or a tenth at each of the milestones."""
+    """After the warm-up: half a cosine to zero, a straight line to zero, or a tenth of the rate at each milestone."""
     milestones: list[float] = field(default_factory=lambda: [30, 60, 80])
-    """Epochs of schedule step (Goyal et al. 2017)."""
+    """Epochs at which schedule step takes a tenth (Goyal et al. 2017)."""
     optimizer: Literal["sgd", "lamb", "lars"] = "sgd"
-    """sgd in Nesterov's form; lamb and lars adapt the rate of each layer (timm's)."""
+    """sgd has Nesterov's momentum; lamb and lars (timm's) adapt the rate of each layer."""
     momentum: float = 0.9
     """Momentum of sgd and lars."""
     weight_decay: float = 1e-4
-    """On weights of convolutions and of the classifier only; norms and biases have none."""
+    """Weight decay of convolutions and of the classifier; norms and biases have none."""
     loss: Literal["ce", "bce"] = "ce"
-    """Cross entropy, or binary cross entropy of each class (Wightman et al. 2021)."""
+    """ce: cross entropy. bce: binary cross entropy of each class (Wightman et al. 2021)."""
     bce_threshold: float = 0.2
-    """bce: a class with more than this share of a mixed image is a target of 1, else of 0."""
+    """bce: the target of a class is 1 where its share of a mixed image is larger than this, else 0."""
     label_smoothing: float = 0.1
-    """ce: share of the target spread over all classes."""
+    """ce: share of the target that is spread over all classes."""
     mixup: float = 0.0
-    """Alpha of mixup's beta distribution; 0 = none. With cutmix, one of both is drawn for each batch."""
+    """Alpha of the beta distribution of mixup; 0 = no mixup. With cutmix too, each batch draws one of the two."""
     cutmix: float = 0.0
-    """Alpha of cutmix's; 0 = none."""
+    """Alpha of the beta distribution of cutmix; 0 = no cutmix."""
     stochastic_depth: float = 0.0
     """Probability that the last residual branch is left out, growing from 0 at the first (Huang et al. 2016)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then evaluated and goes on; 0 = none."""
+    """Decay of a moving average of the weights, which is then what is evaluated and passed on; 0 = no average."""
     warmup_epochs: float = 5
-    """Linear warm-up."""
+    """Epochs of linear warm-up."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 = not clipped."""
     strategy: Strategy = "ddp"
     """How ranks train together: PyTorch's DDP, or DeepSpeed's ZeRO of stage 0 to 3. Checkpoints are the
-    same: a run may change it on the way."""
+    same for all, so a run may change the strategy on the way."""
     offload: bool = False
-    """Keep the optimiser's state, and make its step, on the CPU (zero1 to zero3)."""
+    """Keep the optimiser's state on the CPU, and make its step there (zero1 to zero3)."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further options of DeepSpeed's configuration, as its documentation names them."""
     compile: bool = False
     """Train through torch.compile (strategy ddp)."""
     precision: Precision = "bf16"
-    """Of products and activations, over float32 master weights: autocast to bf16, or to fp16 with a gradient scaler;
-    tf32: float32 whose products GPUs round; fp32: exact."""
+    """Precision of products and activations, over float32 master weights. bf16: autocast. fp16: autocast with a scaler
+    of gradients. tf32: float32 with products that GPUs round. fp32: exact."""
     channels_last: bool = True
     """Memory format of the convolutions (NHWC is the fast one on GPUs and on oneDNN CPUs)."""
     sync_batchnorm: bool = False
-    """Batch norm statistics over all ranks (GPUs only): the training then does not depend on the
-    number of ranks either; without it each rank normalises by its own part of the batch."""
+    """Take batch norm's statistics over all ranks (GPUs only), so that the training does not depend on the
+    number of ranks; otherwise each rank normalises by its own part of the batch."""
     checkpoint_every: int = 1000
     """Optimiser steps between checkpoints."""
     keep: int = 2
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Number of newest checkpoints to keep; the best one is kept in addition."""
     keep_every: int = 0
-    """Checkpoints at multiples of so many steps are kept for good; 0 = none."""
+    """Keep checkpoints at multiples of this many steps for good; 0 = none."""
     log_every: int = 20
     """Optimiser steps between lines in TensorBoard and metrics.jsonl."""
 
