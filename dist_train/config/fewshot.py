@@ -24,7 +24,7 @@ class ExtractConfig:
     precision: Precision = "bf16"
     """Precision of the forward pass, as in pretrain.precision; activations are stored as float16."""
     views: Views = "centre"
-    """centre: an image's activation is that of its centre crop (release). ten: it is the mean over ten crops, of the four
+    """centre: an image's activation is that of its centre crop (release). ten: it is the mean over ten crops: the four
     corners and the centre, each also mirrored (Krizhevsky et al. 2012; the paper's multi-view activations)."""
 
     def __post_init__(self) -> None:
