@@ -28,8 +28,9 @@ from dist_train.config import (
     PackConfig,
     PretrainConfig,
 )
+from dist_train.config.io import freeze
 from dist_train.data.drawing import split_of
-from launch.rank import work
+from launch.rank import start
 
 SIDE = 48
 """Pixels of each side of the network's input."""
@@ -85,9 +86,9 @@ def main() -> None:
 
     # 1. Pictures -> shards -> backbone -> activations -> predictor -> table. Run again, it skips what is done.
     config = configure(given.folder, given.epochs, given.base_classes, given.learn_steps)
-    code = work(config, "run", redo=False)
+    code = start(freeze(config), "run")  # as a rank of a cluster starts; it prints errors itself
     if code:
-        sys.exit(code)  # it was interrupted, and has saved its state
+        sys.exit(code)
 
     # 2. A model of the run's base classes, and new classes from one picture each.
     model = from_run(config)

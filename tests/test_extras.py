@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NO_DOOR = {"cuda13", "cuda12", "test", "dev"}  # a choice of wheels, and what only the developers need
+NO_DOOR = {"cuda13", "cuda12", "test", "dev", "docs"}  # a choice of wheels, and what only the developers need
 MODULES = {"python-multipart": "python_multipart"}  # import names that are not the name on PyPI
 
 # What uses each extra, in Python; evaluated with one of its libraries blocked at a time.
