@@ -150,7 +150,6 @@ class PredictorTraining(Task):
         labels: int64 [this rank's queries], the classes whose queries this rank classifies.
     """
 
-    unit = "it"
     remedy = "a lower learn.lr"
 
     def __init__(self, method: str, bank: Bank, config: LearnConfig, seed: int, context: Context) -> None:
@@ -180,7 +179,8 @@ class PredictorTraining(Task):
             group["lr"] = torch.zeros((), device=context.device) if graphed else 0.0
         if graphed:
             self._update = GraphedStep(self.update, context.device, "learn.cuda_graph")
-        self._draw(start)
+        if start % _DRAW_AHEAD:
+            self._draw(start)
 
     def lr(self, step: int) -> float:
         return predictor_rate(step, self.schedule.steps, self.config)
@@ -217,6 +217,7 @@ class PredictorTraining(Task):
         return {"loss": f"{values['train/loss']:.3f}", "base": f"{values['eval/base_top1(%)']:.1f}%"}
 
     def _draw(self, step: int) -> None:
+        """Draw the numbers of the block that ``step`` lies in."""
         self._drawn = self.bank.draw(self.seed, step - step % _DRAW_AHEAD, self.config.p_mean)
 
 

@@ -101,7 +101,7 @@ class Task(ABC):
 
     @abstractmethod
     def summary(self, values: dict[str, float]) -> dict[str, str]:
-        """Return the few of ``values`` that the progress bar shows."""
+        """Return the few of ``values``, a log line's or an evaluation's, that the progress bar shows."""
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether an evaluation is due after ``step`` (from 1)."""
@@ -120,7 +120,7 @@ class Task(ABC):
 
 
 class TrainingLoop:
-    """Train a task from its newest checkpoint to its last step, in ``folder``:
+    """Train a task to its last step, and write to ``folder``:
 
         checkpoints/step-00001234/  best/  metrics.jsonl  tb/
 
