@@ -16,7 +16,7 @@ from dist_train.fewshot.methods import NUMBERS
 from dist_train.fewshot.results import Interval, Metrics, Results
 from dist_train.files import write_text
 from dist_train.report.comparison import PAIRED_METRICS
-from dist_train.report.markdown import markdown_head, markdown_row
+from dist_train.report.markdown import format_mean, markdown_head, markdown_row
 from dist_train.report.wording import display_name
 from launch.grid.members import Member
 from launch.grid.study import DEFAULT, Choice, Settings
@@ -33,10 +33,6 @@ def read_results(run: Path) -> Results:
         ValueError: they are damaged.
     """
     return Results.read(run / "evaluate" / "results.json")
-
-
-def _figure(value: Interval, sign: str = "") -> str:
-    return f"{value.mean:{sign}.2f} ± {value.half_width:.2f}"
 
 
 def print_sweep_table(run: Path) -> int:
@@ -67,7 +63,7 @@ def sweep_table(run: Path) -> str:
     columns = {key: title for key, title in _SWEPT_METRICS.items() if any(key in metrics for _, metrics in rows)}
     lines = markdown_head(list(columns.values()), ["setting", "method", "shots"])
     for names, metrics in rows:  # members may have other protocols, and so other metrics
-        cells = (_figure(metrics[key]) if key in metrics else "–" for key in columns)
+        cells = (format_mean(metrics[key]) if key in metrics else "–" for key in columns)
         lines.append(markdown_row([*names, *cells]))
     spread = "half-width of the 95% interval over draws or episodes (as released: one standard deviation)"
     lines += ["", f"Percent; mean ± {spread}."]
@@ -329,7 +325,7 @@ def _headline(report: StudyReport) -> str:
         top = max(report.differences, key=lambda d: abs(d.metrics[metric].mean))
         default = next(row for row in report.rows if (row.method, row.shots) == (top.method, top.shots))
         parts.append(
-            f"{PAIRED_METRICS[metric]} most is {_setting(top.setting)}: by {_figure(top.metrics[metric], '+')} "
+            f"{PAIRED_METRICS[metric]} most is {_setting(top.setting)}: by {format_mean(top.metrics[metric], '+')} "
             f"points, from {default.metrics[metric].mean:.2f} ({_heading(top)})"
         )
     return f"What changes {parts[0]}; what changes {parts[1]}."
@@ -350,7 +346,7 @@ def _text(value: Any) -> str:
 
 
 def _table_line(name: str, metrics: Metrics, sign: str = "") -> str:
-    return markdown_row([name, *(_figure(metrics[key], sign) for key in PAIRED_METRICS)])
+    return markdown_row([name, *(format_mean(metrics[key], sign) for key in PAIRED_METRICS)])
 
 
 def _origin(report: StudyReport) -> str:
