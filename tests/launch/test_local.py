@@ -96,9 +96,9 @@ def test_bad_input_is_told_once_and_not_started_again(
     if what == "batch":  # all ranks find it at once
         wrong = replace(wrong, pretrain=replace(config.pretrain, global_batch=63))
     done = warm_python.run("launch", "local", "--workers", "2", *options(wrong))
-    told = [line for line in done.stderr.splitlines() if "dist-train: error: " in line and " leaves: " not in line]
-    assert done.returncode == 1 and len(told) == 1, done.stderr
-    assert ("63 images do not divide" if what == "batch" else f"{tmp_path}/nowhere: no ") in told[0]
+    errors = [line for line in done.stderr.splitlines() if "dist-train: error: " in line and " leaves: " not in line]
+    assert done.returncode == 1 and len(errors) == 1, done.stderr
+    assert ("63 images do not divide" if what == "batch" else f"{tmp_path}/nowhere: no ") in errors[0]
     assert "Traceback" not in done.stderr and "starting again" not in done.stderr
 
 
@@ -125,10 +125,10 @@ def test_without_a_run_or_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--runs", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert all(line.split()[0] in ("ok", "warning") for line in told.splitlines())
+    lines = capsys.readouterr().out
+    assert all(line.split()[0] in ("ok", "warning") for line in lines.splitlines())
     for what in ("python", "torch", "dali", "cpus", "ports", "runs"):
-        assert f" {what} " in told
+        assert f" {what} " in lines
     (tmp_path / "file").touch()
     assert main(["doctor", "--runs", str(tmp_path / "file" / "runs")]) == 1
     assert "choose another folder" in capsys.readouterr().out

@@ -72,9 +72,9 @@ def test_a_run_that_is_not_finished(
     model = tmp_path / "a model"
     assert main(["adapt", str(spaced.run_dir), "--out", str(model)]) == 0
     assert main(["adapt", str(spaced.run_dir), "--out", str(model)]) == 1
-    told = printed(capsys.readouterr().err.splitlines()[-1], "change it: ")
+    line = printed(capsys.readouterr().err.splitlines()[-1], "change it: ")
     photo = next(p for p in (Path(spaced.data.split).parent / "train").rglob("*.JPEG"))
-    done = shell(told.replace("NAME=PHOTOS", f"new={shlex.quote(str(photo))}"), tmp_path)
+    done = shell(line.replace("NAME=PHOTOS", f"new={shlex.quote(str(photo))}"), tmp_path)
     assert done.returncode == 0 and "new: added from 1 photo" in done.stdout, done.stderr
 
 
@@ -146,7 +146,7 @@ def test_split_leaves_classes_out(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*source, "--novel", "1", "--without", "b", "--without=c", "--out", str(out)]) == 0
     split = load_split(str(out))
     assert sorted((*split.base, *split.novel)) == ["a", "d"]
-    for options, told in (
+    for options, message in (
         ([*source, "--novel", "1", "--without", "e"], "--without: class 'e' is not among the 4 classes"),
         (["split", "--split", str(out), "--without", "b"], "split s: names no class 'b'; mend --without"),
         (["split", "--split", str(out), "--novel", "1"], "--split: names its novel classes; leave --novel"),
@@ -154,7 +154,7 @@ def test_split_leaves_classes_out(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([*source, "--split", str(out)], "one of the three"),
     ):
         assert main([*options, "--out", str(tmp_path / "t.json")]) == 1
-        assert told in capsys.readouterr().err and not (tmp_path / "t.json").exists()
+        assert message in capsys.readouterr().err and not (tmp_path / "t.json").exists()
 
 
 def test_a_job_without_a_log(spaced: Config, tmp_path: Path, shell: Shell) -> None:
@@ -167,7 +167,7 @@ def test_a_job_without_a_log(spaced: Config, tmp_path: Path, shell: Shell) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["run", "--redo", "evaluate"], "; the stage evaluate alone: dist-train evaluate, and made again: dist-train"),
         (["run", "--redo=learn"], "--redo: takes no value; leave 'learn' out; the stage learn alone: dist-train learn"),
@@ -183,11 +183,11 @@ def test_a_job_without_a_log(spaced: Config, tmp_path: Path, shell: Shell) -> No
     ],
 )  # fmt: skip
 def test_values_of_flags_and_suggestions(
-    capsys: pytest.CaptureFixture[str], words: list[str], told: str | None
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str | None
 ) -> None:
     """And what is suggested is never what was given."""
     assert main(words) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert told is None or told in line, line
+    assert message is None or message in line, line
     suggested = re.search(r"'(.*?)'; did you mean '(.*?)'", line)
     assert not suggested or suggested[1] != suggested[2]
