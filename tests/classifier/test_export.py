@@ -19,7 +19,7 @@ from dist_train.classifier import export
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from bench_adapt import bank, random_model
+from bench_adapt import random_activations, random_model
 
 SIZES = [(1, 32, 32), (3, 75, 40), (2, 301, 400), (1, 20, 500)]
 
@@ -71,7 +71,7 @@ def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tm
 
 
 def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
-    model = random_model("resnet50", "phi2", bank(5, 4, 2048), 64, 64, torch.device("cpu"))
+    model = random_model("resnet50", "phi2", random_activations(5, 4, 2048), 64, 64, torch.device("cpu"))
     line = export.write_torchvision(model, tmp_path / "m.pth")
     assert "torchvision.models.resnet50(num_classes=5)" in line
     network = torchvision.models.resnet50(num_classes=5)
