@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dist_train.config import Config
+from dist_train.config.io import read_config
 from dist_train.errors import UserError
 from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
+from dist_train.runs.run import Run
 from launch.grid.report import sweep_table
 from launch.grid.sweep import link_members, sweep_members
+from launch.slurm.launch import launch_chain
+from launch.slurm.preflight import choose_stages
+from launch.slurm.profile import load_cluster
+
+SEEDS = {"evaluate.seed=7": 7, "evaluate.seed=8": 8}
 
 
 def save_results(member: Path, shots: int, metrics: Mapping[str, Interval]) -> None:
@@ -85,3 +94,21 @@ def test_the_table_has_members_of_two_protocols(config: Config) -> None:
     save_results(sweep / "learn.seed=1", 1, joint(40.0))
     save_results(sweep / "learn.seed=2", 5, {"accuracy": Interval(60.5, 9.0, measure="std")})
     assert "| learn.seed=2 | φ2 | 5 | – | – | – | 60.50 ± 9.00 |" in sweep_table(run)
+
+
+def test_a_sweep_runs_its_members_from_their_frozen_configurations(whole_run: Run, tmp_path: Path) -> None:
+    """Without SLURM, on a copy of a finished run; then the same sweep has nothing left to do."""
+    config = replace(whole_run.config, runs=tmp_path)
+    shutil.copytree(whole_run.dir, config.run_dir)
+    cluster = load_cluster("dev")
+    assert launch_chain(config, cluster, {}, sweep=["evaluate.seed=7,8"], here=True) == 0
+    sweep = config.run_dir / "sweep"
+    results = {name: Results.read(sweep / name / "evaluate" / "results.json") for name in SEEDS}
+    assert {name: found.seed for name, found in results.items()} == SEEDS
+    assert all(
+        read_config(sweep / name / "launch" / "config.yaml").evaluate.seed == seed for name, seed in SEEDS.items()
+    )
+    assert results["evaluate.seed=7"].command.endswith(f"{sweep}/evaluate.seed=7/launch/config.yaml")
+    assert all(f"| {name} | φ2 | 1 | " in (sweep / "table.md").read_text() for name in SEEDS)
+    members = sweep_members(config, ["evaluate.seed=7,8"])
+    assert choose_stages(config, None, members) == []
