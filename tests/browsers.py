@@ -24,7 +24,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def opened(browser: Any, view: str, **options: Any) -> Iterator[Any]:
-    """A page that looks as ``VIEWS`` say. ``page.complaints`` gets what it says on its console, and its errors."""
+    """Open a page that looks as ``VIEWS`` say. ``page.complaints`` gets the lines of its console, and its errors."""
     context = browser.new_context(**VIEWS[view], **options)
     page = context.new_page()
     page.set_default_timeout(SLOW)

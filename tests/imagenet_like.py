@@ -30,7 +30,7 @@ Content = dict[str, tuple[bytes, str]]  # key -> image, wnid
 def make_image(
     seed: int, size: tuple[int, int] = (40, 32), mode: str = "RGB", kind: str = "JPEG", **save: object
 ) -> bytes:
-    """A noisy image, encoded; ``size`` is (width, height)."""
+    """Return a noisy image, encoded; ``size`` is (width, height)."""
     channels = {"RGB": 3, "CMYK": 4, "L": 1}[mode]
     pixels = np.random.RandomState(seed).bytes(size[0] * size[1] * channels)
     out = io.BytesIO()
@@ -151,7 +151,7 @@ class Sources:
         return PackConfig(**{**archives, "shard_mb": 0.03, **options})
 
     def expected(self, subset: str) -> Content:
-        """What is to come out of the archives."""
+        """Return the images that are to come out of the archives."""
         if subset == "train":
             pairs = [(name, blob, wnid) for wnid, files in self.train.items() for name, blob in files.items()]
         else:
@@ -167,7 +167,7 @@ class Sources:
 
 
 def hf_label(name: str) -> int:
-    """The number of a class in ``imagenet-1k``: the place of the wnid that ends the name in the sorted wnids."""
+    """Return the number of a class in ``imagenet-1k``: the place of the wnid that ends the name in the sorted wnids."""
     wnid = name.removesuffix(".JPEG").rpartition("_")[2]
     return sorted(WNIDS).index(wnid) if wnid in WNIDS else -1
 
@@ -175,7 +175,7 @@ def hf_label(name: str) -> int:
 def write_parquet(
     path: Path, rows: list[tuple[str | None, bytes | None, int]], names: Sequence[str] = WORDS, **columns: Any
 ) -> Path:
-    """A file as ``datasets`` writes it: rows of path, bytes, label; ``names`` are those of the ClassLabel, none for a
+    """Write a file as ``datasets`` does: rows of path, bytes, label; ``names`` are those of the ClassLabel, none for a
     file without features. ``columns`` replaces columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq

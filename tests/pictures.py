@@ -7,7 +7,7 @@ import zlib
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that says it is of this size, and has no pixels: a real one would have them, compressed to nothing."""
+    """Return a PNG whose header has this size, without pixels: a real file would have them, compressed to nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

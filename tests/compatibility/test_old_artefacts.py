@@ -24,7 +24,7 @@ Command = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files as they were written. Not to be changed."""
+    """Return the folder of the files as they were written. Tests must not change it."""
     root = tmp_path_factory.mktemp("artefacts")
     with tarfile.open(HERE / "artefacts.tar.xz") as tar:
         tar.extractall(root, filter="data")
@@ -33,7 +33,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the files, and the working directory, for all paths in them are relative."""
+    """Copy the files and work in the copy, because all paths in them are relative."""
     copy = tmp_path / "copy"
     shutil.copytree(unpacked, copy, symlinks=True)
     monkeypatch.chdir(copy)

@@ -71,7 +71,7 @@ def configs(draw: Callable[..., Any]) -> Config:
 
 
 def written(config: Config, text: str, folder: Path) -> Config:
-    """What a run with this text in its config.yaml is opened as, under the name and folder that ``config`` has."""
+    """Open a run with this text in its config.yaml, under the name and folder of ``config``."""
     (folder / "config.yaml").write_text(text)
     return replace(load_config(folder), name=config.name, runs=config.runs)
 

@@ -26,7 +26,7 @@ TAG = re.compile(r"(train|eval|optim|time|memory|data|progress|checkpoint)/[a-z]
 
 
 def codes(page: Path) -> list[str]:
-    """What stands between ` and `, outside of blocks."""
+    """Return the texts between ` and `, outside of blocks."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`([^`\n]+)`", text)
 

@@ -72,7 +72,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of the page's bash blocks, continued ones joined, without comments."""
+    """Return the lines of a page's bash blocks, continued lines joined, without comments."""
     found = []
     for block in blocks(page, "bash"):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():

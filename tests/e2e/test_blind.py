@@ -26,7 +26,7 @@ Given = list[tuple[torch.Tensor, ...]]
 
 @pytest.fixture(scope="module")
 def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with every predictor, up to its evaluation."""
+    """Make a run with every predictor, up to its evaluation."""
     config = replace(small_run, runs=tmp_path_factory.mktemp("blind"))
     given = replace(
         config,

@@ -42,7 +42,7 @@ def turned(source: Path, target: Path) -> None:
 def run(
     request: pytest.FixtureRequest, drawn: Path, small_run: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A run on photos that are stored turned."""
+    """Make a run on photos that are stored turned."""
     root = tmp_path_factory.mktemp("turned")
     for subset in ("train", "val"):
         turned(drawn / subset, root / subset)

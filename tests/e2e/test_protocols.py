@@ -23,7 +23,7 @@ from launch.cli.main import main
 
 @pytest.fixture
 def halves(config: Config, tmp_path: Path) -> Config:
-    """A small split in the form of Hariharan & Girshick's: 5 base classes, 2 + 2 novel."""
+    """Make a small split in the form of Hariharan & Girshick's: 5 base classes, 2 + 2 novel."""
     names = open_run(config).shards.classes
     base, test, validation = names[:5], names[5:7], names[7:9]
     split = Split("small", base, test, validation, "", (base[1], base[4]), (base[0], base[2], base[3]))

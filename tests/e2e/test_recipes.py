@@ -34,7 +34,7 @@ def recipe(name: str) -> Config:
 
 
 def small(name: str, config: Config) -> Config:
-    """The recipe in seconds: its options, on the drawn images, with a small model for three epochs."""
+    """Run a recipe in seconds: its options, on the drawn images, with a small model for three epochs."""
     whole = recipe(name)
     side = 64 if whole.data.ramp_from else 32
     data = replace(

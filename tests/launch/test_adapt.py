@@ -23,7 +23,7 @@ from launch.cli.main import main
 
 @pytest.fixture
 def album(drawn: Path, tmp_path: Path) -> Path:
-    """A folder of three novel classes' photos: okapi/, tapir/ and saiga/, five each."""
+    """Make a folder of three novel classes' photos: okapi/, tapir/ and saiga/, five each."""
     novel = json.loads((drawn / "split.json").read_text())["novel"]
     for name, wnid in zip(("okapi", "tapir", "saiga"), novel, strict=True):
         (tmp_path / "album" / name).mkdir(parents=True)

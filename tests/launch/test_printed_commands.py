@@ -41,7 +41,7 @@ def shell(warm_python: WarmPython) -> Shell:
 
 
 def printed(text: str, before: str = "") -> str:
-    """The first command in a message, up to what ends it there."""
+    """Return the first command in a message, up to the text that ends it there."""
     found = re.search(rf"{before}(dist-train .*?)(;| and then | names | shows | says |, with|\)?$)", text)
     assert found, text
     return found[1]
@@ -49,7 +49,7 @@ def printed(text: str, before: str = "") -> str:
 
 @pytest.fixture
 def spaced(config: Config, tmp_path: Path) -> Config:
-    """A run with names that a shell takes apart."""
+    """Make a run with names that a shell takes apart."""
     return replace(config, name="it's 1 run", runs=tmp_path / "my runs & more")
 
 

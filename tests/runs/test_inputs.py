@@ -24,7 +24,7 @@ from dist_train.training.precision import MixedPrecision, exact_products, round_
 
 @pytest.fixture
 def run(config: Config) -> Run:
-    """A run whose pretrain stage was started."""
+    """Make a run whose pretrain stage was started."""
     run = open_run(config)
     Stage(run, "pretrain", Context())
     return run

@@ -81,7 +81,7 @@ def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(config: Co
 
 @pytest.fixture
 def learned(config: Config) -> Config:
-    """A run that lacks only its evaluation, of four methods."""
+    """Make a run that lacks only its evaluation, of four methods."""
     names, steps = ["nn", "mean", "ridge", "finetune"], {"finetune_steps": 5.0}
     config = replace(config, evaluate=replace(config.evaluate, methods=names, options=steps))
     run = open_run(config)
