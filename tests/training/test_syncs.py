@@ -160,7 +160,7 @@ def due(number: int) -> bool:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    """Count the numbers that are read from tensors, without those that are on the CPU on a GPU machine too: while images
+    """Count numbers that are read from tensors, without those that are on the CPU on a GPU machine too: while images
     are mixed (torchvision draws the share and the box by the CPU's generator, and PyTorch's one_hot looks at
     labels that are on the CPU only), and where timm's LAMB looks at its count of steps."""
     counted = Reads()
