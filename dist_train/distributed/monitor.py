@@ -83,7 +83,7 @@ class Monitor:
             last.start()
 
     def _abandon(self, error: BaseException) -> None:
-        if not getattr(error, "told", False):
+        if not getattr(error, "printed", False):
             print(f"dist-train: error: {error}", file=sys.stderr, flush=True)
         os._exit(getattr(error, "code", CRASHED))
 
