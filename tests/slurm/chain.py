@@ -31,8 +31,6 @@ class Chain:
     """A run for SLURM."""
 
     config: Config
-    cluster: str
-    """Name or file of the cluster's profile."""
 
     @property
     def run(self) -> Path:
@@ -42,7 +40,7 @@ class Chain:
         path = self.run.parent / f"{self.run.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(to_dict(self.config)))
-        return main(["launch", "slurm", "--config", str(path), "--cluster", self.cluster, *options])
+        return main(["launch", "slurm", "--config", str(path), "--cluster", "dev", *options])
 
     def job(self, stage: str) -> str:
         return next(job.id for job in jobs.newest(self.run) if job.stage == stage)

@@ -6,14 +6,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from chain import Chain, output
-from fixtures.processes import WarmPython
 
-from dist_train.config import Config, MonitorConfig, configs_dir
+from dist_train.config import Config, MonitorConfig
 from launch.slurm import jobs, scheduler
 
 
@@ -27,23 +25,14 @@ def cluster() -> None:
 
 
 @pytest.fixture
-def make_chain(
-    cluster: None, config: Config, warm_python: WarmPython, tmp_path: Path
-) -> Iterator[Callable[..., Chain]]:
-    """Return ``make_chain(pretrain={...})``, which makes a run with changed options; its jobs end with the test.
-
-    The ranks are forks of a warm Python, which has loaded the code of the checkout; with ``snapshot=True`` they are new
-    interpreters, and run the snapshot that the submission has taken.
-    """
+def make_chain(cluster: None, config: Config) -> Iterator[Callable[..., Chain]]:
+    """Return ``make_chain(pretrain={...})``, which makes a run with changed options; its jobs end with the test."""
     chains: list[Chain] = []
-    profile = tmp_path / "dev.yaml"
-    profile.write_text((configs_dir() / "clusters" / "dev.yaml").read_text() + f"python: {warm_python.python}\n")
 
-    def make(name: str = "test", snapshot: bool = False, **changes: dict[str, Any]) -> Chain:
+    def make(name: str = "test", **changes: dict[str, Any]) -> Chain:
         parts = {key: replace(getattr(config, key), **values) for key, values in changes.items()}
         monitor = MonitorConfig(rank_timeout=8)
-        changed = replace(config, name=name, **{"monitor": monitor, **parts})
-        chains.append(Chain(changed, "dev" if snapshot else str(profile)))
+        chains.append(Chain(replace(config, name=name, **{"monitor": monitor, **parts})))
         return chains[-1]
 
     yield make

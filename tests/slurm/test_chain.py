@@ -62,7 +62,7 @@ def same(chain: Chain, reference: dict[str, Any]) -> None:
 
 
 def test_a_chain_over_two_nodes_equals_torchrun(make_chain: Make, reference: dict[str, Any], capsys: Any) -> None:
-    chain = make_chain(snapshot=True)
+    chain = make_chain()
     assert chain.submit() == 0
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines()[:4]] == ["pretrain", "extract", "learn", "evaluate"]
@@ -173,9 +173,13 @@ def test_a_sweep_is_an_array_with_a_table(make_chain: Make) -> None:
     assert a["methods"]["mean"] == b["methods"]["mean"] and a["methods"]["phi2"] != b["methods"]["phi2"]
 
 
-def test_a_failed_chain_says_why_and_continues_when_submitted_again(make_chain: Make, capsys: Any) -> None:
+def test_a_failed_chain_says_why_and_continues_when_submitted_again(
+    make_chain: Make, tmp_path: Path, capsys: Any
+) -> None:
     chain = make_chain()
-    shard = sorted((Path(chain.config.data.shards) / "train").glob("*.tar"))[0]
+    own = shutil.copytree(chain.config.data.shards, tmp_path / "own-shards")  # other tests use the shared shards now
+    chain.config = replace(chain.config, data=replace(chain.config.data, shards=str(own)))
+    shard = sorted((own / "train").glob("*.tar"))[0]
     assert chain.submit() == 0
     content = shard.read_bytes()
     try:
@@ -230,7 +234,7 @@ def test_watched_and_cancelled_is_not_started_again(
 
 def test_code_edited_while_a_job_waits_does_not_change_it(make_chain: Make, tmp_path: Path, capsys: Any) -> None:
     """The snapshot runs, although the job starts in the folder of the checkout."""
-    chain = make_chain(snapshot=True)
+    chain = make_chain()
     assert chain.submit("--stages", "pretrain") == 0
     (code,) = (chain.run / "launch").glob("code-*")
     (code / "COMMIT").write_text("of-the-snapshot\n")  # the checkout has another commit
