@@ -104,13 +104,15 @@ def test_bad_input_is_told_once_and_not_started_again(
 
 def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str], warm_python: WarmPython) -> None:
     one = replace(config, name="chain")
-    done = warm_python.run("launch", "slurm", "--here", "--cluster", "dev", "--tasks-per-node", "2", *options(one))
+    real = {"env": warm_python.environment(REAL_PYTHON="1")}  # submitit goes by the ids of its own processes
+    start = ("launch", "slurm", "--here", "--cluster", "dev")
+    done = warm_python.run(*start, "--tasks-per-node", "2", *options(one), **real)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "evaluate: 2 process(es), log " in done.stdout and table(one)
     assert main(["logs", str(one.run_dir), "--stage", "evaluate"]) == 0
     assert "report: " in capsys.readouterr().out
     broken = replace(one, name="broken", pretrain=replace(config.pretrain, lr=1e9))
-    done = warm_python.run("launch", "slurm", "--here", "--cluster", "dev", "--stages", "extract", *options(broken))
+    done = warm_python.run(*start, "--stages", "extract", *options(broken), **real)
     assert done.returncode == 1 and "extract needs pretrain" in done.stderr
 
 
