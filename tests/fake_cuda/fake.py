@@ -39,7 +39,7 @@ def switch_on() -> None:
     torch.cuda._initialized = True  # type: ignore[attr-defined]
     torch.cuda.is_available = lambda: False
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
-    torch.cuda.manual_seed = lambda seed: None  # the device has no generator
+    torch.cuda.manual_seed = torch.cuda.manual_seed_all = lambda seed: None  # the device has no generator
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.accelerator.current_accelerator = lambda check_available=False: None
     # A module's weights are converted by a swap, which refuses tensors that FakeTensorMode has weak references to.
