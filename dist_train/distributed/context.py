@@ -150,9 +150,8 @@ def join_group(context: Context, hang_timeout: float = MonitorConfig.hang_timeou
     """Connect all ranks that have met.
 
     Args:
-        hang_timeout: seconds after which ``monitor`` ends a rank that hangs. An exchange waits twice as long: NCCL's
-        own
-            watchdog would end the process without naming the rank.
+        hang_timeout: seconds after which ``monitor`` ends a rank that hangs. An exchange waits twice as long:
+            NCCL's own watchdog would end the process without naming the rank.
     """
     if context.world > 1:
         dist.init_process_group(

@@ -31,8 +31,7 @@ class Backbone(nn.Module):
         name: a name of ``config.MODELS``.
         num_classes: rows of the classifier.
         small_stem: whether a 3x3 convolution of stride 1, without max-pooling, stands in place of the 7x7 convolution
-        of
-            stride 2 (He et al. 2016, section 4.2).
+            of stride 2 (He et al. 2016, section 4.2).
 
     Attributes:
         dim: length of an activation.
@@ -64,8 +63,7 @@ class Backbone(nn.Module):
 
         Args:
             probability: that an image passes the last block without its residual branch; it grows linearly from 0 at
-            the
-                first block.
+                the first block.
         """
         blocks = [block for block in self.body.modules() if isinstance(block, (BasicBlock, Bottleneck))]
         for number, block in enumerate(blocks):

@@ -18,7 +18,7 @@ class CommandParser(Parser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise UserError for a message of argparse or jsonargparse."""
-        if missing := re.search(r"arguments are required: ([\w.]+)", message):
+        if missing := re.search(r"arguments are required: ([\w.-]+)", message):
             raise UserError(f"{self._spelling(missing[1].split('.'))} is required; see --help")
         if choice := re.search(r"argument launcher: invalid choice: '(.+?)' \(choose from (.*)\)", message):
             own = f"; {choice[1]} is a command of its own: {command(choice[1])}" if choice[1] in _ABOUT_RUNS else ""

@@ -35,12 +35,12 @@ def software() -> Iterator[Line]:
 
 def _dali_wheel() -> Line:
     cuda = (torch.version.cuda or "").split(".")[0]
-    wheels = [
-        f"{name} {wheel.version}"
+    wheels = {  # by name: a wheel comes twice where sys.path has its folder twice, as lib and as lib64
+        name: wheel.version
         for wheel in distributions()
         if re.fullmatch(r"nvidia-dali.*cuda\d+", name := wheel.metadata["Name"] or "")
-    ]
-    names = ", ".join(wheels)
+    }
+    names = ", ".join(f"{name} {version}" for name, version in wheels.items())
     if not wheels:
         return Line("error", "dali", "no wheel; pip install -e '.[cuda13]', or '.[cuda12]' for a driver of CUDA 12")
     if len(wheels) > 1:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_train.config import STAGES, Config
+from dist_train.errors import UserError
 
 Axis = Sequence[tuple[str, str]]
 """(key, value) of each value of a key, both as on a command line."""
@@ -59,6 +60,18 @@ def combinations(axes: Sequence[Axis]) -> dict[str, list[str]]:
         ]
         for point in itertools.product(*axes)
     }
+
+
+def named(config: Config, name: str, folder: Path) -> Config:
+    """Return a member's configuration with its name and the folder that its run's folder is in.
+
+    Raises:
+        UserError: no folder can have this name; it is too long, most likely.
+    """
+    try:
+        return replace(config, name=name, runs=folder)
+    except ValueError as error:
+        raise UserError(f"{error}; vary fewer keys at a time, or shorter values") from None
 
 
 def link_stages(member: Member, sources: Mapping[str, Path]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from dist_train.config import STAGES, Config
 from dist_train.config.io import check_yaml, list_keys, unknown_key, with_options
 from dist_train.errors import UserError
-from launch.grid.members import Axis, Member, combinations
+from launch.grid.members import Axis, Member, combinations, named
 
 _VARIABLE = ("extract.", "learn.", "evaluate.")
 # What must be the same for members that are compared draw by draw.
@@ -130,7 +130,11 @@ def study_members(config: Config, path: Path, choices: Sequence[Choice], seeds: 
         for number in range(seeds):
             learn = replace(setting.learn, seed=setting.learn.seed + number)
             own_name = f"{name},again={number}" if number else name
-            members[name].append(Member(replace(setting, learn=learn, runs=folder, name=own_name), first[name]))
+            try:
+                own = named(replace(setting, learn=learn), own_name, folder)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            members[name].append(Member(own, first[name]))
     return members
 
 

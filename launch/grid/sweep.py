@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from dist_train.config import Config, to_dict
 from dist_train.config.io import list_keys, takes_list, unknown_key, with_options
 from dist_train.errors import UserError
-from launch.grid.members import Axis, Member, combinations, link_stages
+from launch.grid.members import Axis, Member, combinations, link_stages, named
 
 _VARIABLE = ("learn.", "evaluate.")
 
@@ -49,7 +48,7 @@ def sweep_members(config: Config, entries: Sequence[str]) -> list[Member]:
         if content in names:
             raise UserError(f"--sweep: {names[content]} and {name} are the same setting; leave one out")
         names[content] = name
-        members.append(Member(replace(point, name=name, runs=sweep_folder(config.run_dir)), first))
+        members.append(Member(named(point, name, sweep_folder(config.run_dir)), first))
     return members
 
 

@@ -16,6 +16,7 @@ import yaml
 from fixtures.processes import WarmPython
 
 from dist_train.config import Config, to_dict
+from dist_train.data.activations import Store, load
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
@@ -111,28 +112,28 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
     pretrain(run, Context(), StopFlag(Context()))
     extract(run, Context(), StopFlag(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
-    reference = extract.load(run.dir / "extract", "base_train")
+    reference = load(run.dir / "extract", "base_train")
     labels = run.shards["train"].samples["label"][reference.ids]
     names = [run.shards.classes[c] for c in labels]
     assert names == [run.base[c] for c in reference.labels]
 
     calls = 0
-    true = extract.Store.write
+    true = Store.write
 
-    def fails(self: extract.Store, *given: object) -> None:
+    def fails(self: Store, *given: object) -> None:
         nonlocal calls
         calls += 1
         if calls > 3:
             raise KeyboardInterrupt
         true(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(extract.Store, "write", fails)
+    monkeypatch.setattr(Store, "write", fails)
     with pytest.raises(KeyboardInterrupt):
         extract(run, Context(), StopFlag(Context()), redo=True)
-    monkeypatch.setattr(extract.Store, "write", true)
+    monkeypatch.setattr(Store, "write", true)
     assert not (run.dir / "extract" / "done.json").exists()
     extract(run, Context(), StopFlag(Context()))
-    again = extract.load(run.dir / "extract", "base_train")
+    again = load(run.dir / "extract", "base_train")
     assert abs(again.rows.astype(float) - reference.rows.astype(float)).max() < 1e-2
     assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
 

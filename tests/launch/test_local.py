@@ -166,6 +166,7 @@ def test_how_a_chain_without_slurm_ends_is_read_from_exit_codes(
         ("13.0", ["cuda120"], (13, 0), ["error dali nvidia-dali-cuda120 2.4.0 beside torch for CUDA 13"]),
         ("12.8", ["cuda120"], (12, 4), ["ok dali", "takes CUDA 12.4; the extra cuda12 fits"]),
         ("13.0", ["cuda120", "cuda130"], None, ["error dali", "in one folder"]),
+        ("13.0", ["cuda130", "cuda130"], None, ["ok dali nvidia-dali-cuda130 2.4.0"]),  # sys.path has the folder twice
         ("13.0", [], None, ["error dali no wheel"]),
         ("13.0", ["cuda130"], (11, 8), ["warning driver takes CUDA 11.8; too old", "error gpu SLURM allocated GPUs"]),
         ("13.0", ["cuda130"], (14, 1), ["ok driver takes CUDA 14.1; the extra cuda13 fits"]),

@@ -225,7 +225,7 @@ def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monke
 
     order = Order(len(view), len(view), 0)
     (plain,) = train_batches(view, order, data, 7, Context(), range(0, 1))
-    monkeypatch.setattr("dist_train.data.loading.loader.augment.operations", only_identity)
+    monkeypatch.setattr("dist_train.data.loading.augment.operations", only_identity)
     (augmented,) = train_batches(view, order, replace(data, augment="randaugment"), 7, Context(), range(0, 1))
     assert plain.ids.tolist() == augmented.ids.tolist()
     for sample, one, other in zip(plain.ids.tolist(), plain.images, augmented.images, strict=True):

@@ -66,6 +66,12 @@ def test_a_value_that_does_not_fit_is_named_with_its_member(config: Config) -> N
         sweep_members(config, ["learn.p_mean=0.5,2"])
 
 
+def test_a_name_that_is_too_long_for_a_folder_is_refused(config: Config) -> None:
+    shots = ",".join(str(number) for number in range(1, 80))
+    with pytest.raises(UserError, match=r"must be a folder name of at most 200 bytes; vary fewer keys"):
+        sweep_members(config, [f"evaluate.shots=[{shots}]"])
+
+
 def test_members_share_the_stages_before_their_own(config: Config) -> None:
     run = config.run_dir
     (run / "pretrain").mkdir(parents=True)

@@ -231,6 +231,7 @@ def test_launch_names_an_unknown_key_of_a_file(submit: Submit, tmp_path: Path) -
     [
         (["launch", "slurm"], "--cluster is required"),
         (["cancel"], "RUN is required"),
+        (["verify-resume"], "RUN is required"),
         (["launch", "doctor"], "dist-train doctor"),
         (["launch", "tensorboard", ".", "--port", "99999"], "--port 99999: must be in 1..65535"),
         (["launch", "tensorboard", ".", "--port", "-1"], "--port -1: must be in 1..65535"),
