@@ -87,7 +87,7 @@ def note_path(run: Path, job: str) -> Path:
 
 
 def _idle_starts(path: Path) -> int:
-    """Return the number of starts in a row without progress that a note holds."""
+    """Return the number of starts in a row without progress, as a note counts them."""
     with suppress(OSError, ValueError, KeyError):
         return int(json.loads(path.read_text())["idle"])
     return 0

@@ -44,6 +44,6 @@ def report(error: Exception) -> int | None:
 
 def interrupted(nothing_to_save: bool = False) -> int:
     """Print that Ctrl-C ended this process, and return the exit code."""
-    kept = "nothing is changed" if nothing_to_save else "everything that had to be saved is saved"
-    print(f"dist-train: interrupted; {kept}", file=sys.stderr)
+    outcome = "nothing is changed" if nothing_to_save else "everything that had to be saved is saved"
+    print(f"dist-train: interrupted; {outcome}", file=sys.stderr)
     return INTERRUPTED

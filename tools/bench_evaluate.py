@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class Prepared(JointScorer):
     """Note when a method is ready for its draws."""
 
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **more)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         Prepared.at = now()
 
 

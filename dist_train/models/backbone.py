@@ -31,12 +31,11 @@ class Backbone(nn.Module):
         name: a name of ``config.MODELS``.
         num_classes: rows of the classifier.
         small_stem: whether a 3x3 convolution of stride 1, without max-pooling, stands in place of the 7x7 convolution
-        of
-            stride 2 (He et al. 2016, section 4.2).
+            of stride 2 (He et al. 2016, section 4.2).
 
     Attributes:
         dim: length of an activation.
-        architecture: the arguments, with which the same network can be built again.
+        architecture: the arguments with which the same network can be built again.
 
     Raises:
         UserError: ``name`` is not among ``config.MODELS``.
@@ -63,9 +62,8 @@ class Backbone(nn.Module):
         """Drop residual branches in training from now on: stochastic depth (Huang et al. 2016).
 
         Args:
-            probability: that an image passes the last block without its residual branch; it grows linearly from 0 at
-            the
-                first block.
+            probability: how likely an image is to pass the last block without its residual branch; the probability
+                grows linearly from 0 at the first block.
         """
         blocks = [block for block in self.body.modules() if isinstance(block, (BasicBlock, Bottleneck))]
         for number, block in enumerate(blocks):

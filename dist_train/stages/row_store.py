@@ -35,7 +35,7 @@ class Origin:
         inputs: digest of the stage's inputs.
         numbers: the values of ``evaluate.options`` that the row depends on.
         code: module -> digest of its code; of an older version, anything else.
-        commit: of the code.
+        commit: the commit of the code.
     """
 
     inputs: str

@@ -190,7 +190,7 @@ class CheckpointSaver:
         """Wait for the last write.
 
         Raises:
-            UserError: it failed; what the run leaves with is older than it should be.
+            UserError: it failed, so the newest checkpoint is older than it should be.
         """
         self._wait()
         if self._error is not None:

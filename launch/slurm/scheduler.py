@@ -14,11 +14,11 @@ _FAILED = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL")
 
 
 class NoAnswer(UserError):
-    """SLURM does not say how its jobs are. That is not the same as having no jobs."""
+    """Report that SLURM does not answer, which does not mean that there are no jobs."""
 
 
 class NoCluster(NoAnswer):
-    """SLURM's programs are installed, but configured for no cluster."""
+    """Report that SLURM's programs are installed, but configured for no cluster."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _names(tasks: Sequence[Task]) -> list[str]:
 
 
 def _reason(text: str) -> str:
-    """Return sbatch's own words in what submitit says: its first line of error, or its first line."""
+    """Return sbatch's own words from submitit's message: the first line that is an error, else the first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines if line.startswith("sbatch: ")]
     errors = [line.partition("error: ")[2] or line for line in lines if "error" in line.lower()]

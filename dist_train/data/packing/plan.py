@@ -17,12 +17,12 @@ from dist_train.data.shards.index import SUBSETS, VERSION, read_index
 from dist_train.data.sources.archives import Items, Scan
 from dist_train.errors import UserError
 
-IDX_BYTES = 128  # an image's line in the .idx file, about
+IDX_BYTES = 128  # about the length of an image's line in the .idx file
 SAMPLE = 64  # images re-encoded in advance, to learn how small they get
 
 
 class PlannedShard(NamedTuple):
-    """Hold the images of a shard: rows of the subset's ``Items``, and the bytes that the shard will take, about."""
+    """Hold the images of a shard: rows of the subset's ``Items``, and about how many bytes the shard will take."""
 
     subset: str
     number: int

@@ -42,7 +42,7 @@ def verify(root: Path, workers: int = 0, progress: bool = True) -> list[str]:
         progress: show a bar on stderr.
 
     Returns:
-        The problems, a line each, which names the shard and, where there is one, the key. Empty: all is well.
+        The problems, a line each that names the shard and, if there is one, the key; empty where there is no problem.
 
     Raises:
         UserError: the index itself is missing or damaged.

@@ -130,7 +130,7 @@ def _facts(kept: list[tuple[Item, Header]], members: list[tuple[str, str, int, i
     """Return the facts about the images in the shard.
 
     Returns:
-        rows: for each image (offset, size, width, height, orientation, label, key); sources: the path that each was
+        rows: (offset, size, width, height, orientation, label, key) of each image; sources: the path that each was
         packed from; modes, formats: how many images of each; misnamed: images whose name says JPEG while they are not.
     """
     places = [(offset, size) for _, extension, offset, size in members if extension == "jpg"]

@@ -122,7 +122,7 @@ def val_labels(
     of their own.
 
     Args:
-        by: the origin of the first part of "class/file", for messages.
+        by: where the first part of "class/file" comes from, for messages.
 
     Raises:
         UserError: an image has no label or two; a label is not among ``classes``; a flat folder or tar lacks
