@@ -1,4 +1,4 @@
-"""The loops that ``bench_step`` measures beside this trainer: a bare PyTorch loop, and timm's own.
+"""Make the loops that ``bench_step`` measures beside this trainer: a bare PyTorch loop, and timm's own.
 
 Each function makes a model with its optimiser and returns ``steps(count)``, which trains it on the same batch again and
 again. ``args`` holds the options of ``bench_step``, ``setting`` a row of its matrix.
@@ -21,7 +21,7 @@ from dist_train.data.loading.loader import Batch
 if TYPE_CHECKING:
     from bench_step import Setting
 
-LR = 0.01  # of all loops: small, for the same batch comes again and again
+LR = 0.01  # the rate of all loops: small, for the same batch comes again and again
 Steps = Callable[[int], None]
 
 

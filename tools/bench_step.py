@@ -1,4 +1,4 @@
-"""Images/s of this trainer's step beside a bare PyTorch loop, in one run, as ratios.
+"""Compare the images/s of this trainer's step with those of a bare PyTorch loop, in one run, as ratios.
 
     python tools/bench_step.py [--model resnet18] [--size 64] [--batch 32] [--precision bf16] [--compile] [--matrix]
 
@@ -8,14 +8,15 @@ Side by side, with the same architecture, batch, loss, precision, memory format 
 - ``trainer``: ``training.loop.TrainingLoop`` as ``pretrain`` runs it, metrics included, on the same batch;
 - ``trainer + loader``: the same, on images that its loader reads, decodes and crops: ``--shards``, or drawn ones;
 - ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch;
-- ``bare, again`` (``--control``): a second bare loop, to see what two equal ones differ by on this machine.
+- ``bare, again`` (``--control``): a second bare loop, to see how far two equal loops differ on this machine.
 
-A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each, for
-``--lead`` steps before the clock, where its buffers fill: it neither works in another's time nor profits by it.
+A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each
+round, ``--lead`` steps before the clock, in which its buffers fill: it neither works in another loop's time nor profits
+by it.
 Ratios are medians over rounds of the two rates of one round, so that a machine that slows down slows both.
 The interval is that of the median by order statistics, of at least 95% from 6 rounds on; min to max before.
 On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most. There
-``--cpu-time`` also leaves out the time that the others have the core, but so it does waiting: look at both.
+``--cpu-time`` also leaves out the time in which other work has the core, but waiting for data as well: look at both.
 
 cuDNN is tuned, as in ``pretrain``, for all loops; compare ``--no-tuning`` in another process: choices are kept.
 A log line comes every ``--log-every`` steps; evaluation and checkpoints are not part of a step. Where the time goes
@@ -215,7 +216,7 @@ class Comparison:
         """Time all contestants in turn, then where the trainer's time goes."""
         contestants = self.contestants()
         for seconds in contestants.values():
-            seconds()  # compiles, and makes what is made once
+            seconds()  # compiles, and does everything that is done once
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         memory: dict[str, float] = {}
         for number in range(self.args.rounds):
@@ -317,7 +318,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-tuning", action="store_true", help="without torch.backends.cudnn.benchmark")
     parser.add_argument("--matrix", action="store_true", help="compile on and off, channels_last on and off")
     parser.add_argument("--timm", action="store_true", help="timm's training step too")
-    parser.add_argument("--control", action="store_true", help="a second bare loop: what two equal ones differ by")
+    parser.add_argument("--control", action="store_true", help="a second bare loop: how far two equal loops differ")
     parser.add_argument("--cpu-time", action="store_true", help="rates per second of this process's CPU time")
     parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
     parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")

@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Ended(BaseException):
-    """A signal ends this program."""
+    """Report that a signal ends this program."""
 
 
 def leave(number: int, frame: object) -> None:

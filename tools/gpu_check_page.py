@@ -1,4 +1,4 @@
-"""The page of ``gpu_check``: docs/results/gpu.md, from the records of its steps, with each aim beside its figure."""
+"""Make the page of ``gpu_check``, docs/results/gpu.md, from the records of its steps: each aim beside its figure."""
 
 from __future__ import annotations
 

@@ -70,14 +70,14 @@ class Step:
     """Describe a command and its proof.
 
     Attributes:
-        name: names its record and its log.
-        proves: what it shows, for the page.
-        command: runs in the checkout.
-        seconds: time-out.
+        name: the name of its record and its log.
+        proves: what the step shows, for the page.
+        command: the words of the command, which runs in the checkout.
+        seconds: the time-out.
         needs: modules without which it is skipped.
         after: the step without whose success it is skipped.
         gpus: the number of GPUs without which it is skipped.
-        made: the file in OUT/work that the command leaves its result in.
+        made: the file in OUT/work in which the command leaves its result.
         read: returns the result from that file and the printed text; raises ValueError where there is none.
     """
 

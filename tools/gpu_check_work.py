@@ -120,7 +120,7 @@ def resume(folder: Path, tiny: bool) -> dict[str, Any]:
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """Return the means of a run's table by method, shots and metric, in percent."""
+    """Return the means of a run's table, in percent, by method, shots and metric."""
     return {
         f"{method} {shots} {metric}": value["mean"]
         for method, row in results["methods"].items()

@@ -43,7 +43,7 @@ RESNET50 = 4 * 25_557_032  # bytes of fp32 gradients, whose all-reduce --check p
 
 @dataclass(frozen=True)
 class Link:
-    """A rank's bandwidth in bytes/s, and its latency: the seconds until the first byte of a message arrives."""
+    """Hold a rank's bandwidth in bytes/s, and its latency: the seconds until the first byte of a message arrives."""
 
     bandwidth: float
     latency: float
@@ -51,10 +51,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Row:
-    """A step on a number of GPUs.
+    """Hold a step on a number of GPUs.
 
     Attributes:
-        images: in a step, over all GPUs.
+        images: images of a step, over all GPUs.
         step, compute, all_reduce: seconds.
         exposed: seconds of ``all_reduce`` that the backward pass does not hide.
         data: bytes/s that all nodes together would need if loading never held them up.
@@ -274,7 +274,7 @@ def check(args: argparse.Namespace) -> list[tuple[int, int, float, float]]:
 
 
 def show_check(rows: Sequence[tuple[int, int, float, float]], link: Link, fitted: Sequence[int]) -> None:
-    """Print measured and predicted seconds; sizes of ``fitted`` were fitted to on 2 processes."""
+    """Print measured and predicted seconds; the link was fitted to the sizes of ``fitted`` on 2 processes."""
     print("| processes | MB | measured, ms | predicted, ms | predicted/measured | if each rank had a core | |")
     print("|---:|---:|---:|---:|---:|---:|---|")
     for ranks, size, measured, predicted in rows:
@@ -289,7 +289,7 @@ def show_check(rows: Sequence[tuple[int, int, float, float]], link: Link, fitted
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without three screens of usage."""
+    """Parse options; errors are one line, without three screens of usage."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit."""
@@ -297,7 +297,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def above(low: float, infinite: bool = False, allow: bool = False) -> Callable[[str], float]:
-    """Return an argument's type: a number above ``low``, or ``low`` itself with ``allow``, or inf with ``infinite``."""
+    """Return a parser of numbers above ``low``; it takes ``low`` itself with ``allow``, and inf with ``infinite``."""
 
     def number(text: str) -> float:
         value = float(text)

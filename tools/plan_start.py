@@ -51,7 +51,7 @@ POLL = 0.1  # seconds between the rounds of the ranks that polled
 
 
 class Clock:
-    """Runs events in the order of their times."""
+    """Run events in the order of their times."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -70,7 +70,7 @@ class Clock:
 
 
 class Server:
-    """Rank 0's store: one thread that answers ``rate`` requests a second, first come, first served."""
+    """Simulate rank 0's store: one thread that answers ``rate`` requests a second, first come, first served."""
 
     def __init__(self, clock: Clock, rate: float) -> None:
         self.clock, self.rate, self.requests, self._free = clock, rate, 0, 0.0
@@ -83,7 +83,7 @@ class Server:
 
 
 class Meeting:
-    """``rendezvous.meet`` of ``world`` ranks: what each asks of rank 0's store, and when each is through.
+    """Simulate ``rendezvous.meet`` of ``world`` ranks: what each asks of rank 0's store, and when each is through.
 
     Attributes:
         through: seconds at which each rank is through.
@@ -141,7 +141,7 @@ def meet(arrivals: Sequence[float], rate: float, polling: bool = False) -> tuple
 
 
 def fair(total: float, limits: Sequence[float]) -> list[float]:
-    """Share ``total`` as rates, none above its limit; what one does not use goes to the others (max-min fairness)."""
+    """Share ``total`` as rates, none above its limit; what is not used goes to the others (max-min fairness)."""
     rates, left = [0.0] * len(limits), total
     for place, number in enumerate(sorted(range(len(limits)), key=limits.__getitem__)):
         rates[number] = min(limits[number], left / (len(limits) - place))
@@ -189,7 +189,7 @@ def reached(curve: Curve, amount: float) -> float:
 
 @dataclass(frozen=True)
 class Start:
-    """A start, in seconds since the job began, at the last rank or node.
+    """Hold the times of a start, in seconds since the job began, at the last rank or node.
 
     Attributes:
         came, met, joined, opened: when ranks have come, have met, have joined gloo and NCCL, have opened the index.
@@ -197,7 +197,7 @@ class Start:
         first_step: when the first step is done.
         filled: when the last node has all shards.
         curves: how each node's cache fills.
-        requests: to rank 0's store.
+        requests: number of requests to rank 0's store.
     """
 
     came: float

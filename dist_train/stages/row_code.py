@@ -33,7 +33,7 @@ _PACKAGE = PACKAGE
 
 
 def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
-    """Return the code that the row ``method`` is made by: module -> 12 hex digits of sha256 of its normalised source.
+    """Return the code that makes the row ``method``: {module: 12 hex digits of the sha256 of its normalised source}.
 
     Args:
         package: folder of ``dist_train``, or of a copy.

@@ -120,7 +120,7 @@ class RowStore:
         return stored
 
     def warn_of_older(self, rows: Mapping[str, StoredRow]) -> dict[str, str]:
-        """Return name -> commit of the rows that other code made, and log which code has changed since."""
+        """Return {name: commit} of the rows that other code made, and log which code has changed since."""
         older = {name: stored.origin.commit for name, stored in rows.items() if stored.origin.code != code_of(name)}
         if older:
             reasons = (f"{name} ({commit}: {_changed_modules(rows[name], name)})" for name, commit in older.items())

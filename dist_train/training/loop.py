@@ -256,7 +256,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Save everything that the next step needs. All ranks call it."""
-        if self.done == self._saved_step:  # due, and told to stop at once
+        if self.done == self._saved_step:  # a checkpoint was due in the step that stops
             return
         self._saved_step = self.done
         window = self.window.state(self.context)

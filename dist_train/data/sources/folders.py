@@ -218,7 +218,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def check_level(root: Path, folders: list[str], option: str) -> None:
-    """Check that the classes are not a level below ``folders``, which lie in ``root``.
+    """Check that ``folders``, which lie in ``root``, are the classes, and that the classes are not a level below them.
 
     Raises:
         UserError: they are a level below; the line has the right path, where there is such a path.
@@ -268,7 +268,7 @@ def _look(folder: Path) -> tuple[bool, list[str]]:
                     folders += [] if is_system_folder(entry.name) else [entry.name]
                 elif is_photo_name(entry.name) or _begins_like_a_photo(entry):
                     return True, []
-    except OSError:  # for the walk to report
+    except OSError:  # the walk reports it
         return False, []
     return False, sorted(folders)
 
