@@ -1,4 +1,4 @@
-"""Measure how long adding classes and classifying takes, by decoding, backbone and prediction (the paper's timing table).
+"""Measure how long adding classes and classifying takes, by decoding, backbone and prediction (as the paper does).
 
 Compares prediction with fine-tuning of the last layer, and with nearest neighbour over all stored activations.
 

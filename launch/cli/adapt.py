@@ -13,7 +13,7 @@ from dist_train.config.io import load_config
 from dist_train.data.account import Account
 from dist_train.errors import UserError, command
 from dist_train.names import class_name, shown
-from launch.cli.photos import find_photos, print_account
+from launch.cli.photo_arguments import find_photos, print_account
 from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:

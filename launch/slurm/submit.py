@@ -87,7 +87,7 @@ def _executor(config: Config, cluster: Cluster, job: PlannedJob, code: Path, dep
     return executor
 
 
-def show(config: Config, cluster: Cluster, chain: Sequence[PlannedJob]) -> str:
+def describe_chain(config: Config, cluster: Cluster, chain: Sequence[PlannedJob]) -> str:
     """Return every script and the chain, as ``submit`` would hand them to sbatch."""
     code = jobs.folder(config.run_dir).parent / "code"
     lines = []

@@ -60,7 +60,7 @@ def write_shard(task: ShardTask, threads: int) -> None:
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with (whole := atomic_write(task.path)) as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
-            for part in batches([item.size for item in task.items]):
+            for part in decoder_batches([item.size for item in task.items]):
                 items = task.items[part]
                 images = stored_images(read_blobs(items), task.encoding, task.rule, threads)
                 for item, (blob, header, digest) in zip(items, images, strict=True):
@@ -92,7 +92,7 @@ def write_shard(task: ShardTask, threads: int) -> None:
     write_text(task.record, json.dumps(record))
 
 
-def batches(sizes: Sequence[int]) -> Iterator[slice]:
+def decoder_batches(sizes: Sequence[int]) -> Iterator[slice]:
     """Cut a row of images, given their bytes, into batches that are decoded at a time."""
     first, total = 0, 0
     for here, size in enumerate(sizes):
