@@ -1,4 +1,4 @@
-"""What every rank of every launcher runs: the stages of a run, from its frozen configuration.
+"""Run the stages of a run from its frozen configuration: the work of every rank of every launcher.
 
 ``python -m launch.rank CONFIG.yaml COMMAND`` starts one rank; launchers call ``start``, the command line ``work``.
 """

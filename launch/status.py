@@ -1,4 +1,4 @@
-"""What a run is doing, by its folder and, where it was submitted to SLURM, by its jobs."""
+"""Show what a run is doing, from its folder and, where it was submitted to SLURM, from its jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process prints on its terminal or into its log, and the exit code that it ends with."""
+"""Print errors on a process's terminal or into its log, and choose the exit code that it ends with."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Bad input becomes one line: the file, the key, the value, what it must be, and the nearest valid key. jsonargparse
 parses, and its messages are rewritten here. pydantic was tried in its place (2.14, 2026-11): it neither offers the
-nearest key nor notices one that is there twice, its command line needs other options than ours, and it is no faster.
+nearest key nor notices a key that is there twice, its command line needs other options than ours, and it is no faster.
 """
 
 from __future__ import annotations

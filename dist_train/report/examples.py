@@ -75,7 +75,7 @@ def spread_choice(top1: Sequence[float], count: int = CLASSES) -> list[int]:
 def rank_classes(
     method: Method, support: torch.Tensor, queries: torch.Tensor, kept: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """Return for each query all classes that are scored, the one with the highest score first.
+    """Return for each query the classes that are scored, by falling score.
 
     Args:
         support: [novel classes, shots, C].

@@ -46,7 +46,7 @@ def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
 
 
 def _reached(modules: Iterable[str], package: Path) -> dict[str, Path]:
-    """Return module -> file of these modules and all that they import, without ``CARRIERS``."""
+    """Return {module: file} of these modules and all modules that they import, without ``CARRIERS``."""
     reached: dict[str, Path] = {}
     open_modules = set(modules)
     while open_modules:

@@ -46,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row, and what it was made from."""
+    """Hold a row, and what it was made from."""
 
     row: TableRow
     origin: Origin

@@ -112,8 +112,8 @@ def step_path(folder: Path, step: int) -> Path:
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """Return the newest good checkpoint, or None where there is none. A damaged one is logged, and the one before it
-    is used.
+    """Return the newest good checkpoint, or None where there is none. A damaged checkpoint is logged, and the
+    checkpoint before it is used.
 
     Raises:
         UserError: there are checkpoints and all are damaged, which is no reason to start at step 0 unasked.

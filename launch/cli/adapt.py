@@ -120,7 +120,7 @@ def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
 
 
 def _open(source: Path, options: AdaptOptions, config: Config | None) -> Classifier:
-    """Return the model of a run (``config``), or the one in the folder."""
+    """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run."""
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.from_run import from_run
 

@@ -98,7 +98,7 @@ def tensorboard(folder: Path = Path("runs"), *, port: int = 6006) -> int:
 
 
 def doctor(*, runs: Path = Path("runs"), cluster: str | None = None, wait: float = 10) -> int:
-    """Check this machine or cluster: what it can do, and what to mend, one line each.
+    """Check this machine or cluster: what it can do, and what to fix, one line each.
 
     Args:
         runs: Folder of all runs: its speed, locks and clock are checked.

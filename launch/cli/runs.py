@@ -87,7 +87,7 @@ def _work(config: Config, command: str, redo: bool) -> int:
 def study(
     study: str, config: Annotated[Config, Keys(defaults={"data.holdout": "pseudo-novel"})], *, seeds: int = 1
 ) -> int:
-    """Compare choices: which one matters, and by how much.
+    """Compare choices: which choice matters, and by how much.
 
     Varies choices one at a time over one backbone, on the split's pseudo-novel classes, and writes a table of what each
     choice changes, compared draw by draw, to RUN/study/. Members run one after the other; the same command continues.

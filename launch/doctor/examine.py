@@ -1,4 +1,4 @@
-"""``dist-train doctor``: what this machine, or a cluster, can do, and what to mend; one line for each check."""
+"""``dist-train doctor``: what this machine, or a cluster, can do, and what to fix; one line for each check."""
 
 from __future__ import annotations
 

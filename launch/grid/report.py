@@ -273,7 +273,7 @@ def _differences(
 
 def _best(choice: Choice, method: str, results: Mapping[str, _Seeds]) -> Best:
     """Return the setting with the highest harmonic mean over all numbers of shots. Settings whose difference from it,
-    draw by draw, is within its interval are as good: the one in the middle of them, in the file's order, is taken."""
+    draw by draw, is within its interval are as good: the middle setting of these, in the file's order, is taken."""
     names = list(choice.settings)
     if all(name in results for name in names):  # else one of them is the default
         names.insert(0, DEFAULT)

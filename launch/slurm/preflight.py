@@ -1,4 +1,4 @@
-"""What is refused before anything is submitted: whatever would fail after hours in a queue fails here, on one line."""
+"""Checks before anything is submitted: whatever would fail after hours in a queue fails here, on one line."""
 
 from __future__ import annotations
 

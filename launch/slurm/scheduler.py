@@ -1,4 +1,4 @@
-"""What SLURM's own programs say: the states of jobs, and whether SLURM answers at all."""
+"""Ask SLURM's own programs: the states of jobs, and whether SLURM answers at all."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def array_id(job_id: str) -> str:
 
 
 def scancel(job_ids: Sequence[str]) -> list[str]:
-    """Run scancel for each of these jobs, the last one first, and return a line for each one that it refused."""
+    """Run scancel for each of these jobs, the last job first, and return a line for each job that it refused."""
     problems = []
     for job_id in reversed(job_ids):
         done = subprocess.run(["scancel", job_id], stderr=subprocess.PIPE, text=True)
