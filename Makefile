@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 # setuptools warns of every editable installation.
 PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 STAMP := $(VENV)/.installed
-# Of the driver, as nvidia-smi prints it: 13 or later, or 12. What is installed stays: two of DALI's wheels in one
-# folder break each other.
+# The CUDA version that the driver takes, as nvidia-smi prints it: 13 (or later), or 12. An environment keeps its
+# version: two of DALI's wheels in one folder break each other.
 CUDA ?= 13
 HAS := $(shell cat $(VENV)/.cuda 2>/dev/null)
 ifneq ($(HAS),)

@@ -82,10 +82,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=8, help="epochs of the training on the base classes")
     parser.add_argument("--base-classes", type=int, default=20, help="how many base classes are drawn")
     parser.add_argument("--learn-steps", type=int, default=500, help="steps of the training of the predictor")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
     # 1. Pictures -> shards -> backbone -> activations -> predictor -> table. Run again, it skips what is done.
-    config = configure(given.folder, given.epochs, given.base_classes, given.learn_steps)
+    config = configure(args.folder, args.epochs, args.base_classes, args.learn_steps)
     code = start(freeze(config), "run")  # as a rank of a cluster starts; it prints errors itself
     if code:
         sys.exit(code)
@@ -94,21 +94,21 @@ def main() -> None:
     model = from_run(config)
     assert config.pack and config.pack.draw
     novel = list(split_of(config.pack.draw).novel)
-    share = teach(model, given.folder / "pictures", novel)
+    share = teach(model, args.folder / "pictures", novel)
     print(f"{len(novel)} classes added from one picture each: {share:.0%} of their other pictures are recognised, "
           f"among {len(model.classes)} classes")  # fmt: skip
 
     # 3. Answers for a single picture.
-    picture = min((given.folder / "pictures/val" / novel[0]).iterdir())
+    picture = min((args.folder / "pictures/val" / novel[0]).iterdir())
     print(picture.name)
     for best in model.predict(picture, topk=3)[0]:
         print(f"  {best.probability:6.1%}  {best.name}")
 
     # 4. The model on disk, and for other programs.
-    model.save(given.folder / "model")
-    same = Classifier.load(given.folder / "model", "cpu")
+    model.save(args.folder / "model")
+    same = Classifier.load(args.folder / "model", "cpu")
     assert same.classes == model.classes
-    print(export.write_safetensors(same, given.folder / "model.safetensors"))
+    print(export.write_safetensors(same, args.folder / "model.safetensors"))
 
 
 if __name__ == "__main__":

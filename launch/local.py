@@ -69,7 +69,7 @@ def launch(config_file: Path, run: Path, workers: int, starts: int) -> int:
 def run_worker(config_file: Path) -> int:
     """Run all stages as one of the workers.
 
-    Return an exit code that needs no new start; with any other end this process, and with it the others.
+    Return an exit code after which no new start is needed; with any other code, end this process and so all workers.
     """
     from launch import rank  # here, because only the workers need what it imports
 
@@ -81,7 +81,7 @@ def run_worker(config_file: Path) -> int:
 
 
 class _SignalBeforeWorkers(Exception):
-    """A signal came before there was a worker to pass it on to."""
+    """Report a signal that came before there was a worker to pass it on to."""
 
 
 class _SignalRelay:

@@ -77,7 +77,7 @@ def suggest_smaller(config: Config, stage: str, world: int, fits: int | None = N
     """Return which key's value takes the memory of a stage on ``world`` ranks, and a smaller value.
 
     Args:
-        fits: images that should fit in a pass. Where that is not known, or they did not fit, half is suggested.
+        fits: images that should fit in a pass. Where it is unknown, or did not fit, half the batch is suggested.
     """
     if stage == "pretrain":
         return _suggest_for_pretrain(config, world, fits)

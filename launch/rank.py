@@ -1,4 +1,4 @@
-"""What every rank of every launcher runs: the stages of a run, from its frozen configuration.
+"""Run the stages of a run from its frozen configuration: the work of every rank of every launcher.
 
 ``python -m launch.rank CONFIG.yaml COMMAND`` starts one rank; launchers call ``start``, the command line ``work``.
 """
@@ -109,7 +109,7 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
                 # Imported when its turn comes: the first two stages need torchvision, which takes seconds to import.
                 stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
                 with explain_out_of_memory(config, name, context, len(run.base)):
-                    # Redoing a stage deletes the later ones too, so of "run" the first stage alone is told to.
+                    # Redoing a stage deletes the later stages too, so under "run" only the first stage is redone.
                     stage(run, context, stop, redo and name in (command, STAGES[0]))
         except Stopped as stopped:
             if context.main:

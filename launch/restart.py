@@ -1,4 +1,4 @@
-"""What follows when a start of a job has ended: the job is done, starts again, or is given up.
+"""Decide what follows when a start of a job has ended: the job is done, starts again, or is given up.
 
 A job's script asks this after all ranks have left (``python -m launch.restart``), so the answer does not depend on
 any rank having survived, and ``scontrol`` need not exist inside a container. ``launch local`` asks the same.
@@ -87,7 +87,7 @@ def note_path(run: Path, job: str) -> Path:
 
 
 def _idle_starts(path: Path) -> int:
-    """Return the number of starts in a row without progress that a note holds."""
+    """Return the number of starts in a row without progress, as a note counts them."""
     with suppress(OSError, ValueError, KeyError):
         return int(json.loads(path.read_text())["idle"])
     return 0
@@ -105,7 +105,7 @@ def _newest_progress(run: Path, shards: Path | None) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what a job's script asks: ``begin RUN JOB``, ``cancelled RUN JOB`` or ``decide RUN JOB CODE STARTS
-    [SHARDS]``; the exit code of ``decide`` is the one to go on with."""
+    [SHARDS]``; the script goes on with the exit code of ``decide``."""
     action, folder, job, *more = arguments
     run, decision = Path(folder), Decision(0, "")
     if action == "begin":

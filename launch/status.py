@@ -1,4 +1,4 @@
-"""What a run is doing, by its folder and, where it was submitted to SLURM, by its jobs."""
+"""Show what a run is doing, from its folder and, where it was submitted to SLURM, from its jobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _RunStatus:
         heartbeat: what its rank 0 wrote last (dist_train/distributed/monitor.py); empty before that.
         age: seconds since the heartbeat.
         alive: whether the heartbeat is recent.
-        error: what the last start died of; empty where it did not.
+        error: what ended the last start; empty where it did not fail.
         jobs: the newest job of every stage, of SLURM.
         states: {job id: what SLURM says of it}.
         no_answer: why SLURM says nothing; empty where it answers.
@@ -150,7 +150,7 @@ def _stage(run: Path, name: str, alive: bool, starting: bool) -> tuple[str, str,
 
 
 def _progress(folder: Path) -> str:
-    """Return the newest figures of a training, and its newest checkpoint."""
+    """Return the newest figures and the newest checkpoint of a training."""
     words = []
     files = sorted(folder.rglob("metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     row = _last(files[-1]) if files else {}

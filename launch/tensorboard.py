@@ -14,8 +14,8 @@ def tensorboard(folder: Path, port: int) -> int:
     """Show a run, or a folder of runs, in TensorBoard until Ctrl-C; return its exit code.
 
     Args:
-        folder: of the run or runs.
-        port: the first port to try, of 50.
+        folder: the folder of the run or runs.
+        port: the first of 50 ports to try.
     """
     free = next((p for p in range(port, min(port + 50, 65536)) if _is_free(p)), port)
     host = socket.gethostname()

@@ -1,4 +1,4 @@
-"""What a process prints on its terminal or into its log, and the exit code that it ends with."""
+"""Print errors on a process's terminal or into its log, and choose the exit code that it ends with."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def report(error: Exception) -> int | None:
 
 def interrupted(nothing_to_save: bool = False) -> int:
     """Print that Ctrl-C ended this process, and return the exit code."""
-    kept = "nothing is changed" if nothing_to_save else "everything that had to be saved is saved"
-    print(f"dist-train: interrupted; {kept}", file=sys.stderr)
+    outcome = "nothing is changed" if nothing_to_save else "everything that had to be saved is saved"
+    print(f"dist-train: interrupted; {outcome}", file=sys.stderr)
     return INTERRUPTED

@@ -24,7 +24,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def opened(browser: Any, view: str, **options: Any) -> Iterator[Any]:
-    """Open a page that looks as ``VIEWS`` say. ``page.complaints`` gets the lines of its console, and its errors."""
+    """Open a page in one of the ``VIEWS``. ``page.complaints`` collects the lines of its console and its errors."""
     context = browser.new_context(**VIEWS[view], **options)
     page = context.new_page()
     page.set_default_timeout(SLOW)
@@ -36,7 +36,7 @@ def opened(browser: Any, view: str, **options: Any) -> Iterator[Any]:
 
 
 def brightness(page: Any, name: str) -> float:
-    """Of most of the page, 0 to 255, in a screenshot that is kept under this name."""
+    """Return the brightness, 0 to 255, of most of the page, and keep the screenshot under this name."""
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     path = ARTEFACTS / f"{name}.png"
     page.screenshot(path=path, full_page=True, timeout=SLOW)

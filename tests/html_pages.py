@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Element:
-    """An element with its attributes, its children and its own and their text."""
+    """Hold an element: its attributes, its children, and the text of all of them."""
 
     def __init__(self, tag: str, attributes: dict[str, str | None]) -> None:
         self.tag, self.attributes = tag, attributes

@@ -1,4 +1,4 @@
-"""Sources as ImageNet comes, generated: small images, few classes, the same layout."""
+"""Generated sources in the forms of ImageNet: the same layouts, with few classes and small images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from dist_train.config import PackConfig
 # In the devkit the ids follow another order than the sorted wnids, as in the official one.
 WNIDS = ("n01440764", "n02119789", "n03000134", "n09999999")
 IDS = {"n02119789": 1, "n09999999": 2, "n01440764": 3, "n03000134": 4}
-WORDS = ("tench, Tinca tinca", "kit fox", "chime, bell", "toilet tissue")  # of the same, in the same order
+WORDS = (
+    "tench, Tinca tinca",
+    "kit fox",
+    "chime, bell",
+    "toilet tissue",
+)  # words of the same classes, in the same order
 TRAIN_PER_CLASS, VAL_PER_CLASS = 12, 3
 
 Files = dict[str, bytes]
@@ -50,7 +55,7 @@ def tar_bytes(files: Files) -> bytes:
 
 @dataclass
 class Sources:
-    """Writes sources below ``root``. ``train``: wnid -> name -> bytes; ``val``: name -> bytes, with
+    """Write sources below ``root``. ``train``: wnid -> name -> bytes; ``val``: name -> bytes, with
     ``truth``, the wnid of image 1, 2, ..."""
 
     root: Path
@@ -66,7 +71,7 @@ class Sources:
         return self._write("val.tar", tar_bytes(self.val))
 
     def devkit(self, **replace: bytes) -> Path:
-        """``replace``: other content for meta or truth; empty leaves the file out."""
+        """Write the devkit. ``replace`` has other content for meta or truth; empty content leaves the file out."""
         truth = "".join(f"{IDS[wnid]}\n" for wnid in self.truth).encode()
         files = {
             "meta.mat": replace.get("meta", _meta()),
@@ -86,7 +91,7 @@ class Sources:
         )
 
     def val_folder(self) -> Path:
-        """With one folder per class."""
+        """Write the validation images in a folder per class."""
         pairs = zip(self.truth, self.val.items(), strict=True)
         return self._folder("val", {f"{wnid}/{name}": blob for wnid, (name, blob) in pairs})
 
@@ -94,8 +99,8 @@ class Sources:
         return self._folder("flat", self.val)
 
     def kaggle(self, **rows: str) -> Path:
-        """Kaggle's root: ILSVRC/Data/CLS-LOC/{train,val,test}, LOC_val_solution.csv, LOC_synset_mapping.txt. ``rows``:
-        other predictions by image id; empty leaves the row out."""
+        """Write Kaggle's folder: ILSVRC/Data/CLS-LOC/{train,val,test}, LOC_val_solution.csv, LOC_synset_mapping.txt.
+        ``rows`` has other predictions by image id; an empty one leaves the row out."""
         images = "kaggle/ILSVRC/Data/CLS-LOC"
         self._folder(
             images, {f"train/{wnid}/{n}": blob for wnid, some in self.train.items() for n, blob in some.items()}
@@ -111,7 +116,7 @@ class Sources:
         return self._write("kaggle/LOC_synset_mapping.txt", words.encode()).parent
 
     def hugging_face(self) -> tuple[Files, Files]:
-        """Train and val with Hugging Face's names: the wnid at their end."""
+        """Return train and val under Hugging Face's names, which end with the wnid."""
         train = {
             f"{name.removesuffix('.JPEG')}_{wnid}.JPEG": blob
             for wnid, files in self.train.items()
@@ -121,7 +126,7 @@ class Sources:
         return train, {f"{name.removesuffix('.JPEG')}_{wnid}.JPEG": blob for wnid, (name, blob) in pairs}
 
     def hugging_face_tars(self, folder: str = "tars") -> Path:
-        """Folder of the archives of ``imagenet-1k``, uncompressed; train's images in two."""
+        """Write the archives of ``imagenet-1k``, uncompressed (two for the training images); return their folder."""
         train, val = self.hugging_face()
         for part in range(2):
             self._write(f"{folder}/train_images_{part}.tar", tar_bytes(dict([*train.items()][part::2])))
@@ -132,7 +137,7 @@ class Sources:
         return self._folder("hf-train", train), self._folder("hf-val", val)
 
     def parquet(self) -> Path:
-        """Folder of parquet files as ``imagenet-1k`` has them, two a split."""
+        """Write parquet files as ``imagenet-1k`` has them, two for each split, and return their folder."""
         train, val = self.hugging_face()
         splits = {"train": train, "validation": val, "test": {"ILSVRC2012_test_00000001.JPEG": make_image(5)}}
         for split, files in splits.items():
@@ -142,7 +147,7 @@ class Sources:
         return self.root / "data"
 
     def options(self, **options: Any) -> PackConfig:
-        """To pack the archives, a few images a shard."""
+        """Return the options that pack the archives, with a few images in each shard."""
         archives = {
             "train": self.root / "train.tar",
             "val": self.root / "val.tar",
@@ -151,7 +156,7 @@ class Sources:
         return PackConfig(**{**archives, "shard_mb": 0.03, **options})
 
     def expected(self, subset: str) -> Content:
-        """Return the images that are to come out of the archives."""
+        """Return the images that a pack of the archives must hold."""
         if subset == "train":
             pairs = [(name, blob, wnid) for wnid, files in self.train.items() for name, blob in files.items()]
         else:
@@ -167,7 +172,7 @@ class Sources:
 
 
 def hf_label(name: str) -> int:
-    """Return the number of a class in ``imagenet-1k``: the place of the wnid that ends the name in the sorted wnids."""
+    """Return the number of a class in ``imagenet-1k``: the position of the name's wnid among the sorted wnids."""
     wnid = name.removesuffix(".JPEG").rpartition("_")[2]
     return sorted(WNIDS).index(wnid) if wnid in WNIDS else -1
 
@@ -192,7 +197,7 @@ def write_parquet(
 
 
 def _meta() -> bytes:
-    """``meta.mat`` with the four classes and an inner node of the hierarchy."""
+    """Return ``meta.mat`` with the four classes and an inner node of the hierarchy."""
     rows = [*((number, wnid, 0) for wnid, number in IDS.items()), (5, "n00001740", 4)]
     synsets = np.array(rows, dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The Python that tests start in place of a new interpreter is one for whoever started it."""
+"""The fork that tests start in place of a new interpreter behaves like an interpreter to its caller."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How long adding classes and classifying takes, by decoding, backbone and prediction (the paper's timing table).
+"""Measure how long adding classes and classifying takes, by decoding, backbone and prediction (as the paper does).
 
 Compares prediction with fine-tuning of the last layer, and with nearest neighbour over all stored activations.
 
     python tools/bench_adapt.py [--backbone resnet50] [--base 900] [--per-class 1281] [--photos DIR] [--device cpu]
 
-Weights and stored activations are random, and photos are drawn unless --photos names some: time depends on neither.
+Weights and stored activations are random, and photos are drawn unless --photos names a folder: time depends on neither.
 Everything is measured in one run, so that the ratios hold whatever else the machine does. The activations of
 900 x 1281 images take 6 GB of memory. The column "times" says how many times as long as prediction fine-tuning or
 nearest neighbour takes, without decoding and backbone, which all of them need, and without what is prepared once.
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Clock:
-    """Measures actions in milliseconds: the median of ``repeats``, after a first time that does not count."""
+    """Measure actions in milliseconds: the median of ``repeats``, after a first call that does not count."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats

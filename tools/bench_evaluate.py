@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 class Prepared(JointScorer):
     """Note when a method is ready for its draws."""
 
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **more)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         Prepared.at = now()
 
 
@@ -157,7 +157,7 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
     run = Run(config, shards, split, split.base, split.novel)
     if (run.dir / "learn" / "done.json").is_file():
         return run
-    # On a GPU if there is one, because the tables are 4.7 GB.
+    # On a GPU where there is a GPU, because the tables are 4.7 GB.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(0)
     centres = torch.rand(base + novel, dim, generator=generator, device=device)

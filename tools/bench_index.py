@@ -66,10 +66,10 @@ def write(root: Path, rows: int, classes: int) -> None:
     write_index(root, [f"n{number:08}" for number in range(classes)], "stored", {"train": (shards, table, [])}, {})
 
 
-def rank(number: int, given: argparse.Namespace, root: Path, meet: Any, results: Any) -> None:
+def rank(number: int, args: argparse.Namespace, root: Path, meet: Any, results: Any) -> None:
     """Act as one rank: open the index, report what it took, and stay until all ranks have been measured."""
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(given.ranks), "LOCAL_RANK": str(number),
-                   "LOCAL_WORLD_SIZE": str(given.ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # fmt: skip
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(args.ranks), "LOCAL_RANK": str(number),
+                   "LOCAL_WORLD_SIZE": str(args.ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}  # fmt: skip
     meet.wait()  # all ranks have imported their modules
     before = memory()
     meet.wait()
@@ -77,10 +77,10 @@ def rank(number: int, given: argparse.Namespace, root: Path, meet: Any, results:
     shards = open_shards(root)
     opened = time.perf_counter()
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
-    order = Order(len(view), 256 * given.ranks, 0, view.shards() if given.block_shards else None, given.block_shards)
+    order = Order(len(view), 256 * args.ranks, 0, view.shards() if args.block_shards else None, args.block_shards)
 
     def batch(step: int) -> None:
-        positions, epochs = (rank_slice(part, number, given.ranks) for part in order.batch(step))
+        positions, epochs = (rank_slice(part, number, args.ranks) for part in order.batch(step))
         train_windows(view, view.ids[positions], epochs, DataConfig(), 0)
 
     assert not view.turned
@@ -96,19 +96,19 @@ def rank(number: int, given: argparse.Namespace, root: Path, meet: Any, results:
     meet.wait()
 
 
-def start(given: argparse.Namespace, root: Path, watch: bool) -> tuple[list[dict[str, float]], float]:
+def start(args: argparse.Namespace, root: Path, watch: bool) -> tuple[list[dict[str, float]], float]:
     """Start the ranks, and return the report of each, and the peak of their memory in bytes where it is watched."""
     spawn = multiprocessing.get_context("spawn")
-    meet, results = spawn.Barrier(given.ranks + 1), spawn.Queue()
+    meet, results = spawn.Barrier(args.ranks + 1), spawn.Queue()
     ranks: list[BaseProcess] = [
-        spawn.Process(target=rank, args=(n, given, root, meet, results)) for n in range(given.ranks)
+        spawn.Process(target=rank, args=(n, args, root, meet, results)) for n in range(args.ranks)
     ]
     for process in ranks:
         process.start()
     meet.wait()
     base = peak = sum(memory(process.pid or 0)["Pss"] for process in ranks) if watch else 0
     meet.wait()
-    while watch and meet.n_waiting < given.ranks:
+    while watch and meet.n_waiting < args.ranks:
         peak = max(peak, sum(memory(process.pid or 0)["Pss"] for process in ranks))
         time.sleep(0.02)
     meet.wait()
@@ -126,16 +126,16 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8, help="%(default)s")
     parser.add_argument("--block-shards", type=int, default=0, help="data.block_shards; %(default)s")
     parser.add_argument("--folder", type=Path, help="where the index is kept and found again; default: made anew")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = given.folder or Path(folder, "index")
+        root = args.folder or Path(folder, "index")
         if not (root / "index.json").exists():
-            write(root, given.rows, given.classes)
+            write(root, args.rows, args.classes)
         table = (root / "train.samples.npy").stat().st_size
-        reports, _ = start(given, root, watch=False)
-        _, peak = start(given, root, watch=True)
-    size = f"{given.rows:,} rows, {given.classes:,} classes, table {table / 1e6:.0f} MB"
-    print(f"{size}, {given.ranks} ranks, {len(os.sched_getaffinity(0))} cores")
+        reports, _ = start(args, root, watch=False)
+        _, peak = start(args, root, watch=True)
+    size = f"{args.rows:,} rows, {args.classes:,} classes, table {table / 1e6:.0f} MB"
+    print(f"{size}, {args.ranks} ranks, {len(os.sched_getaffinity(0))} cores")
     print("| open, s | first batch after, s | CPU of all ranks until then, s | a batch, ms | private, MB a rank "
           "| node, MB | node at its peak, MB |")  # fmt: skip
     print("|---:|---:|---:|---:|---:|---:|---:|")

@@ -40,28 +40,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cuda-graph", nargs="+", choices=["off", "on"], default=["off"], help="learn.cuda_graph: each in turn"
     )
     parser.add_argument("--json", type=Path, help="write the figures here, after each method")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, contexts.start() as context:
         draw = torch.Generator(context.device).manual_seed(0)
         path = Path(temporary) / "rows.npy"
-        rows = np.lib.format.open_memmap(path, "w+", np.float16, (given.classes * given.per_class, given.dim))
-        means = np.empty((given.classes, given.dim), np.float32)
-        for label in range(given.classes):
-            block = torch.rand(given.per_class, given.dim, generator=draw, device=context.device)
-            rows[label * given.per_class : (label + 1) * given.per_class] = block.half().cpu().numpy()
+        rows = np.lib.format.open_memmap(path, "w+", np.float16, (args.classes * args.per_class, args.dim))
+        means = np.empty((args.classes, args.dim), np.float32)
+        for label in range(args.classes):
+            block = torch.rand(args.per_class, args.dim, generator=draw, device=context.device)
+            rows[label * args.per_class : (label + 1) * args.per_class] = block.half().cpu().numpy()
             means[label] = block.mean(0).cpu().numpy()
         del rows
-        offsets = np.arange(given.classes + 1) * given.per_class
+        offsets = np.arange(args.classes + 1) * args.per_class
         table = Activations(np.load(path, mmap_mode="c"), np.arange(offsets[-1]), offsets)
-        val = Activations(np.asarray(table.rows[: 2 * given.classes]), np.arange(2 * given.classes),
-                          np.arange(given.classes + 1) * 2)  # fmt: skip
+        val = Activations(np.asarray(table.rows[: 2 * args.classes]), np.arange(2 * args.classes),
+                          np.arange(args.classes + 1) * 2)  # fmt: skip
         bank = Bank(table, val, means, torch.from_numpy(means), context)
-        print(f"{given.classes} classes, {given.dim} channels, {given.precision}, {context.device}")
+        print(f"{args.classes} classes, {args.dim} channels, {args.precision}, {context.device}")
         rates: dict[str, dict[str, float]] = defaultdict(dict)
-        for method in given.methods:
-            for graph in given.cuda_graph:
+        for method in args.methods:
+            for graph in args.cuda_graph:
                 config = LearnConfig(
-                    steps=given.steps, precision=given.precision, log_every=given.steps, cuda_graph=graph == "on"
+                    steps=args.steps, precision=args.precision, log_every=args.steps, cuda_graph=graph == "on"
                 )
                 folder = Path(temporary) / method / graph
                 task = PredictorTraining(method, bank, config, 0, context)
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"({75_000 / rate / 60:.1f} min for 75,000 steps), peak {peak_memory_gib(context.device):.1f} GiB",
                     flush=True,
                 )
-            if given.json:
-                figures = {"rates": rates, "steps": given.steps, "peak_gib": peak_memory_gib(context.device)}
-                given.json.write_text(json.dumps(figures))
+            if args.json:
+                figures = {"rates": rates, "steps": args.steps, "peak_gib": peak_memory_gib(context.device)}
+                args.json.write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

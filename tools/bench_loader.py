@@ -201,17 +201,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="loaders whose names hold this text, and dist_train")
     parser.add_argument("--gpu", action="store_true", help="batches are wanted on GPU 0")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    given = parser.parse_args(arguments)
-    if given.gpu:
+    args = parser.parse_args(arguments)
+    if args.gpu:
         torch.cuda.init()
-    context = Context(device=GPU) if given.gpu else Context()
+    context = Context(device=GPU) if args.gpu else Context()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        images_into(folder, given.images)
+        images_into(folder, args.images)
         shards = pack(PackConfig(train=folder / "train", shard_mb=8), folder / "shards", progress=False)
         blobs = [path.read_bytes() for path in sorted((folder / "train").rglob("*.*")) if path.is_file()]
-        n, p = given.threads, given.passes
+        n, p = args.threads, args.passes
         remote = open_shards(serve(folder / "shards"), CacheConfig(dir=folder / "cache"))
         for number in range(len(remote["train"].shards)):
             remote["train"].fetch(number)
@@ -221,28 +221,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "dist_train, from a URL, cache warm": lambda: ours(remote, n, p, context),
             "dist_train, RandAugment": lambda: ours(shards, n, p, context, augment="randaugment"),
             "dist_train, TrivialAugment": lambda: ours(shards, n, p, context, augment="trivialaugment"),
-            "DALI's own webdataset reader": lambda: dali_reader(shards, n, p, given.gpu),
+            "DALI's own webdataset reader": lambda: dali_reader(shards, n, p, args.gpu),
             "DALI over the webdataset library": lambda: dali_over_webdataset(shards, n, p),
-            "torchvision DataLoader": lambda: torchvision_loader(folder, n, p, given.gpu),
+            "torchvision DataLoader": lambda: torchvision_loader(folder, n, p, args.gpu),
             "webdataset + PIL": lambda: webdataset_pil(shards, n, p),
         }
-        wanted = ["dist_train", *(name for name in contestants if any(text in name for text in given.only))]
+        wanted = ["dist_train", *(name for name in contestants if any(text in name for text in args.only))]
         chosen = {name: make for name, make in contestants.items() if name in wanted}
         rates: dict[str, list[float]] = {name: [] for name in chosen}
-        for number in range(given.rounds):
+        for number in range(args.rounds):
             for name, make in list(chosen.items())[:: -1 if number % 2 else 1]:
                 rates[name].append(rate(make()))
                 print(f"round {number + 1}: {name}: {rates[name][-1]:.0f} images/s", file=sys.stderr)
-    print(
-        f"{platform.processor() or platform.machine()}, {n} threads, {len(blobs)} images x {p}, {given.rounds} rounds"
-    )
+    print(f"{platform.processor() or platform.machine()}, {n} threads, {len(blobs)} images x {p}, {args.rounds} rounds")
     print(f"\n| loader | images/s (median) | min to max | dist_train is |\n|{'---|' * 4}")
     mine = statistics.median(rates["dist_train"])
     for name, values in rates.items():
         ratios = statistics.median(a / b for a, b in zip(rates["dist_train"], values, strict=True))
         print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} | {ratios:.2f}x |")
-    if given.json:
-        given.json.write_text(json.dumps({"rates": rates, "dist_train": mine, "threads": n}, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps({"rates": rates, "dist_train": mine, "threads": n}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The loops that ``bench_step`` measures beside this trainer: a bare PyTorch loop, and timm's own.
+"""Make the loops that ``bench_step`` measures beside this trainer: a bare PyTorch loop, and timm's own.
 
 Each function makes a model with its optimiser and returns ``steps(count)``, which trains it on the same batch again and
-again. ``given`` holds the options of ``bench_step``, ``setting`` a row of its matrix.
+again. ``args`` holds the options of ``bench_step``, ``setting`` a row of its matrix.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from dist_train.data.loading.loader import Batch
 if TYPE_CHECKING:
     from bench_step import Setting
 
-LR = 0.01  # of all loops: small, for the same batch comes again and again
+LR = 0.01  # the rate of all loops: small, for the same batch comes again and again
 Steps = Callable[[int], None]
 
 
-def autocast(given: argparse.Namespace, device: torch.device) -> Any:
+def autocast(args: argparse.Namespace, device: torch.device) -> Any:
     """Return the autocast of the precision that is asked for."""
-    kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
-    return torch.autocast(device.type, kind, enabled=given.precision == "bf16")
+    kind = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    return torch.autocast(device.type, kind, enabled=args.precision == "bf16")
 
 
-def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
+def bare(args: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
     """Return the bare loop, with nothing of this project."""
     device = batch.images.device
-    if given.model == "resnet10":  # torchvision does not name it
-        model: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], given.classes)
+    if args.model == "resnet10":  # torchvision does not name it
+        model: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1], args.classes)
     else:
-        model = torchvision.models.get_model(given.model, weights=None, num_classes=given.classes)
+        model = torchvision.models.get_model(args.model, weights=None, num_classes=args.classes)
     model = model.to(device, memory_format=setting.memory_format).train()  # type: ignore[call-overload]
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 1e-4},
@@ -49,7 +49,7 @@ def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
 
     def steps(count: int) -> None:
         for _ in range(count):
-            with autocast(given, device):
+            with autocast(args, device):
                 loss = F.cross_entropy(called(images), labels, label_smoothing=0.1)
             loss.backward()
             optimizer.step()
@@ -58,14 +58,14 @@ def bare(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
     return steps
 
 
-def timms(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
+def timms(args: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
     """Return the step of timm's train.py (1.0), without its meters and its EMA."""
     import timm
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
 
     device = batch.images.device
-    model: nn.Module = timm.create_model(given.model, num_classes=given.classes)
+    model: nn.Module = timm.create_model(args.model, num_classes=args.classes)
     model = model.to(device, memory_format=setting.memory_format).train()  # type: ignore[call-overload]
     optimizer = create_optimizer_v2(model, opt="sgd", lr=LR, weight_decay=1e-4, momentum=0.9)
     called = torch.compile(model, dynamic=False) if setting.compiled else model
@@ -74,7 +74,7 @@ def timms(given: argparse.Namespace, setting: Setting, batch: Batch) -> Steps:
 
     def steps(count: int) -> None:
         for _ in range(count):
-            with autocast(given, device):
+            with autocast(args, device):
                 loss = loss_of(called(images), labels)
             loss.backward()
             optimizer.step()

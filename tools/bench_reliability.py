@@ -1,4 +1,4 @@
-"""What safety costs a step: agreement on a stop, and writing a checkpoint beside the training.
+"""Measure what safety costs a step: agreement on a stop, and writing a checkpoint beside the training.
 
     torchrun --standalone --nproc-per-node 2 tools/bench_reliability.py
 
@@ -31,7 +31,7 @@ from dist_train.training.strategies.ddp import DataParallel
 
 @dataclass
 class Times:
-    """Milliseconds of each kind of step, and paired ratios to plain steps, a pair per round.
+    """Hold the milliseconds of each kind of step, and paired ratios to plain steps, a pair per round.
 
     Attributes:
         blocked: milliseconds that training waits for the copy of the tensors.
@@ -47,7 +47,7 @@ class Times:
 
 
 class Training:
-    """DDP training of a small ResNet on the same random images."""
+    """Train a small ResNet under DDP on the same random images."""
 
     def __init__(self, context: contexts.Context, stop: StopFlag, batch: int) -> None:
         torch.manual_seed(0)

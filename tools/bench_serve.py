@@ -1,10 +1,10 @@
-"""How long a small photo waits for its answer while a server works on large photos, and the memory that it takes.
+"""Measure how long a small photo waits for its answer while a server works on large photos, and the server's memory.
 
     python tools/bench_serve.py MODEL [--large 8] [--megapixels 62]
 
 Serves a copy of MODEL and uploads the large photos (PNG files of a single colour, tens of kilobytes, so that nothing
-but the decoding takes time), each in a request of its own and all at once. Then asks about one small photo after the
-other until the large photos are answered.
+but the decoding takes time), each in a request of its own and all at once. Then asks about small photos, one after
+another, until the large photos are answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images/s of this trainer's step beside a bare PyTorch loop, in one run, as ratios.
+"""Compare the images/s of this trainer's step with those of a bare PyTorch loop, in one run, as ratios.
 
     python tools/bench_step.py [--model resnet18] [--size 64] [--batch 32] [--precision bf16] [--compile] [--matrix]
 
@@ -8,14 +8,15 @@ Side by side, with the same architecture, batch, loss, precision, memory format 
 - ``trainer``: ``training.loop.TrainingLoop`` as ``pretrain`` runs it, metrics included, on the same batch;
 - ``trainer + loader``: the same, on images that its loader reads, decodes and crops: ``--shards``, or drawn ones;
 - ``timm`` (``--timm``): timm's model, loss and optimiser in the step of its train.py, on the same batch;
-- ``bare, again`` (``--control``): a second bare loop, to see what two equal ones differ by on this machine.
+- ``bare, again`` (``--control``): a second bare loop, to see how far two equal loops differ on this machine.
 
-A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each, for
-``--lead`` steps before the clock, where its buffers fill: it neither works in another's time nor profits by it.
+A round is ``--steps`` steps of each in turn, forwards and backwards. The loader starts anew in each
+round, ``--lead`` steps before the clock, in which its buffers fill: it neither works in another loop's time nor profits
+by it.
 Ratios are medians over rounds of the two rates of one round, so that a machine that slows down slows both.
 The interval is that of the median by order statistics, of at least 95% from 6 rounds on; min to max before.
 On a CPU shared with other work, many short rounds on one thread (OMP_NUM_THREADS=1) tell the most. There
-``--cpu-time`` also leaves out the time that the others have the core, but so it does waiting: look at both.
+``--cpu-time`` also leaves out the time in which other work has the core, but waiting for data as well: look at both.
 
 cuDNN is tuned, as in ``pretrain``, for all loops; compare ``--no-tuning`` in another process: choices are kept.
 A log line comes every ``--log-every`` steps; evaluation and checkpoints are not part of a step. Where the time goes
@@ -99,11 +100,11 @@ class Result:
         return statistics.median(ratios), ratios[k - 1], ratios[-k]
 
 
-def synthetic(given: argparse.Namespace, setting: Setting, device: torch.device) -> Batch:
+def synthetic(args: argparse.Namespace, setting: Setting, device: torch.device) -> Batch:
     torch.manual_seed(0)
-    images = torch.randn(given.batch, 3, given.size, given.size, device=device)
-    labels = torch.randint(given.classes, (given.batch,), device=device)
-    return Batch(images.contiguous(memory_format=setting.memory_format), labels, np.arange(given.batch))
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
+    labels = torch.randint(args.classes, (args.batch,), device=device)
+    return Batch(images.contiguous(memory_format=setting.memory_format), labels, np.arange(args.batch))
 
 
 class Clock:
@@ -145,16 +146,16 @@ class Trainer:
         folder: for metrics.jsonl and TensorBoard.
     """
 
-    def __init__(self, given: argparse.Namespace, setting: Setting, device: torch.device, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, setting: Setting, device: torch.device, folder: Path) -> None:
         self.config = PretrainConfig(
-            model=given.model, global_batch=given.batch, precision=given.precision, compile=setting.compiled,
-            channels_last=setting.channels_last, log_every=given.log_every, checkpoint_every=10**9,
+            model=args.model, global_batch=args.batch, precision=args.precision, compile=setting.compiled,
+            channels_last=setting.channels_last, log_every=args.log_every, checkpoint_every=10**9,
         )  # fmt: skip
         self.context = Context(device=device)
-        model = Backbone(given.model, given.classes).to(device)
-        precision = MixedPrecision(given.precision, device)
+        model = Backbone(args.model, args.classes).to(device)
+        precision = MixedPrecision(args.precision, device)
         self.strategy = make_strategy(model, make_optimizer(model, self.config), precision, self.config, self.context)
-        self.task = Endless(self.strategy, self.config, given.classes, seed=0, steps=10**9)
+        self.task = Endless(self.strategy, self.config, args.classes, seed=0, steps=10**9)
         self.loop = TrainingLoop(self.task, folder, {}, StopFlag(self.context))
         self.strategy.module.train()
 
@@ -188,11 +189,11 @@ def repeated(batch: Batch) -> Generator[Batch]:
         yield batch
 
 
-def loaded(shards: ShardSet, given: argparse.Namespace, context: Context, numbers: range) -> Generator[Batch]:
+def loaded(shards: ShardSet, args: argparse.Namespace, context: Context, numbers: range) -> Generator[Batch]:
     """Make the batches that ``pretrain`` would train on, of all classes."""
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
-    data = DataConfig(shards=str(shards.root), train_size=given.size, threads=given.threads)
-    return train_batches(view, Order(len(view), given.batch, 0), data, 0, context, numbers)
+    data = DataConfig(shards=str(shards.root), train_size=args.size, threads=args.threads)
+    return train_batches(view, Order(len(view), args.batch, 0), data, 0, context, numbers)
 
 
 class Comparison:
@@ -203,22 +204,22 @@ class Comparison:
         folder: for the trainer's metrics.
     """
 
-    def __init__(self, given: argparse.Namespace, setting: Setting, shards: ShardSet | None, folder: Path) -> None:
-        self.given, self.setting, self.shards = given, setting, shards
+    def __init__(self, args: argparse.Namespace, setting: Setting, shards: ShardSet | None, folder: Path) -> None:
+        self.args, self.setting, self.shards = args, setting, shards
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         torch.compiler.reset()
-        self.batch = synthetic(given, setting, self.device)
-        self.trainer = Trainer(given, setting, self.device, folder)
-        self.clock = Clock(self.device, given.cpu_time)
+        self.batch = synthetic(args, setting, self.device)
+        self.trainer = Trainer(args, setting, self.device, folder)
+        self.clock = Clock(self.device, args.cpu_time)
 
     def run(self) -> Result:
         """Time all contestants in turn, then where the trainer's time goes."""
         contestants = self.contestants()
         for seconds in contestants.values():
-            seconds()  # compiles, and makes what is made once
+            seconds()  # compiles, and does everything that is done once
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         memory: dict[str, float] = {}
-        for number in range(self.given.rounds):
+        for number in range(self.args.rounds):
             for name in list(contestants)[:: -1 if number % 2 else 1]:
                 self._time(name, contestants[name], rates, memory)
             shown = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
@@ -229,16 +230,16 @@ class Comparison:
 
     def contestants(self) -> dict[str, Callable[[], float]]:
         """Return for each contestant a function that makes a round's steps and returns their seconds."""
-        given, setting, batch = self.given, self.setting, self.batch
-        made = {} if given.alone else {"bare": partial(self._time_loop, bare(given, setting, batch))}
-        made["trainer"] = partial(self._time_trainer, "trainer")
-        if given.timm:
-            made["timm"] = partial(self._time_loop, timms(given, setting, batch))
-        if given.control:
-            made["bare, again"] = partial(self._time_loop, bare(given, setting, batch))
+        args, setting, batch = self.args, self.setting, self.batch
+        loops = {} if args.alone else {"bare": partial(self._time_loop, bare(args, setting, batch))}
+        loops["trainer"] = partial(self._time_trainer, "trainer")
+        if args.timm:
+            loops["timm"] = partial(self._time_loop, timms(args, setting, batch))
+        if args.control:
+            loops["bare, again"] = partial(self._time_loop, bare(args, setting, batch))
         if self.shards:
-            made["trainer + loader"] = partial(self._time_trainer, "trainer + loader")
-        return made
+            loops["trainer + loader"] = partial(self._time_trainer, "trainer + loader")
+        return loops
 
     def _time(
         self, name: str, seconds: Callable[[], float], rates: dict[str, list[float]], memory: dict[str, float]
@@ -246,7 +247,7 @@ class Comparison:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             held = torch.cuda.memory_allocated(self.device)
-        rates[name].append(self.given.batch * self.given.steps / seconds())
+        rates[name].append(self.args.batch * self.args.steps / seconds())
         if self.device.type == "cuda":  # above the weights and optimiser states of all of them
             memory[name] = (torch.cuda.max_memory_allocated(self.device) - held) / 2**30
 
@@ -254,28 +255,28 @@ class Comparison:
         if name == "trainer" or self.shards is None:
             return repeated(self.batch)
         start = self.trainer.loop.done
-        stop = start + self.given.lead + self.given.steps
-        return loaded(self.shards, self.given, self.trainer.context, range(start, stop))
+        stop = start + self.args.lead + self.args.steps
+        return loaded(self.shards, self.args, self.trainer.context, range(start, stop))
 
     def _time_trainer(self, name: str) -> float:
         batches = self._feed(name)
         if name != "trainer":
-            self.trainer.run(batches, self.given.lead)
+            self.trainer.run(batches, self.args.lead)
         began = self.clock.now()
-        self.trainer.run(batches, self.given.steps)
+        self.trainer.run(batches, self.args.steps)
         seconds = self.clock.now() - began
         batches.close()
         return seconds
 
     def _time_loop(self, steps: Steps) -> float:
         began = self.clock.now()
-        steps(self.given.steps)
+        steps(self.args.steps)
         return self.clock.now() - began
 
     def _parts(self, name: str) -> dict[str, float]:
         batches = self._feed(name)
-        self.trainer.run(batches, self.given.lead)
-        parts = self.trainer.parts(batches, self.given.steps)
+        self.trainer.run(batches, self.args.lead)
+        parts = self.trainer.parts(batches, self.args.steps)
         batches.close()
         return parts
 
@@ -317,7 +318,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-tuning", action="store_true", help="without torch.backends.cudnn.benchmark")
     parser.add_argument("--matrix", action="store_true", help="compile on and off, channels_last on and off")
     parser.add_argument("--timm", action="store_true", help="timm's training step too")
-    parser.add_argument("--control", action="store_true", help="a second bare loop: what two equal ones differ by")
+    parser.add_argument("--control", action="store_true", help="a second bare loop: how far two equal loops differ")
     parser.add_argument("--cpu-time", action="store_true", help="rates per second of this process's CPU time")
     parser.add_argument("--shards", help="folder of packed images; drawn ones where none is given")
     parser.add_argument("--threads", type=int, default=0, help="the loader's, as data.threads")
@@ -327,44 +328,44 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def settings(given: argparse.Namespace) -> list[Setting]:
-    if given.matrix:
+def settings(args: argparse.Namespace) -> list[Setting]:
+    if args.matrix:
         return [Setting(*switches) for switches in itertools.product((False, True), (True, False))]
-    return [Setting(given.compile, not given.no_channels_last)]
+    return [Setting(args.compile, not args.no_channels_last)]
 
 
-def drawn_shards(given: argparse.Namespace, folder: Path) -> ShardSet:
+def drawn_shards(args: argparse.Namespace, folder: Path) -> ShardSet:
     """Pack drawn images of twice the side of the crops, as ImageNet's images are beside crops of 224 pixels."""
-    each = max(20, -(-2 * given.batch // 10))
+    each = max(20, -(-2 * args.batch // 10))
     options = DrawConfig(
-        base_classes=10, novel_classes=1, train_per_class=each, val_per_class=1, size=max(32, 2 * given.size)
+        base_classes=10, novel_classes=1, train_per_class=each, val_per_class=1, size=max(32, 2 * args.size)
     )
     draw(options, folder / "train", folder / "val", progress=False)
     return pack(PackConfig(train=folder / "train", workers=1), folder / "shards", progress=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = parse(arguments)
-    with tempfile.TemporaryDirectory() as temporary, tuned_convolutions(not given.no_tuning):
+    args = parse(arguments)
+    with tempfile.TemporaryDirectory() as temporary, tuned_convolutions(not args.no_tuning):
         folder = Path(temporary)
         shards = None
-        if not given.no_loader:
-            shards = open_shards(given.shards) if given.shards else drawn_shards(given, folder)
-            given.classes = max(given.classes, len(shards.classes))
+        if not args.no_loader:
+            shards = open_shards(args.shards) if args.shards else drawn_shards(args, folder)
+            args.classes = max(args.classes, len(shards.classes))
         results = {
-            setting: Comparison(given, setting, shards, folder / f"metrics{number}").run()
-            for number, setting in enumerate(settings(given))
+            setting: Comparison(args, setting, shards, folder / f"metrics{number}").run()
+            for number, setting in enumerate(settings(args))
         }
     cuda = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(
-        f"{given.model}, {given.batch} images of {given.size} pixels, {given.precision}, {given.rounds} rounds of "
-        f"{given.steps} steps{', CPU time' if given.cpu_time else ''}"
-        f"{', cuDNN not tuned' if given.no_tuning else ''}; {where}, torch {torch.__version__}\n"
+        f"{args.model}, {args.batch} images of {args.size} pixels, {args.precision}, {args.rounds} rounds of "
+        f"{args.steps} steps{', CPU time' if args.cpu_time else ''}"
+        f"{', cuDNN not tuned' if args.no_tuning else ''}; {where}, torch {torch.__version__}\n"
     )
     print("\n".join(table(results)))
-    if given.json:
-        given.json.write_text(json.dumps([asdict(setting) | asdict(result) for setting, result in results.items()]))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(setting) | asdict(result) for setting, result in results.items()]))
 
 
 if __name__ == "__main__":

@@ -95,15 +95,15 @@ def main() -> None:
     parser.add_argument(
         "--precisions", default=",".join(KINDS), help="of fp32, bf16 and fp16; the others are compared with the first"
     )
-    given = parser.parse_args()
-    if given.seeds < 2 or given.epochs <= 0 or not set(given.precisions.split(",")) <= set(KINDS):
+    args = parser.parse_args()
+    if args.seeds < 2 or args.epochs <= 0 or not set(args.precisions.split(",")) <= set(KINDS):
         parser.error("--seeds is 2 at least, --epochs above 0, --precisions some of fp32, bf16, fp16")
     precision.cpu_has = lambda _: True  # emulated where the CPU has no such instructions
-    kinds, strategies = given.precisions.split(","), given.strategies.split(",")
+    kinds, strategies = args.precisions.split(","), args.strategies.split(",")
     accuracies: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        base = base_config(Path(folder), given.epochs)
-        for seed in range(given.seeds):
+        base = base_config(Path(folder), args.epochs)
+        for seed in range(args.seeds):
             for strategy in strategies:
                 for kind in kinds:
                     name = f"{strategy}, {kind}"
@@ -115,7 +115,7 @@ def main() -> None:
             config = replace(config, pretrain=replace(base.pretrain, strategy=strategies[0], precision=kinds[0]))
             for kind in kinds:
                 accuracies.setdefault(f"learn, {kind}", []).append(learned(config, kind))
-    print(f"\n| training | base top-1, % over {given.seeds} seeds | from the first |\n|---|---:|---:|")
+    print(f"\n| training | base top-1, % over {args.seeds} seeds | from the first |\n|---|---:|---:|")
     first = {"learn": f"learn, {kinds[0]}"}
     for name, values in accuracies.items():
         print(line(name, values, accuracies[first.get(name.split(",")[0], next(iter(accuracies)))]))

@@ -59,19 +59,19 @@ def probe(environment: dict[str, str]) -> dict[str, Any]:
         return {"gpus": 0, "name": "unknown", "error": f"torch gave no answer within {PROBE_SECONDS} s"}
     if done.returncode:
         return {"gpus": 0, "name": "unknown", "error": last_line(done.stderr)}
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    device: dict[str, Any] = json.loads(done.stdout)
+    return device
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages of ``PACKAGES``."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def obstacle(step: Step, device: dict[str, Any], passed: set[str]) -> str:
@@ -92,8 +92,8 @@ def obstacle(step: Step, device: dict[str, Any], passed: set[str]) -> str:
 
 def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
     """Run a step to its end or its time-out; return status, reason, seconds and result."""
-    log, made = out / f"{step.name}.log", step.result(out)
-    made.unlink(missing_ok=True)  # an earlier start's
+    log, result_file = out / f"{step.name}.log", step.result(out)
+    result_file.unlink(missing_ok=True)  # an earlier start's
     began = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -109,7 +109,7 @@ def take(step: Step, out: Path, environment: dict[str, str]) -> dict[str, Any]:
     seconds = round(time.monotonic() - began, 1)
     text = log.read_text(errors="replace")
     try:
-        result = step.read(made, text)
+        result = step.read(result_file, text)
     except (OSError, ValueError, KeyError, SyntaxError):  # it was ended before it had written all
         result = None
     if code is None:
@@ -147,28 +147,28 @@ def last_line(text: str) -> str:
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
     """Return the records in OUT by step, those of earlier starts too."""
-    found = {}
+    by_step = {}
     for path in sorted(out.glob("*.json")):
         try:
             record = json.loads(path.read_text())
         except ValueError:
             record = None
         if isinstance(record, dict) and record.keys() >= KEYS:
-            found[record["name"]] = record
+            by_step[record["name"]] = record
         else:
             print(f"gpu_check: {path}: not a step's record, left out", file=sys.stderr)
-    return found
+    return by_step
 
 
-def target(out: Path, found: Mapping[str, Mapping[str, Any]]) -> Path:
+def target(out: Path, by_step: Mapping[str, Mapping[str, Any]]) -> Path:
     """Return where the page of these records goes: a rehearsal's never goes into the documentation."""
-    rehearsed = any(not record["device"]["gpus"] for record in found.values())
+    rehearsed = any(not record["device"]["gpus"] for record in by_step.values())
     return out / PAGE.name if rehearsed else PAGE
 
 
-def run(given: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Take the steps; return 1 where one has failed or was ended by its time-out."""
-    out = given.out.absolute()
+    out = args.out.absolute()
     try:
         (out / "work").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,55 +176,55 @@ def run(given: argparse.Namespace) -> int:
         return 1
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    if given.cpu:  # and without a compiler, which would take minutes
+    if args.cpu:  # and without a compiler, which would take minutes
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    device, known = probe(environment), versions()
-    if not given.cpu and not device["gpus"]:
+    device, packages = probe(environment), versions()
+    if not args.cpu and not device["gpus"]:
         why = device.get("error", "dist-train doctor says why")
         print(f"gpu_check: no GPU that torch can use ({why}); --cpu rehearses without one", file=sys.stderr)
         return 1
-    every = steps(out, given.cpu, device.get("cpus", 1))
-    unknown = set(given.only) - {step.name for step in every}
+    every = steps(out, args.cpu, device.get("cpus", 1))
+    unknown = set(args.only) - {step.name for step in every}
     if unknown:
         print(f"gpu_check: --only {' '.join(sorted(unknown))}: no such step; there are: "
               f"{', '.join(step.name for step in every)}", file=sys.stderr)  # fmt: skip
         return 1
     before = records(out)
-    if any(bool(record["device"]["gpus"]) == given.cpu for record in before.values()):
-        other = "a GPU's" if given.cpu else "a rehearsal's"
+    if any(bool(record["device"]["gpus"]) == args.cpu for record in before.values()):
+        other = "a GPU's" if args.cpu else "a rehearsal's"
         print(f"gpu_check: {out} holds {other} records; choose another folder", file=sys.stderr)
         return 1
     passed = {name for name, record in before.items() if record["status"] == "passed"}
     bad = 0
     for step in every:
-        if given.only and step.name not in given.only:
+        if args.only and step.name not in args.only:
             continue
         passed.discard(step.name)
         print(f"gpu_check: {step.name}: {step.proves} (at most {step.seconds} s)", flush=True)
         began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         why = obstacle(step, device, passed)
-        found = {"status": "skipped", "reason": why, "seconds": 0.0, "result": None} if why else (
+        outcome = {"status": "skipped", "reason": why, "seconds": 0.0, "result": None} if why else (
             take(step, out, environment)
         )  # fmt: skip
         about = {"name": step.name, "command": shlex.join(step.command), "timeout": step.seconds, "start": began}
-        text = json.dumps({**about, **found, "versions": known, "device": device}, indent=1)
+        text = json.dumps({**about, **outcome, "versions": packages, "device": device}, indent=1)
         (out / f"{step.name}.json").write_text(text + "\n")
-        if found["status"] == "passed":
+        if outcome["status"] == "passed":
             passed.add(step.name)
-        bad += found["status"] in ("failed", "timed out")
-        print(f"gpu_check: {step.name}: {found['status']} {found['reason']}".rstrip() + f" ({found['seconds']} s)",
-              flush=True)  # fmt: skip
+        bad += outcome["status"] in ("failed", "timed out")
+        verdict = f"{outcome['status']} {outcome['reason']}".rstrip()
+        print(f"gpu_check: {step.name}: {verdict} ({outcome['seconds']} s)", flush=True)
     return write(out) or (1 if bad else 0)
 
 
 def write(out: Path, to: Path | None = None) -> int:
     """Write the page from the records in OUT; return 1 where there are none."""
-    found = records(out)
-    if not found and not out.is_dir():
+    by_step = records(out)
+    if not by_step and not out.is_dir():
         print(f"gpu_check: {out}: no such folder", file=sys.stderr)
         return 1
-    to = to or target(out, found)
-    to.write_text(page(found))
+    to = to or target(out, by_step)
+    to.write_text(page(by_step))
     print(f"gpu_check: {to}")
     return 0
 
@@ -239,14 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     only_write = verbs.add_parser("page", help="write the page from the records")
     only_write.add_argument("out", type=Path, help="folder of the records")
     only_write.add_argument("--to", type=Path, help="default: as run does")
-    given = parser.parse_args(arguments)
-    if given.verb == "page":
-        return write(given.out, given.to)
+    args = parser.parse_args(arguments)
+    if args.verb == "page":
+        return write(args.out, args.to)
     # A step has a session of its own: left behind, it would keep the GPU.
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, leave) for number in numbers]
     try:
-        return run(given)
+        return run(args)
     except (KeyboardInterrupt, Ended) as cause:
         why = str(cause) or "interrupted"
         print(f"gpu_check: {why}; the step that ran is ended, the records before it are kept: --only takes steps that "
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Ended(BaseException):
-    """A signal ends this program."""
+    """Report that a signal ends this program."""
 
 
 def leave(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""The page of ``gpu_check``: docs/results/gpu.md, from the records of its steps, with each aim beside its figure."""
+"""Make the page of ``gpu_check``, docs/results/gpu.md, from the records of its steps: each aim beside its figure."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def result(records: Records, step: str) -> Any:
 
 def rates(records: Records, step: str) -> dict[str, float]:
     """Return the median images/s of each loop of a training step, or of each loader."""
-    found = result(records, step)
-    found = (found[0] if isinstance(found, list) else found) or {"rates": {}}
-    return {name: statistics.median(values) for name, values in found["rates"].items()}
+    figures = result(records, step)
+    figures = (figures[0] if isinstance(figures, list) else figures) or {"rates": {}}
+    return {name: statistics.median(values) for name, values in figures["rates"].items()}
 
 
 def trainer(records: Records) -> float | None:
     """Return the images/s of the trainer without a loader: the faster of eager and compiled."""
-    found = [rates(records, step).get("trainer") for step in ("step-eager", "step-compiled")]
-    return max((rate for rate in found if rate), default=None)
+    medians = [rates(records, step).get("trainer") for step in ("step-eager", "step-compiled")]
+    return max((rate for rate in medians if rate), default=None)
 
 
 def loader_aim(records: Records) -> Aim:
@@ -81,8 +81,8 @@ def timm_aim(records: Records) -> Aim:
 def learn_aim(records: Records) -> Aim:
     """Return the aim of the predictors' training."""
     wanted = f"each of the paper's predictors learns {LEARN_STEPS:,} steps in less than {LEARN_SECONDS} s"
-    found = (result(records, "learn") or {"rates": {}})["rates"]
-    times = {name: LEARN_STEPS / max(found[name].values()) for name in PAPERS if found.get(name)}
+    by_method = (result(records, "learn") or {"rates": {}})["rates"]
+    times = {name: LEARN_STEPS / max(by_method[name].values()) for name in PAPERS if by_method.get(name)}
     if not times:
         return Aim(wanted)
     slowest = max(times, key=lambda name: times[name])
@@ -94,12 +94,12 @@ def learn_aim(records: Records) -> Aim:
 def evaluate_aim(records: Records) -> Aim:
     """Return the aim of evaluation."""
     wanted = f"all rows on stored activations in less than {ROWS_SECONDS // 60} minutes"
-    found = result(records, "evaluate")
-    if not found:
+    figures = result(records, "evaluate")
+    if not figures:
         return Aim(wanted)
-    seconds, rows = sum(found["seconds"].values()), len(found["seconds"])
-    whole = rows == len(found["methods"])
-    figure = f"{rows} of {len(found['methods'])} rows: {seconds:.0f} s"
+    seconds, rows = sum(figures["seconds"].values()), len(figures["seconds"])
+    whole = rows == len(figures["methods"])
+    figure = f"{rows} of {len(figures['methods'])} rows: {seconds:.0f} s"
     met = seconds < ROWS_SECONDS
     return Aim(wanted, figure, met if whole or not met else None)
 
@@ -157,9 +157,9 @@ def _steps(records: Records) -> Iterator[str]:
     for step in steps(Path("OUT")):
         record = records.get(step.name)
         outcome = "not run" if record is None else f"{record['status']}, {record['seconds']:.0f} s"
-        found = result(records, step.name) or {}
-        if step.name.startswith("tests-") and found:
-            outcome += f": {found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped"
+        counts = result(records, step.name) or {}
+        if step.name.startswith("tests-") and counts:
+            outcome += f": {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
         if record and record["reason"]:
             outcome += f" ({_cell(record['reason'])})"
         yield f"| `{step.name}` | {step.proves} | {step.seconds} | {outcome} |"
@@ -180,24 +180,24 @@ def _figures(records: Records) -> Iterator[str]:
         yield from ("## Loader", "", "| loader | images/s |", "|---|---:|")
         yield from (f"| {name} | {rate:,.0f} |" for name, rate in rates(records, "loader").items())
         yield ""
-    if found := result(records, "learn"):
+    if figures := result(records, "learn"):
         yield from (
             "## Predictors",
             "",
             "| predictor | single launches (it/s) | CUDA graph (it/s) |",
             "|---|---:|---:|",
         )
-        for name, row in found["rates"].items():
+        for name, row in figures["rates"].items():
             yield f"| {name} | {row.get('off', float('nan')):,.0f} | {row.get('on', float('nan')):,.0f} |"
         yield ""
-    if found := result(records, "evaluate"):
+    if figures := result(records, "evaluate"):
         yield from ("## Rows", "", "| row | seconds |", "|---|---:|")
-        yield from (f"| {name} | {seconds:.1f} |" for name, seconds in found["seconds"].items())
+        yield from (f"| {name} | {seconds:.1f} |" for name, seconds in figures["seconds"].items())
         yield ""
-    if found := result(records, "run"):
-        same = "are equal" if found["equal"] else f"differ by at most {found['largest_difference']} points"
+    if figures := result(records, "run"):
+        same = "are equal" if figures["equal"] else f"differ by at most {figures['largest_difference']} points"
         yield from ("## A run, stopped and resumed", "", f"The tables of the whole and of the resumed run {same}; the "
-                    f"networks' weights by at most {found['weights_difference']:.1e}.", "")  # fmt: skip
+                    f"networks' weights by at most {figures['weights_difference']:.1e}.", "")  # fmt: skip
     failures: dict[str, str] = {}
     for step in records:
         if step.startswith("tests-"):

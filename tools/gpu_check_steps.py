@@ -34,23 +34,23 @@ TESTS = {
 }  # fmt: skip
 
 
-def read_json(made: Path, text: str) -> Any:
+def read_json(file: Path, text: str) -> Any:
     """Return the result that a tool has written as JSON."""
-    return json.loads(made.read_text())
+    return json.loads(file.read_text())
 
 
-def read_doctor(made: Path, text: str) -> dict[str, Any]:
+def read_doctor(file: Path, text: str) -> dict[str, Any]:
     """Return the lines of ``doctor``: level, subject, text."""
     lines = re.findall(r"^(ok|warning|error) +(.{12}) (.*)$", text, re.MULTILINE)
     return {"lines": [[level, subject.strip(), finding] for level, subject, finding in lines]}
 
 
-def read_tests(made: Path, text: str) -> dict[str, Any]:
+def read_tests(file: Path, text: str) -> dict[str, Any]:
     """Return counts, the outcome of each test, and the message of each failure: from pytest's XML or, where pytest was
     ended before it wrote the XML, from its printed lines."""
     tests, failures, reasons = {}, {}, set()
-    if made.is_file():
-        for case in ElementTree.parse(made).iter("testcase"):
+    if file.is_file():
+        for case in ElementTree.parse(file).iter("testcase"):
             name = f"{case.get('classname', '')}::{case.get('name', '')}"
             problem = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
             tests[name] = "passed" if problem is None else "skipped" if problem.tag == "skipped" else "failed"
@@ -70,14 +70,14 @@ class Step:
     """Describe a command and its proof.
 
     Attributes:
-        name: names its record and its log.
-        proves: what it shows, for the page.
-        command: runs in the checkout.
-        seconds: time-out.
+        name: the name of its record and its log.
+        proves: what the step shows, for the page.
+        command: the words of the command, which runs in the checkout.
+        seconds: the time-out.
         needs: modules without which it is skipped.
         after: the step without whose success it is skipped.
         gpus: the number of GPUs without which it is skipped.
-        made: the file in OUT/work that the command leaves its result in.
+        made: the file in OUT/work in which the command leaves its result.
         read: returns the result from that file and the printed text; raises ValueError where there is none.
     """
 

@@ -120,7 +120,7 @@ def resume(folder: Path, tiny: bool) -> dict[str, Any]:
 
 
 def figures(results: dict[str, Any]) -> dict[str, float]:
-    """Return the means of a run's table by method, shots and metric, in percent."""
+    """Return the means of a run's table, in percent, by method, shots and metric."""
     return {
         f"{method} {shots} {metric}": value["mean"]
         for method, row in results["methods"].items()
@@ -136,11 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, required=True, help="the result")
     parser.add_argument("--count", type=int, default=1024, help="photos")
     parser.add_argument("--tiny", action="store_true", help="a run of seconds on a CPU")
-    given = parser.parse_args(arguments)
-    found = images(given.folder, given.count) if given.what == "images" else resume(given.folder, given.tiny)
-    given.json.write_text(json.dumps(found))
-    if found.get("largest_difference", 0) > MOST_APART:
-        raise SystemExit(f"the tables are {found['largest_difference']} points apart, more than {MOST_APART}")
+    args = parser.parse_args(arguments)
+    facts = images(args.folder, args.count) if args.what == "images" else resume(args.folder, args.tiny)
+    args.json.write_text(json.dumps(facts))
+    if facts.get("largest_difference", 0) > MOST_APART:
+        raise SystemExit(f"the tables are {facts['largest_difference']} points apart, more than {MOST_APART}")
 
 
 if __name__ == "__main__":

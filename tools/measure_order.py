@@ -28,18 +28,18 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1_100)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--blocks", default="0,512,128,64,16,4", help="values of data.block_shards; 0 = no blocks")
-    given = parser.parse_args()
-    n, batch = given.samples, given.batch
-    shards = np.arange(n) * given.shards // n
-    labels = np.random.RandomState(0).permutation(np.arange(n) % given.classes)  # as pack shuffles
+    args = parser.parse_args()
+    n, batch = args.samples, args.batch
+    shards = np.arange(n) * args.shards // n
+    labels = np.random.RandomState(0).permutation(np.arange(n) % args.classes)  # as pack shuffles
     print("| data.block_shards | classes | again | cache |\n|---:|---:|---:|---:|")
-    for block in map(int, given.blocks.split(",")):
+    for block in map(int, args.blocks.split(",")):
         order = Order(n, batch, 0, shards, block)
         first, second = order.epoch(0), order.epoch(1)
         whole = n // batch * batch
-        counts = np.zeros((n // batch, given.classes), np.int32)
+        counts = np.zeros((n // batch, args.classes), np.int32)
         np.add.at(counts, (np.arange(whole) // batch, labels[first[:whole]]), 1)
-        p = 1 / given.classes
+        p = 1 / args.classes
         expected = batch * p * (1 - p) * (n - batch) / (n - 1)
         classes = float(counts.var(0).mean() / expected)
         place = np.empty(n, np.int64)
@@ -50,7 +50,7 @@ def main() -> None:
             together += int((sizes * (sizes - 1)).sum())
             pairs += batch * (batch - 1)
         again = together / pairs * (n - 1) / (batch - 1)
-        share = min(1.0, 3 * block / given.shards) if block else 1.0
+        share = min(1.0, 3 * block / args.shards) if block else 1.0
         print(f"| {block or 'one permutation'} | {classes:.3f} | {again:.2f} | {share:.1%} |", flush=True)
 
 

@@ -43,7 +43,7 @@ RESNET50 = 4 * 25_557_032  # bytes of fp32 gradients, whose all-reduce --check p
 
 @dataclass(frozen=True)
 class Link:
-    """A rank's bandwidth in bytes/s, and its latency: the seconds until the first byte of a message arrives."""
+    """Hold a rank's bandwidth in bytes/s, and its latency: the seconds until the first byte of a message arrives."""
 
     bandwidth: float
     latency: float
@@ -51,10 +51,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Row:
-    """A step on a number of GPUs.
+    """Hold a step on a number of GPUs.
 
     Attributes:
-        images: in a step, over all GPUs.
+        images: images of a step, over all GPUs.
         step, compute, all_reduce: seconds.
         exposed: seconds of ``all_reduce`` that the backward pass does not hide.
         data: bytes/s that all nodes together would need if loading never held them up.
@@ -117,29 +117,29 @@ def not_hidden(compute: float, backward: float, sizes: Sequence[float], times: S
     return max(0.0, end - compute)
 
 
-def plan(gpus: int, given: argparse.Namespace) -> Row:
+def plan(gpus: int, args: argparse.Namespace) -> Row:
     """Predict the step on ``gpus`` GPUs, from the options of ``parse``."""
-    nodes = -(-gpus // given.gpus_per_node)
-    images = given.global_batch or given.batch * gpus
-    whole, fixed, part = given.step_ms / 1e3, given.fixed_ms / 1e3, images / gpus / given.batch
+    nodes = -(-gpus // args.gpus_per_node)
+    images = args.global_batch or args.batch * gpus
+    whole, fixed, part = args.step_ms / 1e3, args.fixed_ms / 1e3, images / gpus / args.batch
     # A smaller batch is a shorter step; a larger one is several steps, whose gradients are exchanged once.
     last = fixed + (whole - fixed) * part if part < 1 else whole
     compute = last * max(1.0, part)
-    intra = Link(given.intra_bandwidth * GB, given.intra_latency / 1e6)
-    inter = Link(given.inter_bandwidth * GB, given.inter_latency / 1e6)
-    sizes = buckets(given.gradient_mb * MB, given.first_bucket * MIB, given.bucket * MIB)
-    times = [all_reduce(gpus, given.gpus_per_node, size, intra, inter) for size in sizes]
-    exposed = not_hidden(last, given.backward, sizes, times)
+    intra = Link(args.intra_bandwidth * GB, args.intra_latency / 1e6)
+    inter = Link(args.inter_bandwidth * GB, args.inter_latency / 1e6)
+    sizes = buckets(args.gradient_mb * MB, args.first_bucket * MIB, args.bucket * MIB)
+    times = [all_reduce(gpus, args.gpus_per_node, size, intra, inter) for size in sizes]
+    exposed = not_hidden(last, args.backward, sizes, times)
 
-    decode = images / nodes / (given.decode_per_node or given.decode_per_core * given.cores_per_node)
-    read = images * given.image_kb * 1e3
-    storage = max(read / nodes / (given.storage_node * GB), read / (given.storage_total * GB))
+    decode = images / nodes / (args.decode_per_node or args.decode_per_core * args.cores_per_node)
+    read = images * args.image_kb * 1e3
+    storage = max(read / nodes / (args.storage_node * GB), read / (args.storage_total * GB))
     step = max(compute + exposed, decode, storage)
     if step > compute + exposed:
         bottleneck = "decode" if decode >= storage else "storage"
     else:
         bottleneck = "compute" if compute >= sum(times) else "all-reduce"
-    ideal = gpus * given.batch / (given.step_ms / 1e3)
+    ideal = gpus * args.batch / (args.step_ms / 1e3)
     data = read / (compute + exposed)
     return Row(gpus, nodes, images, step, compute, sum(times), exposed, images / step / ideal, data, bottleneck)
 
@@ -158,16 +158,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def show(rows: Sequence[Row], given: argparse.Namespace) -> None:
+def show(rows: Sequence[Row], args: argparse.Namespace) -> None:
     """Print the assumptions and a table."""
     print(
-        f"{given.batch} images in {given.step_ms:g} ms on one GPU (as given: {1e3 * given.batch / given.step_ms:,.0f} "
-        f"images/s), {given.gradient_mb:.1f} MB of gradients, {given.gpus_per_node} GPUs a node; within a node "
-        f"{given.intra_bandwidth:g} GB/s and {given.intra_latency:g} µs, between nodes {given.inter_bandwidth:g} GB/s "
-        f"a GPU and {given.inter_latency:g} µs; decoding "
-        f"{given.decode_per_node or given.decode_per_core * given.cores_per_node:,.0f} images/s a node; storage "
-        f"{given.storage_node:g} GB/s a node, {given.storage_total:g} GB/s in all; {given.dataset:,} images of "
-        f"{given.image_kb:g} kB, {given.epochs:g} epochs\n"
+        f"{args.batch} images in {args.step_ms:g} ms on one GPU (as given: {1e3 * args.batch / args.step_ms:,.0f} "
+        f"images/s), {args.gradient_mb:.1f} MB of gradients, {args.gpus_per_node} GPUs a node; within a node "
+        f"{args.intra_bandwidth:g} GB/s and {args.intra_latency:g} µs, between nodes {args.inter_bandwidth:g} GB/s "
+        f"a GPU and {args.inter_latency:g} µs; decoding "
+        f"{args.decode_per_node or args.decode_per_core * args.cores_per_node:,.0f} images/s a node; storage "
+        f"{args.storage_node:g} GB/s a node, {args.storage_total:g} GB/s in all; {args.dataset:,} images of "
+        f"{args.image_kb:g} kB, {args.epochs:g} epochs\n"
     )
     print("| GPUs | nodes | global batch | step, ms | all-reduce, ms | not hidden, ms | images/s | efficiency "
           "| data, GB/s a node | data, GB/s | training | bottleneck |")  # fmt: skip
@@ -176,7 +176,7 @@ def show(rows: Sequence[Row], given: argparse.Namespace) -> None:
         print(
             f"| {row.gpus} | {row.nodes} | {row.images:,} | {1e3 * row.step:.1f} | {1e3 * row.all_reduce:.2f} "
             f"| {1e3 * row.exposed:.2f} | {row.rate:,.0f} | {row.efficiency:.1%} | {row.data / row.nodes / GB:.2f} "
-            f"| {row.data / GB:.2f} | {duration(given.dataset * given.epochs / row.rate)} | {row.bottleneck} |"
+            f"| {row.data / GB:.2f} | {duration(args.dataset * args.epochs / row.rate)} | {row.bottleneck} |"
         )
 
 
@@ -244,19 +244,19 @@ def measure(ranks: int, sizes: Sequence[int], repeats: int) -> dict[int, float]:
         return {int(size): t for size, t in json.loads(Path(folder, "times.json").read_text()).items()}
 
 
-def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
+def check(args: argparse.Namespace) -> list[tuple[int, int, float, float]]:
     """Fit the given sizes on 2 processes; predict ResNet-50's size on 2, and all sizes on other numbers of processes.
 
     Returns:
         (processes, bytes, measured, predicted) in seconds.
     """
-    sizes = [int(mb * MB) // 4 * 4 for mb in given.sizes_mb]
+    sizes = [int(mb * MB) // 4 * 4 for mb in args.sizes_mb]
     cores = len(os.sched_getaffinity(0))
     best: dict[int, dict[int, float]] = {}
     began, load = time.perf_counter(), []
-    for _ in range(given.rounds):  # in turns, so that a busy minute of the machine hits all alike
-        for ranks in sorted({2, *given.processes}):
-            times = measure(ranks, [*sizes, RESNET50], given.repeats)
+    for _ in range(args.rounds):  # in turns, so that a busy minute of the machine hits all alike
+        for ranks in sorted({2, *args.processes}):
+            times = measure(ranks, [*sizes, RESNET50], args.repeats)
             old = best.setdefault(ranks, times)
             best[ranks] = {size: min(t, old[size]) for size, t in times.items()}
             load.append(os.getloadavg()[0])
@@ -266,7 +266,7 @@ def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
     seconds = time.perf_counter() - began
     print(
         f"gloo over loopback, {cores} core(s), load average {min(load):.1f} to {max(load):.1f}, fastest of "
-        f"{given.rounds} x {given.repeats}, {seconds:.0f} s\nfitted to 2 processes: "
+        f"{args.rounds} x {args.repeats}, {seconds:.0f} s\nfitted to 2 processes: "
         f"{link.bandwidth / GB:.2f} GB/s a rank, {1e6 * link.latency:.0f} µs a hop\n"
     )
     show_check(rows, link, fitted=sizes)
@@ -274,7 +274,7 @@ def check(given: argparse.Namespace) -> list[tuple[int, int, float, float]]:
 
 
 def show_check(rows: Sequence[tuple[int, int, float, float]], link: Link, fitted: Sequence[int]) -> None:
-    """Print measured and predicted seconds; sizes of ``fitted`` were fitted to on 2 processes."""
+    """Print measured and predicted seconds; the link was fitted to the sizes of ``fitted`` on 2 processes."""
     print("| processes | MB | measured, ms | predicted, ms | predicted/measured | if each rank had a core | |")
     print("|---:|---:|---:|---:|---:|---:|---|")
     for ranks, size, measured, predicted in rows:
@@ -289,7 +289,7 @@ def show_check(rows: Sequence[tuple[int, int, float, float]], link: Link, fitted
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without three screens of usage."""
+    """Parse options; errors are one line, without three screens of usage."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit."""
@@ -297,7 +297,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def above(low: float, infinite: bool = False, allow: bool = False) -> Callable[[str], float]:
-    """Return an argument's type: a number above ``low``, or ``low`` itself with ``allow``, or inf with ``infinite``."""
+    """Return a parser of numbers above ``low``; it takes ``low`` itself with ``allow``, and inf with ``infinite``."""
 
     def number(text: str) -> float:
         value = float(text)
@@ -323,30 +323,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_network_options(parser)
     add_data_options(parser)
     add_check_options(parser)
-    given = parser.parse_args(argv)
-    if given.check:
-        return given
-    if not (given.batch and given.step_ms):
+    args = parser.parse_args(argv)
+    if args.check:
+        return args
+    if not (args.batch and args.step_ms):
         parser.error("--batch and --step-ms of a measured step are needed (or --check)")
-    if given.backward >= 1:
-        parser.error(f"--backward must be below 1, got {given.backward:g}")
-    if given.fixed_ms > given.step_ms:
-        parser.error(f"--fixed-ms {given.fixed_ms:g} is more than the whole step, {given.step_ms:g}")
-    node = given.gpus_per_node
-    if not given.gpus:
+    if args.backward >= 1:
+        parser.error(f"--backward must be below 1, got {args.backward:g}")
+    if args.fixed_ms > args.step_ms:
+        parser.error(f"--fixed-ms {args.fixed_ms:g} is more than the whole step, {args.step_ms:g}")
+    node = args.gpus_per_node
+    if not args.gpus:
         doubled = [2**power for power in range(11)]
-        given.gpus = [n for n in doubled if n < node] + [node * n for n in doubled if node * n <= 1024]
-    for gpus in given.gpus:
+        args.gpus = [n for n in doubled if n < node] + [node * n for n in doubled if node * n <= 1024]
+    for gpus in args.gpus:
         if gpus > node and gpus % node:
             parser.error(f"--gpus {gpus} is not a multiple of --gpus-per-node {node}")
-        if given.global_batch and given.global_batch % gpus:
-            parser.error(f"--global-batch {given.global_batch} is not a multiple of {gpus} GPUs; choose --gpus")
-    if given.gradient_mb is None:
+        if args.global_batch and args.global_batch % gpus:
+            parser.error(f"--global-batch {args.global_batch} is not a multiple of {gpus} GPUs; choose --gpus")
+    if args.gradient_mb is None:
         try:
-            given.gradient_mb = gradient_mb(given.model)
+            args.gradient_mb = gradient_mb(args.model)
         except ValueError as error:
             parser.error(f"--model: {error}")
-    return given
+    return args
 
 
 positive, limit, least = above(0), above(0, infinite=True), above(0, allow=True)
@@ -417,11 +417,11 @@ def add_check_options(parser: Parser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan, or with --check the comparison."""
-    given = parse(argv)
-    if given.check:
-        check(given)
+    args = parse(argv)
+    if args.check:
+        check(args)
     else:
-        show([plan(gpus, given) for gpus in given.gpus], given)
+        show([plan(gpus, args) for gpus in args.gpus], args)
 
 
 if __name__ == "__main__":

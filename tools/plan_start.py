@@ -51,7 +51,7 @@ POLL = 0.1  # seconds between the rounds of the ranks that polled
 
 
 class Clock:
-    """Runs events in the order of their times."""
+    """Run events in the order of their times."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -70,7 +70,7 @@ class Clock:
 
 
 class Server:
-    """Rank 0's store: one thread that answers ``rate`` requests a second, first come, first served."""
+    """Simulate rank 0's store: one thread that answers ``rate`` requests a second, first come, first served."""
 
     def __init__(self, clock: Clock, rate: float) -> None:
         self.clock, self.rate, self.requests, self._free = clock, rate, 0, 0.0
@@ -83,7 +83,7 @@ class Server:
 
 
 class Meeting:
-    """``rendezvous.meet`` of ``world`` ranks: what each asks of rank 0's store, and when each is through.
+    """Simulate ``rendezvous.meet`` of ``world`` ranks: what each asks of rank 0's store, and when each is through.
 
     Attributes:
         through: seconds at which each rank is through.
@@ -141,7 +141,7 @@ def meet(arrivals: Sequence[float], rate: float, polling: bool = False) -> tuple
 
 
 def fair(total: float, limits: Sequence[float]) -> list[float]:
-    """Share ``total`` as rates, none above its limit; what one does not use goes to the others (max-min fairness)."""
+    """Share ``total`` as rates, none above its limit; what is not used goes to the others (max-min fairness)."""
     rates, left = [0.0] * len(limits), total
     for place, number in enumerate(sorted(range(len(limits)), key=limits.__getitem__)):
         rates[number] = min(limits[number], left / (len(limits) - place))
@@ -189,7 +189,7 @@ def reached(curve: Curve, amount: float) -> float:
 
 @dataclass(frozen=True)
 class Start:
-    """A start, in seconds since the job began, at the last rank or node.
+    """Hold the times of a start, in seconds since the job began, at the last rank or node.
 
     Attributes:
         came, met, joined, opened: when ranks have come, have met, have joined gloo and NCCL, have opened the index.
@@ -197,7 +197,7 @@ class Start:
         first_step: when the first step is done.
         filled: when the last node has all shards.
         curves: how each node's cache fills.
-        requests: to rank 0's store.
+        requests: number of requests to rank 0's store.
     """
 
     came: float
@@ -211,87 +211,87 @@ class Start:
     requests: int
 
 
-def lacking(step: int, images: int, given: argparse.Namespace) -> float:
+def lacking(step: int, images: int, args: argparse.Namespace) -> float:
     """Return the share of the shards that global batches 0 to ``step`` use: the expectation, or whole blocks."""
-    if given.block_shards:
+    if args.block_shards:
         blocks = math.floor(
-            (step * images % given.dataset + images - 1) * given.shards / given.block_shards / given.dataset
+            (step * images % args.dataset + images - 1) * args.shards / args.block_shards / args.dataset
         )
-        past = step * images // given.dataset  # a later epoch has other blocks, but by then all are there
-        return 1.0 if past else min(1.0, (blocks + 1) * given.block_shards / given.shards)
-    return 1 - (1 - 1 / given.shards) ** ((step + 1) * images)
+        past = step * images // args.dataset  # a later epoch has other blocks, but by then all are there
+        return 1.0 if past else min(1.0, (blocks + 1) * args.block_shards / args.shards)
+    return 1 - (1 - 1 / args.shards) ** ((step + 1) * images)
 
 
-def start(nodes: int, given: argparse.Namespace, cold: Sequence[int] | None = None) -> Start:
+def start(nodes: int, args: argparse.Namespace, cold: Sequence[int] | None = None) -> Start:
     """Simulate one start.
 
     Args:
         cold: nodes whose cache is empty; all by default.
     """
-    random, per = np.random.RandomState(given.seed), given.gpus_per_node
-    arrivals = np.repeat(given.launch_s + given.spread_s * random.random_sample(nodes), per).tolist()
+    random, per = np.random.RandomState(args.seed), args.gpus_per_node
+    arrivals = np.repeat(args.launch_s + args.spread_s * random.random_sample(nodes), per).tolist()
     world = nodes * per
-    times, requests = meet(arrivals, given.store_rate, given.polling)
+    times, requests = meet(arrivals, args.store_rate, args.polling)
     met = max(times)
-    hops = 2 * (world - 1) * given.hop_us / 1e6
-    joined = met + (given.mesh_s + given.nccl_s) * world / 1024 + hops
-    read = given.index_mb * 1e6 / min(given.storage_node * GB, given.storage_total * GB / nodes)
-    opened = joined + read + given.open_s + 2 * BARRIER * world / given.store_rate
-    every = given.dataset * given.image_kb * 1e3
+    hops = 2 * (world - 1) * args.hop_us / 1e6
+    joined = met + (args.mesh_s + args.nccl_s) * world / 1024 + hops
+    read = args.index_mb * 1e6 / min(args.storage_node * GB, args.storage_total * GB / nodes)
+    opened = joined + read + args.open_s + 2 * BARRIER * world / args.store_rate
+    every = args.dataset * args.image_kb * 1e3
     empty = set(range(nodes) if cold is None else cold)
-    shard = 1 / given.connection + 1 / given.hash  # seconds a GB: a download is read, then hashed
-    streams = (given.downloads + per) / shard if shard else math.inf
-    limits = [min(given.storage_node, given.disk, streams) * GB] * nodes
-    if given.slow_link:
-        limits[-1] = min(limits[-1], given.slow_link * GB)
+    shard = 1 / args.connection + 1 / args.hash  # seconds a GB: a download is read, then hashed
+    streams = (args.downloads + per) / shard if shard else math.inf
+    limits = [min(args.storage_node, args.disk, streams) * GB] * nodes
+    if args.slow_link:
+        limits[-1] = min(limits[-1], args.slow_link * GB)
     curves = fill(
-        [opened] * nodes, [every if n in empty else 0.0 for n in range(nodes)], limits, given.storage_total * GB
+        [opened] * nodes, [every if n in empty else 0.0 for n in range(nodes)], limits, args.storage_total * GB
     )
-    need = lacking(0, world * given.batch, given) * every
+    need = lacking(0, world * args.batch, args) * every
     fed = max(reached(curve, need) for curve in curves)
     filled = max(curve[-1][0] for curve in curves)
-    step = step_seconds(nodes, given)[1] * (1 + given.slow_node / 100)
+    step = step_seconds(nodes, args)[1] * (1 + args.slow_node / 100)
     return Start(max(arrivals), met, joined, opened, fed, fed + step, filled, curves, requests)
 
 
-def step_seconds(nodes: int, given: argparse.Namespace) -> tuple[float, float]:
+def step_seconds(nodes: int, args: argparse.Namespace) -> tuple[float, float]:
     """Return the seconds that a step computes, and the same with the part of the all-reduce that is not hidden.
 
     As ``plan_scale`` has it, without storage.
     """
-    row = plan_scale.plan(nodes * given.gpus_per_node, given.step)
+    row = plan_scale.plan(nodes * args.gpus_per_node, args.step)
     return row.compute, row.compute + row.exposed
 
 
-def train(nodes: int, given: argparse.Namespace, begun: Start, steps: int) -> float:
+def train(nodes: int, args: argparse.Namespace, begun: Start, steps: int) -> float:
     """Return when the last step is done: a step waits for all nodes' shards and lasts as long as on the slowest."""
-    random, images = np.random.RandomState(given.seed + 1), nodes * given.gpus_per_node * given.batch
-    compute, whole = step_seconds(nodes, given)
+    random, images = np.random.RandomState(args.seed + 1), nodes * args.gpus_per_node * args.batch
+    compute, whole = step_seconds(nodes, args)
     pace = np.ones(nodes)
-    pace[-1] += given.slow_node / 100
-    every, now = given.dataset * given.image_kb * 1e3, begun.fed
+    pace[-1] += args.slow_node / 100
+    every, now = args.dataset * args.image_kb * 1e3, begun.fed
     for step in range(steps):
         if now < begun.filled:
-            need = lacking(step, images, given) * every
+            need = lacking(step, images, args) * every
             now = max(now, *(reached(curve, need) for curve in begun.curves))
-        jitter = given.jitter / 100 * random.standard_normal(nodes)
+        jitter = args.jitter / 100 * random.standard_normal(nodes)
         now += compute * float((pace + np.maximum(jitter, -0.5)).max()) + whole - compute
     return now
 
 
-def restart(nodes: int, given: argparse.Namespace, steps: int, signalled: bool) -> float:
+def restart(nodes: int, args: argparse.Namespace, steps: int, signalled: bool) -> float:
     """Return the seconds of training that the loss of a node costs; the cache of its replacement is empty.
 
     Args:
         signalled: the node got a signal before, and all ranks saved.
     """
-    again = start(nodes, given, cold=[nodes - 1]).first_step
-    step = step_seconds(nodes, given)[1]
-    lost = step + given.save_s if signalled else given.rank_timeout + min(given.checkpoint_every, steps) / 2 * step
-    return lost + given.requeue_s + again
+    again = start(nodes, args, cold=[nodes - 1]).first_step
+    step = step_seconds(nodes, args)[1]
+    lost = step + args.save_s if signalled else args.rank_timeout + min(args.checkpoint_every, steps) / 2 * step
+    return lost + args.requeue_s + again
 
 
-def table(nodes: Sequence[int], given: argparse.Namespace) -> None:
+def table(nodes: Sequence[int], args: argparse.Namespace) -> None:
     """Print a row for each number of nodes.
 
     The parts of the start come first, in seconds at the last rank, then the times at which things are reached.
@@ -301,20 +301,20 @@ def table(nodes: Sequence[int], given: argparse.Namespace) -> None:
           "| steps | end at | efficiency | killed, s | signalled, s |")  # fmt: skip
     print("|---:|" + "---:|" * 12)
     for number in nodes:
-        begun, world = start(number, given), number * given.gpus_per_node
-        steps = max(1, round(given.epochs * given.dataset / (world * given.batch)))
-        end = train(number, given, begun, steps)
+        begun, world = start(number, args), number * args.gpus_per_node
+        steps = max(1, round(args.epochs * args.dataset / (world * args.batch)))
+        end = train(number, args, begun, steps)
         phases = (
             begun.met - begun.came,
             begun.joined - begun.met,
             begun.opened - begun.joined,
             begun.fed - begun.opened,
         )
-        killed, signalled = (restart(number, given, steps, signalled) for signalled in (False, True))
+        killed, signalled = (restart(number, args, steps, signalled) for signalled in (False, True))
         each = " | ".join(f"{phase:.1f}" for phase in phases)
         print(
             f"| {number} | {begun.requests:,} | {each} | {begun.first_step:.0f} "
-            f"| {begun.filled:.0f} | {steps:,} | {plan_scale.duration(end)} | {steps * given.step_ms / 1e3 / end:.1%} "
+            f"| {begun.filled:.0f} | {steps:,} | {plan_scale.duration(end)} | {steps * args.step_ms / 1e3 / end:.1%} "
             f"| {killed:.0f} | {signalled:.0f} |"
         )
 
@@ -363,20 +363,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_start_options(parser)
     add_cache_options(parser)
     add_trouble_options(parser)
-    given, others = parser.parse_known_args(argv)
-    if given.measure:
-        return given
-    given.step = plan_scale.parse(["--gpus", "1", *others])
-    if given.step.check or given.step.global_batch or given.step.gpus != [1]:
+    args, others = parser.parse_known_args(argv)
+    if args.measure:
+        return args
+    args.step = plan_scale.parse(["--gpus", "1", *others])
+    if args.step.check or args.step.global_batch or args.step.gpus != [1]:
         parser.error("--check, --gpus and --global-batch are plan_scale.py's; here --nodes says how many, and each GPU "
                      "has the --batch")  # fmt: skip
     for name in ("batch", "step_ms", "gpus_per_node", "dataset", "epochs", "image_kb", "storage_node", "storage_total"):
-        setattr(given, name, getattr(given.step, name))
-    if not 0 <= given.seed < 2**32 - 1:
-        parser.error(f"--seed must be from 0 to {2**32 - 2}, got {given.seed}")
-    if not 0 <= given.block_shards <= given.shards:
-        parser.error(f"--block-shards must be from 0 to --shards {given.shards}, got {given.block_shards}")
-    return given
+        setattr(args, name, getattr(args.step, name))
+    if not 0 <= args.seed < 2**32 - 1:
+        parser.error(f"--seed must be from 0 to {2**32 - 2}, got {args.seed}")
+    if not 0 <= args.block_shards <= args.shards:
+        parser.error(f"--block-shards must be from 0 to --shards {args.shards}, got {args.block_shards}")
+    return args
 
 
 limit, least = above(0, infinite=True), above(0, allow=True)
@@ -433,12 +433,12 @@ def add_trouble_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, or with --measure the store's rate."""
-    given = parse(argv)
-    if given.measure:
-        here, alone = measure(given.measure)
-        print(f"{given.measure} clients: {here:,.0f} requests/s; {alone:,.0f} by the store's processor time")
+    args = parse(argv)
+    if args.measure:
+        here, alone = measure(args.measure)
+        print(f"{args.measure} clients: {here:,.0f} requests/s; {alone:,.0f} by the store's processor time")
     else:
-        table(given.nodes, given)
+        table(args.nodes, args)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ LIMIT = 120  # seconds in which all ranks must leave after one was killed
 
 @dataclass
 class Record:
-    """What was done to the runs.
+    """Count what was done to the runs.
 
     Attributes:
         kills, killed: times that ranks were killed, and the number of these processes.
@@ -84,7 +84,7 @@ class Record:
 
 
 def make_config(root: Path, name: str) -> Config:
-    """Return a run of every stage that takes several times as long, undisturbed, as the mean time between kills."""
+    """Return a run of all stages, which undisturbed takes several times as long as the mean time between kills."""
     data = DataConfig(
         shards=str(root / "shards"),
         split=str(root / "split.json"),
@@ -143,7 +143,7 @@ def run_rank(config_file: Path, rank: int, world: int, port: int, log: Path) -> 
 
 
 def wait(children: list[int], seconds: float, log: Path) -> list[int]:
-    """Return the exit codes of all; after ``seconds``, kill those that are still there and fail."""
+    """Return the exit codes of all ranks; after ``seconds``, kill the ranks that are still there, and fail."""
     end, codes = time.monotonic() + seconds, dict[int, int]()
     while len(codes) < len(children):
         for child in children:
@@ -169,7 +169,7 @@ def current_work(config: Config) -> str:
 
 
 def soak(config: Config, worlds: list[int], rng: random.Random, record: Record, kills: int, log: Path) -> None:
-    """Kill and start a run again until it is finished; after ``kills`` kills, leave it alone."""
+    """Kill a run and start it again until it is finished; after ``kills`` kills, leave it alone."""
     while True:
         world = rng.choice(worlds)
         record.starts += 1

@@ -53,7 +53,7 @@ class Classifier:
         Args:
             network: what training has made.
             base: the run's classes.
-            kept: for each of them its row in ``network.base_rows``, in increasing order.
+            kept: the row of each of these classes in ``network.base_rows``, in increasing order.
             rule: see ``Classifier.rule``.
             provenance: the record of the run.
 
@@ -281,7 +281,7 @@ class Classifier:
 
         Args:
             activations: [N, dim] of images that were not trained on.
-            labels: for each image the position of its class in ``classes``, which must be a class of the run.
+            labels: the position in ``classes`` of each image's class, which must be a class of the run.
         """
         query = self.network.phi.query
         base, *added = self._rows()

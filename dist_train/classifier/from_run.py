@@ -1,4 +1,4 @@
-"""A model from a finished run, and the images that say what added classes do to it."""
+"""A model from a finished run, and the images on which the effect of added classes is measured."""
 
 from __future__ import annotations
 

@@ -238,8 +238,8 @@ def _checked_pixels(photo: Any, image: torch.Tensor, name: str, max_pixels: int)
         UserError: the shape, the type or the values are not those of an image, or it is too large.
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
-        wanted = "[height, width, 3] or [height, width]" if isinstance(photo, np.ndarray) else "[3 or 1, height, width]"
-        raise UserError(f"{name}: shape {list(photo.shape)}; give {wanted}")
+        shape = "[height, width, 3] or [height, width]" if isinstance(photo, np.ndarray) else "[3 or 1, height, width]"
+        raise UserError(f"{name}: shape {list(photo.shape)}; give {shape}")
     _check_size(image.shape[2], image.shape[1], name, max_pixels)
     if image.is_floating_point():
         if not bool(((image >= 0) & (image <= 1)).all()):

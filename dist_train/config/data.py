@@ -91,7 +91,7 @@ class DataConfig:
     split: str = "imagenet_900_100"
     """A published split by name (configs/splits/NAME.json), or the path of a split file."""
     holdout: Literal["novel", "pseudo-novel"] = "novel"
-    """Which classes take the part of the novel ones. ``pseudo-novel`` trains without the base classes that the split
+    """Which classes play the novel classes. ``pseudo-novel`` trains without the base classes that the split
     marks and evaluates on them: the honest way to choose hyper-parameters. In a split by halves they are the
     validation half, and the base stays as it is."""
     train_size: int = 224

@@ -15,7 +15,7 @@ Rule = Literal["max", "mean", "rows"]
 
 @dataclass(kw_only=True)
 class ExtractConfig:
-    """Configure the one pass of the frozen backbone over every image."""
+    """Configure the pass of the frozen backbone over every image."""
 
     batch: int = 256
     """Images per forward pass on one rank; with ten views each crop counts, and at least one image is taken."""

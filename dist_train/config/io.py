@@ -1,8 +1,8 @@
-"""Read, change and freeze a configuration: the only way to one, from YAML files and from options of a command line.
+"""Read, change and freeze configurations, which come from YAML files and from options of a command line.
 
 Bad input becomes one line: the file, the key, the value, what it must be, and the nearest valid key. jsonargparse
 parses, and its messages are rewritten here. pydantic was tried in its place (2.14, 2026-11): it neither offers the
-nearest key nor notices one that is there twice, its command line needs other options than ours, and it is no faster.
+nearest key nor notices a key that is there twice, its command line needs other options than ours, and it is no faster.
 """
 
 from __future__ import annotations

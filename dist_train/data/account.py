@@ -19,7 +19,7 @@ class Account:
     Attributes:
         taken: number of photos in use.
         left_out: (name, reason) of each photo that is not in use, and that its owner would miss.
-        passed_over: reason -> number of files that are no photos of the user's.
+        passed_over: reason -> number of files that are not the user's photos.
         examples: reason -> the first of their names, at most ``SHOWN``.
         notes: further lines to print about the files.
     """

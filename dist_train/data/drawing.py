@@ -123,13 +123,13 @@ def split_of(options: DrawConfig) -> Split:
         grid.remove(rarest)
         base.append(rarest)
         used.update(rarest)
-    known = [c for c in grid if all(used[value] for value in c)]
-    if len(known) < options.novel_classes:
+    combinations = [c for c in grid if all(used[value] for value in c)]
+    if len(combinations) < options.novel_classes:
         raise UserError(
-            f"draw.novel_classes={options.novel_classes}: only {len(known)} new combinations of the values of "
+            f"draw.novel_classes={options.novel_classes}: only {len(combinations)} new combinations of the values of "
             f"{options.base_classes} base classes are left; ask for fewer, or for more draw.base_classes"
         )
-    novel = sorted(known, key=lambda c: _hash(options.seed, "novel", *c))[: options.novel_classes]
+    novel = sorted(combinations, key=lambda c: _hash(options.seed, "novel", *c))[: options.novel_classes]
     pseudo = base[-options.novel_classes :] if 2 * options.novel_classes <= len(base) else []
     names = [tuple(sorted("-".join(c) for c in kind)) for kind in (base, novel, pseudo)]
     text = "Drawn classes: novel ones are new combinations of values that all occur in base classes."

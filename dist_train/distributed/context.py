@@ -103,9 +103,9 @@ def usable_cpus() -> int:
 
 def cpus_per_rank(local_world: int, env: Mapping[str, str] = os.environ) -> int:
     """Return this rank's number of CPUs: those that SLURM gave its task, else an equal share of the node's."""
-    asked = env.get("SLURM_CPUS_PER_TASK", "")
-    if asked.isdigit() and "SLURM_STEP_NUM_TASKS" in env:
-        return max(1, min(usable_cpus(), int(asked)))
+    allocated = env.get("SLURM_CPUS_PER_TASK", "")
+    if allocated.isdigit() and "SLURM_STEP_NUM_TASKS" in env:
+        return max(1, min(usable_cpus(), int(allocated)))
     return max(1, usable_cpus() // local_world)
 
 
@@ -150,8 +150,8 @@ def join_group(context: Context, hang_timeout: float = MonitorConfig.hang_timeou
     """Connect all ranks that have met.
 
     Args:
-        hang_timeout: seconds after which ``monitor`` ends a rank that hangs. An exchange waits twice as long:
-            NCCL's own watchdog would end the process without naming the rank.
+        hang_timeout: seconds after which ``monitor`` ends a rank that hangs. An exchange waits twice as long: NCCL's
+            own watchdog would end the process without naming the rank.
     """
     if context.world > 1:
         dist.init_process_group(
@@ -171,10 +171,12 @@ def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str
         UserError: ranks share a GPU, or only some have a GPU.
     """
     name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "CPU"
-    cpus, asked = usable_cpus(), env.get("SLURM_CPUS_PER_TASK", "")
+    cpus, allocated = usable_cpus(), env.get("SLURM_CPUS_PER_TASK", "")
     warning = None
-    if asked.isdigit() and int(asked) > cpus:
-        warning = f"rank {context.rank} may use {cpus} CPU(s) of the {asked} asked for; pass --cpus-per-task to srun"
+    if allocated.isdigit() and int(allocated) > cpus:
+        warning = (
+            f"rank {context.rank} may use {cpus} CPU(s) of the {allocated} asked for; pass --cpus-per-task to srun"
+        )
     host = env.get("SLURMD_NODENAME") or socket.gethostname()
     seat = Seat(host, name, identity(context.device, env), cpus_per_rank(context.local_world, env), warning)
     seats: list[Seat] = context.gather(seat)

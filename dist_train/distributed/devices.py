@@ -144,7 +144,7 @@ class Seat:
         kind: name of its GPU, or "CPU".
         gpu: its GPU's ``identity``; None for a CPU.
         cpus: its share of the node's CPUs.
-        warning: what it has less of than it should, in words.
+        warning: what the rank lacks, in words; empty where nothing is missing.
     """
 
     host: str

@@ -171,7 +171,7 @@ class Monitor:
                 self._leave(LostError(f"the ranks' store has not answered for {silent:.0f} s, its machine is gone"))
 
     def _suspended(self) -> float:
-        """Wait for a period, and return by how many seconds it was too long, or 0.
+        """Wait for a period, and return by how many seconds the wait was too long, or 0.
 
         A job that was suspended (Ctrl-Z, ``scontrol suspend``) must not take that time for a hang or for the others'
         silence.
@@ -202,7 +202,7 @@ class Monitor:
                 self._leave(trouble)
 
     def _others(self) -> dict[int, tuple[str, float]]:
-        """Return for each other rank its last beat, and when that was first seen: none yet, and now."""
+        """Return for each other rank its last beat and when that was first seen; at the start: no beat, and now."""
         return {rank: ("", time.monotonic()) for rank in range(self.context.world) if rank != self.context.rank}
 
     def _trouble(self, watched: dict[int, tuple[str, float]], silence: float) -> UserError | None:

@@ -50,7 +50,7 @@ def shared_array(name: str, items: int, make: Callable[[], Array]) -> Array:
 
     Args:
         name: file name; the array must be a pure function of it.
-        items: how many items the array has, nearly.
+        items: about how many items the array has.
     """
     folder = _folder() if items >= LARGE else None
     if folder is None:

@@ -157,7 +157,7 @@ class StopFlag:
             self._work = None
 
     def agreed_now(self) -> bool:
-        """Return the same as ``agreed`` at once, for boundaries that are seconds apart."""
+        """Return what ``agreed`` does, but at once, for boundaries that are seconds apart."""
         self.finish()
         flag = torch.tensor([float(self.requested())])
         if self.context.world > 1:

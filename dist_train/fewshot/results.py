@@ -21,8 +21,8 @@ class Interval:
     """A mean over support draws or episodes, with its uncertainty, in percent (or in points, for a difference).
 
     Attributes:
-        mean: over ``draws``.
-        half_width: of the 95% t-interval of the mean, or one standard deviation: ``measure`` says which.
+        mean: the mean over ``draws``.
+        half_width: half-width of the 95% t-interval of the mean, or one standard deviation: ``measure`` says which.
         draws: the values, in the order of the draws; empty for a paired difference.
         measure: what ``half_width`` is, and its key in JSON.
     """
@@ -92,7 +92,7 @@ class SplitFacts:
     """Which classes were novel.
 
     Attributes:
-        name, hash: of the split.
+        name, hash: the split's name and hash.
         holdout: which of its classes took the part of the novel ones: "novel" or "pseudo-novel".
     """
 

@@ -35,7 +35,7 @@ class Backbone(nn.Module):
 
     Attributes:
         dim: length of an activation.
-        architecture: the arguments, with which the same network can be built again.
+        architecture: the arguments with which the same network can be built again.
 
     Raises:
         UserError: ``name`` is not among ``config.MODELS``.
@@ -62,8 +62,8 @@ class Backbone(nn.Module):
         """Drop residual branches in training from now on: stochastic depth (Huang et al. 2016).
 
         Args:
-            probability: that an image passes the last block without its residual branch; it grows linearly from 0 at
-                the first block.
+            probability: how likely an image is to pass the last block without its residual branch; the probability
+                grows linearly from 0 at the first block.
         """
         blocks = [block for block in self.body.modules() if isinstance(block, (BasicBlock, Bottleneck))]
         for number, block in enumerate(blocks):

@@ -91,7 +91,7 @@ def layers(count: int, dim: int, config: LearnConfig) -> nn.ModuleList:
 
 
 def through(linears: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
-    """Return ``x`` after all layers, with a ReLU between each two."""
+    """Return ``x`` after all layers, with a ReLU between consecutive layers."""
     for number, layer in enumerate(linears):
         x = layer(F.relu(x) if number else x)
     return x

@@ -54,9 +54,9 @@ class ChannelImpact:
     """Mean |w| of each channel over classes (paper, Figure 5).
 
     Attributes:
-        mean, std: over channels.
+        mean, std: mean and standard deviation over channels.
         scaled: the mean times the square root of the number of channels, on which it then does not depend.
-        sorted: of each channel, largest first; empty where only the summary is known.
+        sorted: the channels' values, largest first; empty where only the summary is known.
     """
 
     mean: float
@@ -80,7 +80,7 @@ class Diagonal:
 
     Attributes:
         sorted: its values, largest first.
-        inside: percent of them within the paper's range.
+        inside: percent of the values within the paper's range.
         rest: mean absolute value beside the diagonal.
         paper: the paper's range.
     """
@@ -102,7 +102,7 @@ def map_classes(
 
     Args:
         vectors: kind -> [classes, C]; the others are compared with the first.
-        wnids, names, groups: of each class; a group may be "".
+        wnids, names, groups: wnid, name and group of each class; a group may be "".
 
     Returns:
         None for fewer than 5 classes.

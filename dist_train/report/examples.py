@@ -38,7 +38,7 @@ class Query:
     Attributes:
         image: a thumbnail, as a data: URI; "" where the image cannot be read.
         answer: name of the class with the highest score.
-        rank: of the right class, from 1.
+        rank: rank of the right class, from 1.
     """
 
     image: str
@@ -75,7 +75,7 @@ def spread_choice(top1: Sequence[float], count: int = CLASSES) -> list[int]:
 def rank_classes(
     method: Method, support: torch.Tensor, queries: torch.Tensor, kept: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """Return for each query all classes that are scored, the one with the highest score first.
+    """Return for each query the classes that are scored, by falling score.
 
     Args:
         support: [novel classes, shots, C].
@@ -96,14 +96,14 @@ def rank_classes(
 def thumbnails(subset: Subset, ids: npt.NDArray[np.int64]) -> list[str]:
     """Return a thumbnail of each image, turned as the network sees it; "" where an image cannot be read."""
     source = ShardSource(subset)
-    made = []
+    pictures = []
     for sample, orientation in zip(ids, subset.orientations(ids).tolist(), strict=True):
         try:
-            made.append(thumbnail(bytes(source.read(np.array([sample]))[0]), orientation))
+            pictures.append(thumbnail(bytes(source.read(np.array([sample]))[0]), orientation))
         except UserError:  # a report without a picture is better than none
-            made.append("")
+            pictures.append("")
     source.close()
-    return made
+    return pictures
 
 
 def thumbnail(encoded: bytes, orientation: int) -> str:
@@ -136,7 +136,7 @@ def example(
 
     Args:
         supports, queries: thumbnails.
-        orders: of ``rank_classes``, for these queries.
+        orders: what ``rank_classes`` returned for these queries.
     """
     answered = [
         Query(image, classes.names[int(order[0])], 1 + int(np.flatnonzero(order == number)[0]))

@@ -32,7 +32,7 @@ class Workload:
     """Hold what a run's backbone training will compute.
 
     Attributes:
-        config: of the run.
+        config: the run's configuration.
         world: number of ranks.
         images, classes: base training images and their classes.
         source: where the images were counted, in words.

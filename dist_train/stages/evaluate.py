@@ -96,7 +96,7 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
 
     Args:
         older: name -> commit of the rows that other code made.
-        facts: from ``provenance``.
+        facts: what ``provenance`` returned.
     """
     config = run.config.evaluate
     joint, released = config.protocol == "joint", config.protocol == "released"

@@ -34,7 +34,7 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     be used is represented by the image that replaced it in training.
 
     Raises:
-        Stopped: the run was told to leave; the blocks that are written stay.
+        Stopped: the run is to stop; the blocks that are written stay.
     """
     stage = Stage(run, "extract", context, redo)
     if stage.done:
@@ -66,7 +66,7 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
 
 
 def _write_blocks(writer: BlockWriter, model: Backbone, config: Config, context: Context, stop: StopFlag) -> int:
-    """Compute and write the blocks of a writer, until it has none left or the run is told to leave.
+    """Compute and write the blocks of a writer, until it has none left or the run is to stop.
 
     Returns:
         number of images in all of its blocks.

@@ -64,7 +64,7 @@ class Cost:
         copies: bytes that are kept whatever the number of images: in mixed precision, the weights in two bytes each.
         parameters, buffers: how many numbers the model has in them.
         largest: how many numbers its largest parameter has.
-        layers: for each layer with parameters, in order: numbers in parameters, and ``saved`` bytes, up to its end.
+        layers: the numbers in parameters and the ``saved`` bytes up to the end of each layer with parameters, in order.
     """
 
     flops: float

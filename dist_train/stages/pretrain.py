@@ -66,7 +66,7 @@ class BackboneTraining(Classification):
 
     Attributes:
         base, val: the base classes' training and validation images.
-        order: of the training images.
+        order: the order of the training images.
         replaced: images that could not be decoded and were replaced, over all starts of the run.
     """
 

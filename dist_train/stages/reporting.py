@@ -39,7 +39,7 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
     """Write ``figures/*.json``, ``per_class.csv``, ``report.html`` and TensorBoard's projector, for joint scoring.
 
     Args:
-        facts: from ``provenance``.
+        facts: what ``provenance`` returned.
         scoring: what the rows were computed with.
     """
     folder = run.dir / "evaluate"

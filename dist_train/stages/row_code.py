@@ -33,7 +33,7 @@ _PACKAGE = PACKAGE
 
 
 def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
-    """Return the code that the row ``method`` is made by: module -> 12 hex digits of sha256 of its normalised source.
+    """Return the code that makes the row ``method``: {module: 12 hex digits of the sha256 of its normalised source}.
 
     Args:
         package: folder of ``dist_train``, or of a copy.
@@ -46,7 +46,7 @@ def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
 
 
 def _reached(modules: Iterable[str], package: Path) -> dict[str, Path]:
-    """Return module -> file of these modules and all that they import, without ``CARRIERS``."""
+    """Return {module: file} of these modules and all modules that they import, without ``CARRIERS``."""
     reached: dict[str, Path] = {}
     open_modules = set(modules)
     while open_modules:

@@ -35,7 +35,7 @@ class Origin:
         inputs: digest of the stage's inputs.
         numbers: the values of ``evaluate.options`` that the row depends on.
         code: module -> digest of its code; of an older version, anything else.
-        commit: of the code.
+        commit: the commit of the code.
     """
 
     inputs: str
@@ -46,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row, and what it was made from."""
+    """Hold a row, and what it was made from."""
 
     row: TableRow
     origin: Origin
@@ -120,7 +120,7 @@ class RowStore:
         return stored
 
     def warn_of_older(self, rows: Mapping[str, StoredRow]) -> dict[str, str]:
-        """Return name -> commit of the rows that other code made, and log which code has changed since."""
+        """Return {name: commit} of the rows that other code made, and log which code has changed since."""
         older = {name: stored.origin.commit for name, stored in rows.items() if stored.origin.code != code_of(name)}
         if older:
             reasons = (f"{name} ({commit}: {_changed_modules(rows[name], name)})" for name, commit in older.items())

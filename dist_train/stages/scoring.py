@@ -1,7 +1,7 @@
 """Score methods: prepare each from the base classes, show it supports, count its answers to the queries.
 
-Only this module and what it imports can change a number of a row (stages/row_code.py). Tables and pages are made from
-rows in stages/evaluate.py and reporting.py.
+Only this module and the modules that it imports can change a number of a row (stages/row_code.py). Tables and pages are
+made from rows in stages/evaluate.py and reporting.py.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Line:
     """Describe a global batch that was compared.
 
     Attributes:
-        number: of the global batch.
+        number: number of the global batch.
         sample, window: its first sample, and that sample's crop window ("WxH+X+Y").
         before, after: checksums of its pixels in the uninterrupted stream and in the resumed stream.
     """

@@ -112,8 +112,8 @@ def step_path(folder: Path, step: int) -> Path:
 
 
 def load_latest(folder: Path, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """Return the newest good checkpoint, or None where there is none. A damaged one is logged, and the one before it
-    is used.
+    """Return the newest good checkpoint, or None where there is none. A damaged checkpoint is logged, and the
+    checkpoint before it is used.
 
     Raises:
         UserError: there are checkpoints and all are damaged, which is no reason to start at step 0 unasked.
@@ -190,7 +190,7 @@ class CheckpointSaver:
         """Wait for the last write.
 
         Raises:
-            UserError: it failed; what the run leaves with is older than it should be.
+            UserError: it failed, so the newest checkpoint is older than it should be.
         """
         self._wait()
         if self._error is not None:

@@ -28,15 +28,15 @@ from dist_train.training.window import NonFinite, Window, check_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When the loop does what; all in optimiser steps, counted from 1.
+    """Say when the loop logs, saves and stops; all in optimiser steps, counted from 1.
 
     Attributes:
-        steps: of the whole training.
-        log_every: between log lines; there is one at every checkpoint and after the last step too.
-        checkpoint_every: between checkpoints.
+        steps: steps of the whole training.
+        log_every: steps between log lines; every checkpoint and the last step have a log line too.
+        checkpoint_every: steps between checkpoints.
         checkpoint_last: whether the last step has a checkpoint.
         keep, keep_every: as in ``checkpoint.retain``.
-        agree_every: between the boundaries at which the ranks agree on whether to stop.
+        agree_every: steps between the boundaries at which the ranks agree on whether to stop.
     """
 
     steps: int
@@ -256,7 +256,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Save everything that the next step needs. All ranks call it."""
-        if self.done == self._saved_step:  # due, and told to stop at once
+        if self.done == self._saved_step:  # a checkpoint was due in the step that stops
             return
         self._saved_step = self.done
         window = self.window.state(self.context)

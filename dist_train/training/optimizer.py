@@ -12,8 +12,8 @@ from dist_train.config import LearnConfig, PretrainConfig
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups without weight decay for norms and biases, which are all that have one dimension (Goyal
-    et al. 2017, He et al. 2019)."""
+    """Return parameter groups without weight decay for norms and biases, which are the parameters of one dimension
+    (Goyal et al. 2017, He et al. 2019)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

@@ -40,7 +40,7 @@ class Window:
     Attributes:
         sums: float64 [size], this rank's sums, on the device; the first is that of the losses.
         steps: optimiser steps in the window.
-        timed_steps: those of them that this process has made; a checkpoint may have brought the others.
+        timed_steps: those of ``steps`` that this process has made; the others were restored from a checkpoint.
         seconds: time that ``timed_steps`` took, without logging, evaluation and saving.
         data_seconds: the part of ``seconds`` that was spent waiting for data.
     """

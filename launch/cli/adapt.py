@@ -1,4 +1,4 @@
-"""The command adapt: make a model of a run, or change one."""
+"""The command adapt: make a model from a run, or change a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_train.config.io import load_config
 from dist_train.data.account import Account
 from dist_train.errors import UserError, command
 from dist_train.names import class_name, shown
-from launch.cli.photos import find_photos, print_account
+from launch.cli.photo_arguments import find_photos, print_account
 from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ class AdaptOptions(Options):
     method: str | None = None
     """Method of the run to take; default: phi_plus where it was trained, else phi2. See docs/methods.md."""
     rule: str | None = None
-    """How several photos count: max (the paper), mean, or rows; default: as it is."""
+    """How several photos count: max (the paper), mean, or rows; default: unchanged."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Folder with a folder of photos for each class (name or wnid): the effect of additions on these is printed;
-    default: on the run's validation images."""
+    """Folder with a folder of photos for each class (name or wnid), on which the effect of additions is measured;
+    default: the run's validation images."""
 
     @property
     def changes(self) -> bool:
@@ -55,8 +55,8 @@ class AdaptOptions(Options):
 def adapt(source: Path, options: AdaptOptions) -> int:
     """Add classes from photos, without training.
 
-    Makes a model of a run, or changes one: adds classes from one or more photos each, renames and removes classes.
-    Changes are made in the order remove, rename, class, all or none of them.
+    Makes a model from a run, or changes a model: adds classes from one photo or more each, renames and removes classes.
+    Changes are made in the order remove, rename, class; where one of them fails, none is made.
 
     Args:
         source: RUNS/NAME whose learn is done, or a model that adapt has made.
@@ -78,7 +78,7 @@ def adapt(source: Path, options: AdaptOptions) -> int:
         if writes and out:
             model.save(out)
     if options.print_classes:
-        lines = [f"{one.name}\t{shown(one.wnid) or '-'}\t{one.photos or '-'}" for one in model.classes]
+        lines = [f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}" for entry in model.classes]
     for line in lines:
         print(line)
     if writes and not options.print_classes:
@@ -88,7 +88,7 @@ def adapt(source: Path, options: AdaptOptions) -> int:
 
 @contextmanager
 def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
-    """Keep the folder that a model is written to for this process; after an error it is as it was.
+    """Reserve the folder that a model is written to for this process; after an error the folder is as it was.
 
     Raises:
         UserError: the folder is there and not the model that is changed, or lies in what the model is made of.
@@ -104,7 +104,7 @@ def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
     )
     if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise exists
-    made = not out.exists()
+    created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         with model_folder.lock(out):
@@ -112,7 +112,7 @@ def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
                 raise exists
             yield
     except BaseException:
-        if made and not model_folder.is_model(out):
+        if created and not model_folder.is_model(out):
             (out / ".lock").unlink(missing_ok=True)
             with suppress(OSError):
                 out.rmdir()
@@ -120,7 +120,7 @@ def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
 
 
 def _open(source: Path, options: AdaptOptions, config: Config | None) -> Classifier:
-    """Return the model of a run (``config``), or the one in the folder."""
+    """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run."""
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.from_run import from_run
 
@@ -148,7 +148,9 @@ def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> 
         model.check_new(name)  # all of them before the work begins
     before = len(model.classes)
     _add_classes(model, photos, account)
-    added = [f"{one.name}: added from {one.photos} photo{'s' * (one.photos > 1)}" for one in model.classes[before:]]
+    added = [
+        f"{entry.name}: added from {entry.photos} photo{'s' * (entry.photos > 1)}" for entry in model.classes[before:]
+    ]
     held_out = _held_out(model, options, config, account) if photos or options.held_out else None
     print_account(account)
     if not held_out:
@@ -161,12 +163,12 @@ def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> 
 
 
 def _old_and_new(text: str, model: Classifier) -> tuple[str, str]:
-    """Return the two names in OLD=NEW. Names may have a = in them: the first OLD that is a class counts."""
+    """Return the two names in OLD=NEW. A name may contain a =: the first OLD that is a class counts."""
     pairs = [(text[:n], text[n + 1 :]) for n, sign in enumerate(text) if sign == "=" and 0 < n < len(text) - 1]
     if not pairs:
         raise UserError(f"--rename {text}: give OLD=NEW")
-    known = [pair for pair in pairs if any(pair[0] in (one.name, one.wnid) for one in model.classes)]
-    return (known or pairs)[0]
+    of_classes = [pair for pair in pairs if any(pair[0] in (entry.name, entry.wnid) for entry in model.classes)]
+    return (of_classes or pairs)[0]
 
 
 def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[Path]]:
@@ -248,7 +250,7 @@ def _held_out(
 
 
 def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple[torch.Tensor, list[int]]:
-    """Return the same of photos in a folder for each class."""
+    """Return what ``_held_out`` does, for photos that lie in a folder for each class."""
     import torch
 
     from dist_train.data.sources.folders import class_folders
@@ -265,10 +267,10 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
             account.taken -= len(files)
             account.pass_over(f"{folder}/{name}", "in folders of no class of the run", len(files))
     if not activations:
-        raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make some")
+        raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make such folders")
     return torch.cat(activations), labels
 
 
 def _check_folder(option: str, folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{option} {folder}: no such folder; give one with a folder of photos a class")
+        raise UserError(f"{option} {folder}: no such folder; give one that has a folder of photos for each class")

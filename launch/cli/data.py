@@ -86,13 +86,13 @@ def split(options: SplitOptions) -> int:
     if options.split:
         if options.novel or options.novel_list or options.pseudo_novel:
             raise UserError("--split: names its novel classes; leave --novel, --novel_list and --pseudo_novel out")
-        made = load_split(options.split).without([class_name(text) for text in options.without], out.stem)
+        new_split = load_split(options.split).without([class_name(text) for text in options.without], out.stem)
     else:
-        made = _new_split(options)
-    save_split(made, out)
+        new_split = _new_split(options)
+    save_split(new_split, out)
     print(
-        f"{out}: {len(made.base)} base ({len(made.pseudo_novel)} pseudo-novel), "
-        f"{len(made.novel)} novel, hash {made.hash}"
+        f"{out}: {len(new_split.base)} base ({len(new_split.pseudo_novel)} pseudo-novel), "
+        f"{len(new_split.novel)} novel, hash {new_split.hash}"
     )
     return 0
 

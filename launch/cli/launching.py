@@ -56,7 +56,9 @@ class SlurmOptions(Options):
     """In place of the profile's cpus_per_task."""
     minutes: int | None = None
     """In place of the profile's minutes."""
-    stages: Annotated[str | None, Option(help=f"Some of {','.join(CHAIN)}; default: all that are not done.")] = None
+    stages: Annotated[
+        str | None, Option(help=f"Stages to run, of {','.join(CHAIN)}; default: all that are not done.")
+    ] = None
     sweep: Annotated[list[str], Option(several=True)] = field(default_factory=list)
     """Values of learn.* and evaluate.* to try, as arrays of jobs: learn.p_mean=0.3,0.9 evaluate.seed=0,1"""
     dry_run: bool = False
@@ -96,7 +98,7 @@ def tensorboard(folder: Path = Path("runs"), *, port: int = 6006) -> int:
 
 
 def doctor(*, runs: Path = Path("runs"), cluster: str | None = None, wait: float = 10) -> int:
-    """Check this machine or cluster: what it can do, and what to mend, one line each.
+    """Check this machine or cluster: what it can do, and what to fix, one line each.
 
     Args:
         runs: Folder of all runs: its speed, locks and clock are checked.

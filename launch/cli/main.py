@@ -96,10 +96,10 @@ def build_parser(words: Sequence[str]) -> CommandParser:
     launchers = launch.add_subcommands(dest="launcher", required=True)
     for name, command in COMMANDS.items():
         *group, last = name.split()
-        made = CommandParser(description=description(command))
+        subparser = CommandParser(description=description(command))
         if last in words:
-            add_arguments(made, command)
-        (launchers if group else commands).add_subcommand(last, made, help=summary(command))
+            add_arguments(subparser, command)
+        (launchers if group else commands).add_subcommand(last, subparser, help=summary(command))
     return parser
 
 

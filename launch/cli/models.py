@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from dist_train.data.account import Account
 from dist_train.errors import UserError
 from dist_train.names import shown
-from launch.cli.photos import named_photos, print_account
+from launch.cli.photo_arguments import named_photos, print_account
 from launch.cli.signature import Option, Options
 
 

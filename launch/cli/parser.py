@@ -1,4 +1,4 @@
-"""The parser of the command line: its errors name the option and the remedy, its help has no names of Python's."""
+"""The parser of the command line: its errors name the option and the remedy, and its help shows no Python names."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class CommandParser(Parser):
         return text + (_stage_alone(word) or "; quote a value with spaces, and give a list as [A, B]")
 
     def format_help(self, formatter: Any = None) -> str:
-        """Return the help without what is no news: that a path is a path, and that nothing is the default."""
+        """Return the help without the obvious: that a path is a path, and that None is the default."""
         path = r"type:\s+<class\s+'Path'>"
         text = re.sub(rf"\s*\((required,\s+)?{path}(,\s+default:\s+null)?\)", "", super().format_help(formatter))
         text = re.sub(rf"\({path},\s+", "(", text)
         return re.sub(r"\s*\(default:\s+(null|\[\]|False)\)", "", text)
 
     def _spelling(self, path: list[str]) -> str:
-        """Return an argument as it is typed: ``--cluster``, or ``RUN``. The path: its commands and its name."""
+        """Return an argument as it is typed, ``--cluster`` or ``RUN``; ``path`` has its commands and its name."""
         parser: Any = self
         for name in path[:-1]:
             parser = parser._subcommands_action._name_parser_map[name]
@@ -63,7 +63,7 @@ class CommandParser(Parser):
 
 
 def _stage_alone(word: str) -> str:
-    """Return how the stage of this name is made alone; nothing where no stage has it."""
+    """Return the hint that shows how to run the stage of this name alone; empty where no stage has the name."""
     if word not in ("prepare", *STAGES):
         return ""
     return f"; the stage {word} alone: {command(word)}, and made again: {command(word, '--redo')}"

@@ -87,10 +87,10 @@ def _work(config: Config, command: str, redo: bool) -> int:
 def study(
     study: str, config: Annotated[Config, Keys(defaults={"data.holdout": "pseudo-novel"})], *, seeds: int = 1
 ) -> int:
-    """Compare choices: which one matters, and by how much.
+    """Compare choices: which choice matters, and by how much.
 
-    Varies choices one at a time over one backbone, on the split's pseudo-novel classes, and leaves a table of what each
-    of them changes, compared draw by draw, in RUN/study/. Members run one after the other; the same command continues.
+    Varies choices one at a time over one backbone, on the split's pseudo-novel classes, and writes a table of what each
+    choice changes, compared draw by draw, to RUN/study/. Members run one after the other; the same command continues.
 
     Args:
         study: YAML file, or the name of one in configs/studies/.
@@ -122,7 +122,7 @@ def status(run: Path = Path("runs"), *, watch: bool = False) -> int:
 
     Args:
         run: RUNS/NAME, or RUNS for all.
-        watch: Again every few seconds, until Ctrl-C.
+        watch: Repeat every few seconds, until Ctrl-C.
     """
     from launch.status import show
 
@@ -139,8 +139,8 @@ def status(run: Path = Path("runs"), *, watch: bool = False) -> int:
 def verify_resume(run: Path, *, batches: int = 4) -> int:
     """Prove that resuming is exact.
 
-    Compares sample ids, crop windows and checksums of pixels of the batches after the run's newest checkpoint: of a
-    stream that begins before it, and of new ones on 1, 2 and 4 ranks.
+    Compares the batches after the run's newest checkpoint, by sample ids, crop windows and checksums of pixels: as made
+    by a stream that begins before the checkpoint, and by new streams on 1, 2 and 4 ranks.
 
     Args:
         run: Folder of the run (RUNS/NAME).
@@ -170,7 +170,7 @@ def logs(
     member: int = 0,
     follow: Annotated[bool, Option(short="-f")] = False,
 ) -> int:
-    """Print the log of a job: that of a rank of the newest one.
+    """Print the log of a rank, by default of the newest job.
 
     Args:
         run: RUNS/NAME.

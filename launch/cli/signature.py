@@ -29,7 +29,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Option:
-    """Say of an option what its type and its docstring cannot.
+    """Hold what the type and the docstring of an option cannot say.
 
     Attributes:
         name: the name to type, where Python keeps the word for itself.
@@ -48,7 +48,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Keys:
-    """Say which keys of a configuration a command leaves out, and which have another default."""
+    """Hold which keys of a configuration a command leaves out, and which have another default."""
 
     skip: frozenset[str] = frozenset()
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -114,10 +114,10 @@ def call(command: Command, parser: Parser, parsed: Namespace, words: Sequence[st
                 _inside(parsed, words).pop("config", None)
             parsed = parser.instantiate(parsed)
         values = _inside(parsed, words)
-        given = {argument.name: _value(argument, values) for argument in arguments}
+        bound = {argument.name: _value(argument, values) for argument in arguments}
     except (ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from None
-    return command(**given)
+    return command(**bound)
 
 
 def _inside(parsed: Namespace, words: Sequence[str]) -> Namespace:
@@ -153,16 +153,16 @@ def _parameters(command: Command) -> Iterator[_Argument]:
 def _fields(options: type[Any]) -> Iterator[_Argument]:
     """Yield the fields of an ``Options``, in order."""
     hints, texts = get_type_hints(options, include_extras=True), _texts(options)
-    for one in fields(options):
-        kind, extra = _split(hints[one.name])
-        default = one.default if one.default_factory is MISSING else one.default_factory()
-        yield _Argument(one.name, kind, extra, default, texts.get(one.name, ""))
+    for item in fields(options):
+        kind, extra = _split(hints[item.name])
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        yield _Argument(item.name, kind, extra, default, texts.get(item.name, ""))
 
 
 def _texts(documented: Any) -> dict[str, str]:
     """Return {name: what its docstring says} of the parameters of a function, or of the fields of a dataclass."""
-    found = docstring_parser.parse_from_object(documented).params
-    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in found}
+    parameters = docstring_parser.parse_from_object(documented).params
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parameters}
 
 
 def _split(hint: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""``dist-train doctor``: what this machine, or a cluster, can do, and what to mend; one line for each check."""
+"""``dist-train doctor``: what this machine, or a cluster, can do, and what to fix; one line for each check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def examine(runs: Path, cluster: str | None, minutes: float) -> int:
     Args:
         runs: the folder of all runs.
         cluster: also try this profile, by a short job on two nodes.
-        minutes: to wait for that job.
+        minutes: how long to wait for that job.
 
     Raises:
         UserError: there is no such profile, or it is wrong.

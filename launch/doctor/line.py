@@ -13,7 +13,7 @@ class Line(NamedTuple):
     Attributes:
         level: an error makes ``doctor`` end with exit code 1.
         subject: what was checked.
-        text: what was found, and the remedy where that is not well.
+        text: what the check found, and the remedy where it found a problem.
     """
 
     level: Level

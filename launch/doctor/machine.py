@@ -53,7 +53,7 @@ def _dali_wheel() -> Line:
 
 
 def accelerators() -> Iterator[Line]:
-    """Check the driver and the GPUs, and where there are none what the CPU lacks instead."""
+    """Check the driver and the GPUs, or, where there is no GPU, what the CPU lacks."""
     driver = driver_cuda()
     if driver is not None:
         fits = f"the extra cuda{min(driver[0], 13)} fits" if driver[0] >= 12 else "too old"
@@ -82,7 +82,7 @@ def _gpus() -> Iterator[Line]:
 
 
 def processors() -> Iterator[Line]:
-    """Check the number of CPUs that this process may use, and of files that it may open."""
+    """Check how many CPUs this process may use, and how many files it may open."""
     yield _cpus()
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < 4096:
@@ -92,11 +92,11 @@ def processors() -> Iterator[Line]:
 
 def _cpus() -> Line:
     usable, present = usable_cpus(), os.cpu_count() or 1
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    allocated = os.environ.get("SLURM_CPUS_PER_TASK", "")
     text = f"{usable} of {present} usable"
-    if asked.isdigit() and usable < int(asked):
-        remedy = f"srun does not take them over: --cpus-per-task={asked}"
-        return Line("error", "cpus", f"{text}, {asked} asked for; {remedy}")
+    if allocated.isdigit() and usable < int(allocated):
+        remedy = f"srun does not take them over: --cpus-per-task={allocated}"
+        return Line("error", "cpus", f"{text}, {allocated} asked for; {remedy}")
     if usable == 1 and present > 1:
         remedy = "ask for more CPUs a task, or check taskset"
         return Line("warning", "cpus", f"{text}: decoding will be slow; {remedy}")
@@ -133,7 +133,7 @@ def _ports(address: str) -> Line:
 
 
 def folder(subject: str, path: Path) -> Iterator[Line]:
-    """Check the speed, the locks, the rename and the clock of a folder, which is made where it is missing."""
+    """Check the speed, locks, renames and clock of a folder, which is made where it is missing."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path, prefix=".doctor-") as temporary:

@@ -33,17 +33,17 @@ def try_nodes(runs: Path, cluster: Cluster, minutes: float) -> Iterator[Line]:
 
     Args:
         runs: a folder that the nodes see; the job has a folder of its own in it until it has ended.
-        minutes: to wait for the job.
+        minutes: how long to wait for the job.
     """
     from launch.slurm.submit import submit
 
-    wanted = stage_resources(cluster, "pretrain", {"nodes": min(2, cluster.nodes or 2), "minutes": _MINUTES})
+    resources = stage_resources(cluster, "pretrain", {"nodes": min(2, cluster.nodes or 2), "minutes": _MINUTES})
     runs.mkdir(parents=True, exist_ok=True)
     run = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs.absolute()))
     config = Config(name=run.name, runs=run.parent)
     task = Task("launch.doctor.trial:exchange", (run,), run, "dist-train doctor")
     try:
-        job = submit(config, cluster, [PlannedJob("doctor", wanted, (task,))])["doctor"]
+        job = submit(config, cluster, [PlannedJob("doctor", resources, (task,))])["doctor"]
     except UserError as error:
         shutil.rmtree(run)
         yield Line("error", "job", str(error))
@@ -74,12 +74,12 @@ def _wait_for_result(run: Path, job: str, end: float) -> State | None:
 
 def _no_result(run: Path, job: str, minutes: float, state: State | None) -> Line:
     """Return the line for a job without a result. Its folder stays where it has a log."""
-    found = f"{state.state} {state.reason}".strip() if state else "unknown"
+    last_known = f"{state.state} {state.reason}".strip() if state else "unknown"
     log = next(jobs.folder(run).glob("*_log.out"), None)
     if log is None:  # the job never started
         shutil.rmtree(run, ignore_errors=True)
     where = f"; its log is {log}" if log else ""
-    return Line("error", "job", f"job {job} did not report within {minutes:g} min (state {found}){where}")
+    return Line("error", "job", f"job {job} did not report within {minutes:g} min (state {last_known}){where}")
 
 
 def _may_run(run: Path) -> bool:

@@ -59,7 +59,7 @@ def sweep_table(run: Path) -> str:
         for method, result in results.methods.items():
             rows += [((member.name, display_name(method), str(k)), metrics) for k, metrics in result.shots.items()]
     if not rows:
-        raise UserError(f"{folder}: no member has results yet; how they are: {command('status', folder)}")
+        raise UserError(f"{folder}: no member has results yet; {command('status', folder)} shows their states")
     columns = {key: title for key, title in _SWEPT_METRICS.items() if any(key in metrics for _, metrics in rows)}
     lines = markdown_head(list(columns.values()), ["setting", "method", "shots"])
     for names, metrics in rows:  # members may have other protocols, and so other metrics
@@ -76,12 +76,12 @@ def sweep_table(run: Path) -> str:
 
 @dataclass(frozen=True)
 class DefaultRow:
-    """The default's figures of a method at a number of shots.
+    """Hold the figures of a method at a number of shots, in the default setting.
 
     Attributes:
         method: as in ``evaluate.methods``.
         shots: number of shots; "all" for an oracle.
-        metrics: those of ``PAIRED_METRICS``, in percent, over draws; of several seeds the mean for each draw.
+        metrics: those of ``PAIRED_METRICS``, in percent, over draws; several seeds are averaged draw by draw.
     """
 
     method: str
@@ -95,7 +95,7 @@ class DefaultRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting less the default, draw by draw.
+    """Hold how a setting differs from the default, draw by draw.
 
     Attributes:
         setting: value of each key that the choice varies.
@@ -123,14 +123,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Best:
-    """The best setting of a choice for a method, by the harmonic mean over all numbers of shots.
+    """Hold the best setting of a choice for a method, by the harmonic mean over all numbers of shots.
 
     Attributes:
-        keys: that the choice varies.
+        keys: the keys that the choice varies.
         method: as in ``evaluate.methods``.
         setting: its name.
         as_good: names of the settings that the draws cannot tell from the best, in the file's order.
-        harmonic: of ``setting``, in percent.
+        harmonic: the harmonic mean of ``setting``, in percent.
     """
 
     keys: Sequence[str]
@@ -146,15 +146,15 @@ class Best:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What the choices of a study change.
+    """Hold what the choices of a study change.
 
     Attributes:
-        name: of the study.
+        name: name of the study.
         default: value of each key that a choice varies, in the default.
         rows, differences, best: the figures.
-        seeds: trainings of each setting.
-        results: of the default's first seed, for what all members have in common.
-        commits: of the code that made the members' results.
+        seeds: number of trainings of each setting.
+        results: results of the default's first seed, for what all members have in common.
+        commits: commits of the code that made the members' results.
     """
 
     name: str
@@ -206,7 +206,7 @@ def compare(name: str, choices: Sequence[Choice], settings: Settings) -> StudyRe
     """Compare each setting of a study with the default, draw by draw.
 
     Args:
-        name: of the study.
+        name: name of the study.
         settings: as ``study.study_members`` returns them, all done.
     """
     results = {setting: [read_results(member.run) for member in members] for setting, members in settings.items()}
@@ -255,7 +255,7 @@ def _mean_draws(seeds: Sequence[Metrics], metric: str) -> list[float]:
 def _differences(
     choice: Choice, settings: Mapping[str, Sequence[Member]], results: Mapping[str, _Seeds]
 ) -> Iterator[Difference]:
-    """Yield each setting of a choice less the default, for each method and number of shots."""
+    """Yield how each setting of a choice differs from the default, for each method and number of shots."""
     for name in (name for name in choice.settings if name in results):
         setting = {key: _value(settings[name][0].config, key) for key in choice.keys}
         for method in choice.methods:
@@ -273,7 +273,7 @@ def _differences(
 
 def _best(choice: Choice, method: str, results: Mapping[str, _Seeds]) -> Best:
     """Return the setting with the highest harmonic mean over all numbers of shots. Settings whose difference from it,
-    draw by draw, is within its interval are as good: the one in the middle of them, in the file's order, is taken."""
+    draw by draw, is within its interval are as good: the middle setting of these, in the file's order, is taken."""
     names = list(choice.settings)
     if all(name in results for name in names):  # else one of them is the default
         names.insert(0, DEFAULT)
@@ -291,7 +291,7 @@ def _best(choice: Choice, method: str, results: Mapping[str, _Seeds]) -> Best:
 
 
 def _commits(results: Results) -> list[str]:
-    """Return the commits of a member's table, and of rows in it that are older."""
+    """Return the commits of the members' tables, and of older rows in them."""
     return [results.commit, *results.older.values()]
 
 
@@ -355,9 +355,9 @@ def _origin(report: StudyReport) -> str:
     seeds = f", mean of {report.seeds} trainings each" if report.seeds > 1 else ""
     queries = f"{results.queries.base:,} and {results.queries.novel:,}" if results.queries else "no"
     return (
-        "The default in percent; the others less the default in points, draw by draw. Mean ± half-width of the "
-        f"{results.interval}, {results.draws} draws{seeds}. {results.classes.base} base and {results.classes.novel} "
-        f"pseudo-novel classes are scored together, on {queries} images. "
+        "The default is in percent; the others are differences from it in points, draw by draw. Mean ± half-width of "
+        f"the {results.interval}, {results.draws} draws{seeds}. {results.classes.base} base and "
+        f"{results.classes.novel} pseudo-novel classes are scored together, on {queries} images. "
         "H = harmonic mean of base and novel top-1. The best by H is over all shots; settings whose difference from "
         "it is within its interval are as good, and the one in the middle is named. "
         f"Split {results.split.name} ({results.split.hash}), shards {results.shards[:16]}, "

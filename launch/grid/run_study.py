@@ -85,7 +85,7 @@ def _run_stage(member: Member, stage: str, deadline: float | None) -> int:
     """Run a stage of a member in this process; return 0, or ``STOPPED``.
 
     Args:
-        deadline: by ``time.monotonic``; None: there is none.
+        deadline: when to stop, by ``time.monotonic``; None: never.
     """
     from launch.rank import work
 

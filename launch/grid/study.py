@@ -32,7 +32,8 @@ class StudyFile:
     methods: list[str]
     """The rows that are compared, where a choice does not name its own."""
     choices: list[dict[str, Any]]
-    """KEY: [VALUE, ...] each; of several keys all combinations; ``methods`` for the rows that it concerns."""
+    """Each is KEY: [VALUE, ...]. Several keys are varied together, in all combinations; ``methods`` names the rows that
+    the choice concerns."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Choice:
     """An entry of a study file: one or more keys that are varied together.
 
     Attributes:
-        keys: of the configuration.
+        keys: keys of the configuration.
         methods: the rows that the choice concerns.
-        settings: options of the command line of each combination of values, by its name, in the file's order.
+        settings: name of each combination of values -> its options of the command line, in the file's order.
     """
 
     keys: tuple[str, ...]
@@ -51,7 +52,7 @@ class Choice:
 
     @property
     def first(self) -> str:
-        """The first stage that it changes."""
+        """The first stage that the choice changes."""
         return min((key.partition(".")[0] for key in self.keys), key=STAGES.index)
 
 
@@ -104,9 +105,9 @@ def study_members(config: Config, path: Path, choices: Sequence[Choice], seeds: 
     the default, and is not listed a second time.
 
     Args:
-        config: of the base run.
-        path: of the study file.
-        seeds: trainings of each setting, with the seeds ``learn.seed``, ``learn.seed + 1``, ...
+        config: configuration of the base run.
+        path: the study file.
+        seeds: number of trainings of each setting, with the seeds ``learn.seed``, ``learn.seed + 1``, ...
 
     Raises:
         UserError: a value is wrong, or a method unknown.

@@ -27,8 +27,8 @@ def sweep_members(config: Config, entries: Sequence[str]) -> list[Member]:
     """Return a member for each combination of the values in ``entries``; none for no entries.
 
     Args:
-        config: of the base run.
-        entries: KEY=VALUE,VALUE,... each.
+        config: configuration of the base run.
+        entries: texts of the form KEY=VALUE,VALUE,...
 
     Raises:
         UserError: an entry has another form, its key cannot be swept, a value is wrong, or two members are the same.

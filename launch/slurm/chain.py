@@ -20,10 +20,10 @@ class Task:
 
     Attributes:
         function: MODULE:FUNCTION, which returns an exit code. It is imported on the rank: what it needs takes seconds.
-        arguments: of that function.
+        arguments: the function's arguments.
         run: the run's folder, whose files show whether a start made progress.
         command: the command line that does the same, to show to people.
-        name: of the sweep's member; empty for a job that is no member of an array.
+        name: name of the sweep's member; empty for a job that is no member of an array.
     """
 
     function: str
@@ -39,11 +39,11 @@ class PlannedJob:
 
     Attributes:
         stage: its name in the chain.
-        resources: of the job, or of each member of the array.
+        resources: what the job, or each member of the array, asks SLURM for.
         tasks: one task, or one for each member of the array.
         after: the stage in the chain that it waits for; None: it waits for nothing.
-        condition: of the wait, as sbatch names it. ``aftercorr``: each member of this array waits for its own member
-            of the other array; ``afterany``: also runs where the other job failed.
+        condition: the condition of the wait, by sbatch's name. ``aftercorr``: each member of this array waits for its
+            own member of the other array; ``afterany``: also runs where the other job failed.
     """
 
     stage: str
@@ -73,7 +73,7 @@ def plan_chain(
 
     Args:
         overrides: what the command line asks for in place of the profile's resources.
-        members: of the sweep; empty without one.
+        members: the sweep's members; empty without a sweep.
     """
     chain: list[PlannedJob] = []
     for stage in stages:

@@ -27,12 +27,12 @@ class Job:
 
     Attributes:
         stage: its name in the chain.
-        id: SLURM's; of an array, that of the whole array.
-        names: of an array's members, as the sweep names them.
-        size: members of the array; 1 for a job that is none.
-        ranks: of each member.
+        id: SLURM's id; for an array, the id of the whole array.
+        names: names of an array's members, as the sweep has them.
+        size: number of the array's members; 1 for a job that is no array.
+        ranks: number of ranks of each member.
         local: whether it ran on the submitting machine, without SLURM.
-        time: of the submission, in seconds since 1970.
+        time: time of the submission, in seconds since 1970.
     """
 
     stage: str
@@ -53,7 +53,7 @@ class Job:
         """Read what ``to_json`` returns.
 
         Raises:
-            KeyError, TypeError: it is no line of a job.
+            KeyError, TypeError: these are not the values of a job.
         """
         return cls(id=values.pop("job"), **values)
 

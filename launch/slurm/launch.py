@@ -15,7 +15,7 @@ from launch.slurm.chain import plan_chain
 from launch.slurm.jobs import reserved
 from launch.slurm.preflight import check_submission, choose_stages
 from launch.slurm.profile import Cluster
-from launch.slurm.submit import require_sbatch, run_here, show, submit
+from launch.slurm.submit import describe_chain, require_sbatch, run_here, submit
 
 
 def launch_chain(
@@ -51,7 +51,7 @@ def launch_chain(
         return 0
     chain = plan_chain(config, cluster, chosen, overrides, members)
     if dry_run:
-        print(show(config, cluster, chain))
+        print(describe_chain(config, cluster, chain))
         return 0
     if not here:
         require_sbatch()

@@ -19,9 +19,9 @@ def print_log(run: Path, stage: str | None, rank: int, follow: bool, member: int
     """Print the log of the newest job, or of the newest job of ``stage``.
 
     Args:
-        rank: whose log.
+        rank: the rank whose log is printed.
         follow: go on until the job has ended.
-        member: of an array.
+        member: number of the member of an array.
 
     Raises:
         UserError: there is no such job, rank, member or log.
@@ -51,7 +51,7 @@ def _newest_log(run: Path, stage: str | None, rank: int, member: int) -> tuple[J
     if not logs:
         last = candidates[-1]
         raise UserError(
-            f"{last.stage}: job {last.id} has no log of rank {rank} yet; {command('status', run)} says how it is"
+            f"{last.stage}: job {last.id} has no log of rank {rank} yet; {command('status', run)} shows its state"
         )
     return max(logs, key=lambda log: log[1].stat().st_mtime)
 
@@ -72,5 +72,5 @@ def _follow(run: Path, job: Job, path: Path) -> None:
                 except NoAnswer as error:  # the job may still run: go on, and print each reason once
                     if str(error) != silence:
                         silence = str(error)
-                        print(f"dist-train: {silence}; following on, Ctrl-C ends it", file=sys.stderr)
+                        print(f"dist-train: {silence}; still following the log, Ctrl-C ends it", file=sys.stderr)
             time.sleep(_POLL)

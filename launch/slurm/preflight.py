@@ -1,4 +1,4 @@
-"""What is refused before anything is submitted: whatever would fail after hours in a queue fails here, on one line."""
+"""Checks before anything is submitted: whatever would fail after hours in a queue fails here, on one line."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def choose_stages(config: Config, asked: str | None, members: Sequence[Member]) 
 
     Args:
         asked: the value of ``--stages``.
-        members: of the sweep; empty without one.
+        members: the sweep's members; empty without a sweep.
 
     Raises:
         UserError: there is no such stage, or a stage needs another that is neither done nor asked for.
     """
-    wanted = list(CHAIN) if asked is None else [stage.strip() for stage in asked.split(",") if stage.strip()]
-    unknown = [stage for stage in wanted if stage not in CHAIN]
-    if unknown or not wanted:
+    chosen = list(CHAIN) if asked is None else [stage.strip() for stage in asked.split(",") if stage.strip()]
+    unknown = [stage for stage in chosen if stage not in CHAIN]
+    if unknown or not chosen:
         named = repr(unknown[0]) if unknown else "none"
-        raise UserError(f"--stages {asked}: {named} is no stage; some of {','.join(CHAIN)}")
-    if members and not any(stage in members[0].own for stage in wanted):
+        raise UserError(f"--stages {asked}: {named} is no stage; give some of {','.join(CHAIN)}")
+    if members and not any(stage in members[0].own for stage in chosen):
         raise UserError(
             f"--stages {asked}: none of them is what --sweep varies; add {members[0].first}, or leave --sweep out"
         )
-    chosen = [stage for stage in CHAIN if stage in wanted and not _is_done(config, stage, members)]
+    chosen = [stage for stage in CHAIN if stage in chosen and not _is_done(config, stage, members)]
     for stage in chosen:
         earlier = STAGES[: STAGES.index(stage)] if stage in STAGES else ()
         missing = [name for name in earlier if name not in chosen and not _is_done(config, name, members)]
@@ -57,11 +57,11 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
     """Refuse a chain that could not succeed.
 
     Args:
-        stages: of the chain.
+        stages: the chain's stages.
         overrides: what the command line asks for in place of the profile's resources.
 
     Raises:
-        UserError: it names what does not fit.
+        UserError: the chain cannot succeed; the line names what does not fit.
     """
     from dist_train.runs.inputs import check_inputs
     from dist_train.runs.run import check_config, open_run
@@ -71,8 +71,8 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
     existing = next(folder for folder in (config.run_dir, *config.run_dir.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: cannot write there; choose other --runs, or mend its permissions")
-    wanted = stage_resources(cluster, "pretrain", overrides)
-    ranks = wanted.ranks if "pretrain" in stages else 1
+    resources = stage_resources(cluster, "pretrain", overrides)
+    ranks = resources.ranks if "pretrain" in stages else 1
     check_config(config, ranks)
     _check_pack(config)
     if "prepare" not in stages:

@@ -18,7 +18,7 @@ CHAIN = ("prepare", *STAGES)
 
 @dataclass(kw_only=True)
 class Resources:
-    """Hold what a job asks for. Where a value is None, the site's default counts."""
+    """Hold what a job asks for. Where a value is None, the site's default applies."""
 
     partition: str | None = None
     """Partition (queue)."""
@@ -27,7 +27,7 @@ class Resources:
     constraint: str | None = None
     """Node features, such as the kind of GPU."""
     nodes: int | None = None
-    """Nodes."""
+    """Number of nodes."""
     gpus_per_node: int | None = None
     """GPUs, and so ranks, on each node; 0 = a job on CPUs."""
     tasks_per_node: int | None = None

@@ -1,4 +1,4 @@
-"""What SLURM's own programs say: the states of jobs, and whether SLURM answers at all."""
+"""Ask SLURM's own programs: the states of jobs, and whether SLURM answers at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _FAILED = ("FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL")
 
 
 class NoAnswer(UserError):
-    """SLURM does not say how its jobs are. That is not the same as having no jobs."""
+    """Report that SLURM does not answer, which does not mean that there are no jobs."""
 
 
 class NoCluster(NoAnswer):
-    """SLURM's programs are installed, but configured for no cluster."""
+    """Report that SLURM's programs are installed, but configured for no cluster."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def array_id(job_id: str) -> str:
 
 
 def scancel(job_ids: Sequence[str]) -> list[str]:
-    """Run scancel for each of these jobs, the last one first, and return a line for each one that it refused."""
+    """Run scancel for each of these jobs, the last job first, and return a line for each job that it refused."""
     problems = []
     for job_id in reversed(job_ids):
         done = subprocess.run(["scancel", job_id], stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""What sbatch is given for a job: its options, and the shell around its ranks (``job_script.sh``)."""
+"""Write what sbatch gets for a job: its options, and the shell around its ranks (``job_script.sh``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code as it is when a job is submitted: a job that waits for days runs this, not what the code became since."""
+"""A copy of the code at the time of submission: a job that waits for days runs the copy, not later edits."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _executor(config: Config, cluster: Cluster, job: PlannedJob, code: Path, dep
     return executor
 
 
-def show(config: Config, cluster: Cluster, chain: Sequence[PlannedJob]) -> str:
+def describe_chain(config: Config, cluster: Cluster, chain: Sequence[PlannedJob]) -> str:
     """Return every script and the chain, as ``submit`` would hand them to sbatch."""
     code = jobs.folder(config.run_dir).parent / "code"
     lines = []
@@ -143,7 +143,7 @@ def _names(tasks: Sequence[Task]) -> list[str]:
 
 
 def _reason(text: str) -> str:
-    """Return sbatch's own words in what submitit says: its first line of error, or its first line."""
+    """Return sbatch's own words from submitit's message: the first line that is an error, else the first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines if line.startswith("sbatch: ")]
     errors = [line.partition("error: ")[2] or line for line in lines if "error" in line.lower()]

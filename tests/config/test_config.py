@@ -80,7 +80,7 @@ def written(config: Config, text: str, folder: Path) -> Config:
 @given(configs())
 @example(Config())
 def test_a_configuration_is_read_back_equal(tmp_path: Path, config: Config) -> None:
-    for text in (to_yaml(config), json.dumps(to_dict(config))):  # the second: as older versions wrote it
+    for text in (to_yaml(config), json.dumps(to_dict(config))):  # the second form is that of older versions
         assert written(config, text, tmp_path) == config
 
 

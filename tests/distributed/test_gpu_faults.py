@@ -23,7 +23,7 @@ OUT = (
 )
 
 
-def told(config: Config) -> str:
+def reported_error(config: Config) -> str:
     return str(json.loads((config.run_dir / "error.json").read_text())["message"])
 
 
@@ -43,7 +43,7 @@ def test_a_gpu_that_fails_is_a_crash_and_starts_again(config: Config, ranks: Sta
     begin(config.run_dir, "1")
     started = ranks(1, config, "pretrain", target=partial(run_faulty_rank, fault=fault))
     assert started.wait() == [CRASHED], started.error(0)
-    assert told(config).startswith(said)
+    assert reported_error(config).startswith(said)
     assert decide(config.run_dir, "1", CRASHED, 3).code == STOPPED
     assert "replaced by" not in started.error(0)
 
@@ -71,7 +71,7 @@ def test_out_of_memory_is_one_line_and_is_not_started_again(
     (line,) = [line for line in started.error(0).splitlines() if "error:" in line]
     assert line.startswith("dist-train: error: pretrain: out of ") and said in line and "of 10'" in line
     assert "Traceback" not in started.error(0)
-    assert f"dist-train: error: {told(config)}" == line
+    assert f"dist-train: error: {reported_error(config)}" == line
     assert decide(config.run_dir, "1", FAILED, 3).code == FAILED
 
 

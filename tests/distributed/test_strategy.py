@@ -191,7 +191,7 @@ def test_a_run_goes_from_ddp_to_zero_on_other_ranks_and_back(config: Config, ran
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"gradient_clipping": 1.0}, "gradient_clipping.*pretrain.clip_norm"),
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage.*pretrain.strategy"),
@@ -203,11 +203,11 @@ def test_a_run_goes_from_ddp_to_zero_on_other_ranks_and_back(config: Config, ran
         ({"loss_scale": 128}, "loss_scale: not an option that is passed on"),
     ],
 )
-def test_options_of_deepspeed_are_checked(options: dict[str, Any], told: str) -> None:
+def test_options_of_deepspeed_are_checked(options: dict[str, Any], message: str) -> None:
     config = replace(CONFIG, strategy="zero2", deepspeed=options)
     torch.manual_seed(0)
     model = Backbone("resnet10", 10)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         make_strategy(
             model, make_optimizer(model, config), MixedPrecision("fp32", torch.device("cpu")), config, Context()
         )

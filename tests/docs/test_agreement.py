@@ -1,4 +1,4 @@
-"""What pages name is what the code has: tags, keys, captions, headers and rows."""
+"""The tags, keys, captions, headers and rows that pages name are those of the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def codes(page: Path) -> list[str]:
 
 
 def written_tags() -> Iterator[str]:
-    """Names of scalars: keys of dictionaries and of items that are set."""
+    """Yield the names of scalars that the code writes: keys of dictionaries, and keys that are assigned to."""
     for path in [*(ROOT / "dist_train" / "training").glob("*.py"), *(ROOT / "dist_train" / "stages").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             keys = node.keys if isinstance(node, ast.Dict) else [node.slice] if isinstance(node, ast.Subscript) else []

@@ -1,5 +1,5 @@
-"""Every command and example of README.md and docs/*.md is run: as it stands, or smaller by what SMALLER says, or by the
-test that ELSEWHERE names. docs/results/ are records of what was measured; their commands are the tools of tests/tools.
+"""Every command and example of README.md and docs/*.md is run: as it stands, or made smaller by SMALLER, or in the test
+that ELSEWHERE names. The pages of docs/results record measurements; tests/tools runs the tools that they name.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Shell:
         self.environment = warm_python.environment()
 
     def run(self, command: str) -> str:
-        """Run one command, smaller as SMALLER says; return what it printed. A server is ended once it says where it
-        listens."""
+        """Run a command, made smaller by SMALLER, and return what it printed. A server is ended once it has printed
+        its address."""
         for pattern, other in SMALLER.items():
             command = re.sub(pattern, other, command)
         process = subprocess.Popen(["bash", "-e", "-o", "pipefail", "-c", command], cwd=self.folder,
@@ -186,7 +186,7 @@ def test_quickstart_then_python(drawn: Path, tmp_path: Path, shell: Shell) -> No
 
 
 def test_imagenet(tmp_path: Path, shell: Shell) -> None:
-    """Archives of the official layout, four classes of twelve images; the model is used on a photo of the novel one."""
+    """The archives have the official layout, with four classes of twelve images; the photo is of the novel class."""
     sources = make_sources(tmp_path)
     names = {"ILSVRC2012_img_train.tar": sources.train_tar, "ILSVRC2012_img_val.tar": sources.val_tar,
              "ILSVRC2012_devkit_t12.tar.gz": sources.devkit}  # fmt: skip

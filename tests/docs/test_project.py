@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ def test_the_navigation_of_the_site_has_every_page() -> None:
     named = set(re.findall(r": (\S+\.md)$", text, re.MULTILINE))
     there = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     assert named == there | {"index.md", "contributing.md", "changelog.md"}
+
+
+def test_names_on_the_pages_of_the_api_exist() -> None:
+    names = [name for page in (ROOT / "docs" / "api").glob("*.md")
+             for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]  # fmt: skip
+    assert len(names) > 10
+    assert not [name for name in names if pydoc.locate(name) is None]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(

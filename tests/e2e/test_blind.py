@@ -40,7 +40,7 @@ def trained(small_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _spied(method: Method, seen: Given, scores: list[torch.Tensor]) -> Method:
-    """Return the same method, which records all that it is given and all that it answers."""
+    """Return the method, made to record everything that it is given and everything that it answers."""
 
     def noting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*given: torch.Tensor) -> torch.Tensor:

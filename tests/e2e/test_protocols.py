@@ -92,7 +92,7 @@ def test_episodes_from_images_to_table(config: Config, tmp_path: Path) -> None:
     assert "7 queries a class" in table.read_text() and list((table.parent / "tb" / "phi2").glob("events.*"))
     assert not (table.parent / "report.html").exists()
 
-    # As released: of 20 images a class all others are queries, beyond 1 shot one support too.
+    # As released: all other images of a class (it has 20) are queries, and beyond 1 shot one support too.
     released = replace(config, evaluate=replace(options, protocol="released"))
     with pytest.raises(UserError, match=r"evaluate.protocol: 'episodes' -> 'released'.*--redo"):
         check_inputs(open_run(released), "evaluate")

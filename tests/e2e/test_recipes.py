@@ -95,7 +95,7 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     monkeypatch.chdir(tmp_path)
     options = ["--pretrain.model", "resnet10", "--data.train_size", "64", "--data.ramp_from", "32"]
     assert main(["run", "--config", "recipes/rn50_16", *options, "--dry-run", "--ranks", "8"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in (
         "1,153,050 of 900",
         "18,016 steps",
@@ -105,7 +105,7 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
         "on 141 GB",
         "images/s",
     ):
-        assert word in told, (word, told)
+        assert word in printed, (word, printed)
     assert not list(tmp_path.iterdir())
     assert main(["run", "--config", "recipes/rn50_16", "--dry-run", "--ranks", "7"]) == 1
     assert "divide into 7 ranks" in capsys.readouterr().err

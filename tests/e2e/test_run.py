@@ -1,4 +1,4 @@
-"""Images to table: under torchrun on two ranks, interrupted and continued, and on one."""
+"""Images to table: on two ranks under torchrun, on one rank, and interrupted and continued."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def results(run: Path, member: str) -> dict[str, Any]:
 
 
 def save_results(member: Member, phi2: Metrics, oracle: Metrics) -> None:
-    """Write a member's results: of phi2 at 1 shot, and of the oracle linear_oracle."""
+    """Write a member's results: those of phi2 at 1 shot, and those of linear_oracle."""
     found = Results(
         methods={"phi2": MethodResult({1: phi2})},
         oracles={"linear_oracle": oracle},
@@ -99,7 +99,7 @@ def test_a_study_by_hand(small: Config, arguments: list[str], capsys: pytest.Cap
             - results(run, f"default{again}")["methods"]["phi2"]["2"]["novel_top1"]["mean"]
             for again in ("", ",again=1")]  # fmt: skip
     assert row["novel_top1_of_seeds"] == pytest.approx(each)
-    assert each[0] != each[1]  # another training, not the same twice
+    assert each[0] != each[1]  # a training of its own, not the same one twice
 
     text = (run / "study" / "some.md").read_text()
     assert text in shown and f"| `learn.p_mean=0` | {row['base_top1']['mean']:+.2f} ± " in text
@@ -195,4 +195,6 @@ def test_a_choice_of_an_oracle_alone(small: Config, arguments: list[str], tmp_pa
     assert main(arguments) == 0
     text = (small.run_dir / "study" / "some.md").read_text()
     assert "## Linear classifier" in text and "linear_oracle_steps=3" in text
-    assert not (small.run_dir / "study" / "some" / "default" / "learn" / "phi2").exists()  # learns one, as it must
+    assert not (
+        small.run_dir / "study" / "some" / "default" / "learn" / "phi2"
+    ).exists()  # learn needs one method at least

@@ -47,7 +47,7 @@ def switch_on() -> None:
 
 
 class Waits(Exception):
-    """The host would wait for the device."""
+    """Report that the host would wait for the device."""
 
 
 _IN_PLACE = (torch.ops.aten._fused_sgd_.default, torch.ops.aten._fused_sgd_.tensor_lr)

@@ -32,7 +32,7 @@ CONTEXT = Context(device=CUDA)
 
 
 class StepOnly(Classification):
-    """The step of ``pretrain``, whose rate the caller sets."""
+    """Train by the step of ``pretrain``, at the rate that the caller sets."""
 
     def lr(self, step: int) -> float:
         return 0.1

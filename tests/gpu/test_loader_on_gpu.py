@@ -85,7 +85,7 @@ def test_a_held_batch_does_not_change(view: View, config: Config, gpu: Context) 
 def test_a_released_batch_stays_until_the_gpu_has_read_it(
     view: View, config: Config, gpu: Context, decoder: Any
 ) -> None:
-    """The GPU is kept busy, so it adds up batches that Python released long ago."""
+    """The GPU is kept busy, so that it is still adding up batches when Python has long released them."""
     data, order = replace(config.data, decoder=decoder), Order(len(view), 24, 0)
     wanted = [batch.images.double().sum().item() for batch in train_batches(view, order, data, 0, gpu, range(0, 40))]
     late = torch.zeros(40, dtype=torch.float64, device=gpu.device)

@@ -61,16 +61,16 @@ def step(strategy: Strategy, me: Context, number: int, side: int) -> None:
     strategy.step(0.0, norm=False)
 
 
-def parity(me: Context, norms: str, told: Path) -> None:
+def parity(me: Context, norms: str, report: Path) -> None:
     strategy = make(me, "resnet10", norms)
     for number in range(STEPS):
         step(strategy, me, number, 32)
     tensors = strategy.tensors()["model"]  # all ranks call it
     if me.main:
-        torch.save({name: value.cpu() for name, value in tensors.items()}, told)
+        torch.save({name: value.cpu() for name, value in tensors.items()}, report)
 
 
-def overlap(me: Context, norms: str, told: Path) -> None:
+def overlap(me: Context, norms: str, report: Path) -> None:
     """Count exchanges and computing kernels in the profile of a step, and pairs of both at the same time."""
     gpu = me.device.type == "cuda"
     strategy = make(me, "resnet50" if gpu else "resnet10", norms)
@@ -91,7 +91,7 @@ def overlap(me: Context, norms: str, told: Path) -> None:
             computing.append(spent)
     both = sum(a < d and c < b for a, b in exchanges for c, d in computing)
     if me.main:
-        told.write_text(json.dumps({"exchanges": len(exchanges), "computing": len(computing), "both": both}))
+        report.write_text(json.dumps({"exchanges": len(exchanges), "computing": len(computing), "both": both}))
 
 
 def computes(name: str) -> bool:

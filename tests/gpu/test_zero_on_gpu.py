@@ -90,10 +90,10 @@ def test_zero_in_a_lone_process_equals_ddp(device: torch.device, tmp_path: Path)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # a lone process takes the first GPU of those that it is shown
     if device.type == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
-    told = tmp_path / "found.json"
-    done = subprocess.run([sys.executable, __file__, str(told)], capture_output=True, text=True, env=env, timeout=300)
+    report = tmp_path / "found.json"
+    done = subprocess.run([sys.executable, __file__, str(report)], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for name, found in json.loads(told.read_text()).items():
+    for name, found in json.loads(report.read_text()).items():
         assert found["device"].startswith(device.type), (name, found)
         assert found["own"] == pytest.approx(found["ddp"], rel=1e-3), (name, found)
         assert found["loaded"] == 0 and found["apart"] < TOLERANCE and found["later"] < TOLERANCE, (name, found)

@@ -44,7 +44,7 @@ def test_from_a_run_to_answers(whole_run: Run, album: Path, tmp_path: Path, caps
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("okapi: added from 5 photos; base ") and "(" in said[0]
     assert said[2].startswith("base accuracy on 36 held-out images: ")
-    assert said[3] == f"{model}: 8 classes, phi_plus, rule max"  # what was trained and does best
+    assert said[3] == f"{model}: 8 classes, phi_plus, rule max"  # the best method that was trained
     assert added(model)["okapi"] == 5
 
     assert main(["adapt", str(model), "--remove", "tapir", "--rename", "okapi=forest giraffe", "--class",
@@ -55,7 +55,7 @@ def test_from_a_run_to_answers(whole_run: Run, album: Path, tmp_path: Path, caps
     shutil.rmtree(album / "tapir")
     assert main(["adapt", str(model), "--classes", str(album), "--out", str(tmp_path / "more")]) == 0
     assert added(tmp_path / "more") == {"forest giraffe": 5, "tapir": 1, "okapi": 5, "saiga": 5}
-    assert len(added(model)) == 2  # the one it came from is as it was
+    assert len(added(model)) == 2  # the model that it came from is unchanged
     capsys.readouterr()
     assert main(["adapt", str(model), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
@@ -71,10 +71,10 @@ def test_method_and_rule_are_chosen(options: list[str], whole_run: Run, album: P
     assert Classifier.load(tmp_path / "m").rule == "rows"
 
 
-def test_held_out_photos_tell_what_it_costs(
+def test_held_out_photos_show_what_an_added_class_costs(
     whole_run: Run, album: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model has no images of its own; those in folders by name or wnid say the same as the run's."""
+    """A model has no images of its own; photos in folders by name or wnid give the accuracies of the run's images."""
     assert main(["adapt", str(whole_run.dir), "--out", str(tmp_path / "m")]) == 0
     assert main(["adapt", str(whole_run.dir), "--out", str(tmp_path / "n"), "--class", f"okapi={album}/okapi"]) == 0
     wanted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("base accuracy on 36 held-out")]
@@ -121,7 +121,9 @@ def test_classify_takes_files_folders_patterns_and_standard_input(
     assert done.stdout.decode().splitlines()[0] == "-" and wanted[0] in done.stdout.decode()
 
 
-def test_classify_goes_on_past_what_is_no_photo(models: Path, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_passes_over_files_that_are_no_photos(
+    models: Path, album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (album / "okapi" / "text.jpg").write_text("I am text")
     (album / "okapi" / "notes.txt").write_text("I am text")
     (album / "okapi" / "gone.jpg").symlink_to("nowhere")
@@ -154,7 +156,7 @@ def test_export_writes_a_file(kind: str, models: Path, album: Path, tmp_path: Pa
         assert f"animals.{kind}" in capsys.readouterr().out
 
 
-def test_of_two_that_make_a_model_one_is_told(
+def test_of_two_processes_that_make_a_model_one_is_refused(
     whole_run: Run, album: Path, tmp_path: Path, warm_python: WarmPython
 ) -> None:
     command = ["adapt", str(whole_run.dir), "--out", str(tmp_path / "m"), "--class"]
@@ -184,7 +186,7 @@ def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_
 
 def test_adapt_accounts_for_every_file(models: Path, album: Path, drawn: Path, tmp_path: Path,
                                        capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    """Through --class, --classes and --held_out; the names of classes in one form."""
+    """Files come through --class, --classes and --held_out; class names are compared in Unicode's composed form."""
     model = shutil.copytree(models / "phi2", tmp_path / "m")
     (album / "okapi" / "Thumbs.db").write_bytes(b"system")
     (album / "okapi" / "@eaDir").mkdir()
@@ -215,7 +217,7 @@ def test_adapt_accounts_for_every_file(models: Path, album: Path, drawn: Path, t
 
 
 @pytest.mark.parametrize("option", ["--classes", "--held_out"])
-def test_a_folder_of_parts_is_no_folder_of_classes(option: str, models: Path, drawn: Path, tmp_path: Path,
+def test_a_folder_of_subsets_is_no_folder_of_classes(option: str, models: Path, drawn: Path, tmp_path: Path,
                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "my data").mkdir()
     for name in ("train", "val"):
@@ -229,7 +231,7 @@ def test_a_folder_of_parts_is_no_folder_of_classes(option: str, models: Path, dr
 
 
 def test_names_that_cannot_be_shown_never_reach_the_terminal(models: Path, album: Path, tmp_path: Path) -> None:
-    """Of files that classify names, in text and in JSON, and of classes that are not there."""
+    """These are names of files that classify prints, in text and in JSON, and of classes that do not exist."""
     odd = album / os.fsdecode(b"caf\xe9\xc2\x9b\xe2\x80\xae.png")
     Image.new("RGB", (9, 9)).save(odd, "PNG")
     typed = [sys.executable, "-m", "dist_train"]

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def options(config: Config) -> list[str]:
-    """``--config`` and the file that holds this configuration."""
+    """Write this configuration to a file, and return the option that names it."""
     path = config.run_dir.parent / f"{config.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(to_dict(config)))
@@ -78,7 +78,7 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_p
     _, error = running.communicate(timeout=90)
     assert running.returncode == STOPPED, error[-3000:]
     assert "a rank died (exit code 137); starting again" in error
-    # torch's launcher takes the workers' results, and does not tell of them in its own words.
+    # torch's launcher collects the workers' results, and prints nothing of its own about them.
     assert not any(word in error for word in ("Traceback", "forcefully", "Terminating")), error[-3000:]
     assert warm_python.run("launch", "local", "--workers", "2", *options(hurt)).returncode == 0
     assert table(hurt) == table(whole)
@@ -87,7 +87,7 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_p
 
 
 @pytest.mark.parametrize("what", ["shards", "archive", "batch"])
-def test_bad_input_is_told_once_and_not_started_again(
+def test_bad_input_is_printed_once_and_not_started_again(
     what: str, config: Config, tmp_path: Path, warm_python: WarmPython
 ) -> None:
     wrong = replace(config, data=replace(config.data, shards=str(tmp_path / "nowhere")))
@@ -147,7 +147,7 @@ def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ],
     ids=["stopped", "says so only", "refused", "killed", "crashed"],
 )
-def test_how_a_chain_without_slurm_ends_is_read_from_exit_codes(
+def test_a_chain_without_slurm_ends_by_the_exit_codes_of_its_ranks(
     config: Config, function: str, argument: object, wanted: int | str
 ) -> None:
     task = Task(function, (argument,), config.run_dir, "")

@@ -28,7 +28,7 @@ def output(*command: str) -> str:
 
 @dataclass
 class Chain:
-    """A run for SLURM."""
+    """Describe a run for SLURM."""
 
     config: Config
 

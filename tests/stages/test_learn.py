@@ -102,9 +102,9 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> Non
     data = bank(Context())
     data.train[data.draw(0, 0, 0.0)[2][12, 3]] = float("nan")  # the query of class 3 in step 13
     config = replace(CONFIG, p_mean=0.0, checkpoint_every=5)
-    with pytest.raises(UserError, match=r"phi2: loss or weights are not finite at step (\d+); .*step-0000\d+") as told:
+    with pytest.raises(UserError, match=r"phi2: loss or weights are not finite at step (\d+); .*step-0000\d+") as error:
         learn("phi2", config, tmp_path, data=data)
-    step = int(str(told.value).split("at step ")[1].split(";")[0])
+    step = int(str(error.value).split("at step ")[1].split(";")[0])
     rows = [data.draw(0, 0, 0.0)[k] for k in (1, 2)]
     bad = [n for n in range(30) if any(data.train[r[n]].isnan().any() for r in rows)]
     assert (

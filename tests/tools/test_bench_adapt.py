@@ -12,7 +12,9 @@ import bench_adapt
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])
-def test_every_figure_is_told(method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_figure_is_printed(
+    method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench_adapt, "ADDED", (1, 3))
     monkeypatch.setattr(bench_adapt, "BATCH", 2)
     small = ["--backbone", "resnet10", "--base", "4", "--per-class", "30", "--resize", "40", "--size", "32"]

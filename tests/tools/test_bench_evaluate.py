@@ -1,4 +1,4 @@
-"""tools/bench_evaluate.py on tiny tables: a row for every method, and what a second start still does."""
+"""tools/bench_evaluate.py on tiny tables: a row for every method, and a second start computes none again."""
 
 import re
 import sys

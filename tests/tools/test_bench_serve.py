@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import bench_serve
 
 
-def test_every_figure_is_told(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_figure_is_printed(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_serve.main([str(models / "phi2"), "--large", "2", "--megapixels", "17"])
     [row] = re.findall(r"^\|((?: [\d.]+ \|){6})$", capsys.readouterr().out, re.MULTILINE)
     alone, median, longest, seconds, before, most = (float(number) for number in row.split("|")[:-1])

@@ -32,7 +32,7 @@ def test_every_loop_has_its_row(given: bool, shards: ShardSet, capsys: pytest.Ca
         assert min(forward, backward, optimiser) > 0 and (loop == "trainer" or wait > 0)
 
 
-def test_ratio_is_of_pairs_with_an_interval_by_order_statistics() -> None:
+def test_a_ratio_is_the_median_over_pairs_with_an_interval_by_order_statistics() -> None:
     bare = [100.0, 50.0, 10.0, 100.0, 100.0, 100.0]
     result = Result(
         {"bare": bare, "x": [r * f for r, f in zip(bare, (1, 0.9, 0.5, 1.1, 0.98, 1), strict=True)]}, {}, {}
@@ -43,6 +43,6 @@ def test_ratio_is_of_pairs_with_an_interval_by_order_statistics() -> None:
     assert Result({"bare": [1.0] * 31, "x": many}, {}, {}).ratio("x") == (16, 10, 22)
 
 
-def test_matrix_is_all_four() -> None:
+def test_the_matrix_has_all_four_settings() -> None:
     assert len(set(bench_step.settings(bench_step.parse(["--matrix"])))) == 4
     assert bench_step.settings(bench_step.parse(["--compile"])) == [Setting(True, True)]

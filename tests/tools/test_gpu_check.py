@@ -86,8 +86,8 @@ def test_steps_that_need_only_torch_run_without_other_packages(tmp_path: Path) -
     assert code == 0, said
     assert sorted(found) == sorted(taken)
     assert [name for name in found if found[name]["status"] == "passed"] == sorted(alone)
-    told = found["tests-step"]  # collected, and skipped by pytest alone
-    assert told["result"]["skipped"] and "no CUDA device" in told["reason"], told
+    record = found["tests-step"]  # collected, and skipped by pytest alone
+    assert record["result"]["skipped"] and "no CUDA device" in record["reason"], record
     for name, missing in {"doctor": "jsonargparse, submitit", "tests-pixels": "nvidia.dali, webdataset",
                           "images": "nvidia.dali, webdataset", "run": "jsonargparse"}.items():  # fmt: skip
         assert found[name]["reason"].startswith("not installed: ") and missing in found[name]["reason"], found[name]

@@ -1,4 +1,4 @@
-"""tools/plan_scale.py: its formulas by hand, what it calls the bottleneck, what it refuses."""
+"""tools/plan_scale.py: its formulas computed by hand, the bottlenecks that it names, the input that it refuses."""
 
 import itertools
 import subprocess
@@ -139,7 +139,7 @@ def test_fit_finds_the_link_that_made_the_times() -> None:
 
 
 def test_check_measures_and_predicts() -> None:
-    """Within a factor of 3: a machine busy with other things allows no more, and three tries."""
+    """The prediction is within a factor of 3, in one of three tries: a busy machine allows no closer test."""
     options = ["--check", "--processes", "1", "2", "--sizes-mb", "1", "4", "16", "--rounds", "1", "--repeats", "10"]
     for _ in range(3):
         found = plan_scale.check(parse(options))

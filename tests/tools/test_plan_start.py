@@ -1,4 +1,4 @@
-"""tools/plan_start.py: what can be computed by hand, what must grow with what, and that its requests are the code's."""
+"""tools/plan_start.py: figures computed by hand, relations that must hold, and the same requests as the code makes."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ import plan_start  # noqa: E402
 from plan_start import fair, fill, meet, parse, reached, restart, start, train  # noqa: E402
 
 STEP = ["--batch", "100", "--step-ms", "100", "--gradient-mb", "100"]
-# Nothing takes any time but what a test asks for.
+# Only the parts that a test names take any time.
 FREE = [f"--{name}=0" for name in ("launch-s", "spread-s", "mesh-s", "nccl-s", "hop-us", "index-mb", "open-s", "jitter",
                                    "save-s", "requeue-s", "rank-timeout")]  # fmt: skip
 FAST = [f"--{name}=inf" for name in ("store-rate", "hash", "disk", "storage-node", "storage-total", "decode-per-node")]
@@ -51,7 +51,7 @@ def test_meeting_never_ends_before_the_last_has_come_and_its_requests_are_answer
     assert polling or requests == 10 * len(arrivals)
 
 
-def test_polling_was_a_bottleneck_among_a_thousand_and_counting_is_none() -> None:
+def test_among_a_thousand_ranks_polling_was_a_bottleneck_and_counting_is_none() -> None:
     arrivals = [20 * number / 1024 for number in range(1024)]
     before, after = (max(meet(arrivals, 40_000, polling)[0]) - 20 for polling in (True, False))
     assert before > 20 and after < 1
@@ -102,7 +102,7 @@ def test_filling_brings_every_byte_and_no_more_than_store_and_links_give(
 
 
 def upto(curve: list[tuple[float, float]], time: float) -> float:
-    """Bytes of a node at a time."""
+    """Return the bytes that a node has at a time."""
     for (a, low), (b, high) in itertools.pairwise(curve):
         if time <= b:
             return low + (high - low) * max(0.0, time - a) / (b - a) if b > a else high
@@ -171,7 +171,7 @@ def test_what_a_lost_node_costs_by_hand() -> None:
     lost = options("--storage-total", "10", "--storage-node", "5", "--checkpoint-every", "100", "--save-s", "3",
                    "--rank-timeout", "60", "--requeue-s", "30", "--launch-s", "7", "--gpus-per-node", "1",
                    "--inter-bandwidth", "inf", "--inter-latency", "0")  # fmt: skip
-    fed = 100 / 5 * (1 - 0.999**400)  # one node's cache alone, of four
+    fed = 100 / 5 * (1 - 0.999**400)  # the cache of only one of four nodes is empty
     signalled = 0.1 + 3 + 30 + 7 + fed + 0.1
     assert restart(4, lost, 10_000, signalled=True) == pytest.approx(signalled)
     assert restart(4, lost, 10_000, signalled=False) == pytest.approx(signalled - 0.1 - 3 + 60 + 50 * 0.1)

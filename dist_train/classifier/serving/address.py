@@ -1,4 +1,4 @@
-"""Addresses of the page: what the server listens on, and the address by which visitors know the page."""
+"""Addresses of the page: the address that the server listens on, and the address that visitors type."""
 
 from __future__ import annotations
 

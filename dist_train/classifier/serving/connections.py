@@ -60,7 +60,7 @@ class Connection(H11Protocol):
 
     Attributes:
         phase: what the connection waits for: "header", "body", "rest" (of a body that is answered already) or "answer"
-            (that its client reads it); "work" while it waits for the application.
+            (for its client to read it); "work" while it waits for the application.
         lingers: whether it is answered and drops what still comes.
         key: its client, as ``client_key`` counts clients.
     """

@@ -1,8 +1,8 @@
 """The model that the page shows, and its changes.
 
 The model that answers is never changed in place: a change is made on a copy, written to disk, and only then does the
-copy replace the model, one change at a time. So no answer sees half of a change, and whatever a client was told has
-been added is on disk.
+copy replace the model, one change at a time. So no answer sees half of a change, and whatever the page has
+confirmed is on disk.
 """
 
 from __future__ import annotations

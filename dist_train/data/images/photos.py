@@ -110,7 +110,7 @@ def is_photo_head(head: bytes) -> bool:
 def photos_among(
     files: Iterable[File], head: Callable[[File], bytes], where: Callable[[str], str], account: Account
 ) -> list[File]:
-    """Return the photos among files, in their order. The account counts them as taken, and has all other files.
+    """Return the photos among files, in their order. The account counts them as taken, and lists all other files.
 
     Args:
         head: returns the first ``HEAD`` bytes of a file; called where its name says nothing.

@@ -1,4 +1,4 @@
-"""From order to batches: the one place where a training or evaluation batch is put together."""
+"""From order to batches: the place where training and evaluation batches are put together."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def evaluation(image: torch.Tensor, resize_to: int, side: int) -> torch.Tensor:
     return torch.from_numpy(out).permute(2, 0, 1)
 
 
-@lru_cache(maxsize=2)  # for the batch in the making, and for a batch of the next side
+@lru_cache(maxsize=2)  # for the batch in the making, and for a batch whose images have the next size
 def _statistics(side: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return mean and 1/deviation of the channels, each [side, side, 3]: numpy is slow to repeat so short a row."""
     mean, scale = (

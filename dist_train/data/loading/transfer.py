@@ -43,7 +43,7 @@ class Transfer:
         return sent
 
     def used(self, tensor: torch.Tensor) -> float:
-        """Note that all work with a tensor of DALI's has been asked for.
+        """Note that all work with a tensor of DALI's has been queued on the device.
 
         DALI knows nothing of torch's streams, and takes the memory again as soon as Python lets go of it.
 

@@ -128,8 +128,8 @@ class Packer:
             run_tasks(write_shard, self.tasks(missing, {}), len(missing), self.options.workers, bar)
 
     def settle_duplicates(self) -> dict[str, Any]:
-        """Find the images that are there twice and do as ``on_duplicates`` says: write those shards again from which an
-        image goes, or into which it comes back after a change of mind.
+        """Find the images that are there twice and do as ``on_duplicates`` says: write the shards again that lose an
+        image, or that get one back because the option was changed.
 
         Returns:
             the summary of the duplicates (see ``summarise_duplicates``).

@@ -17,12 +17,12 @@ from dist_train.data.shards.index import SUBSETS, VERSION, read_index
 from dist_train.data.sources.archives import Items, Scan
 from dist_train.errors import UserError
 
-IDX_BYTES = 128  # an image's line in the .idx file, about
+IDX_BYTES = 128  # about the length of an image's line in the .idx file
 SAMPLE = 64  # images re-encoded in advance, to learn how small they get
 
 
 class PlannedShard(NamedTuple):
-    """Hold the images of a shard: rows of the subset's ``Items``, and the bytes that the shard will take, about."""
+    """Hold the images of a shard: rows of the subset's ``Items``, and about how many bytes the shard will take."""
 
     subset: str
     number: int
@@ -98,7 +98,7 @@ def plan_shards(scanned: Scan, options: PackConfig) -> list[PlannedShard]:
         order = np.random.RandomState(options.seed).permutation(len(items))
         sizes = items.size[order] * _shrinkage(items, order, options)
         bytes_each = tar_bytes(sizes)
-        for number, (first, last) in enumerate(cut(bytes_each, options.shard_mb * 1e6)):
+        for number, (first, last) in enumerate(cut_evenly(bytes_each, options.shard_mb * 1e6)):
             on_disk = bytes_each[first:last].sum() + IDX_BYTES * (last - first)
             shards.append(PlannedShard(name, number, order[first:last], int(on_disk)))
     return shards
@@ -109,7 +109,7 @@ def tar_bytes(sizes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return 512.0 * (3 + np.ceil(sizes / 512))
 
 
-def cut(sizes: npt.NDArray[np.float64], target: float) -> list[tuple[int, int]]:
+def cut_evenly(sizes: npt.NDArray[np.float64], target: float) -> list[tuple[int, int]]:
     """Cut a row of sizes into pieces of about equal sums near ``target``: [first, last), none empty."""
     ends = np.cumsum(sizes)
     pieces = max(1, round(float(ends[-1] / target)))

@@ -99,7 +99,7 @@ def _encoded(blob: bytes, encoding: Encoding | None, rule: Orientation) -> Store
 
 
 def _why_not_decoded(blob: bytes, dali_reason: str | None, rule: Orientation) -> str:
-    """Say why an image is left out that DALI does not decode, and that re-encoding takes it where Pillow decodes it.
+    """Say why DALI does not decode an image, and, where Pillow decodes it, that re-encoding would take it.
 
     Args:
         dali_reason: DALI's reason; None where the format is not one that DALI decodes.
@@ -116,7 +116,7 @@ def _why_not_decoded(blob: bytes, dali_reason: str | None, rule: Orientation) ->
 
 
 def _difference(blob: bytes, header: Header) -> str | None:
-    """Say that the training decoder makes other pixels of an image than Pillow does; return None where it does not."""
+    """Say that DALI decodes an image to other pixels than Pillow does; return None where the pixels are the same."""
     try:
         with open_photo(blob) as image:
             reference = upright(image, "stored")

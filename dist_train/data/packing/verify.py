@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dist_train.config import Orientation
 from dist_train.data.loading.dali import decode_errors
 from dist_train.data.packing.stored_images import read_header
-from dist_train.data.packing.write_shard import batches
+from dist_train.data.packing.write_shard import decoder_batches
 from dist_train.data.shards.index import Shard, Subset, open_shards
 from dist_train.data.shards.members import dali_index, tar_members
 from dist_train.distributed.pool import advance, progress_bar, run_tasks
@@ -42,7 +42,7 @@ def verify(root: Path, workers: int = 0, progress: bool = True) -> list[str]:
         progress: show a bar on stderr.
 
     Returns:
-        The problems, a line each, which names the shard and, where there is one, the key. Empty: all is well.
+        The problems, a line each that names the shard and, if there is one, the key; empty where there is no problem.
 
     Raises:
         UserError: the index itself is missing or damaged.
@@ -138,7 +138,7 @@ def _check_images(check: ShardCheck, threads: int) -> list[str]:
     """Check each image at its place in the table: that it decodes, its width, height and orientation."""
     problems = []
     with check.path.open("rb") as file:
-        for part in batches(check.rows["size"].tolist()):
+        for part in decoder_batches(check.rows["size"].tolist()):
             rows, orientations = check.rows[part], check.orientations[part].tolist()
             blobs = [os.pread(file.fileno(), int(row["size"]), int(row["offset"])) for row in rows]
             errors = decode_errors(blobs, threads)

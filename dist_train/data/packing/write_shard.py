@@ -60,7 +60,7 @@ def write_shard(task: ShardTask, threads: int) -> None:
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with (whole := atomic_write(task.path)) as file:
         with TarWriter(file, encoder=False, mtime=0, user="root", group="root") as tar:
-            for part in batches([item.size for item in task.items]):
+            for part in decoder_batches([item.size for item in task.items]):
                 items = task.items[part]
                 images = stored_images(read_blobs(items), task.encoding, task.rule, threads)
                 for item, (blob, header, digest) in zip(items, images, strict=True):
@@ -92,7 +92,7 @@ def write_shard(task: ShardTask, threads: int) -> None:
     write_text(task.record, json.dumps(record))
 
 
-def batches(sizes: Sequence[int]) -> Iterator[slice]:
+def decoder_batches(sizes: Sequence[int]) -> Iterator[slice]:
     """Cut a row of images, given their bytes, into batches that are decoded at a time."""
     first, total = 0, 0
     for here, size in enumerate(sizes):
@@ -130,7 +130,7 @@ def _facts(kept: list[tuple[Item, Header]], members: list[tuple[str, str, int, i
     """Return the facts about the images in the shard.
 
     Returns:
-        rows: for each image (offset, size, width, height, orientation, label, key); sources: the path that each was
+        rows: (offset, size, width, height, orientation, label, key) of each image; sources: the path that each was
         packed from; modes, formats: how many images of each; misnamed: images whose name says JPEG while they are not.
     """
     places = [(offset, size) for _, extension, offset, size in members if extension == "jpg"]

@@ -185,7 +185,7 @@ def open_shards(
 
     Args:
         source: a folder or a URL.
-        cache: for a URL, where shards are kept on this node.
+        cache: where the shards of a URL are kept on this node.
         block_shards: how many shards are in use at a time (0 = all); decides what a cache must hold.
         sizes: check that every shard is there with the index's size (``verify`` lists them itself).
 
@@ -258,14 +258,14 @@ def read_index(source: str | Path, cache: Cache | None = None) -> dict[str, Any]
     try:
         index: dict[str, Any] = json.loads(content)
         version, stated = index["version"], index["hash"]
-        found = _content_hash(index)
-        if version in (1, VERSION) and found == stated:
+        content_hash = _content_hash(index)
+        if version in (1, VERSION) and content_hash == stated:
             _check_index(index)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a shard index ({error!r}); copy it again or pack again") from None
     if version not in (1, VERSION):
         raise UserError(f"{path}: index version {version}, this program reads 1 and {VERSION}; pack again")
-    if found != stated:
+    if content_hash != stated:
         raise UserError(f"{path}: was changed, its content does not match its hash; copy it again or pack again")
     return index
 
@@ -339,9 +339,9 @@ def check_sizes(subset: Subset) -> None:
         path = subset.path(number)
         size = path.stat().st_size if path.is_file() else None
         if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
+            state = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
-                f"{path}: {found}, the index says {shard.bytes}: copy this shard again or repack; "
+                f"{path}: {state}, the index says {shard.bytes}: copy this shard again or repack; "
                 f"{command('verify', subset.root)} checks all of them"
             )
 

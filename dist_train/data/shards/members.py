@@ -27,7 +27,7 @@ def dali_index(members: Sequence[tuple[str, str, int, int]]) -> str:
     """Return the ``.idx`` file of a shard, as DALI's own ``wds2idx`` writes it (format v1.2).
 
     Args:
-        members: of ``tar_members``; those of one sample lie side by side.
+        members: what ``tar_members`` returned; the members of one sample lie side by side.
     """
     samples = [list(group) for _, group in itertools.groupby(members, key=lambda member: member[0])]
     lines = [

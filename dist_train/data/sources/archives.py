@@ -4,7 +4,7 @@ Train is ``ILSVRC2012_img_train.tar`` (a tar of one tar per class, read by its h
 with a folder per class, or a flat folder or tar of images that are named after their class. Val is
 ``ILSVRC2012_img_val.tar`` or a flat folder, or a folder with a folder per class (``labels`` says where
 its labels come from). Both may be parquet files (``parquet``). ``photos`` decides which files are images; the account
-has every other file.
+lists every other file.
 """
 
 from __future__ import annotations

@@ -27,13 +27,13 @@ _PARTS = {
     "--val": ("val", "valid", "validation"),
     "other": ("test", "testing", "eval", "dev"),
 }
-_DEPTH, _LOOKED_AT = 6, 2000  # class folders are looked for so many levels below, among so many folders a level
+_DEPTH, _LOOKED_AT = 6, 2000  # how many levels below class folders are looked for, and among how many folders a level
 
 _WALKED = "link to a folder that is walked already"
 
 
 def folder_photos(root: Path, account: Account, below: str = "") -> list[File]:
-    """Return the photos below ``root``, or below its folder ``below``, sorted by name; the account has all files.
+    """Return the photos below ``root``, or below its folder ``below``, sorted by name; the account counts all files.
 
     Links are followed, to files and to folders, each folder once. Only regular files are opened. A broken
     link that has a photo's name is left out by name.
@@ -49,7 +49,7 @@ def folder_photos(root: Path, account: Account, below: str = "") -> list[File]:
 
 
 def listed_photos(root: Path, paths: Iterable[Path], account: Account) -> list[File]:
-    """Return the photos among files that lie below ``root``; the account has all of them, see ``folder_photos``."""
+    """Return the photos among files that lie below ``root``; the account counts all of them, see ``folder_photos``."""
     files = [file for path in paths for file in _regular(path, str(path.relative_to(root)), account)]
     return photos_among(files, lambda file: file_head(root / file.name), lambda name: f"{root}/{name}", account)
 
@@ -218,7 +218,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def check_level(root: Path, folders: list[str], option: str) -> None:
-    """Check that the classes are not a level below ``folders``, which lie in ``root``.
+    """Check that ``folders``, which lie in ``root``, are the classes, and that the classes are not a level below them.
 
     Raises:
         UserError: they are a level below; the line has the right path, where there is such a path.
@@ -268,7 +268,7 @@ def _look(folder: Path) -> tuple[bool, list[str]]:
                     folders += [] if is_system_folder(entry.name) else [entry.name]
                 elif is_photo_name(entry.name) or _begins_like_a_photo(entry):
                     return True, []
-    except OSError:  # for the walk to report
+    except OSError:  # the walk reports it
         return False, []
     return False, sorted(folders)
 

@@ -108,9 +108,9 @@ def train_labels(source: object, names: Sequence[str]) -> list[str]:
     """
     folders = {folder_label(name) for name in names}
     if None in folders:
-        return decide(source, names, [Source("its name", train_name_label)], _no_train_label)[0]
+        return decide_labels(source, names, [Source("its name", train_name_label)], _no_train_label)[0]
     by_name = Source("its name", lambda name: label if (label := name_label(name)) in folders else None)
-    return decide(source, names, [Source("its folder", folder_label), by_name], _no_train_label)[0]
+    return decide_labels(source, names, [Source("its folder", folder_label), by_name], _no_train_label)[0]
 
 
 def val_labels(
@@ -122,7 +122,7 @@ def val_labels(
     of their own.
 
     Args:
-        by: the origin of the first part of "class/file", for messages.
+        by: where the first part of "class/file" comes from, for messages.
 
     Raises:
         UserError: an image has no label or two; a label is not among ``classes``; a flat folder or tar lacks
@@ -139,7 +139,7 @@ def val_labels(
     if file:
         by_file = Source(str(file.path), lambda name: unless_foreign(file.classes.get(image_id(name))))
         sources.insert(2 if file.beside else 1, by_file)
-    labels, used = decide(source, names, sources, lambda name: _no_val_label(name, file))
+    labels, used = decide_labels(source, names, sources, lambda name: _no_val_label(name, file))
     for name, label in zip(names, labels, strict=True):
         if label not in known:
             raise UserError(
@@ -151,7 +151,7 @@ def val_labels(
     return labels, ", ".join(f"{count:,} by {says}" for says, count in used.items())
 
 
-def decide(
+def decide_labels(
     source: object, names: Sequence[str], sources: Sequence[Source], nothing: Callable[[str], str]
 ) -> tuple[list[str], Counter[str]]:
     """Return for each image the label of the first source that has a label, and how many labels each source gave.

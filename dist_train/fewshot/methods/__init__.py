@@ -16,7 +16,7 @@ from dist_train.fewshot.method import Base, Method
 
 
 def _discover() -> dict[str, type[Method]]:
-    """Import the files of this folder; return name of a row -> its class.
+    """Import the files of this folder, and return {name of a row: its class}.
 
     Raises:
         UserError: two files define the same name.

@@ -45,14 +45,14 @@ def supports_and_queries(
     """Return the supports [ways, shots] and the queries of each class.
 
     Args:
-        images: from ``draw_episode``.
+        images: what ``draw_episode`` returned.
         most: the largest of ``evaluate.shots``.
         queries: number of queries for each class; ``released`` ignores it and takes all.
     """
-    asked = slice(most, most + queries)
+    query_slice = slice(most, most + queries)
     if released:
-        asked = slice(1 if shots == 1 else shots - 1, None)
-    return np.stack([rows[:shots] for rows in images]), [rows[asked] for rows in images]
+        query_slice = slice(1 if shots == 1 else shots - 1, None)
+    return np.stack([rows[:shots] for rows in images]), [rows[query_slice] for rows in images]
 
 
 def accuracy(method: Method, support: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor) -> float:

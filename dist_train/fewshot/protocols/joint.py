@@ -154,7 +154,7 @@ class JointScorer:
         self._summarise(base[:, self._kept], novel[:, self._kept])
 
     def _summarise(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        """Keep what draws need of the scores of the base classes that are scored."""
+        """Keep what every draw needs from the scores of the base classes."""
         self.classes = base.shape[1]
         self._own, self._ahead = own_and_ahead(base, self.base.labels)
         # Top-5 needs no more than five competitors.
@@ -243,8 +243,8 @@ def seen_unseen(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) ->
     The curve is base against novel top-1 as an offset of all novel scores goes from minus to plus infinity.
 
     Args:
-        lost: for each base query that is right among base classes, the offset above which it becomes wrong.
-        won: for each novel query that is right among novel classes, the offset above which it becomes right.
+        lost: the offset above which a base query that is right among base classes becomes wrong; a value each.
+        won: the offset above which a novel query that is right among novel classes becomes right; a value each.
         base, novel: numbers of queries.
 
     Returns:

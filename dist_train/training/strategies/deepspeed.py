@@ -210,8 +210,8 @@ class DeepSpeed(Strategy):
         self._link()
 
     def _link(self) -> None:
-        """Link parameters to their optimiser state anew. DeepSpeed does so once, within its first step, when the first
-        group only has a state; the state of a checkpoint is there before."""
+        """Link parameters to their optimiser state anew. DeepSpeed does so once, within its first step, when only the
+        first group has a state; a checkpoint's state is loaded before that."""
         if self.stage < 3:
             self.engine_optimizer._hp_optimizer_states_linked = False
             self.engine_optimizer._lazy_init_hp_params_optimizer_state()
@@ -273,21 +273,21 @@ def deepspeed_options(config: PretrainConfig, world: int, parameters: int = 0) -
     Raises:
         UserError: an option that another key decides, or that is not passed on.
     """
-    given = copy.deepcopy(config.deepspeed)
-    for name in given:
-        if name in _SECTIONS and not isinstance(given[name], dict):
+    passed_on = copy.deepcopy(config.deepspeed)
+    for name in passed_on:
+        if name in _SECTIONS and not isinstance(passed_on[name], dict):
             raise UserError(f"pretrain.deepspeed.{name}: holds options of its own, as 'key: value' lines")
-    names = [*given, *(f"zero_optimization.{key}" for key in given.get("zero_optimization") or ())]
+    names = [*passed_on, *(f"zero_optimization.{key}" for key in passed_on.get("zero_optimization") or ())]
     for name in names:
         if name in _OWNED:
             raise UserError(f"pretrain.deepspeed.{name}: is decided by {_OWNED[name]}; set that")
-    for name in given:
+    for name in passed_on:
         if name not in (*_SECTIONS, *_VALUES):
             near = difflib.get_close_matches(name, (*_SECTIONS, *_VALUES), 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else f": {', '.join((*_SECTIONS, *_VALUES))}"
             raise UserError(f"pretrain.deepspeed.{name}: not an option that is passed on{hint}")
     stage = int(config.strategy.removeprefix("zero"))
-    zero: dict[str, Any] = {"stage": stage, **(given.pop("zero_optimization", None) or {})}
+    zero: dict[str, Any] = {"stage": stage, **(passed_on.pop("zero_optimization", None) or {})}
     if parameters:  # DeepSpeed allocates 2 GB, for 5e8 gradients (0.19, runtime/zero/config.py), whatever the model
         zero.setdefault("reduce_bucket_size", min(parameters, 500_000_000))
     if config.offload:
@@ -300,7 +300,7 @@ def deepspeed_options(config: PretrainConfig, world: int, parameters: int = 0) -
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
         "steps_per_print": 10**9,
-        **given,
+        **passed_on,
     }
 
 

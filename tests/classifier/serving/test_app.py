@@ -173,7 +173,7 @@ def test_a_model_changed_by_another_process_is_not_overwritten(serve: Serve, mod
 
 
 def test_other_web_sites_cannot_reach_the_server(serve: Serve, model: Path) -> None:
-    """Neither by a name of its own for 127.0.0.1, nor by a request from its page."""
+    """A site cannot do so by a name of its own for 127.0.0.1, nor by a request from its page."""
     web = serve()
     assert web.get("/api/model", headers={"Host": "evil.example"}).status_code == 421
     ask: dict[str, Any] = {"data": {"name": "x"}, "files": files(photo(1))}

@@ -17,7 +17,7 @@ from PIL import Image
 from dist_train.config import PackConfig
 from dist_train.data.packing import pack as packing
 from dist_train.data.packing.pack import pack
-from dist_train.data.packing.plan import cut
+from dist_train.data.packing.plan import cut_evenly
 from dist_train.data.packing.verify import verify
 from dist_train.data.shards.index import open_shards, read_index
 from dist_train.data.sources.archives import scan
@@ -98,13 +98,13 @@ def test_summary(official, packed):
 def test_cut():
     sizes = np.random.RandomState(0).randint(1, 1000, 500).astype(float)
     sizes[100] = 50_000  # larger than a shard: by itself, and no empty one beside it
-    bounds = cut(sizes, 5000)
+    bounds = cut_evenly(sizes, 5000)
     assert bounds[0][0] == 0 and bounds[-1][1] == 500
     assert all(first < last for first, last in bounds)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
     totals = [sizes[first:last].sum() for first, last in bounds]
     assert sorted(totals)[-2] < 7000
-    assert cut(sizes, 1e9) == [(0, 500)]
+    assert cut_evenly(sizes, 1e9) == [(0, 500)]
 
 
 # ---- other readers

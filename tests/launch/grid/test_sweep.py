@@ -25,7 +25,7 @@ SEEDS = {"evaluate.seed=7": 7, "evaluate.seed=8": 8}
 
 
 def save_results(member: Path, shots: int, metrics: Mapping[str, Interval]) -> None:
-    """Write the results of a member, of phi2 at one number of shots."""
+    """Write a member's results for phi2 at a single number of shots."""
     results = Results(
         methods={"phi2": MethodResult({shots: metrics})},
         shots=[shots],

@@ -85,7 +85,7 @@ def test_no_answer_does_not_mean_no_jobs(
     # The name in logs alone: subprocess waits for squeue by the same time.sleep.
     monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=sleep))
     assert main(["logs", str(config.run_dir), "-f"]) == 0
-    assert sum(slept) > 25 and capsys.readouterr().err.count("following on") == 1
+    assert sum(slept) > 25 and capsys.readouterr().err.count("still following") == 1
 
 
 def test_sacct_alone_can_answer(stubs: Stubs, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Photos that a command line names: a file, a folder, a pattern, standard input; and what became of their files."""
+"""Photos that a command line names (a file, a folder, a pattern, standard input), and what became of their files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_photos(word: str, option: str, account: Account) -> list[Path]:
 
     Args:
         option: what the error names.
-        account: counts the photos as taken, and has the other files.
+        account: counts the photos as taken, and lists the other files.
 
     Raises:
         UserError: there is no such file.
@@ -55,7 +55,7 @@ def named_photos(
     Args:
         words: files, folders, patterns; "-": one photo, or paths one a line, from standard input.
         decode: makes pixels of a path, or of bytes and a name.
-        account: counts all of them as taken, and has the files that are passed over.
+        account: counts all of them as taken, and lists the files that are passed over.
     """
     from dist_train.classifier import photos
 
@@ -93,7 +93,7 @@ def _of_word(word: str, decode: Callable[..., torch.Tensor], account: Account) -
 
 
 def _failing(error: UserError, account: Account) -> Load:
-    """Return a function that raises the error, and count its photo as taken, as one that cannot be decoded is."""
+    """Return a function that raises the error; its photo counts as taken, like a photo that cannot be decoded."""
     account.taken += 1
 
     def fail() -> torch.Tensor:
