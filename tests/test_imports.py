@@ -66,13 +66,8 @@ def test_nothing_imports_the_tools() -> None:
 
 def _names(file: Path) -> set[str]:
     """Return the dotted names that a file imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return names
+    statements = list(draw_rooms.import_statements(file))
+    return {module for module, _ in statements} | {f"{module}.{name}" for module, names in statements for name in names}
 
 
 @pytest.mark.parametrize(

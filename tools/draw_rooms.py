@@ -15,7 +15,7 @@ import argparse
 import ast
 import graphlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,23 +37,28 @@ def sources(root: Path = ROOT) -> dict[str, Path]:
     return {module_of(file, root): file for file in files}
 
 
-def imports(file: Path, modules: Mapping[str, Path]) -> set[str]:
-    """Return which of ``modules`` a file imports, anywhere in it. ``from package import name`` is an import of the
-    module ``package.name`` where there is such a module, else of ``package``.
+def import_statements(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each import of a file, anywhere in it: the module, and the names that are taken from it ([]: itself).
 
     Raises:
         ValueError: an import is relative; the project's are absolute.
     """
-    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
+            if node.level or not node.module:
                 raise ValueError(f"{file}:{node.lineno}: a relative import; write it as an absolute one")
-            full = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name if name in modules else str(node.module) for name in full}
-    return {name for name in names if name in modules}
+            yield node.module, [alias.name for alias in node.names]
+
+
+def imports(file: Path, modules: Mapping[str, Path]) -> set[str]:
+    """Return which of ``modules`` a file imports. ``from package import name`` is an import of the module
+    ``package.name`` where there is such a module, else of ``package``."""
+    wanted = set()
+    for module, names in import_statements(file):
+        wanted |= {full if (full := f"{module}.{name}") in modules else module for name in names} or {module}
+    return wanted & modules.keys()
 
 
 def file_graph(root: Path = ROOT) -> Graph:

@@ -18,24 +18,15 @@ from dist_train.training.checkpoint import Checkpoint
 # another number of ranks does. torch.compile is not among these keys: where it fuses operations, intermediate values
 # are no longer rounded to bf16. Nor are DeepSpeed's own options: some exchange gradients in fewer bits.
 _NEUTRAL = {
-    "data": (
-        "shards",
-        "split",
-        "threads",
-        "prefetch",
-        "max_bad_fraction",
-    ),  # hashes of the shards and of the split are inputs
+    # Hashes of the shards and of the split are inputs.
+    "data": ("shards", "split", "threads", "prefetch", "max_bad_fraction"),
     "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every", "strategy", "offload"),
-    "extract": (
-        "batch",
-    ),  # batch norm uses its stored statistics, so that an image's activation does not depend on its batch
-    "learn": (
-        "log_every",
-        "checkpoint_every",
-        "methods",
-        "cuda_graph",
-    ),  # each method is trained alone, from the same seed
-    "evaluate": ("methods", "options"),  # each row keeps its own (stages/row_store.py)
+    # Batch norm uses its stored statistics, so that an image's activation does not depend on its batch.
+    "extract": ("batch",),
+    # Each method is trained alone, from the same seed.
+    "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),
+    # Each row keeps its own (stages/row_store.py).
+    "evaluate": ("methods", "options"),
 }
 
 

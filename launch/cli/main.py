@@ -51,7 +51,7 @@ _SAVES_AT_ONCE = ("adapt", "classify", "export", "serve")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that is named, and return its exit code: see ``dist_train.errors``; 130 for Ctrl-C."""
     terminal.set_up()
-    first, code, done = "", 0, False
+    first, code = "", None
     try:
         words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
         words = _with_paths_of_configs(words)
@@ -60,15 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first = parsed.command
         name = f"launch {parsed.launch.launcher}" if first == "launch" else first
         code = call(COMMANDS[name], parser, parsed, name.split())
-        done = True
         sys.stdout.flush()  # here, where a closed pipe is still noticed
         return code
     except BrokenPipeError:
-        if not done and first not in _READ:
+        if code is None and first not in _READ:
             raise
         # The reader has enough (dist-train status | head), or all work is done.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code
+        return code or 0
     except KeyboardInterrupt:
         return terminal.interrupted(nothing_to_save=first in _SAVES_AT_ONCE)
     except Exception as error:
