@@ -40,8 +40,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from dist_train.config import CacheConfig, DataConfig, DrawConfig, PackConfig
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.drawing import draw
-from dist_train.data.loading import preprocessing as pixels
 from dist_train.data.loading.loader import train_batches
 from dist_train.data.loading.order import Order
 from dist_train.data.packing.pack import pack
@@ -50,7 +50,7 @@ from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
 
 BATCH, SIDE = 64, 224
-MEAN, STD = [255 * v for v in pixels.MEAN], [255 * v for v in pixels.STD]
+PIXEL_MEAN, PIXEL_STD = [255 * v for v in MEAN], [255 * v for v in STD]
 
 
 def images_into(folder: Path, source: Path | None) -> None:
@@ -89,7 +89,7 @@ def finish(encoded: object, device: str = "cpu") -> object:
     images = fn.resize(images, size=(SIDE, SIDE), interp_type=types.INTERP_LINEAR, antialias=True)
     flip = fn.random.coin_flip()
     return fn.crop_mirror_normalize(
-        images, mirror=flip, mean=MEAN, std=STD, dtype=types.FLOAT, output_layout="HWC", crop=(SIDE, SIDE)
+        images, mirror=flip, mean=PIXEL_MEAN, std=PIXEL_STD, dtype=types.FLOAT, output_layout="HWC", crop=(SIDE, SIDE)
     )
 
 
@@ -134,7 +134,7 @@ def dali_over_webdataset(shards: ShardSet, threads: int, passes: int) -> Iterato
 def transform() -> v2.Compose:
     return v2.Compose(
         [v2.PILToTensor(), v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip(),
-         v2.ToDtype(torch.float32, scale=True), v2.Normalize(pixels.MEAN, pixels.STD)]
+         v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     )  # fmt: skip
 
 

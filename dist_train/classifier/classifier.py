@@ -19,8 +19,8 @@ from dist_train.classifier.model_json import About, check_tensors
 from dist_train.classifier.network import Network, build_untrained
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.config import Rule
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.images.photos import MAX_PIXELS
-from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
 from dist_train.names import class_name

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 from dist_train.classifier.head import Class
 from dist_train.classifier.network import row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
-from dist_train.data.loading.preprocessing import MEAN, STD
+from dist_train.config.backbone import MEAN, STD
 from dist_train.errors import UserError
 from dist_train.names import is_class_name, shown
 

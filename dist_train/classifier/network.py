@@ -13,7 +13,7 @@ from dist_train.config import LearnConfig
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.row_method import RowMethod
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones import Backbone, build
 from dist_train.models.predictor import RowClassifier
 from dist_train.training.precision import round_products
 
@@ -69,7 +69,7 @@ def build_untrained(
         means: class means [base classes, dim], for their shape.
         learn: the configuration of the method's network.
     """
-    backbone, kind = Backbone(**architecture), row_method(method)
+    backbone, kind = build(architecture), row_method(method)
     return backbone, kind.network.build(kind.learned(method), means, backbone.head.weight.detach(), learn)
 
 

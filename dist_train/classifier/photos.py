@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from dist_train.config import Orientation
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.account import Account
 from dist_train.data.images.photos import (
     IN_SYSTEM_FOLDERS,
@@ -34,7 +35,7 @@ from dist_train.data.images.photos import (
     size_fault,
 )
 from dist_train.data.images.pillow import Unusable, upright
-from dist_train.data.loading.preprocessing import MEAN, STD, evaluation
+from dist_train.data.loading.preprocessing import evaluation
 from dist_train.data.sources.folders import folder_photos, listed_photos
 from dist_train.errors import UserError
 

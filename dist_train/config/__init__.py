@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocessing
 from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
@@ -32,17 +33,20 @@ __all__ = [
     "GONE",
     "MODELS",
     "STAGES",
+    "BackboneConfig",
     "CacheConfig",
     "Config",
     "DataConfig",
     "DrawConfig",
     "EvaluateConfig",
     "ExtractConfig",
+    "Interpolation",
     "LearnConfig",
     "MonitorConfig",
     "Orientation",
     "PackConfig",
     "Precision",
+    "Preprocessing",
     "PretrainConfig",
     "Rule",
     "Strategy",
@@ -87,6 +91,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    backbone: BackboneConfig | None = None
+    """A network that is trained already, in place of the training: ``pretrain`` then takes it in within seconds."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)

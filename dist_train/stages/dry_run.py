@@ -15,7 +15,7 @@ from dist_train.data.loading.plan import train_side
 from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones.ours import resnet
 from dist_train.runs.run import check_config, open_run
 from dist_train.stages.memory import Cost, batches_by_card, count_cost, memory_by_use
 from dist_train.training.objective import Objective
@@ -138,7 +138,7 @@ def measured_rate(config: PretrainConfig, classes: int, side: int, device: torch
         seconds: how long to measure, at least.
     """
     batch = 64 if device.type == "cuda" else 8
-    model: nn.Module = Backbone(config.model, classes, config.small_stem).to(device)
+    model: nn.Module = resnet(config.model, classes, config.small_stem).to(device)
     precision = MixedPrecision(config.precision, device)
     strategy = DataParallel(
         model, make_optimizer(model, config), precision, Context(device=device), config.channels_last

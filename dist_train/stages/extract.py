@@ -17,7 +17,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.files import atomic_write
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones import Backbone
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.pretrain import load_backbone

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import PretrainConfig
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones.ours import resnet
 from dist_train.training.precision import TYPES
 from dist_train.training.strategies.deepspeed import deepspeed_options
 
@@ -108,7 +108,7 @@ def count_cost(config: PretrainConfig, classes: int, side: int) -> Cost:
         so_far.append((so_far[-1][0] + sum(w.numel() for w in layer.parameters(recurse=False)), keep.bytes))
 
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        model = Backbone(config.model, classes, config.small_stem)
+        model = resnet(config.model, classes, config.small_stem)
         for layer in model.modules():
             if list(layer.parameters(recurse=False)):
                 layer.register_forward_hook(ended)

@@ -18,7 +18,8 @@ from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError, verifying
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones import Backbone
+from dist_train.models.backbones.ours import drop_branches, resnet
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
@@ -169,11 +170,11 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
 def build(run: Run, context: Context) -> Backbone:
     """Return the backbone to be trained, on its device."""
     config = run.config.pretrain
-    model = Backbone(config.model, len(run.base), config.small_stem)
+    model = resnet(config.model, len(run.base), config.small_stem)
     if config.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if config.stochastic_depth:
-        model.drop_branches(config.stochastic_depth)  # after the conversion: new layers would lack the hooks
+        drop_branches(model, config.stochastic_depth)  # after the conversion: new layers would lack the hooks
     assert_float32(model)
     return model.to(context.device)
 
@@ -181,7 +182,7 @@ def build(run: Run, context: Context) -> Backbone:
 def load_backbone(config: Config, device: torch.device) -> tuple[Backbone, list[str]]:
     """Return a run's finished backbone, frozen and in evaluation mode, and the wnids of its classes."""
     saved = checkpoint.load(config.run_dir / "pretrain" / "final", device)
-    model = Backbone(saved.state["model"], len(saved.state["classes"]), saved.state["small_stem"])
+    model = resnet(saved.state["model"], len(saved.state["classes"]), saved.state["small_stem"])
     model.load_state_dict(saved.tensors["model"])
     memory = torch.channels_last if config.pretrain.channels_last else torch.contiguous_format
     model.to(device, memory_format=memory)  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.data.activations import Activations
 from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones.ours import drop_branches, resnet
 from dist_train.stages.learn import Bank, PredictorTraining
 from dist_train.training.classification import Classification
 from dist_train.training.optimizer import make_optimizer, set_lr
@@ -41,9 +41,9 @@ class StepOnly(Classification):
 def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any) -> int:
     """Make a step of ``pretrain``, or two where the first makes the optimiser's state; return the peak memory."""
     config = PretrainConfig(**options)
-    model = Backbone(config.model, classes).to(CUDA)
+    model = resnet(config.model, classes).to(CUDA)
     if config.stochastic_depth:
-        model.drop_branches(config.stochastic_depth)
+        drop_branches(model, config.stochastic_depth)
     precision = MixedPrecision(config.precision, CUDA)
     strategy = make_strategy(model, make_optimizer(model, config), precision, config, CONTEXT)
     strategy.module.train()

@@ -5,12 +5,12 @@ import torchvision
 
 from dist_train.config import MODELS, LearnConfig
 from dist_train.errors import UserError
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones.ours import resnet
 from dist_train.models.predictor import Predictor
 
 
 def test_backbone_is_torchvisions_network() -> None:
-    model = Backbone("resnet18", 7).eval()
+    model = resnet("resnet18", 7).eval()
     reference = torchvision.models.resnet18(num_classes=7).eval()
     state = {k.removeprefix("body.").replace("head.", "fc."): v for k, v in model.state_dict().items()}
     reference.load_state_dict(state)
@@ -25,10 +25,10 @@ def test_every_resnet_of_torchvision_and_no_other_is_offered() -> None:
 
 
 def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
-    model = Backbone("resnet10", 3, small_stem=True)
+    model = resnet("resnet10", 3, small_stem=True)
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
     with pytest.raises(UserError, match=r"'vit_b_16': not a known ResNet.*resnet50"):
-        Backbone("vit_b_16", 3)
+        resnet("vit_b_16", 3)
 
 
 @pytest.mark.parametrize(("method", "layers"), [("phi1", 1), ("phi2", 2), ("phi2star", 2)])

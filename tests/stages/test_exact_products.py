@@ -17,7 +17,7 @@ from dist_train.classifier.from_run import from_run, held_out_activations
 from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones import Backbone
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import extract, learn, scoring
 from dist_train.stages.pretrain import pretrain

@@ -16,8 +16,8 @@ from torchvision import transforms
 from torchvision.models.resnet import ResNet
 
 from dist_train.config import Config, PackConfig
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.activations import Activations, load
-from dist_train.data.loading import preprocessing as pixels
 from dist_train.data.packing.pack import pack
 from dist_train.data.shards.source import ShardSource
 from dist_train.data.splits import Split, save_split
@@ -90,7 +90,7 @@ def by_torchvision(run: Run, name: str, table: Activations) -> Features:
     model: ResNet = pretrain.load_backbone(run.config, torch.device("cpu"))[0].body
     data, (_, subset) = run.config.data, name.split("_")
     crops = transforms.Compose([transforms.Resize(data.eval_resize), transforms.TenCrop(data.eval_size)])
-    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(pixels.MEAN, pixels.STD)])
+    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     rows = []
     for blob in ShardSource(run.shards[subset]).read(table.ids):
         image = Image.open(io.BytesIO(blob.tobytes())).convert("RGB")

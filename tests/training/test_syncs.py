@@ -26,7 +26,7 @@ from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
-from dist_train.models.backbone import Backbone
+from dist_train.models.backbones.ours import drop_branches, resnet
 from dist_train.stages.learn import Bank, PredictorTraining, train
 from dist_train.training.classification import Classification
 from dist_train.training.loop import TrainingLoop
@@ -140,8 +140,8 @@ def prepare(device: torch.device, folder: Path, **options: Any) -> tuple[Loop, S
         log_every=LOG_EVERY, checkpoint_every=1000, **options,
     )  # fmt: skip
     context = Context(device=device)
-    model = Backbone(config.model, 5).to(device)
-    model.drop_branches(config.stochastic_depth)
+    model = resnet(config.model, 5).to(device)
+    drop_branches(model, config.stochastic_depth)
     precision = MixedPrecision(config.precision, device)
     strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)
     images, labels = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)

@@ -23,11 +23,12 @@ import numpy.typing as npt
 import torch
 
 from dist_train.config import DataConfig
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.images import orientation
 from dist_train.data.images.headers import parses
 from dist_train.data.loading.augment import BINS, OPERATIONS
 from dist_train.data.loading.dali_errors import meaning, reason
-from dist_train.data.loading.preprocessing import MEAN, STD, Request
+from dist_train.data.loading.preprocessing import Request
 from dist_train.errors import UserError
 
 Augmenter = Callable[[Any, Any, Any], Any]

@@ -23,12 +23,9 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.dlpack import from_dlpack
 
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.images.orientation import turn
 from dist_train.data.loading.augment import centre_anchor, resized_sizes
-
-# ImageNet channel statistics in [0, 1], RGB (torchvision's reference transforms).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

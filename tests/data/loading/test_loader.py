@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 from dist_train.config import Config, PackConfig, Views
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.loading import dali
 from dist_train.data.loading import preprocessing as pixels
 from dist_train.data.loading.loader import eval_batches, train_batches
@@ -117,7 +118,7 @@ def difference(
     images: torch.Tensor, blobs: list[bytes], resize: int, crop: int, views: Views = "centre"
 ) -> torch.Tensor:
     """Return the mean absolute difference to torchvision, per crop, in steps of 255."""
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (pixels.MEAN, pixels.STD))
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     reference = torch.stack([one for blob in blobs for one in torchvision_pixels(blob, resize, crop, views)])
     return (images * std + mean - reference).abs().mean((1, 2, 3))
 

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config, DataConfig, Orientation, PackConfig
+from dist_train.config.backbone import STD
 from dist_train.data.images import orientation
 from dist_train.data.images.pillow import upright
 from dist_train.data.loading import dali, faults
@@ -148,12 +149,12 @@ def turned_by_pillow(blob: bytes, rule: Orientation) -> torch.Tensor:
 
 def levels(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return the largest difference of two normalised images [3, side, side], in steps of 255."""
-    return float(((one - other).abs() * 255 * torch.tensor(pixels.STD)[:, None, None]).max())
+    return float(((one - other).abs() * 255 * torch.tensor(STD)[:, None, None]).max())
 
 
 def mean_levels(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return their mean difference."""
-    return float(((one - other).abs() * 255 * torch.tensor(pixels.STD)[:, None, None]).mean())
+    return float(((one - other).abs() * 255 * torch.tensor(STD)[:, None, None]).mean())
 
 
 def test_evaluation_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config, made_by: str) -> None:

@@ -12,11 +12,11 @@ from PIL import Image
 from scipy import stats
 
 from dist_train.config import Config, DataConfig
+from dist_train.config.backbone import MEAN, STD
 from dist_train.data.loading import augment
 from dist_train.data.loading.augment import BINS, OPERATIONS, operations, uniforms
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
-from dist_train.data.loading.preprocessing import MEAN, STD
 from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import View, make_view
 from dist_train.distributed.context import Context

