@@ -38,8 +38,9 @@ from dist_train.names import class_name, is_class_name
 class Split:
     """Hold the sorted wnids of a split.
 
-    ``pseudo_novel`` is a subset of ``base``. In a split by halves, which has the last two lists, it is apart from
-    ``base``, and the last two are subsets of ``base``.
+    ``novel`` may be empty: then a run trains on all classes, and its table has base accuracy only. ``pseudo_novel`` is
+    a subset of ``base``. In a split by halves, which has the last two lists, it is apart from ``base``, and the last
+    two are subsets of ``base``.
     """
 
     name: str
@@ -51,10 +52,10 @@ class Split:
     scored_with_pseudo_novel: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.base:
+            raise UserError(f"split {self.name}: no base class; name at least one")
         for kind in ("base", "novel"):
             classes = getattr(self, kind)
-            if not classes:
-                raise UserError(f"split {self.name}: no {kind} class; name at least one")
             twice = sorted({c for c in classes if classes.count(c) > 1}) if len(set(classes)) < len(classes) else []
             if twice:
                 raise UserError(f"split {self.name}: {kind} names {twice[0]!r} twice; remove one")
@@ -73,9 +74,9 @@ class Split:
             raise UserError(f"split {self.name}: pseudo-novel {loose[0]!r} is no base class; add it there")
 
     def _check_halves(self) -> None:
-        if not (self.scored_with_novel and self.scored_with_pseudo_novel and self.pseudo_novel):
+        if not (self.scored_with_novel and self.scored_with_pseudo_novel and self.novel and self.pseudo_novel):
             raise UserError(
-                f"split {self.name}: halves need scored_with_novel, scored_with_pseudo_novel and pseudo_novel"
+                f"split {self.name}: halves need scored_with_novel, scored_with_pseudo_novel, novel and pseudo_novel"
             )
         both = sorted(set(self.pseudo_novel) & {*self.base, *self.novel})
         if both:
@@ -121,7 +122,7 @@ class Split:
         """Return the split without some classes, under another name.
 
         Raises:
-            UserError: the split does not name such a class, or no class of a kind is left.
+            UserError: the split does not name such a class, or no base class is left.
         """
         left = set(classes)
         strange = sorted(left - {*self.base, *self.novel, *self.pseudo_novel})
@@ -145,19 +146,26 @@ def _fault(name: object) -> str:
 def draw_split(name: str, classes: Sequence[str], novel: int, pseudo_novel: int, seed: int) -> Split:
     """Split ``classes`` by the rank of their hash (see the module's docstring).
 
+    Args:
+        novel: number of novel classes; 0: all classes are base classes.
+
     Raises:
         UserError: there are not enough classes.
     """
-    if novel < 1 or pseudo_novel < 0:
-        raise UserError(f"--novel {novel} --pseudo-novel {pseudo_novel}: give at least 1 and at least 0 classes")
+    if novel < 0 or pseudo_novel < 0:
+        raise UserError(f"--novel {novel} --pseudo-novel {pseudo_novel}: give at least 0 of each")
     if novel + pseudo_novel >= len(classes):
         raise UserError(
             f"--novel {novel} --pseudo-novel {pseudo_novel}: {len(classes)} classes leave no base class; ask for fewer"
         )
     ranked = sorted(classes, key=lambda wnid: hashlib.sha256(f"{seed}:{wnid}".encode()).digest())
     base = sorted(ranked[novel:])
-    text = f"novel = the {novel} of {len(classes)} wnids with the smallest sha256('{seed}:WNID')"
-    text += f", pseudo-novel = the next {pseudo_novel}, base = all that are not novel"
+    if novel:
+        text = f"novel = the {novel} of {len(classes)} wnids with the smallest sha256('{seed}:WNID')"
+        text += f", pseudo-novel = the next {pseudo_novel}, base = all that are not novel"
+    else:
+        text = f"no novel classes, base = all {len(classes)} classes"
+        text += f", pseudo-novel = the {pseudo_novel} with the smallest sha256('{seed}:WNID')" * bool(pseudo_novel)
     return Split(
         name, tuple(base), tuple(sorted(ranked[:novel])), tuple(sorted(ranked[novel : novel + pseudo_novel])), text
     )

@@ -147,4 +147,5 @@ class Method(ABC):
     def take(self, support: Support) -> Scorer:
         """Return a function from queries [Q, C] to scores [Q, novel classes] for these supports.
 
-        Where ``moves_base``, it returns scores [Q, base + novel classes]."""
+        Where ``moves_base``, it returns scores [Q, base + novel classes]; in a run without novel classes its supports
+        are [0, 1, C]."""

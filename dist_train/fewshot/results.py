@@ -138,6 +138,7 @@ class Results:
         queries: images that are classified; None for episodes.
         older: name -> the commit that made its row, where that is of other code than this version's.
         episodes: what an episode consists of; None for joint scoring.
+        left_out: names of the oracles, where there are no novel classes to show them.
     """
 
     methods: Mapping[str, MethodResult]
@@ -158,6 +159,18 @@ class Results:
     options: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, str] = field(default_factory=dict)
     episodes: EpisodeFacts | None = None
+    left_out: Sequence[str] = ()
+
+    @property
+    def base_only(self) -> bool:
+        """Whether there are no novel classes: then the metrics are base_top1 and base_top5, the only number of shots is
+        0, and there are no curves."""
+        return self.classes.novel == 0
+
+    @property
+    def ranked_by(self) -> str:
+        """The metric by which methods are ranked."""
+        return "base_top1" if self.base_only else "harmonic"
 
     def to_json(self) -> dict[str, Any]:
         """Return the results as ``results.json`` has them."""
@@ -193,6 +206,7 @@ class Results:
             "older": dict(self.older),
             "command": self.command,
             **({"episodes": vars(self.episodes)} if self.episodes else {}),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
         return {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
 
@@ -208,7 +222,7 @@ class Results:
             if version > VERSION:
                 raise ValueError(f"version {version} is newer than this program's ({VERSION}); update dist-train")
             curves = values.get("curves") or {}
-            optional = ("protocol", "seconds", "seed", "rule", "options", "older")
+            optional = ("protocol", "seconds", "seed", "rule", "options", "older", "left_out")
             return cls(
                 methods={
                     name: MethodResult(

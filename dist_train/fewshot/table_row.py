@@ -69,7 +69,8 @@ class TableRow:
     """One method's row of the table.
 
     Attributes:
-        shots: number of shots ("1", "2"; "all" for an oracle) -> metric -> its value in each draw or episode, percent.
+        shots: number of shots ("1", "2"; "all" for an oracle; "0" without novel classes) -> metric -> its value in each
+            draw or episode, percent. Empty for an oracle without novel classes.
         curves: number of shots -> curves; empty for episodes.
         seconds: what computing the row took.
     """

@@ -35,9 +35,10 @@ class Differences:
 
 
 def best_method(results: Results, shots: int | None = None) -> str:
-    """Return the method with the largest harmonic mean, at the fewest shots by default."""
+    """Return the method with the largest harmonic mean (or base accuracy, where there are no novel classes), at the
+    fewest shots by default."""
     k = shots or min(results.shots)
-    return max(results.methods, key=lambda method: results.methods[method].shots[k]["harmonic"].mean)
+    return max(results.methods, key=lambda method: results.methods[method].shots[k][results.ranked_by].mean)
 
 
 def paired_differences(results: Results) -> Differences:

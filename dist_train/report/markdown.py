@@ -18,8 +18,10 @@ def joint_markdown(results: Results) -> str:
     """Return table.md of joint scoring.
 
     A row per method comes first, then the paper's rows, where the numbers are from, the oracles, and the differences
-    draw by draw.
+    draw by draw. Without novel classes only base accuracy is left.
     """
+    if results.base_only:
+        return _base_markdown(results)
     lines = markdown_head([f"{k}-shot {column}" for k in results.shots for column in _COLUMNS])
     for method, result in results.methods.items():
         cells = [cell for k in results.shots for cell in _accuracy_cells(result.shots[k])]
@@ -32,6 +34,18 @@ def joint_markdown(results: Results) -> str:
     notes = (describe_figures(results), footnote(results.methods), describe_origin(results))
     lines += ["", " ".join(filter(None, notes)), ""]
     return "\n".join([*lines, *_oracle_lines(results), *_difference_lines(results)])
+
+
+def _base_markdown(results: Results) -> str:
+    lines = markdown_head([_COLUMNS[0]])
+    for method, result in results.methods.items():
+        lines.append(markdown_row([display_name(method), base_cell(result.shots[min(results.shots)])]))
+    return "\n".join([*lines, "", f"{describe_figures(results)} {describe_origin(results)}", ""])
+
+
+def base_cell(metrics: Metrics) -> str:
+    """Format top-1 and top-5 of the base classes as "83.10 / 97.25", without an interval."""
+    return " / ".join(format_mean(metrics[f"base_top{k}"], interval=False) for k in (1, 5))
 
 
 def _oracle_lines(results: Results) -> list[str]:

@@ -53,7 +53,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """The best method at the fewest shots by harmonic mean, and the better of the two baselines beside it, if any."""
+    """The best method at the fewest shots (``comparison.best_method``), and the better of the two baselines beside it,
+    if any."""
 
     shots: int
     best: str
@@ -136,7 +137,7 @@ def _headline(results: Results) -> Headline:
     metrics = metrics_by_method(results, shots)
     best = best_method(results)
     baselines = [name for name in ("nn", "mean") if name in metrics and name != best]
-    baseline = max(baselines, key=lambda name: metrics[name]["harmonic"].mean, default=None)
+    baseline = max(baselines, key=lambda name: metrics[name][results.ranked_by].mean, default=None)
     return Headline(shots, best, metrics[best], baseline, metrics[baseline] if baseline else None)
 
 
@@ -147,7 +148,7 @@ def _accuracy(results: Results) -> Section:
         {
             "table": tables.accuracy_table(results),
             "note": f"{describe_figures(results)} {footnote(results.methods)}".strip(),
-            "paper_table": tables.paper_table(),
+            "paper_table": None if results.base_only else tables.paper_table(),
             "paper": paper,
         },
     )
@@ -167,6 +168,8 @@ def _oracles(results: Results) -> Section | None:
 
 
 def _differences(results: Results) -> Section | None:
+    if results.base_only:
+        return None
     differences = paired_differences(results)
     if not differences.rows:
         return None
@@ -180,7 +183,9 @@ def _examples(results: Results, examples: Examples | None) -> Section | None:
     return Section("Examples of novel classes", "examples", {"examples": examples, "classes": results.classes})
 
 
-def _curves(results: Results, labels: Mapping[str, Label]) -> Section:
+def _curves(results: Results, labels: Mapping[str, Label]) -> Section | None:
+    if results.base_only:
+        return None
     charts = [*plots.accuracy_charts(results, labels), *plots.joint_curve_charts(results, labels)]
     return Section("Curves", "curves", {"labels": list(labels.values()), "charts": charts})
 

@@ -42,11 +42,11 @@ def method_labels(results: Results) -> dict[str, Label]:
     """Return a label for each method; check boxes show and hide them.
 
     Up to 8 methods have a colour each and are shown. Of more, 8 are shown at first: phi2, then the best method of
-    each kind (a class in fewshot/methods) by the harmonic mean at the fewest shots, then the best of the others. The
-    rest is dashed.
+    each kind (a class in fewshot/methods) by ``Results.ranked_by`` at the fewest shots, then the best of the others.
+    The rest is dashed.
     """
     metrics = metrics_by_method(results, min(results.shots))
-    ranked = sorted(metrics, key=lambda name: -metrics[name]["harmonic"].mean)
+    ranked = sorted(metrics, key=lambda name: -metrics[name][results.ranked_by].mean)
     best_of_kind = {METHODS.get(name, name): name for name in reversed(ranked)}.values()
     first = [name for name in ranked if name == "phi2"] + [name for name in ranked if name in best_of_kind]
     shown = set(list(dict.fromkeys([*first, *ranked]))[:COLOURS])

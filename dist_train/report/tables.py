@@ -14,7 +14,7 @@ from dist_train.report.comparison import (
     best_method,
     published_low_shot,
 )
-from dist_train.report.markdown import paper_cells
+from dist_train.report.markdown import base_cell, paper_cells
 from dist_train.report.wording import display_name, marked_name
 
 
@@ -50,7 +50,10 @@ _COLUMNS = [Cell("base", "top-1 / top-5"), Cell("novel", "top-1 / top-5"), Cell(
 
 
 def accuracy_table(results: Results) -> Table:
-    """Return a row per method, and below it the paper's row that is comparable with it."""
+    """Return a row per method, and below it the paper's row that is comparable with it; without novel classes, base
+    accuracy only."""
+    if results.base_only:
+        return _base_table(results)
     best = {k: best_method(results, k) for k in results.shots}
     rows = []
     for method, result in results.methods.items():
@@ -63,6 +66,15 @@ def accuracy_table(results: Results) -> Table:
             figures = (paper.TABLE_1[method].shots.get(k) for k in results.shots)
             rows.append(Row("paper", _paper_cells(figures), "paper"))
     return Table([f"{k}-shot" for k in results.shots], _COLUMNS, rows)
+
+
+def _base_table(results: Results) -> Table:
+    best, k = best_method(results), min(results.shots)
+    rows = [
+        Row(display_name(method), [Cell(base_cell(result.shots[k]))], "best" if method == best else "")
+        for method, result in results.methods.items()
+    ]
+    return Table([""], _COLUMNS[:1], rows)
 
 
 def paper_table() -> Table:

@@ -30,6 +30,14 @@ def describe_figures(results: Results) -> str:
     """Say what the figures of joint scoring are, in sentences."""
     classes, queries, novel = results.classes, results.queries, results.split.holdout
     assert queries is not None  # only episodes are without
+    if results.base_only:
+        left_out = ", ".join(map(display_name, results.left_out))
+        return (
+            f"No novel classes: base accuracy only. Percent of {queries.base:,} validation images, with all "
+            f"{classes.base} classes as candidates."
+            + f" Left out, for want of novel images to show them: the oracles {left_out}."
+            * bool(left_out)
+        )
     return (
         f"Percent; mean ± half-width of the {results.interval}, {results.draws} draws. "
         f"All {classes.base + classes.novel} classes ({classes.base} base, {classes.novel} {novel}) "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from dist_train.config import Config
 from dist_train.data.loading.order import Order, rank_slice
-from dist_train.data.shards.index import ShardSet, open_shards
+from dist_train.data.shards.index import SUBSETS, ShardSet, open_shards
 from dist_train.data.splits import Split, View, load_split, make_view
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
@@ -24,7 +25,7 @@ class Run:
     """Hold a run's configuration, shards and split.
 
     Attributes:
-        base, novel: classes (wnids) in these roles, as the split and ``data.holdout`` say.
+        base, novel: classes (wnids) in these roles, as the split and ``data.holdout`` say; ``novel`` may be empty.
     """
 
     config: Config
@@ -38,6 +39,11 @@ class Run:
     def dir(self) -> Path:
         """The run's folder."""
         return self.config.run_dir
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that have classes: without novel classes only ``base``."""
+        return ("base", "novel") if self.novel else ("base",)
 
     @property
     def scored(self) -> tuple[str, ...]:
@@ -70,19 +76,34 @@ def open_run(config: Config, world: int = 1) -> Run:
     base, novel = split.roles(config.data.holdout)
     shards = open_shards(config.data.shards, config.cache, config.data.block_shards)
     run = Run(config, shards, split, base, novel)
-    sizes = {(subset, role): run.view(subset, role) for subset in ("train", "val") for role in ("base", "novel")}
+    for subset, role in product(SUBSETS, run.roles):
+        run.view(subset, role)
     # Errors that would otherwise appear hours later, or after a stage has begun, appear here.
-    Order(len(sizes["train", "base"]), config.pretrain.global_batch, config.seed)  # refuses too few images
+    Order(len(run.view("train", "base")), config.pretrain.global_batch, config.seed)  # refuses too few images
     check_config(config, world)
-    fewest = int(np.diff(sizes["train", "novel"].bounds).min())
-    if config.evaluate.images > fewest:
-        more = "" if config.evaluate.protocol == "joint" else f", {config.evaluate.images} needed with the queries"
-        raise UserError(
-            f"evaluate.shots={config.evaluate.shots}: a novel class has only {fewest} training images{more}"
-        )
-    if config.evaluate.protocol != "joint" and config.evaluate.ways > len(novel):
-        raise UserError(f"evaluate.ways={config.evaluate.ways}: there are only {len(novel)} novel classes")
+    _check_evaluation(run)
     return run
+
+
+def _check_evaluation(run: Run) -> None:
+    """Check that the run has the classes and images that its evaluation asks for.
+
+    Raises:
+        UserError: it does not; the key is named.
+    """
+    config = run.config.evaluate
+    if not run.novel:
+        if config.protocol != "joint":
+            raise UserError(
+                f"evaluate.protocol={config.protocol}: split {run.split.name} has no novel classes; give joint"
+            )
+        return
+    fewest = int(np.diff(run.view("train", "novel").bounds).min())
+    if config.images > fewest:
+        more = "" if config.protocol == "joint" else f", {config.images} needed with the queries"
+        raise UserError(f"evaluate.shots={config.shots}: a novel class has only {fewest} training images{more}")
+    if config.protocol != "joint" and config.ways > len(run.novel):
+        raise UserError(f"evaluate.ways={config.ways}: there are only {len(run.novel)} novel classes")
 
 
 def check_config(config: Config, world: int) -> None:

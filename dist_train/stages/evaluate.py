@@ -24,11 +24,13 @@ from dist_train.runs.stage import Stage, log
 from dist_train.stages.done import EVALUATION_FILES, is_reported
 from dist_train.stages.reporting import write_report
 from dist_train.stages.row_store import RowStore, StoredRow
-from dist_train.stages.scoring import EpisodeScoring, JointScoring, Scoring
+from dist_train.stages.scoring import NO_SHOTS, BaseScoring, EpisodeScoring, JointScoring, Scoring
 
 
 def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
     """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws, which ranks share.
+
+    Without novel classes nothing is drawn: the methods' base accuracy is measured.
 
     Leaves ``results.json``, ``table.md`` and, for joint scoring, ``report.html``. Each method's row is kept as soon as
     it is complete (stages/row_store.py), so that a stage which was interrupted, or is given more methods or other
@@ -52,12 +54,18 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     if context.main:
         for name in EVALUATION_FILES:  # they would show other rows than there are going to be
             (stage.folder / name).unlink(missing_ok=True)
-    scoring = JointScoring(run, context) if config.protocol == "joint" else EpisodeScoring(run, context)
+    scoring = _scoring(run)(run, context)
     if missing:
         rows |= _score(missing, scoring, store, stop)
     if context.main:
         _report(run, scoring, {name: rows[name] for name in config.methods}, store.warn_of_older(rows))
     stage.finish(methods=config.methods)
+
+
+def _scoring(run: Run) -> type[Scoring]:
+    if run.config.evaluate.protocol != "joint":
+        return EpisodeScoring
+    return JointScoring if run.novel else BaseScoring
 
 
 def _score(missing: list[str], scoring: Scoring, store: RowStore, stop: StopFlag) -> dict[str, StoredRow]:
@@ -84,7 +92,7 @@ def _report(run: Run, scoring: Scoring, stored: Mapping[str, StoredRow], older: 
     write_text(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
     write_text(folder / "table.md", text)
     write_tensorboard(folder / "tb", results)
-    if isinstance(scoring, JointScoring):
+    if isinstance(scoring, (JointScoring, BaseScoring)):
         write_report(run, results, facts, scoring)
         log.info("report: %s", folder / "report.html")
     print(text)
@@ -100,8 +108,10 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
     """
     config = run.config.evaluate
     joint, released = config.protocol == "joint", config.protocol == "released"
+    drawn = bool(run.novel)
     average = Interval.spread if released else Interval.of
     unit = "support draws" if joint else "episodes"
+    interval = f"standard deviation over {unit}" if released else f"95% t-interval over {unit}"
 
     def averaged(row: TableRow) -> dict[str, Metrics]:
         return {k: {metric: average(draws) for metric, draws in metrics.items()} for k, metrics in row.shots.items()}
@@ -116,12 +126,15 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
             for name, row in rows.items()
             if not METHODS[name].oracle
         },
-        oracles={name: averaged(row)["all"] for name, row in rows.items() if METHODS[name].oracle},
+        oracles={name: averaged(row)["all"] for name, row in rows.items() if METHODS[name].oracle and drawn},
+        left_out=[name for name, row in rows.items() if not row.shots],
         seconds={name: row.seconds for name, row in rows.items()},
-        shots=config.shots,
-        draws=config.draws,
-        interval=f"standard deviation over {unit}" if released else f"95% t-interval over {unit}",
-        queries=Counts(len(run.view("val", "scored")), len(run.view("val", "novel"))) if joint else None,
+        shots=config.shots if drawn else [int(NO_SHOTS)],
+        draws=config.draws if drawn else 1,
+        interval=interval if drawn else "no interval: nothing is drawn",
+        queries=Counts(len(run.view("val", "scored")), len(run.view("val", "novel")) if drawn else 0)
+        if joint
+        else None,
         classes=Counts(len(run.scored), len(run.novel)),
         split=SplitFacts(**facts["split"]),
         shards=facts["shards"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import closing
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import torch
 from dist_train.config import Config
 from dist_train.data.activations import Store, load
 from dist_train.data.loading.loader import eval_batches
+from dist_train.data.shards.index import SUBSETS
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
@@ -23,11 +25,10 @@ from dist_train.runs.stage import Stage, log
 from dist_train.stages.pretrain import load_backbone
 from dist_train.training.precision import MixedPrecision
 
-TABLES = [(role, subset) for role in ("base", "novel") for subset in ("train", "val")]
-
 
 def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
-    """Write the activations of base and novel, train and val, and the base classes' means.
+    """Write the activations of base and novel (where there are novel classes), train and val, and the base classes'
+    means.
 
     The images go by in blocks; ranks share the blocks that are not written yet, so an interrupted
     pass continues on any number of ranks, and memory holds one block. A training image that cannot
@@ -42,7 +43,7 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     began = time.perf_counter()
     model, _ = load_backbone(run.config, context.device)
     images = 0
-    for role, subset in TABLES:
+    for role, subset in product(run.roles, SUBSETS):
         view, name = run.view(subset, role), f"{role}_{subset}"
         store = Store(stage.folder, name, view, model.dim, run.config.extract.block)
         if context.main:

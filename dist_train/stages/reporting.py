@@ -29,13 +29,13 @@ from dist_train.report.tensorboard import write_projector
 from dist_train.report.wording import display_name
 from dist_train.runs.run import Run
 from dist_train.runs.stage import read_done
-from dist_train.stages.scoring import JointScoring
+from dist_train.stages.scoring import BaseScoring, JointScoring
 from dist_train.training.metrics import read_metrics
 
 _MEANS, _ROWS = "mean activations", "trained rows"
 
 
-def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: JointScoring) -> None:
+def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: JointScoring | BaseScoring) -> None:
     """Write ``figures/*.json``, ``per_class.csv``, ``report.html`` and TensorBoard's projector, for joint scoring.
 
     Args:
@@ -55,7 +55,7 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
             channels={**channels, "paper": class_vectors.PAPER_IMPACT},
             diagonal=_diagonal(run, scoring.base),
             classes=best,
-            examples=_examples(run, results, best.rows, scoring, classes),
+            examples=None if isinstance(scoring, BaseScoring) else _examples(run, results, best.rows, scoring, classes),
         )
     _write_figures(folder / "figures", pictures)
     facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}

@@ -88,7 +88,7 @@ class RowStore:
             return None
         try:
             stored = StoredRow.from_json(json.loads(path.read_text()))
-            if stored.row.curves:  # joint scoring
+            if self.config.protocol == "joint" and stored.row.shots:
                 with np.load(path.with_suffix(".npz")) as confusions:
                     if {k: confusions[k].ndim for k in confusions.files} != dict.fromkeys(stored.row.shots, 2):
                         raise ValueError("confusions of other shots")

@@ -27,7 +27,16 @@ from dist_train.errors import UserError
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
 from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
-from dist_train.fewshot.protocols.joint import Draw, JointScorer, Mixed, Queries, assert_disjoint, support_rows
+from dist_train.fewshot.protocols.joint import (
+    Draw,
+    JointScorer,
+    Mixed,
+    Queries,
+    assert_disjoint,
+    finite,
+    own_and_ahead,
+    support_rows,
+)
 from dist_train.fewshot.protocols.low_shot import LowShotScorer
 from dist_train.fewshot.table_row import Curve, Curves, TableRow
 from dist_train.training import checkpoint
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
 
 Confusions = dict[str, npt.NDArray[np.int32]]
 """Number of shots -> int32 [classes, classes], summed over draws: how often each class was taken for which."""
+NO_SHOTS = "0"
+"""The number of shots of rows without novel classes."""
 
 
 class Scoring(ABC):
@@ -45,7 +56,6 @@ class Scoring(ABC):
 
     Attributes:
         base: what methods may use of the base classes.
-        novel_train: stored activations of the images from which supports are drawn.
         own_draws: numbers of this rank's draws.
     """
 
@@ -54,7 +64,6 @@ class Scoring(ABC):
         round_products(False)  # an earlier stage of this process may have allowed it
         head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]
         self.base = open_base(run.config, head["head.weight"], head["head.bias"])
-        self.novel_train = load(run.dir / "extract", "novel_train")
         self.own_draws = range(context.rank, self.config.draws, context.world)
 
     @abstractmethod
@@ -122,6 +131,7 @@ class JointScoring(Scoring):
     queries of the others are dropped, as in the code of Gidaris & Komodakis.
 
     Attributes:
+        novel_train: stored activations of the images from which supports are drawn.
         base_queries, novel_queries: validation images of the scored base classes, and of the novel classes.
         labels: int64 [queries], classes of the base and then the novel queries; novel classes are counted after the
             scored base classes.
@@ -131,6 +141,7 @@ class JointScoring(Scoring):
 
     def __init__(self, run: Run, context: Context) -> None:
         super().__init__(run, context)
+        self.novel_train = load(run.dir / "extract", "novel_train")
         base_val, novel_val = (load(run.dir / "extract", f"{role}_val") for role in ("base", "novel"))
         for table in (base_val, novel_val):
             assert_disjoint(run.shards["train"], self.novel_train.ids, run.shards["val"], table.ids)
@@ -161,7 +172,7 @@ class JointScoring(Scoring):
             for k, support in self._supports(number, method.oracle):
                 with naming(name):
                     draw = scorer.draw(support, self.orders[number])
-                confusions = self._confusions(draw.predicted)
+                confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
                 own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
                 # Predictions are counted; ranks need not exchange them.
                 own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
@@ -175,11 +186,6 @@ class JointScoring(Scoring):
             seconds=round(time.perf_counter() - began, 1),
         )  # fmt: skip
         return row, {k: sum(counts[k] for _, counts in gathered if k in counts) for k in draws}
-
-    def _confusions(self, predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Count how often each class was taken for which in one draw: int32 [classes, classes]."""
-        count = self._num_classes
-        return np.bincount(self.labels * count + predicted, minlength=count**2).astype(np.int32).reshape(count, count)
 
     def _scorer(self, name: str, method: Method) -> JointScorer:
         """Return a scorer for the method, with its base scores: those of an earlier row where ``base_as`` names it."""
@@ -203,6 +209,14 @@ class JointScoring(Scoring):
             yield str(k), support[:, :k]
 
 
+def count_confusions(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.int32]:
+    """Count how often each class was taken for which: int32 [classes, classes], from two arrays [queries]."""
+    pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return pairs.astype(np.int32).reshape(classes, classes)
+
+
 def _in_order(by_rank: Sequence[dict[int, Draw]]) -> list[Draw]:
     """Join the draws of all ranks, by their numbers."""
     return [draw for _, draw in sorted(item for draws in by_rank for item in draws.items())]
@@ -212,8 +226,55 @@ def _average_curves(draws: Sequence[Draw]) -> Curves:
     return Curves(Curve.over_draws([d.seen_unseen for d in draws]), Curve.over_draws([d.forgetting for d in draws]))
 
 
+class BaseScoring(Scoring):
+    """Score the base classes alone, where the split has no novel classes: nothing is drawn, and rank 0 scores.
+
+    The row of an oracle is empty: there is nothing that it could be shown.
+
+    Attributes:
+        queries: validation images of the base classes.
+    """
+
+    def __init__(self, run: Run, context: Context) -> None:
+        super().__init__(run, context)
+        self.own_draws = range(1)
+        table = load(run.dir / "extract", "base_val")
+        self.queries = Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
+
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
+        began, row, confusions = time.perf_counter(), TableRow({}), Confusions()
+        if METHODS[name].oracle:
+            return row, confusions
+        method = self.prepare(name, stop)
+        for _ in self.draws(name, stop, oracle=True):
+            with naming(name):
+                scores = self._scores(method)
+            rank = own_and_ahead(scores, self.queries.labels)[1]
+            metrics = {f"base_top{k}": [100 * (rank < k).double().mean().item()] for k in (1, 5)}
+            row = TableRow({NO_SHOTS: metrics}, {}, round(time.perf_counter() - began, 1))
+            labels, predicted = (array.cpu().numpy() for array in (self.queries.labels, scores.argmax(1)))
+            confusions[NO_SHOTS] = count_confusions(labels, predicted, scores.shape[1])
+        bar.update(1)
+        return row, confusions
+
+    def _scores(self, method: Method) -> torch.Tensor:
+        """Return the scores of the queries [Q, base classes]."""
+        activations = self.queries.activations
+        if method.moves_base:
+            return finite(method.take(activations.new_zeros(0, 1, activations.shape[1]))(activations))
+        return finite(method.base_scores(activations))
+
+
 class EpisodeScoring(Scoring):
-    """Score a few novel classes at a time, alone (fewshot/protocols/episodes.py)."""
+    """Score a few novel classes at a time, alone (fewshot/protocols/episodes.py).
+
+    Attributes:
+        novel_train: stored activations of the images from which episodes are drawn.
+    """
+
+    def __init__(self, run: Run, context: Context) -> None:
+        super().__init__(run, context)
+        self.novel_train = load(run.dir / "extract", "novel_train")
 
     def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
         began, config = time.perf_counter(), self.config

@@ -60,7 +60,7 @@ class SplitOptions(Options):
     without: Annotated[list[str], Option(metavar="CLASS")] = field(default_factory=list)
     """Leave a class out; may be repeated."""
     novel: int | None = None
-    """Number of novel classes, drawn by the seed."""
+    """Number of novel classes, drawn by the seed; 0: none, for a model of all classes."""
     pseudo_novel: int = 0
     """Number of base classes to mark as pseudo-novel."""
     novel_list: Path | None = None
@@ -84,7 +84,7 @@ def split(options: SplitOptions) -> int:
     if [options.shards, options.wnids, options.split].count(None) != 2:
         raise UserError("split: give the classes by --shards, by --wnids or by --split, one of the three")
     if options.split:
-        if options.novel or options.novel_list or options.pseudo_novel:
+        if options.novel is not None or options.novel_list or options.pseudo_novel:
             raise UserError("--split: names its novel classes; leave --novel, --novel_list and --pseudo_novel out")
         new_split = load_split(options.split).without([class_name(text) for text in options.without], out.stem)
     else:
@@ -123,6 +123,8 @@ def _new_split(options: SplitOptions) -> Split:
     if options.novel is not None:
         return draw_split(options.out.stem, classes, options.novel, options.pseudo_novel, options.seed)
     novel = sorted(set(novel) - set(without))
+    if not novel:
+        raise UserError(f"{options.novel_list}: names no novel class; for a split without them, give --novel 0")
     base = sorted(set(classes) - set(novel))
     text = f"novel = the list {options.novel_list.name if options.novel_list else ''}"
     pseudo: tuple[str, ...] = ()

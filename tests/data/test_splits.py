@@ -77,11 +77,25 @@ def test_a_split_by_halves(tmp_path: Path) -> None:
         ({"pseudo_novel": ("a",)}, "'a' is base or novel too"),
         ({"pseudo_novel": ("x",)}, "'x' is base or novel too"),
         ({"pseudo_novel": ()}, "halves need"),
+        ({"novel": ()}, "halves need"),
         ({"scored_with_pseudo_novel": ()}, "halves need"),
         ({"scored_with_novel": ("x",)}, "scored_with_novel names 'x', which is no base class"),
     ):
         with pytest.raises(UserError, match=message):
             replace(split, **changes)  # type: ignore[arg-type]
+
+
+def test_a_split_without_novel_classes(tmp_path: Path) -> None:
+    split = draw_split("all", ["a", "b", "c", "d"], 0, 1, 0)
+    assert split.base == ("a", "b", "c", "d") and not split.novel and len(split.pseudo_novel) == 1
+    assert split.roles("novel") == (split.base, ())
+    assert len(split.roles("pseudo-novel")[0]) == 3
+    save_split(split, tmp_path / "all.json")
+    assert load_split(str(tmp_path / "all.json")) == split
+    with pytest.raises(UserError, match="--novel -1 --pseudo-novel 0: give at least 0 of each"):
+        draw_split("all", ["a", "b"], -1, 0, 0)
+    with pytest.raises(UserError, match="leave no base class"):
+        draw_split("all", ["a", "b"], 0, 2, 0)
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

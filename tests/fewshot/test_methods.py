@@ -44,6 +44,21 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+def test_methods_that_move_base_classes_need_no_supports() -> None:
+    given, queries = base(ridge_weight=0.3, finetune_steps=3, logistic_steps=3), random(7, 5)
+    for name in ("ridge", "finetune", "logistic"):
+        scores = methods.make(name, given).take(torch.zeros(0, 1, 5))(queries)
+        assert scores.shape == (7, 3) and scores.isfinite().all(), name
+    rows = torch.from_numpy(given.train.rows.astype(np.float32))
+    x = F.pad(F.normalize(rows, dim=1), (0, 1), value=1.0)
+    weight = torch.tensor([1 / np.diff(given.train.offsets)[y] for y in given.train.labels]).float()[:, None].sqrt()
+    penalty = 0.3**0.5 * torch.eye(6)[:5]
+    targets = torch.cat([weight * F.one_hot(torch.from_numpy(given.train.labels), 3).float(), torch.zeros(5, 3)])
+    solved = torch.linalg.lstsq(torch.cat([weight * x, penalty]), targets).solution
+    wanted = F.pad(F.normalize(queries, dim=1), (0, 1), value=1.0) @ solved
+    assert torch.allclose(methods.make("ridge", given).take(torch.zeros(0, 1, 5))(queries), wanted, atol=1e-4)
+
+
 def test_ridge_is_the_weighted_least_squares_of_all_images() -> None:
     given, support, queries = base(ridge_weight=0.3), random(2, 3, 5), random(7, 5)
     images = [*given.train.rows.astype(np.float64), *support.flatten(0, 1).numpy().astype(np.float64)]

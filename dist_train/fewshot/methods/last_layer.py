@@ -136,8 +136,10 @@ class LikeAChild(Method):
 
 def _images(support: Support) -> tuple[torch.Tensor, torch.Tensor]:
     """Return all supports as one batch [n, C], and their classes [n], counted from 0."""
-    images = torch.cat(list(support))
-    counts = torch.tensor([len(images_of_class) for images_of_class in support], device=images.device)
+    images = torch.cat(list(support)) if len(support) else support.flatten(0, 1)
+    counts = torch.tensor(
+        [len(images_of_class) for images_of_class in support], dtype=torch.int64, device=images.device
+    )
     return images, torch.repeat_interleave(torch.arange(len(support), device=images.device), counts)
 
 
@@ -150,7 +152,7 @@ def _weights(share: float, novel: int, device: torch.device) -> torch.Tensor:
     """Return the weights [B, 1] of a step's images in its loss: base images, then the ``novel`` ones, which together
     weigh ``share``."""
     groups = ((1 - share, _BATCH), (share, novel))
-    return torch.cat([torch.full((count, 1), weight / count, device=device) for weight, count in groups])
+    return torch.cat([torch.full((count, 1), weight / max(count, 1), device=device) for weight, count in groups])
 
 
 def _load(base: Base, rows: np.ndarray) -> torch.Tensor:
