@@ -5,13 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dist_train.models.backbones import ours
+from dist_train.config import BackboneConfig
+from dist_train.errors import UserError
+from dist_train.models.backbones import ours, timm_source, torchvision_source
 from dist_train.models.backbones.backbone import Backbone
-from dist_train.models.backbones.pretrained import Origin, Pretrained, open_pretrained
+from dist_train.models.backbones.pretrained import Origin, Pretrained
+from dist_train.models.backbones.starter import open_starter
 
 __all__ = ["Backbone", "Origin", "Pretrained", "build", "open_pretrained"]
 
+_BUILDERS = {"ours": ours.resnet, "timm": timm_source.build, "torchvision": torchvision_source.build}
+
 
 def build(architecture: Mapping[str, Any]) -> Backbone:
-    """Return the network of a ``Backbone.architecture``, untrained."""
-    return ours.resnet(**architecture)
+    """Return the network of a ``Backbone.architecture``, untrained. Without a source, it is ours."""
+    options = {key: value for key, value in architecture.items() if key != "source"}
+    return _BUILDERS[architecture.get("source", "ours")](**options)
+
+
+def open_pretrained(options: BackboneConfig) -> Pretrained:
+    """Open a trained network.
+
+    Raises:
+        UserError: there is no such network, its weights are not there, or they do not fit.
+    """
+    source, _, name = options.source.partition(":")
+    if options.source == "starter":
+        return open_starter(options)
+    if source == "timm" and name:
+        return timm_source.open_timm(name, options)
+    if source == "torchvision" and name:
+        return torchvision_source.open_torchvision(name, options)
+    raise UserError(f"backbone.source={options.source}: give timm:NAME, torchvision:NAME or starter")

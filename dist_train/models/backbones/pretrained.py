@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from dist_train.config import BackboneConfig, Preprocessing
-from dist_train.errors import UserError
+from dist_train.config import Preprocessing
+from dist_train.files import file_sha256
 from dist_train.models.backbones.backbone import Backbone
 
 
@@ -14,12 +15,12 @@ class Origin:
     """Record where trained weights come from.
 
     Attributes:
-        source: ``backbone.source``.
+        source: ``backbone.source``, with the tag of the weights where its library has several.
         file: name of the file of the weights.
         sha256: of that file.
         licence: of the weights, as their publisher names it; "" where it is not known.
         trained_on: the data set, in words ("ImageNet-1k"); "" where it is not known.
-        seen: wnids of the classes that it was trained on; None where that is not known.
+        seen: wnids of the classes that it was trained on, as far as they are known; None where nothing is known.
     """
 
     source: str
@@ -29,29 +30,27 @@ class Origin:
     trained_on: str = ""
     seen: tuple[str, ...] | None = None
 
+    @classmethod
+    def of(cls, source: str, path: Path, licence: str | None, trained_on: str, seen: tuple[str, ...] | None) -> Origin:
+        """Record the file ``path``, hashing it."""
+        return cls(source, path.name, file_sha256(path), licence or "", trained_on, seen)
+
 
 @dataclass(frozen=True)
 class Pretrained:
     """Hold a trained network.
 
     Attributes:
-        backbone: the network, on the CPU; its ``head`` is the library's own classifier where it has a linear one, and
-            zeros else.
+        backbone: the network, on the CPU; its ``head`` is the library's own classifier where that is linear, its
+            weights are in the file and its classes are known, and has no rows else.
         preprocessing: what its images go through.
-        classes: the wnid of each row of the head; None where there is no head, or its classes are not known.
+        classes: the wnid of each row of the head; None where the head has no rows.
         origin: where it comes from.
+        notes: lines for the user: what of the file was left aside.
     """
 
     backbone: Backbone
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None
     origin: Origin
-
-
-def open_pretrained(options: BackboneConfig) -> Pretrained:
-    """Open a trained network.
-
-    Raises:
-        UserError: there is no such network, its weights are not there, or they do not fit.
-    """
-    raise UserError(f"backbone.source={options.source}: not known")
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,86 @@
+"""A library's network cut into body and classifier, and filled with the weights of a file."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dist_train.errors import UserError
+from dist_train.models.backbones import weights
+from dist_train.models.backbones.backbone import Backbone
+
+
+class Misfit(Exception):
+    """Report tensors that are not those of the network; the text names them."""
+
+
+def cut(network: nn.Module, classifier: str) -> int:
+    """Take the linear layer of that name out of a network, so that its output is what the layer was given.
+
+    Returns:
+        The length of that output.
+    """
+    parent, _, name = classifier.rpartition(".")
+    layer: nn.Linear = network.get_submodule(classifier)  # type: ignore[assignment]
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    return layer.in_features
+
+
+def fill(backbone: Backbone, classifier: str | None, rows: int, state: weights.State) -> list[str]:
+    """Load the tensors of a file into a backbone, the classifier's too where it has ``rows`` rows.
+
+    Args:
+        backbone: what is loaded.
+        classifier: name of the linear layer that ``cut`` took out of the network; None where it took none.
+        rows: of the library's own classifier.
+        state: tensors by the network's names.
+
+    Returns:
+        Lines for the user: what was left aside.
+
+    Raises:
+        Misfit: a tensor is missing, has another shape, or belongs to no layer.
+    """
+    names = [*backbone.body.state_dict(), *([f"{classifier}.weight"] if classifier else [])]
+    inside = weights.matched(state, names)
+    notes = []
+    if len(inside) < len(state):
+        notes.append(f"{len(state) - len(inside)} of {len(state)} tensors belong to other networks and are left aside")
+    weight, bias = (inside.pop(f"{classifier}.{part}", None) for part in ("weight", "bias"))
+    words = weights.misfit(backbone.body, inside)
+    if words:
+        raise Misfit(words)
+    if weight is not None and weight.shape == (rows, backbone.dim):
+        backbone.set_head(rows)
+        backbone.head.load_state_dict({"weight": weight, "bias": torch.zeros(rows) if bias is None else bias})
+        return notes
+    backbone.set_head(0)
+    if weight is not None:
+        notes.append(f"the file's classifier of {len(weight)} rows is left aside: whose rows they are is not known")
+    return notes
+
+
+def check_size(backbone: Backbone, size: int, source: str) -> None:
+    """Check that a backbone takes images of that size, without computing anything (PyTorch's fake tensors).
+
+    Raises:
+        UserError: it does not, or what it gives of an image is no vector.
+    """
+    patch = getattr(getattr(backbone.body, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if isinstance(side, int) and size % side:
+        near = size - size % side
+        raise UserError(
+            f"backbone.size={size}: {source} cuts images into patches of {side} pixels; give a multiple, "
+            f"such as {near or side} or {near + side}"
+        )
+    backbone.eval()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            shape = backbone.features(torch.zeros(1, 3, size, size)).shape
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0][:120]
+        raise UserError(f"backbone.size={size}: {source} does not take images of that size ({line})") from None
+    if shape != (1, backbone.dim):
+        raise UserError(f"backbone.source={source}: gives {tuple(shape)} of an image and no vector; name another")

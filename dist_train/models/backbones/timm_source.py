@@ -1,0 +1,182 @@
+"""Backbones of timm: any of its networks, with its weights and what it knows about them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from dist_train.config import BackboneConfig, Interpolation, Preprocessing
+from dist_train.errors import UserError
+from dist_train.models.backbones import fetching, weights
+from dist_train.models.backbones.backbone import Backbone
+from dist_train.models.backbones.cutting import Misfit, check_size, cut, fill
+from dist_train.models.backbones.pretrained import Origin, Pretrained
+from dist_train.models.backbones.trained_on import classes_of, seen_by_tag
+
+Facts = Mapping[str, Any]
+"""timm's ``pretrained_cfg`` of a network and a tag: where its weights are, and how they were trained."""
+
+
+def open_timm(name: str, options: BackboneConfig) -> Pretrained:
+    """Open a network of timm with trained weights.
+
+    Args:
+        name: NAME or NAME.TAG. Without a tag it is timm's first tag of that network, whatever file is given.
+        options: with the file of the weights; without it, timm's own are looked up in the cache of downloads.
+
+    Raises:
+        UserError: there is no such network, it does not take that size, or the weights are not there or do not fit.
+    """
+    facts = facts_of(name)
+    tag = facts.get("tag")
+    source = f"timm:{facts['architecture']}" + (f".{tag}" if tag else "")
+    path = options.weights or fetching.timm_file(source, facts, options.download)
+    return opened(facts, source, path, weights.read_weights(path), options.size)
+
+
+def opened(facts: Facts, source: str, path: Path, state: weights.State, size: int | None) -> Pretrained:
+    """Return timm's network with the weights that were read from ``path``.
+
+    Args:
+        facts: of the network and its weights.
+        source: what users call it.
+        path: file of the weights.
+        state: the tensors of that file.
+        size: side of the images in pixels; None for that of the weights.
+
+    Raises:
+        UserError: the network does not take that size, or the weights do not fit.
+    """
+    preprocessing = preprocessing_of(facts, source, size)
+    fixed = preprocessing.size if facts["fixed_input_size"] else None
+    classes = classes_of(facts["num_classes"])
+    try:
+        backbone = build(facts["architecture"], classifier_of(facts) if classes else None, 0, fixed)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        line = str(error).partition("\n")[0][:120]
+        raise UserError(f"backbone.size={size}: {source} does not take that size ({line})") from None
+    check_size(backbone, preprocessing.size, source)
+    classifier = backbone.architecture["classifier"]
+    try:
+        notes = fill(backbone, classifier, facts["num_classes"], state)
+    except Misfit as error:
+        converted = _converted(facts, classifier, fixed, state)
+        if converted is None:
+            raise weights.refuse_misfit(path, source, str(error)) from None
+        notes = fill(backbone, classifier, facts["num_classes"], converted)
+    classes = classes if backbone.head.out_features else None
+    origin = Origin.of(source, path, facts.get("license"), *seen_by_tag(facts.get("tag", ""), classes))
+    return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
+
+
+def facts_of(name: str) -> Facts:
+    """Return what timm knows about a network and its weights.
+
+    Args:
+        name: NAME or NAME.TAG.
+
+    Raises:
+        UserError: timm has no such network, or no such tag of it; the line names the nearest.
+    """
+    import timm
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+
+    network, _, tag = name.partition(".")
+    if not timm.is_model(network):
+        near = difflib.get_close_matches(network, timm.list_models(), n=3)
+        nearest = f"the nearest are {', '.join(near)}" if near else "timm.list_models() lists them"
+        raise UserError(f"backbone.source=timm:{name}: timm {timm.__version__} has no such network; {nearest}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(network)]
+    if tag and tag not in tags:
+        raise UserError(
+            f"backbone.source=timm:{name}: not a tag of its weights; give one of {', '.join(tags) or 'none'}"
+        )
+    facts = get_pretrained_cfg(name) or PretrainedCfg()
+    return {**facts.to_dict(), "architecture": network}
+
+
+def classifier_of(facts: Facts) -> str | None:
+    """Return the name of a network's classifier; None where it has several."""
+    classifier = facts["classifier"]
+    return classifier if isinstance(classifier, str) else None
+
+
+def preprocessing_of(facts: Facts, source: str, size: int | None) -> Preprocessing:
+    """Return what images go through, as timm's own evaluation does it (``create_transform``).
+
+    Raises:
+        UserError: images of these weights are not square, or are resized in a way that is not offered.
+    """
+    from timm.data import resolve_data_config
+
+    data = resolve_data_config({"img_size": size}, pretrained_cfg=dict(facts))
+    _, height, width = data["input_size"]
+    if height != width:
+        raise UserError(f"backbone.source={source}: its images are {height}x{width} pixels; only square ones are taken")
+    if data["crop_mode"] not in ("center", "squash"):
+        raise UserError(f"backbone.source={source}: its crop mode {data['crop_mode']!r} is not offered; name another")
+    if data["interpolation"] not in get_args(Interpolation):
+        raise UserError(f"backbone.source={source}: its interpolation {data['interpolation']!r} is not offered")
+    return Preprocessing(
+        resize=math.floor(height / data["crop_pct"]),
+        size=height,
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        squash=data["crop_mode"] == "squash",
+    )
+
+
+def build(name: str, classifier: str | None, num_classes: int, size: int | None = None) -> Backbone:
+    """Return an untrained network of timm.
+
+    Args:
+        name: of the network, without a tag.
+        classifier: name of the linear layer that gives the logits; None for timm's own features. A layer of another
+            kind counts as none.
+        num_classes: rows of the backbone's head.
+        size: side of the images in pixels, for networks of a fixed size.
+    """
+    network = create(name, 1 if classifier else 0, size)
+    if classifier and not isinstance(network.get_submodule(classifier), nn.Linear):
+        network, classifier = create(name, 0, size), None
+    dim = cut(network, classifier) if classifier else int(getattr(network, "head_hidden_size", network.num_features))
+    architecture = {"source": "timm", "name": name, "classifier": classifier}
+    return Backbone(network, dim, num_classes, architecture | ({"size": size} if size else {}))
+
+
+def create(name: str, rows: int, size: int | None, **loading: Any) -> nn.Module:
+    """Return timm's network with a classifier of ``rows`` rows, untrained unless ``loading`` says otherwise."""
+    import timm
+
+    network: nn.Module = timm.create_model(name, num_classes=rows, img_size=size, **loading)
+    return network
+
+
+def _converted(facts: Facts, classifier: str | None, size: int | None, state: weights.State) -> weights.State | None:
+    """Return the tensors after timm's own conversion of other layouts (DINOv2's, CLIP's, another size of images).
+
+    Returns:
+        Tensors by timm's names; None where timm cannot make the network of them.
+    """
+    rows = facts["num_classes"]
+    for head in (rows, 1) if classifier else (0,):  # a classifier of other rows than timm's is dropped by it
+        loading = {"pretrained": True, "pretrained_cfg": {**facts, "state_dict": state}}
+        with suppress(Exception):  # the conversions stumble over other networks' tensors in many ways
+            # timm loads some networks without asking for every tensor. What the file does not give is random, and
+            # differs between two networks.
+            first, second = (create(facts["architecture"], head, size, **loading).state_dict() for _ in range(2))
+            if all(torch.equal(first[name], second[name]) for name in first if not _is_head(name, classifier, head)):
+                return {name: first[name] for name in first if head == rows or not _is_head(name, classifier, head)}
+    return None
+
+
+def _is_head(name: str, classifier: str | None, rows: int) -> bool:
+    return classifier is not None and rows == 1 and name.startswith(f"{classifier}.")
