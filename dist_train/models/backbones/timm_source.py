@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -167,6 +168,7 @@ def _converted(facts: Facts, classifier: str | None, size: int | None, state: we
         Tensors by timm's names; None where timm cannot make the network of them.
     """
     rows = facts["num_classes"]
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it lists all tensors that it does not use
     for head in (rows, 1) if classifier else (0,):  # a classifier of other rows than timm's is dropped by it
         loading = {"pretrained": True, "pretrained_cfg": {**facts, "state_dict": state}}
         with suppress(Exception):  # the conversions stumble over other networks' tensors in many ways
