@@ -1,0 +1,184 @@
+"""Measure a model made of photos alone: how long making and extending it takes, and how often it is right.
+
+    python tools/bench_photos.py --archive ILSVRC2012_img_train.tar [--backbone starter] [--draws 3] [--out photos.json]
+
+In each draw ``dist-train create`` makes a model of 20 classes of 100 photos, and ``dist-train adapt`` adds 6 classes of
+12 photos; then 30 further photos of each of the 26 classes are scored among all of them. Other heads get the same
+activations in the same run: the class mean, scikit-learn's LogisticRegression and LinearDiscriminantAnalysis, and a
+last layer that is fine-tuned by SGD. The archive is a tar of one tar per class; the classes of a draw are the first by
+the hash of their names and the draw's number. Nothing is chosen by the photos that are scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import cross_entropy, normalize
+
+from dist_train.classifier.classifier import Classifier
+
+FIRST, ADDED = 20, 6
+PHOTOS_FIRST, PHOTOS_ADDED, HELD_OUT = 100, 12, 30
+Scores = Callable[[torch.Tensor], torch.Tensor]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--backbone", default="starter")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file of the results of each draw")
+    args = parser.parse_args(arguments)
+    results = []
+    for number in range(args.draws):
+        with TemporaryDirectory() as folder:
+            unpack(args.archive, number, Path(folder))
+            results.append(measure(Path(folder), args.backbone))
+        print(f"draw {number}: {json.dumps(results[-1])}", flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+def unpack(archive: Path, number: int, folder: Path) -> None:
+    """Write the photos of a draw: first/CLASS/*.jpg, added/CLASS/*.jpg and held_out/CLASS/*.jpg."""
+    with tarfile.open(archive) as outer:
+        members = sorted(
+            outer.getmembers(), key=lambda m: hashlib.sha256(f"{number}:{Path(m.name).stem}".encode()).digest()
+        )
+        for place, member in enumerate(members[: FIRST + ADDED]):
+            kind, count = ("first", PHOTOS_FIRST) if place < FIRST else ("added", PHOTOS_ADDED)
+            inner_file = outer.extractfile(member)
+            assert inner_file is not None
+            with tarfile.open(fileobj=inner_file) as inner:
+                names = [entry for entry in inner.getmembers() if entry.isfile()]
+                for photo, entry in enumerate(names[: PHOTOS_FIRST + HELD_OUT]):
+                    # A photo is held out by its place, whichever classes are added.
+                    where = "held_out" if photo >= PHOTOS_FIRST else kind
+                    if where != "held_out" and photo >= count:
+                        continue
+                    path = folder / where / Path(member.name).stem / f"{photo:04}.jpg"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = inner.extractfile(entry)
+                    assert file is not None
+                    path.write_bytes(file.read())
+
+
+def measure(folder: Path, backbone: str) -> dict[str, dict[str, float]]:
+    """Return {row: {first, added, seconds...}} of a draw; accuracies are in percent of all 26 classes."""
+    model_folder = folder / "model"
+    seconds = {
+        "create": command("create", folder / "first", "--backbone", backbone, "--out", model_folder),
+        "adapt": command("adapt", model_folder, "--classes", folder / "added"),
+    }
+    model = Classifier.load(model_folder, "cpu")
+    names = [entry.name for entry in model.classes]
+    held_out = [model.activations(sorted((folder / "held_out" / name).iterdir())) for name in names]
+    shown = [
+        model.activations(sorted((folder / ("first" if place < FIRST else "added") / name).iterdir()))
+        for place, name in enumerate(names)
+    ]
+    results = {"dist-train": accuracies(model.scores, held_out) | seconds}
+    for name, fit in PEERS.items():
+        began = time.perf_counter()
+        scores = fit(shown)
+        results[name] = accuracies(scores, held_out) | {"fit": time.perf_counter() - began}
+    return {name: {key: round(value, 2) for key, value in row.items()} for name, row in results.items()}
+
+
+def command(*words: object) -> float:
+    """Run a command of dist-train, and return its seconds, the start of Python included."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "dist_train", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def accuracies(scores: Scores, held_out: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Return the percentages of the first and of the added classes' photos that are classified correctly."""
+    right = [100 * float((scores(rows).argmax(1) == place).double().mean()) for place, rows in enumerate(held_out)]
+    return {"first": float(np.mean(right[:FIRST])), "added": float(np.mean(right[FIRST:]))}
+
+
+def class_mean(shown: Sequence[torch.Tensor]) -> Scores:
+    means = normalize(torch.stack([normalize(rows, dim=1).mean(0) for rows in shown]), dim=1)
+    return lambda queries: normalize(queries, dim=1) @ means.T
+
+
+def logistic(shown: Sequence[torch.Tensor]) -> Scores:
+    return _scikit(LogisticRegression(max_iter=1000), shown)
+
+
+def discriminant(shown: Sequence[torch.Tensor]) -> Scores:
+    return _scikit(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), shown)
+
+
+def last_layer(shown: Sequence[torch.Tensor]) -> Scores:
+    """Fine-tune a new last layer: 50 epochs of SGD, batches of 32, rate 0.01 to zero by half a cosine."""
+    inputs, labels = torch.cat(list(shown)), _labels(shown)
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    layer, epochs = torch.nn.Linear(inputs.shape[1], len(shown)), 50
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(inputs), generator=generator).split(32):
+            optimizer.zero_grad()
+            cross_entropy(layer(inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+        schedule.step()
+    return torch.no_grad()(layer)
+
+
+PEERS = {
+    "class mean": class_mean,
+    "LogisticRegression": logistic,
+    "LinearDiscriminantAnalysis": discriminant,
+    "last layer, fine-tuned": last_layer,
+}
+
+
+def _scikit(estimator: LogisticRegression | LinearDiscriminantAnalysis, shown: Sequence[torch.Tensor]) -> Scores:
+    with contextlib.redirect_stderr(io.StringIO()):
+        estimator.fit(torch.cat(list(shown)).double().numpy(), _labels(shown).numpy())
+    return lambda queries: torch.from_numpy(estimator.decision_function(queries.double().numpy()))
+
+
+def _labels(shown: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.arange(len(shown)).repeat_interleave(torch.tensor([len(rows) for rows in shown]))
+
+
+def table(results: Sequence[dict[str, dict[str, float]]]) -> str:
+    """Return a table in Markdown: means over draws, with 95% intervals of the mean (Student's t)."""
+    lines = [f"| {len(results)} draws | first classes (%) | added classes (%) |", "|---|---:|---:|"]
+    for name in results[0]:
+        cells = [_mean([result[name][key] for result in results]) for key in ("first", "added")]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    times = [f"{key}: {_mean([result['dist-train'][key] for result in results])} s" for key in ("create", "adapt")]
+    return "\n".join([*lines, "", ", ".join(times)])
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.1f} ± {half:.1f}"
+
+
+if __name__ == "__main__":
+    main()
