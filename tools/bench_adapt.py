@@ -28,6 +28,7 @@ from dist_train.classifier.head import Class
 from dist_train.classifier.network import Network, build_untrained, row_method
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import DrawConfig, LearnConfig
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
 from dist_train.data.activations import Activations
 from dist_train.data.drawing import picture, split_of
@@ -165,7 +166,7 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
     network, phi = build_untrained(architecture, method, means, learn)
     with torch.no_grad():
         rows = phi.base_rows(means)
-    sample, preprocess = row_method(method).sample(train, device), Preprocess(resize, size)
+    sample, preprocess = row_method(method).sample(train, device), Preprocess(Preprocessing(resize=resize, size=size))
     weights = Network(network, method, phi, learn, rows, sample, NUMBERS["calibration_cost"], preprocess).on(device)
     return Classifier(weights, [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)], range(classes))
 

@@ -77,7 +77,7 @@ def ours(shards: ShardSet, threads: int, passes: int, context: Context, **option
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     order = Order(len(view), BATCH, 0)
     data = DataConfig(shards=str(shards.root), threads=threads, **options)
-    for batch in train_batches(view, order, data, 0, context, range(0, order.steps(passes))):
+    for batch in train_batches(view, order, data, context, range(0, order.steps(passes))):
         yield len(batch.images)
 
 

@@ -193,7 +193,7 @@ def loaded(shards: ShardSet, args: argparse.Namespace, context: Context, numbers
     """Make the batches that ``pretrain`` would train on, of all classes."""
     view = make_view(shards["train"], shards.classes, shards.classes, "bench")
     data = DataConfig(shards=str(shards.root), train_size=args.size, threads=args.threads)
-    return train_batches(view, Order(len(view), args.batch, 0), data, 0, context, numbers)
+    return train_batches(view, Order(len(view), args.batch, 0), data, context, numbers)
 
 
 class Comparison:

@@ -19,7 +19,6 @@ from dist_train.classifier.model_json import About, check_tensors
 from dist_train.classifier.network import Network, build_untrained
 from dist_train.classifier.photos import Photo, Preprocess
 from dist_train.config import Rule
-from dist_train.config.backbone import MEAN, STD
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
@@ -363,14 +362,13 @@ class Classifier:
 
     def about(self) -> dict[str, Any]:
         """Return everything but the tensors, as JSON has it: what a model folder and every export say of the model."""
-        network, preprocess = self.network, self.network.preprocess
+        network, spec = self.network, self.network.preprocess.spec
         return {
             "method": {"name": network.method, "rule": self.rule, "calibration_cost": network.cost,
                        "learn": asdict(network.learn)},
             "backbone": network.backbone.architecture,
-            "preprocessing": {"resize": preprocess.resize, "size": preprocess.size, "mean": MEAN, "std": STD,
-                              "interpolation": "bilinear, antialiased", "crop": "centre",
-                              "orientation": preprocess.orientation},
+            "preprocessing": {**asdict(spec), "interpolation": f"{spec.interpolation}, antialiased", "crop": "centre",
+                              "orientation": network.preprocess.orientation},
             "classes": [asdict(entry) for entry in self.classes],
             "provenance": self.provenance,
         }  # fmt: skip
@@ -401,13 +399,14 @@ class Classifier:
     def _assemble(
         cls, about: About, tensors: dict[str, torch.Tensor], added: torch.Tensor, device: torch.device
     ) -> Classifier:
-        method, size = about.method, about.preprocessing
+        method = about.method
         base_rows, learn = tensors["base_rows"], method.learn
         backbone, phi = build_untrained(about.backbone.model_dump(), method.name, base_rows, learn)
         backbone.load_state_dict(_under("backbone.", tensors))
         phi.load_state_dict(_under("predictor.", tensors))
         sample = tensors["sample.activations"].float(), tensors["sample.labels"]
-        preprocess = Preprocess(size.resize, size.size, "stored" if size.orientation == "stored" else "exif")
+        rule = about.preprocessing.orientation
+        preprocess = Preprocess(about.preprocessing.spec, "stored" if rule == "stored" else "exif")
         cost = method.calibration_cost
         network = Network(backbone, method.name, phi, learn, base_rows, sample, cost, preprocess).on(device)
         model = cls(network, about.kept, about.base_rows, method.rule, about.provenance)

@@ -63,7 +63,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     network = Network(
         backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
         base.numbers["calibration_cost"],
-        Preprocess(config.data.eval_resize, config.data.eval_size, provenance.get("orientation", "stored")),
+        Preprocess(config.data.preprocessing, provenance.get("orientation", "stored")),
     ).on(base_rows.device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
     return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)

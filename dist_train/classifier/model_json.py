@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 from dist_train.classifier.head import Class
 from dist_train.classifier.network import row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
-from dist_train.config.backbone import MEAN, STD
+from dist_train.config.backbone import MAX_RESIZE, MAX_SIZE, Preprocessing
 from dist_train.errors import UserError
 from dist_train.names import is_class_name, shown
 
@@ -26,7 +26,6 @@ MAX_JSON, MAX_PART = 1 << 26, 1 << 33
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 _NOT_IN_LAYERS = ("base_rows", "sample.activations", "sample.labels")  # tensors that belong to no layer
 _MAX_ROWS = 100_000
-_MAX_SIDE = 1024  # pixels; twice the largest in the literature, as work and memory grow with the square
 
 
 def _known(name: str, names: tuple[str, ...]) -> str:
@@ -95,21 +94,31 @@ class _Architecture(BaseModel):
 
 class _Preprocessing(BaseModel):
     model_config = _STRICT
-    resize: Annotated[int, Field(ge=1, le=_MAX_SIDE)]
-    size: Annotated[int, Field(ge=1, le=_MAX_SIDE)]
+    resize: Annotated[int, Field(ge=1, le=MAX_RESIZE)]
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bilinear, antialiased"]
+    interpolation: Literal["bilinear, antialiased", "bicubic, antialiased"]
+    squash: bool = False  # models before 2026-12 have no such key
     crop: Literal["centre"]
     orientation: Orientation | Literal["by EXIF"]  # "by EXIF" is how models before 2026-12 write "exif"
 
     @model_validator(mode="after")
     def _fits(self) -> _Preprocessing:
-        if self.size > self.resize:
-            raise ValueError("size must be <= resize")
-        if (self.mean, self.std) != (MEAN, STD):
-            raise ValueError(f"mean and std must be those of ImageNet, {list(MEAN)} and {list(STD)}")
+        _ = self.spec  # checks the ranges
         return self
+
+    @property
+    def spec(self) -> Preprocessing:
+        """What the network takes."""
+        return Preprocessing(
+            resize=self.resize,
+            size=self.size,
+            interpolation="bicubic" if self.interpolation == "bicubic, antialiased" else "bilinear",
+            mean=self.mean,
+            std=self.std,
+            squash=self.squash,
+        )
 
 
 class _Class(BaseModel):

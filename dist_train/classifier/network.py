@@ -45,7 +45,7 @@ class Network:
     @property
     def batch(self) -> int:
         """Images per batch: 32 of 256 x 256 pixels, and fewer of larger ones."""
-        return max(1, min(32, 32 * 256**2 // self.preprocess.size**2))
+        return max(1, min(32, 32 * 256**2 // self.preprocess.spec.size**2))
 
     def on(self, device: torch.device) -> Network:
         """Return the network on a device. Its modules are moved, not copied, frozen and put into evaluation mode; from

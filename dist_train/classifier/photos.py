@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from dist_train.config import Orientation
-from dist_train.config.backbone import MEAN, STD
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
 from dist_train.data.images.photos import (
     IN_SYSTEM_FOLDERS,
@@ -139,35 +139,38 @@ def _no_photos(where: str, account: Account) -> UserError:
 
 
 class Preprocess(nn.Module):
-    """Map pixels to the input of the network as the evaluation does: the shorter side resized to ``resize`` pixels
-    (bilinear, antialiased), a centre crop of ``size`` pixels, ImageNet's mean and standard deviation.
+    """Map pixels to the input of the network as the evaluation does: resize, centre crop, normalise.
 
-    ``batch`` is the evaluation itself, which rounds to bytes after the resize. ``forward`` is for exports: it computes
-    in floats throughout, so that every runtime computes the same, and differs from the evaluation by half a step of 255
-    at most.
+    ``batch`` is the evaluation itself, which rounds to bytes in the resize. ``forward`` is for exports: it computes in
+    floats throughout, so that every runtime computes the same, and differs from the evaluation by that rounding: half a
+    step of 255 where it is bilinear, and about two steps at most where it is bicubic.
 
     Attributes:
-        resize: pixels of the shorter side before the crop.
-        size: pixels of each side of the crop.
+        spec: what the network takes.
         orientation: the rule by which photos are turned upright before that.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, resize: int, size: int, orientation: Orientation = "exif") -> None:
+    def __init__(self, spec: Preprocessing, orientation: Orientation = "exif") -> None:
         super().__init__()
-        self.resize, self.size, self.orientation = resize, size, orientation
-        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
+        self.spec, self.orientation = spec, orientation
+        self.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(spec.std)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the input float32 [B, 3, size, size] for images uint8 [B, 3, height, width], all of the same size."""
-        short: Any = torch.sym_min(*images.shape[-2:])
-        height, width = (self.resize * side // short for side in images.shape[-2:])
-        resized = interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
-        top, left = _centre(height - self.size), _centre(width - self.size)
-        crop = resized[..., top : top + self.size, left : left + self.size]
+        spec, (rows, columns) = self.spec, images.shape[-2:]
+        short: Any = torch.sym_min(rows, columns)
+        height, width = (spec.resize if spec.squash else spec.resize * side // short for side in (rows, columns))
+        pixels = images.float()
+        # The bicubic kernel overshoots, and bytes end at 0 and 255 after each of the two passes.
+        passes = [(height, width)] if spec.interpolation == "bilinear" else [(rows, width), (height, width)]
+        for size in passes:
+            pixels = interpolate(pixels, size=size, mode=spec.interpolation, antialias=True).clamp(0, 255)
+        top, left = _centre(height - spec.size), _centre(width - spec.size)
+        crop = pixels[..., top : top + spec.size, left : left + spec.size]
         return (crop - self.mean) / self.std
 
     def batch(self, pixels: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -175,7 +178,7 @@ class Preprocess(nn.Module):
 
         They are resized as bytes on the CPU that decoded them, so a large photo takes no more memory than its pixels.
         """
-        return torch.stack([evaluation(image.cpu(), self.resize, self.size) for image in pixels]).to(self.mean.device)
+        return torch.stack([evaluation(image.cpu(), self.spec) for image in pixels]).to(self.mean.device)
 
 
 def _centre(free: int) -> int:

@@ -13,6 +13,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's channel statistics in [0, 1], RGB (torchvision's reference transforms)."""
+MAX_SIZE, MAX_RESIZE = 1024, 2048
+"""Pixels; a crop of 1024 is twice the largest in the literature, as work and memory grow with the square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,9 @@ class Preprocessing:
         interpolation: of the resize, which is always antialiased.
         mean, std: of the channels, in [0, 1], RGB.
         squash: whether the image is resized to a square whatever its aspect (timm's crop mode "squash").
+
+    Raises:
+        ValueError: a value is out of its range; the line names it.
     """
 
     resize: int
@@ -33,6 +38,16 @@ class Preprocessing:
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     squash: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, "preprocessing", 1, "size")
+        require(self.size <= MAX_SIZE, "preprocessing.size", self.size, f"<= {MAX_SIZE}")
+        ok = self.size <= self.resize <= MAX_RESIZE
+        require(ok, "preprocessing.resize", self.resize, f"from size, {self.size}, to {MAX_RESIZE}")
+        ok = all(0 <= value <= 1 for value in self.mean)
+        require(ok, "preprocessing.mean", self.mean, "three numbers in [0, 1]")
+        ok = all(0 < value <= 1 for value in self.std)
+        require(ok, "preprocessing.std", self.std, "three numbers > 0 and <= 1")
 
 
 @dataclass(kw_only=True)
@@ -52,7 +67,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "backbone", 32, "size")
-        require(self.size is None or self.size <= 1024, "backbone.size", self.size, "<= 1024")
+        require(self.size is None or self.size <= MAX_SIZE, "backbone.size", self.size, f"<= {MAX_SIZE}")
         require(bool(self.source), "backbone.source", self.source, "timm:NAME, torchvision:NAME or starter")
         ok = self.weights is None or not self.download
         require(ok, "backbone.download", self.download, "left out where backbone.weights names a file")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dist_train.config.backbone import MAX_RESIZE, MAX_SIZE, Preprocessing
 from dist_train.config.checks import at_least, require
 
 Duplicates = Literal["keep", "drop", "fail"]
@@ -137,6 +138,8 @@ class DataConfig:
         require(bool(self.shards), "data.shards", self.shards, "a folder or a URL")
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
         require(self.eval_size <= self.eval_resize, "data.eval_size", self.eval_size, "<= data.eval_resize")
+        require(self.eval_size <= MAX_SIZE, "data.eval_size", self.eval_size, f"<= {MAX_SIZE}")
+        require(self.eval_resize <= MAX_RESIZE, "data.eval_resize", self.eval_resize, f"<= {MAX_RESIZE}")
         low, high = self.scale
         require(0 < low <= high <= 1, "data.scale", self.scale, "two shares, 0 < low <= high <= 1")
         low, high = self.ratio
@@ -153,6 +156,12 @@ class DataConfig:
     def operations(self) -> int:
         """Return how many operations ``augment`` applies to a training image."""
         return {"none": 0, "randaugment": self.augment_ops, "trivialaugment": 1}[self.augment]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return what the images of our own networks go through: torchvision's reference transforms at the configured
+        sizes."""
+        return Preprocessing(resize=self.eval_resize, size=self.eval_size)
 
 
 @dataclass(kw_only=True)

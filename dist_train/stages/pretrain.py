@@ -93,9 +93,7 @@ class BackboneTraining(Classification):
 
     def begin(self, start: int) -> None:
         data, steps = self.run.config.data, range(start, self.schedule.steps)
-        self.batches = train_batches(
-            self.base, self.order, data, self.seed, self.strategy.context, steps, self.config.accumulate
-        )
+        self.batches = train_batches(self.base, self.order, data, self.strategy.context, steps, self.config.accumulate)
 
     def lr(self, step: int) -> float:
         return learning_rate(step, self.schedule.steps, self.warmup, self.config.epochs, self.config)

@@ -89,7 +89,7 @@ def _stream(run: Run, world: int, start: int, stop: int) -> list[Pixels]:
     for rank in range(world):
         order = base_order(run)
         for number, batch in enumerate(
-            train_batches(view, order, config.data, config.seed, Context(rank, world, rank, world), range(start, stop))
+            train_batches(view, order, config.data, Context(rank, world, rank, world), range(start, stop))
         ):
             batches[number].update(
                 (int(sample), hashlib.sha256(image.numpy().tobytes()).hexdigest())

@@ -13,6 +13,7 @@ from dist_train.classifier.head import Class
 from dist_train.classifier.network import Network, build_untrained
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import LearnConfig
+from dist_train.config.backbone import Preprocessing
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, learn = torch.randn(2, 512), LearnConfig()
     backbone, phi = build_untrained({"name": "resnet10", "num_classes": 2, "small_stem": False}, "phi2", rows, learn)
     sample = torch.randn(6, 512).half().float(), torch.tensor([0, 1] * 3)
-    network = Network(backbone, "phi2", phi, learn, rows, sample, 0.3, Preprocess(36, 32)).on(torch.device("cpu"))
+    preprocess = Preprocess(Preprocessing(resize=36, size=32))
+    network = Network(backbone, "phi2", phi, learn, rows, sample, 0.3, preprocess).on(torch.device("cpu"))
     model = Classifier(network, [Class("cat", "n1"), Class("dog", "n2")], range(2), provenance={"seed": 0})
     model.add_activations("owl", torch.randn(2, 512))
     folder = tmp_path_factory.mktemp("untrained") / "model"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
 from dist_train.data.images.photos import open_photo
 from dist_train.data.loading.loader import eval_batches
@@ -58,7 +59,7 @@ def test_preprocessing_equals_that_of_the_evaluation(whole_run: Run) -> None:
     ids = view.ids[:12]
     batch = next(iter(eval_batches(view, ids, data, 12, Context())))
     source = ShardSource(whole_run.shards["val"])
-    preprocess = Preprocess(data.eval_resize, data.eval_size)
+    preprocess = Preprocess(data.preprocessing)
     mine = preprocess.batch(photos.load(bytes(blob)) for blob in source.read(ids))
     source.close()
     assert mine.shape == batch.images.shape
@@ -75,7 +76,7 @@ def test_preprocessing_equals_that_of_torchvision(size: tuple[int, int]) -> None
         v2.ToDtype(torch.float32), v2.Resize(37, antialias=True), v2.CenterCrop(32),
         v2.Normalize([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     ])(image)  # fmt: skip
-    assert torch.allclose(Preprocess(37, 32)(image[None])[0], wanted, atol=1e-4)
+    assert torch.allclose(Preprocess(Preprocessing(resize=37, size=32))(image[None])[0], wanted, atol=1e-4)
 
 
 BAD = {

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from dist_train.config import Config, PackConfig
+from dist_train.config.backbone import STD
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
-from dist_train.data.loading.preprocessing import STD, Buffers
+from dist_train.data.loading.preprocessing import Buffers
 from dist_train.data.packing.pack import pack
 from dist_train.data.shards.index import ShardSet
 from dist_train.data.splits import View, make_view
@@ -69,12 +70,12 @@ def trained(view: View, config: Config, context: Context, batches: int = 5, **op
     """Return batches of 24, or of all images."""
     data = replace(config.data, **options)
     size = min(24, len(view))
-    return list(train_batches(view, Order(len(view), size, 0), data, 0, context, range(0, batches)))
+    return list(train_batches(view, Order(len(view), size, 0), data, context, range(0, batches)))
 
 
 def test_a_held_batch_does_not_change(view: View, config: Config, gpu: Context) -> None:
     data, held = replace(config.data, decoder="mixed"), deque[Any](maxlen=5)
-    for batch in train_batches(view, Order(len(view), 24, 0), data, 0, gpu, range(0, 200)):
+    for batch in train_batches(view, Order(len(view), 24, 0), data, gpu, range(0, 200)):
         assert batch.images.is_cuda and batch.images.is_contiguous(memory_format=torch.channels_last)
         held.append((batch.images, batch.images.clone(), batch.labels, batch.labels.clone()))
         for images, copy, labels, same in held:
@@ -87,9 +88,9 @@ def test_a_released_batch_stays_until_the_gpu_has_read_it(
 ) -> None:
     """The GPU is kept busy, so that it is still adding up batches when Python has long released them."""
     data, order = replace(config.data, decoder=decoder), Order(len(view), 24, 0)
-    wanted = [batch.images.double().sum().item() for batch in train_batches(view, order, data, 0, gpu, range(0, 40))]
+    wanted = [batch.images.double().sum().item() for batch in train_batches(view, order, data, gpu, range(0, 40))]
     late = torch.zeros(40, dtype=torch.float64, device=gpu.device)
-    for number, batch in enumerate(train_batches(view, order, data, 0, gpu, range(0, 40))):
+    for number, batch in enumerate(train_batches(view, order, data, gpu, range(0, 40))):
         torch.cuda._sleep(50_000_000)  # cycles: some 30 ms
         late[number] = batch.images.double().sum()
     assert late.tolist() == pytest.approx(wanted, rel=1e-5)
@@ -149,7 +150,7 @@ def test_pixels_do_not_depend_on_the_place_in_a_batch(photos: View, config: Conf
         found = {}
         for rank in range(world):
             context = replace(gpu, rank=rank, world=world, local_rank=rank, local_world=world)
-            for number, batch in enumerate(train_batches(photos, order, data, 0, context, range(0, 4))):
+            for number, batch in enumerate(train_batches(photos, order, data, context, range(0, 4))):
                 found |= {(number, int(i)): image.cpu() for i, image in zip(batch.ids, batch.images, strict=True)}
         return found
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import DataConfig
+from dist_train.config.backbone import Preprocessing
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -124,14 +125,19 @@ def operations(data: DataConfig, seed: int, epochs: Ints, ids: Ints) -> npt.NDAr
     return np.stack([np.floor(chosen * len(OPERATIONS)), level, sign < 0.5], axis=-1).astype(np.int32)
 
 
-def resized_sizes(heights: Ints, widths: Ints, shorter: int) -> npt.NDArray[np.int32]:
-    """Return the sizes after torchvision's ``Resize(shorter)``: int32 [B, 2], height and width.
+def resized_sizes(heights: Ints, widths: Ints, preprocessing: Preprocessing) -> npt.NDArray[np.int32]:
+    """Return the sizes after torchvision's ``Resize(resize)``, or ``Resize((resize, resize))`` where the image is
+    squashed: int32 [B, 2], height and width.
 
     torchvision rounds the longer side down to a whole pixel.
     """
-    short = np.minimum(heights, widths)
-    h = np.where(heights == short, shorter, shorter * heights // short)
-    w = np.where(widths == short, shorter, shorter * widths // short)
+    resize, short = preprocessing.resize, np.minimum(heights, widths)
+    h, w = (
+        np.full_like(short, resize)
+        if preprocessing.squash
+        else np.where(lengths == short, resize, resize * lengths // short)
+        for lengths in (heights, widths)
+    )
     return np.stack([h, w], axis=1).astype(np.int32)
 
 

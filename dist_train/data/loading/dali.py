@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from dist_train.config import DataConfig
-from dist_train.config.backbone import MEAN, STD
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.images import orientation
 from dist_train.data.images.headers import parses
 from dist_train.data.loading.augment import BINS, OPERATIONS
@@ -50,6 +50,7 @@ class GraphOptions:
 
     Attributes:
         data: the section of the configuration.
+        preprocessing: what the network takes: interpolation and statistics; sizes come with each request.
         images: the most images that a batch has.
         threads: threads of the CPU.
         device_id: the GPU that decodes, or None for the CPU.
@@ -58,6 +59,7 @@ class GraphOptions:
     """
 
     data: DataConfig
+    preprocessing: Preprocessing
     images: int
     threads: int
     device_id: int | None = None
@@ -96,6 +98,8 @@ def build_pipeline(options: GraphOptions, depth: int) -> Any:
     conditional = options.data.operations > 0 or options.turned
     # DALI rewrites the functions that a graph calls: what needs no graph is done before.
     decoding = _decoder_arguments(types, options)
+    resizing = _resize_arguments(types, options.preprocessing)
+    normalising = _normalising_arguments(types, options.preprocessing)
     cut_after = _decodes_whole_images(options.device_id)
 
     @dali.pipeline_def(enable_conditionals=conditional)  # type: ignore[untyped-decorator]
@@ -111,13 +115,13 @@ def build_pipeline(options: GraphOptions, depth: int) -> Any:
         if options.turned:
             images = _upright(fn, images, inputs["transposed"])
             images = fn.flip(images, horizontal=inputs["mirrored"], vertical=inputs["flipped"])
-        images = fn.resize(images, size=inputs["size"], interp_type=types.INTERP_LINEAR, antialias=True)
+        images = fn.resize(images, size=inputs["size"], **resizing)
         mirror = [inputs[f"flip_{k}"] for k in range(options.crops)]
         if augmented is not None:  # in training: one crop, mirrored before it is augmented
             images = augmented(fn.flip(images, horizontal=mirror[0]), inputs["size"], inputs["operations"])
             mirror = [0]
         crops = [
-            _crop(fn, images, inputs["side"], (inputs[f"top_{k}"], inputs[f"left_{k}"]), mirror[k], types.FLOAT)
+            _crop(fn, images, inputs["side"], (inputs[f"top_{k}"], inputs[f"left_{k}"]), mirror[k], normalising)
             for k in range(options.crops)
         ]
         return fn.stack(*crops) if options.crops > 1 else crops[0]
@@ -147,6 +151,22 @@ def _decoder_arguments(types: Any, options: GraphOptions) -> dict[str, Any]:
     }
 
 
+def _resize_arguments(types: Any, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the arguments of DALI's resize."""
+    kernels = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+    return {"interp_type": kernels[preprocessing.interpolation], "antialias": True}
+
+
+def _normalising_arguments(types: Any, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the arguments of DALI's normalisation."""
+    return {
+        "mean": [255 * value for value in preprocessing.mean],
+        "std": [255 * value for value in preprocessing.std],
+        "dtype": types.FLOAT,
+        "output_layout": "HWC",  # seen as NCHW in the end, this is channels_last without a copy
+    }
+
+
 def _upright(fn: Any, images: Any, lying: Any) -> Any:
     """Transpose the images that lie on their side."""
     if lying:
@@ -154,20 +174,10 @@ def _upright(fn: Any, images: Any, lying: Any) -> Any:
     return images
 
 
-def _crop(fn: Any, images: Any, side: Any, corner: tuple[Any, Any], mirror: Any, dtype: Any) -> Any:
+def _crop(fn: Any, images: Any, side: Any, corner: tuple[Any, Any], mirror: Any, normalising: dict[str, Any]) -> Any:
     """Crop resized images, and normalise the crops."""
-    return fn.crop_mirror_normalize(
-        images,
-        crop_h=side,
-        crop_w=side,
-        crop_pos_y=corner[0],
-        crop_pos_x=corner[1],
-        mirror=mirror,
-        mean=[255 * value for value in MEAN],
-        std=[255 * value for value in STD],
-        dtype=dtype,
-        output_layout="HWC",  # seen as NCHW in the end, this is channels_last without a copy
-    )
+    place = {"crop_h": side, "crop_w": side, "crop_pos_y": corner[0], "crop_pos_x": corner[1]}
+    return fn.crop_mirror_normalize(images, mirror=mirror, **place, **normalising)
 
 
 def _decodes_whole_images(device_id: int | None) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dist_train.config import DataConfig, Views
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.loading.dali import Decoder, GraphOptions
 from dist_train.data.loading.dali_errors import DecodeError, PipelineError
 from dist_train.data.loading.faults import image_faults
@@ -50,17 +51,35 @@ class Batch:
 
 
 def train_batches(
-    view: View, order: Order, data: DataConfig, seed: int, context: Context, numbers: range, accumulate: int = 1
+    view: View,
+    order: Order,
+    data: DataConfig,
+    context: Context,
+    numbers: range,
+    accumulate: int = 1,
+    preprocessing: Preprocessing | None = None,
 ) -> Generator[Batch]:
     """Make this rank's share of the global batches ``numbers``, in ``accumulate`` pieces each.
 
     The same numbers give the same pixels on any number of ranks; the first number is all that a resumed run needs.
+
+    Args:
+        order: the row of batches, whose seed draws the windows and augmentations too.
+        preprocessing: of the network, which gives the interpolation and the statistics, while the sizes are those of
+            ``data``; None: that of our own networks, ``data.preprocessing``.
     """
-    return Loader(TrainPlan(view, order, data, seed, context, numbers, accumulate), data, context).batches()
+    plan = TrainPlan(view, order, data, preprocessing or data.preprocessing, context, numbers, accumulate)
+    return Loader(plan, data, context).batches()
 
 
 def eval_batches(
-    view: View, ids: Ints, data: DataConfig, batch: int, context: Context, views: Views = "centre"
+    view: View,
+    ids: Ints,
+    data: DataConfig,
+    batch: int,
+    context: Context,
+    views: Views = "centre",
+    preprocessing: Preprocessing | None = None,
 ) -> Generator[Batch]:
     """Make batches of the given samples, once each and in order, with torchvision's Resize and CenterCrop or TenCrop.
 
@@ -68,11 +87,13 @@ def eval_batches(
 
     Args:
         batch: crops at a time, at least the crops of one image. An image is decoded once for all of its crops.
+        preprocessing: of the network; None: that of our own networks, ``data.preprocessing``.
 
     Raises:
         UserError: a validation image cannot be used. A training image is replaced, as in training.
     """
-    plan = EvalPlan(view, ids, data, max(1, batch // (10 if views == "ten" else 1)), views)
+    images = max(1, batch // (10 if views == "ten" else 1))
+    plan = EvalPlan(view, ids, preprocessing or data.preprocessing, images, views)
     return Loader(plan, replace(data, augment="none"), context).batches()
 
 
@@ -114,7 +135,9 @@ class Loader:
             raise UserError("data.decoder=mixed: needs a GPU, this rank has none; use auto or cpu")
         self.plan, self.prefetch = plan, data.prefetch
         threads = decode_threads(data, context)
-        self._graph = GraphOptions(data, plan.images, threads, gpu if mixed else None, plan.crops, plan.view.turned)
+        self._graph = GraphOptions(
+            data, plan.preprocessing, plan.images, threads, gpu if mixed else None, plan.crops, plan.view.turned
+        )
         self._steps: Iterator[Step] = iter(())
         self._quarantine = Quarantine(plan.view)
         self._reader = Reader(plan, self._quarantine)

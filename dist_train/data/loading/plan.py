@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import DataConfig, Views
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.images.orientation import stored_windows
 from dist_train.data.loading import augment
 from dist_train.data.loading.order import Order, rank_slice
@@ -52,6 +53,10 @@ class Plan(Protocol):
     def crops(self) -> int:
         """Crops that are made of each image."""
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network takes. Training obeys its interpolation and statistics, and not its sizes."""
+
     def steps(self) -> Generator[Step]:
         """Yield the batches in order."""
 
@@ -70,7 +75,7 @@ class TrainPlan:
     view: View
     order: Order
     data: DataConfig
-    seed: int
+    preprocessing: Preprocessing
     context: Context
     numbers: range
     accumulate: int = 1
@@ -105,12 +110,15 @@ class TrainPlan:
         return self.view.ids[self.order.batch(number)[0]]
 
     def request(self, step: Step, ids: Ints, blobs: Blobs) -> Request:
-        windows = train_windows(self.view, ids, step.epochs, self.data, self.seed)
+        seed = self.order.seed
+        windows = train_windows(self.view, ids, step.epochs, self.data, seed)
         orientations, anchor, shape = _in_stored_images(self.view, ids, windows.anchor, windows.shape)
-        operations = augment.operations(self.data, self.seed, step.epochs, ids)
+        operations = augment.operations(self.data, seed, step.epochs, ids)
         size = np.full((len(ids), 2), step.side, np.int32)
-        crop = np.zeros_like(size)
-        return Request(blobs, orientations, anchor, shape, size, crop, windows.flip, step.side, operations)
+        return Request(
+            blobs=blobs, orientation=orientations, anchor=anchor, shape=shape, size=size, crop=np.zeros_like(size),
+            flip=windows.flip, side=step.side, operations=operations, preprocessing=self.preprocessing,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class EvalPlan:
 
     view: View
     ids: Ints
-    data: DataConfig
+    preprocessing: Preprocessing
     images: int
     views: Views = "centre"
 
@@ -129,18 +137,21 @@ class EvalPlan:
 
     def steps(self) -> Generator[Step]:
         for first in range(0, len(self.ids), self.images):
-            yield Step(self.ids[first : first + self.images], np.zeros(0, np.int64), self.data.eval_size)
+            yield Step(self.ids[first : first + self.images], np.zeros(0, np.int64), self.preprocessing.size)
 
     def request(self, step: Step, ids: Ints, blobs: Blobs) -> Request:
         whole = self.view.subset.sizes(ids)
-        size = augment.resized_sizes(whole[:, 0], whole[:, 1], self.data.eval_resize)
+        size = augment.resized_sizes(whole[:, 0], whole[:, 1], self.preprocessing)
         if self.views == "ten":
             crop, flip = augment.ten_crops(size, step.side)
         else:
             crop, flip = augment.centre_anchor(size, step.side), np.zeros(len(ids), np.int32)
         orientations, anchor, shape = _in_stored_images(self.view, ids, np.zeros_like(size), whole.astype(np.int32))
         operations = np.zeros((len(ids), 0, 3), np.int32)
-        return Request(blobs, orientations, anchor, shape, size, crop, flip, step.side, operations)
+        return Request(
+            blobs=blobs, orientation=orientations, anchor=anchor, shape=shape, size=size, crop=crop, flip=flip,
+            side=step.side, operations=operations, preprocessing=self.preprocessing,
+        )  # fmt: skip
 
 
 def train_windows(view: View, ids: Ints, epochs: Ints, data: DataConfig, seed: int) -> augment.Windows:

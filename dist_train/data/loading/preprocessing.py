@@ -23,9 +23,11 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.dlpack import from_dlpack
 
-from dist_train.config.backbone import MEAN, STD
+from dist_train.config.backbone import Interpolation, Preprocessing
 from dist_train.data.images.orientation import turn
 from dist_train.data.loading.augment import centre_anchor, resized_sizes
+
+Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Request:
         blobs: B encoded images, uint8 [size].
         orientation: int32 [B], how each image is turned, see ``images.orientation``.
         anchor, shape: int32 [B, 2], the window to decode in the stored image (top, left; height, width).
-        size: int32 [B, 2], height and width of the upright window after resizing (bilinear, antialiased).
+        size: int32 [B, 2], height and width of the upright window after resizing.
         crop: int32 [B * V, 2], top left of the final crops in the resized image.
         flip: int32 [B * V], 1 = mirror left to right.
         side: side of the images after the crop, in pixels.
         operations: int32 [B, operations, 3], see ``augment.operations``.
+        preprocessing: what the network takes: interpolation and statistics.
     """
 
     blobs: list[npt.NDArray[np.uint8]]
@@ -52,6 +55,7 @@ class Request:
     flip: npt.NDArray[np.int32]
     side: int
     operations: npt.NDArray[np.int32]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,19 @@ class Finisher:
 
 def _finish(windows: Sequence[Any], request: Request, out: npt.NDArray[np.float32], share: range) -> None:
     """Finish a share of a batch's images into ``out`` [B * V, side, side, 3]."""
-    crops = len(request.crop) // len(windows)
+    crops, how = len(request.crop) // len(windows), request.preprocessing
     for n in share:
-        image = resize(from_dlpack(windows[n]), int(request.orientation[n]), request.size[n].tolist())
+        window, size = from_dlpack(windows[n]), request.size[n].tolist()
+        image = resize(window, int(request.orientation[n]), size, how.interpolation)
         for k in range(n * crops, (n + 1) * crops):
-            cut(image, request.crop[k].tolist(), bool(request.flip[k]), out[k])
+            cut(image, request.crop[k].tolist(), bool(request.flip[k]), how, out[k])
 
 
-def resize(stored: torch.Tensor, orientation: int, size: list[int]) -> npt.NDArray[np.uint8]:
-    """Turn an image, or a window of it, upright and resize it, bilinear and antialiased.
+def resize(
+    stored: torch.Tensor, orientation: int, size: list[int], interpolation: Interpolation
+) -> npt.NDArray[np.uint8]:
+    """Turn an image, or a window of it, upright and resize it, antialiased. The bicubic kernel has a = -0.5, and each
+    pass rounds to bytes, as in Pillow.
 
     Args:
         stored: uint8 [height, width, 3], as decoded.
@@ -111,38 +119,42 @@ def resize(stored: torch.Tensor, orientation: int, size: list[int]) -> npt.NDArr
     """
     if orientation != 1:
         stored = torch.from_numpy(np.ascontiguousarray(turn(stored.numpy(), orientation)))
-    resized = interpolate(stored.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True)
+    resized = interpolate(stored.permute(2, 0, 1)[None], size=size, mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def cut(image: npt.NDArray[np.uint8], corner: list[int], flip: bool, out: npt.NDArray[np.float32]) -> None:
+def cut(
+    image: npt.NDArray[np.uint8],
+    corner: list[int],
+    flip: bool,
+    preprocessing: Preprocessing,
+    out: npt.NDArray[np.float32],
+) -> None:
     """Crop an image [height, width, 3] at its corner (top, left) to the size of ``out`` [side, side, 3], mirror it left
     to right, and normalise it. NumPy does it: torch would start threads of its own inside each thread of a loader."""
     side = len(out)
-    (top, left), (mean, scale) = corner, _statistics(side)
+    (top, left), (mean, scale) = corner, _statistics(side, preprocessing.mean, preprocessing.std)
     pixels = image[top : top + side, left : left + side]
     np.subtract(pixels[:, ::-1] if flip else pixels, mean, out=out)
     np.multiply(out, scale, out=out)
 
 
-def evaluation(image: torch.Tensor, resize_to: int, side: int) -> torch.Tensor:
-    """Return an upright photo as the evaluation sees it: uint8 [3, height, width] -> float32 [3, side, side].
-
-    Its shorter side becomes ``resize_to`` pixels, and the centre is cut out (torchvision's Resize and CenterCrop).
-    """
+def evaluation(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return an upright photo as the evaluation sees it: uint8 [3, height, width] -> float32 [3, size, size]."""
     height, width = (np.array([length], np.int64) for length in image.shape[1:])
-    size = resized_sizes(height, width, resize_to)
+    resized, side = resized_sizes(height, width, preprocessing), preprocessing.size
+    pixels = resize(image.permute(1, 2, 0), 1, resized[0].tolist(), preprocessing.interpolation)
     out = np.empty((side, side, 3), np.float32)
-    cut(resize(image.permute(1, 2, 0), 1, size[0].tolist()), centre_anchor(size, side)[0].tolist(), False, out)
+    cut(pixels, centre_anchor(resized, side)[0].tolist(), False, preprocessing, out)
     return torch.from_numpy(out).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=2)  # for the batch in the making, and for a batch whose images have the next size
-def _statistics(side: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _statistics(side: int, mean_row: Channels, std_row: Channels) -> tuple[npt.NDArray[np.float32], ...]:
     """Return mean and 1/deviation of the channels, each [side, side, 3]: numpy is slow to repeat so short a row."""
     mean, scale = (
         np.ascontiguousarray(np.broadcast_to(np.asarray(row, np.float32), (side, side, 3)))
-        for row in (255 * np.asarray(MEAN), 1 / (255 * np.asarray(STD)))
+        for row in (255 * np.asarray(mean_row), 1 / (255 * np.asarray(std_row)))
     )
     return mean, scale
 

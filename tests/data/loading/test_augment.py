@@ -6,6 +6,7 @@ from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.loading.augment import centre_anchor, random_resized_crop, resized_sizes, ten_crops, uniforms
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -60,7 +61,7 @@ def test_numbers_are_uniform_and_independent() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900))
 def test_evaluation_sizes_are_torchvisions(height: int, width: int) -> None:
-    (size,) = resized_sizes(np.array([height]), np.array([width]), 64)
+    (size,) = resized_sizes(np.array([height]), np.array([width]), Preprocessing(resize=64, size=64))
     assert tuple(size) == tuple(F.resize(torch.empty(1, height, width), [64]).shape[1:])
     top, left = centre_anchor(size[None], 56)[0]
     numbered = torch.arange(int(size[0]) * int(size[1])).view(1, *size)

@@ -123,7 +123,7 @@ def test_images_that_decode_are_trained_on_and_pack_leaves_out_the_others(config
     assert verify(tmp_path / "shards", progress=False) == []
     view = make_view(shards["train"], shards.classes, shards.classes, "s")
     order = Order(len(view), len(view), 0)
-    (batch,) = train_batches(view, order, config.data, 0, Context(), range(0, 1))
+    (batch,) = train_batches(view, order, config.data, Context(), range(0, 1))
     assert batch.replaced == 0 and bool(batch.images.isfinite().all())
     assert sorted(batch.ids) == sorted(view.ids)
 
@@ -184,7 +184,7 @@ def test_a_bad_header_in_a_large_batch_is_no_crash(copy: ShardSet, config: Confi
     view = make_view(copy["train"], copy.classes, copy.classes[:6], "s")
     for sample in view.ids[[7, 70]].tolist():
         damage(copy["train"], sample, b"garbage!" * 20)
-    (batch,) = train_batches(view, Order(len(view), 120, 0), config.data, 0, Context(), range(0, 1))
+    (batch,) = train_batches(view, Order(len(view), 120, 0), config.data, Context(), range(0, 1))
     assert batch.replaced == 2
 
 
@@ -228,7 +228,7 @@ def test_an_image_of_another_size_than_in_the_index_is_replaced_and_logged(
     bad = int(view.ids[3])
     small = jpeg((9, 7), quality=5)
     damage(copy["train"], bad, small)
-    batches = list(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 5)))
+    batches = list(train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 5)))
     assert sum(batch.replaced for batch in batches) == 1 and not any(bad in batch.ids for batch in batches)
     assert f"{copy['train'].where(bad)}: is 9 x 7 pixels, not those of the index" in caplog.text
 
@@ -302,7 +302,7 @@ def test_a_pipeline_that_fails_without_a_bad_image_is_a_crash_and_nothing_is_rep
     for text in ("Failed to decode sample #3 : ", "an error of a kind that is not known", ECC):
         said = text
         with pytest.raises(PipelineError) as caught:
-            next(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 5)))
+            next(train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 5)))
         assert not isinstance(caught.value, UserError | DecodeError)
     assert "replaced by" not in caplog.text
 
@@ -340,9 +340,7 @@ def test_a_replaced_shard_is_noticed_although_its_images_decode(
     one.write_bytes(two.read_bytes()[:size].ljust(size, b"\0"))  # the size that the index names
     view = make_view(train, copy.classes, copy.classes[:6], "s")
     seen = {
-        int(i)
-        for b in train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 5))
-        for i in b.ids
+        int(i) for b in train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 5)) for i in b.ids
     }
     assert not {i for i in seen if train.samples["shard"][i] == 0}
     assert "replaced under the index" in caplog.text
@@ -377,4 +375,4 @@ def test_a_class_without_a_usable_image_is_named(copy: ShardSet, config: Config)
     for sample in view.ids[view.labels == 2]:
         damage(copy["train"], int(sample), b"no image")
     with pytest.raises(UserError, match=f"no image of class {view.classes[2]} in train can be used"):
-        list(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 5)))
+        list(train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 5)))

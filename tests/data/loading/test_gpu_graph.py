@@ -39,7 +39,8 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Operator]]:
     monkeypatch.setattr(dali_library.Pipeline, "build", lambda pipeline: pipeline._build_graph())
 
     def build(data: DataConfig, crops: int = 1, turned: bool = False, device: int | None = 0) -> list[Operator]:
-        pipeline = dali.build_pipeline(dali.GraphOptions(data, 8, 2, device, crops, turned), depth=2)
+        options = dali.GraphOptions(data, data.preprocessing, 8, 2, device, crops, turned)
+        pipeline = dali.build_pipeline(options, depth=2)
         assert pipeline.device_id == device
         operators = []
         for operator in pipeline._ops:
@@ -162,6 +163,6 @@ def test_the_graph_of_older_libraries_makes_the_same_pixels(
     made = []
     for cut in (False, True):
         monkeypatch.setattr(dali, "_decodes_whole_images", lambda device_id, cut=cut: cut)
-        batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), range(0, 3))
+        batches = train_batches(view, Order(len(view), 24, 0), data, Context(), range(0, 3))
         made.append(torch.cat([batch.images for batch in batches]))
     assert torch.equal(*made)

@@ -43,7 +43,7 @@ def test_same_pixels_on_any_number_of_ranks_and_after_a_resume(
 def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(
     view: View, config: Config, shards: ShardSet
 ) -> None:
-    for batch in train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 5)):
+    for batch in train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 5)):
         assert batch.images.shape == (24, 3, 32, 32) and batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for sample, label in zip(batch.ids, batch.labels.tolist(), strict=True):
@@ -56,9 +56,9 @@ def test_batches_are_labelled_from_the_shards_and_hold_no_novel_class(
 def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None:
     """The loader writes batches only into the memory of batches that are gone."""
     order = Order(len(view), 24, 0)
-    fresh = [batch.images.clone() for batch in train_batches(view, order, config.data, 0, Context(), range(0, 12))]
+    fresh = [batch.images.clone() for batch in train_batches(view, order, config.data, Context(), range(0, 12))]
     held = []
-    for number, batch in enumerate(train_batches(view, order, config.data, 0, Context(), range(0, 12))):
+    for number, batch in enumerate(train_batches(view, order, config.data, Context(), range(0, 12))):
         if number % 3 == 0:
             held.append(batch.images[1:])  # a view holds its batch too
     assert all(torch.equal(images, fresh[3 * number][1:]) for number, images in enumerate(held))
@@ -84,7 +84,7 @@ def test_the_loader_works_a_few_batches_ahead(view: View, config: Config, monkey
     for prefetch in (1, 2, 3):
         started.clear()
         data = replace(config.data, prefetch=prefetch)
-        batches = train_batches(view, Order(len(view), 24, 0), data, 0, Context(), range(0, 20))
+        batches = train_batches(view, Order(len(view), 24, 0), data, Context(), range(0, 20))
         assert not started
         for number in range(3):
             batch = next(batches)

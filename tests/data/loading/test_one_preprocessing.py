@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from dist_train.classifier import photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.config import Config, DataConfig, Orientation, PackConfig
-from dist_train.config.backbone import STD
+from dist_train.config.backbone import STD, Preprocessing
 from dist_train.data.images import orientation
 from dist_train.data.images.pillow import upright
 from dist_train.data.loading import dali, faults
@@ -41,6 +41,7 @@ from dist_train.errors import UserError
 from dist_train.report.examples import thumbnails
 
 RESIZE, SIDE = 40, 32
+OURS = Preprocessing(resize=RESIZE, size=SIDE)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -162,7 +163,7 @@ def test_evaluation_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Con
     data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE)
     images = torch.cat([batch.images for batch in eval_batches(view, view.ids, data, 16, Context())])
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
-        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), RESIZE, SIDE)
+        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), OURS)
         # DALI's kernel for resizing works in floats, torch's in bytes.
         assert levels(image, wanted) <= (2 if made_by == "dali" else 0.001), view.subset.key(sample)
         assert mean_levels(image, wanted) < (0.5 if made_by == "dali" else 0.001), view.subset.key(sample)
@@ -172,14 +173,14 @@ def test_training_cuts_its_windows_from_the_upright_image(kinds: ShardSet, confi
     view = whole_view(kinds)
     data = replace(config.data, train_size=SIDE)
     size = len(view) // 2
-    for batch in train_batches(view, Order(len(view), size, 0), data, 7, Context(), range(0, 2)):
+    for batch in train_batches(view, Order(len(view), size, 7), data, Context(), range(0, 2)):
         windows = train_windows(view, batch.ids, np.zeros(size, np.int64), data, 7)
         for n, blob in enumerate(blobs_of(view, batch.ids)):
             (top, left), (height, width) = windows.anchor[n].tolist(), windows.shape[n].tolist()
             cut = turned_by_pillow(blob, kinds.orientation)[:, top : top + height, left : left + width]
-            resized = pixels.resize(cut.permute(1, 2, 0), 1, [SIDE, SIDE])
+            resized = pixels.resize(cut.permute(1, 2, 0), 1, [SIDE, SIDE], "bilinear")
             wanted = np.empty((SIDE, SIDE, 3), np.float32)
-            pixels.cut(resized, [0, 0], bool(windows.flip[n]), wanted)
+            pixels.cut(resized, [0, 0], bool(windows.flip[n]), OURS, wanted)
             difference = mean_levels(batch.images[n], torch.from_numpy(wanted).permute(2, 0, 1))
             assert difference < (1 if made_by == "dali" else 0.001), view.subset.key(int(batch.ids[n]))
 
@@ -207,7 +208,7 @@ def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) 
     data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE, decoder="mixed")
     images = torch.cat([batch.images.cpu() for batch in eval_batches(view, view.ids, data, 16, gpu)])
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
-        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), RESIZE, SIDE)
+        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), OURS)
         # Bytes are rounded twice. Chroma that is upsampled otherwise is 2 levels away at this size (4:2:0), a photo
         # that is turned otherwise tens of levels.
         assert mean_levels(image, wanted) < 1, view.subset.key(sample)
@@ -224,10 +225,10 @@ def test_augmented_training_is_turned_too(kinds: ShardSet, config: Config, monke
         chosen[..., 0] = identity
         return chosen
 
-    order = Order(len(view), len(view), 0)
-    (plain,) = train_batches(view, order, data, 7, Context(), range(0, 1))
+    order = Order(len(view), len(view), 7)
+    (plain,) = train_batches(view, order, data, Context(), range(0, 1))
     monkeypatch.setattr("dist_train.data.loading.augment.operations", only_identity)
-    (augmented,) = train_batches(view, order, replace(data, augment="randaugment"), 7, Context(), range(0, 1))
+    (augmented,) = train_batches(view, order, replace(data, augment="randaugment"), Context(), range(0, 1))
     assert plain.ids.tolist() == augmented.ids.tolist()
     for sample, one, other in zip(plain.ids.tolist(), plain.images, augmented.images, strict=True):
         assert mean_levels(one, other) < 1, view.subset.key(sample)
@@ -237,7 +238,7 @@ def test_a_classifier_sees_what_the_evaluation_sees(kinds: ShardSet, config: Con
     view = whole_view(kinds)
     data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE)
     images = torch.cat([batch.images for batch in eval_batches(view, view.ids, data, 16, Context())])
-    preprocess = Preprocess(RESIZE, SIDE, kinds.orientation)
+    preprocess = Preprocess(OURS, kinds.orientation)
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
         photo = photos.load(blob, rule=preprocess.orientation)
         assert torch.equal(preprocess.batch([photo])[0], image), view.subset.key(sample)
@@ -307,7 +308,7 @@ def test_files_that_the_two_decoders_see_differently_are_left_out(
     assert taken == {"c/good.tif", "c/good.pgm", "c/dark-16-bits.pgm"}
     (batch,) = eval_batches(view, view.ids, data, len(view), Context())
     for blob, image in zip(blobs_of(view, view.ids), batch.images, strict=True):
-        assert torch.equal(Preprocess(RESIZE, SIDE).batch([photos.load(blob)])[0], image)
+        assert torch.equal(Preprocess(OURS).batch([photos.load(blob)])[0], image)
     said = capsys.readouterr().err
     for name in ("la.tif", "maxval-1023.pgm", "maxval-100.pgm"):
         assert f"{name}: " in said and "DALI makes other pixels than Pillow; --quality 95 re-encodes" in said

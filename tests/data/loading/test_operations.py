@@ -43,7 +43,7 @@ def augmented(view: View, config: Config, monkeypatch: pytest.MonkeyPatch) -> Ca
             return np.tile(np.array(rows, np.int32).reshape(1, -1, 3), (len(ids), 1, 1))
 
         monkeypatch.setattr(augment, "operations", fixed)
-        (batch,) = train_batches(view, Order(len(view), 24, 0), data, 0, context or Context(), range(0, 1))
+        (batch,) = train_batches(view, Order(len(view), 24, 0), data, context or Context(), range(0, 1))
         mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         return (batch.images.cpu() * std + mean).round().byte().permute(0, 2, 3, 1).numpy()
 
@@ -162,8 +162,8 @@ def test_evaluation_is_never_augmented(view: View, config: Config) -> None:
 
 def test_a_batch_that_is_held_stays_as_it_is(view: View, config: Config) -> None:
     order, data = Order(len(view), 24, 0), dataclasses.replace(config.data, augment="randaugment")
-    fresh = [batch.images.clone() for batch in train_batches(view, order, data, 0, Context(), range(0, 12))]
-    held = [batch.images for batch in train_batches(view, order, data, 0, Context(), range(0, 12))]
+    fresh = [batch.images.clone() for batch in train_batches(view, order, data, Context(), range(0, 12))]
+    held = [batch.images for batch in train_batches(view, order, data, Context(), range(0, 12))]
     assert all(torch.equal(a, b) for a, b in zip(fresh, held, strict=True))
 
 

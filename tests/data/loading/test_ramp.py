@@ -53,7 +53,7 @@ def test_a_batch_has_the_side_of_its_first_sample_and_one_pipeline_makes_them_al
 
     monkeypatch.setattr(dali, "build_pipeline", counted)
     order, sides = Order(len(view), 48, 0), []
-    for number, batch in enumerate(train_batches(view, order, ramp(config, suite), 0, Context(), range(0, 9))):
+    for number, batch in enumerate(train_batches(view, order, ramp(config, suite), Context(), range(0, 9))):
         side = batch.images.shape[2]
         assert batch.images.shape == (48, 3, side, side)
         assert side == (24, 24, 64, 96)[order.batch(number)[1][0]]
@@ -72,7 +72,7 @@ def test_same_pixels_on_any_number_of_ranks_and_after_a_resume_within_the_ramp(
         """Return all ids and pixels of each global batch. A batch that joins two epochs may hold an id twice."""
         found: list[list[tuple[int, bytes]]] = [[] for _ in range(start, 9)]
         for rank in range(world):
-            batches = train_batches(view, order, data, 0, Context(rank, world, rank, world), range(start, 9))
+            batches = train_batches(view, order, data, Context(rank, world, rank, world), range(start, 9))
             for pairs, batch in zip(found, batches, strict=True):
                 pairs += zip(batch.ids.tolist(), [image.numpy().tobytes() for image in batch.images], strict=True)
         return [sorted(pairs) for pairs in found]

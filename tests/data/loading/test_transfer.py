@@ -162,7 +162,7 @@ def test_time_that_the_gpu_computes_is_not_time_that_training_waits_for_data(
     monkeypatch.setattr(loader, "Transfer", Busy)
     monkeypatch.setattr(windows.time, "perf_counter", lambda: clock[0])
     view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
-    batches = train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 4))
+    batches = train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 4))
     window = windows.Window(3, torch.device("cpu"))
     assert [window.next(batches).waited for _ in range(4)] == [0, 5, 5, 5]
     assert clock == [15] and window.data_seconds == 0
@@ -220,5 +220,5 @@ def test_the_loader_writes_into_no_batch_that_is_still_being_copied(
 
     monkeypatch.setattr(loader, "Transfer", Late)
     view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
-    assert len(list(train_batches(view, Order(len(view), 24, 0), config.data, 0, Context(), range(0, 9)))) == 9
+    assert len(list(train_batches(view, Order(len(view), 24, 0), config.data, Context(), range(0, 9)))) == 9
     assert len(seen) == 18 and all(before == copied for before, copied in seen)

@@ -106,7 +106,7 @@ def files(tmp_path: Path) -> list[Path]:
 def pixels(shards: ShardSet, config: Config, block_shards: int = 0) -> list[bytes]:
     view = make_view(shards["train"], shards.classes, shards.classes[:6], "s")
     order = Order(len(view), 24, 0, shards["train"].samples["shard"][view.ids].astype(np.int64), block_shards)
-    return [b.images.numpy().tobytes() for b in train_batches(view, order, config.data, 0, Context(), range(0, 12))]
+    return [b.images.numpy().tobytes() for b in train_batches(view, order, config.data, Context(), range(0, 12))]
 
 
 def test_a_url_gives_the_same_pixels_and_fetches_each_shard_once(
@@ -294,7 +294,7 @@ def test_the_prefetcher_runs_a_block_ahead(server: Server, shards: ShardSet, con
     seen = [s for s in range(len(remote["train"].shards)) if remote["train"].path(s).exists()]
     assert len(seen) < len(remote["train"].shards)  # but not all at once
     ahead.close()
-    batches = train_batches(view, order, config.data, 0, Context(), range(0, 5))
+    batches = train_batches(view, order, config.data, Context(), range(0, 5))
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
