@@ -1,14 +1,13 @@
-"""Shared by all tests: fixtures by subject, in what order files are run, and what processes fork from."""
+"""Shared by all tests: fixtures by subject, and in what order files are run."""
 
 from __future__ import annotations
 
 from functools import cache
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.warm_server import LIBRARIES
+from fixtures.processes import start_forkserver
 
 pytest_plugins = [
     "browsers",
@@ -19,14 +18,17 @@ pytest_plugins = [
     "fixtures.signals",
 ]
 
-# Ranks of tests/distributed, and pack's workers, fork from a process that has loaded everything.
-forkserver.set_forkserver_preload(list(LIBRARIES))
-forkserver.ensure_running()
 ROOT = Path(__file__).parents[1]
 
 
 # Folders and files whose tests take or wait the longest: first, so that the short ones fill the gaps at the end.
 FIRST = ("slurm", "test_fake_cuda", "serving", "launch", "docs", "distributed", "e2e", "gpu")
+
+
+def pytest_collection_finish() -> None:
+    """Start what ranks fork from before a test changes the environment. The process that hands tests out to workers
+    collects none, and starts nothing here."""
+    start_forkserver()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,6 +30,8 @@ CARRIERS = {
 """Modules that scoring and methods import but that compute no number of a row, each with the reason."""
 
 _PACKAGE = PACKAGE
+_BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")
+"""Where statements hold statements; expressions hold none, and no import."""
 
 
 def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
@@ -72,7 +74,7 @@ def _read(module: str, file: Path) -> tuple[frozenset[str], str]:
     tree = ast.parse(file.read_bytes())
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     imported: set[str] = set()
-    for node in _running(tree):
+    for node in _statements(tree, running=True):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -81,20 +83,21 @@ def _read(module: str, file: Path) -> tuple[frozenset[str], str]:
             imported |= {f"{start}.{alias.name}" for alias in node.names}  # modules, or names in them
     # Importing a module runs the packages around it.
     reached = {name.rsplit(".", cut)[0] for name in imported for cut in range(name.count(".") + 1)}
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
+    for node in _statements(tree):
+        if body := getattr(node, "body", None):
             node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
     return frozenset(reached), hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes except those under ``if TYPE_CHECKING``, which never run."""
-    yield node
-    never = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    children = node.orelse if isinstance(node, ast.If) and never else ast.iter_child_nodes(node)
-    for child in children:
-        yield from _running(child)
+def _statements(tree: ast.AST, running: bool = False) -> Iterator[ast.AST]:
+    """Yield a module and all statements within it; with ``running`` those under ``if TYPE_CHECKING`` are left out."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        typing = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        blocks = _BLOCKS[1:] if running and typing else _BLOCKS
+        waiting += [line for block in blocks for line in getattr(node, block, ())]
 
 
 def _is_text(line: ast.stmt) -> bool:

@@ -38,6 +38,7 @@ SMALLER = {
     r"--workers 8": "--workers 2",
     r"(run --config imagenet)$": rf"\1 {IMAGENET}",
     r"(run --config imagenet --dry-run --ranks 8)$": rf"\1 {IMAGENET}",
+    r"(run --config recipes/rn50_16 .*)": r"\1 --pretrain.model resnet10 --data.train_size 64 --data.ramp_from 32",
     r"^dist-train serve (\w+).*": r"dist-train serve \1 --port 0",
 }
 ELSEWHERE = {
