@@ -17,9 +17,10 @@ from dist_train.data import activations
 from dist_train.data.shards.index import open_shards
 from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError, command
+from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.method import load_trained
 from dist_train.fewshot.methods import open_base
-from dist_train.stages.pretrain import load_backbone
+from dist_train.stages.backbone import load_backbone
 from dist_train.training.precision import exact_products
 
 PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
@@ -55,15 +56,18 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
         )
 
     provenance = json.loads((folder / "provenance.json").read_text())
-    backbone, wnids = load_backbone(config, torch.device("cpu"))
-    base = open_base(config, backbone.head.weight, backbone.head.bias)
+    run_backbone = load_backbone(config, torch.device("cpu"))
+    backbone, wnids = run_backbone.network, run_backbone.classes
+    rows, bias = load_head(folder, torch.device("cpu"))
+    backbone.head.load_state_dict({"weight": rows, "bias": bias})
+    base = open_base(config, rows, bias)
     phi = load_trained(kind.network, kind.learned(name), base)
     with torch.no_grad(), exact_products():
         base_rows = phi.base_rows(base.means)
     network = Network(
         backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
         base.numbers["calibration_cost"],
-        Preprocess(config.data.preprocessing, provenance.get("orientation", "stored")),
+        Preprocess(run_backbone.preprocessing, provenance.get("orientation", "stored")),
     ).on(base_rows.device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
     return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)

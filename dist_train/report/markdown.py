@@ -9,7 +9,14 @@ from dist_train.fewshot.protocols.low_shot import PRIOR
 from dist_train.fewshot.results import Interval, Metrics, Results
 from dist_train.report import paper
 from dist_train.report.comparison import LOW_SHOT_MEASURES, PAIRED_METRICS, paired_differences, published_low_shot
-from dist_train.report.wording import describe_figures, describe_origin, display_name, footnote, marked_name
+from dist_train.report.wording import (
+    describe_backbone,
+    describe_figures,
+    describe_origin,
+    display_name,
+    footnote,
+    marked_name,
+)
 
 _COLUMNS = ("base top-1/top-5", "novel top-1/top-5", "H")
 
@@ -22,7 +29,8 @@ def joint_markdown(results: Results) -> str:
     """
     if results.base_only:
         return _base_markdown(results)
-    lines = markdown_head([f"{k}-shot {column}" for k in results.shots for column in _COLUMNS])
+    lines = _backbone_lines(results)
+    lines += markdown_head([f"{k}-shot {column}" for k in results.shots for column in _COLUMNS])
     for method, result in results.methods.items():
         cells = [cell for k in results.shots for cell in _accuracy_cells(result.shots[k])]
         lines.append(markdown_row([marked_name(method), *cells]))
@@ -37,7 +45,8 @@ def joint_markdown(results: Results) -> str:
 
 
 def _base_markdown(results: Results) -> str:
-    lines = markdown_head([_COLUMNS[0]])
+    lines = _backbone_lines(results)
+    lines += markdown_head([_COLUMNS[0]])
     for method, result in results.methods.items():
         lines.append(markdown_row([display_name(method), base_cell(result.shots[min(results.shots)])]))
     return "\n".join([*lines, "", f"{describe_figures(results)} {describe_origin(results)}", ""])
@@ -46,6 +55,11 @@ def _base_markdown(results: Results) -> str:
 def base_cell(metrics: Metrics) -> str:
     """Format top-1 and top-5 of the base classes as "83.10 / 97.25", without an interval."""
     return " / ".join(format_mean(metrics[f"base_top{k}"], interval=False) for k in (1, 5))
+
+
+def _backbone_lines(results: Results) -> list[str]:
+    text = describe_backbone(results)
+    return [text, ""] if text else []
 
 
 def _oracle_lines(results: Results) -> list[str]:
@@ -81,7 +95,8 @@ def _difference_lines(results: Results) -> list[str]:
 def episodes_markdown(results: Results) -> str:
     """Return table.md of episodes: a row per method, the published rows where the split is theirs, and the terms."""
     assert results.episodes is not None
-    lines = markdown_head([f"{k}-shot" for k in results.shots])
+    lines = _backbone_lines(results)
+    lines += markdown_head([f"{k}-shot" for k in results.shots])
     for method, result in results.methods.items():
         cells = [format_mean(result.shots[k]["accuracy"]) for k in results.shots]
         lines.append(markdown_row([display_name(method), *cells]))

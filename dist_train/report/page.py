@@ -21,7 +21,7 @@ from dist_train.report.comparison import best_method, metrics_by_method, paired_
 from dist_train.report.examples import Examples
 from dist_train.report.per_class import ClassReport
 from dist_train.report.plots import TrainingCurves
-from dist_train.report.wording import describe_figures, display_name, footnote
+from dist_train.report.wording import describe_backbone, describe_figures, display_name, footnote
 
 _LISTED = 8
 """Classes in each list of the best and of the worst."""
@@ -98,6 +98,7 @@ def report_html(
     return environment.get_template("report.html").render(
         results=results,
         headline=_headline(results),
+        backbone=describe_backbone(results),
         sections=rendered,
         check_boxes=[*methods.values(), *groups.values()],
     )

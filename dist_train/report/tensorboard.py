@@ -10,18 +10,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dist_train.fewshot.results import Results
 from dist_train.report.class_vectors import Array, ClassMaps, principal_components
+from dist_train.report.wording import describe_backbone
 
 _PROJECTED = 64
 """Dimensions of the projector's vectors, which are principal components. 1000 classes take 1.4 MB."""
 
 
 def write_tensorboard(folder: Path, results: Results) -> None:
-    """Write each method's accuracy, whose step is the number of shots, and its curves.
+    """Write each method's accuracy, whose step is the number of shots, its curves, and what the backbone has seen.
 
     The step of the seen-unseen curve is novel top-1 in percent, that of the forgetting curve the number of novel
     classes. What the folder held before is removed.
     """
     shutil.rmtree(folder, ignore_errors=True)
+    if backbone := describe_backbone(results):
+        writer = SummaryWriter(str(folder))
+        writer.add_text("backbone", backbone)
+        writer.close()
     for method, result in results.methods.items():
         writer = SummaryWriter(str(folder / method))
         for k, metrics in result.shots.items():

@@ -26,6 +26,26 @@ def footnote(methods: Iterable[str]) -> str:
     return "¹ Trains one layer on the frozen activations, where the paper's row trains the whole network."
 
 
+def describe_backbone(results: Results) -> str:
+    """Say which trained network the figures are of, and what it has seen of the novel classes; "" where the run trained
+    its network from scratch."""
+    backbone, novel, count = results.backbone, results.split.holdout, results.classes.novel
+    if backbone is None:
+        return ""
+    where = f" ({backbone.trained_on})" if backbone.trained_on else ""
+    network = f"The backbone {backbone.source} was trained elsewhere"
+    if not count:
+        return f"{network}{where}."
+    if backbone.novel_seen is None:
+        return f"{network}{where}: it is not known whether {novel} classes were in its training."
+    if not backbone.novel_seen:
+        return f"{network}{where}, and none of the {count} {novel} classes was in its training."
+    return (
+        f"{novel.capitalize()} is not novel to the backbone: {backbone.novel_seen} of its {count} {novel} classes were "
+        f"in the training of {backbone.source}{where}."
+    )
+
+
 def describe_figures(results: Results) -> str:
     """Say what the figures of joint scoring are, in sentences."""
     classes, queries, novel = results.classes, results.queries, results.split.holdout

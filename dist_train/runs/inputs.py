@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import GONE, STAGES, Config, to_dict
+from dist_train.config import GONE, STAGES, BackboneConfig, Config, to_dict
 from dist_train.errors import UserError, command
 from dist_train.runs.run import Run
 from dist_train.training.checkpoint import Checkpoint
@@ -40,7 +40,41 @@ def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:
                 inputs[f"{section}.{key}"] = value
+    if run.config.backbone:  # nothing is trained
+        inputs = {key: value for key, value in inputs.items() if not key.startswith("pretrain.")}
+        inputs |= _trained_network(run, "backbone", run.config.backbone)
+    elif run.config.pretrain.init:
+        inputs.pop("pretrain.init")
+        inputs |= _trained_network(run, "pretrain.init", run.config.pretrain.init)
     return inputs
+
+
+def _trained_network(run: Run, section: str, options: BackboneConfig) -> dict[str, Any]:
+    """Return what decides about a trained network: the hash of its weights, wherever they lie, and what is built.
+
+    Once the weights are in the run, their file may be gone.
+
+    Raises:
+        UserError: the run does not know the weights yet, and they cannot be found.
+    """
+    from dist_train.models.backbones import weights_sha256  # not above: torchvision, which it needs, takes seconds
+
+    try:
+        sha256 = weights_sha256(options)
+    except UserError:
+        sha256 = _recorded(run.dir / "pretrain").get(f"{section}.sha256", "")
+        if not sha256 or not (run.dir / "pretrain" / "done.json").is_file():
+            raise
+    return {f"{section}.source": options.source, f"{section}.size": options.size, f"{section}.sha256": sha256}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return the inputs that a stage was made from; {} where their record is missing or damaged."""
+    try:
+        recorded: dict[str, Any] = json.loads((folder / "inputs.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return recorded
 
 
 def check_inputs(run: Run, stage: str, remedy: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,8 @@ from dist_train.version import __version__
 
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:
-    """Return everything that is needed to reproduce a number: commit, versions, hashes, seeds, machine, command."""
+    """Return everything that is needed to reproduce a number: commit, versions, hashes, seeds, machine, command, and
+    where a trained network is from."""
     packages = (
         "torch",
         "torchvision",
@@ -37,7 +39,25 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
         "orientation": run.shards.orientation,
         "split": {"name": run.split.name, "hash": run.split.hash, "holdout": run.config.data.holdout},
         "seeds": {"seed": run.config.seed, "evaluate.seed": run.config.evaluate.seed},
+        **({"backbone": backbone} if (backbone := _backbone(run)) else {}),
     }
+
+
+def _backbone(run: Run) -> dict[str, Any]:
+    """Return where a run's trained network is from, and what it has seen of the run's classes; {} where the run trained
+    its network from scratch, or has none yet."""
+    try:
+        origin = json.loads((run.dir / "pretrain" / "final" / "state.json").read_text()).get("origin")
+    except (OSError, ValueError):
+        return {}
+    if not origin:
+        return {}
+    seen = origin.pop("seen")
+    counts = {f"{role}_seen": None if seen is None else len({*seen} & {*classes})
+              for role, classes in (("base", run.base), ("novel", run.novel))}  # fmt: skip
+    done = run.dir / "extract" / "done.json"
+    head = json.loads(done.read_text()).get("head") if done.is_file() else None
+    return {**origin, **counts, **{f"head_{key}": value for key, value in (head or {}).items()}}
 
 
 def _version(package: str) -> str | None:

@@ -79,7 +79,8 @@ def open_run(config: Config, world: int = 1) -> Run:
     for subset, role in product(SUBSETS, run.roles):
         run.view(subset, role)
     # Errors that would otherwise appear hours later, or after a stage has begun, appear here.
-    Order(len(run.view("train", "base")), config.pretrain.global_batch, config.seed)  # refuses too few images
+    if config.backbone is None:
+        Order(len(run.view("train", "base")), config.pretrain.global_batch, config.seed)  # refuses too few images
     check_config(config, world)
     _check_evaluation(run)
     return run
@@ -116,6 +117,8 @@ def check_config(config: Config, world: int) -> None:
     for name in config.evaluate.methods:
         if config.evaluate.protocol != "joint" and methods.METHODS[name].oracle:
             raise UserError(f"evaluate.methods: {name} is shown all images; it needs evaluate.protocol=joint")
+    if config.backbone:  # nothing is trained
+        return
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:
         raise UserError(

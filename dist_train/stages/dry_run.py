@@ -7,17 +7,18 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from dist_train.config import Config, PretrainConfig
+from dist_train.config import BackboneConfig, Config, PretrainConfig
 from dist_train.data.loading.order import Order
 from dist_train.data.loading.plan import train_side
 from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones import build, open_pretrained
 from dist_train.runs.run import check_config, open_run
+from dist_train.stages.backbone import architecture_of
 from dist_train.stages.memory import Cost, batches_by_card, count_cost, memory_by_use
+from dist_train.training.finetuning import freeze
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer, peak_lr
 from dist_train.training.precision import MixedPrecision, tuned_convolutions
@@ -78,14 +79,17 @@ def dry_run(config: Config, world: int) -> list[str]:
     Raises:
         UserError: options that do not fit each other, the shards or ``world`` ranks.
     """
+    if config.backbone:
+        return _plan_without_training(config, config.backbone, world)
     work, options = _workload(config, world), config.pretrain
     by_use = memory_by_use(options, work.largest, work.batch, world)
     side = max(work.sides)
+    network = options.init.source if options.init else options.model
     sides = f"{min(work.sides)} to {side}" if len(work.costs) > 1 else f"{side}"
     return [
         f"run         {config.run_dir}",
         f"images      {work.images:,} of {work.classes} base classes ({work.source})",
-        f"pretrain    {options.model}, {options.strategy}, {options.optimizer}, {options.precision}: "
+        f"pretrain    {network}, {options.strategy}, {options.optimizer}, {options.precision}: "
         f"{options.epochs:g} epochs, {work.steps:,} steps, {work.seen:,} images of {sides} pixels",
         f"batch       {options.global_batch} = {world} rank(s) x {options.accumulate} pass(es) x {work.batch}; "
         f"peak rate {peak_lr(options):g}",
@@ -96,10 +100,36 @@ def dry_run(config: Config, world: int) -> list[str]:
         + "; working buffers come on top",
         f"fits        at once on a rank, with working buffers: {batches_by_card(options, work.largest, side, world)}",
         f"time        {_time(work)}",
-        f"then        extract {work.images:,} images{' of ten crops' if config.extract.views == 'ten' else ''}, "
-        f"learn {len(config.learn.methods)} predictor(s) of {config.learn.steps:,} steps, "
-        f"evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots",
+        _later_stages(config, work.images),
     ]
+
+
+def _plan_without_training(config: Config, backbone: BackboneConfig, world: int) -> list[str]:
+    """Return the lines for a run with a trained network."""
+    check_config(config, world)
+    images, classes, source = _counted(config, world)
+    opened = open_pretrained(backbone)
+    side, known = opened.preprocessing.size, len(opened.classes or ())
+    cost = count_cost(PretrainConfig(init=backbone, precision=config.extract.precision), classes, side)
+    return [
+        f"run         {config.run_dir}",
+        f"images      {images:,} of {classes} base classes ({source})",
+        f"pretrain    takes {backbone.source} in within seconds; nothing is trained",
+        f"weights     {opened.origin.file}, sha256 {opened.origin.sha256[:16]}, licence "
+        f"{opened.origin.licence or 'not known'}, trained on {opened.origin.trained_on or 'unknown data'}; "
+        f"a classifier of {known} known classes",
+        f"model       {cost.parameters / 1e6:.1f} M parameters, activations of {opened.backbone.dim} numbers, "
+        f"{cost.flops / 1e9:.2f} GFLOP an image of {side} pixels; {cost.flops * images:.3g} FLOP in all",
+        _later_stages(config, images),
+    ]
+
+
+def _later_stages(config: Config, images: int) -> str:
+    return (
+        f"then        extract {images:,} images{' of ten crops' if config.extract.views == 'ten' else ''}, "
+        f"learn {len(config.learn.methods)} predictor(s) of {config.learn.steps:,} steps, "
+        f"evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots"
+    )
 
 
 def _workload(config: Config, world: int) -> Workload:
@@ -138,7 +168,9 @@ def measured_rate(config: PretrainConfig, classes: int, side: int, device: torch
         seconds: how long to measure, at least.
     """
     batch = 64 if device.type == "cuda" else 8
-    model: nn.Module = resnet(config.model, classes, config.small_stem).to(device)
+    model = build(architecture_of(config, classes)).to(device)
+    if config.freeze:
+        freeze(model, config.freeze)
     precision = MixedPrecision(config.precision, device)
     strategy = DataParallel(
         model, make_optimizer(model, config), precision, Context(device=device), config.channels_last

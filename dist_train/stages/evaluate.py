@@ -13,7 +13,16 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LABELS, METHODS
-from dist_train.fewshot.results import Counts, EpisodeFacts, Interval, MethodResult, Metrics, Results, SplitFacts
+from dist_train.fewshot.results import (
+    BackboneFacts,
+    Counts,
+    EpisodeFacts,
+    Interval,
+    MethodResult,
+    Metrics,
+    Results,
+    SplitFacts,
+)
 from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
 from dist_train.report.markdown import episodes_markdown, joint_markdown, low_shot_markdown
@@ -145,7 +154,13 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
         older=older,
         command=facts["command"],
         episodes=None if joint else EpisodeFacts(config.ways, None if released else config.queries),
+        backbone=_backbone_facts(facts),
     )
+
+
+def _backbone_facts(facts: Mapping[str, Any]) -> BackboneFacts | None:
+    backbone = facts.get("backbone")
+    return backbone and BackboneFacts(backbone["source"], backbone["trained_on"], backbone["novel_seen"])
 
 
 def _table(run: Run, results: Results) -> str:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dist_train.config import Config
-from dist_train.data.activations import Store, load
+from dist_train.data.activations import Activations, Store, load
 from dist_train.data.loading.loader import eval_batches
 from dist_train.data.shards.index import SUBSETS
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
+from dist_train.fewshot.base_head import save_head
+from dist_train.fewshot.closed_form import fit
 from dist_train.files import atomic_write
-from dist_train.models.backbones import Backbone
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
-from dist_train.stages.pretrain import load_backbone
+from dist_train.stages.backbone import RunBackbone, load_backbone
 from dist_train.training.precision import MixedPrecision
 
 
@@ -41,32 +44,53 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     if stage.done:
         return stage.log_done()
     began = time.perf_counter()
-    model, _ = load_backbone(run.config, context.device)
+    backbone = load_backbone(run.config, context.device)
     images = 0
     for role, subset in product(run.roles, SUBSETS):
         view, name = run.view(subset, role), f"{role}_{subset}"
-        store = Store(stage.folder, name, view, model.dim, run.config.extract.block)
+        store = Store(stage.folder, name, view, backbone.network.dim, run.config.extract.block)
         if context.main:
             store.create()
         context.barrier(f"extract-{role}-{subset}")
         missing = store.missing()
         context.barrier(f"extract-{role}-{subset}-seen")
         writer = BlockWriter(store, missing[context.rank :: context.world])
-        images += _write_blocks(writer, model, run.config, context, stop)
+        images += _write_blocks(writer, backbone, run.config, context, stop)
         context.barrier(f"extract-{role}-{subset}-written")
         if stop.agreed_now():
             raise Stopped(f"extract {role} {subset}: {len(store.missing())} blocks left")
+    facts = {}
     if context.main:
-        means = load(stage.folder, "base_train").means()
+        table = load(stage.folder, "base_train")
+        means = table.means()
         with atomic_write(stage.folder / "means.f32.npy") as file:
             np.save(file, means)
         log.info("extract: class means of %d base classes in %s", len(means), stage.folder)
+        if not backbone.has_head:
+            facts["head"] = _make_head(run, table, context)
     context.barrier("extract-means")  # before the gather, which does not wait as long
     seconds = time.perf_counter() - began
-    stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1))
+    stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1), **facts)
 
 
-def _write_blocks(writer: BlockWriter, model: Backbone, config: Config, context: Context, stop: StopFlag) -> int:
+def _make_head(run: Run, table: Activations, context: Context) -> dict[str, Any]:
+    """Make rows of the base classes in closed form, for a backbone that has none, and return how they were chosen."""
+
+    def watch(classes: Sequence[int]) -> Iterator[int]:
+        for number in classes:
+            context.report_progress(f"extract: rows in closed form, class {number} of {len(classes)}")
+            yield number
+
+    made = fit(table, context.device, watch)
+    save_head(run.dir, made.rows, made.bias)
+    log.info(
+        "extract: the network has no rows for the base classes; they are made in closed form: %s of strength %g, right "
+        "for %.1f%% of held-out base images (cross-validation)", made.kind, made.strength, made.top1,
+    )  # fmt: skip
+    return made.facts()
+
+
+def _write_blocks(writer: BlockWriter, backbone: RunBackbone, config: Config, context: Context, stop: StopFlag) -> int:
     """Compute and write the blocks of a writer, until it has none left or the run is to stop.
 
     Returns:
@@ -77,11 +101,12 @@ def _write_blocks(writer: BlockWriter, model: Backbone, config: Config, context:
         return 0
     title = f"extract {writer.store.name.replace('_', ' ')}"
     precision, leaving = MixedPrecision(options.precision, context.device), False
-    batches = eval_batches(writer.store.view, ids, config.data, options.batch, context, options.views)
+    view = writer.store.view
+    batches = eval_batches(view, ids, config.data, options.batch, context, options.views, backbone.preprocessing)
     with progress_bar(len(ids), title, "img", context.main) as bar, torch.inference_mode(), closing(batches):
         for batch in batches:
             with precision.autocast():
-                features = model.features(batch.images)
+                features = backbone.network.features(batch.images)
             if options.views == "ten":
                 features = features.float().reshape(len(batch.ids), -1, features.shape[-1]).mean(1)
             bar.update(len(batch.ids))

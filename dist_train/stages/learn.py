@@ -16,6 +16,7 @@ from dist_train.data.activations import Activations, load
 from dist_train.data.loading.augment import uniforms
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
+from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
 from dist_train.runs.inputs import check_checkpoint
@@ -87,7 +88,7 @@ def train(task: PredictorTraining, folder: Path, inputs: dict[str, Any], stop: S
 def open_bank(run: Run, context: Context) -> Bank:
     """Return the base activations of a run whose ``extract`` is finished."""
     extract = run.dir / "extract"
-    head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]["head.weight"]
+    head, _ = load_head(run.dir, context.device)
     means = np.load(extract / "means.f32.npy")
     return Bank(load(extract, "base_train"), load(extract, "base_val"), means, head, context)
 

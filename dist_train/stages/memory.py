@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import PretrainConfig
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones import build
+from dist_train.stages.backbone import architecture_of
 from dist_train.training.precision import TYPES
 from dist_train.training.strategies.deepspeed import deepspeed_options
 
@@ -96,19 +97,21 @@ class _Kept:
 
 
 def count_cost(config: PretrainConfig, classes: int, side: int) -> Cost:
-    """Return what an image of ``side`` pixels costs. Nothing is computed, and no memory is taken."""
+    """Return what an image of ``side`` pixels costs, as if no layer were frozen. Nothing is computed, and no memory is
+    taken."""
     images = 2  # batch norm needs more than one image where each is left with a single pixel
     kind = TYPES[config.precision]
     mixed_precision = kind != torch.float32
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     keep = _Kept()
+    architecture = architecture_of(config, classes)
     so_far = [(0, 0)]  # numbers of parameters, bytes that are kept, after each layer
 
     def ended(layer: nn.Module, *_: object) -> None:
         so_far.append((so_far[-1][0] + sum(w.numel() for w in layer.parameters(recurse=False)), keep.bytes))
 
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        model = resnet(config.model, classes, config.small_stem)
+        model = build(architecture)
         for layer in model.modules():
             if list(layer.parameters(recurse=False)):
                 layer.register_forward_hook(ended)

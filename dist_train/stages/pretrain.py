@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from dist_train.config import Config
 from dist_train.data.loading.augment import operations
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
@@ -18,13 +20,15 @@ from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError, verifying
-from dist_train.models.backbones import Backbone
+from dist_train.models.backbones import Backbone, open_pretrained
 from dist_train.models.backbones.ours import drop_branches, resnet
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
+from dist_train.stages.backbone import RunBackbone, give_rows, open_on_each_rank
 from dist_train.training import checkpoint
 from dist_train.training.classification import Classification, evaluate
+from dist_train.training.finetuning import freeze
 from dist_train.training.loop import TrainingLoop
 from dist_train.training.optimizer import learning_rate, make_optimizer
 from dist_train.training.precision import MixedPrecision, assert_float32, tuned_convolutions
@@ -33,17 +37,21 @@ from dist_train.training.window import Window
 
 
 def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
-    """Train ``pretrain.model`` on the base classes, and write ``pretrain/final`` and ``pretrain/best``.
+    """Train ``pretrain.model`` or ``pretrain.init`` on the base classes, and write ``pretrain/final`` and
+    ``pretrain/best``; or take in the trained network that ``backbone`` names.
 
     The final weights, not the best, go on to ``extract``: choosing by validation accuracy would be choosing on the
     images that are reported.
 
     Raises:
         Stopped: the ranks agreed to stop, and everything is saved.
+        UserError: the trained network cannot be opened.
     """
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:
         return stage.log_done()
+    if run.config.backbone:
+        return _take_in(run, context, stage)
     task = BackboneTraining(run, context)
     folder = stage.folder / "checkpoints"
     saved = checkpoint.load_agreed(folder, context, task.strategy.loads_on)
@@ -56,16 +64,34 @@ def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
         loop.run()
     final = task.strategy.evaluated()
     if context.main:
-        facts = {"model": task.config.model, "small_stem": task.config.small_stem, "classes": list(task.base.classes)}
-        facts |= {"step": loop.done, "best": loop.best}
-        checkpoint.save(stage.folder / "final", {"model": final.state_dict()}, facts)
+        assert isinstance(final, Backbone)
+        replace(task.backbone, network=final).save(run.config, step=loop.done, best=loop.best)
     stage.finish(step=loop.done, best_top1=loop.best, seconds=round(loop.seconds, 1))
+
+
+def _take_in(run: Run, context: Context, stage: Stage) -> None:
+    """Write ``pretrain/final`` of a network that is trained already."""
+    assert run.config.backbone
+    began, facts = time.perf_counter(), {}
+    if context.main:
+        context.report_progress(f"opening {run.config.backbone.source}", patient=True)
+        opened = open_pretrained(run.config.backbone)
+        for note in opened.notes:
+            log.info("pretrain: %s", note)
+        own, known = opened.backbone.head.out_features, give_rows(opened, run.base)
+        has_head = known == len(run.base)
+        RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin, has_head).save(run.config)
+        rows = f"{known} of the network's own {own} rows" if has_head else "to be made in closed form by extract"
+        facts = {"network": opened.origin.source, "weights": opened.origin.sha256[:16], "head": rows}
+        log.info("pretrain: %s (%s) is trained already; classifier of the base classes: %s", *list(facts.values()))
+    stage.finish(seconds=round(time.perf_counter() - began, 1), **facts)
 
 
 class BackboneTraining(Classification):
     """Train a run's backbone on its base images, and evaluate it after each epoch.
 
     Attributes:
+        backbone: the network in training.
         base, val: the base classes' training and validation images.
         order: the order of the training images.
         replaced: images that could not be decoded and were replaced, over all starts of the run.
@@ -76,7 +102,8 @@ class BackboneTraining(Classification):
         self.base, self.val = run.view("train", "base"), run.view("val", "base")
         self.order = base_order(run)
         torch.manual_seed(run.config.seed)
-        model = build(run, context)
+        self.backbone = make_backbone(run, context)
+        model = self.backbone.network
         precision = MixedPrecision(config.precision, context.device)
         strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)
         super().__init__(
@@ -86,14 +113,18 @@ class BackboneTraining(Classification):
         self.replaced = 0.0
 
     def __str__(self) -> str:
+        network = self.config.init.source if self.config.init else self.config.model
         return (
-            f"{self.config.model} on {len(self.base)} images of {len(self.base.classes)} classes, "
+            f"{network} on {len(self.base)} images of {len(self.base.classes)} classes, "
             f"{self.schedule.steps} steps of {self.config.global_batch} images"
         )
 
     def begin(self, start: int) -> None:
         data, steps = self.run.config.data, range(start, self.schedule.steps)
-        self.batches = train_batches(self.base, self.order, data, self.strategy.context, steps, self.config.accumulate)
+        self.batches = train_batches(
+            self.base, self.order, data, self.strategy.context, steps, self.config.accumulate,
+            self.backbone.preprocessing,
+        )  # fmt: skip
 
     def lr(self, step: int) -> float:
         return learning_rate(step, self.schedule.steps, self.warmup, self.config.epochs, self.config)
@@ -117,7 +148,8 @@ class BackboneTraining(Classification):
         context, config = self.strategy.context, self.config
         ids = np.sort(self.val.ids)[context.rank :: context.world]  # in the order of the shards
         batch = max(1, config.global_batch // context.world // config.accumulate)
-        batches = eval_batches(self.val, ids, self.run.config.data, batch, context)
+        preprocessing = self.backbone.preprocessing
+        batches = eval_batches(self.val, ids, self.run.config.data, batch, context, preprocessing=preprocessing)
         return evaluate(model, self.strategy.precision, batches, len(self.val), context)
 
     def state(self, step: int) -> dict[str, Any]:
@@ -165,23 +197,53 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
         )
 
 
-def build(run: Run, context: Context) -> Backbone:
-    """Return the backbone to be trained, on its device."""
+def make_backbone(run: Run, context: Context) -> RunBackbone:
+    """Return the backbone to be trained, on its device.
+
+    Raises:
+        UserError: the network that ``pretrain.init`` names cannot be opened, or the keys do not fit it.
+    """
     config = run.config.pretrain
-    model = resnet(config.model, len(run.base), config.small_stem)
+    backbone = _trained_backbone(run, context) if config.init else _new_backbone(run)
+    network = backbone.network
     if config.sync_batchnorm:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        network = _synchronise(network)
     if config.stochastic_depth:
-        drop_branches(model, config.stochastic_depth)  # after the conversion: new layers would lack the hooks
-    assert_float32(model)
-    return model.to(context.device)
+        drop_branches(network, config.stochastic_depth)  # after the conversion: new layers would lack the hooks
+    assert_float32(network)
+    return replace(backbone, network=network.to(context.device))
 
 
-def load_backbone(config: Config, device: torch.device) -> tuple[Backbone, list[str]]:
-    """Return a run's finished backbone, frozen and in evaluation mode, and the wnids of its classes."""
-    saved = checkpoint.load(config.run_dir / "pretrain" / "final", device)
-    model = resnet(saved.state["model"], len(saved.state["classes"]), saved.state["small_stem"])
-    model.load_state_dict(saved.tensors["model"])
-    memory = torch.channels_last if config.pretrain.channels_last else torch.contiguous_format
-    model.to(device, memory_format=memory)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False), saved.state["classes"]
+def _new_backbone(run: Run) -> RunBackbone:
+    config = run.config.pretrain
+    network = resnet(config.model, len(run.base), config.small_stem)
+    return RunBackbone(network, run.base, run.config.data.preprocessing)
+
+
+def _trained_backbone(run: Run, context: Context) -> RunBackbone:
+    """Return the network that ``pretrain.init`` names, with a classifier of the base classes."""
+    config, data = run.config.pretrain, run.config.data
+    assert config.init
+    opened = open_on_each_rank(config.init, context)
+    if data.train_size != opened.preprocessing.size:
+        raise UserError(
+            f"data.train_size={data.train_size}: {config.init.source} sees images of {opened.preprocessing.size} "
+            f"pixels; give --data.train_size {opened.preprocessing.size}, or another --pretrain.init.size"
+        )
+    known = give_rows(opened, run.base)
+    if config.freeze:
+        freeze(opened.backbone, config.freeze)
+    if context.main:
+        for note in opened.notes:
+            log.info("pretrain: %s", note)
+        log.info("pretrain: starts from %s, which has rows for %d base classes", opened.origin.source, known)
+    return RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin)
+
+
+def _synchronise(network: Backbone) -> Backbone:
+    """Return a network whose batch norms take their statistics over all ranks."""
+    convert: Callable[[nn.Module], Any] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if network.architecture.get("source") == "timm":  # whose batch norms may have the activation in them
+        from timm.layers.norm_act import convert_sync_batchnorm as convert
+    converted: Backbone = convert(network)
+    return converted

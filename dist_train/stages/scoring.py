@@ -24,6 +24,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
+from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
 from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
@@ -39,7 +40,6 @@ from dist_train.fewshot.protocols.joint import (
 )
 from dist_train.fewshot.protocols.low_shot import LowShotScorer
 from dist_train.fewshot.table_row import Curve, Curves, TableRow
-from dist_train.training import checkpoint
 from dist_train.training.precision import round_products
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Scoring(ABC):
     def __init__(self, run: Run, context: Context) -> None:
         self.config, self.context = run.config.evaluate, context
         round_products(False)  # an earlier stage of this process may have allowed it
-        head = checkpoint.load(run.dir / "pretrain" / "final", context.device).tensors["model"]
-        self.base = open_base(run.config, head["head.weight"], head["head.bias"])
+        self.base = open_base(run.config, *load_head(run.dir, context.device))
         self.own_draws = range(context.rank, self.config.draws, context.world)
 
     @abstractmethod

@@ -36,7 +36,12 @@ def sgd(groups: list[dict[str, Any]], momentum: float, nesterov: bool = True) ->
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser that ``pretrain.optimizer`` names: PyTorch's SGD, or timm's LAMB (You et al. 2020) or LARS
     (You et al. 2017), which adapt the rate of each layer. They do not clip gradients; ``pretrain.clip_norm`` does."""
-    groups = decay_groups(model, config.weight_decay)
+    if config.init:
+        from dist_train.training.finetuning import layer_groups  # not above: torchvision, which it needs, takes seconds
+
+        groups = layer_groups(model, config)  # type: ignore[arg-type]
+    else:
+        groups = decay_groups(model, config.weight_decay)
     if config.optimizer == "sgd":
         return sgd(groups, config.momentum)
     from timm.optim.lamb import Lamb
@@ -48,12 +53,14 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opti
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of all groups; in place where it is a tensor, which a CUDA graph reads."""
+    """Set the rate of all groups, times a group's ``lr_scale``; in place where it is a tensor, which a CUDA graph
+    reads."""
     for group in optimizer.param_groups:
+        rate = lr * group.get("lr_scale", 1.0)
         if torch.is_tensor(group["lr"]):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = lr
+            group["lr"] = rate
 
 
 def peak_lr(config: PretrainConfig) -> float:

@@ -26,6 +26,7 @@ from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import extract, pretrain
+from dist_train.stages.backbone import load_backbone
 
 CLASSES, TRAIN, VAL = ("n01440764", "n02119789", "n03000134", "n09999999"), 5, 2
 TABLES = ("base_train", "base_val", "novel_train", "novel_val")
@@ -87,7 +88,7 @@ def tables(run: Run) -> dict[str, Activations]:
 
 def by_torchvision(run: Run, name: str, table: Activations) -> Features:
     """Return what the table should hold, by Pillow's decoding and torchvision's crops, an image at a time."""
-    model: ResNet = pretrain.load_backbone(run.config, torch.device("cpu"))[0].body
+    model: ResNet = load_backbone(run.config, torch.device("cpu")).network.body
     data, (_, subset) = run.config.data, name.split("_")
     crops = transforms.Compose([transforms.Resize(data.eval_resize), transforms.TenCrop(data.eval_size)])
     tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])

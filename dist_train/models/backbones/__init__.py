@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dist_train.config import BackboneConfig
 from dist_train.errors import UserError
+from dist_train.files import file_sha256
 from dist_train.models.backbones import ours, timm_source, torchvision_source
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.pretrained import Origin, Pretrained
 from dist_train.models.backbones.starter import open_starter
 
-__all__ = ["Backbone", "Origin", "Pretrained", "build", "open_pretrained"]
+__all__ = ["Backbone", "Origin", "Pretrained", "build", "open_pretrained", "weights_sha256"]
 
 _BUILDERS = {"ours": ours.resnet, "timm": timm_source.build, "torchvision": torchvision_source.build}
 
@@ -37,3 +40,25 @@ def open_pretrained(options: BackboneConfig) -> Pretrained:
     if source == "torchvision" and name:
         return torchvision_source.open_torchvision(name, options)
     raise UserError(f"backbone.source={options.source}: give timm:NAME, torchvision:NAME or starter")
+
+
+def weights_sha256(options: BackboneConfig) -> str:
+    """Return the sha256 of the weights of a trained network. A file is read once in a process, unless it changes.
+
+    Raises:
+        UserError: as ``open_pretrained``.
+    """
+    if options.weights is None:
+        return open_pretrained(options).origin.sha256
+    try:
+        about = options.weights.stat()
+        return _sha256(options.weights, about.st_size, about.st_mtime_ns)
+    except OSError as error:
+        raise UserError(
+            f"backbone weights {options.weights}: cannot be read ({error.strerror}); give the file of the weights"
+        ) from None
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)

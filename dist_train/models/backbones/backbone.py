@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -56,6 +56,16 @@ class Backbone(nn.Module):
             else:
                 waiting += parameters
         return layers
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation. Modules whose parameters are all frozen stay in evaluation: the statistics
+        of their batch norms are as frozen as their weights."""
+        super().train(mode)
+        for module in self.body.modules():
+            parameters = list(module.parameters(recurse=False))
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return activations a(x): [B, 3, H, W] -> [B, dim]."""
