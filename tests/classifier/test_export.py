@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from dist_train import Classifier, UserError
 from dist_train.classifier import export
+from dist_train.classifier.photos import Preprocess
+from dist_train.config.backbone import Preprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -53,6 +56,34 @@ def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_p
     about = session.get_modelmeta().custom_metadata_map
     assert [entry["name"] for entry in json.loads(about["classes"])][6:] == ["one", "three"]
     assert json.loads(about["preprocessing"])["size"] == 32
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Preprocessing(resize=35, size=32, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.5, 0.4, 0.3)),
+        Preprocessing(resize=32, size=32, interpolation="bicubic", squash=True),
+    ],
+    ids=["crop", "squash"],
+)
+def test_onnx_and_the_folder_keep_the_preprocessing_of_another_network(
+    spec: Preprocessing, untrained_model: Path, tmp_path: Path
+) -> None:
+    model = Classifier.load(untrained_model, "cpu")
+    model.network = replace(model.network, preprocess=Preprocess(spec).eval())
+    model.save(tmp_path / "model")
+    model = Classifier.load(tmp_path / "model", "cpu")
+    assert model.network.preprocess.spec == spec
+    export.write_onnx(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for size in SIZES:
+        scores, _ = session.run(None, {"images": photos(*size)})
+        images = torch.from_numpy(photos(*size)).permute(0, 3, 1, 2)
+        wanted = model.scores(model.embed(model.network.preprocess(images)))
+        assert np.abs(scores - wanted.numpy()).max() < 1e-3
+    about = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert about["interpolation"] == "bicubic, antialiased" and about["squash"] is spec.squash
+    assert about["mean"] == list(spec.mean) and about["std"] == list(spec.std)
 
 
 @pytest.mark.parametrize("method, rule", [("phi2", "mean"), ("phi1", "rows"), ("phi2cal", "rows")])

@@ -79,6 +79,24 @@ def test_preprocessing_equals_that_of_torchvision(size: tuple[int, int]) -> None
     assert torch.allclose(Preprocess(Preprocessing(resize=37, size=32))(image[None])[0], wanted, atol=1e-4)
 
 
+FOREIGN = [
+    Preprocessing(resize=35, size=32, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    Preprocessing(resize=32, size=32, interpolation="bicubic", squash=True),
+    Preprocessing(resize=33, size=32, squash=True, mean=(0, 0, 0), std=(1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("spec", FOREIGN, ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (57, 91), (91, 57), (20, 400)])
+def test_exported_preprocessing_is_that_of_the_evaluation_but_for_rounding(
+    spec: Preprocessing, size: tuple[int, int]
+) -> None:
+    image = torch.from_numpy(np.random.RandomState(1).choice([0, 255], (3, *size)).astype(np.uint8))
+    preprocess = Preprocess(spec)
+    apart = (preprocess(image[None]) - preprocess.batch([image])).abs() * preprocess.std
+    assert apart.shape == (1, 3, 32, 32) and apart.max() < 2 and apart.mean() < 0.5
+
+
 BAD = {
     "empty.jpg": (b"", "empty.jpg: not an image of a known format"),
     "text.jpg": (b"hello, I am text\n" * 9, "text.jpg: not an image of a known format"),

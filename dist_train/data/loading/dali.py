@@ -26,6 +26,7 @@ from dist_train.config import DataConfig
 from dist_train.config.backbone import Preprocessing
 from dist_train.data.images import orientation
 from dist_train.data.images.headers import parses
+from dist_train.data.loading import dali_resize
 from dist_train.data.loading.augment import BINS, OPERATIONS
 from dist_train.data.loading.dali_errors import meaning, reason
 from dist_train.data.loading.preprocessing import Request
@@ -77,7 +78,7 @@ class GraphOptions:
         names = ["encoded", "anchor", "shape"]
         if self.finishes:
             names += ["transposed", "mirrored", "flipped"] if self.turned else []
-            names += ["size", "side"]
+            names += [*dali_resize.input_names(self.preprocessing), "side"]
             names += [f"{name}_{k}" for k in range(self.crops) for name in ("top", "left", "flip")]
         return names + (["operations"] if self.data.operations else [])
 
@@ -98,7 +99,6 @@ def build_pipeline(options: GraphOptions, depth: int) -> Any:
     conditional = options.data.operations > 0 or options.turned
     # DALI rewrites the functions that a graph calls: what needs no graph is done before.
     decoding = _decoder_arguments(types, options)
-    resizing = _resize_arguments(types, options.preprocessing)
     normalising = _normalising_arguments(types, options.preprocessing)
     cut_after = _decodes_whole_images(options.device_id)
 
@@ -115,7 +115,7 @@ def build_pipeline(options: GraphOptions, depth: int) -> Any:
         if options.turned:
             images = _upright(fn, images, inputs["transposed"])
             images = fn.flip(images, horizontal=inputs["mirrored"], vertical=inputs["flipped"])
-        images = fn.resize(images, size=inputs["size"], **resizing)
+        images = dali_resize.resized(fn, types, images, inputs, options.preprocessing)
         mirror = [inputs[f"flip_{k}"] for k in range(options.crops)]
         if augmented is not None:  # in training: one crop, mirrored before it is augmented
             images = augmented(fn.flip(images, horizontal=mirror[0]), inputs["size"], inputs["operations"])
@@ -149,12 +149,6 @@ def _decoder_arguments(types: Any, options: GraphOptions) -> dict[str, Any]:
         # which decoder an image gets must not depend on its place in a batch.
         "hw_decoder_load": 1.0,
     }
-
-
-def _resize_arguments(types: Any, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the arguments of DALI's resize."""
-    kernels = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
-    return {"interp_type": kernels[preprocessing.interpolation], "antialias": True}
 
 
 def _normalising_arguments(types: Any, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -203,7 +197,7 @@ def _graph_inputs(request: Request, options: GraphOptions) -> dict[str, Any]:
         parts = (orientation.transposed, orientation.mirrored, orientation.flipped)
         fields |= {part.__name__: part(request.orientation).astype(np.int32) for part in parts}
     images = len(request.size)
-    fields |= {"size": request.size.astype(np.float32), "side": np.full(images, request.side, np.float32)}
+    fields |= dali_resize.graph_inputs(request) | {"side": np.full(images, request.side, np.float32)}
     # DALI gives a crop as a share of the free border and rounds it back to a whole pixel.
     border = np.maximum(request.size - request.side, 1)
     share = (request.crop.reshape(images, -1, 2) / border[:, None]).astype(np.float32)

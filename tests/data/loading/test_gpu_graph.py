@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dist_train.config import Config, DataConfig
+from dist_train.config.backbone import Preprocessing
 from dist_train.data.loading import dali
 from dist_train.data.loading.loader import train_batches
 from dist_train.data.loading.order import Order
@@ -35,11 +36,17 @@ class Operator:
 
 @pytest.fixture
 def graph(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Operator]]:
-    """``graph(data, crops, turned)``: the operators for GPU 0, in an order in which they can run."""
+    """``graph(data, crops, turned, device, preprocessing)``: the operators, in an order in which they can run."""
     monkeypatch.setattr(dali_library.Pipeline, "build", lambda pipeline: pipeline._build_graph())
 
-    def build(data: DataConfig, crops: int = 1, turned: bool = False, device: int | None = 0) -> list[Operator]:
-        options = dali.GraphOptions(data, data.preprocessing, 8, 2, device, crops, turned)
+    def build(
+        data: DataConfig,
+        crops: int = 1,
+        turned: bool = False,
+        device: int | None = 0,
+        preprocessing: Preprocessing | None = None,
+    ) -> list[Operator]:
+        options = dali.GraphOptions(data, preprocessing or data.preprocessing, 8, 2, device, crops, turned)
         pipeline = dali.build_pipeline(options, depth=2)
         assert pipeline.device_id == device
         operators = []
@@ -128,6 +135,30 @@ def test_every_operator_on_pixels_works_on_the_gpu(
     flips = of(later, "Flip")
     assert len(flips) == turned + (data.operations > 0)
     assert len(of(later, "Transpose")) == turned
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["upright", "turned"])
+@pytest.mark.parametrize("data", [PLAIN, RAND], ids=["plain", "rand"])
+def test_pillows_way_to_resize_works_on_the_gpu(
+    graph: Callable[..., list[Operator]], data: DataConfig, turned: bool
+) -> None:
+    mean, std = (0.25, 0.5, 0.75), (0.1, 0.2, 0.3)
+    preprocessing = Preprocessing(resize=248, size=224, interpolation="bicubic", mean=mean, std=std)
+    operators = graph(data, 1, turned, preprocessing=preprocessing)
+    _, *later = of_images(operators)
+    for one in later:
+        assert one.arguments["device"] == "gpu" and {device for _, device in one.outputs} == {"gpu"}, one
+    passes = of(later, "Resize")
+    assert [one.arguments["interp_type"] for one in passes] == ["2", "2"]  # cubic
+    assert {one.arguments["antialias"] for one in passes} == {"True"}
+    assert {one.arguments["dtype"] for one in passes} == {"9"} and len(of(later, "Cast")) == 2  # floats, then bytes
+    given = {name for one in of(operators, "ExternalSource") for name, _ in one.outputs}
+    sent = {name for one in later for name, device in one.inputs if device == "gpu" and name in given}
+    assert sent == {"across_share", "down_share"}, "nothing else but the encoded images goes to the GPU"
+    (last,) = of(later, "CropMirrorNormalize")
+    for argument, row in (("mean", mean), ("std", std)):
+        numbers = [float(part) for part in re.findall(r"[\d.]+", last.arguments[argument])]
+        assert numbers == pytest.approx([255 * value for value in row])
 
 
 def test_without_a_gpu_every_operator_works_on_the_cpu(graph: Callable[..., list[Operator]]) -> None:
