@@ -43,6 +43,8 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
         UserError: a stage is not finished, the method was not trained, or it gives no rows.
     """
     folder = config.run_dir
+    if config.features:
+        raise UserError(f"{folder}: is of features from elsewhere; it has no network, and can see no photos")
     for stage in ("pretrain", "extract", "learn"):
         if not (folder / stage / "done.json").is_file():
             rerun = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)

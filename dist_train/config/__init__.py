@@ -19,6 +19,7 @@ import yaml
 from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocessing
 from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
+from dist_train.config.features import FeaturesConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
@@ -40,6 +41,7 @@ __all__ = [
     "DrawConfig",
     "EvaluateConfig",
     "ExtractConfig",
+    "FeaturesConfig",
     "Interpolation",
     "LearnConfig",
     "MonitorConfig",
@@ -93,6 +95,8 @@ class Config:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     backbone: BackboneConfig | None = None
     """A network that is trained already, in place of the training: ``pretrain`` then takes it in within seconds."""
+    features: FeaturesConfig | None = None
+    """Activations from elsewhere, in place of images and a backbone: ``pretrain`` and ``extract`` then take them in."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
@@ -103,11 +107,13 @@ class Config:
         ok = ok and self.name.isprintable() and len(self.name.encode()) <= 200
         require(ok, "name", self.name, "a folder name of at most 200 bytes")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
-        ok = self.data.ramp_from is None or self.backbone is not None or self.data.ramp_epochs[1] < self.pretrain.epochs
+        ok = self.data.ramp_from is None or not self.trains or self.data.ramp_epochs[1] < self.pretrain.epochs
         require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
         ok = self.max_minutes is None or self.max_minutes > 0
         require(ok, "max_minutes", self.max_minutes, "> 0")
         self._check_backbone()
+        if self.features:
+            self._check_beside_features()
         texts_without_zero(dataclasses.asdict(self))
 
     def _check_backbone(self) -> None:
@@ -129,6 +135,24 @@ class Config:
                 ok = getattr(self.pretrain, key) == getattr(default, key)
                 wanted = "left out where backbone names a trained network: nothing is trained"
                 require(ok, f"pretrain.{key}", getattr(self.pretrain, key), wanted)
+
+    def _check_beside_features(self) -> None:
+        """Refuse keys that have no meaning without images."""
+        for key in ("pack", "backbone"):
+            require(getattr(self, key) is None, key, "...", "left out beside features: there are no images")
+        taken = ("data.split", "data.holdout")
+        for name in ("data", "pretrain", "extract"):
+            section = getattr(self, name)
+            default = type(section)()
+            for key in section.__dataclass_fields__:
+                value = getattr(section, key)
+                ok = f"{name}.{key}" in taken or value == getattr(default, key)
+                require(ok, f"{name}.{key}", value, "left out beside features: there are no images")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains a network, and takes in neither a trained one nor features."""
+        return self.backbone is None and self.features is None
 
     @property
     def run_dir(self) -> Path:

@@ -8,7 +8,7 @@ extract/base_train.blocks    a byte per block of rows, 1 = written (only until f
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.data.splits import View
+from dist_train.data.splits import Groups, View
 from dist_train.errors import UserError
 from dist_train.files import atomic_write
 
@@ -107,6 +107,32 @@ class Store:
             marks.write(b"\1")
             marks.flush()
             os.fsync(marks.fileno())
+
+
+def write_tables(
+    folder: Path, tables: Mapping[str, Groups], dim: int, pieces: Iterable[npt.NDArray[np.float16]]
+) -> None:
+    """Write tables whole, from activations that come in the order of their sample ids.
+
+    Args:
+        tables: name -> which samples it has.
+        pieces: activations [n, dim] of all samples, of those that no table has too.
+    """
+    files: dict[str, Any] = {}
+    for name, groups in tables.items():
+        files[name] = np.lib.format.open_memmap(folder / f"{name}.f16.npy", "w+", np.float16, (len(groups), dim))
+        with atomic_write(folder / f"{name}.rows.npz") as file:
+            np.savez(file, ids=groups.ids, offsets=groups.bounds)
+    orders = {name: np.argsort(groups.ids) for name, groups in tables.items()}  # by sample id
+    done = 0
+    for piece in pieces:
+        for name, groups in tables.items():
+            ids = groups.ids[orders[name]]
+            first, last = np.searchsorted(ids, [done, done + len(piece)])
+            files[name][orders[name][first:last]] = piece[ids[first:last] - done]
+        done += len(piece)
+    for table in files.values():
+        table.flush()
 
 
 def load(folder: Path, name: str) -> Activations:

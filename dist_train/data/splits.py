@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -237,19 +237,40 @@ def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
     return classes
 
 
-@dataclass(frozen=True)
-class View:
-    """Select the samples of some classes of a subset; the shards stay as they are. Arrays of N numbers are in memory
-    once a node (``distributed.shared``).
+class Labelled(Protocol):
+    """Describe samples with labels: the images of a subset of shards, or the rows of a file of features."""
+
+    @property
+    def name(self) -> str:
+        """ "train" or "val"."""
+
+    @property
+    def source(self) -> str:
+        """Where they are, for messages."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies the labels; "" where they are in no file."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The number of each sample's class: int32 [N]."""
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Group the samples of some classes by class. Arrays of N numbers are in memory once a node
+    (``distributed.shared``).
 
     Attributes:
         ids: int64 [N], sample ids sorted by class, then id.
         bounds: int64 [classes + 1]: class c has ``ids[bounds[c]:bounds[c + 1]]``.
         classes: wnids; a model's output c stands for ``classes[c]``.
-        lookup: int64 [all classes], shard label -> label of this view, -1 = not in this view.
+        lookup: int64 [all classes], label of a sample -> label of this group, -1 = not in it.
     """
 
-    subset: Subset
     ids: npt.NDArray[np.int64]
     bounds: npt.NDArray[np.int64]
     classes: tuple[str, ...]
@@ -262,6 +283,13 @@ class View:
     def labels(self) -> npt.NDArray[np.int64]:
         """int64 [N], the position of each sample's class in ``classes``; made anew each time."""
         return np.repeat(np.arange(len(self.classes)), np.diff(self.bounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Groups):
+    """Select the images of some classes of a subset; the shards stay as they are."""
+
+    subset: Subset
 
     @cached_property
     def turned(self) -> bool:
@@ -302,27 +330,32 @@ class View:
 
 
 def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str], split: str) -> View:
+    """Return the images of ``classes`` in a subset; for the rest see ``make_groups``."""
+    return View(subset=subset, **vars(make_groups(subset, all_classes, classes, split)))
+
+
+def make_groups(subset: Labelled, all_classes: Sequence[str], classes: Sequence[str], split: str) -> Groups:
     """Return the samples of ``classes`` in a subset.
 
     Args:
-        all_classes: the classes of the shards, by label.
+        all_classes: the classes of all subsets, by label.
         split: the split's name or path, for messages.
 
     Raises:
-        UserError: the split names a class that the shards lack, or that has no image in the subset.
+        UserError: the split names a class that no subset has, or that has no sample in this subset.
     """
     position = {wnid: number for number, wnid in enumerate(all_classes)}
     missing = [wnid for wnid in classes if wnid not in position]
     if missing:
         raise UserError(
             f"split {split}: class {missing[0]!r} is not in {subset.source} "
-            f"({len(missing)} of {len(classes)} are missing); use the split made for these shards"
+            f"({len(missing)} of {len(classes)} are missing); use a split that was made for its classes"
         )
     lookup = np.full(len(all_classes), -1, np.int64)
     for label, wnid in enumerate(classes):
         lookup[position[wnid]] = label
     # An array for both: first the bounds of the classes, then the ids.
-    table = _shared_of(subset, lookup, "ids", lambda: _grouped(subset.samples["label"], lookup, len(classes)))
+    table = _shared_of(subset, lookup, "ids", lambda: _grouped(subset.labels, lookup, len(classes)))
     bounds, ids = table[: len(classes) + 1], table[len(classes) + 1 :]
     counts = np.diff(bounds)
     if counts.min() == 0:
@@ -332,9 +365,9 @@ def make_view(subset: Subset, all_classes: Sequence[str], classes: Sequence[str]
         less = command("split", "--split", split, "--out", out, *(f"--without={wnid}" for wnid in without))
         raise UserError(
             f"{subset.source}: class {wnid!r} has no {subset.name} image ({len(without)} of {len(classes)} classes "
-            f"have none); pack some of it too, or leave it out: {less} and then {shlex.join(['--data.split', out])}"
+            f"have none); add some of it, or leave it out: {less} and then {shlex.join(['--data.split', out])}"
         )
-    return View(subset, ids, bounds, tuple(classes), lookup)
+    return Groups(ids=ids, bounds=bounds, classes=tuple(classes), lookup=lookup)
 
 
 def _grouped(labels: npt.NDArray[np.int32], lookup: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
@@ -355,7 +388,7 @@ def _grouped(labels: npt.NDArray[np.int32], lookup: npt.NDArray[np.int64], class
 
 
 def _shared_of(
-    subset: Subset, lookup: npt.NDArray[np.int64], title: str, make: Callable[[], npt.NDArray[Any]]
+    subset: Labelled, lookup: npt.NDArray[np.int64], title: str, make: Callable[[], npt.NDArray[Any]]
 ) -> npt.NDArray[Any]:
     """Return an array that a subset's table and a view's ``lookup`` decide; shared where the table is a file."""
     name = f"{title}-{subset.digest[:16]}-{hashlib.sha256(lookup.tobytes()).hexdigest()[:16]}"

@@ -147,6 +147,7 @@ class Results:
         interval: what every half-width is, in words.
         classes: classes that are scored.
         split, shards, commit, command: where the numbers are from; ``shards`` is a hash.
+        samples: what ``shards`` is the hash of.
         protocol: ``evaluate.protocol``.
         oracles: name -> metrics, of methods that are shown all training images of the novel classes.
         seconds: name -> seconds that its row took, oracles included.
@@ -176,6 +177,7 @@ class Results:
     older: Mapping[str, str] = field(default_factory=dict)
     episodes: EpisodeFacts | None = None
     left_out: Sequence[str] = ()
+    samples: Literal["shards", "features"] = "shards"
     backbone: BackboneFacts | None = None
 
     @property
@@ -216,6 +218,7 @@ class Results:
             "classes": vars(self.classes),
             "split": vars(self.split),
             "shards": self.shards,
+            **({"samples": self.samples} if self.samples != "shards" else {}),
             "seed": self.seed,
             "rule": self.rule,
             "options": dict(self.options),
@@ -240,7 +243,7 @@ class Results:
             if version > VERSION:
                 raise ValueError(f"version {version} is newer than this program's ({VERSION}); update dist-train")
             curves = values.get("curves") or {}
-            optional = ("protocol", "seconds", "seed", "rule", "options", "older", "left_out")
+            optional = ("protocol", "seconds", "seed", "rule", "options", "older", "left_out", "samples")
             return cls(
                 methods={
                     name: MethodResult(

@@ -143,12 +143,14 @@ def _headline(results: Results) -> Headline:
 
 
 def _accuracy(results: Results) -> Section:
+    no_images = "Features have no images, so that no examples are shown." if results.samples == "features" else ""
+    notes = (describe_figures(results), footnote(results.methods), no_images)
     return Section(
         "Accuracy",
         "accuracy",
         {
             "table": tables.accuracy_table(results),
-            "note": f"{describe_figures(results)} {footnote(results.methods)}".strip(),
+            "note": " ".join(filter(None, notes)),
             "paper_table": None if results.base_only else tables.paper_table(),
             "paper": paper,
         },
@@ -255,7 +257,7 @@ def _provenance(results: Results, provenance: Mapping[str, Any]) -> Section:
         "command": results.command,
         "commit": results.commit,
         "split": vars(results.split),
-        "shards": results.shards,
+        results.samples: results.shards,
         "draws": results.draws,
         "interval": results.interval,
     }

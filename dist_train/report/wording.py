@@ -30,6 +30,9 @@ def describe_backbone(results: Results) -> str:
     """Say which trained network the figures are of, and what it has seen of the novel classes; "" where the run trained
     its network from scratch."""
     backbone, novel, count = results.backbone, results.split.holdout, results.classes.novel
+    if results.samples == "features":
+        unknown = f"; it is not known whether {novel} classes were in the training of their network" * bool(count)
+        return f"The activations are features from elsewhere{unknown}."
     if backbone is None:
         return ""
     where = f" ({backbone.trained_on})" if backbone.trained_on else ""
@@ -70,7 +73,7 @@ def describe_figures(results: Results) -> str:
 def describe_origin(results: Results) -> str:
     """Say what the numbers can be made again from, with the run's config.yaml."""
     split = results.split
-    parts = [f"Split {split.name} ({split.hash})", f"shards {results.shards}"]
+    parts = [f"Split {split.name} ({split.hash})", f"{results.samples} {results.shards}"]
     if results.rule != "max":
         parts.append(f"evaluate.rule={results.rule}")
     parts += [f"{name}={value:g}" for name, value in results.options.items()]

@@ -33,10 +33,16 @@ _NEUTRAL = {
 def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
     """Return {"section.key": value} of everything that decides a stage's result, keys of earlier stages included."""
     plain = to_dict(run.config)
-    inputs: dict[str, Any] = {"seed": run.config.seed, "shards": run.shards.hash[:16], "split": run.split.hash}
+    inputs: dict[str, Any] = {
+        "seed": run.config.seed, run.samples.kind: run.samples.hash[:16], "split": run.split.hash,
+    }  # fmt: skip
     if stage == "pretrain" and run.split.halves:  # both halves have the same base classes
         plain["data"].pop("holdout")
-    for section in ("data", *STAGES[: STAGES.index(stage) + 1]):
+    sections = ("data", *STAGES[: STAGES.index(stage) + 1])
+    if run.features:
+        inputs |= {"features.scale": plain["features"]["scale"], "data.holdout": plain["data"].get("holdout")}
+        sections = tuple(name for name in sections if name in ("learn", "evaluate"))
+    for section in sections:
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:
                 inputs[f"{section}.{key}"] = value

@@ -35,12 +35,19 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
         "command": command(*sys.argv[1:]),
         "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},
         "machine": {"platform": platform.platform(), "ranks": context.world, "device": str(context.device)},
-        "shards": run.shards.hash,
-        "orientation": run.shards.orientation,
+        run.samples.kind: run.samples.hash,
+        **_source(run),
         "split": {"name": run.split.name, "hash": run.split.hash, "holdout": run.config.data.holdout},
         "seeds": {"seed": run.config.seed, "evaluate.seed": run.config.evaluate.seed},
         **({"backbone": backbone} if (backbone := _backbone(run)) else {}),
     }
+
+
+def _source(run: Run) -> dict[str, Any]:
+    """Return what else is to be known of a run's images or features."""
+    if run.features:
+        return {"files": {name: str(subset.path) for name, subset in run.features.subsets.items()}}
+    return {"orientation": run.shards.orientation}
 
 
 def _backbone(run: Run) -> dict[str, Any]:

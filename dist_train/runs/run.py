@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from dist_train.config import Config
+from dist_train.data.features.feature_set import FeatureSet, open_features
 from dist_train.data.loading.order import Order, rank_slice
 from dist_train.data.shards.index import SUBSETS, ShardSet, open_shards
-from dist_train.data.splits import Split, View, load_split, make_view
+from dist_train.data.splits import Groups, Split, View, load_split, make_groups, make_view
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
 from dist_train.runs.commit import git_commit
@@ -22,23 +23,40 @@ from dist_train.training.strategies.deepspeed import deepspeed_options
 
 @dataclass(frozen=True)
 class Run:
-    """Hold a run's configuration, shards and split.
+    """Hold a run's configuration, its images or features, and its split.
 
     Attributes:
+        samples: the shards of its images, or features from elsewhere.
         base, novel: classes (wnids) in these roles, as the split and ``data.holdout`` say; ``novel`` may be empty.
     """
 
     config: Config
-    shards: ShardSet
+    samples: ShardSet | FeatureSet
     split: Split
     base: tuple[str, ...]
     novel: tuple[str, ...]
-    _views: dict[tuple[str, str], View] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _groups: dict[tuple[str, str], Groups] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def dir(self) -> Path:
         """The run's folder."""
         return self.config.run_dir
+
+    @property
+    def features(self) -> FeatureSet | None:
+        """The features of a run without images."""
+        return self.samples if isinstance(self.samples, FeatureSet) else None
+
+    @property
+    def shards(self) -> ShardSet:
+        """The shards of the run's images.
+
+        Raises:
+            UserError: it has none.
+        """
+        if isinstance(self.samples, ShardSet):
+            return self.samples
+        raise UserError(f"{self.dir}: this run is of features, it has no images; take a run of images for that")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -55,31 +73,50 @@ class Run:
         """Positions of ``scored`` in ``base``."""
         return self.split.kept(self.config.data.holdout)
 
-    def view(self, subset: str, role: str) -> View:
-        """Return the images of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; each view is made
+    def groups(self, subset: str, role: str) -> Groups:
+        """Return the samples of the ``base``, ``scored`` or ``novel`` classes in ``train`` or ``val``; they are grouped
         once."""
-        if (subset, role) not in self._views:
+        if (subset, role) not in self._groups:
             classes = {"base": self.base, "scored": self.scored, "novel": self.novel}[role]
-            view = make_view(self.shards[subset], self.shards.classes, classes, self.config.data.split)
-            self._views[subset, role] = view
-        return self._views[subset, role]
+            samples, split = self.samples, self.config.data.split
+            self._groups[subset, role] = (
+                make_view(samples[subset], samples.classes, classes, split)
+                if isinstance(samples, ShardSet)
+                else make_groups(samples[subset], samples.classes, classes, split)
+            )
+        return self._groups[subset, role]
+
+    def view(self, subset: str, role: str) -> View:
+        """Return ``groups`` as a view of the shards.
+
+        Raises:
+            UserError: the run has no images.
+        """
+        assert self.shards
+        view = self.groups(subset, role)
+        assert isinstance(view, View)
+        return view
 
 
 def open_run(config: Config, world: int = 1) -> Run:
-    """Open a run's shards and split.
+    """Open a run's shards or features, and its split.
 
     Raises:
-        UserError: shards or split are missing or unfit, or keys do not fit them or ``world`` ranks.
+        UserError: shards, features or split are missing or unfit, or keys do not fit them or ``world`` ranks.
     """
     git_commit()  # read and remembered now, while the checkout is still the running code
     split = load_split(config.data.split)
     base, novel = split.roles(config.data.holdout)
-    shards = open_shards(config.data.shards, config.cache, config.data.block_shards)
-    run = Run(config, shards, split, base, novel)
+    samples: ShardSet | FeatureSet
+    if config.features:
+        samples = open_features(config.features)
+    else:
+        samples = open_shards(config.data.shards, config.cache, config.data.block_shards)
+    run = Run(config, samples, split, base, novel)
     for subset, role in product(SUBSETS, run.roles):
-        run.view(subset, role)
+        run.groups(subset, role)
     # Errors that would otherwise appear hours later, or after a stage has begun, appear here.
-    if config.backbone is None:
+    if config.trains:
         Order(len(run.view("train", "base")), config.pretrain.global_batch, config.seed)  # refuses too few images
     check_config(config, world)
     _check_evaluation(run)
@@ -99,7 +136,7 @@ def _check_evaluation(run: Run) -> None:
                 f"evaluate.protocol={config.protocol}: split {run.split.name} has no novel classes; give joint"
             )
         return
-    fewest = int(np.diff(run.view("train", "novel").bounds).min())
+    fewest = int(np.diff(run.groups("train", "novel").bounds).min())
     if config.images > fewest:
         more = "" if config.protocol == "joint" else f", {config.images} needed with the queries"
         raise UserError(f"evaluate.shots={config.shots}: a novel class has only {fewest} training images{more}")
@@ -117,7 +154,7 @@ def check_config(config: Config, world: int) -> None:
     for name in config.evaluate.methods:
         if config.evaluate.protocol != "joint" and methods.METHODS[name].oracle:
             raise UserError(f"evaluate.methods: {name} is shown all images; it needs evaluate.protocol=joint")
-    if config.backbone:  # nothing is trained
+    if not config.trains:
         return
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
     if len(share) < 2:

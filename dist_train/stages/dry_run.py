@@ -79,6 +79,8 @@ def dry_run(config: Config, world: int) -> list[str]:
     Raises:
         UserError: options that do not fit each other, the shards or ``world`` ranks.
     """
+    if config.features:
+        return _plan_features(config)
     if config.backbone:
         return _plan_without_training(config, config.backbone, world)
     work, options = _workload(config, world), config.pretrain
@@ -121,6 +123,20 @@ def _plan_without_training(config: Config, backbone: BackboneConfig, world: int)
         f"model       {cost.parameters / 1e6:.1f} M parameters, activations of {opened.backbone.dim} numbers, "
         f"{cost.flops / 1e9:.2f} GFLOP an image of {side} pixels; {cost.flops * images:.3g} FLOP in all",
         _later_stages(config, images),
+    ]
+
+
+def _plan_features(config: Config) -> list[str]:
+    """Return the lines for a run of features."""
+    run = open_run(config)
+    assert run.features
+    rows = len(run.groups("train", "base"))
+    return [
+        f"run         {config.run_dir}",
+        f"features    {rows:,} rows of {len(run.base)} base classes, {run.features.dim} activations each "
+        f"({run.features['train'].path})",
+        "pretrain    checks the features; nothing is trained",
+        _later_stages(config, rows).replace("extract", "store").replace("images", "rows"),
     ]
 
 

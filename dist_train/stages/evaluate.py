@@ -141,12 +141,13 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
         shots=config.shots if drawn else [int(NO_SHOTS)],
         draws=config.draws if drawn else 1,
         interval=interval if drawn else "no interval: nothing is drawn",
-        queries=Counts(len(run.view("val", "scored")), len(run.view("val", "novel")) if drawn else 0)
+        queries=Counts(len(run.groups("val", "scored")), len(run.groups("val", "novel")) if drawn else 0)
         if joint
         else None,
         classes=Counts(len(run.scored), len(run.novel)),
         split=SplitFacts(**facts["split"]),
-        shards=facts["shards"],
+        shards=run.samples.hash,
+        samples=run.samples.kind,
         seed=config.seed,
         rule=config.rule,
         options=config.options,

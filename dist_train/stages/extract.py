@@ -26,6 +26,7 @@ from dist_train.files import atomic_write
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.backbone import RunBackbone, load_backbone
+from dist_train.stages.features import store_features
 from dist_train.training.precision import MixedPrecision
 
 
@@ -37,6 +38,8 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     pass continues on any number of ranks, and memory holds one block. A training image that cannot
     be used is represented by the image that replaced it in training.
 
+    Features from elsewhere are written into the same tables.
+
     Raises:
         Stopped: the run is to stop; the blocks that are written stay.
     """
@@ -44,8 +47,28 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     if stage.done:
         return stage.log_done()
     began = time.perf_counter()
-    backbone = load_backbone(run.config, context.device)
-    images = 0
+    if run.features:
+        images, has_head = store_features(run, run.features, context), False
+    else:
+        backbone = load_backbone(run.config, context.device)
+        images, has_head = _see_images(stage, backbone, context, stop), backbone.has_head
+    facts = {}
+    if context.main:
+        table = load(stage.folder, "base_train")
+        means = table.means()
+        with atomic_write(stage.folder / "means.f32.npy") as file:
+            np.save(file, means)
+        log.info("extract: class means of %d base classes in %s", len(means), stage.folder)
+        if not has_head:
+            facts["head"] = _make_head(run, table, context)
+    context.barrier("extract-means")  # before the gather, which does not wait as long
+    seconds = time.perf_counter() - began
+    stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1), **facts)
+
+
+def _see_images(stage: Stage, backbone: RunBackbone, context: Context, stop: StopFlag) -> int:
+    """Write all tables, and return the number of images in this rank's blocks."""
+    run, images = stage.run, 0
     for role, subset in product(run.roles, SUBSETS):
         view, name = run.view(subset, role), f"{role}_{subset}"
         store = Store(stage.folder, name, view, backbone.network.dim, run.config.extract.block)
@@ -59,18 +82,7 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
         context.barrier(f"extract-{role}-{subset}-written")
         if stop.agreed_now():
             raise Stopped(f"extract {role} {subset}: {len(store.missing())} blocks left")
-    facts = {}
-    if context.main:
-        table = load(stage.folder, "base_train")
-        means = table.means()
-        with atomic_write(stage.folder / "means.f32.npy") as file:
-            np.save(file, means)
-        log.info("extract: class means of %d base classes in %s", len(means), stage.folder)
-        if not backbone.has_head:
-            facts["head"] = _make_head(run, table, context)
-    context.barrier("extract-means")  # before the gather, which does not wait as long
-    seconds = time.perf_counter() - began
-    stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1), **facts)
+    return images
 
 
 def _make_head(run: Run, table: Activations, context: Context) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def _make_head(run: Run, table: Activations, context: Context) -> dict[str, Any]
     made = fit(table, context.device, watch)
     save_head(run.dir, made.rows, made.bias)
     log.info(
-        "extract: the network has no rows for the base classes; they are made in closed form: %s of strength %g, right "
+        "extract: the base classes have no trained rows; they are made in closed form: %s of strength %g, right "
         "for %.1f%% of held-out base images (cross-validation)", made.kind, made.strength, made.top1,
     )  # fmt: skip
     return made.facts()

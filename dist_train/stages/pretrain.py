@@ -26,6 +26,7 @@ from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.backbone import RunBackbone, give_rows, open_on_each_rank
+from dist_train.stages.features import check_features
 from dist_train.training import checkpoint
 from dist_train.training.classification import Classification, evaluate
 from dist_train.training.finetuning import freeze
@@ -38,7 +39,7 @@ from dist_train.training.window import Window
 
 def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
     """Train ``pretrain.model`` or ``pretrain.init`` on the base classes, and write ``pretrain/final`` and
-    ``pretrain/best``; or take in the trained network that ``backbone`` names.
+    ``pretrain/best``; or take in the trained network that ``backbone`` names, or check ``features``.
 
     The final weights, not the best, go on to ``extract``: choosing by validation accuracy would be choosing on the
     images that are reported.
@@ -47,6 +48,8 @@ def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
         Stopped: the ranks agreed to stop, and everything is saved.
         UserError: the trained network cannot be opened.
     """
+    if run.features:
+        return check_features(run, run.features, context, redo)
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:
         return stage.log_done()

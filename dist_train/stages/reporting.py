@@ -45,8 +45,9 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
     folder = run.dir / "evaluate"
     scoring.context.report_progress("evaluate: pictures")
     wnids = (*run.scored, *run.novel)
-    classes = ClassList(wnids, tuple(run.shards.synsets.names(wnids)), len(run.scored))
+    classes = ClassList(wnids, tuple(run.samples.synsets.names(wnids)), len(run.scored))
     vectors = _class_vectors(run, scoring.base)
+    shows_images = isinstance(scoring, JointScoring) and run.features is None
     with torch.inference_mode():
         best = _write_per_class(folder, results, classes)
         channels = {title: class_vectors.channel_impact(rows) for title, rows in vectors.items() if title != _MEANS}
@@ -55,7 +56,7 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
             channels={**channels, "paper": class_vectors.PAPER_IMPACT},
             diagonal=_diagonal(run, scoring.base),
             classes=best,
-            examples=None if isinstance(scoring, BaseScoring) else _examples(run, results, best.rows, scoring, classes),
+            examples=_examples(run, results, best.rows, scoring, classes) if shows_images else None,
         )
     _write_figures(folder / "figures", pictures)
     facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}
@@ -99,7 +100,7 @@ def _maps(run: Run, vectors: Mapping[str, Array]) -> ClassMaps | None:
     by_predictors = [title for title in vectors if title not in (_MEANS, _ROWS)]
     by_phi2 = f"rows of {display_name('phi2')}"
     titles = [_MEANS, _ROWS, *([by_phi2] if by_phi2 in by_predictors else by_predictors[-1:])]
-    synsets = run.shards.synsets
+    synsets = run.samples.synsets
     names, groups = synsets.names(run.base), synsets.groups(run.base)
     return class_vectors.map_classes({title: vectors[title] for title in titles}, run.base, names, groups)
 

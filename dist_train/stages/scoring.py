@@ -142,7 +142,7 @@ class JointScoring(Scoring):
         super().__init__(run, context)
         self.novel_train = load(run.dir / "extract", "novel_train")
         base_val, novel_val = (load(run.dir / "extract", f"{role}_val") for role in ("base", "novel"))
-        for table in (base_val, novel_val):
+        for table in () if run.features else (base_val, novel_val):  # features have no keys
             assert_disjoint(run.shards["train"], self.novel_train.ids, run.shards["val"], table.ids)
         self.base_queries, self.novel_queries = (
             Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))

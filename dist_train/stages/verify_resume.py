@@ -49,12 +49,13 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
     Raises:
         UserError: there is no checkpoint, or it is of other inputs.
     """
+    order = base_order(run)  # first: it refuses a run without images
     folder = run.dir / "pretrain" / "checkpoints"
     saved = checkpoint.load_latest(folder)
     if saved is None:
         raise UserError(f"{folder}: no checkpoint yet; start the run first")
     check_checkpoint(saved, stage_inputs(run, "pretrain"), folder)
-    step, size, order = saved.state["step"], run.config.pretrain.global_batch, base_order(run)
+    step, size = saved.state["step"], run.config.pretrain.global_batch
     differences = []
     if "next" in saved.state and saved.state["next"] != fingerprint(run, order, step):
         differences.append(f"batch {step}: samples or windows are not those that the run recorded in its checkpoint")

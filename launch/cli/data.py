@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dist_train.config import DrawConfig, PackConfig
+from dist_train.config import DrawConfig, FeaturesConfig, PackConfig
 from dist_train.errors import UserError
 from dist_train.names import class_name
 from launch.cli.signature import Keys, Option, Options
@@ -53,6 +53,8 @@ class SplitOptions(Options):
 
     shards: Path | None = None
     """Take the classes of these shards ..."""
+    features: Path | None = None
+    """... or of this file of features (docs/features.md) ..."""
     wnids: Path | None = None
     """... or of this file: the first word of each line."""
     split: str | None = None
@@ -81,8 +83,8 @@ def split(options: SplitOptions) -> int:
     out = options.out
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; give the .json file to write")
-    if [options.shards, options.wnids, options.split].count(None) != 2:
-        raise UserError("split: give the classes by --shards, by --wnids or by --split, one of the three")
+    if [options.shards, options.features, options.wnids, options.split].count(None) != 3:
+        raise UserError("split: give the classes by --shards, --features, --wnids or --split, one of the four")
     if options.split:
         if options.novel is not None or options.novel_list or options.pseudo_novel:
             raise UserError("--split: names its novel classes; leave --novel, --novel_list and --pseudo_novel out")
@@ -98,11 +100,12 @@ def split(options: SplitOptions) -> int:
 
 
 def _new_split(options: SplitOptions) -> Split:
-    """Return a split of the classes of shards or of a list.
+    """Return a split of the classes of shards, of features or of a list.
 
     Raises:
         UserError: a class that is named is not there, or options do not go together.
     """
+    from dist_train.data.features.feature_set import label_classes
     from dist_train.data.shards.index import open_shards
     from dist_train.data.splits import Split, draw_split, read_classes
 
@@ -110,6 +113,8 @@ def _new_split(options: SplitOptions) -> Split:
         raise UserError("split: give the novel classes by --novel N or by --novel_list FILE, one of the two")
     if options.wnids:
         classes = read_classes(options.wnids)
+    elif options.features:
+        classes = label_classes(options.features, FeaturesConfig(train=options.features, val=options.features))
     else:
         assert options.shards is not None  # split() has checked
         classes = list(open_shards(options.shards).classes)

@@ -360,6 +360,6 @@ def _origin(report: StudyReport) -> str:
         f"{results.classes.novel} pseudo-novel classes are scored together, on {queries} images. "
         "H = harmonic mean of base and novel top-1. The best by H is over all shots; settings whose difference from "
         "it is within its interval are as good, and the one in the middle is named. "
-        f"Split {results.split.name} ({results.split.hash}), shards {results.shards[:16]}, "
+        f"Split {results.split.name} ({results.split.hash}), {results.samples} {results.shards[:16]}, "
         f"commit {', '.join(report.commits)}, command: {results.command}"
     )

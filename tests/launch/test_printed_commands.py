@@ -129,7 +129,7 @@ def test_a_class_without_validation_images(
                "--runs", str(tmp_path / "runs")]  # fmt: skip
     assert main(["learn", *options, "--data.split", str(folder / "a split.json")]) == 1
     error = capsys.readouterr().err.strip()
-    assert "has no val image (2 of 6 classes have none); pack some of it too, or leave it out: " in error, error
+    assert "has no val image (2 of 6 classes have none); add some of it, or leave it out: " in error, error
     done = shell(printed(error), tmp_path)
     assert done.returncode == 0 and "4 base (0 pseudo-novel), 3 novel" in done.stdout, done.stderr
     more = shlex.split(error.split(" and then ")[1])

@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,12 @@ class Subset:
         """The folder or URL of the pack, for messages."""
         return self.cache.url if self.cache else str(self.root)
 
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The number of each image's class: int32 [N]."""
+        labels: npt.NDArray[np.int32] = self.samples["label"]
+        return labels
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -160,6 +166,7 @@ class ShardSet:
         synsets: empty where it was packed without a devkit.
     """
 
+    kind: ClassVar[str] = "shards"
     source: str
     classes: tuple[str, ...]
     subsets: dict[str, Subset]

@@ -79,7 +79,7 @@ def list_parquet(files: list[Path], subset: str, numbering: Numbering, progress:
     names: list[str] = []
     with progress_bar(len(files), f"scan {subset}", "file", progress) as bar:
         for number, file in enumerate(files):
-            source = _open(parquet, file)
+            source = open_parquet(parquet, file)
             own = _class_names(source, file)
             if number and own != names:
                 raise UserError(f"{file}: names other classes than {files[0]}; give the files of one data set")
@@ -151,7 +151,7 @@ def image_bytes(file: Path, threads: int) -> Iterator[list[Any]]:
 
     done = 0
     with reading(file):
-        source = _open(parquet, file)
+        source = open_parquet(parquet, file)
         for batch in source.iter_batches(BATCH_ROWS, columns=["image.bytes"], use_threads=threads > 1):
             images = compute.struct_field(batch.column(0), "bytes")
             if images.null_count:
@@ -178,7 +178,7 @@ class reading:
             raise UserError(f"{self.file}: cannot be read as parquet ({reason}); {REMEDY}") from None
 
 
-def _open(parquet: Any, file: Path) -> Any:
+def open_parquet(parquet: Any, file: Path) -> Any:
     with reading(file):
         source = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20)
     return source
