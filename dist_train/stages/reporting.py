@@ -47,7 +47,6 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
     wnids = (*run.scored, *run.novel)
     classes = ClassList(wnids, tuple(run.samples.synsets.names(wnids)), len(run.scored))
     vectors = _class_vectors(run, scoring.base)
-    shows_images = isinstance(scoring, JointScoring) and run.features is None
     with torch.inference_mode():
         best = _write_per_class(folder, results, classes)
         channels = {title: class_vectors.channel_impact(rows) for title, rows in vectors.items() if title != _MEANS}
@@ -56,7 +55,7 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
             channels={**channels, "paper": class_vectors.PAPER_IMPACT},
             diagonal=_diagonal(run, scoring.base),
             classes=best,
-            examples=_examples(run, results, best.rows, scoring, classes) if shows_images else None,
+            examples=_examples(run, results, best.rows, scoring, classes),
         )
     _write_figures(folder / "figures", pictures)
     facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}
@@ -130,9 +129,12 @@ def _write_per_class(folder: Path, results: Results, classes: ClassList) -> Clas
 
 
 def _examples(
-    run: Run, results: Results, rows: Sequence[ClassAccuracy], scoring: JointScoring, classes: ClassList
-) -> Examples:
-    """Return, for some novel classes, supports of the first draw, first queries, and the best method's answers."""
+    run: Run, results: Results, rows: Sequence[ClassAccuracy], scoring: JointScoring | BaseScoring, classes: ClassList
+) -> Examples | None:
+    """Return, for some novel classes, supports of the first draw, first queries, and the best method's answers; None
+    where there are no novel classes or no images."""
+    if isinstance(scoring, BaseScoring) or run.features:
+        return None
     best, shots = best_method(results), min(results.shots)
     support, novel_train = scoring.supports[0], scoring.novel_train
     novel_val = load(run.dir / "extract", "novel_val")

@@ -211,7 +211,7 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda f: write_npz(f / "a.npz", TRAIN, np.array(LABELS)), "labels are numbers; name them by"
     ),
     "too few names": (
-        lambda f: write_npz(f / "a.npz", TRAIN, np.array(LABELS), classes=np.array(["a", "b"])), "label 2, but it names 2"
+        lambda f: write_npz(f / "a.npz", TRAIN, np.array(LABELS), classes=np.array(["a", "b"])), "label 2, but it names"
     ),
     "no class name": (
         lambda f: write_npz(f / "a.npz", TRAIN, np.array(["a/b", *TEXTS[1:]])), "class name 'a/b': it has a"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +101,7 @@ class FeatureSet:
         hash: identifies the content of all files.
     """
 
-    kind: ClassVar[str] = "features"
+    kind: ClassVar[Literal["features"]] = "features"
     classes: tuple[str, ...]
     subsets: dict[str, FeatureSubset]
     hash: str

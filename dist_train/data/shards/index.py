@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +166,7 @@ class ShardSet:
         synsets: empty where it was packed without a devkit.
     """
 
-    kind: ClassVar[str] = "shards"
+    kind: ClassVar[Literal["shards"]] = "shards"
     source: str
     classes: tuple[str, ...]
     subsets: dict[str, Subset]

@@ -179,6 +179,14 @@ class reading:
 
 
 def open_parquet(parquet: Any, file: Path) -> Any:
+    """Open a file as a ``pyarrow.parquet.ParquetFile``.
+
+    Args:
+        parquet: what ``pyarrow_parquet`` returns.
+
+    Raises:
+        UserError: it is damaged.
+    """
     with reading(file):
         source = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20)
     return source
