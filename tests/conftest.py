@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ pytest_plugins = [
 ]
 
 ROOT = Path(__file__).parents[1]
+# Before a library reads it, and for every process that a test starts: the command line would take all CPUs for each of
+# several tests at a time, and threads that wait for their turn spin.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # Folders and files whose tests take or wait the longest: first, so that the short ones fill the gaps at the end.
