@@ -123,13 +123,13 @@ def write_tables(
         files[name] = np.lib.format.open_memmap(folder / f"{name}.f16.npy", "w+", np.float16, (len(groups), dim))
         with atomic_write(folder / f"{name}.rows.npz") as file:
             np.savez(file, ids=groups.ids, offsets=groups.bounds)
-    orders = {name: np.argsort(groups.ids) for name, groups in tables.items()}  # by sample id
+    places = {name: np.argsort(groups.ids) for name, groups in tables.items()}  # rows in the order of sample ids
+    ids = {name: groups.ids[places[name]] for name, groups in tables.items()}
     done = 0
     for piece in pieces:
-        for name, groups in tables.items():
-            ids = groups.ids[orders[name]]
-            first, last = np.searchsorted(ids, [done, done + len(piece)])
-            files[name][orders[name][first:last]] = piece[ids[first:last] - done]
+        for name in tables:
+            first, last = np.searchsorted(ids[name], [done, done + len(piece)])
+            files[name][places[name][first:last]] = piece[ids[name][first:last] - done]
         done += len(piece)
     for table in files.values():
         table.flush()

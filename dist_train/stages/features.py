@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dist_train.data.activations import write_tables
+from dist_train.data.activations import load, write_tables
 from dist_train.data.features.feature_set import FeatureSet, FeatureSubset
 from dist_train.data.shards.index import SUBSETS
 from dist_train.distributed.context import Context
@@ -54,6 +54,7 @@ def store_features(run: Run, features: FeatureSet, context: Context) -> int:
             write_tables(run.dir / "extract", tables, features.dim, _watched(subset, "extract", context))
             written += sum(map(len, tables.values()))
             _log_left_out(run, features, subset)
+        _warn_of_repeated(run)
     context.barrier("features-stored")
     return written
 
@@ -68,6 +69,20 @@ def _log_left_out(run: Run, features: FeatureSet, subset: FeatureSubset) -> None
         log.info(
             "extract: %d rows of %s are left out: the split does not use their classes %s%s",
             rows, subset.path, ", ".join(others[:_NAMED]), more,
+        )  # fmt: skip
+
+
+def _warn_of_repeated(run: Run) -> None:
+    """Warn of rows that training and validation share: such a query may have been a support."""
+    train, val = (
+        [hash(row.tobytes()) for role in run.roles for row in load(run.dir / "extract", f"{role}_{name}").rows]
+        for name in SUBSETS
+    )
+    shared = sum(map(set(train).__contains__, val))
+    if shared:
+        log.warning(
+            "extract: %d of %d validation rows are among the training rows too, number by number; accuracy on images "
+            "that a method was shown says little", shared, len(val),
         )  # fmt: skip
 
 

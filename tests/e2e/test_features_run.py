@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dist_train.stages.dry_run import dry_run
 from dist_train.stages.pretrain import pretrain
 from launch.cli.main import main
 
+TorchRun = Callable[..., subprocess.CompletedProcess[str]]
 CLASSES = [f"class {n}" for n in range(9)]
 STEPS = {f"{name}_steps": 5.0 for name in ("finetune", "logistic", "child", "linear_oracle")}
 
@@ -174,3 +176,42 @@ def test_a_split_of_features(clusters: Config, tmp_path: Path, capsys: pytest.Ca
     assert "6 base (0 pseudo-novel), 3 novel" in capsys.readouterr().out
     entry = json.loads(out.read_text())
     assert sorted(entry["base"] + entry["novel"]) == CLASSES
+
+
+def test_two_ranks_share_the_work(clusters: Config, tmp_path: Path, torchrun: TorchRun) -> None:
+    few = replace(clusters.learn, methods=["phi1"]), replace(clusters.evaluate, methods=["mean", "ridge", "phi1"])
+    config = replace(clusters, runs=tmp_path, learn=few[0], evaluate=few[1])
+    results = {}
+    for ranks in (1, 2):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(to_dict(replace(config, name=str(ranks)))))
+        torchrun(ranks, "-m", "dist_train", "run", "--config", str(path))
+        results[ranks] = Results.read(tmp_path / str(ranks) / "evaluate" / "results.json")
+    for name in ("mean", "ridge"):  # phi1's sums are taken in another order
+        assert results[1].methods[name] == results[2].methods[name]
+    assert set(results[2].methods) == {"mean", "ridge", "phi1"}
+
+
+def test_a_class_of_one_row_no_novel_classes_and_a_repeated_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    train, val = rng.standard_normal((9, 6)), rng.standard_normal((3, 6))
+    val[1] = train[4]
+    np.savez(tmp_path / "train", activations=train, labels=np.array([*"aaaabbbbc"]))
+    np.savez(tmp_path / "val", activations=val, labels=np.array([*"abc"]))
+    save_split(Split("all", ("a", "b", "c"), ()), tmp_path / "split.json")
+    config = Config(
+        runs=tmp_path,
+        data=DataConfig(split=str(tmp_path / "split.json")),
+        features=FeaturesConfig(train=tmp_path / "train.npz", val=tmp_path / "val.npz"),
+        learn=LearnConfig(methods=["phi_plus"], steps=5, precision="fp32"),
+        evaluate=EvaluateConfig(methods=["nn", "mean", "ridge", "imprint", "phi_plus", "nn_oracle"]),
+    )
+    run = run_all(config)
+    results = Results.read(run.dir / "evaluate" / "results.json")
+    assert results.base_only and results.queries and results.queries.base == 3
+    assert results.methods["nn"].shots[0]["base_top5"].mean == 100
+    assert "1 of 3 validation rows are among the training rows too" in caplog.text
+    text = (run.dir / "evaluate" / "table.md").read_text()
+    assert text.startswith("The activations are features from elsewhere.\n") and "base accuracy only" in text
