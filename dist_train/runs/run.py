@@ -165,12 +165,26 @@ def check_config(config: Config, world: int) -> None:
         deepspeed_options(config.pretrain, world)
 
 
+def check_weights(config: Config) -> None:
+    """Check that the weights of a trained network can be read, where the run has not taken them in yet.
+
+    Raises:
+        UserError: they cannot; says where they must be.
+    """
+    from dist_train.models.backbones import weights_sha256  # not above: torchvision, which it needs, takes seconds
+
+    for options in (config.backbone, config.pretrain.init):
+        if options and not (config.run_dir / "pretrain" / "done.json").is_file():
+            weights_sha256(options)
+
+
 def check_device(config: Config) -> None:
     """Check that this machine can do what all stages ask for.
 
     Raises:
         UserError: it cannot; the key is named.
     """
+    check_weights(config)
     if torch.cuda.is_available():
         return
     for section in ("pretrain", "extract", "learn"):

@@ -64,7 +64,7 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
         UserError: the chain cannot succeed; the line names what does not fit.
     """
     from dist_train.runs.inputs import check_inputs
-    from dist_train.runs.run import check_config, open_run
+    from dist_train.runs.run import check_config, check_weights, open_run
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
@@ -74,6 +74,7 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
     resources = stage_resources(cluster, "pretrain", overrides)
     ranks = resources.ranks if "pretrain" in stages else 1
     check_config(config, ranks)
+    check_weights(config)
     _check_pack(config)
     if "prepare" not in stages:
         run = open_run(config, ranks)

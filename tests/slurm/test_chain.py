@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 import yaml
 from chain import TOOL, Chain, output
 from fixtures.processes import WarmPython
 
-from dist_train.config import Config, to_dict
+from dist_train.config import BackboneConfig, Config, PretrainConfig, to_dict
+from dist_train.data.activations import load
 from dist_train.training import checkpoint, metrics
 from launch.cli.main import main
 from launch.slurm import jobs
@@ -233,13 +236,20 @@ def test_watched_and_cancelled_is_not_started_again(
 
 
 def test_code_edited_while_a_job_waits_does_not_change_it(make_chain: Make, tmp_path: Path, capsys: Any) -> None:
-    """The snapshot runs, although the job starts in the folder of the checkout."""
-    chain = make_chain()
-    assert chain.submit("--stages", "pretrain") == 0
+    """The snapshot runs, although the job starts in the folder of the checkout; here with a trained network of timm,
+    which the first job takes in, and two nodes of the second extract with."""
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    chain = make_chain(data={"eval_resize": 256, "eval_size": 224})
+    backbone = BackboneConfig(source="timm:resnet10t", weights=weights, size=64)
+    chain.config = replace(chain.config, pretrain=PretrainConfig(), backbone=backbone)
+    assert chain.submit("--stages", "pretrain,extract") == 0
     (code,) = (chain.run / "launch").glob("code-*")
     (code / "COMMIT").write_text("of-the-snapshot\n")  # the checkout has another commit
-    chain.wait(lambda: chain.finished("pretrain"))
-    assert json.loads((chain.run / "provenance.json").read_text())["commit"] == "of-the-snapshot"
+    chain.wait(lambda: chain.finished("extract"))
+    provenance = json.loads((chain.run / "provenance.json").read_text())
+    assert provenance["commit"] == "of-the-snapshot" and provenance["backbone"]["file"] == "weights.pth"
+    assert load(chain.run / "extract", "base_train").rows.shape == (120, 512)
 
 
 @pytest.mark.parametrize(

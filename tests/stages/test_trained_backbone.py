@@ -14,7 +14,7 @@ import timm
 import torch
 
 from dist_train.classifier.from_run import from_run
-from dist_train.config import BackboneConfig, Config, PretrainConfig
+from dist_train.config import BackboneConfig, Config, PretrainConfig, to_yaml
 from dist_train.config.io import with_options
 from dist_train.data.activations import load
 from dist_train.data.loading.loader import eval_batches
@@ -190,7 +190,7 @@ def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--backbone.source", "timm:resnet10t", "--pretrain.epochs", "3"), "pretrain.epochs=3.0: must be left out"),
+        (("--backbone.source", "timm:resnet10t", "--pretrain.lr", "3"), "pretrain.lr=3.0: must be left out"),
         (("--backbone.source", "timm:resnet10t", "--data.eval_size", "64"), "data.eval_size=64: must be left out"),
         (("--backbone.weights", "x.pth"), "backbone.source='': must be timm:NAME"),
         (("--pretrain.freeze", "layer1"), "pretrain.freeze='layer1': must be left out without pretrain.init"),
@@ -199,7 +199,7 @@ def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(
             "pretrain.model='resnet18': must be left",
         ),
         (("--pretrain.init.source", "timm:a", "--pretrain.layer_decay", "0"), "pretrain.layer_decay=0.0: must be in"),
-        (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "8"), "pretrain.init.size=8: must be >= 32"),
+        (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "8"), "backbone.size=8: must be >= 32"),
     ],
 )
 def test_keys_without_a_meaning_are_refused_by_name(options: tuple[str, ...], message: str) -> None:
@@ -217,3 +217,21 @@ def test_dry_run_says_what_is_taken_in(
     assert main(["run", *words, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "nothing is trained" in out and "activations of 512 numbers" in out and "then        extract 120" in out
+
+
+def test_two_ranks_extract_what_a_rank_extracts(
+    config: Config, weights: Weights, tmp_path: Path, torchrun: Callable[..., Any]
+) -> None:
+    config = taking(config, "vit_tiny_patch16_224", weights("vit_tiny_patch16_224"), name="two")
+    config = replace(config, learn=replace(config.learn, methods=["phi1"], steps=4))
+    config = replace(config, evaluate=replace(config.evaluate, methods=["mean", "phi1"], draws=2))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    done = torchrun(2, "-m", "dist_train", "run", "--config", str(path))
+    assert "made in closed form: " in done.stderr
+    lone = go(replace(config, name="one"), pretrain, extract)
+    for name in ("base_train", "base_val", "novel_train", "novel_val"):
+        one, two = (load(config.runs / run / "extract", name).rows for run in ("one", "two"))
+        np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=2e-3, atol=2e-3)
+    rows = [load_head(run, torch.device("cpu"))[0] for run in (lone.dir, config.run_dir)]
+    torch.testing.assert_close(*rows, rtol=0.05, atol=0.05)

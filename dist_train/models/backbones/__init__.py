@@ -43,13 +43,13 @@ def open_pretrained(options: BackboneConfig) -> Pretrained:
 
 
 def weights_sha256(options: BackboneConfig) -> str:
-    """Return the sha256 of the weights of a trained network. A file is read once in a process, unless it changes.
+    """Return the sha256 of a trained network's weights. They are read once in a process, unless their file changes.
 
     Raises:
         UserError: as ``open_pretrained``.
     """
     if options.weights is None:
-        return open_pretrained(options).origin.sha256
+        return _own_sha256(options.source, options.download)
     try:
         about = options.weights.stat()
         return _sha256(options.weights, about.st_size, about.st_mtime_ns)
@@ -57,6 +57,11 @@ def weights_sha256(options: BackboneConfig) -> str:
         raise UserError(
             f"backbone weights {options.weights}: cannot be read ({error.strerror}); give the file of the weights"
         ) from None
+
+
+@cache
+def _own_sha256(source: str, download: bool) -> str:
+    return open_pretrained(BackboneConfig(source=source, download=download)).origin.sha256
 
 
 @cache
