@@ -174,7 +174,8 @@ class DeepSpeed(Strategy):
         full = _utils().safe_get_full_fp32_param
         with torch.no_grad():
             for copied, parameter in zip(self._twin.parameters(), model.parameters(), strict=True):
-                copied.copy_(full(parameter))
+                if parameter.requires_grad:  # what is frozen is in the twin from the start
+                    copied.copy_(full(parameter))
             for copied_buffer, buffer in zip(self._twin.buffers(), model.buffers(), strict=True):
                 copied_buffer.copy_(buffer)
         return self._twin
