@@ -49,6 +49,10 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
     Raises:
         UserError: there is no checkpoint, or it is of other inputs.
     """
+    if run.config.backbone:
+        raise UserError(
+            f"{run.dir}: nothing was trained, as backbone names a trained network; there is no resume to prove"
+        )
     order = base_order(run)  # first: it refuses a run without images
     folder = run.dir / "pretrain" / "checkpoints"
     saved = checkpoint.load_latest(folder)

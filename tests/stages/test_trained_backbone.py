@@ -172,6 +172,7 @@ def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(
     assert config.backbone
     elsewhere = replace(config, backbone=replace(config.backbone, weights=moved))
     go(elsewhere, pretrain)
+    assert main(["verify-resume", str(config.run_dir)]) == 1
     other = timm.create_model("resnet10t")
     torch.save(other.state_dict(), moved)
     with pytest.raises(UserError, match=r"made from other inputs \(backbone\.sha256: '.*' -> '.*'\).*--redo"):
