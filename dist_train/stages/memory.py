@@ -110,8 +110,10 @@ def count_cost(config: PretrainConfig, classes: int, side: int) -> Cost:
     def ended(layer: nn.Module, *_: object) -> None:
         so_far.append((so_far[-1][0] + sum(w.numel() for w in layer.parameters(recurse=False)), keep.bytes))
 
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):  # not among fake tensors, of which timm would ask for numbers
         model = build(architecture)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        model.to_empty(device="cpu")
         for layer in model.modules():
             if list(layer.parameters(recurse=False)):
                 layer.register_forward_hook(ended)
