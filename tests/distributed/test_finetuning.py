@@ -34,9 +34,9 @@ INIT = BackboneConfig(source=f"timm:{VIT}", size=48)
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a file of random weights for each network."""
     folder = tmp_path_factory.mktemp("weights")
-    for name in (VIT, NET):
+    for name, size in ((VIT, {"img_size": 48}), (NET, {})):
         torch.manual_seed(0)
-        torch.save(timm.create_model(name, num_classes=1000).state_dict(), folder / f"{name}.pth")
+        torch.save(timm.create_model(name, **size).state_dict(), folder / f"{name}.pth")
     return folder
 
 

@@ -223,7 +223,7 @@ def test_dry_run_says_what_is_taken_in(
 def test_two_ranks_extract_what_a_rank_extracts(
     config: Config, weights: Weights, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
-    config = taking(config, "vit_tiny_patch16_224", weights("vit_tiny_patch16_224"), name="two")
+    config = replace(taking(config, "vit_tiny_patch16_224", weights("vit_tiny_patch16_224")), name="two")
     config = replace(config, learn=replace(config.learn, methods=["phi1"], steps=4))
     config = replace(config, evaluate=replace(config.evaluate, methods=["mean", "phi1"], draws=2))
     path = tmp_path / "config.yaml"
