@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from dist_train.config import BackboneConfig, Config, Preprocessing, PretrainConfig
-from dist_train.distributed.context import Context
+from dist_train.config import Config, Preprocessing, PretrainConfig
 from dist_train.models.backbones import Backbone, Origin, Pretrained, build, open_pretrained
 from dist_train.training import checkpoint
 
@@ -72,18 +71,6 @@ def architecture_of(config: PretrainConfig, classes: int) -> dict[str, Any]:
     if config.init is None:
         return {"name": config.model, "small_stem": config.small_stem, "num_classes": classes}
     return {**open_pretrained(config.init).backbone.architecture, "num_classes": classes}
-
-
-def open_on_each_rank(options: BackboneConfig, context: Context) -> Pretrained:
-    """Open a trained network on every rank: on rank 0 first, which may have to fetch it.
-
-    Raises:
-        UserError: see ``open_pretrained``.
-    """
-    context.report_progress(f"opening {options.source}", patient=True)
-    opened = open_pretrained(options) if context.main else None
-    context.barrier("backbone-opened")
-    return opened or open_pretrained(options)
 
 
 def give_rows(opened: Pretrained, base: Sequence[str]) -> int:

@@ -20,12 +20,12 @@ from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError, verifying
-from dist_train.models.backbones import Backbone, open_pretrained
+from dist_train.models.backbones import Backbone, Pretrained, open_pretrained
 from dist_train.models.backbones.ours import drop_branches, resnet
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
-from dist_train.stages.backbone import RunBackbone, give_rows, open_on_each_rank
+from dist_train.stages.backbone import RunBackbone, give_rows
 from dist_train.stages.features import check_features
 from dist_train.training import checkpoint
 from dist_train.training.classification import Classification, evaluate
@@ -50,12 +50,14 @@ def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     """
     if run.features:
         return check_features(run, run.features, context, redo)
+    done = context.gather((run.dir / "pretrain" / "done.json").is_file())[0]
+    opened = None if done and not redo else _open_trained(run, context)  # first: bad input must leave nothing behind
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:
         return stage.log_done()
     if run.config.backbone:
-        return _take_in(run, context, stage)
-    task = BackboneTraining(run, context)
+        return _take_in(stage, opened)
+    task = BackboneTraining(run, context, opened)
     folder = stage.folder / "checkpoints"
     saved = checkpoint.load_agreed(folder, context, task.strategy.loads_on)
     if saved:
@@ -72,18 +74,47 @@ def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     stage.finish(step=loop.done, best_top1=loop.best, seconds=round(loop.seconds, 1))
 
 
-def _take_in(run: Run, context: Context, stage: Stage) -> None:
-    """Write ``pretrain/final`` of a network that is trained already."""
-    assert run.config.backbone
-    began, facts = time.perf_counter(), {}
-    if context.main:
-        context.report_progress(f"opening {run.config.backbone.source}", patient=True)
-        opened = open_pretrained(run.config.backbone)
-        for note in opened.notes:
-            log.info("pretrain: %s", note)
-        own, known = opened.backbone.head.out_features, give_rows(opened, run.base)
-        has_head = known == len(run.base)
-        RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin, has_head).save(run.config)
+def _open_trained(run: Run, context: Context) -> Pretrained | None:
+    """Open the network that ``backbone`` or ``pretrain.init`` names; None where there is none. To be taken in, it is
+    needed on rank 0 alone.
+
+    Raises:
+        UserError: it cannot be opened, or keys do not fit it.
+    """
+    config = run.config
+    options = config.backbone or config.pretrain.init
+    if options is None:
+        return None
+    context.report_progress(f"opening {options.source}", patient=True)
+    opened = open_pretrained(options) if context.main else None  # rank 0 may have to fetch it
+    context.barrier("backbone-opened")
+    for note in opened.notes if opened else ():
+        log.info("pretrain: %s", note)
+    if config.backbone:
+        return opened
+    opened = opened or open_pretrained(options)
+    if config.data.train_size != opened.preprocessing.size:
+        size = opened.preprocessing.size
+        raise UserError(
+            f"data.train_size={config.data.train_size}: {options.source} sees images of {size} pixels; give "
+            f"--data.train_size {size}, or another --pretrain.init.size"
+        )
+    if config.pretrain.freeze:
+        freeze(opened.backbone, config.pretrain.freeze)
+    return opened
+
+
+def _take_in(stage: Stage, opened: Pretrained | None) -> None:
+    """Write ``pretrain/final`` of a network that is trained already.
+
+    Args:
+        opened: the network, on rank 0.
+    """
+    began, facts, base = time.perf_counter(), {}, stage.run.base
+    if opened:
+        own, known = opened.backbone.head.out_features, give_rows(opened, base)
+        has_head = known == len(base)
+        RunBackbone(opened.backbone, base, opened.preprocessing, opened.origin, has_head).save(stage.run.config)
         rows = f"{known} of the network's own {own} rows" if has_head else "to be made in closed form by extract"
         facts = {"network": opened.origin.source, "weights": opened.origin.sha256[:16], "head": rows}
         log.info("pretrain: %s (%s) is trained already; classifier of the base classes: %s", *list(facts.values()))
@@ -100,12 +131,13 @@ class BackboneTraining(Classification):
         replaced: images that could not be decoded and were replaced, over all starts of the run.
     """
 
-    def __init__(self, run: Run, context: Context) -> None:
+    def __init__(self, run: Run, context: Context, opened: Pretrained | None) -> None:
+        """Prepare the training, of the network that ``pretrain.init`` names where it is ``opened``."""
         self.run, config = run, run.config.pretrain
         self.base, self.val = run.view("train", "base"), run.view("val", "base")
         self.order = base_order(run)
         torch.manual_seed(run.config.seed)
-        self.backbone = make_backbone(run, context)
+        self.backbone = _start_from(opened, run, context)
         model = self.backbone.network
         precision = MixedPrecision(config.precision, context.device)
         strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)
@@ -200,47 +232,22 @@ def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> 
         )
 
 
-def make_backbone(run: Run, context: Context) -> RunBackbone:
-    """Return the backbone to be trained, on its device.
-
-    Raises:
-        UserError: the network that ``pretrain.init`` names cannot be opened, or the keys do not fit it.
-    """
+def _start_from(opened: Pretrained | None, run: Run, context: Context) -> RunBackbone:
+    """Return the backbone to be trained, on its device: an opened network, or a new one of ``pretrain.model``."""
     config = run.config.pretrain
-    backbone = _trained_backbone(run, context) if config.init else _new_backbone(run)
-    network = backbone.network
-    if config.sync_batchnorm:
-        network = _synchronise(network)
+    if opened:
+        known = give_rows(opened, run.base)
+        if context.main:
+            log.info("pretrain: starts from %s, which has rows for %d base classes", opened.origin.source, known)
+        backbone = RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin)
+    else:
+        network = resnet(config.model, len(run.base), config.small_stem)
+        backbone = RunBackbone(network, run.base, run.config.data.preprocessing)
+    network = _synchronise(backbone.network) if config.sync_batchnorm else backbone.network
     if config.stochastic_depth:
         drop_branches(network, config.stochastic_depth)  # after the conversion: new layers would lack the hooks
     assert_float32(network)
     return replace(backbone, network=network.to(context.device))
-
-
-def _new_backbone(run: Run) -> RunBackbone:
-    config = run.config.pretrain
-    network = resnet(config.model, len(run.base), config.small_stem)
-    return RunBackbone(network, run.base, run.config.data.preprocessing)
-
-
-def _trained_backbone(run: Run, context: Context) -> RunBackbone:
-    """Return the network that ``pretrain.init`` names, with a classifier of the base classes."""
-    config, data = run.config.pretrain, run.config.data
-    assert config.init
-    opened = open_on_each_rank(config.init, context)
-    if data.train_size != opened.preprocessing.size:
-        raise UserError(
-            f"data.train_size={data.train_size}: {config.init.source} sees images of {opened.preprocessing.size} "
-            f"pixels; give --data.train_size {opened.preprocessing.size}, or another --pretrain.init.size"
-        )
-    known = give_rows(opened, run.base)
-    if config.freeze:
-        freeze(opened.backbone, config.freeze)
-    if context.main:
-        for note in opened.notes:
-            log.info("pretrain: %s", note)
-        log.info("pretrain: starts from %s, which has rows for %d base classes", opened.origin.source, known)
-    return RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin)
 
 
 def _synchronise(network: Backbone) -> Backbone:

@@ -145,4 +145,4 @@ def test_sizes_that_do_not_fit_and_lost_weights_are_refused(config: Config, weig
     ):
         with pytest.raises(UserError, match=message):
             pretrain(open_run(wrong), Context(), StopFlag(Context()))
-    assert not (config.run_dir / "pretrain" / "checkpoints").exists()
+    assert not config.run_dir.exists()
