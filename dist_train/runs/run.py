@@ -171,11 +171,11 @@ def check_weights(config: Config) -> None:
     Raises:
         UserError: they cannot; says where they must be.
     """
-    from dist_train.models.backbones import weights_sha256  # not above: torchvision, which it needs, takes seconds
+    options = config.backbone or config.pretrain.init
+    if options and not (config.run_dir / "pretrain" / "done.json").is_file():
+        from dist_train.models.backbones import weights_sha256  # not above: torchvision, which it needs, takes seconds
 
-    for options in (config.backbone, config.pretrain.init):
-        if options and not (config.run_dir / "pretrain" / "done.json").is_file():
-            weights_sha256(options)
+        weights_sha256(options)
 
 
 def check_device(config: Config) -> None:
