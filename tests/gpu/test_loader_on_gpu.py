@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dist_train.config import Config, PackConfig
-from dist_train.config.backbone import STD
+from dist_train.config.backbone import STD, Preprocessing
 from dist_train.data.loading.loader import eval_batches, train_batches
 from dist_train.data.loading.order import Order
 from dist_train.data.loading.preprocessing import Buffers
@@ -140,6 +140,27 @@ def test_evaluation_batches_on_a_gpu_equal_those_of_a_cpu(
     assert apart.max() < 1, apart
     # Images whose chroma has half the resolution are among them: another upsampling would change these.
     assert apart.view(len(photos), -1).mean(1).max() < 0.6, apart
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("squash", [False, True], ids=["crop", "squash"])
+def test_a_gpu_resizes_as_pillow_does(
+    photos: View, config: Config, gpu: Context, interpolation: Any, squash: bool
+) -> None:
+    """With a crop up to the edge, where DALI's own resize is another."""
+    preprocessing = Preprocessing(
+        resize=112, size=112, interpolation=interpolation, mean=(0.5, 0.5, 0.5), std=STD, squash=squash
+    )
+    there, here = (
+        torch.cat([b.images for b in eval_batches(photos, photos.ids, replace(config.data, decoder=d), 50, where,
+                                                  preprocessing=preprocessing)])
+        for d, where in (("mixed", gpu), ("cpu", Context()))
+    )  # fmt: skip
+    apart = levels(there, here)
+    assert apart.max() < 1, apart
+    frame = torch.ones(112, 112, dtype=torch.bool)
+    frame[2:-2, 2:-2] = False
+    assert levels(there[..., frame][..., None], here[..., frame][..., None]).max() < 1, "the edges"
 
 
 def test_pixels_do_not_depend_on_the_place_in_a_batch(photos: View, config: Config, gpu: Context) -> None:
