@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from fixtures.processes import WarmPython
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -250,14 +250,14 @@ for number in range(10_000):
 """
 
 
-def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path) -> None:
+def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """And a process that reads meanwhile finds a whole model."""
     for turn in range(5):
         folder = shutil.copytree(models / "phi2", tmp_path / f"model {turn}")
         process = subprocess.Popen(
-            [sys.executable, "-c", _CHANGES, str(folder)],
+            [warm_python.python, "-c", _CHANGES, str(folder)],
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=warm_python.environment(),
         )
         assert process.stdout and process.stdout.readline() == b"ready\n"
         count = 0
@@ -266,12 +266,12 @@ def test_a_kill_during_a_save_leaves_a_model(models: Path, tmp_path: Path) -> No
             names = [entry.name for entry in Classifier.load(folder, "cpu").classes[6:]]
             assert names == [f"class {number}" for number in range(len(names))]
             count = len(names)
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(warm_python.forked(process.pid), signal.SIGKILL)
         process.wait()
         assert 3 + turn <= count <= len(Classifier.load(folder, "cpu").classes) - 6
 
 
-def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: Path) -> None:
+def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """Of two loaded models the second to be saved is refused; so is a save while another process holds the folder."""
     folder = shutil.copytree(models / "phi2", tmp_path / "model")
     first, second = Classifier.load(folder), Classifier.load(folder)
@@ -285,10 +285,10 @@ def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: 
     assert [entry.name for entry in Classifier.load(folder).classes[6:]] == ["a", "b"]
     second.save(tmp_path / "elsewhere")
     with FileLock(folder / ".lock", is_singleton=False), pytest.raises(UserError, match="another process changes"):
-        subprocess_save(folder)
+        subprocess_save(folder, warm_python.python)
 
 
-def subprocess_save(folder: Path) -> None:
+def subprocess_save(folder: Path, python: str) -> None:
     """Load and save in another process, without the ten seconds that a save waits for the lock."""
     code = f"""
 import sys
@@ -302,7 +302,7 @@ try:
 except UserError as error:
     sys.exit(str(error))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
         raise UserError(done.stderr)
 

@@ -10,14 +10,13 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fixtures.processes import WarmPython
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
@@ -216,7 +215,7 @@ def test_missing_and_superfluous_tensors(name: str, broken: Path) -> None:
     assert refused(broken)
 
 
-def test_weights_too_large_for_finite_scores(broken: Path) -> None:
+def test_weights_too_large_for_finite_scores(broken: Path, warm_python: WarmPython) -> None:
     """Every weight is finite, the scores are not. The command line prints an error line, and no invalid JSON."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -230,15 +229,14 @@ def test_weights_too_large_for_finite_scores(broken: Path) -> None:
     Image.linear_gradient("L").save(photo)
     with pytest.raises(UserError, match="not finite"):
         Classifier.load(broken, "cpu").predict(photo)
-    command = [sys.executable, "-m", "dist_train", "classify", str(broken), str(photo), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm_python.run("classify", str(broken), str(photo), "--json")
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert "not finite" in done.stderr
 
 
 @pytest.mark.parametrize("part", ["model.json", "network", "added"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "nowhere", "unreadable"])
-def test_files_that_are_not_regular(kind: str, part: str, broken: Path) -> None:
+def test_files_that_are_not_regular(kind: str, part: str, broken: Path, warm_python: WarmPython) -> None:
     """Try every command that opens a model; none of them may wait."""
     path = next(path for path in broken.iterdir() if path.name.startswith(part))
     path.unlink()
@@ -258,8 +256,7 @@ def test_files_that_are_not_regular(kind: str, part: str, broken: Path) -> None:
     assert str(path) in text or (kind == "nowhere" and str(broken) in text), text
     if kind == "pipe" and part == "model.json":
         for name, *options in (("adapt", "--list"), ("serve",)):
-            command = [sys.executable, "-m", "dist_train", name, str(broken), *options]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = warm_python.run(name, str(broken), *options, timeout=300)
             assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
             assert "is no ordinary file" in done.stderr
 

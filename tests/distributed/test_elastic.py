@@ -38,9 +38,9 @@ def test_other_ranks_see_the_same_samples_and_pixels_from_any_step(
 def test_a_run_continues_on_other_ranks_in_the_middle_of_an_epoch(
     config: Config, ranks: Callable[..., Any], until: Callable[..., None], worlds: tuple[int, ...]
 ) -> None:
-    config = replace(config, pretrain=replace(config.pretrain, epochs=8, checkpoint_every=7, log_every=7))
+    config = replace(config, pretrain=replace(config.pretrain, epochs=4, checkpoint_every=7, log_every=7))
     run = open_run(config)
-    order, total = base_order(run), base_order(run).steps(8)
+    order, total = base_order(run), base_order(run).steps(4)
     for part, world in enumerate(worlds):
         last = part == len(worlds) - 1
         minutes = ["--max-minutes", "0.0001"] if not last else []  # a step or two, then stop
@@ -95,9 +95,10 @@ def test_verify_resume_proves_it_and_fails_on_a_difference(
     assert "not those that the run recorded" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_other_data_split_or_model_is_refused(config: Config) -> None:
-    run = open_run(config)
-    pretrain.pretrain(run, Context(), StopFlag(Context()))
+def test_a_checkpoint_of_other_data_split_or_model_is_refused(
+    config: Config, with_backbone: Callable[[Config], Config]
+) -> None:
+    run = open_run(with_backbone(config))
     other = replace(config, name="other", pretrain=replace(config.pretrain, lr=0.01))
     target = other.run_dir / "pretrain" / "checkpoints"
     target.parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from dist_train.errors import UserError
 from dist_train.runs.inputs import check_inputs
 from dist_train.runs.run import check_config, open_run
 from launch.cli.main import main
+
+WithBackbone = Callable[..., Config]
 
 
 @pytest.fixture
@@ -75,12 +78,13 @@ def test_halves_from_images_to_table(halves: Config, tmp_path: Path, caplog: pyt
     assert results["classes"] == {"base": 3, "novel": 2} and results["queries"] == {"base": 18, "novel": 12}
 
 
-def test_episodes_from_images_to_table(config: Config, tmp_path: Path) -> None:
+def test_episodes_from_activations_to_table(config: Config, tmp_path: Path, with_backbone: WithBackbone) -> None:
     options = replace(
         config.evaluate, protocol="episodes", rule="mean", ways=3, queries=7, shots=[1, 5], draws=6,
         methods=["nn", "mean", "ridge", "phi1", "phi2"],
     )  # fmt: skip
     config = replace(config, evaluate=options, learn=replace(config.learn, methods=["phi1", "phi2"]))
+    with_backbone(config, extracted=True)
     results = dist_train(config, tmp_path, "run")
     assert results["episodes"] == {"ways": 3, "queries": 7} and results["interval"] == "95% t-interval over episodes"
     for by_shots in results["methods"].values():
@@ -105,9 +109,15 @@ def test_episodes_from_images_to_table(config: Config, tmp_path: Path) -> None:
     assert "as in the release" in table.read_text()
 
 
-def test_episodes_do_not_depend_on_the_number_of_ranks(config: Config, tmp_path: Path, torchrun) -> None:  # type: ignore[no-untyped-def]
+def test_episodes_do_not_depend_on_the_number_of_ranks(
+    config: Config,
+    tmp_path: Path,
+    torchrun: Callable[..., object],
+    with_backbone: WithBackbone,
+) -> None:
     options = replace(config.evaluate, protocol="episodes", ways=3, queries=5, shots=[1], draws=5, methods=["mean"])
     config = replace(config, evaluate=options, learn=replace(config.learn, methods=["phi1"], steps=10))
+    with_backbone(config, extracted=True)
     one = dist_train(config, tmp_path, "run")
     torchrun(2, "-m", "dist_train", "evaluate", "--redo", "--config", str(tmp_path / "test.yaml"))
     two = json.loads((config.run_dir / "evaluate" / "results.json").read_text())

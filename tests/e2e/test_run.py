@@ -30,6 +30,7 @@ from dist_train.training import checkpoint
 from dist_train.training.metrics import read_metrics, reproducible
 
 TorchRun = Callable[..., subprocess.CompletedProcess[str]]
+WithBackbone = Callable[[Config], Config]
 
 
 def write(config: Config, folder: Path, **changes: object) -> Path:
@@ -106,10 +107,9 @@ def test_uneven_ranks_are_refused_before_anything_is_trained(
 
 
 def test_extract_continues_after_an_interruption_on_other_ranks(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, monkeypatch: pytest.MonkeyPatch, with_backbone: WithBackbone
 ) -> None:
-    run = open_run(config)
-    pretrain(run, Context(), StopFlag(Context()))
+    run = open_run(with_backbone(config))
     extract(run, Context(), StopFlag(Context()))
     whole = {p.name: p.read_bytes() for p in (run.dir / "extract").glob("*.np*")}
     reference = load(run.dir / "extract", "base_train")
@@ -138,9 +138,9 @@ def test_extract_continues_after_an_interruption_on_other_ranks(
     assert set(whole) == {p.name for p in (run.dir / "extract").glob("*.np*")}
 
 
-def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
-    run = open_run(config)
-    for stage in (pretrain, extract, learn, evaluate):
+def test_changed_inputs_stop_and_redo_starts_again(config: Config, with_backbone: WithBackbone) -> None:
+    run = open_run(with_backbone(config))
+    for stage in (extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     changed = open_run(replace(config, learn=replace(config.learn, lr=0.5)))
     pretrain(changed, Context(), StopFlag(Context()))  # its inputs are the same
@@ -151,9 +151,11 @@ def test_changed_inputs_stop_and_redo_starts_again(config: Config) -> None:
     evaluate(changed, Context(), StopFlag(Context()))
 
 
-def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(config: Config) -> None:
-    run = open_run(config)
-    for stage in (pretrain, extract, learn, evaluate):
+def test_redo_of_one_stage_takes_the_later_ones_along_and_checks_first(
+    config: Config, with_backbone: WithBackbone
+) -> None:
+    run = open_run(with_backbone(config))
+    for stage in (extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     pretrain(run, Context(), StopFlag(Context()), redo=True)
     assert sorted(p.name for p in run.dir.iterdir() if p.is_dir()) == ["pretrain"]
@@ -179,20 +181,20 @@ def test_options_that_do_not_fit_claim_nothing(config: Config) -> None:
     assert not config.run_dir.exists()
 
 
-def test_a_predictor_does_not_depend_on_its_neighbours(config: Config) -> None:
+def test_a_predictor_does_not_depend_on_its_neighbours(config: Config, with_backbone: WithBackbone) -> None:
     kept = []
     for name, methods in (("both", ["phi1", "phi2"]), ("alone", ["phi2"])):
         options = replace(config.learn, methods=methods)
-        run = open_run(replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"])))
-        for stage in (pretrain, extract, learn):
+        one = replace(config, name=name, learn=options, evaluate=replace(config.evaluate, methods=["phi2"]))
+        run = open_run(with_backbone(one))
+        for stage in (extract, learn):
             stage(run, Context(), StopFlag(Context()))
         kept.append(checkpoint.load(run.dir / "learn" / "phi2" / "final").tensors["model"])
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
-def test_another_block_size_does_not_leave_holes_in_extract(config: Config) -> None:
-    run = open_run(config)
-    pretrain(run, Context(), StopFlag(Context()))
+def test_another_block_size_does_not_leave_holes_in_extract(config: Config, with_backbone: WithBackbone) -> None:
+    run = open_run(with_backbone(config))
     (run.dir / "extract").mkdir()
     Stage(run, "extract", Context())  # started
     with pytest.raises(UserError, match=r"extract.block: 16 -> 15"):

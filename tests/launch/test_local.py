@@ -57,7 +57,7 @@ def table(config: Config) -> dict[str, Any]:
 
 def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_python: WarmPython) -> None:
     config = replace(config, monitor=MonitorConfig(rank_timeout=8),
-                     pretrain=replace(config.pretrain, epochs=12, checkpoint_every=10))  # fmt: skip
+                     pretrain=replace(config.pretrain, epochs=6, checkpoint_every=5))  # fmt: skip
     whole, hurt = replace(config, name="whole"), replace(config, name="hurt")
     assert warm_python.run("launch", "local", "--workers", "2", *options(whole)).returncode == 0
 
@@ -104,15 +104,14 @@ def test_bad_input_is_printed_once_and_not_started_again(
 
 def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str], warm_python: WarmPython) -> None:
     one = replace(config, name="chain")
-    real = {"env": warm_python.environment(REAL_PYTHON="1")}  # submitit goes by the ids of its own processes
     start = ("launch", "slurm", "--here", "--cluster", "dev")
-    done = warm_python.run(*start, "--tasks-per-node", "2", *options(one), **real)
+    done = warm_python.run(*start, "--tasks-per-node", "2", *options(one))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "evaluate: 2 process(es), log " in done.stdout and table(one)
     assert main(["logs", str(one.run_dir), "--stage", "evaluate"]) == 0
     assert "report: " in capsys.readouterr().out
     broken = replace(one, name="broken", pretrain=replace(config.pretrain, lr=1e9))
-    done = warm_python.run(*start, "--stages", "extract", *options(broken), **real)
+    done = warm_python.run(*start, "--stages", "extract", *options(broken))
     assert done.returncode == 1 and "extract needs pretrain" in done.stderr
 
 
@@ -148,7 +147,7 @@ def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ids=["stopped", "says so only", "refused", "killed", "crashed"],
 )
 def test_a_chain_without_slurm_ends_by_the_exit_codes_of_its_ranks(
-    config: Config, function: str, argument: object, wanted: int | str
+    config: Config, function: str, argument: object, wanted: int | str, warm_executable: None
 ) -> None:
     task = Task(function, (argument,), config.run_dir, "")
     job = PlannedJob("learn", Resources(tasks_per_node=2), (task,))

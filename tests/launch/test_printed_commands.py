@@ -54,11 +54,15 @@ def spaced(config: Config, tmp_path: Path) -> Config:
 
 
 def test_a_run_that_is_not_finished(
-    spaced: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], shell: Shell
+    spaced: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shell: Shell,
+    with_backbone: Callable[[Config], Config],
 ) -> None:
     path = tmp_path / "a config.yaml"
-    path.write_text(to_yaml(spaced))
-    assert main(["pretrain", "--config", str(path)]) == 0
+    path.write_text(to_yaml(with_backbone(spaced)))
+    assert main(["pretrain", "--config", str(path)]) == 0  # done already; it writes the run's configuration
     capsys.readouterr()
     assert main(["adapt", str(spaced.run_dir), "--out", str(tmp_path / "model")]) == 1
     done = shell(printed(capsys.readouterr().err, "first: "), tmp_path)

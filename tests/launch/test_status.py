@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,10 +48,9 @@ def test_alive_silent_and_dead(config: Config, tmp_path: Path, capsys: pytest.Ca
     assert "died of" not in show(config.run_dir)
 
 
-def test_a_failed_run_says_why(config: Config, tmp_path: Path) -> None:
+def test_a_failed_run_says_why(config: Config, tmp_path: Path, with_backbone: Callable[[Config], Config]) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(to_dict(config)))
-    assert main(["pretrain", "--config", str(path)]) == 0
+    path.write_text(yaml.safe_dump(to_dict(with_backbone(config))))
     assert main(["learn", "--config", str(path)]) == 1
     assert "died of: rank 0: " in show(config.run_dir) and "extract is not finished" in show(config.run_dir)
 

@@ -28,9 +28,10 @@ def output(*command: str) -> str:
 
 @dataclass
 class Chain:
-    """Describe a run for SLURM."""
+    """Describe a run for SLURM, and the cluster's profile that it is submitted with."""
 
     config: Config
+    cluster: str = "dev"
 
     @property
     def run(self) -> Path:
@@ -40,7 +41,7 @@ class Chain:
         path = self.run.parent / f"{self.run.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(to_dict(self.config)))
-        return main(["launch", "slurm", "--config", str(path), "--cluster", "dev", *options])
+        return main(["launch", "slurm", "--config", str(path), "--cluster", self.cluster, *options])
 
     def job(self, stage: str) -> str:
         return next(job.id for job in jobs.newest(self.run) if job.stage == stage)

@@ -65,7 +65,7 @@ def same(chain: Chain, reference: dict[str, Any]) -> None:
 
 
 def test_a_chain_over_two_nodes_equals_torchrun(make_chain: Make, reference: dict[str, Any], capsys: Any) -> None:
-    chain = make_chain()
+    chain = make_chain(real=True)
     assert chain.submit() == 0
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines()[:4]] == ["pretrain", "extract", "learn", "evaluate"]
@@ -142,7 +142,7 @@ def test_preempted_requeued_and_killed_ends_in_the_same_table(
 def test_a_reached_time_limit_and_a_lost_node(make_chain: Make, reference: dict[str, Any]) -> None:
     """A start of one minute is too short for the pretraining; later the second node's daemon dies."""
     learn = {**SLOW["learn"], "steps": 2000}  # longer than SLURM takes to miss a node
-    chain = make_chain(pretrain={"epochs": 130, "checkpoint_every": 50, "log_every": 10}, learn=learn)
+    chain = make_chain(real=True, pretrain={"epochs": 130, "checkpoint_every": 50, "log_every": 10}, learn=learn)
     try:
         assert chain.submit("--minutes", "1") == 0
         chain.wait(lambda: chain.finished("pretrain"), 400)
@@ -200,7 +200,7 @@ def test_a_failed_chain_says_why_and_continues_when_submitted_again(
 
 
 def test_watched_and_cancelled_is_not_started_again(
-    make_chain: Make, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    make_chain: Make, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, warm_python: WarmPython
 ) -> None:
     chain = make_chain(pretrain={**SLOW["pretrain"], "epochs": 200})
     assert chain.submit() == 0
@@ -212,8 +212,7 @@ def test_watched_and_cancelled_is_not_started_again(
         return all(text in printed for text in wanted)
 
     chain.wait(lambda: len(chain.rows("pretrain")) > 3)
-    command = [sys.executable, "-m", "dist_train", "logs", str(chain.run), "-f"]
-    following = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    following = warm_python.start("logs", str(chain.run), "-f", stdout=subprocess.PIPE)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "squeue").symlink_to(str(shutil.which("squeue")))
     for path, wanted in (
@@ -240,7 +239,7 @@ def test_code_edited_while_a_job_waits_does_not_change_it(make_chain: Make, tmp_
     which the first job takes in, and two nodes of the second extract with."""
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), weights)
-    chain = make_chain(data={"eval_resize": 256, "eval_size": 224})
+    chain = make_chain(real=True, data={"eval_resize": 256, "eval_size": 224})
     backbone = BackboneConfig(source="timm:resnet10t", weights=weights, size=64)
     chain.config = replace(chain.config, pretrain=PretrainConfig(), backbone=backbone)
     assert chain.submit("--stages", "pretrain,extract") == 0
@@ -338,12 +337,12 @@ def test_an_error_of_a_profile_is_shown(
     assert wanted in capsys.readouterr().out
 
 
-def test_of_two_submissions_at_once_one_is_refused(make_chain: Make) -> None:
+def test_of_two_submissions_at_once_one_is_refused(make_chain: Make, warm_python: WarmPython) -> None:
     chain = make_chain()
     assert chain.submit("--dry-run") == 0  # writes the file
-    command = [sys.executable, "-m", "dist_train", "launch", "slurm", "--cluster", "dev", "--stages", "pretrain",
-               "--config", str(chain.run.parent / f"{chain.run.name}.yaml")]  # fmt: skip
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    words = ("launch", "slurm", "--cluster", chain.cluster, "--stages", "pretrain", "--config",
+             str(chain.run.parent / f"{chain.run.name}.yaml"))  # fmt: skip
+    both = [warm_python.start(*words, stderr=subprocess.PIPE) for _ in range(2)]
     printed = [process.communicate(timeout=120)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], printed
     assert len(jobs.recorded(chain.run)) == 1
@@ -351,7 +350,7 @@ def test_of_two_submissions_at_once_one_is_refused(make_chain: Make) -> None:
 
 def test_a_rank_killed_before_it_met_the_others_is_started_again(make_chain: Make, capsys: Any) -> None:
     """Only srun notices it; rank 0 would wait for monitor.start_timeout."""
-    chain = make_chain(monitor={"rank_timeout": 2})
+    chain = make_chain(real=True, monitor={"rank_timeout": 2})
     assert chain.submit("--stages", "pretrain") == 0
     chain.wait(lambda: 1 in chain.ranks("pretrain"))
     chain.kill("pretrain", 1)

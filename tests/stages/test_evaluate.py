@@ -23,7 +23,6 @@ from dist_train.stages.done import is_done
 from dist_train.stages.evaluate import evaluate
 from dist_train.stages.extract import extract
 from dist_train.stages.learn import learn
-from dist_train.stages.pretrain import pretrain
 from dist_train.stages.row_code import code_of
 
 
@@ -45,13 +44,15 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(config: Config) -> None:
+def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(
+    config: Config, with_backbone: Callable[[Config], Config]
+) -> None:
     steps = {f"{name}_steps": 5.0 for name in ("finetune", "linear_oracle")}
     # In the same process nn_oracle reuses the base scores of nn; it computes them where nn's row exists already.
     names = ["nn", "finetune", "linear_oracle", "ridge", "nn_oracle"]
     options = replace(config.evaluate, methods=names, options=steps)
-    run = open_run(replace(config, evaluate=options))
-    for stage in (pretrain, extract, learn, evaluate):
+    run = open_run(with_backbone(replace(config, evaluate=options)))
+    for stage in (extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     folder = run.dir / "evaluate"
     whole = results(folder)
@@ -80,12 +81,12 @@ def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(config: Co
 
 
 @pytest.fixture
-def learned(config: Config) -> Config:
+def learned(config: Config, with_backbone: Callable[[Config], Config]) -> Config:
     """Make a run that lacks only its evaluation, of four methods."""
     names, steps = ["nn", "mean", "ridge", "finetune"], {"finetune_steps": 5.0}
     config = replace(config, evaluate=replace(config.evaluate, methods=names, options=steps))
-    run = open_run(config)
-    for stage in (pretrain, extract, learn):
+    run = open_run(with_backbone(config))
+    for stage in (extract, learn):
         stage(run, Context(), StopFlag(Context()))
     return config
 
@@ -163,7 +164,7 @@ def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:
         assert [path.stem for path in learned.run_dir.glob("evaluate/rows/*.json")] == ["mean"]
 
 
-def test_every_method_gives_a_row(config: Config) -> None:
+def test_every_method_gives_a_row(config: Config, with_backbone: Callable[[Config], Config]) -> None:
     small = {f"{name}_steps": 3.0 for name in ("finetune", "child", "logistic", "linear_oracle")}
     learned = [name for name in METHODS if name in METHODS[name].learns]
     config = replace(
@@ -171,8 +172,8 @@ def test_every_method_gives_a_row(config: Config) -> None:
         learn=replace(config.learn, methods=learned, steps=10),
         evaluate=replace(config.evaluate, methods=list(METHODS), options=small, draws=2),
     )
-    run = open_run(config)
-    for stage in (pretrain, extract, learn, evaluate):
+    run = open_run(with_backbone(config))
+    for stage in (extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     found = results(run.dir / "evaluate")
     assert set(found["methods"]) | set(found["oracles"]) == set(METHODS)

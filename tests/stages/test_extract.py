@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,8 +137,8 @@ def test_ten_crops_continue_to_the_same_bytes(ten: Config, monkeypatch: pytest.M
     assert whole == {path.name: path.read_bytes() for path in (run.dir / "extract").glob("*.np*")}
 
 
-def test_other_views_are_other_inputs(config: Config) -> None:
-    run = backbone(config)
+def test_other_views_are_other_inputs(config: Config, with_backbone: Callable[[Config], Config]) -> None:
+    run = open_run(with_backbone(config))
     extract.extract(run, Context(), StopFlag(Context()))
     other = open_run(replace(config, extract=replace(config.extract, views="ten")))
     with pytest.raises(UserError, match=r"extract: was made from other inputs \(extract.views: 'centre' -> 'ten'\)"):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import numpy as np
+from fixtures.processes import WarmPython
 from PIL import Image
 
 from dist_train import Classifier
@@ -48,11 +47,10 @@ def files(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 # The page of a trained model with six classes.
 
 
-def start(model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+def start(python: WarmPython, model: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """Start ``dist-train serve`` on a free port; return the process and the address that it prints."""
-    command = [sys.executable, "-m", "dist_train", "serve", str(model), "--port", "0", *options]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    words = ("serve", str(model), "--port", "0", *options)
+    process = python.start(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout
     lines = [process.stdout.readline(), process.stdout.readline()]
     assert lines[1].startswith("http://"), lines + process.stdout.readlines()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fixtures.processes import WarmPython
 
 Page = Callable[..., httpx.Client]
 
@@ -34,7 +33,7 @@ serve(Path(sys.argv[1]), ServeOptions(**options), Limits(**limits), ConnectionLi
 
 
 @pytest.fixture(scope="module")
-def page(untrained_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(untrained_model: Path, tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> Iterator[Page]:
     """Return ``page(options, limits, header=1, ...)``, which serves a copy of ``untrained_model`` and returns a client.
 
     ``options`` and ``limits`` are fields of ``ServeOptions`` and ``Limits``, the keywords those of
@@ -50,13 +49,13 @@ def page(untrained_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         if " ".join(words) in started:
             return started[" ".join(words)][1]
         copy = shutil.copytree(untrained_model, tmp_path_factory.mktemp("served") / "model")
-        process = subprocess.Popen([sys.executable, "-c", _SERVE, str(copy), *words], stdout=subprocess.PIPE, text=True,
-                                   stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        process = subprocess.Popen([warm_python.python, "-c", _SERVE, str(copy), *words], stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, env=warm_python.environment())  # fmt: skip
         assert process.stdout
         lines = [process.stdout.readline(), process.stdout.readline()]
         assert lines[1].startswith("http"), lines + process.stdout.readlines()
         client = httpx.Client(base_url=lines[1].strip().partition("?")[0], timeout=300)
-        client.headers["X-Process"] = str(process.pid)
+        client.headers["X-Process"] = str(warm_python.forked(process.pid))
         started[" ".join(words)] = process, client
         return client
 

@@ -29,11 +29,11 @@ Serve = Callable[..., httpx.Client]
 
 
 @pytest.fixture
-def serve(model: Path) -> Iterator[Serve]:
+def serve(model: Path, warm_python: WarmPython) -> Iterator[Serve]:
     started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
 
     def begin(*options: str) -> httpx.Client:
-        process, url = start(model, *options)
+        process, url = start(warm_python, model, *options)
         client = httpx.Client(base_url=url.partition("?")[0], timeout=120)
         started.append((process, client))
         return client
@@ -151,8 +151,8 @@ def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) ->
     assert added_names(model) == ["whole"]
 
 
-def test_the_server_ends_while_an_upload_stalls(model: Path) -> None:
-    process, url = start(model)
+def test_the_server_ends_while_an_upload_stalls(model: Path, warm_python: WarmPython) -> None:
+    process, url = start(warm_python, model)
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as raw:
         raw.sendall(b"POST /api/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n--x")
         time.sleep(0.5)
@@ -187,8 +187,8 @@ def test_other_web_sites_cannot_reach_the_server(serve: Serve, model: Path) -> N
     assert web.get("/", headers={"Host": "localhost:1"}).headers["Content-Security-Policy"].startswith("default-src")
 
 
-def test_a_server_open_to_a_network_asks_for_a_token(model: Path) -> None:
-    process, url = start(model, "--host", "0.0.0.0", "--token", "long enough to be one / and odd?")
+def test_a_server_open_to_a_network_asks_for_a_token(model: Path, warm_python: WarmPython) -> None:
+    process, url = start(warm_python, model, "--host", "0.0.0.0", "--token", "long enough to be one / and odd?")
     port, token = urlsplit(url).port, unquote(url.rpartition("=")[2])
     assert token == "long enough to be one / and odd?"
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as web:

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from browsers import VIEWS, brightness, opened
 from clients import added_names, photo, start
+from fixtures.processes import WarmPython
 from PIL import Image
 
 from dist_train import Classifier
 
 
 @pytest.fixture
-def served(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process, url = start(model)
+def served(model: Path, warm_python: WarmPython) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process, url = start(warm_python, model)
     yield process, url
     process.send_signal(signal.SIGINT)
     process.wait()

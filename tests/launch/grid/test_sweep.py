@@ -102,7 +102,9 @@ def test_the_table_has_members_of_two_protocols(config: Config) -> None:
     assert "| learn.seed=2 | φ2 | 5 | – | – | – | 60.50 ± 9.00 |" in sweep_table(run)
 
 
-def test_a_sweep_runs_its_members_from_their_frozen_configurations(whole_run: Run, tmp_path: Path) -> None:
+def test_a_sweep_runs_its_members_from_their_frozen_configurations(
+    whole_run: Run, tmp_path: Path, warm_executable: None
+) -> None:
     """Without SLURM, on a copy of a finished run; then the same sweep has nothing left to do."""
     config = replace(whole_run.config, runs=tmp_path)
     shutil.copytree(whole_run.dir, config.run_dir)
