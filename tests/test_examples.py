@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+from fixtures.processes import WarmPython
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -17,10 +17,10 @@ def test_the_page_lists_every_example() -> None:
     assert listed == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-def test_learn_a_class(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "learn_a_class.py"), "out", "--epochs", "0.5", "--base-classes", "6",
+def test_learn_a_class(tmp_path: Path, warm_python: WarmPython) -> None:
+    command = [warm_python.python, str(EXAMPLES / "learn_a_class.py"), "out", "--epochs", "0.5", "--base-classes", "6",
                "--learn-steps", "20"]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = warm_python.environment()
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = done.stdout.partition("4 classes added from one picture each: ")[2]

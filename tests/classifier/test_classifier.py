@@ -159,7 +159,7 @@ def test_a_refused_name_changes_nothing(models: Path) -> None:
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "rename", "save"]), NAMES, NAMES), max_size=12))
 def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[tuple[str, str, str]]) -> None:
     """Compare with a dictionary; a loaded model answers like the saved model."""

@@ -108,7 +108,7 @@ def by_mask(indices: list[torch.Tensor | None]) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
-LOG_EVERY, STEPS = 3, 9
+LOG_EVERY, STEPS = 3, 6
 
 
 class Watched(Classification):
@@ -217,7 +217,6 @@ WAITS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]] =
 }
 
 
-@pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
 @pytest.mark.parametrize("name", WAITS)
 def test_a_read_added_to_the_loop_is_found(
     reads: Reads, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -231,7 +230,7 @@ def test_a_read_added_to_the_loop_is_found(
         count(self, step, window, batch, logits, loss)
 
     monkeypatch.setattr(Classification, "count", reading)
-    loop, _ = prepare(torch.device("cpu"), tmp_path)
+    loop, _ = prepare(torch.device("cpu"), tmp_path, precision="fp32")
     with reads:
         loop(lambda number: reads.cut())
     assert all(len(names) >= 2 for names in reads.taken), reads.taken  # a read for each of the two passes
