@@ -57,7 +57,7 @@ def table(config: Config) -> dict[str, Any]:
 
 def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_python: WarmPython) -> None:
     config = replace(config, monitor=MonitorConfig(rank_timeout=8),
-                     pretrain=replace(config.pretrain, epochs=6, checkpoint_every=5))  # fmt: skip
+                     pretrain=replace(config.pretrain, epochs=8, checkpoint_every=5))  # fmt: skip
     whole, hurt = replace(config, name="whole"), replace(config, name="hurt")
     assert warm_python.run("launch", "local", "--workers", "2", *options(whole)).returncode == 0
 
@@ -73,7 +73,7 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_p
         c for c in children(warm_python.forked(running.pid)) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()
     ]
     os.kill(workers[-1], signal.SIGKILL)
-    wait_for(lambda: rows() > before + 4)
+    wait_for(lambda: rows() > before + 2)
     running.send_signal(signal.SIGINT)
     _, error = running.communicate(timeout=90)
     assert running.returncode == STOPPED, error[-3000:]
