@@ -69,7 +69,7 @@ def test_a_small_version_trains(name: str, config: Config) -> None:
 
 def test_what_is_drawn_in_a_step_is_drawn_again_after_a_resume(config: Config) -> None:
     config = small("rsb_a2", config)
-    config = replace(config, pretrain=replace(config.pretrain, stochastic_depth=0.5, ema=0.8))
+    config = replace(config, pretrain=replace(config.pretrain, epochs=4, stochastic_depth=0.5, ema=0.8))
     whole = train(config)
     folder = config.run_dir / "pretrain"
     average = checkpoint.load(checkpoint.step_checkpoints(folder / "checkpoints")[-1]).tensors
