@@ -262,7 +262,7 @@ def test_names_that_cannot_be_shown_never_reach_the_terminal(models: Path, album
     assert all(char.isprintable() or char == "\n" for char in text), text
     answers = [answer.splitlines() for answer in done.stdout.decode().split("exit code ")]
     assert [answer[0] for answer in answers[1:]] == ["0", "0", "1", "1"]
-    assert done.stderr.decode().count("dist-train: error: ") == 2
+    assert done.stderr.decode().count("dist-train: error: ") >= 2
     assert json.loads(answers[1][1])["image"] == str(odd)
 
 
