@@ -39,7 +39,7 @@ PRETRAIN: list[Case] = [
         {"model": "resnet10", "precision": "tf32", "global_batch": 64, "accumulate": 2, "ema": 0.9},
         {"model": "resnet10", "precision": "bf16", "global_batch": 128, "accumulate": 2, "channels_last": False},
         {"model": "resnet10", "precision": "bf16", "global_batch": 64, "optimizer": "lars", "clip_norm": 1.0},
-        {"model": "resnet10", "precision": "bf16", "global_batch": 64, "optimizer": "lamb", "loss": "bce", "ema": 0.9,
+        {"model": "resnet18", "precision": "bf16", "global_batch": 64, "optimizer": "lamb", "loss": "bce", "ema": 0.9,
          "label_smoothing": 0.0, "mixup": 0.2, "cutmix": 1.0, "stochastic_depth": 0.1},
         {"model": "resnet10", "precision": "bf16", "global_batch": 1, "optimizer": "lamb"},
         {"model": "resnet10", "precision": "bf16", "global_batch": 1, "optimizer": "lars"},
