@@ -25,8 +25,9 @@ import torch
 from dist_train.classifier import photos
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Class
-from dist_train.classifier.network import Network, build_untrained, row_method
+from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
+from dist_train.classifier.predicted import PredictedHead, row_method, untrained_predictor
 from dist_train.config import DrawConfig, LearnConfig
 from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
@@ -35,6 +36,7 @@ from dist_train.data.drawing import picture, split_of
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import NUMBERS
+from dist_train.models.backbones import build
 from dist_train.models.backbones.ours import resnet
 
 ADDED = (1, 10, 100)
@@ -161,19 +163,23 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
     """Return a model with random weights, whose method keeps what it needs of these activations."""
     torch.manual_seed(0)
     classes = len(train.offsets) - 1
-    architecture = {"name": backbone, "num_classes": classes, "small_stem": False}
     means, learn = torch.from_numpy(train.means()), LearnConfig()
-    network, phi = build_untrained(architecture, method, means, learn)
+    network = build({"name": backbone, "num_classes": classes, "small_stem": False})
+    phi = untrained_predictor(method, means, network, learn)
     with torch.no_grad():
         rows = phi.base_rows(means)
-    sample, preprocess = row_method(method).sample(train, device), Preprocess(Preprocessing(resize=resize, size=size))
-    weights = Network(network, method, phi, learn, rows, sample, NUMBERS["calibration_cost"], preprocess).on(device)
-    return Classifier(weights, [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)], range(classes))
+    sample = row_method(method).sample(train, device)
+    maker = PredictedHead(method, phi, learn, rows, sample, NUMBERS["calibration_cost"]).on(device)
+    base = [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)]
+    preprocess = Preprocess(Preprocessing(resize=resize, size=size))
+    return Classifier(Network(network, preprocess).on(device), maker, base, range(classes))
 
 
 def base_of(model: Classifier, train: Activations) -> Base:
     """Return what the compared methods use of the base classes."""
-    head, rows = model.network.backbone.head, model.network.base_rows
+    maker = model.maker
+    assert isinstance(maker, PredictedHead)
+    head, rows = model.network.backbone.head, maker.base_rows
     return Base(train, rows, head.weight, head.bias, Path(), LearnConfig(), "max", NUMBERS)
 
 

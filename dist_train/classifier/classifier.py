@@ -1,4 +1,4 @@
-"""A classifier that learns a class from one photo: a trained network, its predictor and a list of classes."""
+"""A classifier that learns a class from one photo: a trained network, its classes, and how these become a head."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from dist_train.classifier import model_folder, photos
+from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Class, Head, Prediction
+from dist_train.classifier.heads.contract import Background
+from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_folder import Saved
-from dist_train.classifier.model_json import About, check_tensors
-from dist_train.classifier.network import Network, build_untrained
+from dist_train.classifier.model_json import About, FittedMethod, check_tensors
+from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Photo, Preprocess
-from dist_train.config import Rule
+from dist_train.classifier.predicted import PredictedHead, untrained_predictor
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
-from dist_train.fewshot.calibration import Calibration
+from dist_train.models.backbones import Backbone, build
 from dist_train.names import class_name
 from dist_train.training.precision import exact_products
-
-RULES = get_args(Rule)
 
 
 class Classifier:
@@ -42,42 +43,63 @@ class Classifier:
     def __init__(
         self,
         network: Network,
-        base: Sequence[Class],
-        kept: Sequence[int],
-        rule: str = "max",
+        maker: HeadMaker,
+        base: Sequence[Class] = (),
+        kept: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a classifier of the run's classes; to open a model folder use ``load``.
+        """Make a classifier of a run's classes, or of none yet; to open a model folder use ``load``.
 
         Args:
-            network: what training has made.
+            network: maps photos to activations.
+            maker: makes the head of the classes.
             base: the run's classes.
-            kept: the row of each of these classes in ``network.base_rows``, in increasing order.
-            rule: see ``Classifier.rule``.
-            provenance: the record of the run.
-
-        Raises:
-            UserError: there is no such rule.
+            kept: the number of each of these classes in the run, in increasing order.
+            provenance: the record of where the network comes from.
         """
         self.network, self.provenance = network, dict(provenance or {})
+        self._maker = maker
         self._base, self._kept = list(base), list(kept)
         self._added: list[tuple[Class, torch.Tensor]] = []  # each with the activations [k, dim] of its photos
         self._head: Head | None = None
-        self._calibration: tuple[tuple[int, ...], Calibration | None, torch.Tensor] | None = None
         self._origin: tuple[Path, Saved] | None = None  # the folder that it was loaded from or saved to
-        self.rule = rule
+
+    @property
+    def maker(self) -> HeadMaker:
+        """What makes the head of the classes."""
+        return self._maker
+
+    @property
+    def method(self) -> str:
+        """The name of the method: that of a run's predictor, or that of the head that was fitted to the photos."""
+        if isinstance(self._maker, FittedHeads):
+            self.head()  # which chooses it
+        return self._maker.name
 
     @property
     def rule(self) -> str:
-        """How several photos of a class count: ``max`` takes the largest of their responses (the paper), ``mean`` a
-        single row from their mean activation, ``rows`` the mean of their rows. φ+ makes a single row by any rule."""
-        return self._rule
+        """How several photos of a class count in a model from a run: ``max`` takes the largest of their responses (the
+        paper), ``mean`` a single row from their mean activation, ``rows`` the mean of their rows. φ+ makes a single row
+        by any rule. "" in a model of photos alone, which is fitted to all photos together."""
+        return self._maker.rule if isinstance(self._maker, PredictedHead) else ""
 
     @rule.setter
     def rule(self, rule: str) -> None:
-        if rule not in RULES:
-            raise UserError(f"rule {rule!r}: give one of {', '.join(RULES)}")
-        self._rule, self._head = rule, None
+        if not isinstance(self._maker, PredictedHead):
+            raise UserError(f"rule {rule!r}: is of models from a run, and this model's head is fitted to its photos; "
+                            f"leave it out")  # fmt: skip
+        self._maker, self._head = replace(self._maker, rule=rule), None
+
+    def choose_head(self, name: str = "auto") -> None:
+        """Fit another head to the photos: mean, imprint, lda, probe, or the best of them (auto). See docs/photos.md.
+
+        Raises:
+            UserError: there is no such head, or the model comes from a run.
+        """
+        if not isinstance(self._maker, FittedHeads):
+            raise UserError(f"--head {name}: is of models of photos alone; this model comes from a run, and its "
+                            f"--method is chosen when it is made")  # fmt: skip
+        self._maker, self._head = replace(self._maker, head=name, strength=None), None
 
     @property
     def classes(self) -> list[Class]:
@@ -86,19 +108,18 @@ class Classifier:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The run's classes that have not been removed, by their rows in ``network.base_rows``, in order."""
+        """The numbers of the run's classes that have not been removed, in order."""
         return tuple(self._kept)
 
     @property
     def device(self) -> torch.device:
         """The device that computes."""
-        return self.network.base_rows.device
+        return self.network.device
 
     def copy(self) -> Classifier:
         """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""
-        twin = Classifier(self.network, self._base, self._kept, self.rule, self.provenance)
-        twin._added, twin._head, twin._calibration = list(self._added), self._head, self._calibration
-        twin._origin = self._origin
+        twin = Classifier(self.network, self._maker, self._base, self._kept, self.provenance)
+        twin._added, twin._head, twin._origin = list(self._added), self._head, self._origin
         return twin
 
     # Classes.
@@ -219,7 +240,7 @@ class Classifier:
         Raises:
             UserError: the scores are not finite.
         """
-        scores = self.head().scores(self.network.phi.query(activations.to(self.device)))
+        scores = self.head().scores(activations.to(self.device))
         if not bool(scores.isfinite().all()):
             raise UserError("the model's scores are not finite (NaN or infinite): its weights are; make it again")
         return scores
@@ -239,7 +260,7 @@ class Classifier:
         label = f"class {name!r}, photo" if name else "photo"
         pixels = (self.pixels(image, f"{label} {number}") for number, image in enumerate(images, 1))
         rows = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels, self.network.batch)]
-        return torch.cat(rows) if rows else self.network.base_rows.new_empty(0, self.network.backbone.dim)
+        return torch.cat(rows) if rows else torch.empty(0, self.network.backbone.dim, device=self.device)
 
     def pixels(self, photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         """Return a photo as this model takes it, upright or as stored: uint8 [3, height, width]; see ``photos.load``.
@@ -261,15 +282,7 @@ class Classifier:
         """Return the classifier that follows from the classes as they are; it is built on the first call after a
         change of them."""
         if self._head is None:
-            base, *added = self._rows()
-            counts = [*[1] * len(base), *map(len, added)]
-            owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self.device)
-            offset = torch.zeros(len(counts), device=self.device)
-            calibration, query = self._calibrate(base)
-            if calibration and added:
-                largest = torch.stack([(query @ rows.T).amax(1) for rows in added]).amax(0)
-                offset[len(base) :] = calibration.offset(largest, len(added))
-            self._head = Head(torch.cat([base, *added]), owner, offset)
+            self._head, self._maker = self._maker.make(self._kept, [activations for _, activations in self._added])
         return self._head
 
     @exact_products()
@@ -281,55 +294,15 @@ class Classifier:
         Args:
             activations: [N, dim] of images that were not trained on.
             labels: the position in ``classes`` of each image's class, which must be a class of the run.
+
+        Raises:
+            UserError: the model does not come from a run.
         """
-        query = self.network.phi.query
-        base, *added = self._rows()
-        calibration, calibration_queries = self._calibrate(base)
-        # Only images that the run's classes get right can become wrong; added classes take those that they outscore.
-        queries, own = _correct(query(activations.to(self.device)), base, torch.as_tensor(labels, device=self.device))
-        taken = torch.full_like(own, -torch.inf)  # the largest score of any added class
-        taken_of_calibration = calibration_queries.new_full((len(calibration_queries),), -torch.inf)
-        correct = [len(own)]
-        for count, rows in enumerate(added, 1):
-            taken = torch.maximum(taken, (queries @ rows.T).amax(1))
-            offset = 0.0
-            if calibration:
-                responses = (calibration_queries @ rows.T).amax(1)
-                taken_of_calibration = torch.maximum(taken_of_calibration, responses)
-                offset = calibration.offset(taken_of_calibration, count)
-            correct.append(int((own >= taken + offset).sum()))
-        return [100 * count / len(labels) for count in correct]
-
-    def _rows(self) -> list[torch.Tensor]:
-        """Return the rows of the run's classes together, then the rows of each added class."""
-        added: list[torch.Tensor] = [activations for _, activations in self._added]
-        by_photos: dict[int, list[int]] = {}
-        for number, activations in enumerate(added):
-            by_photos.setdefault(len(activations), []).append(number)
-        for numbers in by_photos.values():  # a single pass for all classes of as many photos
-            rows = self.network.phi.novel_rows(torch.stack([added[n] for n in numbers]), self.rule)
-            for number, rows_of_class in zip(numbers, rows, strict=True):
-                added[number] = rows_of_class
-        return [self.network.base_rows[self._kept], *added]
-
-    def _calibrate(self, base: torch.Tensor) -> tuple[Calibration | None, torch.Tensor]:
-        """Return the calibration on the run's classes, whose rows are ``base``, and the queries of its images; None
-        where the method has no calibration.
-
-        It is kept, as it takes a second and does not depend on the added classes.
-        """
-        if self._calibration is None or self._calibration[0] != self.kept:
-            activations, labels = self.network.sample
-            query = self.network.phi.query
-            positions = labels.new_full((len(self.network.base_rows),), -1)  # -1: removed, so never the right answer
-            positions[self._kept] = torch.arange(len(self._kept), device=self.device)
-            calibration = None
-            if len(activations):
-                calibration = Calibration(
-                    activations, positions[labels], lambda x: query(x) @ base.T, self.network.cost
-                )
-            self._calibration = self.kept, calibration, query(calibration.images) if calibration else activations
-        return self._calibration[1:]
+        if not isinstance(self._maker, PredictedHead):
+            raise UserError("the model has no classes of a run; its own estimate is that of held-out photos")
+        added = [activations for _, activations in self._added]
+        places = torch.as_tensor(labels, device=self.device)
+        return self._maker.base_accuracy(self._kept, added, activations.to(self.device), places)
 
     # Files.
 
@@ -342,33 +315,33 @@ class Classifier:
                 or serving it.
             OSError: the model cannot be written; what was there is untouched.
         """
-        folder, network = Path(path).resolve(), self.network
+        folder, head = Path(path).resolve(), self.head()
         before = self._origin[1] if self._origin and self._origin[0] == folder else None
         added = [activations for _, activations in self._added]
+        fitted = {"rows": head.rows, "offset": head.offset} if self._maker.FITTED else {}
         saved = model_folder.write(
             Path(path),
             {**self.about(), "base_rows": self._kept},
             lambda: {
-                **{f"backbone.{key}": tensor for key, tensor in network.backbone.state_dict().items()},
-                **{f"predictor.{key}": tensor for key, tensor in network.phi.state_dict().items()},
-                "base_rows": network.base_rows,
-                "sample.activations": network.sample[0].half(),
-                "sample.labels": network.sample[1],
+                **{f"backbone.{key}": tensor for key, tensor in self.network.backbone.state_dict().items()},
+                **self._maker.tensors(),
             },
-            {"activations": torch.cat(added) if added else network.base_rows[:0]},
+            {"activations": torch.cat(added) if added else torch.empty(0, self.network.backbone.dim), **fitted},
             before,
         )
         self._origin = folder, saved
 
     def about(self) -> dict[str, Any]:
         """Return everything but the tensors, as JSON has it: what a model folder and every export say of the model."""
-        network, spec = self.network, self.network.preprocess.spec
+        head, preprocess = self.head(), self.network.preprocess
+        spec, method = preprocess.spec, self._maker.about()
+        if self._maker.FITTED:
+            method |= {"unit": head.query_scale is not None, "estimates": [asdict(one) for one in head.estimates]}
         return {
-            "method": {"name": network.method, "rule": self.rule, "calibration_cost": network.cost,
-                       "learn": asdict(network.learn)},
-            "backbone": network.backbone.architecture,
+            "method": method,
+            "backbone": self.network.backbone.architecture,
             "preprocessing": {**asdict(spec), "interpolation": f"{spec.interpolation}, antialiased", "crop": "centre",
-                              "orientation": network.preprocess.orientation},
+                              "orientation": preprocess.orientation},
             "classes": [asdict(entry) for entry in self.classes],
             "provenance": self.provenance,
         }  # fmt: skip
@@ -388,7 +361,7 @@ class Classifier:
         try:
             about, parts, saved = model_folder.read(Path(path), device)
             check_tensors(Path(path), about, parts)
-            model = cls._assemble(about, parts["network"], parts["added"]["activations"], device)
+            model = cls._assemble(about, parts["network"], parts["added"], device)
             model._origin = Path(path).resolve(), saved
             return model
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -397,22 +370,38 @@ class Classifier:
 
     @classmethod
     def _assemble(
-        cls, about: About, tensors: dict[str, torch.Tensor], added: torch.Tensor, device: torch.device
+        cls, about: About, tensors: dict[str, torch.Tensor], added: dict[str, torch.Tensor], device: torch.device
     ) -> Classifier:
-        method = about.method
-        base_rows, learn = tensors["base_rows"], method.learn
-        backbone, phi = build_untrained(about.backbone.model_dump(), method.name, base_rows, learn)
-        backbone.load_state_dict(_under("backbone.", tensors))
-        phi.load_state_dict(_under("predictor.", tensors))
-        sample = tensors["sample.activations"].float(), tensors["sample.labels"]
         rule = about.preprocessing.orientation
+        backbone = build(about.backbone.model_dump(exclude_none=True))
+        backbone.load_state_dict(_under("backbone.", tensors))
         preprocess = Preprocess(about.preprocessing.spec, "stored" if rule == "stored" else "exif")
-        cost = method.calibration_cost
-        network = Network(backbone, method.name, phi, learn, base_rows, sample, cost, preprocess).on(device)
-        model = cls(network, about.kept, about.base_rows, method.rule, about.provenance)
-        split = torch.split(added, [entry.photos for entry in about.added]) if about.added else ()
+        network = Network(backbone, preprocess).on(device)
+        maker = _maker(about, backbone, tensors)
+        model = cls(network, maker.on(device), about.kept, about.base_rows, about.provenance)
+        split = torch.split(added["activations"], [entry.photos for entry in about.added]) if about.added else ()
         model._added = list(zip(about.added, split, strict=True))
+        if isinstance(about.method, FittedMethod):
+            owner = torch.arange(len(about.added), device=device)
+            scale = 1.0 if about.method.unit else None
+            model._head = Head(added["rows"], owner, added["offset"], scale, about.method.to_estimates())
         return model
+
+
+def _maker(about: About, backbone: Backbone, tensors: Mapping[str, torch.Tensor]) -> HeadMaker:
+    """Return what makes the head of a model, from its ``model.json`` and the tensors of its network."""
+    method = about.method
+    if isinstance(method, FittedMethod):
+        background = None
+        if "background.scatter" in tensors:
+            freedom = int(tensors["background.freedom"])
+            background = Background(tensors["background.scatter"].double(), freedom)
+        return FittedHeads(method.head, method.strength, background)
+    phi = untrained_predictor(method.name, tensors["base_rows"], backbone, method.learn)
+    phi.load_state_dict(_under("predictor.", tensors))
+    sample = tensors["sample.activations"].float(), tensors["sample.labels"]
+    return PredictedHead(method.name, phi, method.learn, tensors["base_rows"], sample, method.calibration_cost,
+                         method.rule)  # fmt: skip
 
 
 def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
@@ -420,13 +409,6 @@ def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch
-
-
-def _correct(queries: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the queries that these rows classify correctly, and the score of each for its own class."""
-    scores = queries @ rows.T
-    correct = scores.argmax(1) == labels
-    return queries[correct], scores[correct].amax(1)
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

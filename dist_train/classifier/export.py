@@ -36,9 +36,9 @@ def write_torchvision(model: Classifier, out: Path) -> str:
             are normalised; or torchvision has no such network.
     """
     network, head = model.network, model.head()
-    if query_scale(model) is not None:
+    if head.query_scale is not None:
         raise UserError(
-            f"--format torchvision: {network.method} classifies by cosine, which a linear layer cannot; "
+            f"--format torchvision: {model.method} classifies by cosine, which a linear layer cannot; "
             f"take --format onnx or safetensors, or make the model by adapt --method phi2"
         )
     if not head.linear:
@@ -74,11 +74,11 @@ def write_safetensors(model: Classifier, out: Path) -> str:
     Returns:
         a line of code that opens the file.
     """
-    head, scale = model.head(), query_scale(model)
+    head = model.head()
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
     header = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in model.about().items()}
     data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
-                {**header, "query_scale": "" if scale is None else repr(scale)})  # fmt: skip
+                {**header, "query_scale": "" if head.query_scale is None else repr(head.query_scale)})  # fmt: skip
     with atomic_write(out) as file:
         file.write(data)
     return f'with safetensors.safe_open("{out.name}", "pt") as file: ...  # docs/python.md'
@@ -134,24 +134,16 @@ class Deployed(nn.Module):
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         network, head = model.network, model.head()
-        self.preprocess, self.body, self.phi = network.preprocess, network.backbone.body, network.phi
+        self.preprocess, self.body, self.query_scale = network.preprocess, network.backbone.body, head.query_scale
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores and probabilities, float32 [B, classes], of images uint8 [B, H, W, 3]."""
-        query = self.phi.query(self.body(self.preprocess(images.permute(0, 3, 1, 2))))
-        scores = Head(self.rows, self.owner, self.offset).scores(query)
+        activations = self.body(self.preprocess(images.permute(0, 3, 1, 2)))
+        scores = Head(self.rows, self.owner, self.offset, self.query_scale).scores(activations)
         return scores, scores.softmax(1)
-
-
-def query_scale(model: Classifier) -> float | None:
-    """Return the length to which the method scales queries; None where a query is the activation as it is."""
-    activation = torch.rand(1, model.network.backbone.dim, generator=torch.Generator().manual_seed(0)).to(model.device)
-    with torch.no_grad():
-        query = model.network.phi.query(activation)
-    return None if torch.equal(query, activation) else round(query.norm().item(), 6)
 
 
 def _body(model: Classifier) -> dict[str, torch.Tensor]:

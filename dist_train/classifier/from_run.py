@@ -10,8 +10,9 @@ import torch
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Class
-from dist_train.classifier.network import Network, row_method
+from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
+from dist_train.classifier.predicted import PredictedHead, row_method
 from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards.index import open_shards
@@ -66,13 +67,15 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     phi = load_trained(kind.network, kind.learned(name), base)
     with torch.no_grad(), exact_products():
         base_rows = phi.base_rows(base.means)
-    network = Network(
-        backbone, name, phi, config.learn, base_rows, kind.sample(base.train, base_rows.device),
-        base.numbers["calibration_cost"],
-        Preprocess(run_backbone.preprocessing, provenance.get("orientation", "stored")),
-    ).on(base_rows.device)  # fmt: skip
+    device = base_rows.device
+    orientation = provenance.get("orientation", "stored")
+    preprocess = Preprocess(run_backbone.preprocessing, orientation)
+    maker = PredictedHead(
+        name, phi, config.learn, base_rows, kind.sample(base.train, device), base.numbers["calibration_cost"],
+        base.rule if rule is None else rule,
+    ).on(device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
-    return Classifier(network, classes, range(len(classes)), base.rule if rule is None else rule, provenance)
+    return Classifier(Network(backbone, preprocess).on(device), maker, classes, range(len(classes)), provenance)
 
 
 def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,25 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Tell how well a head classified photos that it was not fitted on.
+
+    Attributes:
+        head: a name in ``heads.choice.HEADS``.
+        strength: of its regularisation, in its own measure; None where it has none.
+        accuracy: percent right, the mean over classes.
+        half_width: of the 95% interval of ``accuracy``, in points.
+        judged_by: how photos were held out.
+    """
+
+    head: str
+    strength: float | None
+    accuracy: float
+    half_width: float
+    judged_by: str
+
+
+@dataclass(frozen=True)
 class Head:
     """The classifier that follows from the classes: the score of class ``c`` is the largest product of the query with
     the rows whose ``owner`` is ``c``, plus ``offset[c]``.
@@ -48,19 +68,27 @@ class Head:
         rows: [R, dim].
         owner: the class of each row, [R].
         offset: [classes].
+        query_scale: length to which an activation is scaled before the products; None: it is the query as it is.
+        estimates: of the heads that were tried, where it was fitted to photos; the simplest first.
+        answers: how often held-out photos of each class got each answer, [classes, classes]; None where it is not
+            known.
     """
 
     rows: torch.Tensor
     owner: torch.Tensor
     offset: torch.Tensor
+    query_scale: float | None = None
+    estimates: tuple[Estimate, ...] = ()
+    answers: torch.Tensor | None = None
 
     @property
     def linear(self) -> bool:
         """Whether every class has a single row."""
         return len(self.rows) == len(self.offset)
 
-    def scores(self, query: torch.Tensor) -> torch.Tensor:
-        """Return the scores [B, classes] of queries [B, dim]. Exports trace this function too."""
+    def scores(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return the scores [B, classes] of activations [B, dim]. Exports trace this function too."""
+        query = activations if self.query_scale is None else self.query_scale * F.normalize(activations, dim=-1)
         responses = query @ self.rows.T
         if self.linear:
             return responses + self.offset

@@ -9,22 +9,36 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as checked
 
-from dist_train.classifier.head import Class
-from dist_train.classifier.network import row_method
+from dist_train.classifier.head import Class, Estimate
+from dist_train.classifier.heads.choice import HEADS
+from dist_train.classifier.predicted import row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
 from dist_train.config.backbone import MAX_RESIZE, MAX_SIZE, Preprocessing
 from dist_train.errors import UserError
 from dist_train.names import is_class_name, shown
 
-VERSION = 1
+VERSION = 2
+"""Version 1 knew only models from runs whose backbone is a ResNet of our own; they are still read."""
 MAX_JSON, MAX_PART = 1 << 26, 1 << 33
 """Bytes that ``model.json`` may have, and each of the files that it names."""
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-_NOT_IN_LAYERS = ("base_rows", "sample.activations", "sample.labels")  # tensors that belong to no layer
+_OF_RUN = ("base_rows", "sample.activations", "sample.labels")  # tensors of a model from a run that are in no layer
+_BACKGROUND = ("background.scatter", "background.freedom")  # of a model of photos alone, if it has a background
 _MAX_ROWS = 100_000
 
 
@@ -60,6 +74,9 @@ def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
+_Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")]
+
+
 class Part(BaseModel):
     """The entry of a file beside ``model.json``."""
 
@@ -77,7 +94,9 @@ class Files(BaseModel):
     added: Part
 
 
-class _Method(BaseModel):
+class PredictedMethod(BaseModel):
+    """The entry ``method`` of a model from a run."""
+
     model_config = _STRICT
     name: Annotated[str, AfterValidator(_method)]
     rule: Rule
@@ -85,11 +104,43 @@ class _Method(BaseModel):
     learn: checked(LearnConfig, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
 
 
-class _Architecture(BaseModel):
+class _Estimate(BaseModel):
+    model_config = _STRICT
+    head: Annotated[str, AfterValidator(lambda name: _known(name, tuple(HEADS)))]
+    strength: Annotated[float, Field(gt=0, le=1e6)] | None
+    accuracy: Annotated[float, Field(ge=0, le=100)]
+    half_width: Annotated[float, Field(ge=0, le=100)]
+    judged_by: Annotated[str, Field(max_length=100)]
+
+
+class FittedMethod(BaseModel):
+    """The entry ``method`` of a model of photos alone."""
+
+    model_config = _STRICT
+    head: Annotated[str, AfterValidator(lambda name: _known(name, ("auto", *HEADS)))]
+    strength: Annotated[float, Field(gt=0, le=1e6)] | None
+    unit: bool
+    estimates: Annotated[list[_Estimate], Field(max_length=len(HEADS))]
+
+    def to_estimates(self) -> tuple[Estimate, ...]:
+        """Return the estimates as a ``Head`` has them."""
+        return tuple(Estimate(**entry.model_dump()) for entry in self.estimates)
+
+
+class _Ours(BaseModel):
     model_config = _STRICT
     name: Annotated[str, AfterValidator(lambda name: _known(name, MODELS))]
     num_classes: Annotated[int, Field(ge=1, le=_MAX_ROWS)]
     small_stem: bool
+
+
+class _OfLibrary(BaseModel):
+    model_config = _STRICT
+    source: Literal["timm", "torchvision"]
+    name: _Word
+    classifier: _Word | None
+    num_classes: Annotated[int, Field(ge=0, le=_MAX_ROWS)]
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = None
 
 
 class _Preprocessing(BaseModel):
@@ -133,9 +184,15 @@ class About(BaseModel):
     """The content of ``model.json``."""
 
     model_config = _STRICT
-    version: Literal[1]
-    method: _Method
-    backbone: _Architecture
+    version: Literal[1, 2]
+    method: Annotated[
+        Annotated[PredictedMethod, Tag("predicted")] | Annotated[FittedMethod, Tag("fitted")],
+        Discriminator(lambda value: "fitted" if isinstance(value, dict) and "head" in value else "predicted"),
+    ]
+    backbone: Annotated[
+        Annotated[_Ours, Tag("ours")] | Annotated[_OfLibrary, Tag("library")],
+        Discriminator(lambda value: "library" if isinstance(value, dict) and "source" in value else "ours"),
+    ]
     preprocessing: _Preprocessing
     classes: Annotated[list[_Class], FailFast(), Field(min_length=1, max_length=_MAX_ROWS)]
     base_rows: Annotated[list[Annotated[int, Field(ge=0, lt=_MAX_ROWS)]], FailFast()]
@@ -155,7 +212,14 @@ class About(BaseModel):
             raise ValueError("classes must begin with a class without photos for each of base_rows")
         if not all(entry.photos for entry in added):
             raise ValueError("classes after those of base_rows need photos")
+        if self.fitted and self.base_rows:
+            raise ValueError("base_rows must be empty where the head is fitted to photos")
         return self
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the model is one of photos alone."""
+        return isinstance(self.method, FittedMethod)
 
     @property
     def kept(self) -> list[Class]:
@@ -180,8 +244,8 @@ def parse(data: bytes, path: object) -> About:
     """
     try:
         version = _Version.model_validate_json(data).version
-        if version != VERSION or isinstance(version, bool):
-            remedy = f"this dist_train reads {VERSION}; make the model again with it"
+        if version not in (1, VERSION) or isinstance(version, bool):
+            remedy = f"this dist_train reads 1 and {VERSION}; make the model again with it"
             raise UserError(f"{path}: version {_short(version)}, and {remedy}")
         return About.model_validate_json(data)
     except ValidationError as error:
@@ -218,28 +282,52 @@ def check_tensors(folder: Path, about: About, parts: Mapping[str, Mapping[str, t
         UserError: a tensor is missing, superfluous or wrong; the line names the file and the tensor.
     """
     files = {part: folder / getattr(about.files, part).file for part in parts}
-    for part, needed in (("network", (*_NOT_IN_LAYERS, "backbone.head.weight")), ("added", ("activations",))):
-        for name in needed:
+    background = _BACKGROUND if "background.scatter" in parts["network"] else ()
+    needed = {
+        "network": (*(background if about.fitted else _OF_RUN), "backbone.head.weight"),
+        "added": ("activations", "rows", "offset") if about.fitted else ("activations",),
+    }
+    layers = ("backbone.",) if about.fitted else ("backbone.", "predictor.")
+    for part, names in needed.items():
+        for name in names:
             if name not in parts[part]:
                 raise _wrong(files[part], name, "is not there")
         for name, tensor in parts[part].items():
-            if name not in needed and not (part == "network" and name.startswith(("backbone.", "predictor."))):
+            if name not in names and not (part == "network" and name.startswith(layers)):
                 raise _wrong(files[part], name, "belongs to nothing")
             _check_values(files[part], name, tensor)
-    file, network, classes = files["network"], parts["network"], about.backbone.num_classes
-    rows, sample, labels = (network[name] for name in _NOT_IN_LAYERS)
-    head = network["backbone.head.weight"]
+    head, classes = parts["network"]["backbone.head.weight"], about.backbone.num_classes
     dim = head.shape[-1] if head.ndim else 0
-    _check_shape(file, "backbone.head.weight", head, classes, dim)
+    _check_shape(files["network"], "backbone.head.weight", head, classes, dim)
+    added = sum(entry.photos for entry in about.added)
+    _check_shape(files["added"], "activations", parts["added"]["activations"], added, dim)
+    if about.fitted:
+        _check_fitted(files, about, parts, dim)
+    else:
+        _check_of_run(files["network"], about, parts["network"], dim)
+
+
+def _check_of_run(file: Path, about: About, network: Mapping[str, torch.Tensor], dim: int) -> None:
+    classes = about.backbone.num_classes
+    rows, sample, labels = (network[name] for name in _OF_RUN)
     _check_shape(file, "base_rows", rows, classes, dim)
     _check_shape(file, "sample.activations", sample, len(sample) if sample.ndim else 0, dim)
     _check_shape(file, "sample.labels", labels, len(sample))
-    added = sum(entry.photos for entry in about.added)
-    _check_shape(files["added"], "activations", parts["added"]["activations"], added, dim)
     if max(about.base_rows, default=0) >= classes:
         raise _wrong(file, "base_rows", f"has {classes} rows, and model.json's base_rows name others")
     if labels.dtype != torch.int64 or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
         raise _wrong(file, "sample.labels", f"must be whole numbers below {classes}")
+
+
+def _check_fitted(
+    files: Mapping[str, Path], about: About, parts: Mapping[str, Mapping[str, torch.Tensor]], dim: int
+) -> None:
+    classes = len(about.classes)
+    _check_shape(files["added"], "rows", parts["added"]["rows"], classes, dim)
+    _check_shape(files["added"], "offset", parts["added"]["offset"], classes)
+    if "background.scatter" in parts["network"]:
+        _check_shape(files["network"], "background.scatter", parts["network"]["background.scatter"], dim, dim)
+        _check_shape(files["network"], "background.freedom", parts["network"]["background.freedom"], 1)
 
 
 def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> None:
@@ -248,7 +336,7 @@ def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> N
 
 
 def _check_values(file: Path, name: str, tensor: torch.Tensor) -> None:
-    whole = name == "sample.labels" or name.endswith(".num_batches_tracked")
+    whole = name in ("sample.labels", "background.freedom") or name.endswith(".num_batches_tracked")
     wanted = torch.int64 if whole else torch.float16 if name == "sample.activations" else torch.float32
     if tensor.dtype != wanted:
         raise _wrong(file, name, f"is of {tensor.dtype}, and must be of {wanted}")

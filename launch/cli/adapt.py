@@ -82,7 +82,7 @@ def adapt(source: Path, options: AdaptOptions) -> int:
     for line in lines:
         print(line)
     if writes and not options.print_classes:
-        print(f"{out}: {len(model.classes)} classes, {model.network.method}, rule {model.rule}")
+        print(f"{out}: {len(model.classes)} classes, {model.method}, rule {model.rule}")
     return 0
 
 
@@ -220,7 +220,7 @@ def _activations(model: Classifier, paths: Sequence[Path], account: Account) -> 
 
     from dist_train.classifier.classifier import batches
 
-    rows = [model.network.base_rows[:0]]
+    rows = [torch.empty(0, model.network.backbone.dim, device=model.device)]
     for batch in batches(paths):
         pixels = []
         for path in batch:

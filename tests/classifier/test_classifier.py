@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from dist_train import Classifier, UserError
 from dist_train.classifier.from_run import from_run, held_out_activations
+from dist_train.classifier.predicted import PredictedHead
 from dist_train.distributed.context import Context
 from dist_train.fewshot import methods
 from dist_train.runs.run import Run
@@ -53,8 +54,10 @@ def test_a_class_scores_as_the_best_of_its_photos(whole_run: Run) -> None:
         model.add_activations(f"new {number}", photos[: number + 1])
     query = shots[0, 0]
     with torch.inference_mode():
-        phi = model.network.phi
-        wanted = [float(query @ row) for row in model.network.base_rows]
+        maker = model.maker
+        assert isinstance(maker, PredictedHead)
+        phi = maker.phi
+        wanted = [float(query @ row) for row in maker.base_rows]
         wanted += [max(float(query @ phi(a)) for a in photos[: n + 1]) for n, photos in enumerate(shots)]
     assert np.allclose(model.scores(query[None])[0], wanted, atol=1e-4)
     best = model.answers(query[None], topk=3)[0]
@@ -199,7 +202,7 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
     [
         (lambda folder: (folder / "model.json").unlink(), "not a model (no model.json)"),
         (lambda folder: (folder / "model.json").write_text('{"version": 1'), "model.json: damaged"),
-        (lambda folder: _edit(folder, version=2), "model.json: version 2, and this dist_train reads 1"),
+        (lambda folder: _edit(folder, version=3), "model.json: version 3, and this dist_train reads 1 and 2"),
         (lambda folder: (folder / "model.json").write_text("[]"), "model.json: damaged"),
         (lambda folder: _file(folder, "network").write_bytes(b"x"), "safetensors: changed or damaged"),
         (lambda folder: _flip(_file(folder, "network")), "safetensors: changed or damaged"),

@@ -136,7 +136,7 @@ def test_the_undamaged_model_opens(broken: Path) -> None:
         (put("provenance", "rate", value=math.nan), "provenance"),
         (put("provenance", value="run"), "provenance = 'run'"),
         (put("more", value=1), "more = 1"),
-        (put("version", value=2), "model.json: version 2, and this dist_train reads 1"),
+        (put("version", value=3), "model.json: version 3, and this dist_train reads 1 and 2"),
         (put("version", value=True), "version True"),
         (lambda about: about.clear(), "version None"),
         (lambda about: about.pop("classes"), "classes"),

@@ -79,7 +79,7 @@ def test_from_a_run_to_answers(whole_run: Run, album: Path, tmp_path: Path, caps
 def test_method_and_rule_are_chosen(options: list[str], whole_run: Run, album: Path, tmp_path: Path) -> None:
     assert main(["adapt", str(whole_run.dir), "--out", str(tmp_path / "m"), *options]) == 0
     model = Classifier.load(tmp_path / "m")
-    assert model.network.method == options[1] and model.rule == (options[3] if len(options) > 2 else "max")
+    assert model.method == options[1] and model.rule == (options[3] if len(options) > 2 else "max")
     assert main(["adapt", str(tmp_path / "m"), "--rule", "rows"]) == 0
     assert Classifier.load(tmp_path / "m").rule == "rows"
 

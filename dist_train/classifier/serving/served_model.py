@@ -181,7 +181,7 @@ class ServedModel:
         model = self.model
         return {
             "name": self.path.absolute().name,
-            "method": model.network.method,
+            "method": model.method,
             "classes": [asdict(entry) for entry in model.classes],
             "limits": asdict(self.limits),
             "photos": sorted(SUFFIXES),

@@ -1,0 +1,72 @@
+"""Heads of models of photos alone: all rows are fitted together to the photos of all classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from dist_train.classifier.head import Head
+from dist_train.classifier.heads.choice import HEADS, answer_counts, choose
+from dist_train.classifier.heads.contract import Background, Sample
+from dist_train.classifier.maker import HeadMaker
+from dist_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class FittedHeads(HeadMaker):
+    """Fit a head to photos.
+
+    The first head is chosen among all; after that its kind and its strength stay, so that a change takes no more than
+    a fit, until another choice is asked for (``Classifier.choose_head``).
+
+    Attributes:
+        head: the name of the head, or "auto" before the choice.
+        strength: of the head's regularisation; None before the choice, or where the head has none.
+        background: how images of other classes vary, where there are any.
+
+    Raises:
+        UserError: there is no such head.
+    """
+
+    FITTED: ClassVar = True
+    head: str = "auto"
+    strength: float | None = None
+    background: Background | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in ("auto", *HEADS):
+            raise UserError(f"--head {self.head}: give one of auto, {', '.join(HEADS)}")
+
+    @property
+    def name(self) -> str:
+        return self.head
+
+    def make(self, kept: Sequence[int], added: Sequence[torch.Tensor]) -> tuple[Head, FittedHeads]:
+        device = added[0].device
+        if len(added) == 1:  # nothing to tell apart: every photo is of this class
+            zeros = torch.zeros(1, added[0].shape[1], device=device)
+            return Head(zeros, torch.zeros(1, dtype=torch.int64, device=device), zeros[:, 0]), self
+        names = list(HEADS) if self.head == "auto" else [self.head]
+        sample = Sample.of(added)
+        choice = choose(sample, names, self.strength, self.background)
+        fit = choice.fit
+        head = Head(fit.rows.float(), torch.arange(len(added), device=device), fit.offset.float(),
+                    1.0 if fit.unit else None, choice.estimates, answer_counts(fit.held_out, sample))  # fmt: skip
+        return head, replace(self, head=choice.head, strength=fit.strength)
+
+    def about(self) -> dict[str, Any]:
+        return {"head": self.head, "strength": self.strength}
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        if self.background is None:
+            return {}
+        freedom = torch.tensor([self.background.freedom])
+        return {"background.scatter": self.background.scatter.float(), "background.freedom": freedom}
+
+    def on(self, device: torch.device) -> FittedHeads:
+        if self.background is None:
+            return self
+        return replace(self, background=Background(self.background.scatter.to(device), self.background.freedom))

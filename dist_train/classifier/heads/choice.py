@@ -1,0 +1,119 @@
+"""The choice of a head and of its strength by photos that it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+
+from dist_train.classifier.head import Estimate
+from dist_train.classifier.heads.contract import Background, Fit, FittedHead, Sample
+from dist_train.classifier.heads.discriminant import Discriminant
+from dist_train.classifier.heads.means import Imprinting, NearestMean
+from dist_train.classifier.heads.probe import Probe
+from dist_train.errors import UserError
+
+HEADS: dict[str, FittedHead] = {
+    "mean": NearestMean(), "imprint": Imprinting(), "lda": Discriminant(), "probe": Probe(),
+}  # fmt: skip
+"""The heads by name, the simplest first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Hold the head that was chosen.
+
+    Attributes:
+        fit: its rows and offsets, divided by the temperature.
+        temperature: by which the fit's own scores were divided, so that probabilities of held-out photos are right.
+        head: its name in ``HEADS``.
+        estimates: of all heads that were tried, the simplest first; empty where no photo could be held out.
+    """
+
+    fit: Fit
+    temperature: float
+    head: str
+    estimates: tuple[Estimate, ...]
+
+
+def choose(
+    sample: Sample, heads: Sequence[str], strength: float | None = None, background: Background | None = None
+) -> Choice:
+    """Fit heads to photos, and return the head that classifies held-out photos best: by the mean of the classes'
+    accuracies, so that a class of few photos counts as much as a class of many. Of equal heads the simplest is taken.
+
+    The strength of each head is the one whose probabilities of held-out photos are best (the lowest mean over classes
+    of the log loss), as accuracies of few photos are equal too often. The accuracy of the best of several is a little
+    too high an estimate of itself.
+
+    Args:
+        sample: photos of two classes or more.
+        heads: names in ``HEADS`` to choose among, the simplest first.
+        strength: the only one to try; None: all of each head.
+        background: what other images tell.
+    """
+    chosen: tuple[float, float, Fit, str] | None = None  # accuracy, temperature, fit, name
+    estimates: list[Estimate] = []
+    for name in heads:
+        judged = [(*_judge(fit, sample), fit) for fit in HEADS[name].fits(sample, background, strength)]
+        if not judged:
+            continue
+        _, temperature, fit = min(judged, key=lambda entry: entry[0])
+        accuracy, half_width = balanced_accuracy(fit.held_out, sample)
+        if bool(sample.judged.any()):
+            estimates.append(Estimate(name, fit.strength, accuracy, half_width, HEADS[name].judged_by))
+        if chosen is None or accuracy > chosen[0]:
+            chosen = accuracy, temperature, fit, name
+    if chosen is None:
+        raise UserError(f"--head {heads[0]}: needs a class of two photos or more; add some, or take --head mean")
+    _, temperature, fit, name = chosen
+    tempered = Fit(fit.rows / temperature, fit.offset / temperature, fit.unit, fit.held_out, fit.strength)
+    return Choice(tempered, temperature, name, tuple(estimates))
+
+
+def balanced_accuracy(scores: torch.Tensor, sample: Sample) -> tuple[float, float]:
+    """Return the mean over classes of the percentage of photos that are right, and the half width of its 95% interval.
+
+    The interval is normal, with the binomial variance of each class at (right + 1) / (photos + 2), so that a class
+    without an error does not count as certain. Classes of a single photo are left out; without any other class both
+    numbers are 0.
+    """
+    judged = sample.judged
+    right = (scores.argmax(1) == sample.labels)[judged].double()
+    counts = sample.counts[sample.counts > 1]
+    if not len(counts):
+        return 0.0, 0.0
+    sums = scores.new_zeros(len(sample.counts)).index_add_(0, sample.labels[judged], right)[sample.counts > 1]
+    smooth = (sums + 1) / (counts + 2)
+    variance = (smooth * (1 - smooth) / counts).sum() / len(counts) ** 2
+    return 100 * float((sums / counts).mean()), 196 * float(variance.sqrt())
+
+
+def _judge(fit: Fit, sample: Sample) -> tuple[float, float]:
+    """Return the log loss of held-out photos at the best temperature, and that temperature; without a photo that can be
+    held out, the temperature at which the scores' deviation is 1."""
+    judged = sample.judged
+    spread = float(fit.held_out.std()) or 1.0
+    if not bool(judged.any()):
+        return 0.0, spread
+    scores, labels = fit.held_out[judged], sample.labels[judged]
+    weights = 1 / sample.counts[labels]
+    weights = weights / weights.sum()
+
+    def loss(log_temperature: float) -> float:
+        shares = (scores * float(np.exp(-log_temperature))).log_softmax(1)
+        return -float((weights * shares[torch.arange(len(labels)), labels]).sum())
+
+    centre = float(np.log(spread))
+    best = minimize_scalar(loss, bounds=(centre - 6, centre + 2), method="bounded", options={"xatol": 1e-3})
+    return float(best.fun), float(np.exp(best.x))
+
+
+def answer_counts(scores: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Return how often held-out photos of each class got each answer, int64 [classes, classes]."""
+    classes, judged = len(sample.counts), sample.judged
+    pairs = sample.labels[judged] * classes + scores[judged].argmax(1)
+    return pairs.bincount(minlength=classes**2).view(classes, classes)

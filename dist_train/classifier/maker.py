@@ -1,0 +1,50 @@
+"""How the classes of a model become its head: the contract of the two kinds of models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+
+from dist_train.classifier.head import Head
+
+
+class HeadMaker(ABC):
+    """Make the head of a model from its classes. A maker does not change; copies of a model share it.
+
+    A model from a run predicts a row from each class's photos (``predicted.py``); a model of photos alone fits all rows
+    together (``fitted.py``).
+
+    Attributes:
+        FITTED: whether the head is kept in the model folder, as it takes seconds to make.
+    """
+
+    FITTED: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the method, as people see it."""
+
+    @abstractmethod
+    def make(self, kept: Sequence[int], added: Sequence[torch.Tensor]) -> tuple[Head, Self]:
+        """Return the head of the classes as they are, and the maker for the next change of them.
+
+        Args:
+            kept: the classes of the run that have not been removed, in increasing order.
+            added: activations [photos, dim] of each added class.
+        """
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Return the entry ``method`` of ``model.json``."""
+
+    @abstractmethod
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Return the tensors that lie beside the backbone's in a model's file of the network."""
+
+    @abstractmethod
+    def on(self, device: torch.device) -> Self:
+        """Return the maker on a device."""
