@@ -186,12 +186,12 @@ class About(BaseModel):
     model_config = _STRICT
     version: Literal[1, 2]
     method: Annotated[
-        Annotated[PredictedMethod, Tag("predicted")] | Annotated[FittedMethod, Tag("fitted")],
-        Discriminator(lambda value: "fitted" if isinstance(value, dict) and "head" in value else "predicted"),
+        Annotated[PredictedMethod, Tag("<predicted>")] | Annotated[FittedMethod, Tag("<fitted>")],
+        Discriminator(lambda value: "<fitted>" if isinstance(value, dict) and "head" in value else "<predicted>"),
     ]
     backbone: Annotated[
-        Annotated[_Ours, Tag("ours")] | Annotated[_OfLibrary, Tag("library")],
-        Discriminator(lambda value: "library" if isinstance(value, dict) and "source" in value else "ours"),
+        Annotated[_Ours, Tag("<ours>")] | Annotated[_OfLibrary, Tag("<library>")],
+        Discriminator(lambda value: "<library>" if isinstance(value, dict) and "source" in value else "<ours>"),
     ]
     preprocessing: _Preprocessing
     classes: Annotated[list[_Class], FailFast(), Field(min_length=1, max_length=_MAX_ROWS)]
@@ -250,7 +250,8 @@ def parse(data: bytes, path: object) -> About:
         return About.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        key = ".".join(map(shown, first["loc"]))
+        kinds = ("<ours>", "<library>", "<predicted>", "<fitted>")  # of an entry that has several; no keys
+        key = ".".join(shown(part) for part in first["loc"] if part not in kinds)
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "json_invalid" or not key:
             cause = f"{path}: damaged ({what})"
