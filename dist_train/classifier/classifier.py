@@ -15,6 +15,7 @@ import torch
 from dist_train.classifier import model_folder, photos
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Class, Head, Prediction
+from dist_train.classifier.heads.choice import balanced_accuracy
 from dist_train.classifier.heads.contract import Background
 from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_folder import Saved
@@ -75,6 +76,11 @@ class Classifier:
         if isinstance(self._maker, FittedHeads):
             self.head()  # which chooses it
         return self._maker.name
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the model is one of photos alone, whose head is fitted to all of them."""
+        return self._maker.FITTED
 
     @property
     def rule(self) -> str:
@@ -303,6 +309,17 @@ class Classifier:
         added = [activations for _, activations in self._added]
         places = torch.as_tensor(labels, device=self.device)
         return self._maker.base_accuracy(self._kept, added, activations.to(self.device), places)
+
+    def accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> tuple[float, float]:
+        """Return the percentage of photos that are classified correctly, the mean over their classes, and the half
+        width of its 95% interval in points.
+
+        Args:
+            activations: [N, dim] of photos that the model does not know.
+            labels: the position in ``classes`` of each photo's class.
+        """
+        places = torch.as_tensor(labels, device=self.device)
+        return balanced_accuracy(self.scores(activations).argmax(1) == places, places)
 
     # Files.
 

@@ -89,23 +89,27 @@ def report_html(
         _training(training, methods),
         _provenance(results, provenance),
     ]
-    environment = _environment()
     rendered = [
-        (section.title, environment.get_template(f"sections/{section.template}.html").render(section.variables))
+        (section.title, templates().get_template(f"sections/{section.template}.html").render(section.variables))
         for section in sections
         if section
     ]
-    return environment.get_template("report.html").render(
-        results=results,
-        headline=_headline(results),
-        backbone=describe_backbone(results),
-        sections=rendered,
-        check_boxes=[*methods.values(), *groups.values()],
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            results=results,
+            headline=_headline(results),
+            backbone=describe_backbone(results),
+            sections=rendered,
+            check_boxes=[*methods.values(), *groups.values()],
+        )
     )
 
 
 @cache
-def _environment() -> Environment:
+def templates() -> Environment:
+    """Return the templates of this folder, with their filters."""
     environment = Environment(
         loader=PackageLoader("dist_train.report"),
         autoescape=True,

@@ -1,9 +1,9 @@
-"""The command adapt: make a model from a run, or change a model."""
+"""The command adapt: make a model from a run or on a trained network, or change a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 from dist_train.config import Config
 from dist_train.config.io import load_config
 from dist_train.data.account import Account
-from dist_train.errors import UserError, command
+from dist_train.errors import UserError
 from dist_train.names import class_name, shown
+from launch.cli.create import NetworkOptions, add, estimate_lines, new_model, photos_of_folder
 from launch.cli.photo_arguments import find_photos, print_account
+from launch.cli.reserving import reserved
 from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:
@@ -41,10 +43,10 @@ class AdaptOptions(Options):
     method: str | None = None
     """Method of the run to take; default: phi_plus where it was trained, else phi2. See docs/methods.md."""
     rule: str | None = None
-    """How several photos count: max (the paper), mean, or rows; default: unchanged."""
+    """How several photos count in a model from a run: max (the paper), mean, or rows; default: unchanged."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Folder with a folder of photos for each class (name or wnid), on which the effect of additions is measured;
-    default: the run's validation images."""
+    """Folder with a folder of photos for each class (name or wnid), on which the effect of additions is measured, or the
+    accuracy of a model of photos alone; default: the run's validation images."""
 
     @property
     def changes(self) -> bool:
@@ -52,83 +54,86 @@ class AdaptOptions(Options):
         return bool(self.photos or self.classes or self.remove or self.rename)
 
 
-def adapt(source: Path, options: AdaptOptions) -> int:
+def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = None) -> int:
     """Add classes from photos, without training.
 
-    Makes a model from a run, or changes a model: adds classes from one photo or more each, renames and removes classes.
-    Changes are made in the order remove, rename, class; where one of them fails, none is made.
+    Makes a model from a run or, with --backbone, of photos alone; or changes a model: adds classes from one photo or
+    more each, renames and removes classes. Changes are made in the order remove, rename, class; where one of them
+    fails, none is made.
 
     Args:
-        source: RUNS/NAME whose learn is done, or a model that adapt has made.
+        source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
     """
     from dist_train.classifier import model_folder
 
+    if source is None:
+        return _adapt_network(options, network)
+    network.check_unused(f"a new model is made with it, and {source} has its own network; leave one of the two out")
     if not source.exists():
-        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt")
+        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
     config = None if model_folder.is_model(source) else load_config(source)
     out = options.out or (source if config is None else None)
     if out is None and (options.changes or not options.print_classes):
         raise UserError("--out is required: the folder for the model")
     if config is None and options.method:
         raise UserError("--method: is chosen when a model is made of a run; give the run")
-    writes = out is not None and bool(options.changes or config or options.rule or options.out)
-    with _reserved(out, source, config is None) if writes and out else nullcontext():
-        model = _open(source, options, config)
+    writes = out is not None and bool(options.changes or config or options.rule or options.out or network.head)
+    with reserved(out, source, config is None) if writes and out else nullcontext():
+        model = _open(source, options, config, network.head)
         lines = _change(model, options, config)
         if writes and out:
             model.save(out)
+    _print(model, options, lines, out if writes else None)
+    return 0
+
+
+def _adapt_network(options: AdaptOptions, network: NetworkOptions) -> int:
+    """Make a model of photos alone.
+
+    Raises:
+        UserError: an option is missing, or is of models that are there already.
+    """
+    if network.backbone is None:
+        raise UserError("SOURCE is required: a run or a model; or give --backbone, to make a model of photos alone")
+    if options.out is None:
+        raise UserError("--out is required: the folder for the model")
+    for name in ("remove", "rename", "method", "rule"):
+        if getattr(options, name):
+            raise UserError(f"--{name}: is of a run or of a model that is there; leave it out with --backbone")
+    if not (options.photos or options.classes):
+        raise UserError("--classes is required with --backbone: the folder of photos; or --class NAME=PHOTOS")
+    with reserved(options.out, options.classes):
+        model = new_model(network)
+        lines = _change(model, options, None)
+        model.save(options.out)
+    _print(model, options, lines, options.out)
+    return 0
+
+
+def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path | None) -> None:
     if options.print_classes:
         lines = [f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}" for entry in model.classes]
     for line in lines:
         print(line)
-    if writes and not options.print_classes:
-        print(f"{out}: {len(model.classes)} classes, {model.method}, rule {model.rule}")
-    return 0
+    if out is not None and not options.print_classes:
+        rule = f", rule {model.rule}" if model.rule else ""
+        print(f"{out}: {len(model.classes)} classes, {model.method}{rule}")
 
 
-@contextmanager
-def _reserved(out: Path, source: Path, is_model: bool) -> Iterator[None]:
-    """Reserve the folder that a model is written to for this process; after an error the folder is as it was.
-
-    Raises:
-        UserError: the folder is there and not the model that is changed, or lies in what the model is made of.
-    """
-    from dist_train.classifier import model_folder
-
-    same = out.exists() and source.exists() and out.samefile(source)
-    if source.resolve() in out.resolve().parents or (same and not is_model):
-        raise UserError(f"--out {out}: lies in {source}; take another folder")
-    new = not (same and is_model)
-    exists = UserError(
-        f"--out {out}: exists; take another folder, or change it: {command('adapt', out, '--class', 'NAME=PHOTOS')}"
-    )
-    if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise exists
-    created = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with model_folder.lock(out):
-            if new and model_folder.is_model(out):  # another process made it after the check above
-                raise exists
-            yield
-    except BaseException:
-        if created and not model_folder.is_model(out):
-            (out / ".lock").unlink(missing_ok=True)
-            with suppress(OSError):
-                out.rmdir()
-        raise
-
-
-def _open(source: Path, options: AdaptOptions, config: Config | None) -> Classifier:
-    """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run."""
+def _open(source: Path, options: AdaptOptions, config: Config | None, head: str | None) -> Classifier:
+    """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run; with
+    another ``head``, where a name is given."""
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.from_run import from_run
 
     if config is not None:
-        return from_run(config, options.method, options.rule)
-    model = Classifier.load(source)
-    if options.rule:
-        model.rule = options.rule
+        model = from_run(config, options.method, options.rule)
+    else:
+        model = Classifier.load(source)
+        if options.rule:
+            model.rule = options.rule
+    if head:
+        model.choose_head(head)
     return model
 
 
@@ -147,10 +152,17 @@ def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> 
     for name in photos:
         model.check_new(name)  # all of them before the work begins
     before = len(model.classes)
-    _add_classes(model, photos, account)
+    if model.fitted:
+        add(model, photos, account)
+    else:
+        _add_classes(model, photos, account)
     added = [
         f"{entry.name}: added from {entry.photos} photo{'s' * (entry.photos > 1)}" for entry in model.classes[before:]
     ]
+    if model.fitted:
+        lines = [*added, *estimate_lines(model), *_held_out_lines(model, options.held_out, account)]
+        print_account(account)
+        return lines
     held_out = _held_out(model, options, config, account) if photos or options.held_out else None
     print_account(account)
     if not held_out:
@@ -160,6 +172,14 @@ def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> 
              for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
     summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if photos else f"{rates[0]:.2f}%"
     return [*lines, f"base accuracy on {len(held_out[1])} held-out images: {summary}"]
+
+
+def _held_out_lines(model: Classifier, folder: Path | None, account: Account) -> list[str]:
+    """Return a line on the accuracy of a model of photos alone on the photos of a folder; no line without a folder."""
+    if folder is None:
+        return []
+    accuracy, half_width = model.accuracy(*_held_out_photos(model, folder, account))
+    return [f"{accuracy:.1f}% ± {half_width:.1f} of the photos in {shown(folder)}, mean over classes"]
 
 
 def _old_and_new(text: str, model: Classifier) -> tuple[str, str]:
@@ -173,8 +193,6 @@ def _old_and_new(text: str, model: Classifier) -> tuple[str, str]:
 
 def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[Path]]:
     """Return {name: photos} of the classes to add."""
-    from dist_train.data.sources.folders import class_folders
-
     photos: dict[str, list[Path]] = {}
     for text in options.photos:
         name, equals, where = text.partition("=")
@@ -182,9 +200,8 @@ def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[
             raise UserError(f"--class {text}: give NAME=PHOTOS")
         photos.setdefault(class_name(name), []).extend(find_photos(where, f"--class {text}", account))
     if options.classes:
-        _check_folder("--classes", options.classes)
-        for name, files in class_folders(options.classes, "--classes", account):
-            photos.setdefault(name, []).extend(options.classes / file.name for file in files)
+        for name, files in photos_of_folder(options.classes, "--classes", account).items():
+            photos.setdefault(name, []).extend(files)
     return photos
 
 
@@ -256,7 +273,7 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
     from dist_train.data.sources.folders import class_folders
 
     _check_folder("--held_out", folder)
-    base = [one for one in model.classes if not one.added]
+    base = [one for one in model.classes if model.fitted or not one.added]
     place = {name: number for number, one in enumerate(base) for name in (one.wnid, one.name)}
     activations, labels = [], list[int]()
     for name, files in class_folders(folder, "--held_out", account):
@@ -265,7 +282,11 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
             labels += [place[name]] * len(files)
         else:
             account.taken -= len(files)
-            account.pass_over(f"{folder}/{name}", "in folders of no class of the run", len(files))
+            account.pass_over(
+                f"{folder}/{name}",
+                "in folders of no class of the model" if model.fitted else "in folders of no class of the run",
+                len(files),
+            )
     if not activations:
         raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make such folders")
     return torch.cat(activations), labels

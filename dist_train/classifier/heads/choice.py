@@ -62,7 +62,8 @@ def choose(
         if not judged:
             continue
         _, temperature, fit = min(judged, key=lambda entry: entry[0])
-        accuracy, half_width = balanced_accuracy(fit.held_out, sample)
+        right = fit.held_out.argmax(1) == sample.labels
+        accuracy, half_width = balanced_accuracy(right[sample.judged], sample.labels[sample.judged])
         if bool(sample.judged.any()):
             estimates.append(Estimate(name, fit.strength, accuracy, half_width, HEADS[name].judged_by))
         if chosen is None or accuracy > chosen[0]:
@@ -74,19 +75,22 @@ def choose(
     return Choice(tempered, temperature, name, tuple(estimates))
 
 
-def balanced_accuracy(scores: torch.Tensor, sample: Sample) -> tuple[float, float]:
-    """Return the mean over classes of the percentage of photos that are right, and the half width of its 95% interval.
+def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Return the mean over classes of the percentage of photos that are right, and the half width of its 95% interval;
+    zeros without a photo.
 
     The interval is normal, with the binomial variance of each class at (right + 1) / (photos + 2), so that a class
-    without an error does not count as certain. Classes of a single photo are left out; without any other class both
-    numbers are 0.
+    without an error does not count as certain.
+
+    Args:
+        right: bool [N].
+        labels: the class of each photo, int64 [N].
     """
-    judged = sample.judged
-    right = (scores.argmax(1) == sample.labels)[judged].double()
-    counts = sample.counts[sample.counts > 1]
+    counts = labels.bincount().double()
+    there = counts > 0
+    counts, sums = counts[there], labels[right].bincount(minlength=len(counts)).double()[there]
     if not len(counts):
         return 0.0, 0.0
-    sums = scores.new_zeros(len(sample.counts)).index_add_(0, sample.labels[judged], right)[sample.counts > 1]
     smooth = (sums + 1) / (counts + 2)
     variance = (smooth * (1 - smooth) / counts).sum() / len(counts) ** 2
     return 100 * float((sums / counts).mean()), 196 * float(variance.sqrt())

@@ -1,0 +1,110 @@
+"""Many photos to activations: decoded on all cores while the network computes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dist_train.classifier.classifier import Classifier
+from dist_train.data.account import Account
+from dist_train.distributed.context import usable_cpus
+from dist_train.errors import UserError
+from dist_train.names import shown
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A photo as the network takes it, [1, 3, size, size], or why there is none."""
+
+    name: str
+    path: Path
+    image: torch.Tensor | None
+    fault: str = ""
+
+
+def embed(
+    model: Classifier, photos: Mapping[str, Sequence[Path]], account: Account, bar: tqdm[None]
+) -> dict[str, torch.Tensor]:
+    """Return the activations [k, dim] of each class's photos.
+
+    A photo that cannot be decoded is left out. So is a photo that is in its class already, whatever its file is called:
+    a copy would count as a photo that was held out, and be known.
+
+    Args:
+        model: whose network computes.
+        photos: the files of each class; all of them are in the account.
+        account: gets the photos that are left out.
+        bar: shows how many photos are done.
+
+    Raises:
+        UserError: photos are in two classes; the line counts and names them.
+    """
+    activations: dict[str, list[torch.Tensor]] = {name: [] for name in photos}
+    classes_of: dict[bytes, dict[str, Path]] = {}  # of a photo, by the hash of what the network takes of it
+    for batch in _batches(_decoded(model, photos), model.network.batch, bar):
+        new = []
+        for photo in batch:
+            if photo.image is None:
+                _leave_out(account, photo, photo.fault)
+                continue
+            classes = classes_of.setdefault(hashlib.sha256(photo.image.numpy().tobytes()).digest(), {})
+            if photo.name in classes:
+                _leave_out(account, photo, f"the same photo as {classes[photo.name]}")
+            else:
+                new.append(photo)
+            classes.setdefault(photo.name, photo.path)
+        if new:
+            images = torch.cat([photo.image for photo in new if photo.image is not None])
+            for photo, row in zip(new, model.embed(images.to(model.device)), strict=True):
+                activations[photo.name].append(row)
+    _check_one_class([list(classes.values()) for classes in classes_of.values() if len(classes) > 1])
+    empty = torch.empty(0, model.network.backbone.dim, device=model.device)
+    return {name: torch.stack(rows) if rows else empty for name, rows in activations.items()}
+
+
+def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]]) -> Iterator[_Decoded]:
+    """Yield all photos in order, a few batches of them decoded ahead."""
+
+    def decode(name: str, path: Path) -> _Decoded:
+        try:
+            return _Decoded(name, path, model.network.preprocess.batch([model.pixels(path)]).cpu())
+        except UserError as error:
+            return _Decoded(name, path, None, str(error).removeprefix(f"{path}: "))
+
+    files = iter([(name, path) for name, paths in photos.items() for path in paths])
+    waiting: deque[Future[_Decoded]] = deque()
+    pool = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode")
+    try:
+        while True:
+            waiting += [pool.submit(decode, *file) for file in islice(files, 3 * model.network.batch - len(waiting))]
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(photos: Iterator[_Decoded], size: int, bar: tqdm[None]) -> Iterator[list[_Decoded]]:
+    while batch := list(islice(photos, size)):
+        yield batch
+        bar.update(len(batch))
+
+
+def _leave_out(account: Account, photo: _Decoded, reason: str) -> None:
+    account.taken -= 1
+    account.leave_out(str(photo.path), reason)
+
+
+def _check_one_class(shared: Sequence[Sequence[Path]]) -> None:
+    if shared:
+        first, second = shared[0][:2]
+        count = f"{len(shared)} photos are" if len(shared) > 1 else "a photo is"
+        raise UserError(f"{count} in two classes: {shown(first)} is {shown(second)}; leave each in one of them")

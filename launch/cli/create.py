@@ -1,0 +1,172 @@
+"""The command create, and what it shares with adapt: a model of photos alone, on a trained network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dist_train.config import BackboneConfig
+from dist_train.data.account import SHOWN, Account
+from dist_train.errors import UserError
+from dist_train.files import write_text
+from dist_train.names import shown
+from launch.cli.photo_arguments import print_account
+from launch.cli.reserving import reserved
+from launch.cli.signature import Option, Options
+
+if TYPE_CHECKING:
+    from dist_train.classifier.classifier import Classifier
+    from dist_train.models.backbones import Pretrained
+
+
+@dataclass(kw_only=True)
+class NetworkOptions(Options):
+    """The trained network of a model of photos alone, and what its head is fitted with."""
+
+    backbone: Annotated[str | None, Option(metavar="SOURCE")] = None
+    """The network: starter, timm:NAME or torchvision:NAME. See docs/backbones.md."""
+    weights: Annotated[Path | None, Option(metavar="FILE")] = None
+    """File of the network's weights: .safetensors, .pth, .pt or .bin. Not needed for starter."""
+    download: bool = False
+    """Fetch the library's own weights where no file is given. Without it nothing is ever downloaded."""
+    size: int | None = None
+    """Side of the images in pixels; default: as the weights were trained."""
+    head: str | None = None
+    """Head to fit: mean, imprint, lda, probe, or auto, which takes the best on photos that were held out; default: auto,
+    and in a model that is there already the head that it has. See docs/photos.md."""
+    base: Annotated[str | None, Option(metavar="SHARDS")] = None
+    """Shards of other images, whose variation within classes the head lda takes into account."""
+    base_features: Annotated[Path | None, Option(metavar="FILE")] = None
+    """The same from activations of this network: an .npz of activations [N, D] and labels [N]."""
+
+    def check_unused(self, reason: str) -> None:
+        """Check that nothing is given that makes a new model.
+
+        Raises:
+            UserError: something is; ``reason`` says why it cannot be.
+        """
+        names = ("backbone", "weights", "download", "size", "base", "base_features")
+        given = next((name for name in names if getattr(self, name)), None)
+        if given:
+            raise UserError(f"--{given}: {reason}")
+
+
+def create(
+    photos: Path, *, out: Path, options: NetworkOptions, report: Annotated[Path | None, Option(metavar="FILE")] = None
+) -> int:
+    """Make a model of your own photos in one pass, without training.
+
+    The folder has a folder of photos for each class. A trained network turns each photo into an activation, and a head
+    is fitted to these: the one that classifies held-out photos best. Nothing is packed and nothing is split, as each
+    photo is read once; the estimate is of photos that were held out in turn. To train a network of your own, see
+    docs/quickstart.md.
+
+    Args:
+        photos: Folder with a folder of photos for each class.
+        out: Folder for the model.
+        report: Page to write about the estimate: the accuracy of each class, and which classes are confused.
+    """
+    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
+        raise UserError(f"--report {report}: is a folder, or lies in none; give a file to write")
+    account = Account()
+    by_class = photos_of_folder(photos, "PHOTOS", account)
+    options.backbone = options.backbone or "starter"
+    with reserved(out, photos):
+        model = new_model(options)
+        add(model, by_class, account)
+        model.save(out)
+    if report is not None:
+        write_text(report, _report(model))
+    print_account(account)
+    print("\n".join(estimate_lines(model)))
+    print(f"{out}: {len(model.classes)} classes, {model.method}")
+    return 0
+
+
+def _report(model: Classifier) -> str:
+    """Return the page about a model's estimate."""
+    from dist_train.classifier.heads.choice import HEADS
+    from dist_train.report.photos_page import HeadRow, photos_html
+
+    head, origin = model.head(), model.provenance["backbone"]
+    assert head.answers is not None  # the head was fitted a moment ago
+    heads = [HeadRow(HEADS[e.head].title, e.accuracy, e.half_width, e.judged_by, e.head == model.method)
+             for e in head.estimates]  # fmt: skip
+    facts = {**model.provenance, "backbone": {key: value for key, value in origin.items() if key != "seen"}}
+    names, photos = [entry.name for entry in model.classes], [entry.photos for entry in model.classes]
+    return photos_html(names, photos, head.answers.cpu().numpy(), heads, facts)
+
+
+def photos_of_folder(folder: Path, option: str, account: Account) -> dict[str, list[Path]]:
+    """Return {class: its photos} of a folder with a folder of photos for each class.
+
+    Raises:
+        UserError: there is no such folder, or no class in it.
+    """
+    from dist_train.data.sources.folders import class_folders
+
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: no such folder; give one that has a folder of photos for each class")
+    return {name: [folder / file.name for file in files] for name, files in class_folders(folder, option, account)}
+
+
+def new_model(options: NetworkOptions) -> Classifier:
+    """Return a model without classes.
+
+    Raises:
+        UserError: the network or its background cannot be had, or options contradict each other.
+    """
+    from dist_train.classifier import background, from_photos
+    from dist_train.models.backbones import open_pretrained
+
+    if options.base and options.base_features:
+        raise UserError(f"--base_features {options.base_features}: is given together with --base; give one of them")
+    assert options.backbone is not None
+    pretrained: Pretrained = open_pretrained(BackboneConfig(
+        source=options.backbone, weights=options.weights, download=options.download, size=options.size))  # fmt: skip
+    for note in pretrained.notes:
+        print(note)
+    head = options.head or "auto"
+    if options.base_features:
+        others = background.of_features(options.base_features, pretrained.backbone.dim)
+        return from_photos.without_classes(pretrained, head, others)
+    model = from_photos.without_classes(pretrained, head)
+    if options.base:
+        return from_photos.without_classes(pretrained, head, background.of_shards(options.base, model))
+    return model
+
+
+def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) -> None:
+    """Add classes to a model of photos alone, and fit its head. Photos that cannot be used are left out, by name.
+
+    Raises:
+        UserError: a class has no photo left, or would be the only one, or photos are in two classes.
+    """
+    from dist_train.classifier.embedding import embed
+    from dist_train.classifier.from_photos import add_classes
+    from dist_train.distributed.pool import progress_bar
+
+    total = sum(map(len, by_class.values()))
+    with progress_bar(total, "photos", "img", total > 20) as bar:
+        activations = embed(model, by_class, account, bar)
+    add_classes(model, activations)
+    model.head()
+
+
+def estimate_lines(model: Classifier) -> list[str]:
+    """Return lines on how well the heads classified photos that they were not fitted on."""
+    from dist_train.classifier.heads.choice import HEADS
+
+    head, lines = model.head(), []
+    for estimate in head.estimates:
+        strength = "" if estimate.strength is None else f", strength {estimate.strength:g}"
+        chosen = " (chosen)" if estimate.head == model.method and len(head.estimates) > 1 else ""
+        lines.append(f"{HEADS[estimate.head].title}: {estimate.accuracy:.1f}% ± {estimate.half_width:.1f} of held-out "
+                     f"photos, mean over classes, by {estimate.judged_by}{strength}{chosen}")  # fmt: skip
+    alone = [shown(entry.name) for entry in model.classes if entry.photos == 1]
+    if alone:
+        names = ", ".join(alone[:SHOWN]) + ", ..." * (len(alone) > SHOWN)
+        classes = "1 class" if len(alone) == 1 else f"{len(alone)} classes"
+        lines.append(f"{classes} of a single photo, which cannot be held out, not judged: {names}")
+    return lines
