@@ -36,7 +36,7 @@ def photos_html(
     photos: Sequence[int],
     answers: Counts,
     heads: Sequence[HeadRow],
-    provenance: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> str:
     """Return the page, which needs no file beside itself.
 

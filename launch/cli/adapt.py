@@ -45,8 +45,8 @@ class AdaptOptions(Options):
     rule: str | None = None
     """How several photos count in a model from a run: max (the paper), mean, or rows; default: unchanged."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Folder with a folder of photos for each class (name or wnid), on which the effect of additions is measured, or the
-    accuracy of a model of photos alone; default: the run's validation images."""
+    """Folder with a folder of photos for each class (name or wnid), on which the effect of additions is measured, or
+    the accuracy of a model of photos alone; default: the run's validation images."""
 
     @property
     def changes(self) -> bool:
@@ -273,6 +273,7 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
     from dist_train.data.sources.folders import class_folders
 
     _check_folder("--held_out", folder)
+    whose = "model" if model.fitted else "run"
     base = [one for one in model.classes if model.fitted or not one.added]
     place = {name: number for number, one in enumerate(base) for name in (one.wnid, one.name)}
     activations, labels = [], list[int]()
@@ -282,11 +283,7 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
             labels += [place[name]] * len(files)
         else:
             account.taken -= len(files)
-            account.pass_over(
-                f"{folder}/{name}",
-                "in folders of no class of the model" if model.fitted else "in folders of no class of the run",
-                len(files),
-            )
+            account.pass_over(f"{folder}/{name}", f"in folders of no class of the {whose}", len(files))
     if not activations:
         raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make such folders")
     return torch.cat(activations), labels

@@ -33,8 +33,8 @@ class NetworkOptions(Options):
     size: int | None = None
     """Side of the images in pixels; default: as the weights were trained."""
     head: str | None = None
-    """Head to fit: mean, imprint, lda, probe, or auto, which takes the best on photos that were held out; default: auto,
-    and in a model that is there already the head that it has. See docs/photos.md."""
+    """Head to fit: mean, imprint, lda, probe, or auto, which takes the best on held-out photos; default: auto, and the
+    head that it has for a model that is there. See docs/photos.md."""
     base: Annotated[str | None, Option(metavar="SHARDS")] = None
     """Shards of other images, whose variation within classes the head lda takes into account."""
     base_features: Annotated[Path | None, Option(metavar="FILE")] = None
