@@ -1,4 +1,4 @@
-"""A model for other programs: a torchvision ResNet's weights, one safetensors file, or an ONNX graph."""
+"""A model for other programs: weights for torchvision or timm, one safetensors file, or an ONNX graph."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from dist_train.classifier.head import Head
 from dist_train.errors import UserError
 from dist_train.extras import needs_extra
 from dist_train.files import atomic_write, write_text
+from dist_train.models.backbones import torchvision_source
 
 OPSET = 20
 
 
 def write_torchvision(model: Classifier, out: Path) -> str:
-    """Write the weights of ``torchvision.models.resnet50(num_classes=N)`` (or whatever the backbone is) with the
-    model's logits, and a JSON file beside them with the classes and the preprocessing.
+    """Write the weights of torchvision's network (``torchvision.models.resnet50(num_classes=N)``, or whatever the
+    backbone is) with the model's logits, and a JSON file beside them with the classes and the preprocessing.
 
     Returns:
         a line of code that loads the file.
@@ -35,25 +36,71 @@ def write_torchvision(model: Classifier, out: Path) -> str:
         UserError: the logits are not those of a linear layer, as a class has several rows (the rule ``max``) or queries
             are normalised; or torchvision has no such network.
     """
-    network, head = model.network, model.head()
+    architecture, classes = model.network.backbone.architecture, len(model.classes)
+    source, name = architecture.get("source", "ours"), architecture["name"]
+    if source == "timm":
+        raise UserError(f"--format torchvision: the network is timm's {name}; take --format timm")
+    if source == "ours" and architecture["small_stem"]:
+        raise UserError("--format torchvision: it has no ResNet with a small stem; take --format onnx or safetensors")
+    load = f"torchvision.models.{name}(num_classes={classes})"
+    if source == "torchvision":
+        options = "".join(
+            f", {key}={value!r}" for key, value in torchvision_source.options_of(name, architecture.get("size")).items()
+        )
+        load = f'torchvision.models.get_model("{name}", num_classes={classes}{options})'
+    if name == "resnet10":
+        block = "torchvision.models.resnet.BasicBlock"
+        load = f"torchvision.models.resnet.ResNet({block}, [1, 1, 1, 1], num_classes={classes})"
+    return _write_linear(model, out, "torchvision", load, architecture.get("classifier", "fc"))
+
+
+def write_timm(model: Classifier, out: Path) -> str:
+    """Write the weights of ``timm.create_model(NAME, num_classes=N)`` with the model's logits, and a JSON file beside
+    them with the classes and the preprocessing.
+
+    Returns:
+        a line of code that loads the file.
+
+    Raises:
+        UserError: the network is not timm's or has no linear classifier, or the logits are not those of a linear layer.
+    """
+    architecture = model.network.backbone.architecture
+    if architecture.get("source") != "timm":
+        raise UserError(f"--format timm: the network, {architecture['name']}, is not timm's; take --format torchvision")
+    if architecture["classifier"] is None:
+        raise UserError(f"--format timm: its {architecture['name']} has no linear classifier; take --format onnx or "
+                        f"safetensors")  # fmt: skip
+    size = f", img_size={architecture['size']}" if "size" in architecture else ""
+    load = f'timm.create_model("{architecture["name"]}", num_classes={len(model.classes)}{size})'
+    return _write_linear(model, out, "timm", load, architecture["classifier"])
+
+
+def _write_linear(model: Classifier, out: Path, library: str, load: str, classifier: str) -> str:
+    """Write the weights of a library's network.
+
+    Args:
+        library: the format's name.
+        load: code that makes the network.
+        classifier: name of its linear layer.
+
+    Returns:
+        a line of code that loads the file.
+    """
+    head = model.head()
     if head.query_scale is not None:
+        linear = "give the model another head: adapt MODEL --head lda" if model.fitted else \
+            "make the model by adapt --method phi2"  # fmt: skip
         raise UserError(
-            f"--format torchvision: {model.method} classifies by cosine, which a linear layer cannot; "
-            f"take --format onnx or safetensors, or make the model by adapt --method phi2"
+            f"--format {library}: {model.method} classifies by cosine, which a linear layer cannot; "
+            f"take --format onnx or safetensors, or {linear}"
         )
     if not head.linear:
         several = head.owner.bincount().argmax()
         raise UserError(
-            f"--format torchvision: class {model.classes[several].name!r} counts by the largest response of its "
+            f"--format {library}: class {model.classes[several].name!r} counts by the largest response of its "
             f"photos, which a linear layer cannot; take --rule mean or rows, or --format onnx or safetensors"
         )
-    if network.backbone.architecture["small_stem"]:
-        raise UserError("--format torchvision: it has no ResNet with a small stem; take --format onnx or safetensors")
-    load = f"torchvision.models.{network.backbone.architecture['name']}(num_classes={len(head.offset)})"
-    if network.backbone.architecture["name"] == "resnet10":
-        block = "torchvision.models.resnet.BasicBlock"
-        load = f"torchvision.models.resnet.ResNet({block}, [1, 1, 1, 1], num_classes={len(head.offset)})"
-    weights = {**_body(model), "fc.weight": head.rows.cpu(), "fc.bias": head.offset.cpu()}
+    weights = {**_body(model), f"{classifier}.weight": head.rows.cpu(), f"{classifier}.bias": head.offset.cpu()}
     write_text(
         out.with_name(out.name + ".json"),
         json.dumps(model.about(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -64,7 +111,7 @@ def write_torchvision(model: Classifier, out: Path) -> str:
 
 
 def write_safetensors(model: Classifier, out: Path) -> str:
-    """Write a single file with the backbone under torchvision's names and ``rows`` [R, dim], ``owner`` [R] and
+    """Write a single file with the backbone under its library's names and ``rows`` [R, dim], ``owner`` [R] and
     ``offset`` [classes].
 
     The score of class c is the largest of ``rows @ query`` among the rows that c owns, plus ``offset[c]``. The query is
@@ -122,6 +169,7 @@ def write_onnx(model: Classifier, out: Path) -> str:
 
 FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], str]]] = {
     "torchvision": (".pth", write_torchvision),
+    "timm": (".pth", write_timm),
     "safetensors": (".safetensors", write_safetensors),
     "onnx": (".onnx", write_onnx),
 }
@@ -147,5 +195,5 @@ class Deployed(nn.Module):
 
 
 def _body(model: Classifier) -> dict[str, torch.Tensor]:
-    """Return the weights of the backbone without its classifier, by torchvision's names."""
+    """Return the weights of the backbone without its classifier, by its library's names."""
     return {key: tensor.detach().cpu().contiguous() for key, tensor in model.network.backbone.body.state_dict().items()}

@@ -23,7 +23,7 @@ def classify(
     A photo that cannot be read is named and left out; the exit code is 1 then.
 
     Args:
-        model: Folder made by adapt.
+        model: Folder made by adapt or create.
         images: Photos, folders, quoted patterns; - reads one photo, or paths one a line, from standard input.
         topk: Classes to name.
         as_json: Print a JSON object a line.
@@ -63,13 +63,13 @@ def _json_line(content: dict[str, Any]) -> str:
 
 
 def export(model: Path, *, format: str, out: Path | None = None, rule: str | None = None) -> int:
-    """Write a model for other programs: torchvision, safetensors or ONNX.
+    """Write a model for other programs: torchvision, timm, safetensors or ONNX.
 
     docs/python.md says how each is loaded.
 
     Args:
-        model: Folder made by adapt.
-        format: torchvision, safetensors or onnx.
+        model: Folder made by adapt or create.
+        format: torchvision, timm, safetensors or onnx.
         out: File to write; default: the model's name, in this folder.
         rule: How several photos of a class count: max, mean or rows; default: the model's.
     """
@@ -122,7 +122,7 @@ def serve(model: Path, options: ServeOptions) -> int:
     Runs on this machine; Ctrl-C ends it.
 
     Args:
-        model: Folder made by adapt; additions are written to it at once.
+        model: Folder made by adapt or create; additions are written to it at once.
     """
     from dist_train.classifier.serving import server
     from dist_train.classifier.serving.address import PublicURL, parse_network

@@ -69,12 +69,7 @@ def build(name: str, num_classes: int, size: int | None = None, classifier: str 
     Raises:
         UserError: the network has no linear layer.
     """
-    options: dict[str, Any] = {}
-    if name in _INCEPTIONS:
-        options = {"transform_input": True, "aux_logits": False, "init_weights": False}
-    if size:
-        options = {"image_size": size} if _option_of_size(name) == "image_size" else {"input_size": (size, size)}
-    network = torchvision.models.get_model(name, weights=None, **options)
+    network = torchvision.models.get_model(name, weights=None, **options_of(name, size))
     linear = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError(f"backbone.source=torchvision:{name}: has no linear classifier; name another network")
@@ -82,6 +77,15 @@ def build(name: str, num_classes: int, size: int | None = None, classifier: str 
     dim = cut(network, classifier)
     architecture = {"source": "torchvision", "name": name, "classifier": classifier}
     return Backbone(network, dim, num_classes, architecture | ({"size": size} if size else {}))
+
+
+def options_of(name: str, size: int | None) -> dict[str, Any]:
+    """Return the arguments that torchvision's network takes beside its classes, for images of that size."""
+    if name in _INCEPTIONS:
+        return {"transform_input": True, "aux_logits": False, "init_weights": False}
+    if size:
+        return {"image_size": size} if _option_of_size(name) == "image_size" else {"input_size": (size, size)}
+    return {}
 
 
 def _entry(name: str) -> tuple[str, Any]:
