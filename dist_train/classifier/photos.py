@@ -171,7 +171,7 @@ class Preprocess(nn.Module):
             pixels = interpolate(pixels, size=size, mode=spec.interpolation, antialias=True).clamp(0, 255)
         top, left = _centre(height - spec.size), _centre(width - spec.size)
         crop = pixels[..., top : top + spec.size, left : left + spec.size]
-        crop = crop.reshape(len(images), 3, spec.size, spec.size)  # an export does not know the size of the slice
+        crop = crop.reshape(images.shape[0], 3, spec.size, spec.size)  # an export does not know the size of the slice
         return (crop - self.mean) / self.std
 
     def batch(self, pixels: Iterable[torch.Tensor]) -> torch.Tensor:

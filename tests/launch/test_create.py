@@ -176,7 +176,8 @@ def test_what_cannot_be_used_is_left_out_by_name(
     out = tmp_path / "model"
     assert main(["create", str(own), *TIMM, "--weights", str(weights), "--head", "mean", "--out", str(out)]) == 0
     said = capsys.readouterr().err
-    assert "20 files: 18 taken, 2 left out" in said and "broken.jpg: not an image" in said and "the same photo as" in said
+    for line in ("20 files: 18 taken, 2 left out", "broken.jpg: not an image", "the same photo as"):
+        assert line in said
     assert [entry.photos for entry in Classifier.load(out, "cpu").classes] == [6, 6, 6]
 
 
