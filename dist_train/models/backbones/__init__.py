@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dist_train.config import BackboneConfig
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
-from dist_train.models.backbones import ours, timm_source, torchvision_source
+from dist_train.models.backbones import ours, starter, timm_source, torchvision_source
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.pretrained import Origin, Pretrained
-from dist_train.models.backbones.starter import open_starter
 
 __all__ = ["Backbone", "Origin", "Pretrained", "build", "open_pretrained", "weights_sha256"]
 
-_BUILDERS = {"ours": ours.resnet, "timm": timm_source.build, "torchvision": torchvision_source.build}
+_SOURCES: dict[str, ModuleType] = {"timm": timm_source, "torchvision": torchvision_source, "starter": starter}
+_BUILDERS: dict[str, Callable[..., Backbone]] = {
+    "ours": ours.resnet,
+    "timm": timm_source.build,
+    "torchvision": torchvision_source.build,
+}
 
 
 def build(architecture: Mapping[str, Any]) -> Backbone:
@@ -32,14 +37,9 @@ def open_pretrained(options: BackboneConfig) -> Pretrained:
     Raises:
         UserError: there is no such network, its weights are not there, or they do not fit.
     """
-    source, _, name = options.source.partition(":")
-    if options.source == "starter":
-        return open_starter(options)
-    if source == "timm" and name:
-        return timm_source.open_timm(name, options)
-    if source == "torchvision" and name:
-        return torchvision_source.open_torchvision(name, options)
-    raise UserError(f"backbone.source={options.source}: give timm:NAME, torchvision:NAME or starter")
+    source, name = _source(options)
+    opened: Pretrained = source.open_network(name, options)
+    return opened
 
 
 def weights_sha256(options: BackboneConfig) -> str:
@@ -48,20 +48,23 @@ def weights_sha256(options: BackboneConfig) -> str:
     Raises:
         UserError: as ``open_pretrained``.
     """
-    if options.weights is None:
-        return _own_sha256(options.source, options.download)
+    source, name = _source(options)
+    path = source.weights_file(name, options)
     try:
-        about = options.weights.stat()
-        return _sha256(options.weights, about.st_size, about.st_mtime_ns)
+        about = path.stat()
+        return _sha256(path, about.st_size, about.st_mtime_ns)
     except OSError as error:
         raise UserError(
-            f"backbone weights {options.weights}: cannot be read ({error.strerror}); give the file of the weights"
+            f"backbone weights {path}: cannot be read ({error.strerror}); give the file of the weights"
         ) from None
 
 
-@cache
-def _own_sha256(source: str, download: bool) -> str:
-    return open_pretrained(BackboneConfig(source=source, download=download)).origin.sha256
+def _source(options: BackboneConfig) -> tuple[ModuleType, str]:
+    """Return the file of this folder that knows the source of a trained network, and the network's name there."""
+    library, _, name = options.source.partition(":")
+    if library not in _SOURCES or bool(name) == (library == "starter"):
+        raise UserError(f"backbone.source={options.source}: give timm:NAME, torchvision:NAME or starter")
+    return _SOURCES[library], name
 
 
 @cache

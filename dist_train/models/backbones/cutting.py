@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from dist_train.errors import UserError
 from dist_train.models.backbones import weights
@@ -58,11 +60,13 @@ def fill(backbone: Backbone, classifier: str | None, rows: int, state: weights.S
     backbone.set_head(0)
     if weight is not None:
         notes.append(f"the file's classifier of {len(weight)} rows is left aside: whose rows they are is not known")
+    elif classifier:
+        notes.append(f"no classifier of {rows} rows is in the file")
     return notes
 
 
 def check_size(backbone: Backbone, size: int, source: str) -> None:
-    """Check that a backbone takes images of that size, without computing anything (PyTorch's fake tensors).
+    """Check that a backbone takes images of that size, without computing anything (PyTorch's meta tensors).
 
     Raises:
         UserError: it does not, or what it gives of an image is no vector.
@@ -75,12 +79,23 @@ def check_size(backbone: Backbone, size: int, source: str) -> None:
             f"backbone.size={size}: {source} cuts images into patches of {side} pixels; give a multiple, "
             f"such as {near or side} or {near + side}"
         )
-    backbone.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shape = backbone.features(torch.zeros(1, 3, size, size)).shape
-    except Exception as error:
+        shape = _shape(backbone, size)
+    except Exception as error:  # a network may fail in any way
         line = str(error).strip().partition("\n")[0][:120]
         raise UserError(f"backbone.size={size}: {source} does not take images of that size ({line})") from None
     if shape != (1, backbone.dim):
         raise UserError(f"backbone.source={source}: gives {tuple(shape)} of an image and no vector; name another")
+
+
+def _shape(backbone: Backbone, size: int) -> tuple[int, ...]:
+    """Return the shape of the activations of one image."""
+    body = backbone.eval().body
+    tensors = dict(itertools.chain(body.named_parameters(), body.named_buffers()))
+    with torch.no_grad():
+        try:
+            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            shape = functional_call(body, meta, (torch.zeros(1, 3, size, size, device="meta"),)).shape
+        except Exception:  # such as of a network that makes tensors of its own on the CPU: then it must compute
+            shape = body(torch.zeros(1, 3, size, size)).shape
+    return tuple(shape)

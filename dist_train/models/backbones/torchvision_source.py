@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -22,10 +23,13 @@ _ROWS = 1000
 
 # These two normalise images themselves where they have weights, and have classifiers at their middle for training.
 _INCEPTIONS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+_SWAG = ("cc-by-nc-4.0", "3.6 billion photos of Instagram, then ImageNet-1k")
+"""Licence and data of the weights that torchvision has from SWAG (Singh et al. 2022)."""
+
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 
-def open_torchvision(name: str, options: BackboneConfig) -> Pretrained:
+def open_network(name: str, options: BackboneConfig) -> Pretrained:
     """Open a network of torchvision with trained weights.
 
     Args:
@@ -42,19 +46,30 @@ def open_torchvision(name: str, options: BackboneConfig) -> Pretrained:
     fixed = preprocessing.size if _option_of_size(network) else None
     try:
         backbone = build(network, 0, fixed)
-    except (ValueError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"backbone.size={options.size}: {source} does not take that size ({error})") from None
     check_size(backbone, preprocessing.size, source)
-    path = options.weights or fetching.url_file(source, entry.url, options.download)
-    state = _resized(network, weights.read_weights(path), backbone)
+    path = weights_file(name, options)
+    state, notes = weights.read_weights(path)
+    state = _resized(network, state, backbone)
     try:
-        notes = fill(backbone, backbone.architecture["classifier"], _ROWS, state)
+        notes += fill(backbone, backbone.architecture["classifier"], _ROWS, state)
     except Misfit as error:
         raise weights.refuse_misfit(path, source, str(error)) from None
     classes = classes_of(_ROWS) if backbone.head.out_features else None
-    licence = "bsd-3-clause" if "SWAG" not in entry.name else "cc-by-nc-4.0"
-    origin = Origin.of(source, path, licence, "ImageNet-1k", classes_of(_ROWS))
+    licence, trained_on = ("bsd-3-clause", "ImageNet-1k") if "SWAG" not in entry.name else _SWAG
+    origin = Origin.of(source, path, licence, trained_on, tuple(sorted(classes_of(_ROWS) or ())))
     return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
+
+
+def weights_file(name: str, options: BackboneConfig) -> Path:
+    """Return the file of the weights, fetched where that is allowed.
+
+    Raises:
+        UserError: there is no such network, or its weights are not there.
+    """
+    network, entry = _entry(name)
+    return options.weights or fetching.url_file(f"torchvision:{network}.{entry.name}", entry.url, options.download)
 
 
 def build(name: str, num_classes: int, size: int | None = None, classifier: str | None = None) -> Backbone:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 # Words of timm's tags, the data sets that they mean, and the list of ImageNet's classes in timm whose images are in it.
 # DINOv2's LVD-142M contains ImageNet-22k (Oquab et al. 2023, table 15), DINOv3's LVD-1689M is mixed with ImageNet-1k
 # (Siméoni et al. 2025, section 3.1).
@@ -33,10 +36,10 @@ _DATA_SETS = {
 
 def classes_of(rows: int) -> tuple[str, ...] | None:
     """Return the wnid of each row of ImageNet's classifiers, of which the number of rows tells which it is (timm)."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data.imagenet_info import infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": rows})
-    return tuple(ImageNetInfo(subset).label_names()) if subset else None
+    return _wnids(subset) if subset else None
 
 
 def seen_by_tag(tag: str, classes: tuple[str, ...] | None) -> tuple[str, tuple[str, ...] | None]:
@@ -50,8 +53,6 @@ def seen_by_tag(tag: str, classes: tuple[str, ...] | None) -> tuple[str, tuple[s
         The data sets in words, in the order of training, and the wnids of all of their classes that are known, sorted;
         "" and None where nothing is known.
     """
-    from timm.data import ImageNetInfo
-
     words, seen = [], set(classes or ())
     for part in tag.split("_"):
         name, subset = _DATA_SETS.get(part, ("", ""))
@@ -59,5 +60,14 @@ def seen_by_tag(tag: str, classes: tuple[str, ...] | None) -> tuple[str, tuple[s
             words.append(name)
         if subset:
             # ImageNet-1k too: timm's list of the larger set has one class less.
-            seen.update(*(ImageNetInfo(each).label_names() for each in {subset, "imagenet-1k"}))
+            seen.update(_wnids(subset), _wnids("imagenet-1k"))
     return ", then ".join(words), tuple(sorted(seen)) or None
+
+
+@functools.cache
+def _wnids(subset: str) -> tuple[str, ...]:
+    """Return the wnids of one of timm's lists of ImageNet's classes."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info: Any = ImageNetInfo(subset)
+    return tuple(info.label_names())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import pickle
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.")
 _LFS = b"version https://git-lfs"
 
 
-def read_weights(path: Path) -> State:
-    """Return the tensors of a file of weights by name, without the dictionaries and prefixes that wrap all of them.
+def read_weights(path: Path) -> tuple[State, list[str]]:
+    """Read a file of weights. Nothing in it is executed: pickles are read with ``weights_only=True``.
 
-    Nothing in the file is executed: pickles are read with ``weights_only=True``.
+    Returns:
+        Its tensors by name, without the dictionaries and prefixes that wrap all of them, and lines for the user: what
+        was chosen where there are several networks.
 
     Raises:
         UserError: it is not there, is not a whole file of weights, or holds code.
@@ -50,25 +52,27 @@ def read_weights(path: Path) -> State:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise a dozen kinds for files that are damaged or of another kind
         raise UserError(f"{path}: {_reason(path, error)}") from None
-    state = _without_wrappers(_unwrapped(content))
+    content, notes = _unwrapped(content)
+    state = _without_wrappers(content)
     if not state:
         raise UserError(f"{path}: has no tensors by name; give a file of a network's state_dict")
-    return state
+    return state, notes
 
 
 def matched(state: Mapping[str, torch.Tensor], names: Collection[str]) -> State:
     """Return the tensors of a network that is a part of a larger one: the prefix under which most of the network's
-    names are found is taken off, and tensors without it are left out.
+    names stand is taken off, and tensors without it are left out.
 
     Args:
         state: the tensors of a file.
-        names: of the network's tensors. Where none is found under any prefix, ``state`` is returned as it is.
+        names: of the network's tensors. Where fewer than half of them stand under any prefix, ``state`` is returned
+            as it is.
     """
     wanted = set(names)
     prefixes = {key[: -len(name)] for name in names for key in state if key.endswith(name)}
-    found = {prefix: sum(prefix + name in state for name in wanted) for prefix in prefixes}
-    best = max(found, key=lambda prefix: (found[prefix], -len(prefix)), default="")
-    if found.get(best, 0) <= found.get("", 0):
+    counts = {prefix: sum(prefix + name in state for name in wanted) for prefix in prefixes}
+    best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+    if counts.get(best, 0) < len(wanted) / 2:
         return dict(state)
     return {key.removeprefix(best): tensor for key, tensor in state.items() if key.startswith(best)}
 
@@ -112,39 +116,38 @@ def _check(path: Path) -> None:
 
 def _reason(path: Path, error: Exception) -> str:
     """Return what is wrong with a file that could not be read, in words, and the remedy."""
-    with path.open("rb") as file:
-        start = file.read(512)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as unreadable:
+        return f"cannot be read ({unreadable.strerror}); make it readable"
     if start.startswith(_LFS):
         return "is a pointer of git-lfs and not the weights themselves; fetch them with: git lfs pull"
-    if start.isascii() and not start.startswith(b"\x80"):
+    if start.isascii() and b"\0" not in start:
         return "is text and not weights; fetch the file itself"
     if "TorchScript" in str(error):
         return "is a TorchScript archive, which holds code; save its state_dict() with torch.save and give that"
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
-        names = _code(path)
-        if names:
-            return f"holds code ({_first(names)}), which is not run; save its state_dict alone and give that"
-    return f"cannot be read as weights ({shown(str(error).partition(chr(10))[0])[:120]}); fetch it again"
+    code = re.search(r"GLOBAL (\S+)", str(error))  # of torch.load with weights_only=True
+    if code:
+        return f"holds code ({shown(code[1])}), which is not run; save its state_dict alone and give that"
+    if "Unsupported operand" in str(error):
+        return "is a pickle of Python, which may hold code and is not opened; save its state_dict with torch.save"
+    line = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    return f"cannot be read as weights ({shown(line)[:120]}); fetch it again"
 
 
-def _code(path: Path) -> list[str]:
-    """Return the names of what an archive of ``torch.save`` would call; of a plain pickle, what is in its error."""
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # a pickle without an archive around it
-        return ["a plain pickle"]
-
-
-def _unwrapped(content: Any) -> State:
-    """Return the dictionary of tensors inside dictionaries such as {"model": ..., "epoch": ...}."""
+def _unwrapped(content: Any) -> tuple[State, list[str]]:
+    """Return the tensors inside dictionaries such as {"model": ..., "epoch": ...}, and notes of what was chosen."""
+    notes: list[str] = []
     while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), None)
-        if not inner:
+        wrappings = [key for key in _WRAPPINGS if isinstance(content.get(key), Mapping) and content[key]]
+        if not wrappings:
             break
-        content = inner
-    if not isinstance(content, Mapping):
-        return {}
-    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+        if len(wrappings) > 1:
+            notes.append(f"of {', '.join(wrappings)} in the file, {wrappings[0]} is taken")
+        content = content[wrappings[0]]
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {key: value for key, value in items if isinstance(key, str) and isinstance(value, torch.Tensor)}, notes
 
 
 def _without_wrappers(state: State) -> State:
