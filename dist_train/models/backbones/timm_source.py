@@ -141,6 +141,8 @@ def preprocessing_of(facts: Facts, source: str, size: int | None) -> Preprocessi
         raise UserError(f"backbone.source={source}: its images are {height}x{width} pixels; only square ones are taken")
     if data["crop_mode"] not in ("center", "squash"):
         raise UserError(f"backbone.source={source}: its crop mode {data['crop_mode']!r} is not offered; name another")
+    if data["crop_pct"] > 1:  # three weights of VOLO, whose images have a black frame
+        raise UserError(f"backbone.source={source}: its crop share {data['crop_pct']} is not offered; name another")
     if data["interpolation"] not in get_args(Interpolation):
         raise UserError(f"backbone.source={source}: its interpolation {data['interpolation']!r} is not offered")
     return Preprocessing(

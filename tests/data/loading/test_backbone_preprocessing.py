@@ -31,6 +31,8 @@ from dist_train.data.loading.plan import train_windows
 from dist_train.data.packing.pack import pack
 from dist_train.data.splits import View, make_view
 from dist_train.distributed.context import Context
+from dist_train.errors import UserError
+from dist_train.models.backbones.timm_source import preprocessing_of
 
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 KERNELS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
@@ -120,6 +122,16 @@ def test_the_evaluation_is_timms(preprocessing: Preprocessing) -> None:
     for image in photos():
         apart = levels(pixels.evaluation(tensor(image), preprocessing), wanted_of(image, preprocessing), preprocessing)
         assert apart.max() < 2.01 and apart.mean() < 0.3, image.size
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [({"crop_pct": 1.15}, "crop share 1.15"), ({"crop_mode": "border"}, "crop mode 'border'"),
+     ({"interpolation": "lanczos"}, "interpolation 'lanczos'"), ({"input_size": (3, 224, 192)}, "only square")],
+)  # fmt: skip
+def test_a_way_of_timms_that_is_not_offered_is_refused(facts: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        preprocessing_of({"input_size": (3, 224, 224), **facts}, "timm:some", None)
 
 
 def presets() -> dict[str, Any]:
