@@ -135,7 +135,8 @@ def preprocessing_of(facts: Facts, source: str, size: int | None) -> Preprocessi
     """
     from timm.data import config
 
-    data = config.resolve_data_config({"img_size": size}, pretrained_cfg=dict(facts))
+    resolve: Any = config.resolve_data_config  # which has no types
+    data = resolve({"img_size": size}, pretrained_cfg=dict(facts))
     _, height, width = data["input_size"]
     if height != width:
         raise UserError(f"backbone.source={source}: its images are {height}x{width} pixels; only square ones are taken")
