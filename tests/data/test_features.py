@@ -165,7 +165,7 @@ class Pickled:
         return (pytest.fail, ("a pickle was loaded",))
 
 
-def with_(row: int, value: float) -> np.ndarray:
+def with_value(row: int, value: float) -> np.ndarray:
     changed = TRAIN.copy()
     changed[row, 2] = value
     return changed
@@ -217,8 +217,8 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda f: write_npz(f / "a.npz", TRAIN, np.array(["a/b", *TEXTS[1:]])), "class name 'a/b': it has a"
     ),
     "bytes": (lambda f: write_npz(f / "a.npz", TRAIN, np.array([b"\xff"] * 7)), "labels are not UTF-8"),
-    "nan": (lambda f: write_npz(f / "a.npz", with_(3, np.nan)), "row 3 has a value that is not a finite number"),
-    "infinity": (lambda f: write_npz(f / "a.npz", with_(6, -np.inf)), "row 6 has a value that is not a finite number"),
+    "nan": (lambda f: write_npz(f / "a.npz", with_value(3, np.nan)), "row 3 has a value that is not a finite number"),
+    "infinity": (lambda f: write_npz(f / "a.npz", with_value(6, -np.inf)), "row 6 has a value that is not a finite"),
     "other D": (lambda f: write_npz(f / "a.npz", rows(0, dim=4)), "has 5 activations a row, features.train 4"),
     "npy alone": (
         lambda f: np.save(f / "a", TRAIN) or f / "a.npy", "in a.labels.npy or a.labels.txt; write one of them"

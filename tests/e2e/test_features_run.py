@@ -104,7 +104,7 @@ def test_every_method_from_the_command_line(
     results = Results.read(folder / "results.json")
     assert Results.from_json(results.to_json()) == results and results.samples == "features"
     assert {*results.methods, *results.oracles} == {*METHODS}
-    for name in ("mean", "ridge", "phi2", "imprint", "logistic"):  # clusters far apart: well above one in seven
+    for name in ("mean", "ridge", "phi2", "imprint", "logistic"):  # clusters far apart: well above chance, a seventh
         metrics = results.methods[name].shots[2]
         assert metrics["base_top1"].mean > 60 and metrics["novel_top1"].mean > 40, name
     table, page = ((folder / name).read_text() for name in ("table.md", "report.html"))
@@ -179,16 +179,17 @@ def test_a_split_of_features(clusters: Config, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_two_ranks_share_the_work(clusters: Config, tmp_path: Path, torchrun: TorchRun) -> None:
-    few = replace(clusters.learn, methods=["phi1"]), replace(clusters.evaluate, methods=["mean", "ridge", "phi1"])
-    config = replace(clusters, runs=tmp_path, learn=few[0], evaluate=few[1])
+    learned = replace(clusters.learn, methods=["phi1"])
+    scored = replace(clusters.evaluate, methods=["mean", "ridge", "phi1"])
+    config = replace(clusters, runs=tmp_path, learn=learned, evaluate=scored)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(to_dict(replace(config, name="two"))))
     torchrun(2, "-m", "dist_train", "run", "--config", str(path))
-    runs = run_all(replace(config, name="one")).dir, tmp_path / "two"
-    one, two = (Results.read(folder / "evaluate" / "results.json").methods for folder in runs)
-    assert set(two) == {"mean", "ridge", "phi1"}
+    runs = run_all(replace(config, name="alone")).dir, tmp_path / "two"
+    by_one_rank, by_two = (Results.read(folder / "evaluate" / "results.json").methods for folder in runs)
+    assert set(by_two) == {"mean", "ridge", "phi1"}
     for name in ("mean", "ridge"):  # phi1's sums are taken in another order
-        assert one[name] == two[name]
+        assert by_one_rank[name] == by_two[name]
 
 
 def test_a_class_of_one_row_no_novel_classes_and_a_repeated_row(

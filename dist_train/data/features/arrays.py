@@ -25,15 +25,15 @@ Array = npt.NDArray[Any]
 
 
 class Header(NamedTuple):
-    """What the header of an array says; ``columns_first`` is Fortran's order."""
+    """Hold what the header of an array says; ``columns_first`` is Fortran's order."""
 
     shape: tuple[int, ...]
     columns_first: bool
     dtype: np.dtype[Any]
 
 
-class Found(NamedTuple):
-    """What a file of features holds.
+class RawFeatures(NamedTuple):
+    """Hold what a file of features has.
 
     Attributes:
         shape: of the activations.
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     names: list[str] | None = None
 
 
-def read_npz(path: Path, options: FeaturesConfig) -> Found:
+def read_npz(path: Path, options: FeaturesConfig) -> RawFeatures:
     """Read the labels of an .npz, and where its activations lie.
 
     Raises:
@@ -74,7 +74,7 @@ def read_npz(path: Path, options: FeaturesConfig) -> Found:
     return _streamed(path, opened, labels, names)
 
 
-def read_npy(path: Path, options: FeaturesConfig) -> Found:
+def read_npy(path: Path, options: FeaturesConfig) -> RawFeatures:
     """Read the labels beside an .npy, and where its activations lie.
 
     Raises:
@@ -124,7 +124,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def _streamed(
     path: Path, opened: Callable[[], AbstractContextManager[IO[bytes]]], labels: Array, names: list[str] | None
-) -> Found:
+) -> RawFeatures:
     """Return what a file holds whose activations are the .npy that ``opened`` opens."""
     with reading(path), opened() as file:
         header = _read_header(file)
@@ -135,7 +135,7 @@ def _streamed(
                 _read_header(file)
             yield from _pieces(path, file, header)
 
-    return Found(header.shape, header.dtype, pieces, labels, names)
+    return RawFeatures(header.shape, header.dtype, pieces, labels, names)
 
 
 def _read_header(file: IO[bytes]) -> Header:

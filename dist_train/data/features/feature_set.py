@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import FeaturesConfig
-from dist_train.data.features.arrays import Array, Found, read_names, read_npy, read_npz
+from dist_train.data.features.arrays import Array, RawFeatures, read_names, read_npy, read_npz
 from dist_train.data.features.parquet import parquet_files, read_parquet
 from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError
@@ -123,12 +123,12 @@ def open_features(options: FeaturesConfig) -> FeatureSet:
         UserError: a file is missing or damaged, of another form, or does not fit the other.
     """
     paths = {"train": options.train, "val": options.val}
-    found = {name: _read(path, f"features.{name}", options) for name, path in paths.items()}
-    names = {name: _label_names(paths[name], file, options) for name, file in found.items()}
+    raw = {name: _read(path, f"features.{name}", options) for name, path in paths.items()}
+    names = {name: _label_names(paths[name], file, options) for name, file in raw.items()}
     digests = {name: _digest(path, options) for name, path in paths.items()}
     if digests["train"] == digests["val"]:
         raise UserError(f"features.val={options.val}: has the content of features.train; give other images' features")
-    dims = {name: file.shape[1] for name, file in found.items()}
+    dims = {name: file.shape[1] for name, file in raw.items()}
     if dims["train"] != dims["val"]:
         raise UserError(
             f"features.val={options.val}: has {dims['val']} activations a row, features.train {dims['train']}"
@@ -140,7 +140,7 @@ def open_features(options: FeaturesConfig) -> FeatureSet:
             name, paths[name], np.array([number[label] for label in names[name]], np.int32), dims[name], digests[name],
             options.scale, file.pieces,
         )
-        for name, file in found.items()
+        for name, file in raw.items()
     }  # fmt: skip
     content = [classes, digests, options.activations, options.labels]
     return FeatureSet(tuple(classes), subsets, hashlib.sha256(json.dumps(content).encode()).hexdigest())
@@ -155,7 +155,7 @@ def label_classes(path: Path, options: FeaturesConfig) -> list[str]:
     return sorted(set(_label_names(path, _read(path, "features", options), options)))
 
 
-def _read(path: Path, key: str, options: FeaturesConfig) -> Found:
+def _read(path: Path, key: str, options: FeaturesConfig) -> RawFeatures:
     """Read a file by the ending of its name, and check the form of what it holds.
 
     Args:
@@ -168,33 +168,33 @@ def _read(path: Path, key: str, options: FeaturesConfig) -> Found:
     reader = read_parquet if folder else readers.get(path.suffix)
     if reader is None:
         raise UserError(f"{key}={path}: not a file of features by its name; give an .npz, .npy or .parquet")
-    found = reader(path, options)
-    if len(found.shape) != 2 or found.dtype.kind != "f" or not math.prod(found.shape):
+    raw = reader(path, options)
+    if len(raw.shape) != 2 or raw.dtype.kind != "f" or not math.prod(raw.shape):
         raise UserError(
-            f"{path}: its activations are {list(found.shape)} {found.dtype}; give at least one row [N, D] of floats"
+            f"{path}: its activations are {list(raw.shape)} {raw.dtype}; give at least one row [N, D] of floats"
         )
-    if found.labels.shape != found.shape[:1]:
-        raise UserError(f"{path}: has {found.shape[0]} rows of activations, but labels {list(found.labels.shape)}")
-    return found
+    if raw.labels.shape != raw.shape[:1]:
+        raise UserError(f"{path}: has {raw.shape[0]} rows of activations, but labels {list(raw.labels.shape)}")
+    return raw
 
 
-def _label_names(path: Path, found: Found, options: FeaturesConfig) -> list[str]:
+def _label_names(path: Path, raw: RawFeatures, options: FeaturesConfig) -> list[str]:
     """Return the name of each row's class.
 
     Raises:
         UserError: a label is no class name, or a number without a name.
     """
-    kind = found.labels.dtype.kind
+    kind = raw.labels.dtype.kind
     if kind == "S":
         try:
-            texts, places = np.unique(np.char.decode(found.labels, "utf-8"), return_inverse=True)
+            texts, places = np.unique(np.char.decode(raw.labels, "utf-8"), return_inverse=True)
         except UnicodeDecodeError:
             raise UserError(f"{path}: its labels are not UTF-8; write them as texts") from None
     elif kind in "Uiu":
-        texts, places = np.unique(found.labels, return_inverse=True)
+        texts, places = np.unique(raw.labels, return_inverse=True)
     else:
-        raise UserError(f"{path}: its labels are {found.labels.dtype}; give names of classes, or whole numbers")
-    values = texts.tolist() if kind in "US" else _named(path, texts, found.names, options.classes)
+        raise UserError(f"{path}: its labels are {raw.labels.dtype}; give names of classes, or whole numbers")
+    values = texts.tolist() if kind in "US" else _named(path, texts, raw.names, options.classes)
     if kind in "US" and options.classes:
         raise UserError(f"features.classes={options.classes}: labels of {path} are names already; leave it out")
     try:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from dist_train.config import FeaturesConfig
-from dist_train.data.features.arrays import PIECE, Array, Found
+from dist_train.data.features.arrays import PIECE, Array, RawFeatures
 from dist_train.data.sources.parquet import open_parquet, pyarrow_parquet, reading
 from dist_train.errors import UserError
 
 
-def read_parquet(path: Path, options: FeaturesConfig) -> Found:
+def read_parquet(path: Path, options: FeaturesConfig) -> RawFeatures:
     """Read the labels of a parquet file, or of all in a folder in the order of their names, and how its activations
     are read.
 
@@ -41,7 +41,7 @@ def read_parquet(path: Path, options: FeaturesConfig) -> Found:
         for file in files:
             yield from _pieces(file, options.activations, dim)
 
-    return Found((count, dim), dtype, pieces, np.asarray(labels), names)
+    return RawFeatures((count, dim), dtype, pieces, np.asarray(labels), names)
 
 
 def parquet_files(path: Path) -> list[Path]:
