@@ -63,6 +63,8 @@ ELSEWHERE = {
     "dist-train launch local --workers 8 --config imagenet": "launch/test_local.py",
     "dist-train split --shards shards/photos --novel 0 --out all.json": "e2e/test_no_novel_classes.py",
     "dist-train run --config photos --name all --data.split all.json": "e2e/test_no_novel_classes.py",
+    "dist-train split --features train.npz --novel 20 --out split.json": "e2e/test_features_run.py",
+    "dist-train run --config features": "e2e/test_features_run.py",
     "dist-train pretrain --config tuned.yaml": "stages/test_trained_backbone.py",
     "torchrun --nproc-per-node 8 -m dist_train run --config imagenet": "e2e/test_run.py",
     "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id 1 "

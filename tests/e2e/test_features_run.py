@@ -90,12 +90,14 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 def test_every_method_from_the_command_line(
     clusters: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**to_dict(clusters), "features": None}))
     caplog.set_level(logging.INFO, "dist_train")
     assert clusters.features
     files = ["--features.train", str(clusters.features.train), "--features.val", str(clusters.features.val)]
-    assert main(["run", "--config", str(path), *files]) == 0
+    options = {"name": clusters.name, "runs": clusters.runs, "data.split": clusters.data.split, "learn.steps": 10,
+               "learn.precision": "fp32", "evaluate.draws": 3, "evaluate.shots": [1, 2],
+               "evaluate.options": json.dumps(STEPS)}  # fmt: skip
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    assert main(["run", "--config", "features", *files, *words]) == 0
     assert (
         "24 rows of" in caplog.text
         and "are left out: the split does not use their classes class 7, class 8" in caplog.text
@@ -116,7 +118,7 @@ def test_every_method_from_the_command_line(
     assert capsys.readouterr().out.count(table) == 1
 
     before = {path: path.stat().st_mtime_ns for path in clusters.run_dir.rglob("done.json")}
-    assert main(["run", "--config", str(path), *files]) == 0 and "evaluate: done already" in caplog.text
+    assert main(["run", "--config", "features", *files, *words]) == 0 and "evaluate: done already" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 4
     assert main(["adapt", str(clusters.run_dir), "--class", "x=y.jpg", "--out", str(tmp_path / "model")]) == 1
     assert "is of features from elsewhere; it has no network" in capsys.readouterr().err
