@@ -111,3 +111,14 @@ class FittedHead(ABC):
             background: what other images tell, where there are any.
             strength: the only one to try; None: all of them.
         """
+
+
+def eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues [dim] and eigenvectors [dim, dim] of a symmetric matrix."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # LAPACK's routine on two busy cores takes four times as long with two threads
+        values, basis = torch.linalg.eigh(matrix)
+    finally:
+        torch.set_num_threads(threads)
+    return values, basis

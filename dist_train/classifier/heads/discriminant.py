@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from dist_train.classifier.heads.contract import Background, Fit, FittedHead, Sample
+from dist_train.classifier.heads.contract import Background, Fit, FittedHead, Sample, eigenvectors
 
 SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Shares of the multiple of the identity in the covariance that are tried."""
@@ -31,21 +31,10 @@ class Discriminant(FittedHead):
         if freedom < 2:
             return
         own = Background.of(sample).scatter
-        values, basis = _eigenvectors(own + background.scatter if background else own)
+        values, basis = eigenvectors(own + background.scatter if background else own)
         turned = Sample(sample.activations @ basis, sample.labels, sample.counts)
         for shrinkage in SHRINKAGES if strength is None else (strength,):
             yield _fit(turned, values.clamp(min=0), freedom, shrinkage, basis)
-
-
-def _eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return eigenvalues [dim] and eigenvectors [dim, dim] of a symmetric matrix."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # LAPACK's routine on two busy cores takes four times as long with two threads
-        values, basis = torch.linalg.eigh(matrix)
-    finally:
-        torch.set_num_threads(threads)
-    return values, basis
 
 
 def _fit(sample: Sample, scatter: torch.Tensor, freedom: int, shrinkage: float, basis: torch.Tensor) -> Fit:
