@@ -46,6 +46,11 @@ def is_class_name(text: object) -> bool:
     return isinstance(text, str) and _fault(text) is None and unicodedata.is_normalized("NFC", text)
 
 
+def is_wnid(name: str) -> bool:
+    """Tell whether a class name is one of WordNet's ids of nouns, as ImageNet's classes have."""
+    return re.fullmatch(r"n\d{8}", name) is not None
+
+
 def shown(text: object) -> str:
     """Return a text in which characters that cannot be seen, or that move other text, are escaped as Python does it.
 

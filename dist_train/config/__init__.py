@@ -127,14 +127,15 @@ class Config:
                 ok,
                 f"data.{key}",
                 getattr(self.data, key),
-                f"left out: the network of {trained} decides; see {trained}.size",
+                f"left out: the preprocessing of the trained network counts; {trained}.size changes its size",
             )
         if self.backbone:
             default = PretrainConfig()
             for key in PretrainConfig.__dataclass_fields__:
                 ok = getattr(self.pretrain, key) == getattr(default, key)
                 wanted = "left out where backbone names a trained network: nothing is trained"
-                require(ok, f"pretrain.{key}", getattr(self.pretrain, key), wanted)
+                value = getattr(self.pretrain, key)
+                require(ok, f"pretrain.{key}", value.source if isinstance(value, BackboneConfig) else value, wanted)
 
     def _check_beside_features(self) -> None:
         """Refuse keys that have no meaning without images."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dist_train.distributed.context import Context
 from dist_train.errors import command
+from dist_train.names import is_wnid
 from dist_train.runs.commit import git_commit
 from dist_train.runs.run import Run
 from dist_train.version import __version__
@@ -59,12 +61,28 @@ def _backbone(run: Run) -> dict[str, Any]:
         return {}
     if not origin:
         return {}
-    seen = origin.pop("seen")
-    counts = {f"{role}_seen": None if seen is None else len({*seen} & {*classes})
-              for role, classes in (("base", run.base), ("novel", run.novel))}  # fmt: skip
+    seen, complete = origin.pop("seen"), origin.pop("complete", False)
+    counts = {
+        f"{role}_seen": _seen_of(classes, seen, complete)
+        for role, classes in (("base", run.base), ("novel", run.novel))
+    }
     done = run.dir / "extract" / "done.json"
     head = json.loads(done.read_text()).get("head") if done.is_file() else None
     return {**origin, **counts, **{f"head_{key}": value for key, value in (head or {}).items()}}
+
+
+def _seen_of(classes: Sequence[str], seen: Sequence[str] | None, complete: bool) -> int | None:
+    """Return how many of these classes are known to have been in a network's training.
+
+    Args:
+        classes: wnids, or any names: a folder "goldfish" may be ImageNet's n01443537, and no name tells.
+        seen, complete: of the network's ``Origin``.
+
+    Returns:
+        The number; None where it would be 0 and a class may have been there unknown.
+    """
+    number = len({*(seen or ())} & {*classes})
+    return number if number or (complete and all(map(is_wnid, classes))) else None
 
 
 def _version(package: str) -> str | None:

@@ -116,7 +116,7 @@ def _plan_without_training(config: Config, backbone: BackboneConfig, world: int)
     return [
         f"run         {config.run_dir}",
         f"images      {images:,} of {classes} base classes ({source})",
-        f"pretrain    takes {backbone.source} in within seconds; nothing is trained",
+        f"pretrain    takes in {backbone.source}; nothing is trained",
         f"weights     {opened.origin.file}, sha256 {opened.origin.sha256[:16]}, licence "
         f"{opened.origin.licence or 'not known'}, trained on {opened.origin.trained_on or 'unknown data'}; "
         f"a classifier of {known} known classes",

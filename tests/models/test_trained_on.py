@@ -13,7 +13,7 @@ from timm.data import create_transform
 
 from dist_train.config import BackboneConfig
 from dist_train.models.backbones import open_pretrained
-from dist_train.models.backbones.trained_on import classes_of, seen_by_tag
+from dist_train.models.backbones.trained_on import TrainingData, classes_of, seen_by_tag
 
 IN1K = classes_of(1000)
 IN12K, IN22K = classes_of(11821), classes_of(21841)
@@ -21,28 +21,28 @@ OUTSIDE = min(set(IN22K or ()) - set(IN12K or ()) - set(IN1K or ()))
 
 
 @pytest.mark.parametrize(
-    ("tag", "words", "in1k", "outside"),
+    ("tag", "words", "outside", "complete"),
     [
-        ("a1_in1k", "ImageNet-1k", True, False),
+        ("a1_in1k", "ImageNet-1k", False, True),
         ("augreg_in21k_ft_in1k", "ImageNet-21k, then ImageNet-1k", True, True),
         ("fb_in22k", "ImageNet-22k", True, True),
-        ("mae", "ImageNet-1k without labels", True, False),
-        ("lvd142m", "LVD-142M, which contains ImageNet-22k", True, True),
-        ("laion2b_ft_in12k_in1k", "LAION-2B, then ImageNet-12k, then ImageNet-1k", True, False),
+        ("mae", "ImageNet-1k without labels", False, True),
+        ("lvd142m", "LVD-142M, which contains ImageNet-22k", True, False),
+        ("laion2b_ft_in12k_in1k", "LAION-2B, then ImageNet-12k, then ImageNet-1k", False, False),
     ],
 )
-def test_a_tag_says_what_was_seen(tag: str, words: str, in1k: bool, outside: bool) -> None:
+def test_a_tag_says_what_was_seen(tag: str, words: str, outside: bool, complete: bool) -> None:
     assert IN1K is not None
-    text, seen = seen_by_tag(tag, None)
-    assert text == words and seen is not None
-    assert set(IN1K).issubset(seen) == in1k
-    assert (OUTSIDE in seen) == outside
+    data = seen_by_tag(tag, None)
+    assert data.words == words and data.seen is not None
+    assert set(IN1K).issubset(data.seen)
+    assert (OUTSIDE in data.seen) == outside and data.complete == complete
 
 
 def test_what_is_not_known_is_none() -> None:
-    assert seen_by_tag("openai", None) == ("OpenAI's photos with texts", None)
-    assert seen_by_tag("", None) == ("", None)
-    assert seen_by_tag("", ("n2", "n1")) == ("", ("n1", "n2"))
+    assert seen_by_tag("openai", None) == TrainingData("OpenAI's photos with texts")
+    assert seen_by_tag("", None) == TrainingData()
+    assert seen_by_tag("", ("n2", "n1")) == TrainingData("", ("n1", "n2"))
     assert classes_of(10) is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.methods import LEARNED, METHODS
-from dist_train.models.backbones import Pretrained, open_pretrained
+from dist_train.models.backbones import Origin, Pretrained, open_pretrained
+from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import pretrain as pretraining
 from dist_train.stages.backbone import load_backbone
@@ -102,7 +103,7 @@ def test_all_methods_at_other_lengths_of_activations(
     assert done["rows"].startswith("in closed form") and done["strength"] > 0
     provenance = json.loads((run.dir / "provenance.json").read_text())["backbone"]
     assert provenance["head_strength"] == done["strength"] and provenance["file"] == f"{name}.pth"
-    assert provenance["novel_seen"] == 0 and len(provenance["sha256"]) == 64
+    assert provenance["novel_seen"] is None and len(provenance["sha256"]) == 64
     results = json.loads((run.dir / "evaluate" / "results.json").read_text())
     assert len(results["methods"]) + len(results["oracles"]) == len(METHODS)
     model = from_run(run.config, "phi1")
@@ -236,3 +237,32 @@ def test_two_ranks_extract_what_a_rank_extracts(
         np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=2e-3, atol=2e-3)
     rows = [load_head(run, torch.device("cpu"))[0] for run in (lone.dir, config.run_dir)]
     torch.testing.assert_close(*rows, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("novel", "complete", "seen"),
+    [
+        (("n00000001", "n00000002"), True, 1),
+        (("n00000002", "n00000003"), True, 0),
+        (("n00000002", "n00000003"), False, None),  # photos from the web may show any class
+        (("n00000002", "goldfish"), True, None),  # whether a name is one of ImageNet's classes is not known
+        (("n00000001", "goldfish"), False, 1),
+    ],
+)
+def test_a_class_counts_as_unseen_only_where_that_is_certain(
+    config: Config, novel: tuple[str, ...], complete: bool, seen: int | None
+) -> None:
+    run = replace(open_run(config), novel=novel)
+    state = run.dir / "pretrain" / "final" / "state.json"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    origin = Origin("timm:resnet10t.c3_in1k", "a.pth", "0" * 64, seen=("n00000001",), complete=complete)
+    state.write_text(json.dumps({"origin": asdict(origin)}))
+    assert provenance(run, ALONE)["backbone"]["novel_seen"] == seen
+
+
+def test_a_file_with_another_classifier_has_seen_more_than_its_name_says(tmp_path: Path) -> None:
+    for rows in (1000, 7):
+        path = tmp_path / f"{rows}.pth"
+        torch.save(timm.create_model("resnet10t", num_classes=rows).state_dict(), path)
+        origin = open_pretrained(BackboneConfig(source="timm:resnet10t", weights=path, size=64)).origin
+        assert origin.complete == (rows == 1000)

@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_train.config import Preprocessing
 from dist_train.files import file_sha256
 from dist_train.models.backbones.backbone import Backbone
+from dist_train.models.backbones.trained_on import TrainingData
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Origin:
         licence: of the weights, as their publisher names it; "" where it is not known.
         trained_on: the data set, in words ("ImageNet-1k"); "" where it is not known.
         seen: wnids of the classes that it was trained on, as far as they are known; None where nothing is known.
+        complete: whether ``seen`` is all of them: a class that is not in it was not in the training.
     """
 
     source: str
@@ -30,11 +32,18 @@ class Origin:
     licence: str = ""
     trained_on: str = ""
     seen: tuple[str, ...] | None = None
+    complete: bool = False
 
     @classmethod
-    def of(cls, source: str, path: Path, licence: str | None, trained_on: str, seen: tuple[str, ...] | None) -> Origin:
-        """Record the file ``path``, hashing it."""
-        return cls(source, path.name, file_sha256(path), licence or "", trained_on, seen)
+    def of(cls, source: str, path: Path, licence: str | None, data: TrainingData, own: bool) -> Origin:
+        """Record the file ``path``, hashing it.
+
+        Args:
+            data: of the weights that the source's name means.
+            own: whether the file may be these weights. A file with another classifier was trained on other data, too.
+        """
+        sha256 = file_sha256(path)
+        return cls(source, path.name, sha256, licence or "", data.words, data.seen, data.complete and own)
 
 
 @dataclass(frozen=True)

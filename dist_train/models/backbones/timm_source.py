@@ -84,8 +84,9 @@ def opened(facts: Facts, source: str, path: Path, state: weights.State, size: in
         if converted is None:
             raise weights.refuse_misfit(path, source, str(error)) from None
         notes += fill(backbone, classifier, facts["num_classes"], converted)
-    classes = classes if backbone.head.out_features else None
-    origin = Origin.of(source, path, facts.get("license"), *seen_by_tag(facts.get("tag", ""), classes))
+    own = bool(backbone.head.out_features) == bool(classes)
+    classes = classes if own else None
+    origin = Origin.of(source, path, facts.get("license"), seen_by_tag(facts.get("tag", ""), classes), own)
     return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
 
 

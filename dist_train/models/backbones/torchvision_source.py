@@ -17,7 +17,7 @@ from dist_train.models.backbones import fetching, weights
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.cutting import Misfit, check_size, cut, fill
 from dist_train.models.backbones.pretrained import Origin, Pretrained
-from dist_train.models.backbones.trained_on import classes_of
+from dist_train.models.backbones.trained_on import TrainingData, classes_of
 
 _ROWS = 1000
 
@@ -58,7 +58,8 @@ def open_network(name: str, options: BackboneConfig) -> Pretrained:
         raise weights.refuse_misfit(path, source, str(error)) from None
     classes = classes_of(_ROWS) if backbone.head.out_features else None
     licence, trained_on = ("bsd-3-clause", "ImageNet-1k") if "SWAG" not in entry.name else _SWAG
-    origin = Origin.of(source, path, licence, trained_on, tuple(sorted(classes_of(_ROWS) or ())))
+    data = TrainingData(trained_on, tuple(sorted(classes_of(_ROWS) or ())), complete="SWAG" not in entry.name)
+    origin = Origin.of(source, path, licence, data, own=classes is not None)
     return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
 
 

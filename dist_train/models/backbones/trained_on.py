@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 # Words of timm's tags, the data sets that they mean, and the list of ImageNet's classes in timm whose images are in it.
@@ -33,6 +34,9 @@ _DATA_SETS = {
     "jft": ("JFT-300M", ""),
 }
 
+_AND_MORE = ("lvd142m", "lvd1689m")
+"""Data sets whose images are of further classes that no list names."""
+
 
 def classes_of(rows: int) -> tuple[str, ...] | None:
     """Return the wnid of each row of ImageNet's classifiers, of which the number of rows tells which it is (timm)."""
@@ -42,26 +46,39 @@ def classes_of(rows: int) -> tuple[str, ...] | None:
     return _wnids(subset) if subset else None
 
 
-def seen_by_tag(tag: str, classes: tuple[str, ...] | None) -> tuple[str, tuple[str, ...] | None]:
+@dataclass(frozen=True)
+class TrainingData:
+    """Say what a network was trained on.
+
+    Attributes:
+        words: its data sets, in the order of training; "" where they are not known.
+        seen: wnids of all of their classes that are known, sorted; None where no class is known.
+        complete: whether ``seen`` is all of them. Photos with texts from the web, and unlabelled ones, may be of any
+            class.
+    """
+
+    words: str = ""
+    seen: tuple[str, ...] | None = None
+    complete: bool = False
+
+
+def seen_by_tag(tag: str, classes: tuple[str, ...] | None) -> TrainingData:
     """Return what a network of timm was trained on.
 
     Args:
         tag: the part of timm's name behind the point, "augreg_in21k_ft_in1k".
         classes: of its classifier's rows, None where they are not known.
-
-    Returns:
-        The data sets in words, in the order of training, and the wnids of all of their classes that are known, sorted;
-        "" and None where nothing is known.
     """
-    words, seen = [], set(classes or ())
+    words, seen, complete = [], set(classes or ()), True
     for part in tag.split("_"):
         name, subset = _DATA_SETS.get(part, ("", ""))
         if name:
             words.append(name)
+            complete = complete and bool(subset) and part not in _AND_MORE
         if subset:
             # ImageNet-1k too: timm's list of the larger set has one class less.
             seen.update(_wnids(subset), _wnids("imagenet-1k"))
-    return ", then ".join(words), tuple(sorted(seen)) or None
+    return TrainingData(", then ".join(words), tuple(sorted(seen)) or None, complete and bool(words))
 
 
 @functools.cache
