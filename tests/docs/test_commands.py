@@ -61,6 +61,9 @@ ELSEWHERE = {
     "dist-train serve animals --public-url https://photos.example": "classifier/serving/test_proxy.py",
     "dist-train cancel runs/first": "slurm/test_chain.py",
     "dist-train launch local --workers 8 --config imagenet": "launch/test_local.py",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[cuda13,starter,serve]'": "../.ci/run",
+    "dist-train create photos/ --out model --backbone timm:resnet50.a1_in1k --weights resnet50_a1.safetensors":
+        "launch/test_create.py",
     "dist-train split --shards shards/photos --novel 0 --out all.json": "e2e/test_no_novel_classes.py",
     "dist-train run --config photos --name all --data.split all.json": "e2e/test_no_novel_classes.py",
     "dist-train split --features train.npz --novel 20 --out split.json": "e2e/test_features_run.py",
@@ -132,7 +135,7 @@ def shell(tmp_path: Path, warm_python: WarmPython) -> Shell:
 
 def test_every_command_is_run_somewhere() -> None:
     """Pages that are not run here have only commands that are run elsewhere, in a file that is there."""
-    here = {"README.md", "quickstart.md", "python.md", "imagenet.md", "training.md", "troubleshooting.md"}
+    here = {"README.md", "quickstart.md", "python.md", "imagenet.md", "training.md", "troubleshooting.md", "photos.md"}
     for page in PAGES:
         left = [command for command in commands(page) if command not in ELSEWHERE and page.name not in here]
         assert left in ([], ["dist-train doctor"]), (page.name, left)
@@ -213,10 +216,31 @@ def test_imagenet(tmp_path: Path, shell: Shell) -> None:
     assert "Linear classifier" in table and "φ+" in table
 
 
+def test_photos(drawn: Path, tmp_path: Path, shell: Shell) -> None:
+    classes = sorted(folder for folder in (drawn / "train").iterdir() if folder.is_dir())
+    copy_photos(classes[:3], tmp_path / "photos", range(4))
+    copy_photos(classes[3:5], tmp_path / "more", range(4))
+    copy_photos(classes[:2], tmp_path / "test", range(4, 6))
+    shutil.copytree(classes[5], tmp_path / "okapis")
+    shutil.copytree(classes[6], tmp_path / "owls")
+    shell.run_page("docs/photos.md")
+
+
+def copy_photos(classes: list[Path], folder: Path, places: range) -> None:
+    """Copy the photos at these places of each class into a folder of its name."""
+    for source in classes:
+        (folder / source.name).mkdir(parents=True)
+        for photo in sorted(source.iterdir())[places.start : places.stop]:
+            shutil.copy(photo, folder / source.name)
+
+
 def test_the_others(whole_run: Run, drawn: Path, tmp_path: Path, shell: Shell) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(whole_run.dir)
     shutil.copytree(next((drawn / "train").iterdir()), tmp_path / "runs" / "demo-data" / "train" / "bar-dots-sunset")
+    copy_photos(
+        sorted(folder for folder in (drawn / "train").iterdir() if folder.is_dir())[:3], tmp_path / "photos", range(4)
+    )
     shell.run_page("README.md")
     shell.run_page("docs/training.md")
     shell.run_page("docs/troubleshooting.md")
