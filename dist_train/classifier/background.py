@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 
 from dist_train.classifier.classifier import Classifier, batches
 from dist_train.classifier.heads.contract import Background, Sample
+from dist_train.config import FeaturesConfig
+from dist_train.data.features.feature_set import read_raw
 from dist_train.data.shards.index import open_shards
 from dist_train.data.shards.source import ShardSource
 from dist_train.errors import UserError
@@ -19,30 +20,22 @@ _PER_CLASS, _IMAGES = 20, 5000
 
 
 def of_features(path: Path, dim: int) -> Background:
-    """Return the background of activations from elsewhere: an .npz of ``activations`` [N, D] and ``labels`` [N].
+    """Return the background of activations from elsewhere with their labels, in any form that a run takes: an .npz, an
+    .npy beside its labels, or parquet.
 
     Raises:
         UserError: the file cannot be read, or does not hold finite activations of ``dim`` numbers with a label each.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            rows, labels = arrays["activations"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, AttributeError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise UserError(f"--base_features {path}: cannot be read ({text}); give an .npz of activations and labels") \
-            from None  # fmt: skip
-    if rows.ndim != 2 or rows.shape[1] != dim or rows.dtype.kind != "f":
-        raise UserError(f"--base_features {path}: activations are {rows.dtype} {list(rows.shape)}; this network's are "
-                        f"floats [N, {dim}]")  # fmt: skip
-    if labels.shape != rows.shape[:1]:
-        raise UserError(f"--base_features {path}: {len(rows)} activations have labels of the shape "
-                        f"{list(labels.shape)}; give a label each")  # fmt: skip
+    option = f"--base_features {path}"
+    raw = read_raw(path, "--base_features", FeaturesConfig(train=path, val=path))
+    if raw.shape[1] != dim:
+        raise UserError(f"{option}: has activations of {raw.shape[1]} numbers; this network's have {dim}")
+    rows = np.concatenate([piece.astype(np.float32) for piece in raw.pieces()])
     if not np.isfinite(rows).all():
-        raise UserError(f"--base_features {path}: has activations that are not finite; leave them out")
-    order = np.argsort(labels, kind="stable")
-    ends = [0, *(np.flatnonzero(labels[order][1:] != labels[order][:-1]) + 1).tolist(), len(labels)]
-    return _of([torch.from_numpy(rows[order[first:last]].astype(np.float32)) for first, last in pairwise(ends)],
-               f"--base_features {path}")  # fmt: skip
+        raise UserError(f"{option}: has activations that are not finite; leave them out")
+    _, places, counts = np.unique(raw.labels, return_inverse=True, return_counts=True)
+    by_class = torch.from_numpy(rows[np.argsort(places, kind="stable")])
+    return _of(list(torch.split(by_class, counts.tolist())), option)
 
 
 def of_shards(source: str, model: Classifier) -> Background:
@@ -71,4 +64,7 @@ def _of(classes: list[torch.Tensor], option: str) -> Background:
     sample = Sample.of(classes)
     if sample.freedom < 2:
         raise UserError(f"{option}: has no two images of a class; give several of each")
-    return Background.of(sample)
+    background = Background.of(sample)
+    if not bool(background.scatter.diagonal().any()):
+        raise UserError(f"{option}: all images of a class have the same activations; give different ones")
+    return background

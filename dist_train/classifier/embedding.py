@@ -107,4 +107,4 @@ def _check_one_class(shared: Sequence[Sequence[Path]]) -> None:
     if shared:
         first, second = shared[0][:2]
         count = f"{len(shared)} photos are" if len(shared) > 1 else "a photo is"
-        raise UserError(f"{count} in two classes: {shown(first)} is {shown(second)}; leave each in one of them")
+        raise UserError(f"{count} in two classes: {shown(first)} and {shown(second)}; leave each in one of them")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -44,16 +44,34 @@ def add_classes(model: Classifier, activations: Mapping[str, torch.Tensor]) -> N
     """Add classes to a model of photos alone.
 
     Raises:
-        UserError: a class has no photo, a name is taken, or there would be a single class; no class is added.
+        UserError: a class has no photo, a name is taken, there would be a single class, or a class that the model has
+            holds one of the photos; no class is added.
     """
     for name, rows in activations.items():
         model.check_new(name)
         if not len(rows):
             raise UserError(f"class {name!r}: no photo of it can be used; add some, or leave the class out")
-    if len(model.classes) + len(activations) < 2:
-        raise UserError(f"class {next(iter(activations), '')!r}: is the only class; give photos of two classes or more")
+        there = [other for other in model.classes_with(rows) if other is not None]
+        if there:
+            count = "a photo of it is" if len(there) == 1 else f"{len(there)} photos of it are"
+            raise UserError(
+                f"class {name!r}: {count} in the model already, in class {there[0]!r}; leave each in one class"
+            )
+    check_several(model, activations)
     for name, rows in activations.items():
         model.add_activations(name, rows)
+
+
+def check_several(model: Classifier, new: Iterable[str]) -> None:
+    """Check that a model with new classes of these names has two classes or more.
+
+    Raises:
+        UserError: it has one or none.
+    """
+    names = [*(entry.name for entry in model.classes), *new]
+    if len(names) < 2:
+        what = f"class {names[0]!r}: is the only class" if names else "no class is left"
+        raise UserError(f"{what}; give photos of two classes or more")
 
 
 def _provenance(pretrained: Pretrained) -> dict[str, Any]:

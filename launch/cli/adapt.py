@@ -178,8 +178,11 @@ def _held_out_lines(model: Classifier, folder: Path | None, account: Account) ->
     """Return a line on the accuracy of a model of photos alone on the photos of a folder; no line without a folder."""
     if folder is None:
         return []
-    accuracy, half_width = model.accuracy(*_held_out_photos(model, folder, account))
-    return [f"{accuracy:.1f}% ± {half_width:.1f} of the photos in {shown(folder)}, mean over classes"]
+    activations, labels = _held_out_photos(model, folder, account)
+    accuracy, half_width = model.accuracy(activations, labels)
+    known = sum(name is not None for name in model.classes_with(activations))
+    warning = f"; {known} of these {len(labels)} photos are in the model, so they say nothing" if known else ""
+    return [f"{accuracy:.1f}% ± {half_width:.1f} of the photos in {shown(folder)}, mean over classes{warning}"]
 
 
 def _old_and_new(text: str, model: Classifier) -> tuple[str, str]:

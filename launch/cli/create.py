@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,7 @@ class NetworkOptions(Options):
     base: Annotated[str | None, Option(metavar="SHARDS")] = None
     """Shards of other images, whose variation within classes the head lda takes into account."""
     base_features: Annotated[Path | None, Option(metavar="FILE")] = None
-    """The same from activations of this network: an .npz of activations [N, D] and labels [N]."""
+    """The same from activations of this network, with labels: .npz, .npy or .parquet, as docs/features.md has them."""
 
     def check_unused(self, reason: str) -> None:
         """Check that nothing is given that makes a new model.
@@ -118,13 +119,10 @@ def new_model(options: NetworkOptions) -> Classifier:
         UserError: the network or its background cannot be had, or options contradict each other.
     """
     from dist_train.classifier import background, from_photos
-    from dist_train.models.backbones import open_pretrained
 
     if options.base and options.base_features:
         raise UserError(f"--base_features {options.base_features}: is given together with --base; give one of them")
-    assert options.backbone is not None
-    pretrained: Pretrained = open_pretrained(BackboneConfig(
-        source=options.backbone, weights=options.weights, download=options.download, size=options.size))  # fmt: skip
+    pretrained = _opened(options)
     for note in pretrained.notes:
         print(note)
     head = options.head or "auto"
@@ -137,6 +135,34 @@ def new_model(options: NetworkOptions) -> Classifier:
     return model
 
 
+def _opened(options: NetworkOptions) -> Pretrained:
+    """Return the trained network. Errors name the options as they are typed, and not the keys of a run.
+
+    Raises:
+        UserError: it cannot be had, or does not take images of that size.
+    """
+    from dist_train.models.backbones import open_pretrained
+
+    assert options.backbone is not None
+    source, weights, download, size = options.backbone, options.weights, options.download, options.size
+    try:
+        return open_pretrained(BackboneConfig(source=source, weights=weights, download=download, size=size))
+    except (UserError, ValueError) as error:
+        if not isinstance(error, UserError) and not str(error).startswith("backbone."):
+            raise
+        raise UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), str(error))) from None
+
+
+_KEY = r"(?<!-)backbone\.(source|weights|size|download)(?:=(True)?)?"
+"""A key of a run in a message, and whether it is a flag's, with its value."""
+
+
+def _option(key: str, flag: str) -> str:
+    """Return what takes the place of ``_KEY`` in a message."""
+    name = "--backbone" if key == "source" else f"--{key}"
+    return name if flag or key == "weights" else f"{name} "
+
+
 def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) -> None:
     """Add classes to a model of photos alone, and fit its head. Photos that cannot be used are left out, by name.
 
@@ -144,9 +170,10 @@ def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) ->
         UserError: a class has no photo left, or would be the only one, or photos are in two classes.
     """
     from dist_train.classifier.embedding import embed
-    from dist_train.classifier.from_photos import add_classes
+    from dist_train.classifier.from_photos import add_classes, check_several
     from dist_train.distributed.pool import progress_bar
 
+    check_several(model, by_class)  # before the work begins
     total = sum(map(len, by_class.values()))
     with progress_bar(total, "photos", "img", total > 20) as bar:
         activations = embed(model, by_class, account, bar)

@@ -88,9 +88,20 @@ def test_classes_come_and_go(made: Path, photos: Path, tmp_path: Path, capsys: p
     assert "mean over classes" in said.splitlines()[-2] and "photos in" in said.splitlines()[-2]
     grown = Classifier.load(model, "cpu")
     assert grown.answers(grown.activations(photos / "blue" / "3.png"))[0][0].name == "sky"
+    assert "; 6 of these 6 photos are in the model, so they say nothing" in said
+    kept = (model / "model.json").read_bytes()
+    shutil.copytree(photos / "green", tmp_path / "copies")
+    assert main(["adapt", str(model), "--class", f"leaf={tmp_path / 'copies'}"]) == 1
+    refused = "class 'leaf': 6 photos of it are in the model already, in class 'green'; leave each in one class"
+    assert refused in capsys.readouterr().err and (model / "model.json").read_bytes() == kept
     assert main(["adapt", str(model), "--remove", "sky", "--rename", "fire=red"]) == 0
     again = Classifier.load(model, "cpu")
     assert torch.allclose(again.logits(photos / "red" / "0.png"), before, atol=1e-4)
+    kept = (model / "model.json").read_bytes()
+    assert main(["adapt", str(model), "--remove", "green"]) == 1
+    assert "class 'red': is the only class" in capsys.readouterr().err
+    assert main(["adapt", str(model), "--remove", "green", "--remove", "red"]) == 1
+    assert "no class is left; " in capsys.readouterr().err and (model / "model.json").read_bytes() == kept
     assert main(["adapt", str(model), "--head", "mean"]) == 0
     assert Classifier.load(model, "cpu").method == "mean"
 
@@ -202,9 +213,17 @@ def _in_two_classes(own: Path) -> None:
         (_no_photos, [], "holds no class folder"),
         (_in_two_classes, [], "a photo is in two classes: "),
         (None, ["--head", "best"], "--head best: give one of auto, mean, imprint, lda, probe"),
-        (None, ["--base_features", "FEATURES"], "activations are float32 [4, 7]; this network's are floats [N, 512]"),
-        (None, ["--base_features", "LABELS"], "4 activations have labels of the shape [3]"),
-        (None, ["--base_features", "README.md"], "README.md: cannot be read"),
+        (None, ["--base_features", "FEATURES"], "has activations of 7 numbers; this network's have 512"),
+        (None, ["--base_features", "LABELS"], "has 4 rows of activations, but labels [3]"),
+        (None, ["--base_features", "EQUAL"], "all images of a class have the same activations"),
+        (None, ["--base_features", "README.md"], "README.md: not a file of features by its name"),
+        (None, ["--base_features", "none.npy"], "--base_features=none.npy: no such file"),
+        (None, ["--size", "8"], "error: --size 8: must be >= 32"),
+        (None, ["--size", "5000"], "error: --size 5000: must be <= 1024"),
+        (None, ["--download"], "error: --download: must be left out where --weights names a file"),
+        (None, ["--backbone", "timm:resnet5"], "error: --backbone timm:resnet5: timm "),
+        (None, ["--backbone", "starter:x"], "error: --backbone starter:x: "),
+        (None, ["--weights", "NAN"], "nan.pth: 1 tensors have values that are not finite"),
         (None, ["--report", "nowhere/page.html"], "--report nowhere/page.html"),
     ],
 )  # fmt: skip
@@ -216,7 +235,12 @@ def test_bad_input_makes_nothing(
         change(own)
     np.savez(tmp_path / "features.npz", activations=np.zeros((4, 7), np.float32), labels=np.zeros(4))
     np.savez(tmp_path / "labels.npz", activations=np.zeros((4, 512), np.float32), labels=np.zeros(3))
-    files = {"FEATURES": str(tmp_path / "features.npz"), "LABELS": str(tmp_path / "labels.npz")}
+    np.savez(tmp_path / "equal.npz", activations=np.ones((4, 512), np.float32), labels=np.zeros(4))
+    state = torch.load(weights, weights_only=True)
+    state["layer1.0.conv1.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    files = {"FEATURES": "features.npz", "LABELS": "labels.npz", "EQUAL": "equal.npz", "NAN": "nan.pth"}
+    files = {word: str(tmp_path / name) for word, name in files.items()}
     words = [files.get(word, word) for word in options]
     out = tmp_path / "model"
     assert main(["create", str(own), *TIMM, "--weights", str(weights), "--out", str(out), *words]) == 1

@@ -123,7 +123,7 @@ def open_features(options: FeaturesConfig) -> FeatureSet:
         UserError: a file is missing or damaged, of another form, or does not fit the other.
     """
     paths = {"train": options.train, "val": options.val}
-    raw = {name: _read(path, f"features.{name}", options) for name, path in paths.items()}
+    raw = {name: read_raw(path, f"features.{name}", options) for name, path in paths.items()}
     names = {name: _label_names(paths[name], file, options) for name, file in raw.items()}
     digests = {name: _digest(path, options) for name, path in paths.items()}
     if digests["train"] == digests["val"]:
@@ -152,14 +152,17 @@ def label_classes(path: Path, options: FeaturesConfig) -> list[str]:
     Raises:
         UserError: see ``open_features``.
     """
-    return sorted(set(_label_names(path, _read(path, "features", options), options)))
+    return sorted(set(_label_names(path, read_raw(path, "features", options), options)))
 
 
-def _read(path: Path, key: str, options: FeaturesConfig) -> RawFeatures:
+def read_raw(path: Path, key: str, options: FeaturesConfig) -> RawFeatures:
     """Read a file by the ending of its name, and check the form of what it holds.
 
     Args:
         key: the option that names it, for messages.
+
+    Raises:
+        UserError: it is missing or damaged, or of another form.
     """
     folder = path.is_dir()
     if not folder and not path.is_file():

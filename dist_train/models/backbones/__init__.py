@@ -35,10 +35,14 @@ def open_pretrained(options: BackboneConfig) -> Pretrained:
     """Open a trained network.
 
     Raises:
-        UserError: there is no such network, its weights are not there, or they do not fit.
+        UserError: there is no such network, its weights are not there, do not fit, or are not finite.
     """
     source, name = _source(options)
     opened: Pretrained = source.open_network(name, options)
+    wrong = [key for key, tensor in opened.backbone.named_parameters() if not bool(tensor.isfinite().all())]
+    if wrong:
+        raise UserError(f"{opened.origin.file}: {len(wrong)} tensors have values that are not finite (NaN or infinite; "
+                        f"{wrong[0].partition('.')[2]} is the first); give other weights")  # fmt: skip
     return opened
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def read_weights(path: Path) -> tuple[State, list[str]]:
             content = load_file(path)
         else:
             # A Namespace holds the options of timm's training checkpoints, and is data.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles that are refused a moment later
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise a dozen kinds for files that are damaged or of another kind
         raise UserError(f"{path}: {_reason(path, error)}") from None
@@ -132,6 +134,8 @@ def _reason(path: Path, error: Exception) -> str:
         return f"holds code ({shown(code[1])}), which is not run; save its state_dict alone and give that"
     if "Unsupported operand" in str(error):
         return "is a pickle of Python, which may hold code and is not opened; save its state_dict with torch.save"
+    if "central directory" in str(error) or "incomplete metadata" in str(error):
+        return "is cut short; fetch it again"
     line = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
     return f"cannot be read as weights ({shown(line)[:120]}); fetch it again"
 
