@@ -66,12 +66,11 @@ def check_several(model: Classifier, new: Iterable[str]) -> None:
     """Check that a model with new classes of these names has two classes or more.
 
     Raises:
-        UserError: it has one or none.
+        UserError: it has one.
     """
     names = [*(entry.name for entry in model.classes), *new]
-    if len(names) < 2:
-        what = f"class {names[0]!r}: is the only class" if names else "no class is left"
-        raise UserError(f"{what}; give photos of two classes or more")
+    if len(names) == 1:
+        raise UserError(f"class {names[0]!r}: is the only class; give photos of two classes or more")
 
 
 def _provenance(pretrained: Pretrained) -> dict[str, Any]:

@@ -100,8 +100,7 @@ def test_classes_come_and_go(made: Path, photos: Path, tmp_path: Path, capsys: p
     kept = (model / "model.json").read_bytes()
     assert main(["adapt", str(model), "--remove", "green"]) == 1
     assert "class 'red': is the only class" in capsys.readouterr().err
-    assert main(["adapt", str(model), "--remove", "green", "--remove", "red"]) == 1
-    assert "no class is left; " in capsys.readouterr().err and (model / "model.json").read_bytes() == kept
+    assert (model / "model.json").read_bytes() == kept
     assert main(["adapt", str(model), "--head", "mean"]) == 0
     assert Classifier.load(model, "cpu").method == "mean"
 
