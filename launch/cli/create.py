@@ -146,11 +146,18 @@ def _opened(options: NetworkOptions) -> Pretrained:
     assert options.backbone is not None
     source, weights, download, size = options.backbone, options.weights, options.download, options.size
     try:
-        return open_pretrained(BackboneConfig(source=source, weights=weights, download=download, size=size))
-    except (UserError, ValueError) as error:
-        if not isinstance(error, UserError) and not str(error).startswith("backbone."):
-            raise
-        raise UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), str(error))) from None
+        config = BackboneConfig(source=source, weights=weights, download=download, size=size)
+    except ValueError as error:
+        raise _as_typed(error) from None
+    try:
+        return open_pretrained(config)
+    except UserError as error:
+        raise _as_typed(error) from None
+
+
+def _as_typed(error: Exception) -> UserError:
+    """Return the error with options of ``create`` in place of a run's keys."""
+    return UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), f"{error}"))
 
 
 _KEY = r"(?<!-)backbone\.(source|weights|size|download)(?:=(True)?)?"

@@ -222,7 +222,7 @@ def _in_two_classes(own: Path) -> None:
         (None, ["--download"], "error: --download: must be left out where --weights names a file"),
         (None, ["--backbone", "timm:resnet5"], "error: --backbone timm:resnet5: timm "),
         (None, ["--backbone", "starter:x"], "error: --backbone starter:x: "),
-        (None, ["--weights", "NAN"], "nan.pth: 1 tensors have values that are not finite"),
+        (None, ["--weights", "NAN"], "nan.pth: layer1.0.conv1.weight: values that are not finite"),
         (None, ["--report", "nowhere/page.html"], "--report nowhere/page.html"),
     ],
 )  # fmt: skip

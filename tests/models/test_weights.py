@@ -151,8 +151,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path, State], Any], str]] = {
         "a.pt", lambda path, state: torch.save({"state_dict": Code()}, path), r"holds code \(posix\.system\)",
     ),
     "whole model": ("a.pth", lambda path, state: torch.save(timm.create_model(NAME), path), r"holds code \(timm\."),
-    "truncated": ("a.pth", truncated, "cannot be read as weights"),
-    "truncated safetensors": ("a.safetensors", truncated_safetensors, "cannot be read as weights"),
+    "truncated": ("a.pth", truncated, "is cut short"),
+    "truncated safetensors": ("a.safetensors", truncated_safetensors, "is cut short"),
     "TorchScript": (
         "a.pt", lambda path, state: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path), "TorchScript",
     ),

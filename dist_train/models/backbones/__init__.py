@@ -41,8 +41,11 @@ def open_pretrained(options: BackboneConfig) -> Pretrained:
     opened: Pretrained = source.open_network(name, options)
     wrong = [key for key, tensor in opened.backbone.named_parameters() if not bool(tensor.isfinite().all())]
     if wrong:
-        raise UserError(f"{opened.origin.file}: {len(wrong)} tensors have values that are not finite (NaN or infinite; "
-                        f"{wrong[0].partition('.')[2]} is the first); give other weights")  # fmt: skip
+        first = wrong[0].partition(".")[2]
+        more = f" and {len(wrong) - 1} more tensors" * (len(wrong) > 1)
+        raise UserError(
+            f"{opened.origin.file}: {first}{more}: values that are not finite (NaN or infinite); give other weights"
+        )
     return opened
 
 
