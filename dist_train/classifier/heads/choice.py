@@ -98,7 +98,11 @@ def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float,
 
 def _judge(fit: Fit, sample: Sample) -> tuple[float, float]:
     """Return the log loss of held-out photos at the best temperature, and that temperature; without a photo that can be
-    held out, the temperature at which the scores' deviation is 1."""
+    held out, the temperature at which the scores' deviation is 1.
+
+    The N photos' labels count as right with the probability (N + 1) / (N + 2) (Platt 1999, section 2.2): else photos
+    without an error, however few, would make every answer certain.
+    """
     judged = sample.judged
     spread = float(fit.held_out.std()) or 1.0
     if not bool(judged.any()):
@@ -106,10 +110,13 @@ def _judge(fit: Fit, sample: Sample) -> tuple[float, float]:
     scores, labels = fit.held_out[judged], sample.labels[judged]
     weights = 1 / sample.counts[labels]
     weights = weights / weights.sum()
+    photos, doubt = torch.arange(len(labels)), 1 / (len(labels) + 2)
 
     def loss(log_temperature: float) -> float:
         shares = (scores * float(np.exp(-log_temperature))).log_softmax(1)
-        return -float((weights * shares[torch.arange(len(labels)), labels]).sum())
+        right = shares[photos, labels]
+        others = (shares.sum(1) - right) / (shares.shape[1] - 1)
+        return -float((weights * ((1 - doubt) * right + doubt * others)).sum())
 
     centre = float(np.log(spread))
     best = minimize_scalar(loss, bounds=(centre - 6, centre + 2), method="bounded", options={"xatol": 1e-3})
