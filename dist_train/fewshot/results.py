@@ -130,11 +130,13 @@ class BackboneFacts:
         source: its name, such as "timm:resnet50.a1_in1k".
         trained_on: the data set, in words; "" where it is not known.
         novel_seen: how many of the novel classes were in its training; None where that is not known.
+        fine_tuned: whether this run has trained it further.
     """
 
     source: str
     trained_on: str = ""
     novel_seen: int | None = None
+    fine_tuned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,16 +36,17 @@ def describe_backbone(results: Results) -> str:
     if backbone is None:
         return ""
     where = f" ({backbone.trained_on})" if backbone.trained_on else ""
-    network = f"The backbone {backbone.source} was trained elsewhere"
+    began = "began as" if backbone.fine_tuned else "is"
+    network = f"The backbone {began} {backbone.source}, which was trained elsewhere"
     if not count:
         return f"{network}{where}."
     if backbone.novel_seen is None:
-        return f"{network}{where}: it is not known whether {novel} classes were in its training."
+        return f"{network}{where}; it is not known whether {novel} classes were in that training."
     if not backbone.novel_seen:
-        return f"{network}{where}, and none of the {count} {novel} classes was in its training."
+        return f"{network}{where}; none of the {count} {novel} classes was in that training."
     return (
         f"{novel.capitalize()} is not novel to the backbone: {backbone.novel_seen} of its {count} {novel} classes were "
-        f"in the training of {backbone.source}{where}."
+        f"in the training of {backbone.source}{where}{', as which it began' * backbone.fine_tuned}."
     )
 
 

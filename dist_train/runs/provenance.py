@@ -68,6 +68,7 @@ def _backbone(run: Run) -> dict[str, Any]:
     }
     done = run.dir / "extract" / "done.json"
     head = json.loads(done.read_text()).get("head") if done.is_file() else None
+    origin["fine_tuned"] = run.config.pretrain.init is not None
     return {**origin, **counts, **{f"head_{key}": value for key, value in (head or {}).items()}}
 
 

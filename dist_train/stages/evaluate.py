@@ -161,7 +161,8 @@ def make_results(run: Run, rows: Mapping[str, TableRow], older: Mapping[str, str
 
 def _backbone_facts(facts: Mapping[str, Any]) -> BackboneFacts | None:
     backbone = facts.get("backbone")
-    return backbone and BackboneFacts(backbone["source"], backbone["trained_on"], backbone["novel_seen"])
+    names = ("source", "trained_on", "novel_seen", "fine_tuned")
+    return backbone and BackboneFacts(**{name: backbone[name] for name in names})
 
 
 def _table(run: Run, results: Results) -> str:

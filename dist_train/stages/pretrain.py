@@ -115,7 +115,7 @@ def _take_in(stage: Stage, opened: Pretrained | None) -> None:
         own, known = opened.backbone.head.out_features, give_rows(opened, base)
         has_head = known == len(base)
         RunBackbone(opened.backbone, base, opened.preprocessing, opened.origin, has_head).save(stage.run.config)
-        rows = f"{known} of the network's own {own} rows" if has_head else "to be made in closed form by extract"
+        rows = f"{known} of the network's own {own} rows" if has_head else "in closed form, by extract"
         facts = {"network": opened.origin.source, "weights": opened.origin.sha256[:16], "head": rows}
         log.info("pretrain: %s (%s) is trained already; classifier of the base classes: %s", *list(facts.values()))
     stage.finish(seconds=round(time.perf_counter() - began, 1), **facts)

@@ -23,7 +23,8 @@ def freeze(network: Backbone, last: str) -> None:
     if not ends:
         names = ", ".join(name for name, _ in layers)
         raise UserError(
-            f"pretrain.freeze={last!r}: no layer of this network; give one of {names}, or what some begin with"
+            f"pretrain.freeze={last!r}: no layer of this network; give one of {names}, or a stage, such as layer2 for "
+            "layer2.0 and layer2.1"
         )
     for _, parameters in layers[: ends[-1] + 1]:
         for parameter in parameters:

@@ -55,6 +55,12 @@ class SplitOptions(Options):
     """Take the classes of these shards ..."""
     features: Path | None = None
     """... or of this file of features (docs/features.md) ..."""
+    activations: str | None = None
+    """With --features: features.activations of the run."""
+    labels: str | None = None
+    """With --features: features.labels of the run."""
+    classes: Path | None = None
+    """With --features: features.classes of the run, the names of numbered classes."""
     wnids: Path | None = None
     """... or of this file: the first word of each line."""
     split: str | None = None
@@ -73,6 +79,10 @@ class SplitOptions(Options):
     """Split file to write (.json)."""
 
 
+_OF_FEATURES = ("activations", "labels", "classes")
+"""Options that have the names of keys of ``features``."""
+
+
 def split(options: SplitOptions) -> int:
     """Make a split file.
 
@@ -85,6 +95,9 @@ def split(options: SplitOptions) -> int:
         raise UserError(f"--out {out}: is a folder; give the .json file to write")
     if [options.shards, options.features, options.wnids, options.split].count(None) != 3:
         raise UserError("split: give the classes by --shards, --features, --wnids or --split, one of the four")
+    for key in _OF_FEATURES:
+        if getattr(options, key) is not None and options.features is None:
+            raise UserError(f"--{key} {getattr(options, key)}: goes with --features alone; leave it out")
     if options.split:
         if options.novel is not None or options.novel_list or options.pseudo_novel:
             raise UserError("--split: names its novel classes; leave --novel, --novel_list and --pseudo_novel out")
@@ -114,7 +127,9 @@ def _new_split(options: SplitOptions) -> Split:
     if options.wnids:
         classes = read_classes(options.wnids)
     elif options.features:
-        classes = label_classes(options.features, FeaturesConfig(train=options.features, val=options.features))
+        keys = {key: value for key in _OF_FEATURES if (value := getattr(options, key)) is not None}
+        features = FeaturesConfig(train=options.features, val=options.features, **keys)
+        classes = label_classes(options.features, features)
     else:
         assert options.shards is not None  # split() has checked
         classes = list(open_shards(options.shards).classes)

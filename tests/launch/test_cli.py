@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dist_train.data.shards.index import ShardSet
@@ -135,8 +136,25 @@ def test_split_from_seed_and_list(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert load_split(str(out)).novel == ("n3",)
     novel.write_text("n9\n")
     assert "'n9' is not among the 5" in refused(capsys, "split", "--wnids", wnids, "--novel-list", novel, "--out", out)
-    assert "one of the three" in refused(capsys, "split", "--novel", 2, "--out", out)
+    assert "one of the four" in refused(capsys, "split", "--novel", 2, "--out", out)
     assert "leave no base class" in refused(capsys, "split", "--wnids", wnids, "--novel", 5, "--out", out)
+
+
+def test_split_of_features_takes_the_keys_that_say_how_to_read_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, names, out = tmp_path / "a.npz", tmp_path / "names.txt", tmp_path / "split.json"
+    np.savez(file, embedding=np.ones((3, 4), np.float32), label=[0, 1, 2])
+    names.write_text("okapi\nbarn owl\nrook\n")
+    keys = ["--activations", "embedding", "--labels", "label"]
+    command = ["split", "--features", file, "--novel", 1, "--out", out]
+    assert "(of split: --activations, --labels)" in refused(capsys, *command)
+    assert "(of split: --classes)" in refused(capsys, *command, *keys)
+    assert main([*map(str, command), *keys, "--classes", str(names)]) == 0
+    split = load_split(str(out))
+    assert sorted(split.base + split.novel) == ["barn owl", "okapi", "rook"]
+    message = refused(capsys, "split", "--wnids", names, "--novel", 1, "--out", out, "--classes", names)
+    assert "goes with --features alone" in message
 
 
 def test_split_of_other_classes_and_large_batches_are_named(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from report_samples import metrics
 
-from dist_train.fewshot.results import MethodResult, Results
+from dist_train.fewshot.results import BackboneFacts, MethodResult, Results
 from dist_train.report.markdown import joint_markdown
 
 
@@ -25,6 +26,32 @@ def tables(text: str) -> list[list[list[str]]]:
             found[-1].append(cells(line))
         previous = line
     return found
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (
+            BackboneFacts("starter", "ImageNet-1k", 0),
+            "The backbone is starter, which was trained elsewhere (ImageNet-1k); none of the 100 novel classes was in "
+            "that training.",
+        ),
+        (
+            BackboneFacts("starter", fine_tuned=True),
+            "The backbone began as starter, which was trained elsewhere; it is not known whether novel classes were in "
+            "that training.",
+        ),
+        (
+            BackboneFacts("starter", "ImageNet-1k", 7, fine_tuned=True),
+            "Novel is not novel to the backbone: 7 of its 100 novel classes were in the training of starter "
+            "(ImageNet-1k), as which it began.",
+        ),
+    ],
+)
+def test_the_first_line_says_what_the_backbone_has_seen(results: Results, facts: BackboneFacts, line: str) -> None:
+    results = replace(results, backbone=facts)
+    assert joint_markdown(results).splitlines()[0] == line.replace("100", str(results.classes.novel))
+    assert Results.from_json(results.to_json()) == results
 
 
 def test_figures(results: Results) -> None:

@@ -160,7 +160,7 @@ def test_a_network_of_unknown_training_is_called_so(
     knowing(monkeypatch, (), None)
     run = go(config, pretrain, extract, learn, evaluate)
     table = (run.dir / "evaluate" / "table.md").read_text()
-    assert "it is not known whether novel classes were in its training" in table.splitlines()[0]
+    assert "it is not known whether novel classes were in that training" in table.splitlines()[0]
 
 
 def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(

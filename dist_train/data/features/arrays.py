@@ -60,8 +60,8 @@ def read_npz(path: Path, options: FeaturesConfig) -> RawFeatures:
         for key in (options.activations, options.labels):
             if key not in arrays.files:
                 raise UserError(
-                    f"{path}: has no array {key!r} (it has {', '.join(arrays.files)}); call it so, or, "
-                    "in a run, name it by features.activations and features.labels"
+                    f"{path}: has no array {key!r} (it has {', '.join(arrays.files)}); name it by "
+                    "features.activations and features.labels (of split: --activations, --labels)"
                 )
         labels = arrays[options.labels]
         names = [str(name) for name in arrays["classes"]] if "classes" in arrays.files else None

@@ -211,7 +211,9 @@ def _named(path: Path, numbers: Array, own: list[str] | None, file: Path | None)
     """Return the names of these numbers, by ``features.classes`` or by the file of features itself."""
     names = read_names(file) if file else own
     if names is None:
-        raise UserError(f"{path}: its labels are numbers; name them by features.classes, a text file of names")
+        raise UserError(
+            f"{path}: its labels are numbers; name them by features.classes (of split: --classes), a text file of names"
+        )
     wrong = [int(number) for number in numbers if not 0 <= number < len(names)]
     if wrong:
         raise UserError(f"{path}: has the label {wrong[0]}, but {file or 'it'} names {len(names)} classes, from 0 on")

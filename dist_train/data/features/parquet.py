@@ -67,8 +67,8 @@ def _form(file: Path, options: FeaturesConfig) -> tuple[int, np.dtype[Any]]:
         if key not in columns:
             has = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
             raise UserError(
-                f"{file}: has no column {key!r} (it has {has}); call it so, or, in a run, name it by "
-                "features.activations and features.labels"
+                f"{file}: has no column {key!r} (it has {has}); name it by features.activations and features.labels "
+                "(of split: --activations, --labels)"
             )
     kind = columns[options.activations]
     if types.is_fixed_size_list(kind):
