@@ -359,6 +359,11 @@ def make_groups(subset: Labelled, all_classes: Sequence[str], classes: Sequence[
     bounds, ids = table[: len(classes) + 1], table[len(classes) + 1 :]
     counts = np.diff(bounds)
     if counts.min() == 0:
+        if counts.max() == 0:
+            raise UserError(
+                f"{subset.source}: none of the split's {len(classes)} classes, such as {classes[0]!r}, has a "
+                f"{subset.name} image; give data with the same names of classes"
+            )
         wnid = classes[int(np.argmin(counts))]
         without = [wnid for wnid, count in zip(classes, counts, strict=True) if count == 0]
         out = f"{Path(split).stem}_without.json"

@@ -121,12 +121,16 @@ def map_classes(
 def tsne(rows: Array) -> Array:
     """Return places [N, 2] of unit rows [N, C] by t-SNE (van der Maaten & Hinton 2008).
 
-    The library's defaults, but with a fixed seed, and a perplexity that fits few rows.
+    The library's defaults, but with a fixed seed, and a perplexity that fits few rows. Rows that are all the same have
+    the same place: their principal components, where the library starts, are NaN, which ends its process.
     """
     from sklearn.manifold import TSNE
 
+    unit = to_unit(rows)
+    if np.ptp(unit, axis=0).max() == 0:
+        return np.zeros((len(rows), 2))
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    places: Array = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(to_unit(rows))
+    places: Array = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit)
     return places.astype(np.float64)
 
 

@@ -56,10 +56,11 @@ def describe_figures(results: Results) -> str:
     assert queries is not None  # only episodes are without
     if results.base_only:
         left_out = ", ".join(map(display_name, results.left_out))
+        oracles = "oracle" if len(results.left_out) == 1 else "oracles"
         return (
             f"No novel classes: base accuracy only. Percent of {queries.base:,} validation images, with all "
             f"{classes.base} classes as candidates."
-            + f" Left out, for want of novel images to show them: the oracles {left_out}."
+            + f" Left out, for want of novel images: the {oracles} {left_out}."
             * bool(left_out)
         )
     return (

@@ -26,8 +26,12 @@ def check_features(run: Run, features: FeatureSet, context: Context, redo: bool 
     """
     if context.main and (redo or not (run.dir / "pretrain" / "done.json").is_file()):
         for name in SUBSETS:
-            for _ in _watched(features[name], "check", context):
-                pass
+            empty = sum(int((~rows.any(1)).sum()) for rows in _watched(features[name], "check", context))
+            if empty:
+                log.warning(
+                    "pretrain: %d of %d rows of %s are all zeros: no method can tell them apart; leave failures out",
+                    empty, len(features[name]), features[name].path,
+                )  # fmt: skip
     context.barrier("features-checked")
     stage = Stage(run, "pretrain", context, redo)
     if stage.done:

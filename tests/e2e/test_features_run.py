@@ -199,7 +199,7 @@ def test_a_class_of_one_row_no_novel_classes_and_a_repeated_row(
 ) -> None:
     rng = np.random.default_rng(0)
     train, val = rng.standard_normal((9, 6)), rng.standard_normal((3, 6))
-    val[1] = train[4]
+    val[1], train[0] = train[4], 0
     np.savez(tmp_path / "train", activations=train, labels=np.array([*"aaaabbbbc"]))
     np.savez(tmp_path / "val", activations=val, labels=np.array([*"abc"]))
     save_split(Split("all", ("a", "b", "c"), ()), tmp_path / "split.json")
@@ -214,6 +214,7 @@ def test_a_class_of_one_row_no_novel_classes_and_a_repeated_row(
     results = Results.read(run.dir / "evaluate" / "results.json")
     assert results.base_only and results.queries and results.queries.base == 3
     assert results.methods["nn"].shots[0]["base_top5"].mean == 100
+    assert "1 of 9 rows of" in caplog.text and "are all zeros" in caplog.text
     assert "1 of 3 validation rows are among the training rows too" in caplog.text
     text = (run.dir / "evaluate" / "table.md").read_text()
     assert text.startswith("The activations are features from elsewhere.\n") and "base accuracy only" in text

@@ -56,7 +56,7 @@ def test_the_table_has_base_accuracy_only(all_base: Run) -> None:
     assert {tuple(r.shots[0]) for r in results.methods.values()} == {("base_top1", "base_top5")}
     text = (folder / "table.md").read_text()
     assert "No novel classes: base accuracy only" in text and "novel top-1" not in text and "±" not in text
-    assert "Left out, for want of novel images to show them: the oracles NN + cosine, Linear classifier." in text
+    assert "Left out, for want of novel images: the oracles NN + cosine, Linear classifier." in text
     assert not list((all_base.dir / "extract").glob("novel*"))
 
 

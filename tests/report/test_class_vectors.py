@@ -65,3 +65,10 @@ def test_shares_of_common_neighbours() -> None:
 def test_fewer_than_five_classes_have_no_map(count: int) -> None:
     names = [str(n) for n in range(count)]
     assert (map_classes({"a": random_rows(count, 3)}, names, names, names) is not None) == (count >= 5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_rows_that_are_all_the_same_have_the_same_place(value: float) -> None:
+    names = [str(n) for n in range(6)]
+    maps = map_classes({"a": np.full((6, 3), value, np.float32)}, names, names, names)
+    assert maps is not None and maps.maps == {"a": [[0.0, 0.0]] * 6}

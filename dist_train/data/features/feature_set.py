@@ -131,7 +131,8 @@ def open_features(options: FeaturesConfig) -> FeatureSet:
     dims = {name: file.shape[1] for name, file in raw.items()}
     if dims["train"] != dims["val"]:
         raise UserError(
-            f"features.val={options.val}: has {dims['val']} activations a row, features.train {dims['train']}"
+            f"features.val={options.val}: has {dims['val']} activations a row, features.train has {dims['train']}; "
+            "give features of the same network"
         )
     classes = sorted({*names["train"], *names["val"]})
     number = {name: place for place, name in enumerate(classes)}
@@ -177,7 +178,9 @@ def read_raw(path: Path, key: str, options: FeaturesConfig) -> RawFeatures:
             f"{path}: its activations are {list(raw.shape)} {raw.dtype}; give at least one row [N, D] of floats"
         )
     if raw.labels.shape != raw.shape[:1]:
-        raise UserError(f"{path}: has {raw.shape[0]} rows of activations, but labels {list(raw.labels.shape)}")
+        raise UserError(
+            f"{path}: has {raw.shape[0]} rows of activations, but labels {list(raw.labels.shape)}; give each a label"
+        )
     return raw
 
 
