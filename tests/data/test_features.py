@@ -219,7 +219,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "bytes": (lambda f: write_npz(f / "a.npz", TRAIN, np.array([b"\xff"] * 7)), "labels are not UTF-8"),
     "nan": (lambda f: write_npz(f / "a.npz", with_value(3, np.nan)), "row 3 has a value that is not a finite number"),
     "infinity": (lambda f: write_npz(f / "a.npz", with_value(6, -np.inf)), "row 6 has a value that is not a finite"),
-    "other D": (lambda f: write_npz(f / "a.npz", rows(0, dim=4)), "has 5 activations a row, features.train has 4; give"),
+    "other D": (lambda f: write_npz(f / "a.npz", rows(0, dim=4)), "has 5 activations a row, features.train has 4;"),
     "npy alone": (
         lambda f: np.save(f / "a", TRAIN) or f / "a.npy", "in a.labels.npy or a.labels.txt; write one of them"
     ),
