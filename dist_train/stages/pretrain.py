@@ -86,7 +86,10 @@ def _open_trained(run: Run, context: Context) -> Pretrained | None:
     if options is None:
         return None
     context.report_progress(f"opening {options.source}", patient=True)
-    opened = open_pretrained(options) if context.main else None  # rank 0 may have to fetch it
+    try:
+        opened = open_pretrained(options) if context.main else None  # rank 0 may have to fetch it
+    except UserError as error:
+        raise UserError(str(error) if config.backbone else f"pretrain.init: {error}") from None
     context.barrier("backbone-opened")
     for note in opened.notes if opened else ():
         log.info("pretrain: %s", note)

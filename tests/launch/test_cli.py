@@ -81,8 +81,9 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         assert refused(capsys, "pretrain", "--config", path).endswith(line)
     path.write_text("data:\n  shards: [\n")
     refused(capsys, "pretrain", "--config", path)
-    assert "(demo, features, imagenet, imagenet_hariharan_girshick, mini_imagenet, photos, recipes/classic_90, " in refused(
-        capsys, "pretrain", "--config", "nowhere"
+    assert (
+        "(demo, features, imagenet, imagenet_hariharan_girshick, mini_imagenet, photos, recipes/classic_90, "
+        in refused(capsys, "pretrain", "--config", "nowhere")
     )
 
 

@@ -210,6 +210,14 @@ def test_keys_without_a_meaning_are_refused_by_name(options: tuple[str, ...], me
     assert str(caught.value).startswith(message)
 
 
+def test_a_fault_of_a_network_to_start_from_names_its_section(config: Config, weights: Weights) -> None:
+    path = weights("vit_tiny_patch16_224")
+    init = BackboneConfig(source="timm:vit_tiny_patch16_224", weights=path, size=50)
+    data = replace(config.data, eval_resize=256, eval_size=224)
+    with pytest.raises(UserError, match=r"^pretrain\.init: .*size.*50: .* give a multiple, such as 48 or 64"):
+        go(replace(config, data=data, pretrain=PretrainConfig(init=init, global_batch=8)), pretrain)
+
+
 def test_dry_run_says_what_is_taken_in(
     config: Config, weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
