@@ -313,7 +313,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("classify", model, f"{tmp_path}/huge.png"): "huge.png: 900000000 pixels",
         ("classify", model, str(album), "--topk", "0"): "--topk 0: must be >= 1",
         ("classify", model): "IMAGES is required",
-        ("export", model, "--format", "tflite"): "--format tflite: give one of torchvision, safetensors, onnx",
+        ("export", model, "--format", "tflite"): "--format tflite: give one of torchvision, timm, safetensors, onnx",
         ("export", model, "--format", "onnx", "--out", str(tmp_path)): "is a folder; give a file to write",
         ("export", model, "--format", "safetensors", "--out", f"{model}/model.json"): "lies in the model",
         ("export", model, "--format", "safetensors", "--out", str(tmp_path / "pipe")): "is no ordinary file",

@@ -153,7 +153,7 @@ def test_split_leaves_classes_out(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["split", "--split", str(out), "--without", "b"], "split s: names no class 'b'; mend --without"),
         (["split", "--split", str(out), "--novel", "1"], "--split: names its novel classes; leave --novel"),
         (["split", "--split", str(out), "--without", split.base[0]], "no base class; name at least one"),
-        ([*source, "--split", str(out)], "one of the three"),
+        ([*source, "--split", str(out)], "one of the four"),
     ):
         assert main([*options, "--out", str(tmp_path / "t.json")]) == 1
         assert message in capsys.readouterr().err and not (tmp_path / "t.json").exists()
