@@ -11,12 +11,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-import bench_photos  # noqa: E402
+import bench_photos
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tar of 28 tars, each with 131 files that hold their own names."""
+    """Return a tar of 28 tars, each with 131 files that hold their own names."""
     path = tmp_path_factory.mktemp("archive") / "train.tar"
     with tarfile.open(path, "w") as outer:
         for name in (f"n{number:08}" for number in range(28)):
