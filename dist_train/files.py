@@ -77,3 +77,20 @@ def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_lines(path: Path, wanted: str) -> list[str]:
+    """Return the lines of a text file, without spaces at their ends.
+
+    Args:
+        wanted: what the file should be, for errors.
+
+    Raises:
+        UserError: there is no such file, or it is no text file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give {wanted}")
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; give {wanted}") from None

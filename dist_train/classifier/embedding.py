@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.classifier import Classifier, batches
 from dist_train.data.account import Account
 from dist_train.distributed.context import usable_cpus
 from dist_train.errors import UserError
@@ -49,7 +49,7 @@ def embed(
     """
     activations: dict[str, list[torch.Tensor]] = {name: [] for name in photos}
     classes_of: dict[bytes, dict[str, Path]] = {}  # of a photo, by the hash of what the network takes of it
-    for batch in _batches(_decoded(model, photos), model.network.batch, bar):
+    for batch in batches(_decoded(model, photos), model.network.batch):
         new = []
         for photo in batch:
             if photo.image is None:
@@ -65,6 +65,7 @@ def embed(
             images = torch.cat([photo.image for photo in new if photo.image is not None])
             for photo, row in zip(new, model.embed(images.to(model.device)), strict=True):
                 activations[photo.name].append(row)
+        bar.update(len(batch))
     _check_one_class([list(classes.values()) for classes in classes_of.values() if len(classes) > 1])
     empty = torch.empty(0, model.network.backbone.dim, device=model.device)
     return {name: torch.stack(rows) if rows else empty for name, rows in activations.items()}
@@ -90,12 +91,6 @@ def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]]) -> Iterato
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches(photos: Iterator[_Decoded], size: int, bar: tqdm[None]) -> Iterator[list[_Decoded]]:
-    while batch := list(islice(photos, size)):
-        yield batch
-        bar.update(len(batch))
 
 
 def _leave_out(account: Account, photo: _Decoded, reason: str) -> None:

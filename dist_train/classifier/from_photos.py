@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,10 +13,9 @@ from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.heads.contract import Background
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
-from dist_train.errors import UserError, command
+from dist_train.errors import UserError
 from dist_train.models.backbones import Pretrained
-from dist_train.runs.commit import git_commit
-from dist_train.version import __version__
+from dist_train.runs.software import software
 
 
 def without_classes(pretrained: Pretrained, head: str = "auto", background: Background | None = None) -> Classifier:
@@ -76,10 +72,6 @@ def check_several(model: Classifier, new: Iterable[str]) -> None:
 def _provenance(pretrained: Pretrained) -> dict[str, Any]:
     origin = asdict(pretrained.origin)
     return {
-        "dist_train": __version__,
-        "commit": git_commit(),
-        "command": command(*sys.argv[1:]),
-        "versions": {"python": platform.python_version(), "torch": version("torch"),
-                     "scikit-learn": version("scikit-learn")},
+        **software(("torch", "scikit-learn")),
         "backbone": {**origin, "seen": None if origin["seen"] is None else list(origin["seen"])},
-    }  # fmt: skip
+    }

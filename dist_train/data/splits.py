@@ -30,7 +30,7 @@ from dist_train.config import configs_dir
 from dist_train.data.shards.index import Subset, chunks
 from dist_train.distributed.shared import shared_array
 from dist_train.errors import UserError, command
-from dist_train.files import write_text
+from dist_train.files import read_lines, write_text
 from dist_train.names import class_name, is_class_name
 
 
@@ -222,12 +222,7 @@ def read_classes(path: Path, known: Sequence[str] = ()) -> list[str]:
     Raises:
         UserError: there is no such file, it is no text file, or a word cannot be a class name.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a list of classes, one a line")
-    try:
-        lines = [unicodedata.normalize("NFC", line.strip()) for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; give a list of classes, one a line") from None
+    lines = [unicodedata.normalize("NFC", line) for line in read_lines(path, "a list of classes, one a line")]
     classes, whole = [], set(known)
     for number, line in enumerate(lines, 1):
         try:

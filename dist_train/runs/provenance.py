@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dist_train.distributed.context import Context
-from dist_train.errors import command
 from dist_train.names import is_wnid
-from dist_train.runs.commit import git_commit
 from dist_train.runs.run import Run
-from dist_train.version import __version__
+from dist_train.runs.software import software
 
 
 def provenance(run: Run, context: Context) -> dict[str, Any]:
@@ -32,10 +28,7 @@ def provenance(run: Run, context: Context) -> dict[str, Any]:
         "scikit-learn",
     )
     return {
-        "dist_train": __version__,
-        "commit": git_commit(),
-        "command": command(*sys.argv[1:]),
-        "versions": {"python": platform.python_version(), **{n: v for n in packages if (v := _version(n))}},
+        **software(packages),
         "machine": {"platform": platform.platform(), "ranks": context.world, "device": str(context.device)},
         run.samples.kind: run.samples.hash,
         **_source(run),
@@ -84,10 +77,3 @@ def _seen_of(classes: Sequence[str], seen: Sequence[str] | None, complete: bool)
     """
     number = len({*(seen or ())} & {*classes})
     return number if number or (complete and all(map(is_wnid, classes))) else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -273,16 +273,14 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
     """Return what ``_held_out`` does, for photos that lie in a folder for each class."""
     import torch
 
-    from dist_train.data.sources.folders import class_folders
-
-    _check_folder("--held_out", folder)
+    by_class = photos_of_folder(folder, "--held_out", account)
     whose = "model" if model.fitted else "run"
     base = [one for one in model.classes if model.fitted or not one.added]
     place = {name: number for number, one in enumerate(base) for name in (one.wnid, one.name)}
     activations, labels = [], list[int]()
-    for name, files in class_folders(folder, "--held_out", account):
+    for name, files in by_class.items():
         if name in place:
-            activations.append(model.activations([folder / file.name for file in files], name))
+            activations.append(model.activations(files, name))
             labels += [place[name]] * len(files)
         else:
             account.taken -= len(files)
@@ -290,8 +288,3 @@ def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple
     if not activations:
         raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make such folders")
     return torch.cat(activations), labels
-
-
-def _check_folder(option: str, folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{option} {folder}: no such folder; give one that has a folder of photos for each class")

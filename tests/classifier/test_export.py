@@ -39,15 +39,23 @@ def adapted(models: Path, method: str, rule: str = "max") -> Classifier:
     return model
 
 
+def answers_of_both(
+    session: onnxruntime.InferenceSession, model: Classifier, size: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """Return scores and probabilities of an ONNX session, and the model's own scores, of the same photos."""
+    pixels = photos(*size)
+    scores, shares = session.run(None, {"images": pixels})
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return scores, shares, model.scores(model.embed(model.network.preprocess(images)))
+
+
 @pytest.mark.parametrize("method, rule", [("phi2", "max"), ("phi2", "mean"), ("phi2cal", "max"), ("phi_plus", "max")])
 def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method, rule)
     export.write_onnx(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     for size in SIZES:
-        scores, shares = session.run(None, {"images": photos(*size)})
-        images = torch.from_numpy(photos(*size)).permute(0, 3, 1, 2)
-        wanted = model.scores(model.embed(model.network.preprocess(images)))
+        scores, shares, wanted = answers_of_both(session, model, size)
         assert scores.shape == (size[0], 8)
         assert np.abs(scores - wanted.numpy()).max() < 1e-4
         assert np.abs(shares - wanted.softmax(1).numpy()).max() < 1e-4
@@ -77,9 +85,7 @@ def test_onnx_and_the_folder_keep_the_preprocessing_of_another_network(
     export.write_onnx(model, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     for size in SIZES:
-        scores, _ = session.run(None, {"images": photos(*size)})
-        images = torch.from_numpy(photos(*size)).permute(0, 3, 1, 2)
-        wanted = model.scores(model.embed(model.network.preprocess(images)))
+        scores, _, wanted = answers_of_both(session, model, size)
         assert np.abs(scores - wanted.numpy()).max() < 1e-3
     about = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
     assert about["interpolation"] == "bicubic, antialiased" and about["squash"] is spec.squash

@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from dist_train.config import FeaturesConfig
 from dist_train.errors import UserError
+from dist_train.files import read_lines
 
 PIECE = 2**24  # values of a piece: 64 MB as float32
 REMEDY = "write it with numpy.savez(FILE, activations=..., labels=...)"
+
+NAMES = "a list of names, one a line"
 
 Array = npt.NDArray[Any]
 
@@ -87,25 +90,11 @@ def read_npy(path: Path, options: FeaturesConfig) -> RawFeatures:
         raise UserError(f"{path}: its labels must lie beside it, in {names}; " + (
             "remove one of the two" if there else "write one of them"))  # fmt: skip
     if there[0].suffix == ".txt":
-        labels = np.array(read_names(there[0]), dtype=np.str_)
+        labels = np.array(read_lines(there[0], NAMES), dtype=np.str_)
     else:
         with reading(there[0]):
             labels = np.load(there[0], allow_pickle=False)
     return _streamed(path, lambda: path.open("rb"), labels, None)
-
-
-def read_names(path: Path) -> list[str]:
-    """Return the lines of a text file, without spaces at their ends.
-
-    Raises:
-        UserError: there is no such file, or it is no text file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a text file with a name on each line")
-    try:
-        return [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; give a name on each line") from None
 
 
 @contextmanager

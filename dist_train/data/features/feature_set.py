@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.config import FeaturesConfig
-from dist_train.data.features.arrays import Array, RawFeatures, read_names, read_npy, read_npz
+from dist_train.data.features.arrays import NAMES, Array, RawFeatures, read_npy, read_npz
 from dist_train.data.features.parquet import parquet_files, read_parquet
 from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError
-from dist_train.files import file_sha256
+from dist_train.files import file_sha256, read_lines
 from dist_train.names import class_name
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -212,7 +212,7 @@ def _label_names(path: Path, raw: RawFeatures, options: FeaturesConfig) -> list[
 
 def _named(path: Path, numbers: Array, own: list[str] | None, file: Path | None) -> list[str]:
     """Return the names of these numbers, by ``features.classes`` or by the file of features itself."""
-    names = read_names(file) if file else own
+    names = read_lines(file, NAMES) if file else own
     if names is None:
         raise UserError(
             f"{path}: its labels are numbers; name them by features.classes (of split: --classes), a text file of names"
