@@ -268,7 +268,7 @@ def test_a_snapshot_is_what_runs_later(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     lines = subprocess.run(
         [sys.executable, "-c", "import dist_train, launch.cli.main; from dist_train.config import configs_dir\n"
-         "from dist_train.runs.provenance import git_commit\n"
+         "from dist_train.runs.commit import git_commit\n"
          "print(dist_train.__file__, launch.cli.main.__file__, configs_dir(), git_commit(), sep='\\n')"],
         env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
