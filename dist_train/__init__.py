@@ -11,15 +11,16 @@ from dist_train.version import __version__
 
 if TYPE_CHECKING:
     from dist_train.classifier.classifier import Classifier as Classifier
+    from dist_train.classifier.head import Answer as Answer
     from dist_train.classifier.head import Prediction as Prediction
     from dist_train.errors import UserError as UserError
 
-__all__ = ["Classifier", "Prediction", "UserError", "__version__"]
+__all__ = ["Answer", "Classifier", "Prediction", "UserError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # When it is asked for: the command line, and each rank, would pay for torch here.
-    if name in ("Classifier", "Prediction"):
+    if name in ("Answer", "Classifier", "Prediction"):
         from dist_train.classifier import classifier
 
         return getattr(classifier, name)

@@ -14,7 +14,7 @@ import torch
 
 from dist_train.classifier import model_folder, photos
 from dist_train.classifier.fitted import FittedHeads
-from dist_train.classifier.head import Class, Head, Prediction
+from dist_train.classifier.head import Answer, Class, Head, Prediction
 from dist_train.classifier.heads.choice import balanced_accuracy
 from dist_train.classifier.heads.contract import Background
 from dist_train.classifier.maker import HeadMaker
@@ -211,7 +211,7 @@ class Classifier:
 
     # Prediction.
 
-    def predict(self, images: Iterable[Photo] | Photo, topk: int = 5) -> list[list[Prediction]]:
+    def predict(self, images: Iterable[Photo] | Photo, topk: int = 5) -> list[Answer]:
         """Return for each photo the ``topk`` classes with the highest scores, the best first.
 
         Raises:
@@ -219,7 +219,7 @@ class Classifier:
         """
         return self.answers(self.activations(images), topk)
 
-    def answers(self, activations: torch.Tensor, topk: int = 5) -> list[list[Prediction]]:
+    def answers(self, activations: torch.Tensor, topk: int = 5) -> list[Answer]:
         """Return what ``predict`` does, from activations [B, dim].
 
         Raises:
@@ -230,7 +230,9 @@ class Classifier:
         classes = self.classes
         best = self.scores(activations).softmax(1).topk(min(topk, len(classes)))
         return [
-            [Prediction(classes[n].name, classes[n].wnid, p) for n, p in zip(positions, shares, strict=True)]
+            Answer(
+                tuple(Prediction(classes[n].name, classes[n].wnid, p) for n, p in zip(positions, shares, strict=True))
+            )
             for positions, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 

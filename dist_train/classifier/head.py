@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,36 @@ class Prediction:
     name: str
     wnid: str
     probability: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of a photo; as a sequence it is its predictions.
+
+    Attributes:
+        predictions: the classes with the highest scores, the best first; empty where there is a fault.
+        sure: whether the model stands by the first of them: its probability and the familiarity are above the model's
+            thresholds. "Not sure" is the model's way to say "I don't know".
+        familiarity: percent of known photos (of the model's classes, and not fitted on) that look less like the model's
+            classes than this photo does, from 0 to 100. Below 5 it is rare among photos of these classes.
+        photo: its name or path; "" where it has none.
+        fault: why there is no answer; "" where there is one.
+    """
+
+    predictions: tuple[Prediction, ...]
+    sure: bool = True
+    familiarity: float = 100.0
+    photo: str = ""
+    fault: str = ""
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.predictions)
+
+    def __getitem__(self, place: int) -> Prediction:
+        return self.predictions[place]
 
 
 @dataclass(frozen=True)
