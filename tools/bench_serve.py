@@ -78,7 +78,7 @@ def wait_for_answer(web: httpx.Client, seed: int) -> float:
 
 def classify(web: httpx.Client, photo: bytes) -> bool:
     """Ask about a photo, and return whether it was answered."""
-    result = web.post("/api/classify", files={"images": ("photo", photo)}).json()["results"][0]
+    result = web.post("/api/v1/models/model/classify", files={"images": ("photo", photo)}).json()["results"][0]
     return "predictions" in result
 
 

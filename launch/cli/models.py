@@ -116,13 +116,13 @@ class ServeOptions(Options):
     """Limit of all classes together."""
 
 
-def serve(model: Path, options: ServeOptions) -> int:
-    """Serve a web page to try a model: drop photos, see the classes, add some.
+def serve(models: list[str], options: ServeOptions) -> int:
+    """Serve a web page to try a model, or several: drop photos, see the classes, add some.
 
     Runs on this machine; Ctrl-C ends it.
 
     Args:
-        model: Folder made by adapt or create; additions are written to it at once.
+        models: Folders made by adapt or create; changes are written to them at once.
     """
     from dist_train.classifier.serving import server
     from dist_train.classifier.serving.address import PublicURL, parse_network
@@ -134,4 +134,4 @@ def serve(model: Path, options: ServeOptions) -> int:
     proxies = {"proxies": (parse_network(options.proxy),)} if options.proxy else {}
     place = server.ServeOptions(options.host, options.port, options.token, public, **proxies)
     limits = Limits(options.max_upload_mb * 1_000_000, options.max_megapixels * 1_000_000, options.max_classes)
-    return server.serve(model, place, limits)
+    return server.serve([Path(model) for model in models], place, limits)

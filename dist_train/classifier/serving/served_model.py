@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -17,13 +18,21 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
 from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.serving.replies import (
+    About,
+    PhotoAnswer,
+    ServedClass,
+    ServedLimits,
+    ShownPrediction,
+    SystemNames,
+)
 from dist_train.classifier.serving.scheduling import BatchedNetwork, ClientShares, DecodingPools
 from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError
@@ -72,17 +81,28 @@ class ServedModel:
 
     Attributes:
         path: the model folder, to which every change is written.
+        name: the name of the folder, by which clients name the model.
         limits: what a client may send and add.
         model: the model that answers; replaced by each change.
     """
 
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self.path, self.limits = path, limits
+    def __init__(self, path: Path, limits: Limits, pools: DecodingPools | None = None) -> None:
+        """Load the model in a folder.
+
+        Args:
+            path: the model folder.
+            limits: what a client may send and add.
+            pools: the threads that decode photos, which the models of a server share; None: threads of its own.
+
+        Raises:
+            UserError: there is no model, or it cannot be read.
+        """
+        self.path, self.name, self.limits = path, model_name(path), limits
         self.model = Classifier.load(path)
         self.model.head()
         self._change_lock = threading.Lock()
         size = self.model.network.batch
-        self._pools, self._batches = DecodingPools(), BatchedNetwork(self.model.embed, size)
+        self._pools, self._batches = pools or DecodingPools(), BatchedNetwork(self.model.embed, size)
         self._shares = ClientShares(size)  # decoded images wait in memory: of each client no more than a batch
         self._activations: OrderedDict[str, torch.Tensor] = OrderedDict()  # by key, the most recent last
         self._activations_lock = threading.Lock()
@@ -127,9 +147,15 @@ class ServedModel:
         with self._activations_lock:
             return self._activations.get(key)
 
-    def predictions(self, activations: torch.Tensor) -> list[list[dict[str, Any]]]:
-        """Return for activations [B, dim] the best classes, each as JSON has it."""
-        return [[asdict(prediction) for prediction in best] for best in self.model.answers(activations)]
+    def answers(self, photos: Sequence[EmbeddedPhoto]) -> list[PhotoAnswer]:
+        """Return what the model says of photos, in order."""
+        if not photos:
+            return []
+        answers = self.model.answers(torch.cat([photo.activation for photo in photos]))
+        return [
+            PhotoAnswer(id=photo.key, predictions=[ShownPrediction.model_validate(best) for best in answer])
+            for photo, answer in zip(photos, answers, strict=True)
+        ]
 
     def change(self, apply: Callable[[Classifier], None]) -> None:
         """Apply a change to a copy of the model, write the copy, and let it replace the model.
@@ -170,23 +196,28 @@ class ServedModel:
         try:
             with self._change_lock, zipfile.ZipFile(archive, "w") as file:
                 for path in sorted([self.path / "model.json", *self.path.glob("*.safetensors")]):
-                    file.write(path, f"{self.path.absolute().name}/{path.name}")
+                    file.write(path, f"{self.name}/{path.name}")
         except OSError as error:
             shutil.rmtree(archive.parent)
             raise UserError(f"the model cannot be read ({error.strerror}); look at its folder") from None
         return archive
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """Return what the page shows of the model, and the rules by which it tells photos from other files."""
         model = self.model
-        return {
-            "name": self.path.absolute().name,
-            "method": model.method,
-            "classes": [asdict(entry) for entry in model.classes],
-            "limits": asdict(self.limits),
-            "photos": sorted(SUFFIXES),
-            "system": {"files": sorted(SYSTEM_FILES), "folders": sorted(SYSTEM_FOLDERS)},
-        }
+        return About(
+            name=self.name,
+            method=model.method,
+            classes=[ServedClass.model_validate(entry) for entry in model.classes],
+            limits=ServedLimits.model_validate(self.limits),
+            suffixes=sorted(SUFFIXES),
+            system=SystemNames(files=sorted(SYSTEM_FILES), folders=sorted(SYSTEM_FOLDERS)),
+        )
+
+
+def model_name(path: Path) -> str:
+    """Return the name of a model folder; that of the folder itself for ``.`` and ``..``."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def _key_and_pixels(file: BinaryIO) -> tuple[str, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import socket
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_network
@@ -18,7 +19,8 @@ from dist_train.classifier.serving.access import Access
 from dist_train.classifier.serving.address import PublicURL, is_loopback, listen, page_links
 from dist_train.classifier.serving.app import create_app
 from dist_train.classifier.serving.connections import Connection, ConnectionLimits, Networks
-from dist_train.classifier.serving.served_model import Limits, ServedModel
+from dist_train.classifier.serving.scheduling import DecodingPools
+from dist_train.classifier.serving.served_model import Limits, ServedModel, model_name
 from dist_train.errors import UserError
 
 _THIS_MACHINE = (ip_network("127.0.0.0/8"), ip_network("::1"))
@@ -58,34 +60,53 @@ class ServeOptions:
         return Access(token, f"dist_train_{port}", hosts, self.public, limits.upload, requests)
 
 
-def serve(path: Path, options: ServeOptions, limits: Limits, connection_limits: ConnectionLimits | None = None) -> int:
-    """Serve the model in a folder until Ctrl-C; return the exit code.
+def serve(
+    paths: Sequence[Path], options: ServeOptions, limits: Limits, connection_limits: ConnectionLimits | None = None
+) -> int:
+    """Serve the models in folders until Ctrl-C; return the exit code.
 
     Raises:
-        UserError: there is no model, it is served or changed by another process, or the address cannot be listened on.
+        UserError: there is no model, two have the same name, a model is served or changed by another process, or the
+            address cannot be listened on.
     """
     connection_limits = connection_limits or ConnectionLimits()
     token = options.token or (None if options.private else secrets.token_urlsafe(24))
-    if not model_folder.is_model(path):
-        Classifier.load(path)  # raises the error that says what is missing
-    with listen(options.host, options.port) as listening, model_folder.lock(path):
-        port = listening.getsockname()[1]
-        served = ServedModel(path, limits)
+    _check_folders(paths)
+    with listen(options.host, options.port) as listening, ExitStack() as locks:
+        for path in paths:
+            locks.enter_context(model_folder.lock(path))
+        port, pools = listening.getsockname()[1], DecodingPools()
+        models = [ServedModel(path, limits, pools) for path in paths]
         access = options.access(port, token, limits, connection_limits.client)
-        print(f"{path}: {len(served.model.classes)} classes", flush=True)
+        for served in models:
+            print(f"{served.path}: {len(served.model.classes)} classes", flush=True)
         for link in page_links(options.host, port, options.public, token):
             print(link, flush=True)
-        _run_server(served, access, options, connection_limits, listening)
+        _run_server(models, access, options, connection_limits, listening)
     return 0
 
 
+def _check_folders(paths: Sequence[Path]) -> None:
+    names: dict[str, Path] = {}
+    for path in paths:
+        if not model_folder.is_model(path):
+            Classifier.load(path)  # raises the error that says what is missing
+        other = names.setdefault(model_name(path), path)
+        if other is not path:
+            raise UserError(f"{other} and {path}: both are named {model_name(path)}; rename a folder, or give only one")
+
+
 def _run_server(
-    served: ServedModel, access: Access, options: ServeOptions, limits: ConnectionLimits, listening: socket.socket
+    models: Sequence[ServedModel],
+    access: Access,
+    options: ServeOptions,
+    limits: ConnectionLimits,
+    listening: socket.socket,
 ) -> None:
     proxies = options.proxies if options.public else ()
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(served, access), log_level="error", timeout_graceful_shutdown=5,
+            create_app(models, access), log_level="error", timeout_graceful_shutdown=5,
             http=partial(Connection, limits=limits, proxies=proxies),  # type: ignore[arg-type]
             timeout_keep_alive=int(limits.header) + 1, proxy_headers=bool(proxies),
             forwarded_allow_ips=[str(network) for network in proxies],

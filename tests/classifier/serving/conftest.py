@@ -28,7 +28,7 @@ if "public" in options:
     options["public"] = PublicURL.parse(options["public"])
 if "proxies" in options:
     options["proxies"] = [parse_network(text) for text in options["proxies"]]
-serve(Path(sys.argv[1]), ServeOptions(**options), Limits(**limits), ConnectionLimits(**connection_limits))
+serve([Path(sys.argv[1])], ServeOptions(**options), Limits(**limits), ConnectionLimits(**connection_limits))
 """
 
 

@@ -50,7 +50,7 @@ def test_photos_are_classified_and_a_class_is_added(serve: Serve, model: Path) -
     web = serve()
     page = web.get("/")
     assert page.status_code == 200 and "Add a class" in page.text
-    asked = web.post("/api/classify", files=files(photo(1), b"text", photo(2))).json()["results"]
+    asked = web.post("/api/v1/models/model/classify", files=files(photo(1), b"text", photo(2))).json()["results"]
     assert asked[1] == {"name": "photo 1.jpg", "error": "photo 1.jpg: not an image of a known format; convert it to "
                                                         "JPEG or PNG"}  # fmt: skip
     own = Classifier.load(model, "cpu")
@@ -61,20 +61,24 @@ def test_photos_are_classified_and_a_class_is_added(serve: Serve, model: Path) -
         [prediction.probability for prediction in wanted],
     )
 
-    added = web.post("/api/classes", data={"name": "öwl + 猫"}, files=files(photo(1), photo(3)))
+    added = web.post("/api/v1/models/model/classes", data={"name": "öwl + 猫"}, files=files(photo(1), photo(3)))
     assert added.status_code == 200 and added.json()["classes"][-1]["photos"] == 2
-    now = web.post("/api/predictions", json={"ids": [asked[0]["id"], "unknown", asked[2]["id"]]}).json()["results"]
-    assert now[1] is None and len(now[0]) == 5
+    now = web.post(
+        "/api/v1/models/model/predictions", json={"ids": [asked[0]["id"], "unknown", asked[2]["id"]]}
+    ).json()["results"]
+    assert now[1] is None and len(now[0]["predictions"]) == 5
     own.add_class("öwl + 猫", [photo(1), photo(3)])
-    assert [prediction["name"] for prediction in now[2]] == [prediction.name for prediction in own.predict(photo(2))[0]]
+    assert [prediction["name"] for prediction in now[2]["predictions"]] == [
+        prediction.name for prediction in own.predict(photo(2))[0]
+    ]
     assert added_names(model) == ["öwl + 猫"]  # on disk when the answer came
 
-    assert web.post("/api/rename", json={"name": "öwl + 猫", "new": "cat"}).status_code == 200
-    archive = web.get("/api/download")
+    assert web.post("/api/v1/models/model/rename", json={"name": "öwl + 猫", "new": "cat"}).status_code == 200
+    archive = web.get("/api/v1/models/model/download")
     with zipfile.ZipFile(io.BytesIO(archive.content)) as file:
         file.extractall(model.parent / "unpacked")
     assert added_names(model.parent / "unpacked" / "model") == ["cat"]
-    assert web.post("/api/remove", json={"name": "cat"}).status_code == 200 and added_names(model) == []
+    assert web.post("/api/v1/models/model/remove", json={"name": "cat"}).status_code == 200 and added_names(model) == []
 
 
 def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
@@ -85,7 +89,7 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
         return response.status_code, response.json()["detail"]
 
     def add(name: str, *photos: bytes) -> tuple[int, str]:
-        return code_and_detail(web.post("/api/classes", data={"name": name}, files=files(*photos)))
+        return code_and_detail(web.post("/api/v1/models/model/classes", data={"name": name}, files=files(*photos)))
 
     assert add(first, photo(1)) == (422, f"class '{first}': exists already; take another name, or remove or rename "
                                          f"that one first")  # fmt: skip
@@ -93,7 +97,10 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
     assert add("x", b"")[1].startswith("photo 0.jpg: not an image of a known format")
     assert add(" ", photo(1))[1].startswith("class name ' ': it begins or ends with a space; give 1 to 200")
     assert add("", photo(1)) == (422, "name: Field required")
-    assert code_and_detail(web.post("/api/classes", data={"name": "x"})) == (422, "images: Field required")
+    assert code_and_detail(web.post("/api/v1/models/model/classes", data={"name": "x"})) == (
+        422,
+        "images: Field required",
+    )
     large = io.BytesIO()
     Image.new("RGB", (1001, 1000)).save(large, "PNG")
     assert add("x", large.getvalue()) == (
@@ -110,15 +117,15 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
             yield bytes(100_000)
 
     head = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert code_and_detail(web.post("/api/classify", content=endless(), headers=head)) == (413, wanted)
-    assert code_and_detail(web.post("/api/remove", json={"name": "nobody"}))[1].startswith(
+    assert code_and_detail(web.post("/api/v1/models/model/classify", content=endless(), headers=head)) == (413, wanted)
+    assert code_and_detail(web.post("/api/v1/models/model/remove", json={"name": "nobody"}))[1].startswith(
         "class 'nobody': there is none"
     )
-    assert code_and_detail(web.post("/api/remove", json={}))[0] == 422
+    assert code_and_detail(web.post("/api/v1/models/model/remove", json={}))[0] == 422
     assert code_and_detail(web.get("/api/nothing"))[0] == 404
     assert added_names(model) == []
-    assert web.post("/api/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
-    assert web.post("/api/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
+    assert web.post("/api/v1/models/model/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
+    assert web.post("/api/v1/models/model/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
     assert add("9", photo(9))[1] == "there are 8 classes, the limit of this server; remove some first"
     assert added_names(model) == ["7", "8"]
 
@@ -128,33 +135,37 @@ def test_simultaneous_additions_lose_nothing(serve: Serve, model: Path) -> None:
 
     def add(number: int) -> int:
         data, name = photo(number % 50), f"class {number % 40}"
-        return web.post("/api/classes", data={"name": name}, files=files(data)).status_code
+        return web.post("/api/v1/models/model/classes", data={"name": name}, files=files(data)).status_code
 
     with ThreadPoolExecutor(16) as pool:
         codes = list(pool.map(add, range(80)))  # each name twice
     assert sorted(codes) == [200] * 40 + [422] * 40
     assert sorted(added_names(model)) == sorted(f"class {number}" for number in range(40))
-    served = web.get("/api/model").json()["classes"]
+    served = web.get("/api/v1/models/model").json()["classes"]
     assert [entry["name"] for entry in served[6:]] == added_names(model)
 
 
 def test_an_upload_that_is_cut_off_changes_nothing(serve: Serve, model: Path) -> None:
     web = serve()
     where = urlsplit(str(web.base_url))
-    body = web.build_request("POST", "/api/classes", data={"name": "cut"}, files=files(photo(1, 400))).read()
+    body = web.build_request(
+        "POST", "/api/v1/models/model/classes", data={"name": "cut"}, files=files(photo(1, 400))
+    ).read()
     for kept in (200, len(body) // 2, len(body) - 3):
         with socket.create_connection((where.hostname or "", where.port or 0)) as raw:
-            head = f"POST /api/classes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+            head = f"POST /api/v1/models/model/classes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
             kind = f"Content-Type: multipart/form-data; boundary={body[2:34].decode()}\r\n\r\n"
             raw.sendall((head + kind).encode() + body[:kept])
-    assert web.post("/api/classes", data={"name": "whole"}, files=files(photo(2))).status_code == 200
+    assert web.post("/api/v1/models/model/classes", data={"name": "whole"}, files=files(photo(2))).status_code == 200
     assert added_names(model) == ["whole"]
 
 
 def test_the_server_ends_while_an_upload_stalls(model: Path, warm_python: WarmPython) -> None:
     process, url = start(warm_python, model)
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0)) as raw:
-        raw.sendall(b"POST /api/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n--x")
+        raw.sendall(
+            b"POST /api/v1/models/model/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n--x"
+        )
         time.sleep(0.5)
         process.terminate()
         process.wait(60)
@@ -163,11 +174,11 @@ def test_the_server_ends_while_an_upload_stalls(model: Path, warm_python: WarmPy
 def test_a_model_changed_by_another_process_is_not_overwritten(serve: Serve, model: Path, models: Path) -> None:
     web = serve()
     shutil.rmtree(model)
-    assert web.get("/api/download").json()["detail"].startswith("the model cannot be read")
+    assert web.get("/api/v1/models/model/download").json()["detail"].startswith("the model cannot be read")
     other = Classifier.load(models / "phi2")
     other.add_class("stolen", photo(5))
     other.save(model)
-    refused = web.post("/api/classes", data={"name": "x"}, files=files(photo(1)))
+    refused = web.post("/api/v1/models/model/classes", data={"name": "x"}, files=files(photo(1)))
     assert refused.status_code == 422 and "was changed since it was loaded" in refused.json()["detail"]
     assert added_names(model) == ["stolen"]
 
@@ -175,15 +186,15 @@ def test_a_model_changed_by_another_process_is_not_overwritten(serve: Serve, mod
 def test_other_web_sites_cannot_reach_the_server(serve: Serve, model: Path) -> None:
     """A site cannot do so by a name of its own for 127.0.0.1, nor by a request from its page."""
     web = serve()
-    assert web.get("/api/model", headers={"Host": "evil.example"}).status_code == 421
+    assert web.get("/api/v1/models/model", headers={"Host": "evil.example"}).status_code == 421
     ask: dict[str, Any] = {"data": {"name": "x"}, "files": files(photo(1))}
-    refused = web.post("/api/classes", headers={"Origin": "http://evil.example"}, **ask)
+    refused = web.post("/api/v1/models/model/classes", headers={"Origin": "http://evil.example"}, **ask)
     assert refused.status_code == 403 and "may not change this model" in refused.json()["detail"]
     for broken in ({"Host": "[::1"}, {"Host": "localhost", "Origin": "http://[::1"}):
-        assert web.post("/api/classes", headers=broken, **ask).status_code in (421, 403)
+        assert web.post("/api/v1/models/model/classes", headers=broken, **ask).status_code in (421, 403)
     assert web.head("/").status_code == 200
     own = f"http://{web.base_url.host}:{web.base_url.port}"
-    assert web.post("/api/classes", headers={"Origin": own}, **ask).status_code == 200
+    assert web.post("/api/v1/models/model/classes", headers={"Origin": own}, **ask).status_code == 200
     assert web.get("/", headers={"Host": "localhost:1"}).headers["Content-Security-Policy"].startswith("default-src")
 
 
@@ -193,17 +204,17 @@ def test_a_server_open_to_a_network_asks_for_a_token(model: Path, warm_python: W
     assert token == "long enough to be one / and odd?"
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as web:
         assert web.get("/").status_code == 401 and "asks for the token" in web.get("/").text
-        for path in ("/api/model", "/api/download"):
+        for path in ("/api/v1/models/model", "/api/v1/models/model/download"):
             assert web.get(path).status_code == 401
             assert web.get(path, headers={"Authorization": "Bearer " + "x" * 32}).status_code == 401
             assert web.get(path, params={"token": token}).status_code == 401  # in the address of the page only
-        assert web.post("/api/remove", json={"name": "x"}).status_code == 401
-        assert web.get("/api/model", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert web.post("/api/v1/models/model/remove", json={"name": "x"}).status_code == 401
+        assert web.get("/api/v1/models/model", headers={"Authorization": f"Bearer {token}"}).status_code == 200
         opened = web.get("/", params={"token": token})
         assert opened.status_code == 303 and token not in opened.headers["location"]
         cookie = opened.headers["set-cookie"]
         assert "HttpOnly" in cookie and "SameSite=strict" in cookie
-        assert web.get("/").status_code == 200 and web.get("/api/model").status_code == 200
+        assert web.get("/").status_code == 200 and web.get("/api/v1/models/model").status_code == 200
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
 
@@ -241,7 +252,7 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
     shutil.copytree(models / "phi2", disk / "model")
     model.symlink_to(disk / "model")
     web = serve()
-    refused = web.post("/api/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
+    refused = web.post("/api/v1/models/model/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
     assert refused.status_code == 507 and "No space left" in refused.json()["detail"]
     assert json.loads((model / "model.json").read_text())["classes"][-1]["wnid"] and added_names(model) == []
-    assert len(web.get("/api/model").json()["classes"]) == 6
+    assert len(web.get("/api/v1/models/model").json()["classes"]) == 6

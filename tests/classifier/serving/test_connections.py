@@ -19,12 +19,13 @@ from dist_train.classifier.serving.connections import client_key
 Page = Callable[..., httpx.Client]
 
 SHORT = {"header": 1, "body": 1, "rate": 1000, "answer": 1}
-HALF = b"GET /api/model HTTP/1.1\r\nHost: localhost\r\nX-Long: a"
-WHOLE = b"GET /api/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF = b"GET /api/v1/models/model HTTP/1.1\r\nHost: localhost\r\nX-Long: a"
+WHOLE = b"GET /api/v1/models/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 FILE = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-UPLOAD = b"POST /api/classify HTTP/1.1\r\nHost: localhost\r\n" + FORM
+REMOVE = b"POST /api/v1/models/model/remove HTTP/1.1\r\nHost: localhost\r\n"
+UPLOAD = b"POST /api/v1/models/model/classify HTTP/1.1\r\nHost: localhost\r\n" + FORM
 
 
 def chunk(data: bytes) -> bytes:
@@ -51,7 +52,7 @@ def test_half_sent_headers_keep_nobody_out(page: Page, clients: int) -> None:
         for number in range(240 if clients > 1 else 205):
             stack.enter_context(connect(web, HALF, f"127.0.0.{2 + number % clients}"))
         for _ in range(5):
-            assert web.get("/api/model", headers={"Connection": "close"}).status_code == 200
+            assert web.get("/api/v1/models/model", headers={"Connection": "close"}).status_code == 200
         begun.sendall(form)
         code, body = answer(begun)
         assert code == 200 and "predictions" in body
@@ -110,7 +111,7 @@ def drip(raw: socket.socket, data: bytes, every: float = 0.1) -> tuple[int, str]
         (UPLOAD + b"Content-Length: 900000\r\n\r\n", b"", LATE),
         (UPLOAD + b"Content-Length: 900000\r\n\r\n" + FILE, b"a" * 10_000, LATE),
         (UPLOAD + CHUNKED + b"\r\n" + chunk(FILE), b"1\r\na\r\n" * 2000, LATE),
-        (b"POST /api/remove HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n", b" " * 10_000, LATE),
+        (REMOVE + b"Content-Length: 99\r\n\r\n", b" " * 10_000, LATE),
         (WHOLE + HALF, b"", LATE),
     ],
     ids=["nothing", "half a header", "a header that drips", "a method", "no body", "a body that drips",
@@ -123,7 +124,7 @@ def test_a_late_request_is_ended(page: Page, start: bytes, more: bytes, wanted: 
             while b"provenance" not in (part := raw.recv(1 << 16)) and b"limits" not in part:
                 pass
         assert (drip(raw, more) if more else answer(raw)) == wanted
-    assert web.get("/api/model").status_code == 200
+    assert web.get("/api/v1/models/model").status_code == 200
 
 
 def test_a_slow_body_above_the_rate_is_answered(page: Page) -> None:
@@ -154,7 +155,7 @@ def test_an_idle_connection_is_ended_and_one_in_use_is_not(page: Page) -> None:
 def test_an_answer_that_is_not_read_is_ended(page: Page) -> None:
     """Read nothing of a download of 20 MB, and nothing of many small answers."""
     web = page(**SHORT)
-    for sent in (b"GET /api/download HTTP/1.1\r\nHost: localhost\r\n\r\n", WHOLE * 20_000):
+    for sent in (b"GET /api/v1/models/model/download HTTP/1.1\r\nHost: localhost\r\n\r\n", WHOLE * 20_000):
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", web.base_url.port or 80))
@@ -167,7 +168,7 @@ def test_an_answer_that_is_not_read_is_ended(page: Page) -> None:
                     break
             while is_open(web, raw):
                 time.sleep(0.2)
-    assert web.get("/api/model").status_code == 200
+    assert web.get("/api/v1/models/model").status_code == 200
 
 
 def test_what_counts_as_the_same_client() -> None:
@@ -208,7 +209,7 @@ def test_behind_a_proxy_the_client_is_the_address_it_names(page: Page, believed:
         return connect(web, UPLOAD + AUTHORISED + named)
 
     def ask(source: str) -> int:
-        with connect(web, b"GET /api/model HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + AUTHORISED
+        with connect(web, b"GET /api/v1/models/model HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + AUTHORISED
                      + f"X-Forwarded-For: 198.51.100.7, {source}\r\n\r\n".encode()) as raw:  # fmt: skip
             return answer(raw)[0]
 
@@ -247,17 +248,17 @@ TOO_LONG = '{"detail":"the upload is over 1 MB, the limit of this server; send f
     ],
     ids=["named", "more than a number", "asks first", "one chunk", "small chunks", "chunks, asks first", "both"],
 )
-@pytest.mark.parametrize("path", ["/api/classify", "/api/classes", "/api/remove"])
+@pytest.mark.parametrize("path", ["/api/v1/models/model/classify", "/api/classes", "/api/remove"])
 def test_a_body_over_the_limit_is_refused_before_it_is_read(page: Page, path: str, head: bytes, sent: bytes) -> None:
     """None of these bodies ever ends. The connection does, as nothing can be made of the bytes that follow."""
     web = page({}, {"upload": 1_000_000}, **SHORT)
-    kind = b"Content-Type: application/json\r\n" if path == "/api/remove" else FORM
-    if path == "/api/remove":
+    kind = b"Content-Type: application/json\r\n" if path == "/api/v1/models/model/remove" else FORM
+    if path == "/api/v1/models/model/remove":
         sent = sent.replace(chunk(FILE), chunk(b'{"name": "')).replace(FILE, b'{"name": "')
     with connect(web, f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + kind + head + b"\r\n" + sent) as raw:
         code, body = answer(raw)
     assert (code, body) in [(413, TOO_LONG), (100, body)] and body.endswith(TOO_LONG)
-    assert web.get("/api/model").status_code == 200
+    assert web.get("/api/v1/models/model").status_code == 200
 
 
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"])
@@ -275,7 +276,7 @@ def test_a_content_length_that_does_not_match_the_body(page: Page) -> None:
     """Too short: the rest looks like half a request, which times out. Too long: the body times out. None: no body."""
     web = page({}, {"upload": 1_000_000}, **SHORT)
     body = b'{"name": "nobody"}'
-    head = b"POST /api/remove HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = b"POST /api/v1/models/model/remove HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for length, codes in ((len(body) - 5, [b"422", b"408"]), (len(body) + 5, [b"408"]), (None, [b"422", b"408"])):
         named = b"" if length is None else b"Content-Length: %d\r\n" % length
         with connect(web, head + named + b"\r\n" + body) as raw:

@@ -94,18 +94,20 @@ def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callabl
     assert link == f"https://localhost:{PUBLIC[where]}{where}?token=a%20token%20of%20more%20than%2016"
     trusted = ssl.create_default_context(cafile=str(certificate))
     with httpx.Client(base_url=link.partition("?")[0], verify=trusted, timeout=120, follow_redirects=True) as web:
-        assert web.get("").status_code == 401 and web.get("api/model").status_code == 401
+        assert web.get("").status_code == 401 and web.get("api/v1/models/model").status_code == 401
         opened = web.get(link)
         assert opened.status_code == 200 and "Add a class" in opened.text
         assert TOKEN not in str(opened.url) and opened.url.path == where
         [cookie] = web.cookies.jar
         assert cookie.secure and cookie.path == where and cookie.has_nonstandard_attr("HttpOnly")
         for own in ({"Origin": public.origin}, {}):  # what browsers and what programs send
-            asked = web.post("api/classify", files={"images": ("a.png", noise(1))}, headers=own)
+            asked = web.post("api/v1/models/model/classify", files={"images": ("a.png", noise(1))}, headers=own)
             assert "predictions" in asked.json()["results"][0]
-            added = web.post("api/classes", data={"name": "okapi"}, files={"images": ("a", noise(1))}, headers=own)
+            added = web.post(
+                "api/v1/models/model/classes", data={"name": "okapi"}, files={"images": ("a", noise(1))}, headers=own
+            )
             assert added.status_code == 200, added.text
-            assert web.post("api/remove", json={"name": "okapi"}, headers=own).status_code == 200
+            assert web.post("api/v1/models/model/remove", json={"name": "okapi"}, headers=own).status_code == 200
         port = f":{PUBLIC[where]}"
         for other in (
             "https://localhost",
@@ -114,11 +116,11 @@ def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callabl
             "null",
             "https://[",
         ):
-            refused = web.post("api/remove", json={"name": "cat"}, headers={"Origin": other})
+            refused = web.post("api/v1/models/model/remove", json={"name": "cat"}, headers={"Origin": other})
             assert refused.status_code == 403 and "may not change this model" in refused.json()["detail"]
-        much = web.post("api/classify", files={"images": ("a", bytes(65_000_000))})
+        much = web.post("api/v1/models/model/classify", files={"images": ("a", bytes(65_000_000))})
         assert much.status_code == 413 and much.json()["detail"].startswith("the upload is over 64 MB")
-        assert web.get("api/download").content[:2] == b"PK"
+        assert web.get("api/v1/models/model/download").content[:2] == b"PK"
 
 
 # One page for each path, for all hosts; the public address is known before it starts.
@@ -140,7 +142,7 @@ def test_the_address_of_a_client_comes_through_nginx(page: Page, nginx: Callable
     def connect(source: str, length: int, claimed: str) -> ssl.SSLSocket:
         raw = socket.create_connection(("127.0.0.1", public or 0), 60, (source, 0))
         stream = trusted.wrap_socket(raw, server_hostname="localhost")
-        head = [f"POST /api/remove HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}",
+        head = [f"POST /api/v1/models/model/remove HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}",
                 f"Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close",
                 f"X-Forwarded-For: {claimed}\r\n\r\n"]  # fmt: skip
         stream.sendall("\r\n".join(head).encode() + b'{"name": "x"}')
@@ -164,8 +166,8 @@ def test_behind_a_proxy_local_users_need_the_token_too(page: Page) -> None:
     options = {"public": f"https://localhost:{free_port()}", "port": free_port()}
     page(options)
     with httpx.Client(base_url=f"http://127.0.0.1:{options['port']}") as web:
-        assert web.get("/").status_code == 401 and web.get("/api/model").status_code == 401
-        assert web.get("/api/model", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 401
+        assert web.get("/").status_code == 401 and web.get("/api/v1/models/model").status_code == 401
+        assert web.get("/api/v1/models/model", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch
 from clients import noise, plain
 from starlette.requests import ClientDisconnect
 
-from dist_train.classifier.serving.app import unless_disconnected
+from dist_train.classifier.serving.api import unless_disconnected
 from dist_train.classifier.serving.scheduling import SMALL, BatchedNetwork, DecodingPools, FairPool
 from dist_train.classifier.serving.served_model import EmbeddedPhoto, Limits, ServedModel
 
@@ -43,7 +43,9 @@ def test_a_small_photo_does_not_wait_for_large_ones(page: Page) -> None:
 
 
 def classify(web: httpx.Client, *photos: bytes) -> httpx.Response:
-    return web.post("/api/classify", files=[("images", (f"{n}.png", photo)) for n, photo in enumerate(photos)])
+    return web.post(
+        "/api/v1/models/model/classify", files=[("images", (f"{n}.png", photo)) for n, photo in enumerate(photos)]
+    )
 
 
 def memory(web: httpx.Client) -> int:

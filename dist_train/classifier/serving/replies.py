@@ -1,0 +1,127 @@
+"""What the API answers, as types: they check every answer, and ``/openapi.json`` describes them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
+
+
+class Fault(_Reply):
+    """What went wrong; the code of the answer says whose fault it is."""
+
+    detail: str
+    """A line for the user: the thing, its value, and the remedy."""
+
+
+class ServedClass(_Reply):
+    """A class of a model."""
+
+    name: str
+    """Its name in predictions; no two classes share it."""
+    wnid: str
+    """Its WordNet id; "" where it has none."""
+    photos: int
+    """How many photos it was added from; 0 for a class that came with the model's run."""
+    added: str
+    """The day it was added, as 2026-11-25; "" for a class that came with the model's run."""
+    picture: str | None = None
+    """Id of a thumbnail, if the model has any."""
+
+
+class ServedLimits(_Reply):
+    """What a client may send and add."""
+
+    upload: int
+    """Bytes of an upload."""
+    pixels: int
+    """Pixels of a photo."""
+    classes: int
+    """Classes of a model, all together."""
+
+
+class SystemNames(_Reply):
+    """Names of files and folders that operating systems leave among photos."""
+
+    files: list[str]
+    folders: list[str]
+
+
+class ModelSummary(_Reply):
+    """A model in the list of models."""
+
+    name: str
+    """The name of its folder, by which its addresses are formed."""
+    classes: int
+    """How many classes it has."""
+    method: str
+    """What makes a class of its photos."""
+
+
+class ModelList(_Reply):
+    """The models that this server has."""
+
+    models: list[ModelSummary]
+
+
+class About(_Reply):
+    """A model as the page shows it."""
+
+    name: str
+    """The name of its folder."""
+    method: str
+    """What makes a class of its photos."""
+    classes: list[ServedClass]
+    limits: ServedLimits
+    suffixes: list[str]
+    """Ends of the names of files that are photos."""
+    system: SystemNames
+    """Names of files and folders that are no photos, whatever their ends."""
+
+
+class ShownPrediction(_Reply):
+    """A class that a photo may show."""
+
+    name: str
+    wnid: str
+    probability: float
+    """Between 0 and 1; over all classes they add up to 1."""
+
+
+class PhotoAnswer(_Reply):
+    """What the model says of a photo."""
+
+    id: str
+    """Sha256 of the file, by which the server knows the photo until it has seen 2000 others."""
+    predictions: list[ShownPrediction]
+    """The best classes, the best first."""
+
+
+class NamedAnswer(PhotoAnswer):
+    """What the model says of a photo that was sent."""
+
+    name: str
+    """The name of its file."""
+
+
+class PhotoFault(_Reply):
+    """A photo that could not be read."""
+
+    name: str
+    """The name of its file."""
+    error: str
+    """What is wrong with it, and what to do."""
+
+
+class Classified(_Reply):
+    """An answer or a fault for each photo, in the order sent."""
+
+    results: list[NamedAnswer | PhotoFault]
+
+
+class Remembered(_Reply):
+    """An answer for each id, in the order asked; null for a photo that the server has forgotten."""
+
+    results: list[PhotoAnswer | None]
