@@ -13,7 +13,7 @@ from dist_train.config import Config, configs_dir
 from dist_train.config.io import check_yaml, find_yaml
 from dist_train.version import __version__
 from launch import terminal
-from launch.cli import adapt, create, data, launching, models, runs
+from launch.cli import adapt, create, data, launching, measuring, models, runs
 from launch.cli.parser import CommandParser
 from launch.cli.signature import Command, add_arguments, call, description, summary
 
@@ -41,12 +41,14 @@ COMMANDS: dict[str, Command] = {
     "create": create.create,
     "adapt": adapt.adapt,
     "classify": models.classify,
+    "evaluate-model": measuring.evaluate_model,
     "export": models.export,
     "serve": models.serve,
 }
 # These print what a person may read through head; the others have work to finish when nobody reads any more.
-_READ = ("status", "logs", "collect", "doctor", "verify", "launch", "create", "adapt", "classify")
-_SAVES_AT_ONCE = ("create", "adapt", "classify", "export", "serve")
+_READ = ("status", "logs", "collect", "doctor", "verify", "launch", "create", "adapt", "classify",
+         "evaluate-model")  # fmt: skip
+_SAVES_AT_ONCE = ("create", "adapt", "classify", "evaluate-model", "export", "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

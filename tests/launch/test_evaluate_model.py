@@ -1,0 +1,97 @@
+"""evaluate-model as it is typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from html_pages import parse
+from PIL import Image
+
+from dist_train.classifier.measuring import Measurement
+from launch.cli.main import main
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "grey": (130, 120, 130)}
+
+
+def paint(folder: Path, colour: tuple[int, int, int], count: int, seed: int) -> None:
+    """Write noisy photos of a colour."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        pixels = np.clip(np.array(colour) + rng.normal(0, 70, (48, 56, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of three colours, of which the last was added later."""
+    root = tmp_path_factory.mktemp("measured")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("resnet10t").state_dict(), root / "resnet10t.pth")
+    for seed, name in enumerate(["red", "green", "blue"]):
+        paint(root / ("later" if name == "blue" else "first") / name, COLOURS[name], 6, seed)
+    words = ["--backbone", "timm:resnet10t", "--size", "64", "--weights", str(root / "resnet10t.pth"), "--head", "mean"]
+    assert main(["create", str(root / "first"), *words, "--out", str(root / "model")]) == 0
+    assert main(["adapt", str(root / "model"), "--classes", str(root / "later")]) == 0
+    return root / "model"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of photos of the three classes and of another, with a damaged photo and a photo in
+    the wrong folder."""
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        paint(tmp_path / "photos" / name, colour, 4, 10 + seed)
+    paint(tmp_path / "other", COLOURS["blue"], 1, 20)
+    shutil.move(tmp_path / "other" / "0.png", tmp_path / "photos" / "red" / "wrong.png")
+    (tmp_path / "photos" / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
+    return tmp_path / "photos"
+
+
+def test_all_classes_are_measured_and_every_file_is_accounted_for(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / name for name in ("m.json", "m.csv", "m.html")}
+    words = ["evaluate-model", str(model), str(photos), "--others", str(photos / "grey"), "--json", "--csv", "--report"]
+    words = [*words[:5], *(part for pair in zip(words[5:], map(str, files.values()), strict=True) for part in pair)]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert (
+        "13 photos of 3 of its 3 classes" in said.out and "right: " in said.out and "photos of no class: 4" in said.out
+    )
+    assert "4 in folders of no class of the model" in said.err and "cut.jpg" in said.err
+    m = Measurement.from_json(json.loads(files["m.json"].read_text()))
+    assert [(row.name, row.photos) for row in m.per_class] == [("green", 4), ("red", 5), ("blue", 4)]
+    assert m.others is not None and m.others.photos == 4 and not m.known
+    assert len(files["m.csv"].read_text().splitlines()) == 18
+    page = files["m.html"].read_text()
+    parse(page)
+    assert page.count("data:image/jpeg") == len(m.worst(24)) > 0 and "wrong.png" in page
+    assert f"{photos}/red/wrong.png: blue, " in said.out
+
+
+def test_photos_of_the_model_are_warned_of(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate-model", str(model), str(model.parent / "later")]) == 0
+    assert "warning: 6 of these 6 photos are in the model itself" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line_and_no_file(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.json"
+    shutil.copytree(photos / "grey", tmp_path / "strange" / "grey")
+    for words, fault in [
+        ([str(tmp_path / "none")], "no such folder"),
+        ([str(tmp_path / "strange")], "holds no folder with the name or wnid of a class"),
+        ([str(photos), "--others", str(tmp_path / "nothing")], "no such file or folder"),
+        ([str(photos), "--csv", str(tmp_path)], "is a folder, or lies in none"),
+    ]:
+        assert main(["evaluate-model", str(model), *words, "--json", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert fault in error and error.count("dist-train: error") == 1 and not out.exists(), error
