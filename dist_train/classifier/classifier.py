@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_train.classifier import model_folder, photos
+from dist_train.classifier import model_folder, photos, stored
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Answer, Class, Head, Prediction
 from dist_train.classifier.heads.choice import balanced_accuracy
-from dist_train.classifier.heads.contract import Background
+from dist_train.classifier.history import History, photos_text
+from dist_train.classifier.kept import KeptPhoto, Member, NewPhoto, today
 from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_folder import Saved
-from dist_train.classifier.model_json import About, FittedMethod, check_tensors
+from dist_train.classifier.model_json import Change, check_added, check_network
 from dist_train.classifier.network import Network
-from dist_train.classifier.photos import Photo, Preprocess
-from dist_train.classifier.predicted import PredictedHead, untrained_predictor
+from dist_train.classifier.photos import Photo
+from dist_train.classifier.predicted import PredictedHead
+from dist_train.classifier.stored import State
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
-from dist_train.models.backbones import Backbone, build
 from dist_train.names import class_name
 from dist_train.training.precision import exact_products
-
-_SAME = 1e-4
-"""Difference, as a share of its length, up to which an activation is of the same photo in another batch: rounding gives
-2e-7, and saving a photo again at JPEG quality 95 at least 2e-2 (the starter, 32 photos)."""
 
 
 class Classifier:
@@ -63,42 +60,46 @@ class Classifier:
             provenance: the record of where the network comes from.
         """
         self.network, self.provenance = network, dict(provenance or {})
-        self._maker = maker
-        self._base, self._kept = list(base), list(kept)
-        self._added: list[tuple[Class, torch.Tensor]] = []  # each with the activations [k, dim] of its photos
-        self._head: Head | None = None
+        none = torch.empty(0, network.backbone.dim, device=network.device)
+        self._state = State(
+            tuple(Member(entry.name, none, (), entry.wnid, "", number)
+                  for entry, number in zip(base, kept, strict=True)), maker,
+        )  # fmt: skip
+        self._before = self._state  # the changes that are not saved
+        self._history = History()
+        self._keeps_pictures, self._new_pictures = True, dict[str, bytes]()  # by id, until they are saved
         self._origin: tuple[Path, Saved] | None = None  # the folder that it was loaded from or saved to
 
     @property
     def maker(self) -> HeadMaker:
         """What makes the head of the classes."""
-        return self._maker
+        return self._state.maker
 
     @property
     def method(self) -> str:
         """The name of the method: that of a run's predictor, or that of the head that was fitted to the photos."""
-        if isinstance(self._maker, FittedHeads):
+        if isinstance(self.maker, FittedHeads):
             self.head()  # which chooses it
-        return self._maker.name
+        return self.maker.name
 
     @property
     def fitted(self) -> bool:
         """Whether the model is one of photos alone, whose head is fitted to all of them."""
-        return self._maker.FITTED
+        return self.maker.FITTED
 
     @property
     def rule(self) -> str:
         """How several photos of a class count in a model from a run: ``max`` takes the largest of their responses (the
         paper), ``mean`` a single row from their mean activation, ``rows`` the mean of their rows. φ+ makes a single row
         by any rule. "" in a model of photos alone, which is fitted to all photos together."""
-        return self._maker.rule if isinstance(self._maker, PredictedHead) else ""
+        return self.maker.rule if isinstance(self.maker, PredictedHead) else ""
 
     @rule.setter
     def rule(self, rule: str) -> None:
-        if not isinstance(self._maker, PredictedHead):
+        if not isinstance(self.maker, PredictedHead):
             raise UserError(f"rule {rule!r}: is of models from a run, and this model's head is fitted to its photos; "
                             f"leave it out")  # fmt: skip
-        self._maker, self._head = replace(self._maker, rule=rule), None
+        self._change(f"rule {rule}", self._members, replace(self.maker, rule=rule))
 
     def choose_head(self, name: str = "auto") -> None:
         """Fit another head to the photos: mean, imprint, lda, probe, or the best of them (auto). See docs/photos.md.
@@ -106,20 +107,20 @@ class Classifier:
         Raises:
             UserError: there is no such head, or the model comes from a run.
         """
-        if not isinstance(self._maker, FittedHeads):
+        if not isinstance(self.maker, FittedHeads):
             raise UserError(f"--head {name}: is of models of photos alone; this model comes from a run, and its "
                             f"--method is chosen when it is made")  # fmt: skip
-        self._maker, self._head = replace(self._maker, head=name, strength=None), None
+        self._change(f"head {name}", self._members, replace(self.maker, head=name, strength=None))
 
     @property
     def classes(self) -> list[Class]:
         """All classes in the order of ``logits``: those of the run, then the added ones."""
-        return [*self._base, *(entry for entry, _ in self._added)]
+        return [member.entry for member in self._members]
 
     @property
     def kept(self) -> tuple[int, ...]:
         """The numbers of the run's classes that have not been removed, in order."""
-        return tuple(self._kept)
+        return tuple(member.number for member in self._members if member.number is not None)
 
     @property
     def device(self) -> torch.device:
@@ -128,8 +129,10 @@ class Classifier:
 
     def copy(self) -> Classifier:
         """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""
-        twin = Classifier(self.network, self._maker, self._base, self._kept, self.provenance)
-        twin._added, twin._head, twin._origin = list(self._added), self._head, self._origin
+        twin = Classifier(self.network, self.maker, provenance=self.provenance)
+        twin._state, twin._before, twin._history = self._state, self._before, self._history
+        twin._keeps_pictures, twin._new_pictures = self._keeps_pictures, dict(self._new_pictures)
+        twin._origin = self._origin
         return twin
 
     # Classes.
@@ -138,28 +141,28 @@ class Classifier:
         """Add a class from one photo or more, in a single forward pass.
 
         Raises:
-            UserError: the name is taken or not allowed, there are no photos, or a photo cannot be decoded; nothing is
-                changed.
+            UserError: the name is taken or not allowed, there are no photos, or a photo cannot be decoded or is given
+                twice; nothing is changed.
         """
         self.check_new(name)
-        self.add_activations(name, self.activations(images, name))
+        self.add_activations(name, *self.look(images, name))
 
-    def add_activations(self, name: str, activations: torch.Tensor) -> None:
+    def add_activations(self, name: str, activations: torch.Tensor, photos: Sequence[NewPhoto] = ()) -> None:
         """Add a class as ``add_class`` does, from the activations [k, dim] of its photos.
 
+        Args:
+            name: of the class.
+            activations: of its photos; they are rounded to float16, as the model folder keeps them.
+            photos: what else is to be kept of each, as ``look`` returns it.
+
         Raises:
-            UserError: the name is taken or not allowed, or the activations are not finite or of another shape; nothing
-                is changed.
+            UserError: the name is taken or not allowed, the activations are not finite or of another shape, or a photo
+                is given twice; nothing is changed.
         """
-        name = self.check_new(name)
-        if not len(activations):
-            raise UserError(f"class {name!r}: no photos; give at least one")
-        dim = self.network.backbone.dim
-        if activations.ndim != 2 or activations.shape[1] != dim or not bool(activations.isfinite().all()):
-            raise UserError(f"class {name!r}: shape {list(activations.shape)}; give finite activations [k, {dim}]")
-        day = time.strftime("%Y-%m-%d", time.gmtime())
-        self._added.append((Class(name, photos=len(activations), added=day), activations.float().to(self.device)))
-        self._head = None
+        none = torch.empty(0, self.network.backbone.dim, device=self.device)
+        member = Member(self.check_new(name), none, added=today()).with_photos(activations, photos)
+        self._take_pictures(photos)
+        self._change(f"added {name} ({photos_text(len(activations))})", [*self._members, member])
 
     def remove_class(self, name: str) -> None:
         """Remove a class by its name or wnid, whether it was added or came with the run.
@@ -167,14 +170,11 @@ class Classifier:
         Raises:
             UserError: there is no such class, or it is the last.
         """
-        position = self._position(name)
-        if len(self.classes) == 1:
+        place = self._position(name)
+        if len(self._members) == 1:
             raise UserError(f"class {name!r}: the last one cannot be removed")
-        if position < len(self._base):
-            del self._base[position], self._kept[position]
-        else:
-            del self._added[position - len(self._base)]
-        self._head = None
+        removed = self._members[place].name
+        self._change(f"removed {removed}", [*self._members[:place], *self._members[place + 1 :]])
 
     def rename_class(self, name: str, new: str) -> None:
         """Rename a class, given by its name or wnid.
@@ -182,14 +182,11 @@ class Classifier:
         Raises:
             UserError: there is no such class, or the new name is taken or not allowed.
         """
-        position = self._position(name)
-        if new != self.classes[position].name:
-            new = self.check_new(new)
-        if position < len(self._base):
-            self._base[position] = replace(self._base[position], name=new)
-        else:
-            entry, activations = self._added[position - len(self._base)]
-            self._added[position - len(self._base)] = (replace(entry, name=new), activations)
+        place = self._position(name)
+        old = self._members[place]
+        if new == old.name:
+            return
+        self._replace(place, replace(old, name=self.check_new(new)), f"renamed {old.name} to {new}", self._state.head)
 
     def check_new(self, name: str) -> str:
         """Return the name of a new class as it is kept (see ``dist_train.names.class_name``).
@@ -198,16 +195,129 @@ class Classifier:
             UserError: the name is not allowed, or is the name or wnid of a class.
         """
         name = class_name(str(name))
-        if any(name in (entry.name, entry.wnid) for entry in self.classes):
+        if any(name in (member.name, member.wnid) for member in self._members):
             raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
         return name
 
     def _position(self, name: str) -> int:
         name = unicodedata.normalize("NFC", str(name))
-        for position, entry in enumerate(self.classes):
-            if name and name in (entry.name, entry.wnid):
+        for position, member in enumerate(self._members):
+            if name and name in (member.name, member.wnid):
                 return position
-        raise UserError(f"class {name!r}: there is none among the {len(self.classes)}; list them first")
+        raise UserError(f"class {name!r}: there is none among the {len(self._members)}; list them first")
+
+    @property
+    def _members(self) -> tuple[Member, ...]:
+        return self._state.members
+
+    def _replace(self, place: int, member: Member, text: str, head: Head | None = None) -> None:
+        self._change(text, [*self._members[:place], member, *self._members[place + 1 :]], head=head)
+
+    def _change(
+        self, text: str, members: Iterable[Member], maker: HeadMaker | None = None, head: Head | None = None
+    ) -> None:
+        """Take another state; ``text`` tells the history what was done, ``head`` is known where it is as before."""
+        if not self._history.texts:
+            self._before = self._state
+        self._state, self._history = State(tuple(members), maker or self.maker, head), self._history.noting(text)
+
+    # The photos of a class.
+
+    def add_photos(self, name: str, images: Iterable[Photo] | Photo) -> None:
+        """Give further photos to a class, by its name or wnid, whether it was added or came with the run.
+
+        Raises:
+            UserError: there is no such class, there are no photos, or a photo cannot be decoded or is in the class
+                already; nothing is changed.
+        """
+        self._position(name)
+        self.add_photo_activations(name, *self.look(images, name))
+
+    def add_photo_activations(self, name: str, activations: torch.Tensor, photos: Sequence[NewPhoto] = ()) -> None:
+        """Give further photos to a class as ``add_photos`` does, from their activations; see ``add_activations``."""
+        place = self._position(name)
+        member = self._members[place].with_photos(activations, photos)
+        self._take_pictures(photos)
+        self._replace(place, member, f"added {photos_text(len(activations))} to {member.name}")
+
+    def remove_photos(self, name: str, ids: Iterable[str]) -> None:
+        """Remove photos of a class, given by their ids or their files' names.
+
+        Raises:
+            UserError: there is no such class or photo, or no photo would be left of an added class; nothing is changed.
+        """
+        place = self._position(name)
+        old = self._members[place]
+        given = [ids] if isinstance(ids, str) else ids
+        member = old.without({known for photo in given for known in old.ids_of(photo)})
+        if not member.photos and member.number is None:
+            raise UserError(f"class {old.name!r}: would have no photo left; to remove the whole class, give --remove")
+        count = len(old.photos) - len(member.photos)
+        if count:
+            self._replace(place, member, f"removed {photos_text(count)} of {old.name}")
+
+    def photos(self, name: str) -> list[KeptPhoto]:
+        """Return the photos that the model keeps of a class; of a class that came with the run, those that were given
+        to it later.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        return list(self._members[self._position(name)].photos)
+
+    def picture(self, photo: str) -> bytes | None:
+        """Return a small picture, a JPEG, by the ``picture`` of a photo; None where it is not there."""
+        folder = self._origin[0] if self._origin else None
+        return self._new_pictures.get(photo) or (model_folder.read_picture(folder, photo) if folder else None)
+
+    def drop_pictures(self) -> None:
+        """Keep no small pictures, neither of these photos nor of later ones."""
+        self._keeps_pictures, self._new_pictures = False, {}
+        if not any(member.photos for member in self._members):
+            return
+        self._change("dropped all pictures", [member.without_pictures() for member in self._members],
+                     head=self._state.head)  # fmt: skip
+
+    def _take_pictures(self, photos: Sequence[NewPhoto]) -> None:
+        if self._keeps_pictures:
+            self._new_pictures |= {photo.picture_id: photo.picture for photo in photos if photo.picture}
+
+    # Changes.
+
+    def undo(self) -> str:
+        """Restore the state before the last change, and return the text of that change.
+
+        The changes since the last save are undone first, together; then, one by one, the last ten that were saved to
+        the model's folder. What is restored is on disk only after the next ``save``.
+
+        Raises:
+            UserError: there is nothing to undo, or the files of the state are missing or damaged.
+        """
+        if self._history.texts:
+            text, self._state = self._history.last or "", self._before
+            self._history = replace(self._history, texts=())
+            return text
+        last, history = self._history.undoing()
+        assert self._origin is not None  # as its folder has the state
+        folder, saved = self._origin
+        about, added = model_folder.read_state(folder, last.before, self.device)
+        if about.files.network != saved.network:
+            raise UserError(f"{folder / last.before.file}: is of another network; it cannot be restored")
+        check_added(folder, about, added, self.network.backbone.dim)
+        state = stored.state_of(about, added, self.maker)
+        members = state.members if self._keeps_pictures else [member.without_pictures() for member in state.members]
+        self._state, self._history = replace(state, members=tuple(members)), history
+        return last.text
+
+    @property
+    def history(self) -> list[Change]:
+        """The changes that were saved, the last at the end, each with its time and text."""
+        return list(self._history.saved)
+
+    @property
+    def last_change(self) -> str | None:
+        """The text of what ``undo`` would undo; None where there is nothing."""
+        return self._history.last
 
     # Prediction.
 
@@ -267,12 +377,41 @@ class Classifier:
         Raises:
             UserError: a photo cannot be decoded.
         """
+        rows = [self.embed(inputs) for inputs, _ in self._decoded(images, name, keep=False)]
+        return torch.cat(rows) if rows else torch.empty(0, self.network.backbone.dim, device=self.device)
+
+    def look(self, images: Iterable[Photo] | Photo, name: str = "") -> tuple[torch.Tensor, list[NewPhoto]]:
+        """Return what ``activations`` does, and what a class keeps of each photo."""
+        rows = [torch.empty(0, self.network.backbone.dim, device=self.device)]
+        photos = []
+        for inputs, new in self._decoded(images, name, keep=True):
+            rows.append(self.embed(inputs))
+            photos += new
+        return torch.cat(rows), photos
+
+    def _decoded(
+        self, images: Iterable[Photo] | Photo, name: str, keep: bool
+    ) -> Iterator[tuple[torch.Tensor, list[NewPhoto]]]:
+        """Yield batches of photos as the network takes them, and, for those to ``keep``, what a class keeps of each."""
         if isinstance(images, (str, Path, bytes)) or hasattr(images, "shape") or not isinstance(images, Iterable):
             images = [images]  # type: ignore[list-item]
         label = f"class {name!r}, photo" if name else "photo"
-        pixels = (self.pixels(image, f"{label} {number}") for number, image in enumerate(images, 1))
-        rows = [self.embed(self.network.preprocess.batch(part)) for part in batches(pixels, self.network.batch)]
-        return torch.cat(rows) if rows else torch.empty(0, self.network.backbone.dim, device=self.device)
+        numbered = batches(enumerate(images, 1), self.network.batch)
+        for batch in numbered:
+            pixels = [self.pixels(image, f"{label} {number}") for number, image in batch]
+            inputs = self.network.preprocess.batch(pixels)
+            names = [str(image) if isinstance(image, (str, Path)) else "" for _, image in batch]
+            yield inputs, [self.new_photo(*one) for one in zip(inputs, pixels, names, strict=True)] if keep else []
+
+    def new_photo(self, image: torch.Tensor, pixels: torch.Tensor | None, name: str | Path = "") -> NewPhoto:
+        """Return what a class keeps of a photo.
+
+        Args:
+            image: the photo as the network takes it.
+            pixels: the whole photo, uint8 [3, height, width]; None: without a picture.
+            name: the path or name of its file.
+        """
+        return NewPhoto.of(image, pixels if self._keeps_pictures else None, name)
 
     def pixels(self, photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         """Return a photo as this model takes it, upright or as stored: uint8 [3, height, width]; see ``photos.load``.
@@ -293,28 +432,35 @@ class Classifier:
     def head(self) -> Head:
         """Return the classifier that follows from the classes as they are; it is built on the first call after a
         change of them."""
-        if self._head is None:
-            self._head, self._maker = self._maker.make(self._kept, [activations for _, activations in self._added])
-        return self._head
+        if self._state.head is None:
+            head, maker = self.maker.make(self.kept, [member.activations for member in self._members])
+            self._state = State(self._members, maker, head)
+        return self._state.head  # type: ignore[return-value]
 
     @exact_products()
     @torch.no_grad()
-    def base_accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> list[float]:
-        """Return what the added classes did to the accuracy on the run's classes, in percent: with the run's classes
-        alone, then with the first added class, with the first two, and so on: [1 + added classes].
+    def base_accuracy(
+        self, activations: torch.Tensor, labels: Sequence[int], before: Classifier | None = None
+    ) -> list[float]:
+        """Return the accuracy on the run's classes, in percent: as it was ``before``, with the first class that got
+        photos since, with the first two, and so on to what it is.
 
         Args:
             activations: [N, dim] of images that were not trained on.
             labels: the position in ``classes`` of each image's class, which must be a class of the run.
+            before: the model before photos were added to classes or in new classes, of the same classes of the run;
+                None: without any photos.
 
         Raises:
             UserError: the model does not come from a run.
         """
-        if not isinstance(self._maker, PredictedHead):
+        if not isinstance(self.maker, PredictedHead):
             raise UserError("the model has no classes of a run; its own estimate is that of held-out photos")
-        added = [activations for _, activations in self._added]
+        then = {member.name: member.activations for member in before._members} if before else {}
+        after = [member.activations for member in self._members]
+        changes = [then.get(member.name, member.activations[:0]) for member in self._members], after
         places = torch.as_tensor(labels, device=self.device)
-        return self._maker.base_accuracy(self._kept, added, activations.to(self.device), places)
+        return self.maker.base_accuracy(self.kept, changes, activations.to(self.device), places)
 
     def accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> tuple[float, float]:
         """Return the percentage of photos that are classified correctly, the mean over their classes, and the half
@@ -330,17 +476,28 @@ class Classifier:
     # Files.
 
     def classes_with(self, activations: torch.Tensor) -> list[str | None]:
-        """Return for each activation [B, dim] the added class that has a photo with the same activation; else None."""
-        rows = activations.to(self.device).double()
-        names: list[str | None] = [None] * len(rows)
-        for entry, own in self._added:
-            near = torch.cdist(rows, own.double()).amin(1) <= _SAME * rows.norm(dim=1)
-            names = [entry.name if here else name for here, name in zip(near.tolist(), names, strict=True)]
+        """Return for each activation [B, dim] the class that keeps a photo with the same activation; else None."""
+        names: list[str | None] = [None] * len(activations)
+        for member in self._members:
+            twins = member.twins(activations)
+            names = [member.name if twin else name for twin, name in zip(twins, names, strict=True)]
         return names
+
+    def twins(self, name: str, activations: torch.Tensor, photos: Sequence[NewPhoto]) -> list[KeptPhoto | None]:
+        """Return for each of some photos, by activation [k, dim] or id, the photo of a class that is the same photo;
+        None where it is not in the class.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        return self._members[self._position(name)].twins(activations, [photo.id for photo in photos])
 
     def save(self, path: str | Path) -> None:
         """Write the model to a folder, or replace the model there in a single step: a process that reads meanwhile
         finds the old model or the new one.
+
+        All that was changed since the last save is a change in the history then. A save to another folder takes the
+        history along, but not the states that ``undo`` restores.
 
         Raises:
             UserError: the model was loaded from this folder, and another process has changed it since, or is changing
@@ -349,25 +506,38 @@ class Classifier:
         """
         folder, head = Path(path).resolve(), self.head()
         before = self._origin[1] if self._origin and self._origin[0] == folder else None
-        added = [activations for _, activations in self._added]
-        fitted = {"rows": head.rows, "offset": head.offset} if self._maker.FITTED else {}
-        saved = model_folder.write(
+        history = self._history.saving(to_another_folder=before is None)
+        activations = torch.cat([member.activations for member in self._members])
+        half = activations.half()
+        exact = torch.equal(half.float(), activations)  # not in a model of before version 3
+        fitted = {"rows": head.rows, "offset": head.offset} if self.fitted else {}
+        kept = [photo for member in self._members for photo in member.photos]
+        about, saved = model_folder.write(
             Path(path),
-            {**self.about(), "base_rows": self._kept},
+            {
+                **self.about(),
+                "base_rows": list(self.kept),
+                "photos": [asdict(photo) for photo in kept],
+                "pictures": self._keeps_pictures,
+                "history": [change.model_dump() for change in history.saved],
+                "past": history.past,
+            },
             lambda: {
                 **{f"backbone.{key}": tensor for key, tensor in self.network.backbone.state_dict().items()},
-                **self._maker.tensors(),
+                **self.maker.tensors(),
             },
-            {"activations": torch.cat(added) if added else torch.empty(0, self.network.backbone.dim), **fitted},
+            {"activations": half if exact else activations, **fitted},
+            {photo.picture: partial(self.picture, photo.picture) for photo in kept if photo.picture},
             before,
         )
-        self._origin = folder, saved
+        self._origin, self._new_pictures, self._before = (folder, saved), {}, self._state
+        self._history = replace(history, past=tuple(about.past), here=saved.state)
 
     def about(self) -> dict[str, Any]:
         """Return everything but the tensors, as JSON has it: what a model folder and every export say of the model."""
         head, preprocess = self.head(), self.network.preprocess
-        spec, method = preprocess.spec, self._maker.about()
-        if self._maker.FITTED:
+        spec, method = preprocess.spec, self.maker.about()
+        if self.fitted:
             method |= {"unit": head.query_scale is not None, "estimates": [asdict(one) for one in head.estimates]}
         return {
             "method": method,
@@ -392,48 +562,17 @@ class Classifier:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             about, parts, saved = model_folder.read(Path(path), device)
-            check_tensors(Path(path), about, parts)
-            model = cls._assemble(about, parts["network"], parts["added"], device)
-            model._origin = Path(path).resolve(), saved
+            check_added(Path(path), about, parts["added"], check_network(Path(path), about, parts["network"]))
+            network = stored.network_of(about, parts["network"], device)
+            maker = stored.maker_of(about, network.backbone, parts["network"]).on(device)
+            model = cls(network, maker, provenance=about.provenance)
+            model._state = model._before = stored.state_of(about, parts["added"], maker)
+            model._history = History(tuple(about.history), tuple(about.past), saved.state)
+            model._keeps_pictures, model._origin = about.pictures, (Path(path).resolve(), saved)
             return model
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: model.json and its files do not fit together ({text}); make it again") from None
-
-    @classmethod
-    def _assemble(
-        cls, about: About, tensors: dict[str, torch.Tensor], added: dict[str, torch.Tensor], device: torch.device
-    ) -> Classifier:
-        rule = about.preprocessing.orientation
-        backbone = build(about.backbone.model_dump(exclude_none=True))
-        backbone.load_state_dict(_under("backbone.", tensors))
-        preprocess = Preprocess(about.preprocessing.spec, "stored" if rule == "stored" else "exif")
-        network = Network(backbone, preprocess).on(device)
-        maker = _maker(about, backbone, tensors)
-        model = cls(network, maker.on(device), about.kept, about.base_rows, about.provenance)
-        split = torch.split(added["activations"], [entry.photos for entry in about.added]) if about.added else ()
-        model._added = list(zip(about.added, split, strict=True))
-        if isinstance(about.method, FittedMethod):
-            owner = torch.arange(len(about.added), device=device)
-            scale = 1.0 if about.method.unit else None
-            model._head = Head(added["rows"], owner, added["offset"], scale, about.method.to_estimates())
-        return model
-
-
-def _maker(about: About, backbone: Backbone, tensors: Mapping[str, torch.Tensor]) -> HeadMaker:
-    """Return what makes the head of a model, from its ``model.json`` and the tensors of its network."""
-    method = about.method
-    if isinstance(method, FittedMethod):
-        background = None
-        if "background.scatter" in tensors:
-            freedom = int(tensors["background.freedom"])
-            background = Background(tensors["background.scatter"].double(), freedom)
-        return FittedHeads(method.head, method.strength, background)
-    phi = untrained_predictor(method.name, tensors["base_rows"], backbone, method.learn)
-    phi.load_state_dict(_under("predictor.", tensors))
-    sample = tensors["sample.activations"].float(), tensors["sample.labels"]
-    return PredictedHead(method.name, phi, method.learn, tensors["base_rows"], sample, method.calibration_cost,
-                         method.rule)  # fmt: skip
 
 
 def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
@@ -441,8 +580,3 @@ def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors whose names begin with a prefix, by the rest of their names."""
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,26 @@ import torch
 from tqdm import tqdm
 
 from dist_train.classifier.classifier import Classifier, batches
+from dist_train.classifier.kept import NewPhoto
 from dist_train.data.account import Account
 from dist_train.distributed.context import usable_cpus
 from dist_train.errors import UserError
 from dist_train.names import shown
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Hold the photos of a class after the network.
+
+    Attributes:
+        activations: [k, dim].
+        photos: what a model keeps of each.
+        paths: their files.
+    """
+
+    activations: torch.Tensor
+    photos: list[NewPhoto]
+    paths: list[Path]
 
 
 @dataclass(frozen=True)
@@ -26,14 +41,19 @@ class _Decoded:
 
     name: str
     path: Path
-    image: torch.Tensor | None
+    image: torch.Tensor | None = None
+    kept: NewPhoto | None = None
     fault: str = ""
 
 
 def embed(
-    model: Classifier, photos: Mapping[str, Sequence[Path]], account: Account, bar: tqdm[None]
-) -> dict[str, torch.Tensor]:
-    """Return the activations [k, dim] of each class's photos.
+    model: Classifier,
+    photos: Mapping[str, Sequence[Path]],
+    account: Account,
+    bar: tqdm[None],
+    pictures: bool = True,
+) -> dict[str, Embedded]:
+    """Return the activations of each class's photos.
 
     A photo that cannot be decoded is left out. So is a photo that is in its class already, whatever its file is called:
     a copy would count as a photo that was held out, and be known.
@@ -43,42 +63,57 @@ def embed(
         photos: the files of each class; all of them are in the account.
         account: gets the photos that are left out.
         bar: shows how many photos are done.
+        pictures: whether the photos are for the model, which keeps a small picture of each unless it keeps none.
 
     Raises:
         UserError: photos are in two classes; the line counts and names them.
     """
-    activations: dict[str, list[torch.Tensor]] = {name: [] for name in photos}
-    classes_of: dict[bytes, dict[str, Path]] = {}  # of a photo, by the hash of what the network takes of it
-    for batch in batches(_decoded(model, photos), model.network.batch):
+    rows = {name: [torch.empty(0, model.network.backbone.dim, device=model.device)] for name in photos}
+    taken: dict[str, list[_Decoded]] = {name: [] for name in photos}
+    classes_of: dict[str, dict[str, Path]] = {}  # of a photo, by its id
+    for batch in batches(_decoded(model, photos, pictures), model.network.batch):
         new = []
         for photo in batch:
             if photo.image is None:
-                _leave_out(account, photo, photo.fault)
+                leave_out(account, photo.path, photo.fault)
                 continue
-            classes = classes_of.setdefault(hashlib.sha256(photo.image.numpy().tobytes()).digest(), {})
+            assert photo.kept is not None
+            classes = classes_of.setdefault(photo.kept.id, {})
             if photo.name in classes:
-                _leave_out(account, photo, f"the same photo as {classes[photo.name]}")
+                leave_out(account, photo.path, f"the same photo as {classes[photo.name]}")
             else:
                 new.append(photo)
             classes.setdefault(photo.name, photo.path)
         if new:
             images = torch.cat([photo.image for photo in new if photo.image is not None])
             for photo, row in zip(new, model.embed(images.to(model.device)), strict=True):
-                activations[photo.name].append(row)
+                rows[photo.name].append(row[None])
+                taken[photo.name].append(photo)
         bar.update(len(batch))
     _check_one_class([list(classes.values()) for classes in classes_of.values() if len(classes) > 1])
-    empty = torch.empty(0, model.network.backbone.dim, device=model.device)
-    return {name: torch.stack(rows) if rows else empty for name, rows in activations.items()}
+    embedded = {}
+    for name, own in taken.items():
+        kept = [photo.kept for photo in own if photo.kept is not None]
+        embedded[name] = Embedded(torch.cat(rows[name]), kept, [photo.path for photo in own])
+    return embedded
 
 
-def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]]) -> Iterator[_Decoded]:
+def leave_out(account: Account, path: Path, reason: str) -> None:
+    """Note that a photo which was counted as taken is left out."""
+    account.taken -= 1
+    account.leave_out(str(path), reason)
+
+
+def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]], pictures: bool) -> Iterator[_Decoded]:
     """Yield all photos in order, a few batches of them decoded ahead."""
 
     def decode(name: str, path: Path) -> _Decoded:
         try:
-            return _Decoded(name, path, model.network.preprocess.batch([model.pixels(path)]).cpu())
+            pixels = model.pixels(path)
+            image = model.network.preprocess.batch([pixels]).cpu()
+            return _Decoded(name, path, image, model.new_photo(image, pixels if pictures else None, path))
         except UserError as error:
-            return _Decoded(name, path, None, str(error).removeprefix(f"{path}: "))
+            return _Decoded(name, path, fault=str(error).removeprefix(f"{path}: "))
 
     files = iter([(name, path) for name, paths in photos.items() for path in paths])
     waiting: deque[Future[_Decoded]] = deque()
@@ -91,11 +126,6 @@ def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]]) -> Iterato
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_out(account: Account, photo: _Decoded, reason: str) -> None:
-    account.taken -= 1
-    account.leave_out(str(photo.path), reason)
 
 
 def _check_one_class(shared: Sequence[Sequence[Path]]) -> None:

@@ -95,10 +95,12 @@ def _write_linear(model: Classifier, out: Path, library: str, load: str, classif
             f"take --format onnx or safetensors, or {linear}"
         )
     if not head.linear:
-        several = head.owner.bincount().argmax()
+        several = model.classes[head.owner.bincount().argmax()]
+        rows = "photos" if several.added else "photos and its row of the run"
+        remedy = "take --rule mean or rows, or " if several.added else "take "
         raise UserError(
-            f"--format {library}: class {model.classes[several].name!r} counts by the largest response of its "
-            f"photos, which a linear layer cannot; take --rule mean or rows, or --format onnx or safetensors"
+            f"--format {library}: class {several.name!r} counts by the largest response of its {rows}, which a "
+            f"linear layer cannot; {remedy}--format onnx or safetensors"
         )
     weights = {**_body(model), f"{classifier}.weight": head.rows.cpu(), f"{classifier}.bias": head.offset.cpu()}
     write_text(
@@ -112,10 +114,10 @@ def _write_linear(model: Classifier, out: Path, library: str, load: str, classif
 
 def write_safetensors(model: Classifier, out: Path) -> str:
     """Write a single file with the backbone under its library's names and ``rows`` [R, dim], ``owner`` [R] and
-    ``offset`` [classes].
+    ``offset`` [R].
 
-    The score of class c is the largest of ``rows @ query`` among the rows that c owns, plus ``offset[c]``. The query is
-    the activation, or, where the header's ``query_scale`` is a number, the activation scaled to that length. Classes,
+    The score of class c is the largest of ``rows @ query + offset`` among the rows that c owns. The query is the
+    activation, or, where the header's ``query_scale`` is a number, the activation scaled to that length. Classes,
     preprocessing and provenance are in the header.
 
     Returns:
@@ -182,7 +184,8 @@ class Deployed(nn.Module):
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         network, head = model.network, model.head()
-        self.preprocess, self.body, self.query_scale = network.preprocess, network.backbone.body, head.query_scale
+        self.preprocess, self.body = network.preprocess, network.backbone.body
+        self.query_scale, self.classes = head.query_scale, head.classes
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )
@@ -190,7 +193,7 @@ class Deployed(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores and probabilities, float32 [B, classes], of images uint8 [B, H, W, 3]."""
         activations = self.body(self.preprocess(images.permute(0, 3, 1, 2)))
-        scores = Head(self.rows, self.owner, self.offset, self.query_scale).scores(activations)
+        scores = Head(self.rows, self.owner, self.offset, self.classes, self.query_scale).scores(activations)
         return scores, scores.softmax(1)
 
 

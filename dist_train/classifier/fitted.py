@@ -44,21 +44,24 @@ class FittedHeads(HeadMaker):
     def name(self) -> str:
         return self.head
 
-    def make(self, kept: Sequence[int], added: Sequence[torch.Tensor]) -> tuple[Head, FittedHeads]:
-        device = added[0].device
-        if len(added) == 1:  # nothing to tell apart: every photo is of this class
-            zeros = torch.zeros(1, added[0].shape[1], device=device)
-            return Head(zeros, torch.zeros(1, dtype=torch.int64, device=device), zeros[:, 0]), self
+    def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, FittedHeads]:
+        device = photos[0].device
+        if len(photos) == 1:  # nothing to tell apart: every photo is of this class
+            zeros = torch.zeros(1, photos[0].shape[1], device=device)
+            return Head(zeros, torch.zeros(1, dtype=torch.int64, device=device), zeros[:, 0], 1), self
         names = list(HEADS) if self.head == "auto" else [self.head]
-        sample = Sample.of(added)
+        sample = Sample.of(photos)
         choice = choose(sample, names, self.strength, self.background)
         fit = choice.fit
-        head = Head(fit.rows.float(), torch.arange(len(added), device=device), fit.offset.float(),
+        head = Head(fit.rows.float(), torch.arange(len(photos), device=device), fit.offset.float(), len(photos),
                     1.0 if fit.unit else None, choice.estimates, answer_counts(fit.held_out, sample))  # fmt: skip
         return head, replace(self, head=choice.head, strength=fit.strength)
 
     def about(self) -> dict[str, Any]:
         return {"head": self.head, "strength": self.strength}
+
+    def as_in(self, about: dict[str, Any]) -> FittedHeads:
+        return replace(self, head=about["head"], strength=about["strength"])
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         if self.background is None:

@@ -16,7 +16,8 @@ class Class:
     Attributes:
         name: the name in predictions; no two classes share it.
         wnid: the WordNet id of a class that came with the run; "" for an added class.
-        photos: how many photos it was added from; 0 for a class that came with the run.
+        photos: how many photos the model keeps of it: those it was added from, or further photos of a class that came
+            with the run.
         added: the day it was added, as "2026-11-25"; "" for a class that came with the run.
     """
 
@@ -92,13 +93,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier that follows from the classes: the score of class ``c`` is the largest product of the query with
-    the rows whose ``owner`` is ``c``, plus ``offset[c]``.
+    """The classifier that follows from the classes: the response of a row is its product with the query, plus its
+    offset; the score of a class is the largest response of the rows that it owns.
 
     Attributes:
         rows: [R, dim].
-        owner: the class of each row, [R].
-        offset: [classes].
+        owner: the class of each row, [R]; every class has a row.
+        offset: of each row, [R].
+        classes: how many there are.
         query_scale: length to which an activation is scaled before the products; None: it is the query as it is.
         estimates: of the heads that were tried, where it was fitted to photos; the simplest first.
         answers: how often held-out photos of each class got each answer, [classes, classes]; None where it is not
@@ -108,21 +110,22 @@ class Head:
     rows: torch.Tensor
     owner: torch.Tensor
     offset: torch.Tensor
+    classes: int
     query_scale: float | None = None
     estimates: tuple[Estimate, ...] = ()
     answers: torch.Tensor | None = None
 
     @property
     def linear(self) -> bool:
-        """Whether every class has a single row."""
-        return len(self.rows) == len(self.offset)
+        """Whether every class has a single row; they are in the order of the classes then."""
+        return len(self.rows) == self.classes
 
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, classes] of activations [B, dim]. Exports trace this function too."""
         query = activations if self.query_scale is None else self.query_scale * F.normalize(activations, dim=-1)
-        responses = query @ self.rows.T
+        responses = query @ self.rows.T + self.offset
         if self.linear:
-            return responses + self.offset
-        largest = responses.new_full((responses.shape[0], self.offset.shape[0]), -torch.inf)
+            return responses
+        largest = responses.new_full((responses.shape[0], self.classes), -torch.inf)
         owner = self.owner.expand(responses.shape[0], -1)
-        return largest.scatter_reduce(1, owner, responses, "amax") + self.offset
+        return largest.scatter_reduce(1, owner, responses, "amax")

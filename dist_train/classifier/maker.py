@@ -29,12 +29,21 @@ class HeadMaker(ABC):
         """The name of the method, as people see it."""
 
     @abstractmethod
-    def make(self, kept: Sequence[int], added: Sequence[torch.Tensor]) -> tuple[Head, Self]:
+    def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, Self]:
         """Return the head of the classes as they are, and the maker for the next change of them.
 
         Args:
             kept: the classes of the run that have not been removed, in increasing order.
-            added: activations [photos, dim] of each added class.
+            photos: activations [k, dim] of the photos of each class: of those of the run, where k may be 0, then of the
+                added classes.
+        """
+
+    @abstractmethod
+    def as_in(self, about: dict[str, Any]) -> Self:
+        """Return the maker with the choices of an earlier state of the same model.
+
+        Args:
+            about: what ``about`` returned then.
         """
 
     @abstractmethod

@@ -2,10 +2,13 @@
 
     model.json                 classes, preprocessing, method, provenance; names, sizes and sha256 of the other files
     network-HASH.safetensors   backbone, predictor, rows of the base classes
-    added-HASH.safetensors     activations of the photos of added classes
+    added-HASH.safetensors     activations of the photos of the classes
+    model-HASH.json            model.json as it was before each of the last changes; it names its added-HASH.safetensors
+    pictures/HASH.jpg          small pictures of the photos
 
 The name of a file has the first digits of its hash, and ``model.json`` is replaced last, in a single step: whoever
-opens the folder finds the model before a change or after it. A change of the classes writes a few kilobytes.
+opens the folder finds the model before a change or after it. Then the files that neither it nor a state that can be
+restored names are removed. A change writes the activations and not the network.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +30,14 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from dist_train.classifier.model_json import MAX_JSON, MAX_PART, VERSION, About, Part, parse
+from dist_train.classifier.model_json import MAX_JSON, MAX_PART, VERSION, About, Files, Part, parse
 from dist_train.errors import UserError
-from dist_train.files import atomic_write, check_regular, file_sha256, read_regular, write_text
+from dist_train.files import atomic_write, check_regular, file_sha256, read_regular
 
 PARTS = ("added", "network")  # in the order of reading: a change replaces the first file, so its absence shows early
+PICTURES = "pictures"
+MAX_PICTURE = 1 << 20
+"""Bytes that a small picture may have."""
 Tensors = Mapping[str, torch.Tensor]
 _WRITING = threading.Lock()
 
@@ -38,11 +46,11 @@ class Saved(NamedTuple):
     """A model as it lies in its folder.
 
     Attributes:
-        state: the sha256 of ``model.json``.
+        state: the entry of ``model.json`` as a state that can be restored.
         network: the entry of the network's file in it.
     """
 
-    state: str
+    state: Part
     network: Part
 
 
@@ -51,17 +59,22 @@ def write(
     about: Mapping[str, Any],
     network: Callable[[], Tensors],
     added: Tensors,
+    pictures: Mapping[str, Callable[[], bytes | None]],
     before: Saved | None = None,
-) -> Saved:
+) -> tuple[About, Saved]:
     """Write a model to a folder, or replace the model there.
 
     Args:
         folder: the model folder; it is created where it is missing.
-        about: ``Classifier.about()`` and ``base_rows``.
+        about: what ``model.json`` is to hold, but for ``version`` and ``files``.
         network: returns the tensors of the network; not called where their file is there already, as a network never
             changes.
-        added: the activations of the photos of added classes.
+        added: the tensors of the photos.
+        pictures: for the id of each picture that is to be there, what returns it; None where it is lost.
         before: the model in the folder that this model was made from and is to replace; None: there is none.
+
+    Returns:
+        ``model.json`` as it was written, without changes to undo whose state is lost.
 
     Raises:
         UserError: another process changes or serves the model; or it is no longer as it was ``before``, so that a
@@ -71,7 +84,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.json"
     with _WRITING, lock(folder, 10):
-        if before is not None and is_model(folder) and _about(folder)[1] != before.state:
+        there = _about(folder)[1] if before is not None and is_model(folder) else None
+        if before is not None and there not in (None, before.state):
             raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
         added_part, added_data = _serialised("added", added)
         new = {added_part: added_data}
@@ -80,16 +94,36 @@ def write(
         else:
             network_part, network_data = _serialised("network", network())
             new[network_part] = network_data
-        files = {"added": added_part.model_dump(), "network": network_part.model_dump()}
-        text = json.dumps({"version": VERSION, **about, "files": files}, indent=1, ensure_ascii=False) + "\n"
-        parse(text.encode(errors="surrogatepass"), path)  # raises where what would be written could not be read
-        for part, data in new.items():
+        past = [entry for entry in about["past"] if entry.before == there or _exists(folder, entry.before)]
+        if past and past[-1].before == there:
+            new[past[-1].before] = path.read_bytes()
+        files = Files(network=network_part, added=added_part)
+        data, checked = _checked({**about, "past": [entry.model_dump() for entry in past]}, files, path)
+        for part, content in new.items():
             if not _exists(folder, part):
-                with atomic_write(folder / part.file) as file:
-                    file.write(data)
-        write_text(path, text)
-        _remove_other_files(folder, {added_part.file, network_part.file})
-        return Saved(hashlib.sha256(text.encode()).hexdigest(), network_part)
+                _write(folder / part.file, content)
+        _write_pictures(folder, pictures)
+        _write(path, data)
+        _remove_other_files(folder, checked)
+        return checked, Saved(_state(data), network_part)
+
+
+def _checked(about: Mapping[str, Any], files: Files, path: Path) -> tuple[bytes, About]:
+    """Return ``model.json`` as bytes and as it will be read.
+
+    Raises:
+        UserError: it could not be read.
+    """
+    content = {"version": VERSION, **about, "files": files.model_dump()}
+    data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
+    if len(data) > MAX_JSON:
+        raise UserError(f"{path}: would have {len(data)} bytes, and {MAX_JSON} are the limit; keep fewer photos")
+    return data, parse(data, path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def read(folder: Path, device: torch.device) -> tuple[About, dict[str, dict[str, torch.Tensor]], Saved]:
@@ -112,6 +146,32 @@ def read(folder: Path, device: torch.device) -> tuple[About, dict[str, dict[str,
             raise UserError(f"{error.filename}: cannot be read ({error.strerror}); copy the model again") from None
         time.sleep(0.1 * attempt)
     raise UserError(f"{missing}: missing, though model.json names it; make the model again, or copy all its files")
+
+
+def read_state(folder: Path, state: Part, device: torch.device) -> tuple[About, dict[str, torch.Tensor]]:
+    """Return an earlier state of the model in a folder: ``model.json`` as it was, and the tensors of its photos.
+
+    Raises:
+        UserError: a file of the state is missing or changed.
+    """
+    path = folder / state.file
+    try:
+        data = read_regular(path, MAX_JSON)
+        if _state(data) != state:
+            raise UserError(f"{path}: changed or damaged; the change after it cannot be undone")
+        about = parse(data, path)
+        return about, _tensors(folder, about.files.added, device)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); the change after it cannot be undone"
+                        ) from None  # fmt: skip
+
+
+def read_picture(folder: Path, picture: str) -> bytes | None:
+    """Return a small picture by its id; None where it is not there."""
+    try:
+        return read_regular(folder / PICTURES / f"{picture}.jpg", MAX_PICTURE) if picture.isalnum() else None
+    except (OSError, UserError):
+        return None
 
 
 def is_model(folder: Path) -> bool:
@@ -145,8 +205,8 @@ def lock(folder: Path, wait: float = 0) -> Iterator[None]:
         file_lock.release()
 
 
-def _about(folder: Path) -> tuple[About, str]:
-    """Return ``model.json`` and its sha256."""
+def _about(folder: Path) -> tuple[About, Part]:
+    """Return ``model.json`` and its entry as a state."""
     path = folder / "model.json"
     try:
         data = read_regular(path, MAX_JSON)
@@ -156,7 +216,12 @@ def _about(folder: Path) -> tuple[About, str]:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the model again") from None
-    return parse(data, path), hashlib.sha256(data).hexdigest()
+    return parse(data, path), _state(data)
+
+
+def _state(data: bytes) -> Part:
+    digest = hashlib.sha256(data).hexdigest()
+    return Part(file=f"model-{digest[:16]}.json", bytes=len(data), sha256=digest)
 
 
 def _tensors(folder: Path, part: Part, device: torch.device) -> dict[str, torch.Tensor]:
@@ -181,8 +246,45 @@ def _exists(folder: Path, part: Part) -> bool:
     return path.is_file() and path.stat().st_size == part.bytes
 
 
-def _remove_other_files(folder: Path, kept: set[str]) -> None:
-    """Remove the files of the model before, and the temporary files of a save that was killed."""
-    old = [path for name in PARTS for path in folder.glob(f"{name}-*.safetensors") if path.name not in kept]
-    for path in [*old, *folder.glob(".*.tmp-*")]:
+def _write_pictures(folder: Path, pictures: Mapping[str, Callable[[], bytes | None]]) -> None:
+    """Write the pictures that are not there yet. They are for the eye: unlike the model they are not synced."""
+    there = set(os.listdir(folder / PICTURES)) if (folder / PICTURES).is_dir() else set()
+    for picture, load in pictures.items():
+        data = load() if f"{picture}.jpg" not in there else None
+        if data:
+            path = folder / PICTURES / f"{picture}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_name(f".{picture}.tmp-{secrets.token_hex(4)}")
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _remove_other_files(folder: Path, about: About) -> None:
+    """Remove the files that neither the model nor a state that can be restored names: those of states that cannot be
+    reached any more, and those of a save that was killed."""
+    files = {about.files.network.file, about.files.added.file, *(entry.before.file for entry in about.past)}
+    pictures = {f"{photo.picture}.jpg" for photo in about.photos}
+    for entry in about.past:
+        names = _names_in_state(folder / entry.before.file)
+        files |= names[0]
+        pictures |= names[1]
+    patterns = ("added-*.safetensors", "network-*.safetensors", "model-*.json", ".*.tmp-*")
+    for path in [path for pattern in patterns for path in folder.glob(pattern) if path.name not in files]:
         path.unlink(missing_ok=True)
+    if not about.pictures:
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)
+    elif (folder / PICTURES).is_dir():
+        for name in set(os.listdir(folder / PICTURES)) - pictures:
+            (folder / PICTURES / name).unlink(missing_ok=True)
+
+
+def _names_in_state(path: Path) -> tuple[set[str], set[str]]:
+    """Return the names of the file of photos and of the pictures that a state names; nothing where it is damaged."""
+    try:
+        about = parse(read_regular(path, MAX_JSON), path)
+    except (OSError, UserError):
+        return set(), set()
+    return {about.files.added.file}, {f"{photo.picture}.jpg" for photo in about.photos}

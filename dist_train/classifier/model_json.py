@@ -25,14 +25,16 @@ from pydantic.dataclasses import dataclass as checked
 
 from dist_train.classifier.head import Class, Estimate
 from dist_train.classifier.heads.choice import HEADS
+from dist_train.classifier.kept import MAX_NAME, KeptPhoto
 from dist_train.classifier.predicted import row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
 from dist_train.config.backbone import MAX_RESIZE, MAX_SIZE, Preprocessing
 from dist_train.errors import UserError
 from dist_train.names import is_class_name, shown
 
-VERSION = 2
-"""Version 1 knew only models from runs whose backbone is a ResNet of our own; they are still read."""
+VERSION = 3
+"""Version 2 had no photos by name, no pictures and no history; version 1 knew only models from runs whose backbone is a
+ResNet of our own. Both are still read."""
 MAX_JSON, MAX_PART = 1 << 26, 1 << 33
 """Bytes that ``model.json`` may have, and each of the files that it names."""
 
@@ -40,6 +42,8 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=Tr
 _OF_RUN = ("base_rows", "sample.activations", "sample.labels")  # tensors of a model from a run that are in no layer
 _BACKGROUND = ("background.scatter", "background.freedom")  # of a model of photos alone, if it has a background
 _MAX_ROWS = 100_000
+MAX_TEXT, MAX_CHANGES, MAX_PAST = 1000, 1000, 10
+"""Characters of the text of a change, changes that are listed, and those that can be undone."""
 
 
 def _known(name: str, names: tuple[str, ...]) -> str:
@@ -74,6 +78,13 @@ def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
+def _visible(text: str) -> str:
+    if shown(text) != text:
+        raise ValueError("has a character that cannot be seen")
+    return text
+
+
+_Day = Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")]
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")]
 
 
@@ -81,7 +92,7 @@ class Part(BaseModel):
     """The entry of a file beside ``model.json``."""
 
     model_config = _STRICT
-    file: Annotated[str, Field(pattern=r"^(network|added)-[0-9a-f]{16}\.safetensors$")]
+    file: Annotated[str, Field(pattern=r"^((network|added)-[0-9a-f]{16}\.safetensors|model-[0-9a-f]{16}\.json)$")]
     bytes: Annotated[int, Field(ge=8, le=MAX_PART)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -177,14 +188,45 @@ class _Class(BaseModel):
     name: Annotated[str, AfterValidator(_name)]
     wnid: Annotated[str, Field(max_length=200), AfterValidator(_wnid)] = ""
     photos: Annotated[int, Field(ge=0, le=_MAX_ROWS)] = 0
-    added: Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")] = ""
+    added: _Day = ""
+
+
+class _Photo(BaseModel):
+    model_config = _STRICT
+    id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    name: Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_visible)]
+    added: _Day
+    picture: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+
+
+class Change(BaseModel):
+    """A change of a model: what a command, or a call of the API, did to it.
+
+    Attributes:
+        time: of the change, as "2026-11-25T09:30:00Z", in UTC.
+        text: what was changed, as in "added okapi (3 photos)".
+    """
+
+    model_config = _STRICT
+    time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    text: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_visible)]
+
+
+class Past(Change):
+    """A change that can be undone.
+
+    Attributes:
+        before: the file of the state before it, which is ``model.json`` as it was then.
+    """
+
+    before: Part
 
 
 class About(BaseModel):
     """The content of ``model.json``."""
 
     model_config = _STRICT
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     method: Annotated[
         Annotated[PredictedMethod, Tag("<predicted>")] | Annotated[FittedMethod, Tag("<fitted>")],
         Discriminator(lambda value: "<fitted>" if isinstance(value, dict) and "head" in value else "<predicted>"),
@@ -196,6 +238,10 @@ class About(BaseModel):
     preprocessing: _Preprocessing
     classes: Annotated[list[_Class], FailFast(), Field(min_length=1, max_length=_MAX_ROWS)]
     base_rows: Annotated[list[Annotated[int, Field(ge=0, lt=_MAX_ROWS)]], FailFast()]
+    photos: Annotated[list[_Photo], FailFast()] = []  # of all classes, in their order
+    pictures: bool = True
+    history: Annotated[list[Change], FailFast(), Field(max_length=MAX_CHANGES)] = []
+    past: Annotated[list[Past], Field(max_length=MAX_PAST)] = []
     provenance: Annotated[dict[str, JsonValue], AfterValidator(_finite)]
     files: Files
 
@@ -208,10 +254,15 @@ class About(BaseModel):
         if self.base_rows != sorted(set(self.base_rows)):
             raise ValueError("base_rows must grow")
         base, added = self.classes[: len(self.base_rows)], self.classes[len(self.base_rows) :]
-        if len(base) < len(self.base_rows) or any(entry.photos for entry in base):
-            raise ValueError("classes must begin with a class without photos for each of base_rows")
+        if len(base) < len(self.base_rows) or any(entry.added for entry in base):
+            raise ValueError("classes must begin with a class that was not added for each of base_rows")
         if not all(entry.photos for entry in added):
             raise ValueError("classes after those of base_rows need photos")
+        count = sum(entry.photos for entry in self.classes)
+        if self.version < VERSION and any(entry.photos for entry in base):
+            raise ValueError("classes of base_rows have no photos in this version")
+        if self.version == VERSION and len(self.photos) != count:
+            raise ValueError(f"photos must be the {count} photos of classes")
         if self.fitted and self.base_rows:
             raise ValueError("base_rows must be empty where the head is fitted to photos")
         return self
@@ -221,18 +272,13 @@ class About(BaseModel):
         """Whether the model is one of photos alone."""
         return isinstance(self.method, FittedMethod)
 
-    @property
-    def kept(self) -> list[Class]:
-        """The classes of the run that have not been removed."""
-        return self._classes()[: len(self.base_rows)]
+    def to_classes(self) -> list[Class]:
+        """Return the classes of the run that have not been removed, then the added ones."""
+        return [Class(**entry.model_dump()) for entry in self.classes]
 
-    @property
-    def added(self) -> list[Class]:
-        """The added classes."""
-        return self._classes()[len(self.base_rows) :]
-
-    def _classes(self) -> list[Class]:
-        return [Class(entry.name, entry.wnid, entry.photos, entry.added) for entry in self.classes]
+    def to_photos(self) -> list[KeptPhoto] | None:
+        """Return the photos of all classes in their order; None in a version that does not know them."""
+        return None if self.version < VERSION else [KeptPhoto(**photo.model_dump()) for photo in self.photos]
 
 
 def parse(data: bytes, path: object) -> About:
@@ -244,8 +290,8 @@ def parse(data: bytes, path: object) -> About:
     """
     try:
         version = _Version.model_validate_json(data).version
-        if version not in (1, VERSION) or isinstance(version, bool):
-            remedy = f"this dist_train reads 1 and {VERSION}; make the model again with it"
+        if version not in range(1, VERSION + 1) or isinstance(version, bool):
+            remedy = f"this dist_train reads 1 to {VERSION}; make the model again with it"
             raise UserError(f"{path}: version {_short(version)}, and {remedy}")
         return About.model_validate_json(data)
     except ValidationError as error:
@@ -270,42 +316,58 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_tensors(folder: Path, about: About, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Check that the tensors of a model are finite and that their shapes fit together. The tensors of layers are
-    compared with the layers when they are loaded.
+def check_network(folder: Path, about: About, network: Mapping[str, torch.Tensor]) -> int:
+    """Check that the tensors of a model's network are finite and that their shapes fit together; return the length of
+    an activation. The tensors of layers are compared with the layers when they are loaded.
 
     Args:
         folder: the model folder, for errors.
         about: its ``model.json``.
-        parts: the tensors of each file, by its key in ``about.files``.
+        network: the tensors by name.
 
     Raises:
         UserError: a tensor is missing, superfluous or wrong; the line names the file and the tensor.
     """
-    files = {part: folder / getattr(about.files, part).file for part in parts}
-    background = _BACKGROUND if "background.scatter" in parts["network"] else ()
-    needed = {
-        "network": (*(background if about.fitted else _OF_RUN), "backbone.head.weight"),
-        "added": ("activations", "rows", "offset") if about.fitted else ("activations",),
-    }
-    layers = ("backbone.",) if about.fitted else ("backbone.", "predictor.")
-    for part, names in needed.items():
-        for name in names:
-            if name not in parts[part]:
-                raise _wrong(files[part], name, "is not there")
-        for name, tensor in parts[part].items():
-            if name not in names and not (part == "network" and name.startswith(layers)):
-                raise _wrong(files[part], name, "belongs to nothing")
-            _check_values(files[part], name, tensor)
-    head, classes = parts["network"]["backbone.head.weight"], about.backbone.num_classes
+    file = folder / about.files.network.file
+    background = _BACKGROUND if "background.scatter" in network else ()
+    needed = (*(background if about.fitted else _OF_RUN), "backbone.head.weight")
+    _check_names(file, network, needed, ("backbone.",) if about.fitted else ("backbone.", "predictor."))
+    head, classes = network["backbone.head.weight"], about.backbone.num_classes
     dim = head.shape[-1] if head.ndim else 0
-    _check_shape(files["network"], "backbone.head.weight", head, classes, dim)
-    added = sum(entry.photos for entry in about.added)
-    _check_shape(files["added"], "activations", parts["added"]["activations"], added, dim)
+    _check_shape(file, "backbone.head.weight", head, classes, dim)
+    if not about.fitted:
+        _check_of_run(file, about, network, dim)
+    elif background:
+        _check_shape(file, "background.scatter", network["background.scatter"], dim, dim)
+        _check_shape(file, "background.freedom", network["background.freedom"], 1)
+    return dim
+
+
+def check_added(folder: Path, about: About, added: Mapping[str, torch.Tensor], dim: int) -> None:
+    """Check the tensors of a model's photos as ``check_network`` does those of its network.
+
+    Args:
+        dim: the length of an activation.
+    """
+    file, classes = folder / about.files.added.file, len(about.classes)
+    _check_names(file, added, ("activations", "rows", "offset") if about.fitted else ("activations",))
+    _check_shape(file, "activations", added["activations"], sum(entry.photos for entry in about.classes), dim)
     if about.fitted:
-        _check_fitted(files, about, parts, dim)
-    else:
-        _check_of_run(files["network"], about, parts["network"], dim)
+        _check_shape(file, "rows", added["rows"], classes, dim)
+        _check_shape(file, "offset", added["offset"], classes)
+
+
+def _check_names(
+    file: Path, tensors: Mapping[str, torch.Tensor], needed: tuple[str, ...], layers: tuple[str, ...] = ()
+) -> None:
+    """Check that these tensors are there, that all others are of layers, and the values of all of them."""
+    for name in needed:
+        if name not in tensors:
+            raise _wrong(file, name, "is not there")
+    for name, tensor in tensors.items():
+        if name not in needed and not name.startswith(layers):
+            raise _wrong(file, name, "belongs to nothing")
+        _check_values(file, name, tensor)
 
 
 def _check_of_run(file: Path, about: About, network: Mapping[str, torch.Tensor], dim: int) -> None:
@@ -320,17 +382,6 @@ def _check_of_run(file: Path, about: About, network: Mapping[str, torch.Tensor],
         raise _wrong(file, "sample.labels", f"must be whole numbers below {classes}")
 
 
-def _check_fitted(
-    files: Mapping[str, Path], about: About, parts: Mapping[str, Mapping[str, torch.Tensor]], dim: int
-) -> None:
-    classes = len(about.classes)
-    _check_shape(files["added"], "rows", parts["added"]["rows"], classes, dim)
-    _check_shape(files["added"], "offset", parts["added"]["offset"], classes)
-    if "background.scatter" in parts["network"]:
-        _check_shape(files["network"], "background.scatter", parts["network"]["background.scatter"], dim, dim)
-        _check_shape(files["network"], "background.freedom", parts["network"]["background.freedom"], 1)
-
-
 def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> None:
     if tuple(tensor.shape) != wanted:
         raise _wrong(file, name, f"has the shape {list(tensor.shape)}, and {list(wanted)} belongs to model.json")
@@ -338,8 +389,9 @@ def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> N
 
 def _check_values(file: Path, name: str, tensor: torch.Tensor) -> None:
     whole = name in ("sample.labels", "background.freedom") or name.endswith(".num_batches_tracked")
-    wanted = torch.int64 if whole else torch.float16 if name == "sample.activations" else torch.float32
-    if tensor.dtype != wanted:
+    wanted = torch.int64 if whole else torch.float16 if name.endswith("activations") else torch.float32
+    of_old_model = name == "activations" and tensor.dtype == torch.float32
+    if tensor.dtype != wanted and not of_old_model:
         raise _wrong(file, name, f"is of {tensor.dtype}, and must be of {wanted}")
     if not bool(tensor.isfinite().all()):
         raise _wrong(file, name, "has values that are not finite (NaN or infinite)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, get_args
@@ -28,17 +29,69 @@ class Calibrated:
     Attributes:
         kept: these classes.
         calibration: None where the method has none.
-        queries: of the images of the calibration.
+        queries: of the images of the calibration, [Q, dim].
+        labels: the place of each image's class among ``kept``, int64 [Q].
     """
 
     kept: tuple[int, ...]
     calibration: Calibration | None
     queries: torch.Tensor
+    labels: torch.Tensor
+
+
+class Responses:
+    """Hold how images respond to the predicted rows of each class, as far as classes have some.
+
+    Args:
+        queries: of the images, [N, dim].
+        labels: the class of each image, int64 [N].
+        rows: the predicted rows [r, dim] of each class.
+
+    Attributes:
+        of_own: the largest response of each image to rows of its own class, [N]; -inf where there are none.
+        of_others: the same to rows of all other classes.
+    """
+
+    def __init__(self, queries: torch.Tensor, labels: torch.Tensor, rows: Sequence[torch.Tensor]) -> None:
+        self._queries, self._labels = queries, labels
+        self._largest: dict[int, torch.Tensor] = {}  # the largest response [N] to each class
+        self.of_own = self.of_others = queries.new_full((len(queries),), -torch.inf)
+        for place, rows_of_class in enumerate(rows):
+            if len(rows_of_class):
+                self.replace(place, rows_of_class)
+
+    @property
+    def classes(self) -> int:
+        """How many classes have predicted rows."""
+        return len(self._largest)
+
+    def replace(self, place: int, rows: torch.Tensor) -> None:
+        """Take other rows for a class, or its first rows."""
+        again = place in self._largest
+        self._largest[place] = (self._queries @ rows.T).amax(1)
+        if again:  # a maximum cannot be taken back
+            self.of_own = self.of_others = torch.full_like(self.of_own, -torch.inf)
+        for changed in self._largest if again else [place]:
+            own, largest = self._labels == changed, self._largest[changed]
+            self.of_own = torch.where(own, largest.maximum(self.of_own), self.of_own)
+            self.of_others = torch.where(own, self.of_others, largest.maximum(self.of_others))
+
+    def offset(self, calibration: Calibration | None) -> float:
+        """Return what a calibration on these images adds to the responses; 0 where there is nothing to calibrate."""
+        if calibration is None or not self._largest:
+            return 0.0
+        offset = calibration.offset(self.of_others, self.classes)
+        return offset if math.isfinite(offset) else 0.0  # of no image that a row of another class could win
 
 
 @dataclass(frozen=True)
 class PredictedHead(HeadMaker):
     """Predict rows: what a run's training has left for new classes.
+
+    Photos of a class that came with the run give rows beside its trained row, which stays: it stands for hundreds of
+    images. They are predicted rows like those of an added class, on the same scale and as uncertain, so that they get
+    the same offset where the method calibrates: the share of other classes' images that all predicted rows together may
+    win is bounded then, whoever owns them. What they win from images of their own class is no loss, and not counted.
 
     Attributes:
         method: a name in ``evaluate.methods``, of a ``RowMethod``.
@@ -73,17 +126,19 @@ class PredictedHead(HeadMaker):
     def name(self) -> str:
         return self.method
 
-    def make(self, kept: Sequence[int], added: Sequence[torch.Tensor]) -> tuple[Head, PredictedHead]:
-        base, *rows_of_added = self._rows(kept, added)
-        counts = [*[1] * len(base), *map(len, rows_of_added)]
-        owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(base.device)
-        offset = torch.zeros(len(counts), device=base.device)
+    def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, PredictedHead]:
+        base, rows = self.base_rows[list(kept)], self._rows(photos)
+        counts = torch.tensor([len(predicted) for predicted in rows])
+        owner = torch.cat([torch.arange(len(base)), torch.arange(len(rows)).repeat_interleave(counts)])
         calibrated = self._calibrate(kept, base)
-        if calibrated.calibration and rows_of_added:
-            largest = torch.stack([(calibrated.queries @ rows.T).amax(1) for rows in rows_of_added]).amax(0)
-            offset[len(base) :] = calibrated.calibration.offset(largest, len(rows_of_added))
-        head = Head(torch.cat([base, *rows_of_added]), owner, offset, self.query_scale())
+        offset = torch.zeros(len(owner), device=base.device)
+        responses = Responses(calibrated.queries, calibrated.labels, rows)
+        offset[len(base) :] = responses.offset(calibrated.calibration)
+        head = Head(torch.cat([base, *rows]), owner.to(base.device), offset, len(rows), self.query_scale())
         return head, replace(self, calibrated=calibrated)
+
+    def as_in(self, about: dict[str, Any]) -> PredictedHead:
+        return replace(self, rule=about["rule"])
 
     def query_scale(self) -> float | None:
         """Return the length to which the method scales queries; None where a query is the activation as it is."""
@@ -93,33 +148,39 @@ class PredictedHead(HeadMaker):
         return None if torch.equal(query, activation) else round(query.norm().item(), 6)
 
     def base_accuracy(
-        self, kept: Sequence[int], added: Sequence[torch.Tensor], activations: torch.Tensor, labels: torch.Tensor
+        self,
+        kept: Sequence[int],
+        changes: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+        activations: torch.Tensor,
+        labels: torch.Tensor,
     ) -> list[float]:
-        """Return what the added classes did to the accuracy on the run's classes, in percent: with the run's classes
-        alone, then with the first added class, with the first two, and so on: [1 + added classes].
+        """Return what further photos did to the accuracy on the run's classes, in percent: without them, with those of
+        the first class that got some, with those of the first two, and so on.
 
         Args:
             kept: see ``make``.
-            added: see ``make``.
+            changes: what ``make`` calls photos, before and after; a class that is new has none before.
             activations: [N, dim] of images that were not trained on.
             labels: the place of each image's class among ``kept``, int64 [N].
         """
-        base, *rows_of_added = self._rows(kept, added)
+        base, (before, after) = self.base_rows[list(kept)], map(self._rows, changes)
+        changed = [n for n, photos in enumerate(zip(*changes, strict=True)) if not torch.equal(*photos)]
         calibrated = self._calibrate(kept, base)
-        # Only images that the run's classes get right can become wrong; added classes take those that they outscore.
-        queries, own = _correct(self.phi.query(activations), base, labels)
-        taken = torch.full_like(own, -torch.inf)  # the largest score of any added class
-        taken_of_calibration = calibrated.queries.new_full((len(calibrated.queries),), -torch.inf)
-        correct = [len(own)]
-        for count, rows in enumerate(rows_of_added, 1):
-            taken = torch.maximum(taken, (queries @ rows.T).amax(1))
-            offset = 0.0
-            if calibrated.calibration:
-                responses = (calibrated.queries @ rows.T).amax(1)
-                taken_of_calibration = torch.maximum(taken_of_calibration, responses)
-                offset = calibrated.calibration.offset(taken_of_calibration, count)
-            correct.append(int((own >= taken + offset).sum()))
-        return [100 * count / len(labels) for count in correct]
+        queries = self.phi.query(activations)
+        scores = queries @ base.T
+        own = scores.gather(1, labels[:, None])[:, 0]
+        others = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
+        held_out = Responses(queries, labels, before)
+        of_calibration = Responses(calibrated.queries, calibrated.labels, before)
+        rates = []
+        for place in [None, *changed]:
+            for responses in (held_out, of_calibration):
+                if place is not None:
+                    responses.replace(place, after[place])
+            offset = of_calibration.offset(calibrated.calibration)
+            right = own.maximum(held_out.of_own + offset) >= others.maximum(held_out.of_others + offset)
+            rates.append(100 * float(right.double().mean()))
+        return rates
 
     def about(self) -> dict[str, Any]:
         return {"name": self.method, "rule": self.rule, "calibration_cost": self.cost, "learn": asdict(self.learn)}
@@ -138,17 +199,18 @@ class PredictedHead(HeadMaker):
         base_rows = self.base_rows.to(device)
         return replace(self, base_rows=base_rows, sample=(activations, labels), calibrated=None)
 
-    def _rows(self, kept: Sequence[int], added: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the rows of the run's classes together, then the rows of each added class."""
-        rows_of_added = list(added)
+    def _rows(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the rows that are predicted from the photos of each class; none for a class without photos."""
+        rows_of_classes = list(photos)
         by_photos: dict[int, list[int]] = {}
-        for number, activations in enumerate(added):
-            by_photos.setdefault(len(activations), []).append(number)
+        for number, activations in enumerate(photos):
+            if len(activations):
+                by_photos.setdefault(len(activations), []).append(number)
         for numbers in by_photos.values():  # a single pass for all classes of as many photos
-            rows = self.phi.novel_rows(torch.stack([added[n] for n in numbers]), self.rule)
+            rows = self.phi.novel_rows(torch.stack([photos[n] for n in numbers]), self.rule)
             for number, rows_of_class in zip(numbers, rows, strict=True):
-                rows_of_added[number] = rows_of_class
-        return [self.base_rows[list(kept)], *rows_of_added]
+                rows_of_classes[number] = rows_of_class
+        return rows_of_classes
 
     def _calibrate(self, kept: Sequence[int], base: torch.Tensor) -> Calibrated:
         """Return the calibration on the run's classes, whose rows are ``base``."""
@@ -159,9 +221,12 @@ class PredictedHead(HeadMaker):
         positions = labels.new_full((len(self.base_rows),), -1)  # -1: removed, so never the right answer
         positions[list(kept)] = torch.arange(len(kept), device=labels.device)
         calibration = None
-        if len(activations):
+        if len(activations) and kept:
             calibration = Calibration(activations, positions[labels], lambda x: query(x) @ base.T, self.cost)
-        return Calibrated(tuple(kept), calibration, query(calibration.images) if calibration else activations)
+        if calibration is None:
+            return Calibrated(tuple(kept), None, activations[:0], labels[:0])
+        queries = query(calibration.images)
+        return Calibrated(tuple(kept), calibration, queries, (queries @ base.T).argmax(1))  # all of them are right
 
 
 def untrained_predictor(method: str, means: torch.Tensor, backbone: Backbone, learn: LearnConfig) -> RowClassifier:
@@ -189,10 +254,3 @@ def row_method(name: str) -> type[RowMethod]:
         names = [name for name, kind in METHODS.items() if issubclass(kind, RowMethod)]
         raise UserError(f"method {name!r}: a classifier is made of one of {', '.join(names)}")
     return kind
-
-
-def _correct(queries: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the queries that these rows classify correctly, and the score of each for its own class."""
-    scores = queries @ rows.T
-    correct = scores.argmax(1) == labels
-    return queries[correct], scores[correct].amax(1)

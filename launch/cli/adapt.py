@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +32,24 @@ class AdaptOptions(Options):
     """Folder for the model; default: the model itself is changed."""
     photos: Annotated[list[str], Option(name="class", metavar="NAME=PHOTOS")] = field(default_factory=list)
     """Add a class from a photo, a folder or a quoted pattern. Repeat it for more classes, or for more photos of one."""
+    update: bool = False
+    """Give the photos of --class and --classes to classes that exist, which keep those that they have."""
     classes: Annotated[Path | None, Option(metavar="DIR")] = None
     """Add a class for each folder in DIR, by its name."""
     remove: Annotated[list[str], Option(metavar="NAME")] = field(default_factory=list)
     """Remove a class (name or wnid)."""
     rename: Annotated[list[str], Option(metavar="OLD=NEW")] = field(default_factory=list)
     """Rename a class."""
+    remove_photo: Annotated[list[str], Option(metavar="NAME=PHOTO")] = field(default_factory=list)
+    """Remove a photo of a class, by its file's name or the id that --list_photos prints."""
+    undo: bool = False
+    """Undo the last change; repeat the command for those before it, up to ten."""
     print_classes: Annotated[bool, Option(name="list")] = False
     """Print the classes, one a line."""
+    list_photos: Annotated[str | None, Option(metavar="NAME")] = None
+    """Print the photos that the model keeps of a class, one a line: id, name, day."""
+    history: bool = False
+    """Print the changes of the model, one a line: time, text."""
     method: str | None = None
     """Method of the run to take; default: phi_plus where it was trained, else phi2. See docs/methods.md."""
     rule: str | None = None
@@ -50,16 +60,22 @@ class AdaptOptions(Options):
 
     @property
     def changes(self) -> bool:
-        """Whether classes are added, removed or renamed."""
-        return bool(self.photos or self.classes or self.remove or self.rename)
+        """Whether classes or photos are added, removed or renamed."""
+        return bool(self.photos or self.classes or self.remove or self.rename or self.remove_photo)
+
+    @property
+    def prints(self) -> bool:
+        """Whether something of the model is printed."""
+        return bool(self.print_classes or self.list_photos or self.history)
 
 
 def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = None) -> int:
     """Add classes from photos, without training.
 
     Makes a model from a run or, with --backbone, of photos alone; or changes a model: adds classes from one photo or
-    more each, renames and removes classes. Changes are made in the order remove, rename, class; where one of them
-    fails, none is made.
+    more each, gives photos to classes that exist, renames and removes classes, removes photos. Changes are made in the
+    order remove, rename, remove_photo, class; where one of them fails, none is made. All changes of a command are one
+    in the history, and undone together.
 
     Args:
         source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
@@ -73,14 +89,17 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
     config = None if model_folder.is_model(source) else load_config(source)
     out = options.out or (source if config is None else None)
-    if out is None and (options.changes or not options.print_classes):
+    if out is None and (options.changes or not options.prints):
         raise UserError("--out is required: the folder for the model")
     if config is None and options.method:
         raise UserError("--method: is chosen when a model is made of a run; give the run")
-    writes = out is not None and bool(options.changes or config or options.rule or options.out or network.head)
+    others = options.changes or config or options.rule or network.head or network.no_pictures
+    if options.undo and others:
+        raise UserError("--undo: is a change of its own, of a model; give it without others")
+    writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
-        model = _open(source, options, config, network.head)
-        lines = _change(model, options, config)
+        model = _open(source, options, config, network)
+        lines = [f"undone: {model.undo()}"] if options.undo else _change(model, options, config)
         if writes and out:
             model.save(out)
     _print(model, options, lines, out if writes else None)
@@ -97,7 +116,7 @@ def _adapt_network(options: AdaptOptions, network: NetworkOptions) -> int:
         raise UserError("SOURCE is required: a run or a model; or give --backbone, to make a model of photos alone")
     if options.out is None:
         raise UserError("--out is required: the folder for the model")
-    for name in ("remove", "rename", "method", "rule"):
+    for name in ("remove", "rename", "remove_photo", "update", "undo", "method", "rule"):
         if getattr(options, name):
             raise UserError(f"--{name}: is of a run or of a model that is there; leave it out with --backbone")
     if not (options.photos or options.classes):
@@ -111,18 +130,22 @@ def _adapt_network(options: AdaptOptions, network: NetworkOptions) -> int:
 
 
 def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path | None) -> None:
-    if options.print_classes:
-        lines = [f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}" for entry in model.classes]
+    if options.prints:
+        lines = [f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}"
+                 for entry in model.classes if options.print_classes]  # fmt: skip
+        kept = model.photos(options.list_photos) if options.list_photos else []
+        lines += [f"{photo.id}\t{photo.name or '-'}\t{photo.added or '-'}" for photo in kept]
+        lines += [f"{change.time}\t{change.text}" for change in model.history if options.history]
     for line in lines:
         print(line)
-    if out is not None and not options.print_classes:
+    if out is not None and not options.prints:
         rule = f", rule {model.rule}" if model.rule else ""
         print(f"{out}: {len(model.classes)} classes, {model.method}{rule}")
 
 
-def _open(source: Path, options: AdaptOptions, config: Config | None, head: str | None) -> Classifier:
+def _open(source: Path, options: AdaptOptions, config: Config | None, network: NetworkOptions) -> Classifier:
     """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run; with
-    another ``head``, where a name is given."""
+    another head, and without pictures, where that is asked for."""
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.from_run import from_run
 
@@ -132,46 +155,73 @@ def _open(source: Path, options: AdaptOptions, config: Config | None, head: str 
         model = Classifier.load(source)
         if options.rule:
             model.rule = options.rule
-    if head:
-        model.choose_head(head)
+    if network.head:
+        model.choose_head(network.head)
+    if network.no_pictures:
+        model.drop_pictures()
     return model
 
 
 def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> list[str]:
-    """Remove, rename and add classes; return lines on the classes that were added.
+    """Remove, rename and add classes and photos; return lines on the classes that got photos.
 
     Raises:
-        UserError: a class is not there or is there already, or a photo cannot be decoded.
+        UserError: a class is not there or is there already, or no photo for a class can be used.
     """
     for name in options.remove:
         model.remove_class(name)
     for text in options.rename:
-        model.rename_class(*_old_and_new(text, model))
+        model.rename_class(*_class_and_word(text, "--rename", "OLD=NEW", model))
+    for text in options.remove_photo:
+        model.remove_photos(*_class_and_word(text, "--remove_photo", "NAME=PHOTO", model))
     account = Account()
     photos = _photos_by_class(options, account)
-    for name in photos:
-        model.check_new(name)  # all of them before the work begins
-    before = len(model.classes)
+    _check_names(model, photos, options.update)  # all of them before the work begins
+    before = model.copy()
+    add(model, photos, account)
+    lines = _lines_on_photos(model, before, options.update)
     if model.fitted:
-        add(model, photos, account)
-    else:
-        _add_classes(model, photos, account)
-    added = [
-        f"{entry.name}: added from {entry.photos} photo{'s' * (entry.photos > 1)}" for entry in model.classes[before:]
-    ]
-    if model.fitted:
-        lines = [*added, *estimate_lines(model), *_held_out_lines(model, options.held_out, account)]
+        lines += [*estimate_lines(model), *_held_out_lines(model, options.held_out, account)]
         print_account(account)
         return lines
     held_out = _held_out(model, options, config, account) if photos or options.held_out else None
     print_account(account)
     if not held_out:
-        return added
-    rates = model.base_accuracy(*held_out)[-len(photos) - 1 :]
-    lines = [f"{text}; base {after:.2f}% ({after - before:+.2f})"
-             for text, before, after in zip(added, rates, rates[1:], strict=False)]  # fmt: skip
+        return lines
+    rates = model.base_accuracy(*held_out, before)
+    lines = [f"{text}; base {now:.2f}% ({now - then:+.2f})"
+             for text, then, now in zip(lines, rates, rates[1:], strict=False)]  # fmt: skip
     summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if photos else f"{rates[0]:.2f}%"
     return [*lines, f"base accuracy on {len(held_out[1])} held-out images: {summary}"]
+
+
+def _check_names(model: Classifier, names: Iterable[str], update: bool) -> None:
+    """Check the names of classes that are to get photos.
+
+    Raises:
+        UserError: a class of that name exists, and is not to be updated.
+    """
+    there = {name for entry in model.classes for name in (entry.name, entry.wnid)}
+    for name in names:
+        if name not in there:
+            model.check_new(name)
+        elif not update:
+            raise UserError(f"class {name!r}: exists already; give --update to add these photos to it, or take another "
+                            f"name")  # fmt: skip
+
+
+def _lines_on_photos(model: Classifier, before: Classifier, update: bool) -> list[str]:
+    """Return a line on each class that got photos, in the order of the classes."""
+    from dist_train.classifier.history import photos_text
+
+    counts, lines = {entry.name: entry.photos for entry in before.classes}, []
+    for entry in model.classes:
+        more = entry.photos - counts.get(entry.name, 0)
+        if more and entry.name in counts:
+            lines.append(f"{entry.name}: {photos_text(more)} added, {entry.photos} now")
+        elif more:
+            lines.append(f"{entry.name}: {'a new class, ' * update}added from {photos_text(more)}")
+    return lines
 
 
 def _held_out_lines(model: Classifier, folder: Path | None, account: Account) -> list[str]:
@@ -185,17 +235,17 @@ def _held_out_lines(model: Classifier, folder: Path | None, account: Account) ->
     return [f"{accuracy:.1f}% ± {half_width:.1f} of the photos in {shown(folder)}, mean over classes{warning}"]
 
 
-def _old_and_new(text: str, model: Classifier) -> tuple[str, str]:
-    """Return the two names in OLD=NEW. A name may contain a =: the first OLD that is a class counts."""
+def _class_and_word(text: str, option: str, form: str, model: Classifier) -> tuple[str, str]:
+    """Return the class and the word in CLASS=WORD. Both may contain a =: the first CLASS that is there counts."""
     pairs = [(text[:n], text[n + 1 :]) for n, sign in enumerate(text) if sign == "=" and 0 < n < len(text) - 1]
     if not pairs:
-        raise UserError(f"--rename {text}: give OLD=NEW")
+        raise UserError(f"{option} {text}: give {form}")
     of_classes = [pair for pair in pairs if any(pair[0] in (entry.name, entry.wnid) for entry in model.classes)]
     return (of_classes or pairs)[0]
 
 
 def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[Path]]:
-    """Return {name: photos} of the classes to add."""
+    """Return {name: photos} of the classes to add, or to give photos to."""
     photos: dict[str, list[Path]] = {}
     for text in options.photos:
         name, equals, where = text.partition("=")
@@ -206,51 +256,6 @@ def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[
         for name, files in photos_of_folder(options.classes, "--classes", account).items():
             photos.setdefault(name, []).extend(files)
     return photos
-
-
-def _add_classes(model: Classifier, photos: dict[str, list[Path]], account: Account) -> None:
-    """Add the classes to the model.
-
-    Raises:
-        UserError: photos cannot be decoded; all of them are named.
-    """
-    from dist_train.distributed.pool import progress_bar
-
-    total = sum(map(len, photos.values()))
-    bar = progress_bar(total, "photos", "img", total > 20)
-    complete = True
-    for name, paths in photos.items():
-        activations = _activations(model, paths, account)
-        complete = complete and len(activations) == len(paths)
-        if complete:  # else the photos of the other classes are still read, so that all damaged ones are named
-            model.add_activations(name, activations)
-        bar.update(len(paths))
-    bar.close()
-    if not complete:
-        print_account(account)
-        name, reason = account.left_out[-1]
-        count = len(account.left_out)
-        more = f"; {count} photos are left out" * (count > 1)
-        raise UserError(f"{name}: {reason}{more}; nothing is changed")
-
-
-def _activations(model: Classifier, paths: Sequence[Path], account: Account) -> torch.Tensor:
-    """Return the activations [k, dim] of the photos that can be decoded; the account names the others."""
-    import torch
-
-    from dist_train.classifier.classifier import batches
-
-    rows = [torch.empty(0, model.network.backbone.dim, device=model.device)]
-    for batch in batches(paths):
-        pixels = []
-        for path in batch:
-            try:
-                pixels.append(model.pixels(path))
-            except UserError as error:
-                account.taken -= 1
-                account.leave_out(str(path), str(error).removeprefix(f"{path}: "))
-        rows.append(model.activations(pixels))
-    return torch.cat(rows)
 
 
 def _held_out(

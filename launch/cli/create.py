@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class NetworkOptions(Options):
-    """The trained network of a model of photos alone, and what its head is fitted with."""
+    """The trained network of a model of photos alone, what its head is fitted with, and what it keeps."""
 
     backbone: Annotated[str | None, Option(metavar="SOURCE")] = None
     """The network: starter, timm:NAME or torchvision:NAME. See docs/backbones.md."""
@@ -40,6 +40,8 @@ class NetworkOptions(Options):
     """Shards of other images, whose variation within classes the head lda takes into account."""
     base_features: Annotated[Path | None, Option(metavar="FILE")] = None
     """The same from activations of this network, with labels: .npz, .npy or .parquet, as docs/features.md has them."""
+    no_pictures: bool = False
+    """Keep no small pictures of the photos, neither of these nor of later ones: for a model that is given to others."""
 
     def check_unused(self, reason: str) -> None:
         """Check that nothing is given that makes a new model.
@@ -75,6 +77,8 @@ def create(
     options.backbone = options.backbone or "starter"
     with reserved(out, photos):
         model = new_model(options)
+        if options.no_pictures:
+            model.drop_pictures()
         add(model, by_class, account)
         model.save(out)
     if report is not None:
@@ -171,20 +175,17 @@ def _option(key: str, flag: str) -> str:
 
 
 def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) -> None:
-    """Add classes to a model of photos alone, and fit its head. Photos that cannot be used are left out, by name.
+    """Add photos to classes that exist or are new, and make the head. Photos that cannot be used are left out, by name.
 
     Raises:
-        UserError: a class has no photo left, or would be the only one, or photos are in two classes.
+        UserError: see ``adding.add``.
     """
-    from dist_train.classifier.embedding import embed
-    from dist_train.classifier.from_photos import add_classes, check_several
+    from dist_train.classifier import adding
     from dist_train.distributed.pool import progress_bar
 
-    check_several(model, by_class)  # before the work begins
     total = sum(map(len, by_class.values()))
     with progress_bar(total, "photos", "img", total > 20) as bar:
-        activations = embed(model, by_class, account, bar)
-    add_classes(model, activations)
+        adding.add(model, by_class, account, bar)
     model.head()
 
 

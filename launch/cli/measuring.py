@@ -131,11 +131,10 @@ def _embedded(model: Classifier, by_class: dict[str, list[Path]], account: Accou
 
     total = sum(map(len, by_class.values()))
     with progress_bar(total, "photos", "img", total > 20) as bar:
-        activations = embed(model, by_class, account, bar)
-    left_out = {name for name, _ in account.left_out}
-    named = [(name, file) for name, files in by_class.items() for file in files if str(file) not in left_out]
-    rows = torch.cat([activations[name] for name in by_class])
-    return LabelledPhotos(rows, [name for name, _ in named], [file for _, file in named])
+        embedded = embed(model, by_class, account, bar, pictures=False)
+    labels = [name for name, own in embedded.items() for _ in own.paths]
+    files = [path for own in embedded.values() for path in own.paths]
+    return LabelledPhotos(torch.cat([own.activations for own in embedded.values()]), labels, files)
 
 
 def summary_lines(measurement: Measurement) -> list[str]:

@@ -141,7 +141,7 @@ def test_safetensors_score_as_documented(method: str, models: Path, tmp_path: Pa
     if header["query_scale"]:
         query = float(header["query_scale"]) * query / np.linalg.norm(query, axis=1, keepdims=True)
     scores = [
-        [(tensors["rows"][tensors["owner"] == c] @ row).max() + tensors["offset"][c] for c in range(8)] for row in query
+        [(tensors["rows"] @ row + tensors["offset"])[tensors["owner"] == c].max() for c in range(8)] for row in query
     ]
     assert np.allclose(scores, wanted, atol=1e-4)
     assert tensors["conv1.weight"].shape == (64, 3, 7, 7) and len(json.loads(header["classes"])) == 8
