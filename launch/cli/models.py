@@ -108,6 +108,8 @@ class ServeOptions(Options):
     """The page's address at a proxy, as in https://HOST:PORT/PATH/; see docs/serving.md."""
     proxy: Annotated[str | None, Option(metavar="ADDRESS")] = None
     """With --public-url: the proxy's address or network; default: this machine's."""
+    access_log: Annotated[str | None, Option(metavar="FILE")] = None
+    """File to append a line of JSON to for each request; - is standard output; default: none is written."""
     max_upload_mb: int = 64
     """Limit of one upload in megabytes (10^6 bytes)."""
     max_megapixels: int = 64
@@ -132,6 +134,7 @@ def serve(models: list[str], options: ServeOptions) -> int:
     if options.proxy and not public:
         raise UserError(f"--proxy {options.proxy}: is of use with --public-url only; give that too")
     proxies = {"proxies": (parse_network(options.proxy),)} if options.proxy else {}
-    place = server.ServeOptions(options.host, options.port, options.token, public, **proxies)
+    place = server.ServeOptions(options.host, options.port, options.token, public, **proxies,
+                                access_log=options.access_log)  # fmt: skip
     limits = Limits(options.max_upload_mb * 1_000_000, options.max_megapixels * 1_000_000, options.max_classes)
     return server.serve([Path(model) for model in models], place, limits)

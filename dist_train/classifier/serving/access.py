@@ -21,7 +21,7 @@ from dist_train.classifier.serving.address import PublicURL, origin
 from dist_train.classifier.serving.connections import client_key
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -30,6 +30,9 @@ _LOGIN = """<!doctype html><meta name="viewport" content="width=device-width"><t
 <meta name="color-scheme" content="light dark"><body style="font:1rem system-ui;max-width:30rem;margin:3rem auto">
 <p>This model asks for the token that <code>dist-train serve</code> printed.</p>
 <form><label>Token <input name="token" type="password" autofocus></label> <button>Open</button></form>"""
+
+_OPEN = "/health"
+"""What is answered without a token: probes have none, and all they learn is whether the server is well."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class AccessControl:
         page = request.headers.get("origin")
         if request.method != "GET" and page and not self._is_own_page(page, host):
             return error_response(403, f"a page of {page} may not change this model")
-        if access.token is not None and not self._has_token(request, access.token):
+        if access.token is not None and request.url.path != _OPEN and not self._has_token(request, access.token):
             if request.url.path == "/":
                 return HTMLResponse(_LOGIN, 401)
             return error_response(401, "no token, or a wrong one; open the address that was printed")

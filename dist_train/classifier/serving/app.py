@@ -10,33 +10,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
 
-from dist_train.classifier.serving import api
+from dist_train.classifier.serving import api, operations
 from dist_train.classifier.serving.access import Access, AccessControl, error_response
+from dist_train.classifier.serving.metrics import Metrics
 from dist_train.classifier.serving.served_model import ServedModel
 from dist_train.errors import UserError
+from dist_train.version import __version__
 
 PAGE = Path(__file__).with_name("page.html")
 
 router = APIRouter()
 
 
-def create_app(models: Sequence[ServedModel], access: Access) -> FastAPI:
-    """Return the application: the page, its API, and the control of access to both."""
-    app = FastAPI(title="dist-train serve", docs_url=None, redoc_url=None, openapi_url=None)
+def create_app(models: Sequence[ServedModel], access: Access, metrics: Metrics) -> FastAPI:
+    """Return the application: the page, its API, what those who run it ask, and the control of access to all of it."""
+    app = FastAPI(
+        title="dist-train", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        generate_unique_id_function=_operation_id, servers=_servers(access),
+    )  # fmt: skip
     app.state.models, app.state.access = {served.name: served for served in models}, access
+    app.state.metrics, app.state.health = metrics, operations.HealthCheck(models)
     app.include_router(router)
-    app.include_router(api.router)
+    # The token is checked by AccessControl, before anything is read; this only says in openapi.json how it is given.
+    token = [Depends(HTTPBearer(auto_error=False))] if access.token else []
+    app.include_router(api.router, dependencies=token)
+    app.include_router(operations.router)
     app.add_middleware(AccessControl, access=access)
     app.add_exception_handler(UserError, _answer_user_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(OSError, _answer_disk_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Return the name of an operation in openapi.json, which programs that make clients take: that of its function."""
+    return route.name
+
+
+def _servers(access: Access) -> list[dict[str, str]] | None:
+    """Return where the API is behind a proxy; None where it is at the root."""
+    path = access.public.path.rstrip("/") if access.public else ""
+    return [{"url": path}] if path else None
 
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

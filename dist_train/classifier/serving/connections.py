@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -57,6 +57,7 @@ class Connection(H11Protocol):
     Args:
         limits: how long to wait, and how many connections to keep.
         proxies: networks whose connections are not limited in number, as they are those of many clients.
+        on_end: is told the client and the code of each connection that is ended (0: without an answer).
 
     Attributes:
         phase: what the connection waits for: "header", "body", "rest" (of a body that is answered already) or "answer"
@@ -65,9 +66,16 @@ class Connection(H11Protocol):
         key: its client, as ``client_key`` counts clients.
     """
 
-    def __init__(self, *args: Any, limits: ConnectionLimits, proxies: Networks = (), **keywords: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: ConnectionLimits,
+        proxies: Networks = (),
+        on_end: Callable[[str, int], None] = lambda client, code: None,
+        **keywords: Any,
+    ) -> None:
         super().__init__(*args, **keywords)
-        self.limits, self.proxies = limits, proxies
+        self.limits, self.proxies, self._on_end = limits, proxies, on_end
         self.phase, self.lingers = "", False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -174,7 +182,10 @@ class Connection(H11Protocol):
         self.connections.discard(self)
         if self.cycle is not None:
             self.cycle.disconnected = True
-        if not code or self.transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size():
+            code = 0
+        self._on_end(self.client[0] if self.client else "", code)
+        if not code:
             return self.transport.abort()
         body = json.dumps({"detail": detail}).encode()
         head = f"HTTP/1.1 {code} {'Request Timeout' if code == 408 else 'Service Unavailable'}\r\n"

@@ -95,6 +95,10 @@ class PhotoAnswer(_Reply):
 
     id: str
     """Sha256 of the file, by which the server knows the photo until it has seen 2000 others."""
+    sure: bool
+    """Whether the model stands by its first prediction."""
+    familiarity: float
+    """Percent of known photos that look less like the model's classes than this photo does."""
     predictions: list[ShownPrediction]
     """The best classes, the best first."""
 

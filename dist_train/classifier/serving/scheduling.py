@@ -67,15 +67,28 @@ class DecodingPools:
 class BatchedNetwork:
     """The network, which takes all images that wait when it is free as its next batch, whoever they belong to.
 
+    So nobody waits for a batch to fill: a single photo is computed at once, and batches grow with the photos that wait.
+
     Args:
         embed: maps images [B, 3, size, size] to activations [B, dim].
         size: images per batch at most.
+        on_batch: is told of each batch its number of images and its seconds.
     """
 
-    def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
-        self._embed, self._size, self._pool = embed, size, ThreadPoolExecutor(1)
+    def __init__(
+        self,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        size: int,
+        on_batch: Callable[[int, float], None] = lambda images, seconds: None,
+    ) -> None:
+        self._embed, self._size, self._on_batch, self._pool = embed, size, on_batch, ThreadPoolExecutor(1)
         self._waiting: list[tuple[torch.Tensor, asyncio.Future[torch.Tensor]]] = []
         self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many images wait for the network."""
+        return len(self._waiting)
 
     async def activation(self, image: torch.Tensor) -> torch.Tensor:
         """Return the activation [1, dim] of an image [1, 3, size, size]."""
@@ -90,9 +103,10 @@ class BatchedNetwork:
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-            images = torch.cat([image for image, _ in batch])
+            images, begin = torch.cat([image for image, _ in batch]), loop.time()
             try:
                 rows = await loop.run_in_executor(self._pool, self._embed, images)
+                self._on_batch(len(batch), loop.time() - begin)
                 for (_, activation), row in zip(batch, rows, strict=True):
                     if not activation.done():  # a client that has gone has cancelled its own
                         activation.set_result(row[None])

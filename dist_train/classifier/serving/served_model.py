@@ -18,13 +18,14 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.serving.metrics import Metrics
 from dist_train.classifier.serving.replies import (
     About,
     PhotoAnswer,
@@ -76,6 +77,19 @@ class EmbeddedPhoto:
     activation: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the models of a server share.
+
+    Attributes:
+        pools: the threads that decode photos.
+        metrics: what the server counts.
+    """
+
+    pools: DecodingPools = field(default_factory=DecodingPools)
+    metrics: Metrics = field(default_factory=Metrics)
+
+
 class ServedModel:
     """The model in a folder as it is served. All methods may be called by several threads.
 
@@ -86,26 +100,45 @@ class ServedModel:
         model: the model that answers; replaced by each change.
     """
 
-    def __init__(self, path: Path, limits: Limits, pools: DecodingPools | None = None) -> None:
+    def __init__(self, path: Path, limits: Limits, shared: Shared | None = None) -> None:
         """Load the model in a folder.
 
         Args:
             path: the model folder.
             limits: what a client may send and add.
-            pools: the threads that decode photos, which the models of a server share; None: threads of its own.
+            shared: what the models of a server share; None: there is a single model.
 
         Raises:
             UserError: there is no model, or it cannot be read.
         """
+        shared = shared or Shared()
         self.path, self.name, self.limits = path, model_name(path), limits
+        self._pools, self._metrics = shared.pools, shared.metrics
         self.model = Classifier.load(path)
         self.model.head()
         self._change_lock = threading.Lock()
         size = self.model.network.batch
-        self._pools, self._batches = pools or DecodingPools(), BatchedNetwork(self.model.embed, size)
+        self._batches = BatchedNetwork(self.model.embed, size, self._count_batch)
         self._shares = ClientShares(size)  # decoded images wait in memory: of each client no more than a batch
         self._activations: OrderedDict[str, torch.Tensor] = OrderedDict()  # by key, the most recent last
         self._activations_lock = threading.Lock()
+        self._metrics.loads.labels(self.name).inc()
+        self._metrics.classes.labels(self.name).set_function(lambda: len(self.model.classes))
+        self._metrics.waiting.labels(self.name).set_function(lambda: self._batches.waiting)
+
+    def _count_batch(self, photos: int, seconds: float) -> None:
+        self._metrics.batch_photos.labels(self.name).observe(photos)
+        self._metrics.batch_seconds.labels(self.name).observe(seconds)
+
+    async def try_out(self) -> None:
+        """Classify a black image, as a photo that was decoded.
+
+        Raises:
+            Exception: whatever keeps the model from an answer.
+        """
+        size = self.model.network.preprocess.spec.size
+        activation = await self._batches.activation(torch.zeros(1, 3, size, size, device=self.model.device))
+        await asyncio.to_thread(self.model.scores, activation)
 
     async def embed(self, files: Sequence[tuple[str, BinaryIO]], client: str) -> list[EmbeddedPhoto | UserError]:
         """Return photos, given by name and file, with their activations, in the order given; computed side by side.
@@ -120,12 +153,19 @@ class ServedModel:
         return photos  # type: ignore[return-value]
 
     async def _embed_file(self, file: BinaryIO, name: str, client: str) -> EmbeddedPhoto:
-        key, pixels = await self._pools.headers.run(client, _key_and_pixels, file)
-        activation = self.remembered(key)
-        if activation is None:
-            async with self._shares.of(client):
-                image = await self._pools.for_size(pixels).run(client, self._decode, file, name)
-                activation = await self._batches.activation(image)
+        with self._metrics.pending.labels(self.name).track_inprogress():
+            key, pixels = await self._pools.headers.run(client, _key_and_pixels, file)
+            activation, result = self.remembered(key), "remembered"
+            if activation is None:
+                result = "computed"
+                async with self._shares.of(client):
+                    try:
+                        image = await self._pools.for_size(pixels).run(client, self._decode, file, name)
+                    except UserError:
+                        self._metrics.photos.labels(self.name, "unreadable").inc()
+                        raise
+                    activation = await self._batches.activation(image)
+        self._metrics.photos.labels(self.name, result).inc()
         self._remember(key, activation)
         return EmbeddedPhoto(key, activation)
 
@@ -153,7 +193,12 @@ class ServedModel:
             return []
         answers = self.model.answers(torch.cat([photo.activation for photo in photos]))
         return [
-            PhotoAnswer(id=photo.key, predictions=[ShownPrediction.model_validate(best) for best in answer])
+            PhotoAnswer(
+                id=photo.key,
+                sure=answer.sure,
+                familiarity=answer.familiarity,
+                predictions=[ShownPrediction.model_validate(best) for best in answer],
+            )
             for photo, answer in zip(photos, answers, strict=True)
         ]
 
@@ -170,6 +215,7 @@ class ServedModel:
             changed.head()
             changed.save(self.path)
             self.model = changed
+            self._metrics.changes.labels(self.name).inc()
 
     def add_class(self, name: str, activations: torch.Tensor) -> None:
         """Add a class from the activations [k, dim] of its photos.

@@ -16,11 +16,11 @@ import uvicorn
 from dist_train.classifier import model_folder
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.serving.access import Access
+from dist_train.classifier.serving.access_log import AccessLog, Accounting
 from dist_train.classifier.serving.address import PublicURL, is_loopback, listen, page_links
 from dist_train.classifier.serving.app import create_app
 from dist_train.classifier.serving.connections import Connection, ConnectionLimits, Networks
-from dist_train.classifier.serving.scheduling import DecodingPools
-from dist_train.classifier.serving.served_model import Limits, ServedModel, model_name
+from dist_train.classifier.serving.served_model import Limits, ServedModel, Shared, model_name
 from dist_train.errors import UserError
 
 _THIS_MACHINE = (ip_network("127.0.0.0/8"), ip_network("::1"))
@@ -37,6 +37,7 @@ class ServeOptions:
             reach the page, and else none is asked for.
         public: the address of the page behind a proxy; None: there is no proxy.
         proxies: the networks of the proxy; what it says about a client's address is believed.
+        access_log: the file to which a line a request is appended; "-" is standard output, None is nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +45,7 @@ class ServeOptions:
     token: str | None = None
     public: PublicURL | None = None
     proxies: Networks = _THIS_MACHINE
+    access_log: str | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token) < 16:
@@ -72,17 +74,19 @@ def serve(
     connection_limits = connection_limits or ConnectionLimits()
     token = options.token or (None if options.private else secrets.token_urlsafe(24))
     _check_folders(paths)
+    log, shared = AccessLog(options.access_log), Shared()
     with listen(options.host, options.port) as listening, ExitStack() as locks:
         for path in paths:
             locks.enter_context(model_folder.lock(path))
-        port, pools = listening.getsockname()[1], DecodingPools()
-        models = [ServedModel(path, limits, pools) for path in paths]
+        port = listening.getsockname()[1]
+        models = [ServedModel(path, limits, shared) for path in paths]
         access = options.access(port, token, limits, connection_limits.client)
         for served in models:
             print(f"{served.path}: {len(served.model.classes)} classes", flush=True)
         for link in page_links(options.host, port, options.public, token):
             print(link, flush=True)
-        _run_server(models, access, options, connection_limits, listening)
+        app = Accounting(create_app(models, access, shared.metrics), log, shared.metrics)
+        _run_server(app, options, connection_limits, listening)
     return 0
 
 
@@ -96,18 +100,12 @@ def _check_folders(paths: Sequence[Path]) -> None:
             raise UserError(f"{other} and {path}: both are named {model_name(path)}; rename a folder, or give only one")
 
 
-def _run_server(
-    models: Sequence[ServedModel],
-    access: Access,
-    options: ServeOptions,
-    limits: ConnectionLimits,
-    listening: socket.socket,
-) -> None:
+def _run_server(app: Accounting, options: ServeOptions, limits: ConnectionLimits, listening: socket.socket) -> None:
     proxies = options.proxies if options.public else ()
+    protocol = partial(Connection, limits=limits, proxies=proxies, on_end=app.account_for_ended)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(models, access), log_level="error", timeout_graceful_shutdown=5,
-            http=partial(Connection, limits=limits, proxies=proxies),  # type: ignore[arg-type]
+            app, log_level="error", timeout_graceful_shutdown=5, http=protocol,  # type: ignore[arg-type]
             timeout_keep_alive=int(limits.header) + 1, proxy_headers=bool(proxies),
             forwarded_allow_ips=[str(network) for network in proxies],
         )
