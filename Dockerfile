@@ -5,14 +5,16 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 
-# First what seldom changes, as each line is a layer that the next build takes over.
+# First what seldom changes, as each line is a layer that the next build takes over. pyproject.toml has the ranges.
+# hadolint ignore=DL3013
 RUN pip install --index-url "$TORCH_INDEX" "torch>=2.10,<3" "torchvision>=0.25,<1"
 WORKDIR /source
 COPY . .
+# hadolint ignore=DL3013
 RUN pip install ".[serve,starter]" && rm -rf build
 
 RUN useradd --create-home --uid 1000 visitor
-USER visitor
+USER 1000
 WORKDIR /models
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=15s --start-period=120s \
