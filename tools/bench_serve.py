@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import itertools
 import json
 import os
 import platform
@@ -32,17 +31,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import numpy as np
 from PIL import Image
 
 CLASSIFY = "/api/v1/models/model/classify"
-WARM_UP = 2.0
-"""Seconds before the clock starts: the first batches of a network are slower."""
 
 ONE_AT_A_TIME = f"""
-import socket, sys, threading
+import contextlib, socket, sys, threading
 import fastapi, uvicorn
 from dist_train import Classifier
 
@@ -56,7 +54,8 @@ def classify(images: list[fastapi.UploadFile]):
 
 listening = socket.create_server(("127.0.0.1", 0))
 print("one at a time", f"http://127.0.0.1:{{listening.getsockname()[1]}}/", sep="\\n", flush=True)
-uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listening])
+with contextlib.suppress(KeyboardInterrupt):
+    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listening])
 """
 
 
@@ -106,38 +105,41 @@ def cpu_name() -> str:
 
 
 async def measure_clients(name: str, url: str, clients: int, seconds: float) -> None:
-    """Print the row of a number of clients."""
-    numbers, waits = itertools.count(), list[float]()
-    begin = time.perf_counter() + WARM_UP
-    before = batches(url)
-    photo = encode(smooth_photo(), "JPEG")
-    await asyncio.gather(
-        *(be_a_client(url, n, photo, numbers, (begin, begin + seconds), waits) for n in range(clients))
-    )
+    """Print the row of a number of clients. Each has one answer before the clock starts: first batches are slower."""
+    photo, waits = encode(smooth_photo(), "JPEG"), list[float]()
+    connections = [await connect(url, client) for client in range(clients)]
+    await asyncio.gather(*(ask(*streams, photo) for streams in connections))
+    before, end = batches(url), time.perf_counter() + seconds
+
+    async def ask_on(*streams: Any) -> None:
+        while (begin := time.perf_counter()) < end:
+            await ask(*streams, photo)
+            waits.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(ask_on(*streams) for streams in connections))
+    rate, after = len(waits) / (time.perf_counter() - begin), batches(url)
     p50, p99 = np.percentile(waits, [50, 99]) * 1000
-    after = batches(url)
-    mean = f"{(after[0] - before[0]) / (after[1] - before[1]):.1f}" if after and before else "1"
-    print(f"| {name} | {clients} | {len(waits) / seconds:.1f} | {p50:.0f} | {p99:.0f} | {mean} |", flush=True)
+    mean = (after[0] - before[0]) / (after[1] - before[1]) if after and before else 1
+    print(f"| {name} | {clients} | {rate:.1f} | {p50:.0f} | {p99:.0f} | {mean:.1f} |", flush=True)
+    for _, writer in connections:
+        writer.close()
 
 
-async def be_a_client(
-    url: str, client: int, photo: bytes, numbers: Iterator[int], window: tuple[float, float], waits: list[float]
-) -> None:
-    """Send photos until the window of time is over; append the seconds of each answer that comes within it."""
+async def connect(url: str, client: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a connection to a server from an address of the client's own."""
     host = httpx.URL(url)
-    own = (f"127.0.1.{client + 1}", 0)
-    reader, writer = await asyncio.open_connection(host.host, host.port, local_addr=own)
-    while (start := time.perf_counter()) < window[1]:
-        # What follows the end of a JPEG is not decoded, but the server takes the file for another.
-        writer.write(upload(photo + b"%08d%08d" % (client, next(numbers))))
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-        assert length
-        body = json.loads(await reader.readexactly(int(length[1])))
-        assert body["results"][0]["predictions"], body
-        if window[0] < time.perf_counter() < window[1]:
-            waits.append(time.perf_counter() - start)
-    writer.close()
+    return await asyncio.open_connection(host.host, host.port, local_addr=(f"127.0.1.{client + 1}", 0))
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, photo: bytes) -> None:
+    """Send a photo that the server has not seen, and wait for the answer."""
+    writer.write(upload(photo + os.urandom(16)))  # what follows the end of a JPEG is not decoded
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    assert length
+    body = json.loads(await reader.readexactly(int(length[1])))
+    assert body["results"][0]["predictions"], body
 
 
 def upload(photo: bytes) -> bytes:
