@@ -12,7 +12,7 @@ setup(
     package_data={
         "dist_train": ["py.typed"],
         "launch": ["py.typed"],
-        "dist_train.classifier.serving": ["page.html"],
+        "dist_train.classifier.serving": ["page/*", "page/examples/*"],
         "dist_train.report": ["templates/*", "templates/sections/*"],
         "launch.slurm": ["job_script.sh"],
         "dist_train.configs": ["*.yaml"],

@@ -44,6 +44,20 @@ def brightness(page: Any, name: str) -> float:
         return float(ImageStat.Stat(shot.convert("L")).median[0])
 
 
+def violations(page: Any) -> list[str]:
+    """Return what axe-core has against the page as it is: the rule, and the elements that break it."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    rules = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {[node['html'] for node in rule['nodes']]}" for rule in rules]
+
+
+def keep(page: Any, name: str) -> None:
+    """Keep a screenshot of what is in view under this name."""
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png", timeout=SLOW)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, without a window; its camera is drawn."""

@@ -34,7 +34,7 @@ def test_the_wheel_runs_the_demo_outside_the_checkout(tmp_path: Path) -> None:
     described = HeaderParser().parsestr(metadata.read_text())
     assert described["Version"] == dist_train.__version__
     assert {"serve", "export", "s3", "gs", "parquet"} <= set(described.get_all("Provides-Extra") or [])
-    assert (site / "dist_train" / "classifier" / "serving" / "page.html").is_file()
+    assert (site / "dist_train" / "classifier" / "serving" / "page" / "examples" / "cat.jpg").is_file()
 
     env = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     code = "import dist_train, launch; print(dist_train.__file__, launch.__file__)"

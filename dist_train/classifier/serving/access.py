@@ -10,10 +10,11 @@ import secrets
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from fastapi import HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,18 +22,13 @@ from dist_train.classifier.serving.address import PublicURL, origin
 from dist_train.classifier.serving.connections import client_key
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_LOGIN = """<!doctype html><meta name="viewport" content="width=device-width"><title>dist-train</title>
-<meta name="color-scheme" content="light dark"><body style="font:1rem system-ui;max-width:30rem;margin:3rem auto">
-<p>This model asks for the token that <code>dist-train serve</code> printed.</p>
-<form><label>Token <input name="token" type="password" autofocus></label> <button>Open</button></form>"""
-
-_OPEN = "/health"
-"""What is answered without a token: probes have none, and all they learn is whether the server is well."""
+_LOGIN = Path(__file__).with_name("page") / "login.html"
 
 
 @dataclass(frozen=True)
@@ -105,9 +101,9 @@ class AccessControl:
         page = request.headers.get("origin")
         if request.method != "GET" and page and not self._is_own_page(page, host):
             return error_response(403, f"a page of {page} may not change this model")
-        if access.token is not None and request.url.path != _OPEN and not self._has_token(request, access.token):
+        if access.token is not None and not _is_open(request) and not self._has_token(request, access.token):
             if request.url.path == "/":
-                return HTMLResponse(_LOGIN, 401)
+                return FileResponse(_LOGIN, 401)
             return error_response(401, "no token, or a wrong one; open the address that was printed")
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > access.upload:
@@ -145,8 +141,17 @@ class _LimitedBody:
 
 async def _send_with_headers(send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
-        MutableHeaders(scope=message).update(_HEADERS)
+        headers = MutableHeaders(scope=message)
+        for name, value in _HEADERS.items():
+            headers.setdefault(name, value)
     await send(message)
+
+
+def _is_open(request: Request) -> bool:
+    """Return whether a request is answered without a token: the files of the page say nothing of a model, and the login
+    needs them; probes have no token, and all they learn is whether the server is well."""
+    path = request.url.path
+    return path == "/health" or (request.method == "GET" and path.startswith("/page/"))
 
 
 def client_of(request: Request) -> str:

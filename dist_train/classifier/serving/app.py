@@ -1,7 +1,7 @@
 """The page and its API as a FastAPI application.
 
-FastAPI and not Gradio: limits on uploads, tokens and all-or-nothing changes take a few lines here, and the page is one
-file without a build step and without a font or a script from elsewhere.
+FastAPI and not Gradio: limits on uploads, tokens and all-or-nothing changes take a few lines here, and the page is a
+folder of files without a build step and without a font or a script from elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
+from starlette.staticfiles import StaticFiles
 
 from dist_train.classifier.serving import api, operations
 from dist_train.classifier.serving.access import Access, AccessControl, error_response
@@ -24,7 +25,8 @@ from dist_train.classifier.serving.served_model import ServedModel
 from dist_train.errors import UserError
 from dist_train.version import __version__
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page")
+"""The page's files: ``index.html``, and what it loads from ``page/`` below its own address."""
 
 router = APIRouter()
 
@@ -42,6 +44,7 @@ def create_app(models: Sequence[ServedModel], access: Access, metrics: Metrics) 
     token = [Depends(HTTPBearer(auto_error=False))] if access.token else []
     app.include_router(api.router, dependencies=token)
     app.include_router(operations.router)
+    app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(AccessControl, access=access)
     app.add_exception_handler(UserError, _answer_user_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
@@ -73,7 +76,7 @@ def page(request: Request) -> Response:
                             path=access.public.path if access.public else "/",
                             secure=access.public is not None and access.public.secure)  # fmt: skip
         return response
-    return FileResponse(PAGE)
+    return FileResponse(PAGE / "index.html")
 
 
 # Errors. Starlette's type of a handler takes any exception; each of these is registered for its own.

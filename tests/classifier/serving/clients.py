@@ -18,10 +18,11 @@ from dist_train import Classifier
 # Photos.
 
 
-def photo(seed: int, side: int = 60) -> bytes:
-    """Return a JPEG of noise."""
+def photo(seed: int, side: int = 60, tint: tuple[int, int, int] = (255, 255, 255)) -> bytes:
+    """Return a JPEG of noise in a tint."""
     out = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)).save(out, "JPEG")
+    noise = np.random.RandomState(seed).randint(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray((noise * (np.array(tint) / 255)).astype(np.uint8)).save(out, "JPEG")
     return out.getvalue()
 
 

@@ -96,7 +96,7 @@ def test_a_browser_behind_nginx(host: str, path: str, page: Page, nginx: Callabl
     with httpx.Client(base_url=link.partition("?")[0], verify=trusted, timeout=120, follow_redirects=True) as web:
         assert web.get("").status_code == 401 and web.get("api/v1/models/model").status_code == 401
         opened = web.get(link)
-        assert opened.status_code == 200 and "Add a class" in opened.text
+        assert opened.status_code == 200 and "page/main.js" in opened.text
         assert TOKEN not in str(opened.url) and opened.url.path == where
         [cookie] = web.cookies.jar
         assert cookie.secure and cookie.path == where and cookie.has_nonstandard_attr("HttpOnly")

@@ -88,7 +88,7 @@ export function firstLines({ predictions: [best], sure, familiarity }) {
 /* Return the other answers, collapsed to a line; each can be named the right one. */
 function others({ predictions, familiarity }, teach) {
   const rest = predictions.slice(1), list = make("ol");
-  for (const { name, probability } of rest) {
+  for (const { name, probability } of predictions) {
     const bar = make("i");
     bar.style.inlineSize = `${100 * probability}%`;
     list.append(make("li", {}, make("span", { className: "name" }, name), make("span", {}, percent(probability, 1)), bar,
@@ -96,7 +96,7 @@ function others({ predictions, familiarity }, teach) {
   }
   const known = familiarity === undefined ? [] : [make("p", { className: "soft" }, t("card.familiar", { share: percent(familiarity / 100) }))];
   if (!rest.length) return make("div", {}, ...known);
-  const line = t("card.or", { names: names(rest.map(({ name }) => name)) });
+  const line = t("card.or", { names: names(rest.map(({ name }) => name), 4) });
   return make("details", {}, make("summary", { "aria-label": t("card.others", { names: names(rest.map(({ name }) => name), 9) }) }, line), list, ...known);
 }
 

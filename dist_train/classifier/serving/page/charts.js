@@ -2,8 +2,8 @@
 
 import { percent } from "./texts.js";
 
-const SIDE = 320, EDGE = 44;
-const at = share => share * (SIDE - EDGE - 12);
+const SIDE = 320, EDGE = 56;
+const at = share => share * (SIDE - EDGE - 20);
 const left = share => EDGE + at(share), top = share => SIDE - EDGE - at(share);
 
 function shape(tag, fields, text) {

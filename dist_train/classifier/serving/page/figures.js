@@ -7,7 +7,7 @@ import { number, percent, t } from "./texts.js";
 const MISTAKES = 12, PAIRS = 8, PICTURES = 4;
 
 const block = (title, ...content) => make("section", { className: "block" }, make("h3", {}, title), ...content);
-const cells = (tag, values) => make("tr", {}, ...values.map(value => make(tag, {}, value)));
+const cells = (tag, values) => make("tr", {}, ...values.map(value => make(value ? tag : "td", {}, value)));
 const rows = (head, body) => make("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": head.join(", ") },
   make("table", {}, make("thead", {}, cells("th", head)), make("tbody", {}, ...body)));
 

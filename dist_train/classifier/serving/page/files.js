@@ -12,7 +12,7 @@ export function separate(files) {
   for (const file of files) {
     const end = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
     const inSystem = folders(file).some(name => isSystem(name, about.system.folders)) || isSystem(file.name, about.system.files);
-    (!inSystem && (about.photos.includes(end) || !file.type) ? photos : others).push(file);
+    (!inSystem && (about.suffixes.includes(end) || !file.type) ? photos : others).push(file);
   }
   const passed = others.length ? t("passed", { n: others.length, names: names(others.map(file => file.name)) }) : "";
   return { photos, passed: photos.length ? passed : `${t("passed.none")} ${passed}` };

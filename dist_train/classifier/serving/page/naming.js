@@ -21,9 +21,10 @@ export function namingForm(files, label, hint, done = () => {}) {
     if (field.value.trim() && !send.disabled) await teach(field.value);
   };
   const teach = async name => {
+    const typed = field.value;
     send.disabled = true;
-    fault.textContent = "";
-    try { await learn(name, files()); field.value = ""; send.hidden = true; done(); } catch (error) { fault.textContent = error.message; }
+    field.value = fault.textContent = "";   // before the answers are drawn anew, which keeps what is typed
+    try { await learn(name, files()); send.hidden = true; done(); } catch (error) { field.value = typed; fault.textContent = error.message; }
     send.disabled = false;
   };
   return { form, teach };
