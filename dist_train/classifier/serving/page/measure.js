@@ -7,7 +7,7 @@ import { batches, folders, separate } from "./files.js";
 import { about, find } from "./model.js";
 import { names, t } from "./texts.js";
 
-let result;            // { figures, photos by id, lines }
+let result;            // { figures, photos in their order, lines that account for the files }
 let stopped = false;
 
 /* Measure on the photos of a folder of folders. */
@@ -22,6 +22,7 @@ export async function take(files) {
 async function run(files) {
   const { photos, lines } = label(files), limit = about.limits.remembered;
   if (photos.length > limit) throw new Error(t("measure.many", { n: photos.length, limit }));
+  result?.photos.forEach(photo => URL.revokeObjectURL(photo.url));
   result = undefined;
   draw();
   $("ask").hidden = true;
@@ -32,7 +33,8 @@ async function run(files) {
   $("measured-text").textContent = t("measure.computing");
   const figures = await api.evaluate(read.map(({ id, label: truth }) => ({ id, label: truth })));
   if (unread.length) lines.push(t("measure.unread", { n: unread.length, names: names(unread.map(photo => photo.file.name)) }));
-  result = { figures, lines, photos: new Map(read.map(photo => [photo.id, photo])) };
+  result = { figures, lines, photos: read };
+  for (const photo of read) photo.url = URL.createObjectURL(photo.file);
 }
 
 /* Return the photos that lie in folders of classes, with their class, and lines that account for all others. A folder that
@@ -85,27 +87,20 @@ function duration(milliseconds) {
 export function draw() {
   document.body.classList.toggle("measured", Boolean(result));
   if (!result) return $("result").replaceChildren();
-  const { figures, lines } = result;
+  const { figures, photos, lines } = result;
   const save = button(t("measure.save"), () => {
     const url = URL.createObjectURL(new Blob([JSON.stringify(figures, undefined, 2)], { type: "application/json" }));
     make("a", { href: url, download: `${about.name}.json` }).click();
     URL.revokeObjectURL(url);
   });
   $("result").replaceChildren(
-    ...lines.map(line => make("p", { className: "soft" }, line)),
+    ...[...lines, ...(figures.known ? [t("measure.known", { n: figures.known })] : [])].map(line => make("p", { className: "soft" }, line)),
     figured.headline(figures),
-    figured.confusions(figures, photo),
-    figured.mistakes(figures, photo),
+    figured.confusions(figures, photos),
+    figured.mistakes(figures, photos),
     make("div", { className: "pair" }, figured.calibration(figures), figured.thresholds(figures, about.threshold)),
     figured.classTable(figures),
     make("div", { className: "row" }, save));
-}
-
-/* Return a measured photo by its key, with an address to show it by. */
-function photo(id) {
-  const known = result.photos.get(id);
-  known.url ??= URL.createObjectURL(known.file);
-  return known;
 }
 
 /* Let the visitor choose a folder, and stop. */
