@@ -111,8 +111,9 @@ def name_card(page: Any, place: int, name: str) -> None:
 def is_sound(page: Any) -> None:
     """Check that nothing is wider than the window, no control too small for a finger, and nothing against axe-core."""
     assert page.evaluate("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    small = """() => [...document.querySelectorAll('button, .button, input:not(.hidden, [type=checkbox]), select, nav a')]
-        .filter(node => node.getBoundingClientRect().height && node.getBoundingClientRect().height < 34)
+    small = """() => [...document.querySelectorAll('button, .button, select, nav a, input:not([type=checkbox])')]
+        .filter(node => !node.matches('.hidden') && node.getBoundingClientRect().height)
+        .filter(node => node.getBoundingClientRect().height < 34)
         .map(node => node.outerHTML)"""
     assert page.evaluate(small) == []
     assert violations(page) == []
