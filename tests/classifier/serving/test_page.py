@@ -164,15 +164,6 @@ def test_an_example_is_tried_with_one_press(page: Any) -> None:
     assert page.complaints == []
 
 
-def test_another_answer_is_chosen_with_one_press(page: Any, site: Site) -> None:
-    page.set_input_files("#files", sent(photo(4)))
-    said(page, "1 photo seen.")
-    page.locator(".card summary").click()
-    names = [line.inner_text() for line in page.locator(".card li .name").all()]
-    page.locator(f"button[aria-label='It is {names[1]}: learn it']").click()
-    said(page, f"{names[1]} has learned from 1 more photo.")
-
-
 def test_several_photos_are_named_together(page: Any, site: Site) -> None:
     page.set_input_files("#files", sent(photo(5), photo(6), photo(7)))
     said(page, "3 photos seen.")
