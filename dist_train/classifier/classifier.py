@@ -265,6 +265,11 @@ class Classifier:
         """
         return list(self._members[self._position(name)].photos)
 
+    @property
+    def pictures(self) -> list[str]:
+        """The id of a small picture of each of ``classes``, of its first photo that has one; "" where there is none."""
+        return [next((photo.picture for photo in member.photos if photo.picture), "") for member in self._members]
+
     def picture(self, photo: str) -> bytes | None:
         """Return a small picture, a JPEG, by the ``picture`` of a photo; None where it is not there."""
         folder = self._origin[0] if self._origin else None

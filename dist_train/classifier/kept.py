@@ -113,7 +113,7 @@ class Member:
         if not self.photos:
             return twins
         own, places, near = self.activations.double(), list[int](), list[bool]()
-        for rows in rounded(activations).to(own).split(_ROWS):
+        for rows in torch.split(rounded(activations).to(own), _ROWS):
             distance, place = torch.cdist(rows, own).min(1)
             places += place.tolist()
             near += (distance <= _SAME * rows.norm(dim=1)).tolist()

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,24 @@ def read_picture(folder: Path, picture: str) -> bytes | None:
         return read_regular(folder / PICTURES / f"{picture}.jpg", MAX_PICTURE) if picture.isalnum() else None
     except (OSError, UserError):
         return None
+
+
+def pack(folder: Path, name: str, archive: zipfile.ZipFile) -> None:
+    """Write the model in a folder to an archive, below ``name``: with its pictures and its history, and without the
+    states that can be restored.
+
+    Raises:
+        UserError, OSError: the model cannot be read.
+    """
+    content = json.loads(read_regular(folder / "model.json", MAX_JSON)) | {"past": []}
+    archive.writestr(f"{name}/model.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    for part in PARTS:
+        file = content["files"][part]["file"]
+        archive.write(folder / file, f"{name}/{file}")
+    for picture in sorted({photo["picture"] for photo in content.get("photos", []) if photo["picture"]}):
+        data = read_picture(folder, picture)
+        if data is not None:
+            archive.writestr(f"{name}/{PICTURES}/{picture}.jpg", data)
 
 
 def is_model(folder: Path) -> bool:

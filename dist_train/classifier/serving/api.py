@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-import torch
-from fastapi import APIRouter, Body, Depends, File, Form, HTTPException, Request, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
@@ -18,7 +17,9 @@ from starlette.requests import ClientDisconnect
 from dist_train.classifier.serving.access import client_of
 from dist_train.classifier.serving.replies import (
     About,
+    Changes,
     Classified,
+    ClassPhotos,
     Fault,
     ModelList,
     ModelSummary,
@@ -98,7 +99,7 @@ async def classify(request: Request, served: Served, images: Images) -> Classifi
 @router.post("/models/{model}/predictions")
 def predict_again(served: Served, ids: Annotated[list[str], Body(embed=True, max_length=REMEMBERED)]) -> Remembered:
     """Say what is on photos that were classified before, by their ids, without another upload."""
-    photos = [EmbeddedPhoto(key, row) for key in ids if (row := served.remembered(key)) is not None]
+    photos = [photo for key in ids if (photo := served.remembered(key)) is not None]
     answers: dict[str, PhotoAnswer] = {answer.id: answer for answer in served.answers(photos)}
     return Remembered(results=[answers.get(key) for key in ids])
 
@@ -111,6 +112,53 @@ async def add_class(
     served.model.check_new(name)  # before the work
     await run_in_threadpool(served.add_class, name, await _all_embedded(request, served, images))
     return served.about()
+
+
+@router.post("/models/{model}/photos")
+async def add_photos(
+    request: Request, served: Served, name: Annotated[str, Form(description="Name or wnid of a class.")], images: Images
+) -> About:
+    """Give further photos to a class; all of them must be readable, and none may be in it already."""
+    served.model.photos(name)  # before the work
+    await run_in_threadpool(served.add_photos, name, await _all_embedded(request, served, images))
+    return served.about()
+
+
+@router.get("/models/{model}/photos")
+def list_photos(served: Served, name: Annotated[str, Query(description="Name or wnid of a class.")]) -> ClassPhotos:
+    """List the photos that the model keeps of a class."""
+    return served.photos(name)
+
+
+@router.post("/models/{model}/photos/remove")
+def remove_photos(served: Served, name: Name, ids: Annotated[list[str], Body(embed=True, min_length=1)]) -> About:
+    """Remove photos of a class."""
+    served.remove_photos(name, ids)
+    return served.about()
+
+
+@router.get("/models/{model}/pictures/{id}", response_class=Response, responses={404: {"model": Fault}})
+def show_picture(served: Served, id: str) -> Response:
+    """Return a small picture of a photo, a JPEG."""
+    data = served.picture(id)
+    if data is None:
+        raise HTTPException(
+            404, f"picture {shown(id)}: there is none of this id; ask again for the photos of the class"
+        )
+    return Response(data, media_type="image/jpeg")
+
+
+@router.post("/models/{model}/undo")
+def undo(served: Served) -> About:
+    """Undo the last change; called again, the change before it, up to ten."""
+    served.undo()
+    return served.about()
+
+
+@router.get("/models/{model}/history")
+def list_changes(served: Served) -> Changes:
+    """List the changes of a model, the last at the end."""
+    return served.history()
 
 
 @router.post("/models/{model}/remove")
@@ -138,18 +186,18 @@ async def _embed_uploads(
     return await unless_disconnected(request, served.embed(files, client_of(request)))
 
 
-async def _all_embedded(request: Request, served: ServedModel, images: Sequence[UploadFile]) -> torch.Tensor:
-    """Return the activations [k, dim] of photos that were sent.
+async def _all_embedded(request: Request, served: ServedModel, images: Sequence[UploadFile]) -> list[EmbeddedPhoto]:
+    """Return the photos that were sent.
 
     Raises:
         UserError: any of them cannot be read.
     """
-    activations = []
+    embedded = []
     for photo in await _embed_uploads(request, served, images):
         if isinstance(photo, UserError):
             raise photo
-        activations.append(photo.activation)
-    return torch.cat(activations)
+        embedded.append(photo)
+    return embedded
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

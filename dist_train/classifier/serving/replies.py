@@ -24,11 +24,45 @@ class ServedClass(_Reply):
     wnid: str
     """Its WordNet id; "" where it has none."""
     photos: int
-    """How many photos it was added from; 0 for a class that came with the model's run."""
+    """How many photos the model keeps of it; of a class that came with the model's run, those it was given later."""
     added: str
     """The day it was added, as 2026-11-25; "" for a class that came with the model's run."""
     picture: str | None = None
-    """Id of a thumbnail, if the model has any."""
+    """Id of a small picture, of its first photo; null where there is none."""
+
+
+class ShownPhoto(_Reply):
+    """A photo that the model keeps of a class."""
+
+    id: str
+    """What removes it."""
+    name: str
+    """The name of its file; "" where it had none."""
+    added: str
+    """The day it was added, as 2026-11-25; "" where that is not known."""
+    picture: str | None
+    """Id of its small picture; null where there is none."""
+
+
+class ClassPhotos(_Reply):
+    """The photos that the model keeps of a class."""
+
+    photos: list[ShownPhoto]
+
+
+class ShownChange(_Reply):
+    """A change of a model."""
+
+    time: str
+    """As 2026-11-25T09:30:00Z, in UTC."""
+    text: str
+    """What was changed."""
+
+
+class Changes(_Reply):
+    """The changes of a model, the last at the end."""
+
+    changes: list[ShownChange]
 
 
 class ServedLimits(_Reply):
@@ -74,6 +108,8 @@ class About(_Reply):
     method: str
     """What makes a class of its photos."""
     classes: list[ServedClass]
+    last_change: str | None
+    """What undo would undo; null where there is nothing."""
     limits: ServedLimits
     suffixes: list[str]
     """Ends of the names of files that are photos."""

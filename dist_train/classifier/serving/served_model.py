@@ -18,19 +18,25 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from dist_train.classifier import model_folder
 from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.kept import NewPhoto, file_name
 from dist_train.classifier.serving.metrics import Metrics
 from dist_train.classifier.serving.replies import (
     About,
+    Changes,
+    ClassPhotos,
     PhotoAnswer,
     ServedClass,
     ServedLimits,
+    ShownChange,
+    ShownPhoto,
     ShownPrediction,
     SystemNames,
 )
@@ -69,12 +75,14 @@ class EmbeddedPhoto:
     """A photo that has been through the network.
 
     Attributes:
-        key: the sha256 of its bytes, by which its activation is remembered.
+        key: the sha256 of its bytes, by which it is remembered.
         activation: [1, dim].
+        photo: what a class would keep of it.
     """
 
     key: str
     activation: torch.Tensor
+    photo: NewPhoto
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,8 @@ class ServedModel:
         size = self.model.network.batch
         self._batches = BatchedNetwork(self.model.embed, size, self._count_batch)
         self._shares = ClientShares(size)  # decoded images wait in memory: of each client no more than a batch
-        self._activations: OrderedDict[str, torch.Tensor] = OrderedDict()  # by key, the most recent last
-        self._activations_lock = threading.Lock()
+        self._remembered: OrderedDict[str, EmbeddedPhoto] = OrderedDict()  # by key, the most recent last
+        self._remembered_lock = threading.Lock()
         self._metrics.loads.labels(self.name).inc()
         self._metrics.classes.labels(self.name).set_function(lambda: len(self.model.classes))
         self._metrics.waiting.labels(self.name).set_function(lambda: self._batches.waiting)
@@ -155,37 +163,39 @@ class ServedModel:
     async def _embed_file(self, file: BinaryIO, name: str, client: str) -> EmbeddedPhoto:
         with self._metrics.pending.labels(self.name).track_inprogress():
             key, pixels = await self._pools.headers.run(client, _key_and_pixels, file)
-            activation, result = self.remembered(key), "remembered"
-            if activation is None:
+            photo, result = self.remembered(key), "remembered"
+            if photo is None:
                 result = "computed"
                 async with self._shares.of(client):
                     try:
-                        image = await self._pools.for_size(pixels).run(client, self._decode, file, name)
+                        image, new = await self._pools.for_size(pixels).run(client, self._decode, file, name)
                     except UserError:
                         self._metrics.photos.labels(self.name, "unreadable").inc()
                         raise
-                    activation = await self._batches.activation(image)
+                    photo = EmbeddedPhoto(key, await self._batches.activation(image), new)
         self._metrics.photos.labels(self.name, result).inc()
-        self._remember(key, activation)
-        return EmbeddedPhoto(key, activation)
+        photo = replace(photo, photo=replace(photo.photo, name=file_name(name)))
+        self._remember(photo)
+        return photo
 
-    def _decode(self, file: BinaryIO, name: str) -> torch.Tensor:
-        """Return a photo as the network takes it: [1, 3, size, size]."""
+    def _decode(self, file: BinaryIO, name: str) -> tuple[torch.Tensor, NewPhoto]:
+        """Return a photo as the network takes it, [1, 3, size, size], and what a class would keep of it."""
         file.seek(0)
         pixels = self.model.pixels(file.read(), name, self.limits.pixels)
-        return self.model.network.preprocess.batch([pixels])
+        image = self.model.network.preprocess.batch([pixels])
+        return image, self.model.new_photo(image, pixels, name)
 
-    def _remember(self, key: str, activation: torch.Tensor) -> None:
-        with self._activations_lock:
-            self._activations[key] = activation
-            self._activations.move_to_end(key)
-            while len(self._activations) > REMEMBERED:
-                self._activations.popitem(last=False)
+    def _remember(self, photo: EmbeddedPhoto) -> None:
+        with self._remembered_lock:
+            self._remembered[photo.key] = photo
+            self._remembered.move_to_end(photo.key)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
 
-    def remembered(self, key: str) -> torch.Tensor | None:
-        """Return the activation [1, dim] of a photo seen before, by its key; None where it is forgotten."""
-        with self._activations_lock:
-            return self._activations.get(key)
+    def remembered(self, key: str) -> EmbeddedPhoto | None:
+        """Return a photo seen before, by its key; None where it is forgotten."""
+        with self._remembered_lock:
+            return self._remembered.get(key)
 
     def answers(self, photos: Sequence[EmbeddedPhoto]) -> list[PhotoAnswer]:
         """Return what the model says of photos, in order."""
@@ -217,23 +227,68 @@ class ServedModel:
             self.model = changed
             self._metrics.changes.labels(self.name).inc()
 
-    def add_class(self, name: str, activations: torch.Tensor) -> None:
-        """Add a class from the activations [k, dim] of its photos.
+    def add_class(self, name: str, photos: Sequence[EmbeddedPhoto]) -> None:
+        """Add a class from its photos.
 
         Raises:
-            UserError: the name is taken, or there are too many classes; nothing is changed.
+            UserError: the name is taken, a photo is given twice, or there are too many classes; nothing is changed.
             OSError: the model cannot be written; nothing is changed.
         """
 
         def apply(model: Classifier) -> None:
             if len(model.classes) >= self.limits.classes:
                 raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first")
-            model.add_activations(name, activations)
+            model.add_activations(name, *_to_keep(photos))
 
         self.change(apply)
 
+    def add_photos(self, name: str, photos: Sequence[EmbeddedPhoto]) -> None:
+        """Give further photos to a class.
+
+        Raises:
+            UserError: there is no such class, or a photo is in it already or given twice; nothing is changed.
+            OSError: the model cannot be written; nothing is changed.
+        """
+        self.change(lambda model: model.add_photo_activations(name, *_to_keep(photos)))
+
+    def remove_photos(self, name: str, ids: Sequence[str]) -> None:
+        """Remove photos of a class.
+
+        Raises:
+            UserError: there is no such class or photo, or none would be left; nothing is changed.
+            OSError: the model cannot be written; nothing is changed.
+        """
+        self.change(lambda model: model.remove_photos(name, ids))
+
+    def undo(self) -> None:
+        """Undo the last change.
+
+        Raises:
+            UserError: there is nothing to undo; nothing is changed.
+            OSError: the model cannot be written; nothing is changed.
+        """
+        self.change(lambda model: model.undo())
+
+    def photos(self, name: str) -> ClassPhotos:
+        """Return the photos that the model keeps of a class.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        return ClassPhotos(photos=[ShownPhoto(**{**asdict(photo), "picture": photo.picture or None})
+                                   for photo in self.model.photos(name)])  # fmt: skip
+
+    def history(self) -> Changes:
+        """Return the changes of the model, the last at the end."""
+        return Changes(changes=[ShownChange.model_validate(change) for change in self.model.history])
+
+    def picture(self, photo: str) -> bytes | None:
+        """Return a small picture, a JPEG, by its id; None where there is none."""
+        return self.model.picture(photo)
+
     def archive(self) -> Path:
-        """Return the model folder as a zip file in a temporary folder, which the caller removes.
+        """Return the model folder as a zip file in a temporary folder, which the caller removes: the model as it is,
+        and not the states that undo restores.
 
         Raises:
             UserError: the model's files cannot be read.
@@ -241,11 +296,11 @@ class ServedModel:
         archive = Path(tempfile.mkdtemp()) / "model.zip"
         try:
             with self._change_lock, zipfile.ZipFile(archive, "w") as file:
-                for path in sorted([self.path / "model.json", *self.path.glob("*.safetensors")]):
-                    file.write(path, f"{self.name}/{path.name}")
-        except OSError as error:
+                model_folder.pack(self.path, self.name, file)
+        except (OSError, ValueError, UserError) as error:
             shutil.rmtree(archive.parent)
-            raise UserError(f"the model cannot be read ({error.strerror}); look at its folder") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"the model cannot be read ({reason}); look at its folder") from None
         return archive
 
     def about(self) -> About:
@@ -254,7 +309,11 @@ class ServedModel:
         return About(
             name=self.name,
             method=model.method,
-            classes=[ServedClass.model_validate(entry) for entry in model.classes],
+            classes=[
+                ServedClass(**asdict(entry), picture=picture or None)
+                for entry, picture in zip(model.classes, model.pictures, strict=True)
+            ],
+            last_change=model.last_change,
             limits=ServedLimits.model_validate(self.limits),
             suffixes=sorted(SUFFIXES),
             system=SystemNames(files=sorted(SYSTEM_FILES), folders=sorted(SYSTEM_FOLDERS)),
@@ -264,6 +323,11 @@ class ServedModel:
 def model_name(path: Path) -> str:
     """Return the name of a model folder; that of the folder itself for ``.`` and ``..``."""
     return os.path.basename(os.path.abspath(path))
+
+
+def _to_keep(photos: Sequence[EmbeddedPhoto]) -> tuple[torch.Tensor, list[NewPhoto]]:
+    """Return the activations [k, dim] of photos, and what a class keeps of each."""
+    return torch.cat([photo.activation for photo in photos]), [photo.photo for photo in photos]
 
 
 def _key_and_pixels(file: BinaryIO) -> tuple[str, int]:
