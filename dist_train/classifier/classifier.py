@@ -24,6 +24,7 @@ from dist_train.classifier.model_json import Change, check_added, check_network
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Photo
 from dist_train.classifier.predicted import PredictedHead
+from dist_train.classifier.reading import Source, ahead, sources
 from dist_train.classifier.stored import State
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
@@ -329,10 +330,39 @@ class Classifier:
     def predict(self, images: Iterable[Photo] | Photo, topk: int = 5) -> list[Answer]:
         """Return for each photo the ``topk`` classes with the highest scores, the best first.
 
+        Args:
+            images: a photo or several; a folder stands for the photos in it and below it.
+            topk: classes to name.
+
+        Returns:
+            For each photo its answer, or why there is none: a photo that cannot be decoded has a ``fault``.
+
         Raises:
-            UserError: a photo cannot be decoded, or ``topk`` is below 1.
+            UserError: the model's scores are not finite, or ``topk`` is below 1.
         """
-        return self.answers(self.activations(images), topk)
+        return list(self.stream(sources(images), topk))
+
+    def stream(self, photos: Iterable[Source], topk: int = 5) -> Iterator[Answer]:
+        """Yield the answer of each photo in order, as ``predict`` does; few photos are in memory at a time."""
+        if topk < 1:
+            raise UserError(f"topk {topk}: must be >= 1")
+        numbered = enumerate(photos, 1)
+        for batch in batches(ahead(self._ready, numbered, 3 * self.network.batch), self.network.batch):
+            images = [image for _, image, _ in batch if image is not None]
+            answers = iter(self.answers(self.embed(torch.cat(images).to(self.device)), topk) if images else ())
+            for name, image, fault in batch:
+                yield replace(next(answers) if image is not None else Answer((), False, 0.0, fault=fault), photo=name)
+
+    def _ready(self, numbered: tuple[int, Source]) -> tuple[str, torch.Tensor | None, str]:
+        """Return the name of a photo, the photo as the network takes it, [1, 3, size, size], and its fault if any."""
+        number, (name, photo) = numbered
+        label = name or f"photo {number}"
+        try:
+            if isinstance(photo, UserError):
+                raise photo
+            return name, self.network.preprocess.batch([self.pixels(photo, label)]).cpu(), ""
+        except UserError as error:
+            return name, None, str(error).removeprefix(f"{label}: ")
 
     def answers(self, activations: torch.Tensor, topk: int = 5) -> list[Answer]:
         """Return what ``predict`` does, from activations [B, dim].

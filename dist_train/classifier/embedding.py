@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,8 +11,8 @@ from tqdm import tqdm
 
 from dist_train.classifier.classifier import Classifier, batches
 from dist_train.classifier.kept import NewPhoto
+from dist_train.classifier.reading import ahead
 from dist_train.data.account import Account
-from dist_train.distributed.context import usable_cpus
 from dist_train.errors import UserError
 from dist_train.names import shown
 
@@ -107,7 +104,8 @@ def leave_out(account: Account, path: Path, reason: str) -> None:
 def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]], pictures: bool) -> Iterator[_Decoded]:
     """Yield all photos in order, a few batches of them decoded ahead."""
 
-    def decode(name: str, path: Path) -> _Decoded:
+    def decode(file: tuple[str, Path]) -> _Decoded:
+        name, path = file
         try:
             pixels = model.pixels(path)
             image = model.network.preprocess.batch([pixels]).cpu()
@@ -115,17 +113,8 @@ def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]], pictures: 
         except UserError as error:
             return _Decoded(name, path, fault=str(error).removeprefix(f"{path}: "))
 
-    files = iter([(name, path) for name, paths in photos.items() for path in paths])
-    waiting: deque[Future[_Decoded]] = deque()
-    pool = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode")
-    try:
-        while True:
-            waiting += [pool.submit(decode, *file) for file in islice(files, 3 * model.network.batch - len(waiting))]
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    files = [(name, path) for name, paths in photos.items() for path in paths]
+    return ahead(decode, files, 3 * model.network.batch)
 
 
 def _check_one_class(shared: Sequence[Sequence[Path]]) -> None:

@@ -13,7 +13,7 @@ from dist_train.config import Config, configs_dir
 from dist_train.config.io import check_yaml, find_yaml
 from dist_train.version import __version__
 from launch import terminal
-from launch.cli import adapt, create, data, launching, measuring, models, runs
+from launch.cli import adapt, classify, create, data, launching, measuring, models, runs
 from launch.cli.parser import CommandParser
 from launch.cli.signature import Command, add_arguments, call, description, summary
 
@@ -40,7 +40,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": launching.doctor,
     "create": create.create,
     "adapt": adapt.adapt,
-    "classify": models.classify,
+    "classify": classify.classify,
     "evaluate-model": measuring.evaluate_model,
     "export": models.export,
     "serve": models.serve,

@@ -1,65 +1,13 @@
-"""The commands that use a model: classify, export, serve."""
+"""The commands that use a model: export, serve."""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from dist_train.data.account import Account
 from dist_train.errors import UserError
-from dist_train.names import shown
-from launch.cli.photo_arguments import named_photos, print_account
 from launch.cli.signature import Option, Options
-
-
-def classify(
-    model: Path, images: list[str], *, topk: int = 5, as_json: Annotated[bool, Option(name="json")] = False
-) -> int:
-    """Say what is on photos.
-
-    A photo that cannot be read is named and left out; the exit code is 1 then.
-
-    Args:
-        model: Folder made by adapt or create.
-        images: Photos, folders, quoted patterns; - reads one photo, or paths one a line, from standard input.
-        topk: Classes to name.
-        as_json: Print a JSON object a line.
-    """
-    from dist_train.classifier.classifier import Classifier, batches
-
-    if topk < 1:
-        raise UserError(f"--topk {topk}: must be >= 1")
-    classifier = Classifier.load(model)
-    account = Account()
-    for batch in batches(named_photos(images, classifier.pixels, account)):
-        decoded = []
-        for name, decode in batch:
-            try:
-                decoded.append((name, decode()))
-            except UserError as error:
-                account.taken -= 1
-                account.leave_out(name, str(error))
-                print(f"dist-train: error: {shown(error)}", file=sys.stderr)
-        if not decoded:
-            continue
-        answers = classifier.predict([pixels for _, pixels in decoded], topk)
-        for (name, _), predictions in zip(decoded, answers, strict=True):
-            if as_json:
-                print(_json_line({"image": name, "classes": [asdict(prediction) for prediction in predictions]}))
-            else:
-                print(shown(name), *(f"{100 * p.probability:7.2f}%  {p.name}" for p in predictions), sep="\n")
-        sys.stdout.flush()
-    print_account(account, details=False)
-    return 1 if account.left_out else 0
-
-
-def _json_line(content: dict[str, Any]) -> str:
-    """Return JSON in one line: in ASCII where the text has what a terminal would not show, or what is not UTF-8."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    return text if shown(text) == text else json.dumps(content, allow_nan=False)
 
 
 def export(model: Path, *, format: str, out: Path | None = None, rule: str | None = None) -> int:

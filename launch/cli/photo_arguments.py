@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,7 @@ from dist_train.data.account import Account
 from dist_train.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
-    Load = Callable[[], torch.Tensor]
+    from dist_train.classifier.reading import Source
 
 
 def find_photos(word: str, option: str, account: Account) -> list[Path]:
@@ -47,59 +44,49 @@ def find_photos(word: str, option: str, account: Account) -> list[Path]:
     return matches
 
 
-def named_photos(
-    words: Sequence[str], decode: Callable[..., torch.Tensor], account: Account
-) -> Iterator[tuple[str, Load]]:
-    """Yield the name of each photo that the words mean, and a function that decodes it or raises UserError.
+def named_photos(words: Sequence[str], account: Account) -> Iterator[Source]:
+    """Yield the name of each photo that the words mean, and the photo, or why there is none.
 
     Args:
         words: files, folders, patterns; "-": one photo, or paths one a line, from standard input.
-        decode: makes pixels of a path, or of bytes and a name.
         account: counts all of them as taken, and lists the files that are passed over.
     """
     from dist_train.classifier import photos
 
     for word in words:
         if word != "-":
-            yield from _of_word(word, decode, account)
+            yield from _of_word(word, account)
             continue
         data = sys.stdin.buffer.read()
         if photos.is_image(data):
             account.taken += 1
-            yield "-", partial(decode, data, "standard input")
+            yield "-", data
             continue
         paths = [] if b"\0" in data else [os.fsdecode(line) for line in data.splitlines() if line.strip()]
         if not paths:
+            account.taken += 1
             what = "neither an image nor a list of paths" if data else "empty"
-            error = UserError(f"standard input: {what}; give one photo, or paths one a line")
-            yield "-", _failing(error, account)
+            yield "-", UserError(f"standard input: {what}; give one photo, or paths one a line")
         for path in paths:
-            yield from _of_word(path, decode, account)
+            yield from _of_word(path, account)
 
 
-def _of_word(word: str, decode: Callable[..., torch.Tensor], account: Account) -> Iterator[tuple[str, Load]]:
+def _of_word(word: str, account: Account) -> Iterator[Source]:
+    """Yield the photos of a word; those that cannot be had count as taken, like photos that cannot be decoded."""
     own = Account()
     try:
         paths = find_photos(word, word, own)
     except UserError as error:
-        yield word, _failing(error, account)
+        account.taken += 1
+        yield word, error
         return
     broken, own.left_out = own.left_out, []
     account.add(own)
+    account.taken += len(broken)
     for name, reason in broken:
-        yield name, _failing(UserError(f"{name}: {reason}"), account)
+        yield name, UserError(f"{name}: {reason}")
     for path in paths:
-        yield str(path), partial(decode, path)
-
-
-def _failing(error: UserError, account: Account) -> Load:
-    """Return a function that raises the error; its photo counts as taken, like a photo that cannot be decoded."""
-    account.taken += 1
-
-    def fail() -> torch.Tensor:
-        raise error
-
-    return fail
+        yield str(path), path
 
 
 def print_account(account: Account, details: bool = True) -> None:

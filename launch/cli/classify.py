@@ -1,0 +1,191 @@
+"""classify: photos in; answers on the terminal, in files, or as folders of sorted photos."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from dist_train.data.account import Account
+from dist_train.errors import UserError
+from dist_train.names import shown
+from launch.cli.photo_arguments import named_photos, print_account
+from launch.cli.signature import Option, Options
+
+if TYPE_CHECKING:
+    from dist_train.classifier.batch_run import Journal
+    from dist_train.classifier.classifier import Classifier
+    from dist_train.classifier.head import Answer
+
+
+@dataclass(kw_only=True)
+class AnswerFiles(Options):
+    """Where the answers for many photos go."""
+
+    csv: Annotated[Path | None, Option(metavar="FILE")] = None
+    """File for a table of the answers, a row a photo."""
+    parquet: Annotated[Path | None, Option(metavar="FILE")] = None
+    """The same table as a parquet file."""
+    move_to: Annotated[Path | None, Option(metavar="DIR")] = None
+    """Folder to move the photos to, into a folder for each class, and "not sure" for the rest."""
+    link_to: Annotated[Path | None, Option(metavar="DIR")] = None
+    """The same with symbolic links; the photos stay where they are."""
+
+    @property
+    def given(self) -> list[Path]:
+        """What is to be written."""
+        return [path for path in (self.csv, self.parquet, self.move_to, self.link_to) if path is not None]
+
+    def check(self, images: list[str]) -> None:
+        """Check, before any work, that what is asked for can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        for option, file in (("--csv", self.csv), ("--parquet", self.parquet)):
+            if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+                raise UserError(f"{option} {file}: is a folder, or lies in none; give a file to write")
+        if self.move_to and self.link_to:
+            raise UserError(f"--link_to {self.link_to}: is given together with --move_to; give one of them")
+        option, folder = ("--move_to", self.move_to) if self.move_to else ("--link_to", self.link_to)
+        for word in images if folder else ():
+            inside = (
+                folder is not None and Path(word).is_dir() and folder.resolve().is_relative_to(Path(word).resolve())
+            )
+            if inside:
+                raise UserError(
+                    f"{option} {folder}: lies in {word}, whose photos are asked for; give a folder elsewhere"
+                )
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UserError(f"{option} {folder}: is no folder; give one, or a name that is free")
+
+    def journal(self) -> Path:
+        """Return the file that keeps the answers until they are written; its folder is made where need be.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        first = self.given[0]
+        if first in (self.csv, self.parquet):
+            return first.with_name(f".{first.name}.part")
+        try:
+            first.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{first}: {error.strerror}; give a folder that can be made") from None
+        return first / ".classify.part"
+
+
+def classify(
+    model: Path,
+    images: list[str],
+    *,
+    topk: int = 5,
+    as_json: Annotated[bool, Option(name="json")] = False,
+    files: AnswerFiles,
+) -> int:
+    """Say what is on photos.
+
+    A photo that cannot be read is named and left out; the exit code is 1 then. With --csv, --parquet, --move_to or
+    --link_to, answers go there; a run that was killed goes on when the same command is given again.
+
+    Args:
+        model: Folder made by adapt or create.
+        images: Photos, folders, quoted patterns; - reads one photo, or paths one a line, from standard input.
+        topk: Classes to name.
+        as_json: Print a JSON object a line.
+    """
+    from dist_train.classifier.classifier import Classifier
+
+    if topk < 1:
+        raise UserError(f"--topk {topk}: must be >= 1")
+    files.check(images)
+    classifier, account = Classifier.load(model), Account()
+    if files.given:
+        return _to_files(classifier, model, images, topk, as_json, files)
+    for answer in classifier.stream(named_photos(images, account), topk):
+        _print(answer, as_json, account)
+    print_account(account, details=False)
+    return 1 if account.left_out else 0
+
+
+def _to_files(
+    classifier: Classifier, model: Path, images: list[str], topk: int, as_json: bool, files: AnswerFiles
+) -> int:
+    """Classify many photos into files; return the exit code."""
+    from dist_train.classifier.batch_run import Journal, write_csv, write_parquet
+    from dist_train.distributed.pool import progress_bar
+    from dist_train.files import file_sha256
+
+    account = Account()
+    run = {"model": file_sha256(model / "model.json"), "topk": topk, "photos": images}
+    journal = Journal(files.journal(), run)
+    left = dict(journal.without_answers(named_photos(images, account)))
+    account.taken = len(journal.answers.keys() | left)  # those that an earlier process has moved away among them
+    for answer in list(journal.answers.values()):
+        if answer.photo not in left:
+            _note(answer, as_json, account)
+    with progress_bar(len(left), "photos", "img", show=not as_json) as bar:
+        for answer in classifier.stream(left.items(), topk):
+            journal.add(answer)
+            _note(answer, as_json, account)
+            bar.update()
+    answers = list(journal.answers.values())
+    for file, write in ((files.csv, write_csv), (files.parquet, write_parquet)):
+        if file is not None:
+            write(file, answers, topk)
+            print(f"{file}: {len(answers)} photos", file=sys.stderr)
+    _sort(journal, files, account)
+    journal.remove()
+    print_account(account, details=False)
+    return 1 if account.left_out else 0
+
+
+def _sort(journal: Journal, files: AnswerFiles, account: Account) -> None:
+    """Move photos, or link to them, and print how many are in each folder."""
+    from dist_train.classifier.sorting import UNSURE, sort_photos
+
+    folder = files.move_to or files.link_to
+    if folder is None:
+        return
+    counts, failed = sort_photos(journal, folder, move=files.move_to is not None)
+    for name, reason in failed:
+        _leave_out(account, name, reason)
+    print(f"{folder}: {counts.total()} photos {'moved' if files.move_to else 'linked to'}", file=sys.stderr)
+    for group, count in sorted(counts.items(), key=lambda pair: (pair[0] == UNSURE, -pair[1], pair[0])):
+        print(f"{count:8}  {group}", file=sys.stderr)
+
+
+def _note(answer: Answer, as_json: bool, account: Account) -> None:
+    """Print a fault, and an answer only as JSON: in text they would bury the rest."""
+    if answer.fault or as_json:
+        _print(answer, as_json, account)
+
+
+def _print(answer: Answer, as_json: bool, account: Account) -> None:
+    """Print an answer on standard output, or a fault on standard error."""
+    if answer.fault:
+        _leave_out(account, answer.photo, answer.fault)
+        if as_json:
+            print(_json_line({"image": answer.photo, "error": answer.fault}))
+    elif as_json:
+        classes = [asdict(prediction) for prediction in answer]
+        more = {"sure": answer.sure, "familiarity": answer.familiarity}
+        print(_json_line({"image": answer.photo, "classes": classes, **more}))
+    else:
+        print(shown(answer.photo) + ("" if answer.sure else "  (not sure)"))
+        print("\n".join(f"{100 * p.probability:7.2f}%  {p.name}" for p in answer))
+    sys.stdout.flush()
+
+
+def _leave_out(account: Account, name: str, reason: str) -> None:
+    account.taken -= 1
+    account.leave_out(name, reason)
+    print(f"dist-train: error: {shown(name)}: {shown(reason)}", file=sys.stderr)
+
+
+def _json_line(content: dict[str, Any]) -> str:
+    """Return JSON in one line: in ASCII where the text has what a terminal would not show, or what is not UTF-8."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return text if shown(text) == text else json.dumps(content, allow_nan=False)

@@ -1,0 +1,225 @@
+"""classify with files: tables, photos sorted into folders, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dist_train import Classifier, UserError
+from dist_train.classifier.classifier import Answer, Class
+from dist_train.classifier.network import Network
+from dist_train.classifier.photos import Preprocess
+from dist_train.classifier.predicted import PredictedHead, untrained_predictor
+from dist_train.config import LearnConfig
+from dist_train.config.backbone import Preprocessing
+from dist_train.models.backbones import build
+from launch.cli.main import main
+
+
+class Killed(BaseException):
+    """Ends a run at once: nobody handles it."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an untrained model with three classes."""
+    torch.manual_seed(0)
+    rows, learn, device = torch.randn(3, 512), LearnConfig(), torch.device("cpu")
+    backbone = build({"name": "resnet10", "num_classes": 3, "small_stem": False})
+    phi = untrained_predictor("phi2", rows, backbone, learn)
+    sample = torch.randn(6, 512).half().float(), torch.tensor([0, 1, 2] * 2)
+    network = Network(backbone, Preprocess(Preprocessing(resize=36, size=32))).on(device)
+    maker = PredictedHead("phi2", phi, learn, rows, sample, 0.3).on(device)
+    classes = [Class("cat", "n1"), Class("dog", "n2"), Class("sea, lion", "n3")]
+    made = Classifier(network, maker, classes, range(3), {"seed": 0})
+    made.save(tmp_path_factory.mktemp("made") / "model")
+    return tmp_path_factory.getbasetemp() / "made0" / "model"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of 6 photos in two folders, with two names twice, a damaged photo and a file that is none."""
+    for number, name in enumerate(("a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png", "4.png")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.RandomState(number).randint(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels // (1 + 3 * (number % 3))).save(path)
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"text")
+    (tmp_path / "photos" / "notes.txt").write_text("text")
+    return tmp_path / "photos"
+
+
+@pytest.fixture(autouse=True)
+def doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the model unsure of the photos named 2.png."""
+    whole = Classifier.stream
+
+    def stream(self: Classifier, *arguments: Any) -> Iterator[Answer]:
+        for answer in whole(self, *arguments):
+            yield replace(answer, sure=not answer.fault and Path(answer.photo).name != "2.png")
+
+    monkeypatch.setattr(Classifier, "stream", stream)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return {path within the folder: its bytes} of all files that links and names lead to."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_predict_takes_folders_and_names_faults(model: Path, photos: Path) -> None:
+    classifier = Classifier.load(model, "cpu")
+    answers = classifier.predict(photos)
+    assert [answer.photo for answer in answers] == [str(photos / name) for name in
+        ("4.png", "a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png", "bad.jpg")]  # fmt: skip
+    assert [len(answer) for answer in answers] == [3] * 6 + [0]
+    assert answers[-1].fault.startswith("not an image of a known format") and not answers[-1].sure
+    singly = [classifier.predict(answer.photo)[0] for answer in answers]
+    assert [answer.fault for answer in singly] == [answer.fault for answer in answers]
+    for one, other in zip(singly[:-1], answers, strict=False):
+        assert np.allclose([p.probability for p in one], [p.probability for p in other], atol=1e-5)
+    mixed = classifier.predict(["/nowhere.jpg", np.zeros((9, 9, 3), np.uint8), photos / "a", b"bytes", photos / "no"])
+    assert [answer.photo for answer in mixed[:2]] == ["/nowhere.jpg", ""] and len(mixed) == 6
+    assert [bool(answer.fault) for answer in mixed] == [True, False, False, False, True, True]
+    assert mixed[4].fault == "not an image of a known format; convert it to JPEG or PNG"
+    (photos / "empty").mkdir()
+    [empty] = classifier.predict(photos / "empty")
+    assert empty.photo == str(photos / "empty") and empty.fault.startswith("holds no photos")
+    with pytest.raises(UserError, match="topk 0"):
+        classifier.predict(photos, topk=0)
+
+
+def test_tables_have_a_row_for_each_photo(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, other = photos.parent / "table.csv", photos.parent / "table.parquet"
+    words = ["classify", str(model), str(photos), "--csv", str(table), "--parquet", str(other), "--topk", "2", "--json"]
+    assert main(words) == 1  # as a photo cannot be read
+    said = capsys.readouterr()
+    assert "found 8 files: 6 taken, 1 left out, 1 passed over (1 .txt)" in said.err
+    assert f"error: {photos}/bad.jpg: not an image of a known format" in said.err
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert list(rows[0]) == ["photo", "class", "wnid", "probability", "sure", "familiarity", "fault", "class_2",
+                             "probability_2"]  # fmt: skip
+    assert [row["photo"] for row in rows] == [line["image"] for line in lines] and len(rows) == 7
+    for row, line in zip(rows, lines, strict=True):
+        if "error" in line:
+            assert row["fault"] == line["error"] and row["class"] == row["sure"] == row["probability_2"] == ""
+            continue
+        assert [row["class"], row["class_2"]] == [entry["name"] for entry in line["classes"]]
+        assert abs(float(row["probability"]) - line["classes"][0]["probability"]) < 1e-5
+        assert row["sure"] == str(int(line["sure"])) and row["fault"] == ""
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(other).to_pydict()
+    assert columns["photo"] == [row["photo"] for row in rows] and columns["sure"].count(None) == 1
+    assert columns["class_2"] == [row["class_2"] or None for row in rows]
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos", "table.csv", "table.parquet"]
+
+
+@pytest.mark.parametrize("option", ["--move_to", "--link_to"])
+def test_photos_are_sorted_and_nothing_is_overwritten(
+    option: str, model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, out = contents(photos), photos.parent / "sorted"
+    best = {answer.photo: answer[0].name for answer in Classifier.load(model).predict(photos) if not answer.fault}
+    for group in ("cat", "dog", "sea, lion", "not sure"):  # of another photo
+        (out / group).mkdir(parents=True)
+        (out / group / "1.png").write_bytes(b"mine")
+    assert main(["classify", str(model), str(photos), option, str(out)]) == 1
+    after = contents(out)
+    assert sum(data == b"mine" for data in after.values()) == 4 and len(after) == 4 + 6
+    assert sorted(data for data in after.values() if data != b"mine") == sorted(
+        data for name, data in before.items() if name.endswith("png")
+    )
+    names = {Path(name).name for name in after}
+    assert "1 (2).png" in names and {Path(name).parent.name for name in after if "/2" in name} == {"not sure"}
+    for photo, group in best.items():
+        if not photo.endswith("2.png"):
+            data = before[str(Path(photo).relative_to(photos))]
+            assert any(data == other for name, other in after.items() if name.startswith(group + "/"))
+    said = capsys.readouterr().err
+    assert f"{out}: 6 photos {'moved' if option == '--move_to' else 'linked to'}" in said and "2  not sure" in said
+    left = contents(photos)
+    assert left == ({"bad.jpg": b"text", "notes.txt": b"text"} if option == "--move_to" else before)
+    if option == "--link_to":
+        assert main(["classify", str(model), str(photos), option, str(out)]) == 1
+        assert contents(out) == after  # a second time adds nothing
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 7, 9, 12])
+def test_a_run_that_is_killed_goes_on(
+    after: int, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after so many lines of its journal, the last of them written in half; the same command does the rest."""
+    from dist_train.classifier.batch_run import Journal
+
+    before, out, table = contents(photos), photos.parent / "sorted", photos.parent / "table.csv"
+    words = ["classify", str(model), str(photos), "--csv", str(table), "--move_to", str(out)]
+    write, lines = Journal._write, list[str]()
+
+    def failing(self: Journal, line: dict[str, Any]) -> None:
+        if len(lines) == after:
+            self._file.write(json.dumps(line)[:9])
+            self._file.flush()
+            raise Killed
+        lines.append(json.dumps(line))
+        write(self, line)
+
+    monkeypatch.setattr(Journal, "_write", failing)
+    with pytest.raises(Killed):
+        main(words)
+    moved = len(contents(out)) if out.exists() else 0
+    assert moved >= max(0, after - 8)
+    monkeypatch.setattr(Journal, "_write", write)
+    assert main(words) == 1
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert len({row["photo"] for row in rows}) == len(rows) == 7
+    assert sorted(contents(out).values()) == sorted(data for name, data in before.items() if name.endswith("png"))
+    assert sorted(contents(photos)) == ["bad.jpg", "notes.txt"]
+    assert not list(photos.parent.glob(".*")) and "6 photos moved" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside, both = str(photos / "sorted"), str(photos.parent / "x")
+    for options, wanted in (
+        (["--csv", str(photos)], "is a folder, or lies in none"),
+        (["--parquet", "/nowhere/a.parquet"], "--parquet /nowhere/a.parquet: is a folder, or lies in none"),
+        (["--move_to", inside], f"--move_to {inside}: lies in {photos}, whose photos are asked for"),
+        (["--link_to", str(photos)], "lies in"),
+        (["--link_to", str(model / "model.json")], "is no folder"),
+        (["--move_to", both, "--link_to", both], "is given together with --move_to"),
+    ):
+        assert main(["classify", str(model), str(photos), *options]) == 1
+        said = capsys.readouterr()
+        assert wanted in said.err and said.err.count("\n") == 1 and not said.out
+    journal = photos.parent / ".t.csv.part"
+    journal.write_text('{"run": {"model": "another"}}\n')
+    assert main(["classify", str(model), str(photos), "--csv", str(photos.parent / "t.csv")]) == 1
+    assert "is left over from a run with another model or other options" in capsys.readouterr().err
+    assert journal.exists()
+
+
+def test_a_photo_that_was_changed_is_classified_again(model: Path, photos: Path) -> None:
+    from dist_train.classifier.batch_run import Journal
+
+    journal = Journal(photos.parent / "j", {})
+    for answer in Classifier.load(model).predict(photos / "a"):
+        journal.add(answer)
+    names = [str(photos / "a" / name) for name in ("1.png", "2.png")]
+    again = Journal(photos.parent / "j", {})
+    assert all(map(again.has, names)) and [len(answer) for answer in again.answers.values()] == [3, 3]
+    shutil.copy(photos / "b" / "3.png", names[0])
+    os.utime(names[0], (1, 1))
+    assert [again.has(name) for name in names] == [False, True]
