@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
+from dist_train.classifier.measuring import Measurement
 from dist_train.classifier.serving.access import client_of
 from dist_train.classifier.serving.replies import (
     About,
@@ -21,6 +22,7 @@ from dist_train.classifier.serving.replies import (
     Classified,
     ClassPhotos,
     Fault,
+    LabelledPhoto,
     ModelList,
     ModelSummary,
     NamedAnswer,
@@ -102,6 +104,15 @@ def predict_again(served: Served, ids: Annotated[list[str], Body(embed=True, max
     photos = [photo for key in ids if (photo := served.remembered(key)) is not None]
     answers: dict[str, PhotoAnswer] = {answer.id: answer for answer in served.answers(photos)}
     return Remembered(results=[answers.get(key) for key in ids])
+
+
+@router.post("/models/{model}/evaluate")
+def evaluate(
+    served: Served,
+    photos: Annotated[list[LabelledPhoto], Body(embed=True, min_length=1, max_length=REMEMBERED)],
+) -> Measurement:
+    """Measure the model on photos that were classified before and whose classes are known."""
+    return served.measure([(photo.id, photo.label) for photo in photos])
 
 
 @router.post("/models/{model}/classes")

@@ -1,4 +1,4 @@
-"""What the API answers, as types: they check every answer, and ``/openapi.json`` describes them."""
+"""What the API takes and answers, as types: they check every answer, and ``/openapi.json`` describes them."""
 
 from __future__ import annotations
 
@@ -74,6 +74,8 @@ class ServedLimits(_Reply):
     """Pixels of a photo."""
     classes: int
     """Classes of a model, all together."""
+    remembered: int
+    """Photos that the server knows by their ids, the last that it has seen."""
 
 
 class SystemNames(_Reply):
@@ -165,3 +167,12 @@ class Remembered(_Reply):
     """An answer for each id, in the order asked; null for a photo that the server has forgotten."""
 
     results: list[PhotoAnswer | None]
+
+
+class LabelledPhoto(_Reply):
+    """A photo that was classified before, with its class."""
+
+    id: str
+    """The id that it was answered with."""
+    label: str
+    """Name or wnid of its class."""

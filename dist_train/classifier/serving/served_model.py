@@ -27,6 +27,7 @@ import torch
 from dist_train.classifier import model_folder
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.kept import NewPhoto, file_name
+from dist_train.classifier.measuring import Measurement, measure
 from dist_train.classifier.serving.metrics import Metrics
 from dist_train.classifier.serving.replies import (
     About,
@@ -43,6 +44,7 @@ from dist_train.classifier.serving.replies import (
 from dist_train.classifier.serving.scheduling import BatchedNetwork, ClientShares, DecodingPools
 from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError
+from dist_train.names import shown
 
 REMEMBERED = 2000
 """Photos whose activations are kept, so that a change of the classes shows without another upload."""
@@ -212,6 +214,22 @@ class ServedModel:
             for photo, answer in zip(photos, answers, strict=True)
         ]
 
+    def measure(self, labelled: Sequence[tuple[str, str]]) -> Measurement:
+        """Measure the model on photos that were seen before, each (key, name or wnid of its class).
+
+        Raises:
+            UserError: a photo is forgotten or given twice, or a label is no class.
+        """
+        known = [self.remembered(key) for key, _ in labelled]
+        forgotten = [key for (key, _), photo in zip(labelled, known, strict=True) if photo is None]
+        if forgotten:
+            raise UserError(f"{len(forgotten)} photos are not remembered, {shown(forgotten[0])} among them; classify "
+                            f"them again first")  # fmt: skip
+        if len(dict(labelled)) < len(labelled):
+            raise UserError("a photo is given twice; give each of them once")
+        keys, labels = zip(*labelled, strict=True)
+        return measure(self.model, torch.cat([photo.activation for photo in known if photo]), labels, keys)
+
     def change(self, apply: Callable[[Classifier], None]) -> None:
         """Apply a change to a copy of the model, write the copy, and let it replace the model.
 
@@ -314,7 +332,7 @@ class ServedModel:
                 for entry, picture in zip(model.classes, model.pictures, strict=True)
             ],
             last_change=model.last_change,
-            limits=ServedLimits.model_validate(self.limits),
+            limits=ServedLimits(**asdict(self.limits), remembered=REMEMBERED),
             suffixes=sorted(SUFFIXES),
             system=SystemNames(files=sorted(SYSTEM_FILES), folders=sorted(SYSTEM_FOLDERS)),
         )
