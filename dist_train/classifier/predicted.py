@@ -92,6 +92,10 @@ class PredictedHead(HeadMaker):
     images. They are predicted rows like those of an added class, on the same scale and as uncertain, so that they get
     the same offset where the method calibrates: the share of other classes' images that all predicted rows together may
     win is bounded then, whoever owns them. What they win from images of their own class is no loss, and not counted.
+    Measured on 100 classes of Tiny ImageNet with rows of 60 images (the starter, cosine, 60 draws): k photos of another
+    look, those of a further class, are recognised in 36, 52 and 64% of cases for k = 1, 3 and 10, without the offset in
+    6, 23 and 48%, without further rows in 1%; photos of the same look gain 3 to 7 points, without the offset 0 to 1;
+    all other classes together lose 0.2 points of 60.8, without the offset 0.0.
 
     Attributes:
         method: a name in ``evaluate.methods``, of a ``RowMethod``.
