@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,14 +12,15 @@ from typing import Any
 import torch
 
 from dist_train.classifier import model_folder, photos, stored
+from dist_train.classifier.class_list import ClassList
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Answer, Class, Head, Prediction
 from dist_train.classifier.heads.choice import balanced_accuracy
-from dist_train.classifier.history import History, photos_text
-from dist_train.classifier.kept import KeptPhoto, Member, NewPhoto, today
+from dist_train.classifier.history import History
+from dist_train.classifier.kept import Member, NewPhoto
 from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_folder import Saved
-from dist_train.classifier.model_json import Change, check_added, check_network
+from dist_train.classifier.model_json import check_added, check_network
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Photo
 from dist_train.classifier.predicted import PredictedHead
@@ -28,11 +28,10 @@ from dist_train.classifier.reading import Source, ahead, sources
 from dist_train.classifier.stored import State
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
-from dist_train.names import class_name
 from dist_train.training.precision import exact_products
 
 
-class Classifier:
+class Classifier(ClassList):
     """A trained network with classes that can be added from photos, without training.
 
     ``Classifier.load(folder)`` opens a model that ``dist-train adapt RUN --out folder`` has made; see docs/python.md.
@@ -72,11 +71,6 @@ class Classifier:
         self._origin: tuple[Path, Saved] | None = None  # the folder that it was loaded from or saved to
 
     @property
-    def maker(self) -> HeadMaker:
-        """What makes the head of the classes."""
-        return self._state.maker
-
-    @property
     def method(self) -> str:
         """The name of the method: that of a run's predictor, or that of the head that was fitted to the photos."""
         if isinstance(self.maker, FittedHeads):
@@ -113,21 +107,6 @@ class Classifier:
                             f"--method is chosen when it is made")  # fmt: skip
         self._change(f"head {name}", self._members, replace(self.maker, head=name, strength=None))
 
-    @property
-    def classes(self) -> list[Class]:
-        """All classes in the order of ``logits``: those of the run, then the added ones."""
-        return [member.entry for member in self._members]
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The numbers of the run's classes that have not been removed, in order."""
-        return tuple(member.number for member in self._members if member.number is not None)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that computes."""
-        return self.network.device
-
     def copy(self) -> Classifier:
         """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""
         twin = Classifier(self.network, self.maker, provenance=self.provenance)
@@ -148,82 +127,6 @@ class Classifier:
         self.check_new(name)
         self.add_activations(name, *self.look(images, name))
 
-    def add_activations(self, name: str, activations: torch.Tensor, photos: Sequence[NewPhoto] = ()) -> None:
-        """Add a class as ``add_class`` does, from the activations [k, dim] of its photos.
-
-        Args:
-            name: of the class.
-            activations: of its photos; they are rounded to float16, as the model folder keeps them.
-            photos: what else is to be kept of each, as ``look`` returns it.
-
-        Raises:
-            UserError: the name is taken or not allowed, the activations are not finite or of another shape, or a photo
-                is given twice; nothing is changed.
-        """
-        none = torch.empty(0, self.network.backbone.dim, device=self.device)
-        member = Member(self.check_new(name), none, added=today()).with_photos(activations, photos)
-        self._take_pictures(photos)
-        self._change(f"added {name} ({photos_text(len(activations))})", [*self._members, member])
-
-    def remove_class(self, name: str) -> None:
-        """Remove a class by its name or wnid, whether it was added or came with the run.
-
-        Raises:
-            UserError: there is no such class, or it is the last.
-        """
-        place = self._position(name)
-        if len(self._members) == 1:
-            raise UserError(f"class {name!r}: the last one cannot be removed")
-        removed = self._members[place].name
-        self._change(f"removed {removed}", [*self._members[:place], *self._members[place + 1 :]])
-
-    def rename_class(self, name: str, new: str) -> None:
-        """Rename a class, given by its name or wnid.
-
-        Raises:
-            UserError: there is no such class, or the new name is taken or not allowed.
-        """
-        place = self._position(name)
-        old = self._members[place]
-        if new == old.name:
-            return
-        self._replace(place, replace(old, name=self.check_new(new)), f"renamed {old.name} to {new}", self._state.head)
-
-    def check_new(self, name: str) -> str:
-        """Return the name of a new class as it is kept (see ``dist_train.names.class_name``).
-
-        Raises:
-            UserError: the name is not allowed, or is the name or wnid of a class.
-        """
-        name = class_name(str(name))
-        if any(name in (member.name, member.wnid) for member in self._members):
-            raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
-        return name
-
-    def _position(self, name: str) -> int:
-        name = unicodedata.normalize("NFC", str(name))
-        for position, member in enumerate(self._members):
-            if name and name in (member.name, member.wnid):
-                return position
-        raise UserError(f"class {name!r}: there is none among the {len(self._members)}; list them first")
-
-    @property
-    def _members(self) -> tuple[Member, ...]:
-        return self._state.members
-
-    def _replace(self, place: int, member: Member, text: str, head: Head | None = None) -> None:
-        self._change(text, [*self._members[:place], member, *self._members[place + 1 :]], head=head)
-
-    def _change(
-        self, text: str, members: Iterable[Member], maker: HeadMaker | None = None, head: Head | None = None
-    ) -> None:
-        """Take another state; ``text`` tells the history what was done, ``head`` is known where it is as before."""
-        if not self._history.texts:
-            self._before = self._state
-        self._state, self._history = State(tuple(members), maker or self.maker, head), self._history.noting(text)
-
-    # The photos of a class.
-
     def add_photos(self, name: str, images: Iterable[Photo] | Photo) -> None:
         """Give further photos to a class, by its name or wnid, whether it was added or came with the run.
 
@@ -233,97 +136,6 @@ class Classifier:
         """
         self._position(name)
         self.add_photo_activations(name, *self.look(images, name))
-
-    def add_photo_activations(self, name: str, activations: torch.Tensor, photos: Sequence[NewPhoto] = ()) -> None:
-        """Give further photos to a class as ``add_photos`` does, from their activations; see ``add_activations``."""
-        place = self._position(name)
-        member = self._members[place].with_photos(activations, photos)
-        self._take_pictures(photos)
-        self._replace(place, member, f"added {photos_text(len(activations))} to {member.name}")
-
-    def remove_photos(self, name: str, ids: Iterable[str]) -> None:
-        """Remove photos of a class, given by their ids or their files' names.
-
-        Raises:
-            UserError: there is no such class or photo, or no photo would be left of an added class; nothing is changed.
-        """
-        place = self._position(name)
-        old = self._members[place]
-        given = [ids] if isinstance(ids, str) else ids
-        member = old.without({known for photo in given for known in old.ids_of(photo)})
-        if not member.photos and member.number is None:
-            raise UserError(f"class {old.name!r}: would have no photo left; to remove the whole class, give --remove")
-        count = len(old.photos) - len(member.photos)
-        if count:
-            self._replace(place, member, f"removed {photos_text(count)} of {old.name}")
-
-    def photos(self, name: str) -> list[KeptPhoto]:
-        """Return the photos that the model keeps of a class; of a class that came with the run, those that were given
-        to it later.
-
-        Raises:
-            UserError: there is no such class.
-        """
-        return list(self._members[self._position(name)].photos)
-
-    @property
-    def pictures(self) -> list[str]:
-        """The id of a small picture of each of ``classes``, of its first photo that has one; "" where there is none."""
-        return [next((photo.picture for photo in member.photos if photo.picture), "") for member in self._members]
-
-    def picture(self, photo: str) -> bytes | None:
-        """Return a small picture, a JPEG, by the ``picture`` of a photo; None where it is not there."""
-        folder = self._origin[0] if self._origin else None
-        return self._new_pictures.get(photo) or (model_folder.read_picture(folder, photo) if folder else None)
-
-    def drop_pictures(self) -> None:
-        """Keep no small pictures, neither of these photos nor of later ones."""
-        self._keeps_pictures, self._new_pictures = False, {}
-        if not any(member.photos for member in self._members):
-            return
-        self._change("dropped all pictures", [member.without_pictures() for member in self._members],
-                     head=self._state.head)  # fmt: skip
-
-    def _take_pictures(self, photos: Sequence[NewPhoto]) -> None:
-        if self._keeps_pictures:
-            self._new_pictures |= {photo.picture_id: photo.picture for photo in photos if photo.picture}
-
-    # Changes.
-
-    def undo(self) -> str:
-        """Restore the state before the last change, and return the text of that change.
-
-        The changes since the last save are undone first, together; then, one by one, the last ten that were saved to
-        the model's folder. What is restored is on disk only after the next ``save``.
-
-        Raises:
-            UserError: there is nothing to undo, or the files of the state are missing or damaged.
-        """
-        if self._history.texts:
-            text, self._state = self._history.last or "", self._before
-            self._history = replace(self._history, texts=())
-            return text
-        last, history = self._history.undoing()
-        assert self._origin is not None  # as its folder has the state
-        folder, saved = self._origin
-        about, added = model_folder.read_state(folder, last.before, self.device)
-        if about.files.network != saved.network:
-            raise UserError(f"{folder / last.before.file}: is of another network; it cannot be restored")
-        check_added(folder, about, added, self.network.backbone.dim)
-        state = stored.state_of(about, added, self.maker)
-        members = state.members if self._keeps_pictures else [member.without_pictures() for member in state.members]
-        self._state, self._history = replace(state, members=tuple(members)), history
-        return last.text
-
-    @property
-    def history(self) -> list[Change]:
-        """The changes that were saved, the last at the end, each with its time and text."""
-        return list(self._history.saved)
-
-    @property
-    def last_change(self) -> str | None:
-        """The text of what ``undo`` would undo; None where there is nothing."""
-        return self._history.last
 
     # Prediction.
 
@@ -509,23 +321,6 @@ class Classifier:
         return balanced_accuracy(self.scores(activations).argmax(1) == places, places)
 
     # Files.
-
-    def classes_with(self, activations: torch.Tensor) -> list[str | None]:
-        """Return for each activation [B, dim] the class that keeps a photo with the same activation; else None."""
-        names: list[str | None] = [None] * len(activations)
-        for member in self._members:
-            twins = member.twins(activations)
-            names = [member.name if twin else name for twin, name in zip(twins, names, strict=True)]
-        return names
-
-    def twins(self, name: str, activations: torch.Tensor, photos: Sequence[NewPhoto]) -> list[KeptPhoto | None]:
-        """Return for each of some photos, by activation [k, dim] or id, the photo of a class that is the same photo;
-        None where it is not in the class.
-
-        Raises:
-            UserError: there is no such class.
-        """
-        return self._members[self._position(name)].twins(activations, [photo.id for photo in photos])
 
     def save(self, path: str | Path) -> None:
         """Write the model to a folder, or replace the model there in a single step: a process that reads meanwhile
