@@ -93,6 +93,8 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         raise UserError("--out is required: the folder for the model")
     if config is None and options.method:
         raise UserError("--method: is chosen when a model is made of a run; give the run")
+    if options.update and not (options.photos or options.classes):
+        raise UserError("--update: gives photos to classes that exist; give the photos too, by --class or --classes")
     others = options.changes or config or options.rule or network.head or network.no_pictures
     if options.undo and others:
         raise UserError("--undo: is a change of its own, of a model; give it without others")

@@ -224,6 +224,7 @@ def test_photos(drawn: Path, tmp_path: Path, shell: Shell) -> None:
     copy_photos(classes[:2], tmp_path / "test", range(4, 6))
     shutil.copytree(classes[5], tmp_path / "okapis")
     shutil.copytree(classes[6], tmp_path / "owls")
+    shutil.copytree(classes[8], tmp_path / "elsewhere")
     (tmp_path / "more-okapis").mkdir()
     for number, photo in enumerate(sorted(classes[7].iterdir())[:4], 1):
         shutil.copy(photo, tmp_path / "more-okapis" / f"{number}.jpg")
