@@ -6,6 +6,7 @@ One server has two models of the same classes for all tests of this file; each t
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from PIL import Image
 
 from dist_train import Classifier
 from dist_train.classifier.fitted import FittedHeads
+from dist_train.classifier.measuring import Measurement
 
 TOKEN = "a token of more than 16"
 TINTS = {"red": (255, 60, 60), "blue": (60, 60, 255), "grey": (128, 128, 128)}
@@ -162,6 +164,31 @@ def test_an_example_is_tried_with_one_press(page: Any) -> None:
     page.click("button[aria-label='Put cat.jpg away']")
     assert page.locator(".card").count() == 0 and page.is_visible(".steps")
     assert page.complaints == []
+
+
+def test_another_answer_is_chosen_with_one_press(page: Any, site: Site) -> None:
+    page.set_input_files("#files", sent(photo(4)))
+    said(page, "1 photo seen.")
+    page.locator(".card summary").click()
+    names = [line.inner_text() for line in page.locator(".card li .name").all()]
+    page.locator(f"button[aria-label='It is {names[1]}: learn it']").click()
+    said(page, f"{names[1]} has learned from 1 more photo.")
+
+
+def test_a_model_that_is_not_sure_says_so(page: Any) -> None:
+    """The server's answer is made unsure on its way, as a model of random weights is sure of what it has never seen."""
+
+    def doubt(route: Any) -> None:
+        answer = route.fetch()
+        results = [{**result, "sure": False, "familiarity": 1.0} for result in answer.json()["results"]]
+        route.fulfill(response=answer, json={"results": results})
+
+    page.route("**/classify", doubt)
+    page.set_input_files("#files", sent(photo(8)))
+    said(page, "1 photo seen.")
+    text = page.inner_text(".card")
+    assert text.startswith("Not sure") and "Perhaps " in text and "Unlike the photos that it has learned from." in text
+    is_sound(page)
 
 
 def test_several_photos_are_named_together(page: Any, site: Site) -> None:
@@ -312,6 +339,37 @@ def test_a_class_of_a_run_is_found_renamed_and_removed(page: Any, site: Site) ->
     assert "cat" not in [entry.name for entry in Classifier.load(site.model.with_name("things")).classes]
 
 
+def test_photos_of_a_class_come_and_go_and_a_change_is_undone(page: Any, site: Site) -> None:
+    page.click("nav a[href='#classes']")
+    page.click("button[aria-label='blue, 4 photos']")
+    kept = page.locator("dialog .kept button")
+    kept.nth(3).wait_for()
+    page.set_input_files("dialog .give label:not(.touch) input", sent(photo(104, tint=TINTS["blue"])))
+    page.click("text=Add the photos")
+    said(page, "blue has learned from 1 more photo.")
+    kept.nth(4).wait_for()
+    assert page.locator("dialog .kept img").evaluate_all("all => all.map(one => one.src.includes('/pictures/'))")[4]
+    kept.nth(0).click()
+    kept.nth(1).click()
+    is_sound(page)
+    keep(page, "page-class")
+    page.click("text=Remove 2 photos")
+    said(page, "2 photos of blue are removed.")
+    page.wait_for_function("() => document.querySelectorAll('dialog .kept button').length === 3")
+    page.keyboard.press("Escape")
+    page.click("#undo")
+    page.wait_for_selector("button[aria-label='blue, 5 photos']")
+    page.click("#undo")
+    page.wait_for_selector("button[aria-label='blue, 4 photos']")
+    assert [entry.photos for entry in Classifier.load(site.model).classes if entry.name == "blue"] == [4]
+    page.click("#history")
+    page.locator(".changes li").nth(3).wait_for()
+    assert "blue" in page.inner_text(".changes li:first-child")
+    is_sound(page)
+    keep(page, "page-history")
+    assert page.complaints == []
+
+
 def test_errors_appear_at_their_form_and_nothing_is_lost(page: Any, site: Site) -> None:
     taken = site.names()[-1]
     page.click("nav a[href='#classes']")
@@ -346,6 +404,48 @@ def test_the_downloaded_model_is_the_served_model(page: Any, site: Site, tmp_pat
     shutil.unpack_archive(tmp_path / "download.zip", tmp_path / "download")
     assert download.value.suggested_filename == "animals.zip"
     assert Classifier.load(tmp_path / "download" / "animals").classes == Classifier.load(site.model).classes
+
+
+# Measure.
+
+
+def test_a_folder_of_folders_is_measured(view: Any, site: Site, tmp_path: Path) -> None:
+    """All files are accounted for, and every figure has its place; photos are shown, and the figures saved."""
+    seed = 200
+    for folder, tint in (("red", "red"), ("blue", "blue"), ("grey", "red"), ("unknown", "grey"), ("", "grey")):
+        (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+        for seed in range(seed + 1, seed + 4):
+            (tmp_path / "photos" / folder / f"{seed}.jpg").write_bytes(photo(seed, tint=TINTS[tint]))
+    (tmp_path / "photos" / "red" / "bad.jpg").write_bytes(b"no photo")
+    view.click("nav a[href='#measure']")
+    is_sound(view)
+    view.set_input_files("#folder", tmp_path / "photos")
+    view.wait_for_selector(".facts")
+    text = view.inner_text("#result")
+    for line in ("1 folder has the name of no class and is left out: unknown.", "9 photos of 3 classes",
+                 "3 photos lie outside the folders of classes and are left out.",
+                 "1 photo could not be read and does not count: bad.jpg.", "grey taken for red", "3 times"):  # fmt: skip
+        assert line in text, line
+    shown = "() => [...document.querySelectorAll('#result img')].every(one => one.naturalWidth > 0)"
+    assert view.evaluate(shown) and view.locator(".mistakes li").count() == 3
+    assert view.locator("#result .chart .point").count() > 0 and view.locator("tbody th").count() == 3
+    is_sound(view)
+    brightness(view, f"page-measured-{view.view}")
+    with view.expect_download() as download:
+        view.click("text=Save the figures (JSON)")
+    assert Measurement.from_json(json.loads(Path(download.value.path()).read_text())).photos == 9
+    assert view.complaints == []
+
+
+def test_a_folder_without_a_known_class_is_refused_by_its_names(page: Any, tmp_path: Path) -> None:
+    for folder in ("okapi", "zebra"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        (tmp_path / "photos" / folder / "1.jpg").write_bytes(photo(1))
+    page.click("nav a[href='#measure']")
+    drop_folder(page, tmp_path / "photos")
+    page.wait_for_function("() => document.getElementById('measure-fault').textContent")
+    assert page.inner_text("#measure-fault") == "No folder has the name of a class. The folders are: okapi, zebra."
+    is_sound(page)
 
 
 # The page as a whole.

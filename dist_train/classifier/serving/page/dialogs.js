@@ -65,13 +65,13 @@ async function keptPhotos({ name }) {
   let photos = [];
   try { photos = await api.photosOf(name); } catch (error) { line.textContent = error.message; }
   for (const photo of photos) {
-    const label = t("class.photo", { name: photo.name, day: photo.added });
-    const item = button(photo.picture ? picture(api.pictureAddress(photo.picture)) : photo.name, () => {
+    const file = photo.name || photo.id, label = photo.added ? t("class.photo", { name: file, day: photo.added }) : file;
+    const item = button(photo.picture ? picture(api.pictureAddress(photo.picture)) : file, () => {
       chosen.has(photo.id) ? chosen.delete(photo.id) : chosen.add(photo.id);
       item.setAttribute("aria-pressed", chosen.has(photo.id));
       send.hidden = !chosen.size;
       send.textContent = t("class.photos.remove", { n: chosen.size });
-    }, { "aria-label": label, "aria-pressed": "false", title: photo.name });
+    }, { "aria-label": label, "aria-pressed": "false", title: file });
     grid.append(item);
   }
   send.onclick = guarded(line, send, async () => {

@@ -35,7 +35,7 @@ export function confusions({ confusions: pairs, results }, photos) {
 
 /* Return the wrong answers that the model was surest of. */
 export function mistakes({ results }, photos) {
-  const wrong = results.map((result, place) => ({ ...result, ...photos[place] })).filter(({ rank }) => rank !== 1);
+  const wrong = results.map((result, place) => ({ ...photos[place], ...result })).filter(({ rank }) => rank !== 1);
   wrong.sort((one, other) => other.probability - one.probability);
   if (!wrong.length) return "";
   return block(t("measure.worst"), make("ul", { className: "mistakes" }, ...wrong.slice(0, MISTAKES).map(({ url, file, truth, answer, probability }) =>

@@ -70,7 +70,6 @@ async function ask(photos) {
     part.forEach((photo, place) => {
       photo.id = results[place].id;
       photo.error = results[place].error;
-      photo.answer = results[place];
       if (photo.error) unread.push(photo);
     });
     done += part.length;
@@ -88,13 +87,14 @@ export function draw() {
   document.body.classList.toggle("measured", Boolean(result));
   if (!result) return $("result").replaceChildren();
   const { figures, photos, lines } = result;
+  const told = figures.known ? [...lines, t("measure.known", { n: figures.known })] : lines;
   const save = button(t("measure.save"), () => {
     const url = URL.createObjectURL(new Blob([JSON.stringify(figures, undefined, 2)], { type: "application/json" }));
     make("a", { href: url, download: `${about.name}.json` }).click();
     URL.revokeObjectURL(url);
   });
   $("result").replaceChildren(
-    ...[...lines, ...(figures.known ? [t("measure.known", { n: figures.known })] : [])].map(line => make("p", { className: "soft" }, line)),
+    make("div", { className: "soft" }, ...told.map(line => make("p", {}, line))),
     figured.headline(figures),
     figured.confusions(figures, photos),
     figured.mistakes(figures, photos),
