@@ -3,9 +3,9 @@
     pip install scikit-image
     python tools/draw_page.py docs/page.png
 
-Each class is learned from parts of a photo, and asked about others of its parts; the rocket is not learned, and then named. Licences: cat
-(Stéfan van der Walt) and coffee (Rachel Michetti) CC0; astronaut and rocket NASA, in the public domain; coins Brooklyn
-Museum, no known restrictions; flower and temple of scikit-learn CC BY 2.0.
+Each class is learned from parts of a photo, and asked about others of its parts; the rocket is not learned, and then
+named. Licences: cat (Stéfan van der Walt) and coffee (Rachel Michetti) CC0; astronaut and rocket NASA, in the public
+domain; coins Brooklyn Museum, no known restrictions; flower and temple of scikit-learn CC BY 2.0.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def parts(image: Image.Image, folder: Path, count: int, seed: int) -> list[Path]
 def main(out: Path) -> None:
     """Make the model, serve it, drop photos on its page, name the rocket, and keep the picture."""
     temple, flower = (Image.fromarray(image) for image in load_sample_images().images)
-    photos = {"temple": temple, "flower": flower, "cat": Image.fromarray(data.chelsea()),
-              "coffee": Image.fromarray(data.coffee()), "astronaut": Image.fromarray(data.astronaut()),
-              "rocket": Image.fromarray(data.rocket()), "coins": Image.fromarray(data.coins()).convert("RGB")}  # fmt: skip
+    shipped = {"cat": data.chelsea, "coffee": data.coffee, "astronaut": data.astronaut, "rocket": data.rocket,
+               "coins": data.coins}  # fmt: skip
+    photos = {label: Image.fromarray(load()).convert("RGB") for label, load in shipped.items()}
+    photos |= {"temple": temple, "flower": flower}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for place, (label, image) in enumerate(photos.items()):
