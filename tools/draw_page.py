@@ -4,8 +4,8 @@
     python tools/draw_page.py docs/page.png
 
 Each class is learned from parts of a photo, and asked about others of its parts; the rocket is not learned, and then
-named. Licences: cat (Stéfan van der Walt) and coffee (Rachel Michetti) CC0; astronaut and rocket NASA, in the public
-domain; coins Brooklyn Museum, no known restrictions; flower and temple of scikit-learn CC BY 2.0.
+named. Licences: cat (Stéfan van der Walt) and coffee (Rachel Michetti) CC0; astronaut (NASA) and rocket (SpaceX) public
+domain; coins (Brooklyn Museum) no known restrictions; temple (danielbuechele) and flower (vultilion) CC BY 2.0.
 """
 
 from __future__ import annotations
