@@ -10,6 +10,7 @@ domain; coins (Brooklyn Museum) no known restrictions; temple (danielbuechele) a
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,8 +65,10 @@ def main(out: Path) -> None:
 
 def _shoot(address: str, asked: list[str], out: Path) -> None:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 640}, locale="en-US")
+        program = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 660}, locale="en-US")
+        page.set_default_timeout(300_000)  # milliseconds
         page.goto(address)
         page.set_input_files("#files", asked)
         page.locator(".card .naming input").nth(ASKED.index("rocket")).fill("rocket")
