@@ -13,9 +13,8 @@ export const describe = () => call("GET", model);
 export const downloadAddress = () => `${model}/download`;
 export const pictureAddress = id => `${model}/pictures/${encodeURIComponent(id)}`;
 
-export const classify = async (files, progress) => (await call("POST", `${model}/classify`, form(files), progress)).results.map(answer);
-export const predictAgain = async ids => (await call("POST", `${model}/predictions`, { ids })).results.map(answer);
-const answer = result => result && !result.error ? { sure: true, ...result } : result;
+export const classify = async (files, progress) => (await call("POST", `${model}/classify`, form(files), progress)).results;
+export const predictAgain = async ids => (await call("POST", `${model}/predictions`, { ids })).results;
 export const evaluate = photos => call("POST", `${model}/evaluate`, { photos });
 
 export const addClass = (name, files, progress) => call("POST", `${model}/classes`, form(files, name), progress);
