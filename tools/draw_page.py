@@ -70,6 +70,7 @@ def _shoot(address: str, asked: list[str], out: Path) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 660}, locale="en-US")
         page.set_default_timeout(300_000)  # milliseconds
         page.goto(address)
+        page.wait_for_selector("body[data-ready]")
         page.set_input_files("#files", asked)
         page.locator(".card .naming input").nth(ASKED.index("rocket")).fill("rocket")
         page.keyboard.press("Enter")
