@@ -272,7 +272,7 @@ class Classifier(ClassList):
     @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Return the activations [B, dim] of preprocessed images [B, 3, size, size]."""
-        return self.network.backbone.features(images.contiguous(memory_format=torch.channels_last)).float()
+        return self.network.activations(images)
 
     @exact_products()
     @torch.no_grad()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import nn
 
 from dist_train.classifier.photos import Preprocess
 from dist_train.models.backbones import Backbone
+from dist_train.models.folding import folded
 from dist_train.training.precision import round_products
 
 
@@ -32,6 +35,16 @@ class Network:
     def batch(self) -> int:
         """Images per batch: 32 of 256 x 256 pixels, and fewer of larger ones."""
         return max(1, min(32, 32 * 256**2 // self.preprocess.spec.size**2))
+
+    @cached_property
+    def _body(self) -> nn.Module:
+        return folded(self.backbone.body)
+
+    def activations(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the activations float32 [B, dim] of preprocessed images [B, 3, size, size]; equal to the backbone's
+        but for rounding, and computed in less time."""
+        rows: torch.Tensor = self._body(images.contiguous(memory_format=torch.channels_last))
+        return rows.float()
 
     def on(self, device: torch.device) -> Network:
         """Return the network on a device. Its modules are moved, not copied, frozen and put into evaluation mode; from
