@@ -1,12 +1,14 @@
 """Measure a model made of photos alone: how long making and extending it takes, and how often it is right.
 
-    python tools/bench_photos.py --archive ILSVRC2012_img_train.tar [--backbone starter] [--draws 3] [--out photos.json]
+    python tools/bench_photos.py --archive ILSVRC2012_img_train.tar [--backbone starter] [--draws 5] [--out photos.json]
 
-In each draw ``dist-train create`` makes a model of 20 classes of 100 photos, and ``dist-train adapt`` adds 6 classes of
-12 photos; then 30 further photos of each of the 26 classes are scored among all of them. Other heads get the same
-activations in the same run: the class mean, scikit-learn's LogisticRegression and LinearDiscriminantAnalysis, and a
+A draw has a model of 20 classes of 100 photos, to which 6 classes of 12 photos are added; then 30 further photos of
+each of the 26 classes are scored among all of them. The commands ``dist-train create`` and ``dist-train adapt`` are
+timed in the first draw; in all draws the same is done in Python with activations that are computed once, and other
+heads get the same activations: the class mean, scikit-learn's LogisticRegression and LinearDiscriminantAnalysis, and a
 last layer that is fine-tuned by SGD. The archive is a tar of one tar per class; the classes of a draw are the first by
-the hash of their names and the draw's number. Nothing is chosen by the photos that are scored.
+the hash of their names and the draw's number. Nothing is chosen by the photos that are scored. ``--cache FOLDER`` keeps
+the activations, so that a measurement that was stopped continues.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +34,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy, normalize
 
+from dist_train.classifier import from_photos
 from dist_train.classifier.classifier import Classifier
+from dist_train.config import BackboneConfig
+from dist_train.models.backbones import Pretrained, open_pretrained
 
 FIRST, ADDED = 20, 6
 PHOTOS_FIRST, PHOTOS_ADDED, HELD_OUT = 100, 12, 30
@@ -42,18 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--backbone", default="starter")
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--cache", type=Path, help="folder for the activations of each class")
     parser.add_argument("--out", type=Path, help="JSON file of the results of each draw")
     args = parser.parse_args(arguments)
-    results = []
+    with TemporaryDirectory() as folder:
+        unpack(args.archive, 0, Path(folder))
+        times = measure_commands(Path(folder), args.backbone)
+    print(f"commands, draw 0: {json.dumps(times)}", flush=True)
+    network, activations, results = open_pretrained(BackboneConfig(args.backbone)), {}, []
     for number in range(args.draws):
         with TemporaryDirectory() as folder:
             unpack(args.archive, number, Path(folder))
-            results.append(measure(Path(folder), args.backbone))
+            embed(network, Path(folder), activations, args.cache)
+            results.append(measure(network, Path(folder), activations))
         print(f"draw {number}: {json.dumps(results[-1])}", flush=True)
         if args.out:
-            args.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+            args.out.write_text(json.dumps({"commands": times, "draws": results}, indent=1) + "\n")
+    print(table(results, times))
 
 
 def unpack(archive: Path, number: int, folder: Path) -> None:
@@ -80,26 +92,66 @@ def unpack(archive: Path, number: int, folder: Path) -> None:
                     path.write_bytes(file.read())
 
 
-def measure(folder: Path, backbone: str) -> dict[str, dict[str, float]]:
-    """Return {row: {first, added, seconds...}} of a draw; accuracies are in percent of all 26 classes."""
+def measure_commands(folder: Path, backbone: str) -> dict[str, float]:
+    """Return the seconds of the two commands, and how often their model is right, in percent."""
     model_folder = folder / "model"
     seconds = {
         "create": command("create", folder / "first", "--backbone", backbone, "--out", model_folder),
         "adapt": command("adapt", model_folder, "--classes", folder / "added"),
     }
     model = Classifier.load(model_folder, "cpu")
-    names = [entry.name for entry in model.classes]
-    held_out = [model.activations(sorted((folder / "held_out" / name).iterdir())) for name in names]
-    shown = [
-        model.activations(sorted((folder / ("first" if place < FIRST else "added") / name).iterdir()))
-        for place, name in enumerate(names)
-    ]
-    results = {"dist-train": accuracies(model.scores, held_out) | seconds}
-    for name, fit in PEERS.items():
+    held_out = [model.activations(sorted((folder / "held_out" / entry.name).iterdir())) for entry in model.classes]
+    return {key: round(value, 2) for key, value in (seconds | accuracies(model.scores, held_out)).items()}
+
+
+def embed(network: Pretrained, folder: Path, known: dict[str, torch.Tensor], cache: Path | None) -> None:
+    """Add to ``known`` the activations of each photo of a draw, by the photo's class and file; and of each class to the
+    cache."""
+    model = from_photos.without_classes(network)
+    for photos in (group for kind in ("first", "added", "held_out") for group in sorted((folder / kind).iterdir())):
+        names = [f"{photos.name}/{photo.name}" for photo in sorted(photos.iterdir())]
+        file = cache and cache / f"{photos.name}-{photos.parent.name}.pt"
+        if not set(names) <= known.keys():
+            if file and file.exists():
+                rows = torch.load(file, weights_only=True)
+            else:
+                rows = model.activations(sorted(photos.iterdir()))
+                if file:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    torch.save(rows, file)
+            known.update(zip(names, rows, strict=True))
+
+
+def measure(network: Pretrained, folder: Path, known: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
+    """Return {row: {first, added, fit}} of a draw: accuracies in percent of all 26 classes, and the seconds of fits."""
+
+    def rows(kind: str) -> dict[str, torch.Tensor]:
+        return {
+            group.name: torch.stack([known[f"{group.name}/{photo.name}"] for photo in sorted(group.iterdir())])
+            for group in sorted((folder / kind).iterdir())
+        }
+
+    first, added, held_out = rows("first"), rows("added"), rows("held_out")
+    shown = [*first.values(), *added.values()]
+    queries = [held_out[name] for name in (*first, *added)]
+    results = {}
+    for name, fit in {"dist-train": partial(create_and_adapt, network, first, added), **PEERS}.items():
         began = time.perf_counter()
         scores = fit(shown)
-        results[name] = accuracies(scores, held_out) | {"fit": time.perf_counter() - began}
+        results[name] = accuracies(scores, queries) | {"fit": time.perf_counter() - began}
     return {name: {key: round(value, 2) for key, value in row.items()} for name, row in results.items()}
+
+
+def create_and_adapt(
+    network: Pretrained, first: dict[str, torch.Tensor], added: dict[str, torch.Tensor], _: Sequence[torch.Tensor]
+) -> Scores:
+    """Do what the two commands do, from activations."""
+    model = from_photos.without_classes(network)
+    for classes in (first, added):
+        for name, rows in classes.items():
+            model.add_activations(name, rows)
+        model.head()
+    return model.scores
 
 
 def command(*words: object) -> float:
@@ -163,14 +215,13 @@ def _labels(shown: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.arange(len(shown)).repeat_interleave(torch.tensor([len(rows) for rows in shown]))
 
 
-def table(results: Sequence[dict[str, dict[str, float]]]) -> str:
+def table(results: Sequence[dict[str, dict[str, float]]], times: dict[str, float]) -> str:
     """Return a table in Markdown: means over draws, with 95% intervals of the mean (Student's t)."""
     lines = [f"| {len(results)} draws | first classes (%) | added classes (%) |", "|---|---:|---:|"]
     for name in results[0]:
         cells = [_mean([result[name][key] for result in results]) for key in ("first", "added")]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    times = [f"{key}: {_mean([result['dist-train'][key] for result in results])} s" for key in ("create", "adapt")]
-    return "\n".join([*lines, "", ", ".join(times)])
+    return "\n".join([*lines, "", f"create {times['create']:.1f} s, adapt {times['adapt']:.1f} s"])
 
 
 def _mean(values: Sequence[float]) -> str:
