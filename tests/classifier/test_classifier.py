@@ -198,7 +198,9 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
         loaded.undo()
         undone += 1
     files = sorted(path.name.partition("-")[0] for path in (tmp_path / "model").iterdir() if path.name != ".lock")
-    assert files == [*["added"] * (1 + undone), *["model"] * undone, "model.json", "network"]
+    activations = files.count("added")  # states with the same activations share a file: a rename changes none
+    assert files == [*["added"] * activations, *["model"] * undone, "model.json", "network"]
+    assert 1 <= activations <= 1 + undone
 
 
 @pytest.mark.parametrize(
