@@ -230,7 +230,7 @@ class ServedModel:
         keys, labels = zip(*labelled, strict=True)
         return measure(self.model, torch.cat([photo.activation for photo in known if photo]), labels, keys)
 
-    def change(self, apply: Callable[[Classifier], None]) -> None:
+    def change(self, apply: Callable[[Classifier], object]) -> None:
         """Apply a change to a copy of the model, write the copy, and let it replace the model.
 
         Raises:
