@@ -69,6 +69,7 @@ class Classifier(ClassList):
         self._history = History()
         self._keeps_pictures, self._new_pictures = True, dict[str, bytes]()  # by id, until they are saved
         self._origin: tuple[Path, Saved] | None = None  # the folder that it was loaded from or saved to
+        self._min_confidence: float | None = None
 
     @property
     def method(self) -> str:
@@ -112,7 +113,7 @@ class Classifier(ClassList):
         twin = Classifier(self.network, self.maker, provenance=self.provenance)
         twin._state, twin._before, twin._history = self._state, self._before, self._history
         twin._keeps_pictures, twin._new_pictures = self._keeps_pictures, dict(self._new_pictures)
-        twin._origin = self._origin
+        twin._origin, twin._min_confidence = self._origin, self._min_confidence
         return twin
 
     # Classes.
@@ -176,6 +177,7 @@ class Classifier(ClassList):
         except UserError as error:
             return name, None, str(error).removeprefix(f"{label}: ")
 
+    @torch.no_grad()
     def answers(self, activations: torch.Tensor, topk: int = 5) -> list[Answer]:
         """Return what ``predict`` does, from activations [B, dim].
 
@@ -184,14 +186,35 @@ class Classifier(ClassList):
         """
         if topk < 1:
             raise UserError(f"topk {topk}: must be >= 1")
-        classes = self.classes
-        best = self.scores(activations).softmax(1).topk(min(topk, len(classes)))
-        return [
-            Answer(
-                tuple(Prediction(classes[n].name, classes[n].wnid, p) for n, p in zip(positions, shares, strict=True))
-            )
-            for positions, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        classes, head, least = self.classes, self.head(), self._min_confidence
+        best = head.probabilities(self.scores(activations)).topk(min(topk, len(classes)))
+        familiar = head.doubt.familiarity(head.nearness(activations.to(self.device)))
+        answers = []
+        for places, shares, known in zip(best.indices.tolist(), best.values.tolist(), familiar, strict=True):
+            sure = head.doubt.sure(shares[0], known) if least is None else shares[0] >= least
+            best_classes = (classes[place] for place in places)
+            predictions = [Prediction(entry.name, entry.wnid, p) for entry, p in zip(best_classes, shares, strict=True)]
+            answers.append(Answer(tuple(predictions), sure, known))
+        return answers
+
+    @property
+    def threshold(self) -> float:
+        """The probability, from 0 to 1, below which an answer is not sure: ``min_confidence``, or where that is None
+        the model's own. It follows from photos that the head was not fitted on, of which 95% pass this threshold and
+        that of the familiarity together; 0 where there are none."""
+        return self.head().doubt.threshold if self._min_confidence is None else self._min_confidence
+
+    @property
+    def min_confidence(self) -> float | None:
+        """The probability, from 0 to 1, from which on an answer is sure, however familiar its photo looks; None, as at
+        first: by the model's own thresholds. A model folder does not keep it."""
+        return self._min_confidence
+
+    @min_confidence.setter
+    def min_confidence(self, value: float | None) -> None:
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"min_confidence {value}: must be from 0 to 1")
+        self._min_confidence = value
 
     def logits(self, images: Iterable[Photo] | Photo) -> torch.Tensor:
         """Return the scores of all ``classes``: float32 [photos, classes].
@@ -375,6 +398,7 @@ class Classifier(ClassList):
             "preprocessing": {**asdict(spec), "interpolation": f"{spec.interpolation}, antialiased", "crop": "centre",
                               "orientation": preprocess.orientation},
             "classes": [asdict(entry) for entry in self.classes],
+            "doubt": asdict(head.doubt),
             "provenance": self.provenance,
         }  # fmt: skip
 

@@ -185,7 +185,7 @@ class Deployed(nn.Module):
         super().__init__()
         network, head = model.network, model.head()
         self.preprocess, self.body = network.preprocess, network.backbone.body
-        self.query_scale, self.classes = head.query_scale, head.classes
+        self.query_scale, self.classes, self.doubt = head.query_scale, head.classes, head.doubt
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )
@@ -194,7 +194,7 @@ class Deployed(nn.Module):
         """Return scores and probabilities, float32 [B, classes], of images uint8 [B, H, W, 3]."""
         activations = self.body(self.preprocess(images.permute(0, 3, 1, 2)))
         scores = Head(self.rows, self.owner, self.offset, self.classes, self.query_scale).scores(activations)
-        return scores, scores.softmax(1)
+        return scores, self.doubt.probabilities(scores)
 
 
 def _body(model: Classifier) -> dict[str, torch.Tensor]:

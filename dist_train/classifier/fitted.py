@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from dist_train.classifier.doubt import Doubt, Known
 from dist_train.classifier.head import Head
 from dist_train.classifier.heads.choice import HEADS, answer_counts, choose
 from dist_train.classifier.heads.contract import Background, Sample
+from dist_train.classifier.heads.means import Imprinting
 from dist_train.classifier.maker import HeadMaker
 from dist_train.errors import UserError
 
@@ -45,17 +47,17 @@ class FittedHeads(HeadMaker):
         return self.head
 
     def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, FittedHeads]:
-        device = photos[0].device
+        device, sample = photos[0].device, Sample.of(photos)
         if len(photos) == 1:  # nothing to tell apart: every photo is of this class
             zeros = torch.zeros(1, photos[0].shape[1], device=device)
-            return Head(zeros, torch.zeros(1, dtype=torch.int64, device=device), zeros[:, 0], 1), self
+            owner, same = torch.zeros(1, dtype=torch.int64, device=device), sample.activations[:, :1] * 0
+            return _doubting(Head(zeros, owner, zeros[:, 0], 1), sample, same), self
         names = list(HEADS) if self.head == "auto" else [self.head]
-        sample = Sample.of(photos)
         choice = choose(sample, names, self.strength, self.background)
         fit = choice.fit
         head = Head(fit.rows.float(), torch.arange(len(photos), device=device), fit.offset.float(), len(photos),
                     1.0 if fit.unit else None, choice.estimates, answer_counts(fit.held_out, sample))  # fmt: skip
-        return head, replace(self, head=choice.head, strength=fit.strength)
+        return _doubting(head, sample, fit.held_out), replace(self, head=choice.head, strength=fit.strength)
 
     def about(self) -> dict[str, Any]:
         return {"head": self.head, "strength": self.strength}
@@ -73,3 +75,17 @@ class FittedHeads(HeadMaker):
         if self.background is None:
             return self
         return replace(self, background=Background(self.background.scatter.to(device), self.background.freedom))
+
+
+def _doubting(head: Head, sample: Sample, held_out: torch.Tensor) -> Head:
+    """Return the head with its class means and its doubt.
+
+    Args:
+        head: of the photos.
+        sample: these photos.
+        held_out: the scores of each photo by a head that was fitted without it, divided by the temperature.
+    """
+    nearest = next(iter(Imprinting().fits(sample, None, None)))
+    judged = sample.judged
+    known = Known(held_out[judged], nearest.held_out[judged].amax(1), sample.labels[judged])
+    return replace(head, means=nearest.rows.float(), doubt=Doubt.of(known, temperature=1.0))

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dist_train.classifier.choosing import MethodChoice, choose_method, trained_methods
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Class
+from dist_train.classifier.known import RunImages
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
 from dist_train.classifier.predicted import PredictedHead, row_method
@@ -24,10 +26,8 @@ from dist_train.fewshot.methods import open_base
 from dist_train.stages.backbone import load_backbone
 from dist_train.training.precision import exact_products
 
-PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
-"""Methods by preference where the user names none: the first that was trained. The order is that of docs/results."""
-
 _HELD_OUT = 50  # validation images of a class that are enough to show what added classes do
+_IMAGES = 1000  # of these, of all classes together, that a model keeps to know when it is not sure
 
 
 def from_run(config: Config, method: str | None = None, rule: str | None = None) -> Classifier:
@@ -37,26 +37,19 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
 
     Args:
         config: the frozen configuration of the run.
-        method: a name in ``evaluate.methods``; None: the first of ``PREFERRED`` that was trained.
+        method: a name in ``evaluate.methods``; None: as ``choose_method`` has it without photos.
         rule: how several photos of a class count; None: by the run's ``evaluate.rule``.
 
     Raises:
         UserError: a stage is not finished, the method was not trained, or it gives no rows.
     """
+    check_finished(config)
     folder = config.run_dir
-    if config.features:
-        raise UserError(f"{folder}: is of features from elsewhere; it has no network, and can see no photos")
-    for stage in ("pretrain", "extract", "learn"):
-        if not (folder / stage / "done.json").is_file():
-            rerun = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)
-            raise UserError(f"{folder}: {stage} is not finished; first: {rerun}")
-    trained_methods = [name for name in PREFERRED if (folder / "learn" / name / "final").is_dir()]
-    name = method or (trained_methods[0] if trained_methods else PREFERRED[0])
+    name = method or choose_method(folder, ()).method
     kind = row_method(name)
     if not (folder / "learn" / kind.learned(name) / "final").is_dir():
-        raise UserError(
-            f"{folder}: {name} was not trained; give one of {', '.join(trained_methods)}, or learn it first"
-        )
+        trained = ", ".join(trained_methods(folder))
+        raise UserError(f"{folder}: {name} was not trained; give one of {trained}, or learn it first")
 
     provenance = json.loads((folder / "provenance.json").read_text())
     run_backbone = load_backbone(config, torch.device("cpu"))
@@ -72,10 +65,39 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     preprocess = Preprocess(run_backbone.preprocessing, orientation)
     maker = PredictedHead(
         name, phi, config.learn, base_rows, kind.sample(base.train, device), base.numbers["calibration_cost"],
-        base.rule if rule is None else rule,
+        base.rule if rule is None else rule, _images(config, base.means),
     ).on(device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
     return Classifier(Network(backbone, preprocess).on(device), maker, classes, range(len(classes)), provenance)
+
+
+def choice_for(config: Config, photos: Sequence[int]) -> MethodChoice:
+    """Choose the method for a model of a run: ``choose_method``.
+
+    Args:
+        config: the frozen configuration of the run.
+        photos: of each class that is to be added.
+
+    Raises:
+        UserError: a stage is not finished, or no method that gives rows was trained.
+    """
+    check_finished(config)
+    return choose_method(config.run_dir, photos)
+
+
+def check_finished(config: Config) -> None:
+    """Check that a model can be made of a run.
+
+    Raises:
+        UserError: its first three stages are not finished, or it has no network.
+    """
+    folder = config.run_dir
+    if config.features:
+        raise UserError(f"{folder}: is of features from elsewhere; it has no network, and can see no photos")
+    for stage in ("pretrain", "extract", "learn"):
+        if not (folder / stage / "done.json").is_file():
+            rerun = command("run", "--config", folder / "config.yaml", "--runs", config.runs, "--name", config.name)
+            raise UserError(f"{folder}: {stage} is not finished; first: {rerun}")
 
 
 def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:
@@ -85,6 +107,18 @@ def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:
     ends = zip(table.offsets[:-1], table.offsets[1:], strict=True)
     rows = np.concatenate([np.arange(first, min(last, first + _HELD_OUT)) for first, last in ends])
     return torch.from_numpy(table.rows[rows].astype(np.float32)), table.labels[rows].tolist()
+
+
+def _images(config: Config, means: torch.Tensor) -> RunImages:
+    """Return what a model keeps of the run's images; ``means`` are those of the classes, [classes, dim]."""
+    rows, labels = held_out_activations(config)
+    most, counts = max(1, _IMAGES // len(means)), dict.fromkeys(labels, 0)
+    kept = []
+    for row, label in enumerate(labels):
+        counts[label] += 1
+        if counts[label] <= most:
+            kept.append(row)
+    return RunImages(means, rows[kept], torch.tensor([labels[row] for row in kept], dtype=torch.int64))
 
 
 def _names(config: Config, wnids: Sequence[str]) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+
+from dist_train.classifier.doubt import Doubt
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Prediction:
     Attributes:
         name: name of the class.
         wnid: its WordNet id, or "".
-        probability: its share of a softmax over all classes.
+        probability: that it is right, if the photo shows one of the classes: its share of a softmax over all classes,
+            at the temperature that suits photos that the head was not fitted on.
     """
 
     name: str
@@ -105,6 +108,9 @@ class Head:
         estimates: of the heads that were tried, where it was fitted to photos; the simplest first.
         answers: how often held-out photos of each class got each answer, [classes, classes]; None where it is not
             known.
+        means: the class means by which nearness is measured, of length 1, [classes, dim]; None where they are not
+            known.
+        doubt: when an answer is not sure.
     """
 
     rows: torch.Tensor
@@ -114,18 +120,33 @@ class Head:
     query_scale: float | None = None
     estimates: tuple[Estimate, ...] = ()
     answers: torch.Tensor | None = None
+    means: torch.Tensor | None = None
+    doubt: Doubt = field(default_factory=Doubt)
 
     @property
     def linear(self) -> bool:
         """Whether every class has a single row; they are in the order of the classes then."""
         return len(self.rows) == self.classes
 
+    def query(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return the queries [B, dim] of activations [B, dim]."""
+        return activations if self.query_scale is None else self.query_scale * F.normalize(activations, dim=-1)
+
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, classes] of activations [B, dim]. Exports trace this function too."""
-        query = activations if self.query_scale is None else self.query_scale * F.normalize(activations, dim=-1)
-        responses = query @ self.rows.T + self.offset
+        responses = self.query(activations) @ self.rows.T + self.offset
         if self.linear:
             return responses
         largest = responses.new_full((responses.shape[0], self.classes), -torch.inf)
         owner = self.owner.expand(responses.shape[0], -1)
         return largest.scatter_reduce(1, owner, responses, "amax")
+
+    def probabilities(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities [B, classes] of scores."""
+        return self.doubt.probabilities(scores)
+
+    def nearness(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return the cosine of each activation [B, dim] to the nearest class mean, [B]; 1 where means are not known."""
+        if self.means is None:
+            return activations.new_ones(len(activations))
+        return (F.normalize(activations, dim=1) @ self.means.T).amax(1)

@@ -267,7 +267,8 @@ def _answered(
     classes = model.classes
     answers: list[Answer] = []
     ranks: list[int] = []
-    for part in torch.arange(len(activations)).split(1000):
+    for first in range(0, len(activations), 1000):
+        part = slice(first, first + 1000)
         answers += model.answers(activations[part], 1)
         if truth is not None:
             scores = model.scores(activations[part]).cpu()

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked
 
+from dist_train.classifier.doubt import Doubt
 from dist_train.classifier.head import Class, Estimate
 from dist_train.classifier.heads.choice import HEADS
 from dist_train.classifier.kept import MAX_NAME, KeptPhoto
@@ -40,6 +41,7 @@ MAX_JSON, MAX_PART = 1 << 26, 1 << 33
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 _OF_RUN = ("base_rows", "sample.activations", "sample.labels")  # tensors of a model from a run that are in no layer
+_IMAGES = ("means", "held_out.activations", "held_out.labels")  # of a model from a run, if it is not older than these
 _BACKGROUND = ("background.scatter", "background.freedom")  # of a model of photos alone, if it has a background
 _MAX_ROWS = 100_000
 MAX_TEXT, MAX_CHANGES, MAX_PAST = 1000, 1000, 10
@@ -136,6 +138,20 @@ class FittedMethod(BaseModel):
     def to_estimates(self) -> tuple[Estimate, ...]:
         """Return the estimates as a ``Head`` has them."""
         return tuple(Estimate(**entry.model_dump()) for entry in self.estimates)
+
+
+class _Doubt(BaseModel):
+    model_config = _STRICT
+    temperature: Annotated[float, Field(gt=0, le=1e9)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    familiar: Annotated[float, Field(ge=0, le=100)]
+    percentiles: Annotated[list[Annotated[float, Field(ge=-1.01, le=1.01)]], Field(max_length=101)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Doubt:
+        if len(self.percentiles) not in (0, 101) or self.percentiles != sorted(self.percentiles):
+            raise ValueError("percentiles must be 101 numbers that grow, or none")
+        return self
 
 
 class _Ours(BaseModel):
@@ -242,6 +258,7 @@ class About(BaseModel):
     pictures: bool = True
     history: Annotated[list[Change], FailFast(), Field(max_length=MAX_CHANGES)] = []
     past: Annotated[list[Past], Field(max_length=MAX_PAST)] = []
+    doubt: _Doubt | None = None
     provenance: Annotated[dict[str, JsonValue], AfterValidator(_finite)]
     files: Files
 
@@ -275,6 +292,12 @@ class About(BaseModel):
     def to_classes(self) -> list[Class]:
         """Return the classes of the run that have not been removed, then the added ones."""
         return [Class(**entry.model_dump()) for entry in self.classes]
+
+    def to_doubt(self) -> Doubt:
+        """Return when an answer is not sure; never in a version that does not know."""
+        if self.doubt is None:
+            return Doubt()
+        return Doubt(**{**self.doubt.model_dump(), "percentiles": tuple(self.doubt.percentiles)})
 
     def to_photos(self) -> list[KeptPhoto] | None:
         """Return the photos of all classes in their order; None in a version that does not know them."""
@@ -330,7 +353,8 @@ def check_network(folder: Path, about: About, network: Mapping[str, torch.Tensor
     """
     file = folder / about.files.network.file
     background = _BACKGROUND if "background.scatter" in network else ()
-    needed = (*(background if about.fitted else _OF_RUN), "backbone.head.weight")
+    of_run = (*_OF_RUN, *(_IMAGES if "means" in network else ()))
+    needed = (*(background if about.fitted else of_run), "backbone.head.weight")
     _check_names(file, network, needed, ("backbone.",) if about.fitted else ("backbone.", "predictor."))
     head, classes = network["backbone.head.weight"], about.backbone.num_classes
     dim = head.shape[-1] if head.ndim else 0
@@ -378,8 +402,18 @@ def _check_of_run(file: Path, about: About, network: Mapping[str, torch.Tensor],
     _check_shape(file, "sample.labels", labels, len(sample))
     if max(about.base_rows, default=0) >= classes:
         raise _wrong(file, "base_rows", f"has {classes} rows, and model.json's base_rows name others")
+    _check_labels(file, "sample.labels", labels, classes)
+    if "means" in network:
+        images, labels = network["held_out.activations"], network["held_out.labels"]
+        _check_shape(file, "means", network["means"], classes, dim)
+        _check_shape(file, "held_out.activations", images, len(images) if images.ndim else 0, dim)
+        _check_shape(file, "held_out.labels", labels, len(images))
+        _check_labels(file, "held_out.labels", labels, classes)
+
+
+def _check_labels(file: Path, name: str, labels: torch.Tensor, classes: int) -> None:
     if labels.dtype != torch.int64 or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
-        raise _wrong(file, "sample.labels", f"must be whole numbers below {classes}")
+        raise _wrong(file, name, f"must be whole numbers below {classes}")
 
 
 def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> None:
@@ -388,7 +422,7 @@ def _check_shape(file: Path, name: str, tensor: torch.Tensor, *wanted: int) -> N
 
 
 def _check_values(file: Path, name: str, tensor: torch.Tensor) -> None:
-    whole = name in ("sample.labels", "background.freedom") or name.endswith(".num_batches_tracked")
+    whole = name in ("sample.labels", "held_out.labels", "background.freedom") or name.endswith(".num_batches_tracked")
     wanted = torch.int64 if whole else torch.float16 if name.endswith("activations") else torch.float32
     of_old_model = name == "activations" and tensor.dtype == torch.float32
     if tensor.dtype != wanted and not of_old_model:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, get_args
 import torch
 
 from dist_train.classifier.head import Head
+from dist_train.classifier.known import RunImages
 from dist_train.classifier.maker import HeadMaker
 from dist_train.config import LearnConfig, Rule
 from dist_train.errors import UserError
@@ -106,6 +107,7 @@ class PredictedHead(HeadMaker):
         cost: see ``Calibration``.
         rule: how several photos of a class count: ``max`` takes the largest of their responses (the paper), ``mean`` a
             single row from their mean activation, ``rows`` the mean of their rows. φ+ makes a single row by any rule.
+        images: of the run, by which a model knows when it is not sure; None in models that are older.
         calibrated: the last calibration, which takes a second and does not depend on the added classes.
 
     Raises:
@@ -120,6 +122,7 @@ class PredictedHead(HeadMaker):
     sample: tuple[torch.Tensor, torch.Tensor]
     cost: float
     rule: str = "max"
+    images: RunImages | None = field(default=None, repr=False)
     calibrated: Calibrated | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +142,9 @@ class PredictedHead(HeadMaker):
         responses = Responses(calibrated.queries, calibrated.labels, rows)
         offset[len(base) :] = responses.offset(calibrated.calibration)
         head = Head(torch.cat([base, *rows]), owner.to(base.device), offset, len(rows), self.query_scale())
+        if self.images:
+            added = photos[len(kept) :]
+            head = self.images.doubting(head, kept, added, lambda stacks: self.phi.novel_rows(stacks, self.rule))
         return head, replace(self, calibrated=calibrated)
 
     def as_in(self, about: dict[str, Any]) -> PredictedHead:
@@ -195,13 +201,15 @@ class PredictedHead(HeadMaker):
             "base_rows": self.base_rows,
             "sample.activations": self.sample[0].half(),
             "sample.labels": self.sample[1],
+            **(self.images.tensors() if self.images else {}),
         }
 
     def on(self, device: torch.device) -> PredictedHead:
         self.phi.eval().requires_grad_(False).to(device)
         activations, labels = (tensor.to(device) for tensor in self.sample)
         base_rows = self.base_rows.to(device)
-        return replace(self, base_rows=base_rows, sample=(activations, labels), calibrated=None)
+        images = self.images and self.images.on(device)
+        return replace(self, base_rows=base_rows, sample=(activations, labels), images=images, calibrated=None)
 
     def _rows(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the rows that are predicted from the photos of each class; none for a class without photos."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from dist_train.classifier.doubt import directions
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Head
 from dist_train.classifier.heads.contract import Background
 from dist_train.classifier.kept import KeptPhoto, Member, activation_id
+from dist_train.classifier.known import RunImages
 from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_json import About, FittedMethod
 from dist_train.classifier.network import Network
@@ -58,7 +60,7 @@ def maker_of(about: About, backbone: Backbone, tensors: Tensors) -> HeadMaker:
     phi.load_state_dict(_under("predictor.", tensors))
     sample = tensors["sample.activations"].float(), tensors["sample.labels"]
     return PredictedHead(method.name, phi, method.learn, tensors["base_rows"], sample, method.calibration_cost,
-                         method.rule)  # fmt: skip
+                         method.rule, RunImages.of(tensors))  # fmt: skip
 
 
 def state_of(about: About, added: Tensors, maker: HeadMaker) -> State:
@@ -73,7 +75,8 @@ def state_of(about: About, added: Tensors, maker: HeadMaker) -> State:
     if isinstance(method, FittedMethod):
         owner = torch.arange(len(members), device=added["rows"].device)
         scale = 1.0 if method.unit else None
-        head = Head(added["rows"], owner, added["offset"], len(members), scale, method.to_estimates())
+        head = Head(added["rows"], owner, added["offset"], len(members), scale, method.to_estimates(),
+                    means=directions([member.activations for member in members]), doubt=about.to_doubt())  # fmt: skip
     return State(members, maker.as_in(method.model_dump()), head)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from dist_train.data.account import Account
 from dist_train.errors import UserError
 from dist_train.names import class_name, shown
 from launch.cli.create import NetworkOptions, add, estimate_lines, new_model, photos_of_folder
+from launch.cli.measuring import LabelledPhotos, labelled_photos
 from launch.cli.photo_arguments import find_photos, print_account
 from launch.cli.reserving import reserved
 from launch.cli.signature import Option, Options
@@ -51,12 +52,12 @@ class AdaptOptions(Options):
     history: bool = False
     """Print the changes of the model, one a line: time, text."""
     method: str | None = None
-    """Method of the run to take; default: phi_plus where it was trained, else phi2. See docs/methods.md."""
+    """Method of the run to take; default: the best of its table for so many photos. See docs/methods.md."""
     rule: str | None = None
     """How several photos count in a model from a run: max (the paper), mean, or rows; default: unchanged."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Folder with a folder of photos for each class (name or wnid), on which the effect of additions is measured, or
-    the accuracy of a model of photos alone; default: the run's validation images."""
+    """Folder with a folder of photos for each class (name or wnid), on which the model is measured after the changes,
+    and the effect of additions on a run's classes; default for that: the run's validation images."""
 
     @property
     def changes(self) -> bool:
@@ -81,6 +82,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
     """
     from dist_train.classifier import model_folder
+    from dist_train.classifier.from_run import choice_for
 
     if source is None:
         return _adapt_network(options, network)
@@ -100,8 +102,10 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         raise UserError("--undo: is a change of its own, of a model; give it without others")
     writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
-        model = _open(source, options, config, network)
+        choice = choice_for(config, _counts(options)) if config and not options.method else None
+        model = _open(source, replace(options, method=choice.method) if choice else options, config, network)
         lines = [f"undone: {model.undo()}"] if options.undo else _change(model, options, config)
+        lines = [*([choice.reason] if choice else []), *lines]
         if writes and out:
             model.save(out)
     _print(model, options, lines, out if writes else None)
@@ -182,19 +186,14 @@ def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> 
     before = model.copy()
     add(model, photos, account)
     lines = _lines_on_photos(model, before, options.update)
-    if model.fitted:
-        lines += [*estimate_lines(model), *_held_out_lines(model, options.held_out, account)]
-        print_account(account)
-        return lines
-    held_out = _held_out(model, options, config, account) if photos or options.held_out else None
+    held_out = labelled_photos(model, options.held_out, "--held_out", account) if options.held_out else None
     print_account(account)
-    if not held_out:
-        return lines
-    rates = model.base_accuracy(*held_out, before)
-    lines = [f"{text}; base {now:.2f}% ({now - then:+.2f})"
-             for text, then, now in zip(lines, rates, rates[1:], strict=False)]  # fmt: skip
-    summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if photos else f"{rates[0]:.2f}%"
-    return [*lines, f"base accuracy on {len(held_out[1])} held-out images: {summary}"]
+    if model.fitted:
+        lines += [*estimate_lines(model), *_price_lines(model, before)]
+    else:
+        images = _base_images(model, config if photos else None, held_out)
+        lines = _with_base_accuracy(lines, model, before, images) if images else lines
+    return [*lines, *([_measured_line(model, held_out, options.held_out)] if held_out else [])]
 
 
 def _check_names(model: Classifier, names: Iterable[str], update: bool) -> None:
@@ -226,15 +225,38 @@ def _lines_on_photos(model: Classifier, before: Classifier, update: bool) -> lis
     return lines
 
 
-def _held_out_lines(model: Classifier, folder: Path | None, account: Account) -> list[str]:
-    """Return a line on the accuracy of a model of photos alone on the photos of a folder; no line without a folder."""
-    if folder is None:
+def _price_lines(model: Classifier, before: Classifier) -> list[str]:
+    """Return a line on what new classes of a model of photos alone did to the accuracy on the old ones; no line where
+    no photo of these can be held out, or no class is new."""
+    old, answers = len(before.classes), model.head().answers
+    estimate = next((one for one in before.head().estimates if one.head == model.method), None) if old else None
+    if estimate is None or answers is None or old == len(model.classes):
         return []
-    activations, labels = _held_out_photos(model, folder, account)
-    accuracy, half_width = model.accuracy(activations, labels)
-    known = sum(name is not None for name in model.classes_with(activations))
-    warning = f"; {known} of these {len(labels)} photos are in the model, so they say nothing" if known else ""
-    return [f"{accuracy:.1f}% ± {half_width:.1f} of the photos in {shown(folder)}, mean over classes{warning}"]
+    there = answers[:old].sum(1) > 0
+    shares = 100 * (answers[:old].diagonal() / answers[:old].sum(1).clamp(min=1)).double()[there]
+    after = float(shares.mean())
+    return [f"old classes: {estimate.accuracy:.1f}% of held-out photos before, {after:.1f}% beside the new classes "
+            f"({after - estimate.accuracy:+.1f})"]  # fmt: skip
+
+
+def _with_base_accuracy(
+    lines: list[str], model: Classifier, before: Classifier, images: tuple[torch.Tensor, list[int]]
+) -> list[str]:
+    """Return the lines with what each class's photos did to the accuracy on the run's classes, and a line on all."""
+    rates = model.base_accuracy(*images, before)
+    summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if lines else f"{rates[0]:.2f}%"
+    lines = [f"{text}; base {now:.2f}% ({now - then:+.2f})"
+             for text, then, now in zip(lines, rates, rates[1:], strict=False)]  # fmt: skip
+    return [*lines, f"base accuracy on {len(images[1])} held-out images: {summary}"]
+
+
+def _measured_line(model: Classifier, held_out: LabelledPhotos, folder: Path | None) -> str:
+    """Return a line on how the model does on the photos of a folder, of all its classes that have a folder there."""
+    from dist_train.classifier.measuring import measure
+
+    m = measure(model, held_out.activations, held_out.labels)
+    warning = f"; {m.known} of these {m.photos} photos are in the model, so they say nothing" if m.known else ""
+    return f"{m.mean:.1f}% ± {m.half_width:.1f} of the photos in {shown(folder)}, mean over classes{warning}"
 
 
 def _class_and_word(text: str, option: str, form: str, model: Classifier) -> tuple[str, str]:
@@ -260,38 +282,29 @@ def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[
     return photos
 
 
-def _held_out(
-    model: Classifier, options: AdaptOptions, config: Config | None, account: Account
+def _counts(options: AdaptOptions) -> list[int]:
+    """Return how many photos each class to add has."""
+    return [len(files) for files in _photos_by_class(options, Account()).values()]
+
+
+def _base_images(
+    model: Classifier, config: Config | None, held_out: LabelledPhotos | None
 ) -> tuple[torch.Tensor, list[int]] | None:
-    """Return activations of images of the classes that came with the run, and their places in ``model.classes``."""
-    if options.held_out is not None:
-        return _held_out_photos(model, options.held_out, account)
-    if config is None:
+    """Return activations of images of the classes that came with the run, and their places in ``model.classes``: those
+    of a folder, else the run's validation images; None where there are none."""
+    if held_out is not None:
+        activations = held_out.activations
+        place = {
+            name: n for n, entry in enumerate(model.classes) if not entry.added for name in (entry.wnid, entry.name)
+        }
+        places = [place.get(label) for label in held_out.labels]
+    elif config is not None:
+        from dist_train.classifier.from_run import held_out_activations
+
+        activations, labels = held_out_activations(config)
+        numbers = {label: number for number, label in enumerate(model.kept)}
+        places = [numbers.get(label) for label in labels]
+    else:
         return None
-    from dist_train.classifier.from_run import held_out_activations
-
-    activations, labels = held_out_activations(config)
-    place = {label: number for number, label in enumerate(model.kept)}
-    rows = [row for row, label in enumerate(labels) if label in place]
-    return (activations[rows], [place[labels[row]] for row in rows]) if rows else None
-
-
-def _held_out_photos(model: Classifier, folder: Path, account: Account) -> tuple[torch.Tensor, list[int]]:
-    """Return what ``_held_out`` does, for photos that lie in a folder for each class."""
-    import torch
-
-    by_class = photos_of_folder(folder, "--held_out", account)
-    whose = "model" if model.fitted else "run"
-    base = [one for one in model.classes if model.fitted or not one.added]
-    place = {name: number for number, one in enumerate(base) for name in (one.wnid, one.name)}
-    activations, labels = [], list[int]()
-    for name, files in by_class.items():
-        if name in place:
-            activations.append(model.activations(files, name))
-            labels += [place[name]] * len(files)
-        else:
-            account.taken -= len(files)
-            account.pass_over(f"{folder}/{name}", f"in folders of no class of the {whose}", len(files))
-    if not activations:
-        raise UserError(f"--held_out {folder}: holds no folder with the name or wnid of a class; make such folders")
-    return torch.cat(activations), labels
+    rows = [row for row, known in enumerate(places) if known is not None]
+    return (activations[rows], [known for known in places if known is not None]) if rows else None

@@ -82,6 +82,7 @@ def classify(
     images: list[str],
     *,
     topk: int = 5,
+    min_confidence: float | None = None,
     as_json: Annotated[bool, Option(name="json")] = False,
     files: AnswerFiles,
 ) -> int:
@@ -94,14 +95,19 @@ def classify(
         model: Folder made by adapt or create.
         images: Photos, folders, quoted patterns; - reads one photo, or paths one a line, from standard input.
         topk: Classes to name.
+        min_confidence: Probability, from 0 to 1, from which on an answer is sure; default: by the model's own
+            thresholds, which 95% of known photos pass.
         as_json: Print a JSON object a line.
     """
     from dist_train.classifier.classifier import Classifier
 
     if topk < 1:
         raise UserError(f"--topk {topk}: must be >= 1")
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise UserError(f"--min_confidence {min_confidence:g}: must be from 0 to 1")
     files.check(images)
     classifier, account = Classifier.load(model), Account()
+    classifier.min_confidence = min_confidence
     if files.given:
         return _to_files(classifier, model, images, topk, as_json, files)
     for answer in classifier.stream(named_photos(images, account), topk):
@@ -119,7 +125,8 @@ def _to_files(
     from dist_train.files import file_sha256
 
     account = Account()
-    run = {"model": file_sha256(model / "model.json"), "topk": topk, "photos": images}
+    run = {"model": file_sha256(model / "model.json"), "topk": topk, "photos": images,
+           "min_confidence": classifier.min_confidence}  # fmt: skip
     journal = Journal(files.journal(), run)
     left = dict(journal.without_answers(named_photos(images, account)))
     account.taken = len(journal.answers.keys() | left)  # those that an earlier process has moved away among them

@@ -151,14 +151,9 @@ def summary_lines(measurement: Measurement) -> list[str]:
                      f"{m.others.auroc_probability:.1f}% by probability, {m.others.auroc_familiarity:.1f}% by "
                      f"familiarity")  # fmt: skip
     if m.known:
-        lines.append(known_warning(m.known, m.photos))
+        lines.append(f"warning: {m.known} of these {m.photos:,} photos {'is' if m.known == 1 else 'are'} in the model "
+                     f"itself, so that they say nothing; measure on others")  # fmt: skip
     return [*lines, "", *_class_lines(m), *_mistake_lines(m)]
-
-
-def known_warning(known: int, photos: int) -> str:
-    """Return the line that says that photos are in the model itself."""
-    return (f"warning: {known} of these {photos:,} photos {'is' if known == 1 else 'are'} in the model itself, so that "
-            f"they say nothing; measure on others")  # fmt: skip
 
 
 def _class_lines(measurement: Measurement) -> list[str]:

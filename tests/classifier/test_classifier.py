@@ -63,7 +63,7 @@ def test_a_class_scores_as_the_best_of_its_photos(whole_run: Run) -> None:
     best = model.answers(query[None], topk=3)[0]
     order = np.argsort(wanted)[::-1]
     assert [prediction.name for prediction in best] == [model.classes[n].name for n in order[:3]]
-    shares = np.exp(np.sort(wanted)[::-1] - max(wanted))
+    shares = np.exp((np.sort(wanted)[::-1] - max(wanted)) / model.head().doubt.temperature)
     assert np.allclose([prediction.probability for prediction in best], (shares / shares.sum())[:3], atol=1e-5)
 
 

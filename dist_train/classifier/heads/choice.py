@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 
 from dist_train.classifier.head import Estimate
 from dist_train.classifier.heads.contract import Background, Fit, FittedHead, Sample
 from dist_train.classifier.heads.discriminant import Discriminant
 from dist_train.classifier.heads.means import Imprinting, NearestMean
 from dist_train.classifier.heads.probe import Probe
+from dist_train.classifier.heads.temperature import best_temperature
 from dist_train.errors import UserError
 
 HEADS: dict[str, FittedHead] = {
@@ -27,7 +26,7 @@ class Choice:
     """Hold the head that was chosen.
 
     Attributes:
-        fit: its rows and offsets, divided by the temperature.
+        fit: its rows, offsets and scores of held-out photos, divided by the temperature.
         temperature: by which the fit's own scores were divided, so that probabilities of held-out photos are right.
         head: its name in ``HEADS``.
         estimates: of all heads that were tried, the simplest first; empty where no photo could be held out.
@@ -71,7 +70,8 @@ def choose(
     if chosen is None:
         raise UserError(f"--head {heads[0]}: needs a class of two photos or more; add some, or take --head mean")
     _, temperature, fit, name = chosen
-    tempered = Fit(fit.rows / temperature, fit.offset / temperature, fit.unit, fit.held_out, fit.strength)
+    rows, offset, held_out = (tensor / temperature for tensor in (fit.rows, fit.offset, fit.held_out))
+    tempered = Fit(rows, offset, fit.unit, held_out, fit.strength)
     return Choice(tempered, temperature, name, tuple(estimates))
 
 
@@ -98,29 +98,12 @@ def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float,
 
 def _judge(fit: Fit, sample: Sample) -> tuple[float, float]:
     """Return the log loss of held-out photos at the best temperature, and that temperature; without a photo that can be
-    held out, the temperature at which the scores' deviation is 1.
-
-    The N photos' labels count as right with the probability (N + 1) / (N + 2) (Platt 1999, section 2.2): else photos
-    without an error, however few, would make every answer certain.
-    """
+    held out, the temperature at which the scores' deviation is 1."""
     judged = sample.judged
-    spread = float(fit.held_out.std()) or 1.0
     if not bool(judged.any()):
-        return 0.0, spread
-    scores, labels = fit.held_out[judged], sample.labels[judged]
-    weights = 1 / sample.counts[labels]
-    weights = weights / weights.sum()
-    photos, doubt = torch.arange(len(labels)), 1 / (len(labels) + 2)
-
-    def loss(log_temperature: float) -> float:
-        shares = (scores * float(np.exp(-log_temperature))).log_softmax(1)
-        right = shares[photos, labels]
-        others = (shares.sum(1) - right) / (shares.shape[1] - 1)
-        return -float((weights * ((1 - doubt) * right + doubt * others)).sum())
-
-    centre = float(np.log(spread))
-    best = minimize_scalar(loss, bounds=(centre - 6, centre + 2), method="bounded", options={"xatol": 1e-3})
-    return float(best.fun), float(np.exp(best.x))
+        return 0.0, float(fit.held_out.std()) or 1.0
+    weights = 1 / sample.counts[sample.labels[judged]]
+    return best_temperature(fit.held_out[judged], sample.labels[judged], weights / weights.sum())
 
 
 def answer_counts(scores: torch.Tensor, sample: Sample) -> torch.Tensor:

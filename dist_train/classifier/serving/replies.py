@@ -109,6 +109,8 @@ class About(_Reply):
     """The name of its folder."""
     method: str
     """What makes a class of its photos."""
+    threshold: float
+    """The probability, from 0 to 1, below which an answer is not sure."""
     classes: list[ServedClass]
     last_change: str | None
     """What undo would undo; null where there is nothing."""

@@ -327,6 +327,7 @@ class ServedModel:
         return About(
             name=self.name,
             method=model.method,
+            threshold=model.threshold,
             classes=[
                 ServedClass(**asdict(entry), picture=picture or None)
                 for entry, picture in zip(model.classes, model.pictures, strict=True)
