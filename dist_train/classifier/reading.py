@@ -18,7 +18,8 @@ from dist_train.errors import UserError
 Source: TypeAlias = tuple[str, Photo | UserError]
 """The name of a photo, "" where it has none, and the photo, or why there is none."""
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item], waiting: int) -> Iterator[Result]:

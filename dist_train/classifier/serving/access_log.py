@@ -41,7 +41,7 @@ class AccessLog:
                 self._handler = WatchedFileHandler(Path(file), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"--access_log {file}: {error.strerror}; give a file that can be written") from None
-        self._handler.handleError = self._say_once  # type: ignore[method-assign]
+        self._handler.handleError = self._say_once  # type: ignore[method-assign,assignment]
 
     def write(self, client: str, method: str, path: str, code: int, **numbers: float) -> None:
         """Write the line of a request.

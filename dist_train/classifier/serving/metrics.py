@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -36,21 +38,30 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        http = {"namespace": "dist_train", "subsystem": "http", "registry": registry}
-        self.requests = Counter("requests", "Answered requests", ["method", "route", "code"], **http)
-        self.seconds = Histogram("request_seconds", "Time of a request", ["route"], buckets=_SECONDS, **http)
-        self.received = Counter("received_bytes", "Bytes of bodies that clients have sent", **http)
-        self.sent = Counter("sent_bytes", "Bytes of bodies that clients were sent", **http)
-        self.ended = Counter("connections_ended", "Connections that the server has ended", ["code"], **http)
-        model = {"namespace": "dist_train", "labelnames": ["model"], "registry": registry}
-        self.photos = Counter("photos", "Photos that were sent", ["model", "result"], "dist_train", registry=registry)
-        self.pending = Gauge("pending_photos", "Photos that are not yet through the network", **model)
-        self.waiting = Gauge("waiting_photos", "Decoded photos that wait for the network", **model)
-        self.batch_photos = Histogram("batch_photos", "Photos of a batch", buckets=_PHOTOS, **model)
-        self.batch_seconds = Histogram("batch_seconds", "Time of a batch", buckets=_SECONDS, **model)
-        self.loads = Counter("model_loads", "Times that a model was read", **model)
-        self.changes = Counter("model_changes", "Changes of a model that were written", **model)
-        self.classes = Gauge("classes", "Classes of a model", **model)
+        model = ["model"]
+
+        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(f"dist_train_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"dist_train_{name}", text, model, registry=registry)
+
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"dist_train_{name}", text, [label], buckets=buckets, registry=registry)
+
+        self.requests = counter("http_requests", "Answered requests", ["method", "route", "code"])
+        self.seconds = histogram("http_request_seconds", "Time of a request", "route", _SECONDS)
+        self.received = counter("http_received_bytes", "Bytes of bodies that clients have sent")
+        self.sent = counter("http_sent_bytes", "Bytes of bodies that clients were sent")
+        self.ended = counter("http_connections_ended", "Connections that the server has ended", ["code"])
+        self.photos = counter("photos", "Photos that were sent", ["model", "result"])
+        self.pending = gauge("pending_photos", "Photos that are not yet through the network")
+        self.waiting = gauge("waiting_photos", "Decoded photos that wait for the network")
+        self.batch_photos = histogram("batch_photos", "Photos of a batch", "model", _PHOTOS)
+        self.batch_seconds = histogram("batch_seconds", "Time of a batch", "model", _SECONDS)
+        self.loads = counter("model_loads", "Times that a model was read", model)
+        self.changes = counter("model_changes", "Changes of a model that were written", model)
+        self.classes = gauge("classes", "Classes of a model")
 
     def text(self) -> bytes:
         """Return all of them in Prometheus' text format."""

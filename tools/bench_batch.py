@@ -1,0 +1,65 @@
+"""Measure what share of its backbone's own rate a model reaches on a folder of photos.
+
+    python tools/bench_batch.py MODEL PHOTOS [--photos 200] [--repeats 3]
+
+In turns, so that all rows meet the same machine: the backbone alone, on a batch that is ready; reading alone, on all
+cores; ``Classifier.stream``, as ``classify`` and ``predict`` call it; and photos decoded one after another before each
+batch. Each row is the median of its repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from bench_serve import cpu_name
+
+from dist_train import Classifier
+from dist_train.classifier import photos
+from dist_train.classifier.classifier import batches
+from dist_train.classifier.reading import ahead
+from dist_train.data.account import Account
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder made by dist-train adapt or create")
+    parser.add_argument("folder", type=Path, help="folder of photos")
+    parser.add_argument("--photos", type=int, default=200, help="photos at most")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each row")
+    args = parser.parse_args(arguments)
+    model = Classifier.load(args.model)
+    paths = photos.in_folder(args.folder, Account())[: args.photos]
+    rows = [(str(path), path) for path in paths]
+    size = model.network.preprocess.spec.size
+    ready = torch.randn(model.network.batch, 3, size, size, device=model.device)
+    ways: dict[str, Callable[[], object]] = {
+        "the backbone alone": lambda: [model.embed(ready[: len(part)]) for part in batches(paths, len(ready))],
+        "reading alone": lambda: list(ahead(model._ready, enumerate(rows, 1), 3 * len(ready))),
+        "`predict`, `classify`": lambda: list(model.stream(rows)),
+        "one after another": lambda: [
+            model.answers(model.embed(model.network.preprocess.batch(map(model.pixels, part))))
+            for part in batches(paths, len(ready))
+        ],
+    }
+    list(model.stream(rows[: len(ready)]))  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    print(f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, {len(paths)} photos\n")
+    for _ in range(args.repeats):
+        for name, work in ways.items():
+            begin = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - begin)
+    rates = {name: len(paths) / median(times) for name, times in seconds.items()}
+    print("| | photos a second | share of the backbone |\n|---|---:|---:|")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:.1f} | {rate / rates['the backbone alone']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
