@@ -248,13 +248,15 @@ TOO_LONG = '{"detail":"the upload is over 1 MB, the limit of this server; send f
     ],
     ids=["named", "more than a number", "asks first", "one chunk", "small chunks", "chunks, asks first", "both"],
 )
-@pytest.mark.parametrize("path", ["/api/v1/models/model/classify", "/api/classes", "/api/remove"])
-def test_a_body_over_the_limit_is_refused_before_it_is_read(page: Page, path: str, head: bytes, sent: bytes) -> None:
+@pytest.mark.parametrize("action", ["classify", "classes", "photos", "remove", "evaluate"])
+def test_a_body_over_the_limit_is_refused_before_it_is_read(page: Page, action: str, head: bytes, sent: bytes) -> None:
     """None of these bodies ever ends. The connection does, as nothing can be made of the bytes that follow."""
     web = page({}, {"upload": 1_000_000}, **SHORT)
-    kind = b"Content-Type: application/json\r\n" if path == "/api/v1/models/model/remove" else FORM
-    if path == "/api/v1/models/model/remove":
+    kind = FORM
+    if action in ("remove", "evaluate"):
+        kind = b"Content-Type: application/json\r\n"
         sent = sent.replace(chunk(FILE), chunk(b'{"name": "')).replace(FILE, b'{"name": "')
+    path = f"/api/v1/models/model/{action}"
     with connect(web, f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + kind + head + b"\r\n" + sent) as raw:
         code, body = answer(raw)
     assert (code, body) in [(413, TOO_LONG), (100, body)] and body.endswith(TOO_LONG)
