@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 
 
 def best_temperature(scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[float, float]:
@@ -19,6 +18,8 @@ def best_temperature(scores: torch.Tensor, labels: torch.Tensor, weights: torch.
         labels: int64 [N], of one photo or more.
         weights: of the photos, [N]; they add up to 1.
     """
+    from scipy.optimize import minimize_scalar  # not above: its import takes half a second, and answers need none
+
     spread = float(scores.std(correction=0))
     if not np.isfinite(spread):
         return float("inf"), 1.0
