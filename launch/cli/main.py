@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
 # These print what a person may read through head; the others have work to finish when nobody reads any more.
 _READ = ("status", "logs", "collect", "doctor", "verify", "launch", "create", "adapt", "classify",
          "evaluate-model")  # fmt: skip
-_SAVES_AT_ONCE = ("create", "adapt", "classify", "evaluate-model", "export", "serve")
+_SAVES_AT_ONCE = ("create", "adapt", "evaluate-model", "export", "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
