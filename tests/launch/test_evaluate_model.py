@@ -95,3 +95,16 @@ def test_bad_input_is_one_line_and_no_file(
         assert main(["evaluate-model", str(model), *words, "--json", str(out)]) == 1
         error = capsys.readouterr().err
         assert fault in error and error.count("dist-train: error") == 1 and not out.exists(), error
+
+
+def test_classify_says_not_sure_below_the_threshold_that_is_given(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for least, unsure in (("0", 0), ("1", 4)):
+        assert main(["classify", str(model), str(photos / "green"), "--min_confidence", least]) == 0
+        assert capsys.readouterr().out.count("(not sure)") == unsure
+    assert main(["classify", str(model), str(photos / "green"), "--json", "--min-confidence", "1"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["sure"] for answer in answers] == [False] * 4 and all("familiarity" in answer for answer in answers)
+    assert main(["classify", str(model), str(photos / "green"), "--min_confidence", "1.5"]) == 1
+    assert "--min_confidence 1.5: must be from 0 to 1" in capsys.readouterr().err
