@@ -19,6 +19,7 @@ from dist_train.classifier.head import Answer
 from dist_train.classifier.heads.choice import balanced_accuracy
 from dist_train.classifier.photos import Photo
 from dist_train.errors import UserError
+from dist_train.report.per_class import wilson
 
 BINS = 10
 """Bins of equal width in which the probability of an answer is compared with how often it is right. Guo et al. (2017)
@@ -343,16 +344,8 @@ def _by_class(
         top1 = _percent(np.array([result.right for result in own]))
         top5 = _percent(np.array([result.rank <= 5 for result in own]))
         most = counts[0] if counts else ("", 0)
-        classes.append(MeasuredClass(entry.name, entry.wnid, len(own), top1, *_wilson(top1, len(own)), top5, *most))
+        classes.append(MeasuredClass(entry.name, entry.wnid, len(own), top1, *wilson(top1, len(own)), top5, *most))
     return tuple(classes), tuple(sorted(confusions, key=lambda pair: (-pair.photos, -pair.share)))
-
-
-def _wilson(percent: float, count: int) -> tuple[float, float]:
-    """Return the ends of the 95% interval of a percentage of ``count`` photos (Wilson 1927)."""
-    z, share = 1.96, percent / 100
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def _bins(probability: _Floats, right: _Floats) -> tuple[Bin, ...]:

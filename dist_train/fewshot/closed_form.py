@@ -83,6 +83,13 @@ def fit(table: Activations, device: torch.device, watch: Callable[[Sequence[int]
     return ClosedForm(rows, bias, kind, strength, factor, top1[kind, strength])
 
 
+def solve(table: Activations, device: torch.device, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and biases of a kind and strength that are known, float32 [classes, dim] and [classes], not scaled
+    to probabilities."""
+    rows, bias = _Moments.of(table, device, iter).solve(kind, strength)
+    return rows.float(), bias.float()
+
+
 @dataclass(frozen=True)
 class _Moments:
     """Hold the classes' means, float64 [classes, dim], and the mean covariance within classes, float64 [dim, dim]."""

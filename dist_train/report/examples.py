@@ -78,17 +78,18 @@ def rank_classes(
     """Return for each query the classes that are scored, by falling score.
 
     Args:
-        support: [novel classes, shots, C].
+        support: [novel classes, shots, C]; [0, 1, C] without novel classes.
         queries: [..., C].
         kept: the base classes that are scored.
 
     Returns:
         int64 [..., classes]: classes are counted from 0, those of ``kept`` first, then the novel ones.
     """
-    flat = queries.flatten(0, -2)
-    scores = method.take(support)(flat)
-    base = scores[:, : -len(support)] if method.moves_base else method.base_scores(flat)
-    scores = torch.cat([base[:, list(kept)], scores[:, -len(support) :]], dim=1)
+    flat, novel = queries.flatten(0, -2), len(support)
+    scores = method.take(support)(flat) if novel or method.moves_base else flat.new_zeros(len(flat), 0)
+    first = scores.shape[1] - novel
+    base = scores[:, :first] if method.moves_base else method.base_scores(flat)
+    scores = torch.cat([base[:, list(kept)], scores[:, first:]], dim=1)
     order: npt.NDArray[np.int64] = scores.argsort(dim=1, descending=True, stable=True).cpu().numpy()
     return order.reshape(*queries.shape[:-1], -1)
 

@@ -19,6 +19,7 @@ from dist_train.report.chart import Label
 from dist_train.report.class_vectors import NEIGHBOURS, ChannelImpact, ClassMaps, Diagonal
 from dist_train.report.comparison import best_method, metrics_by_method, paired_differences
 from dist_train.report.examples import Examples
+from dist_train.report.own_classes import OwnClasses
 from dist_train.report.per_class import ClassReport
 from dist_train.report.plots import TrainingCurves
 from dist_train.report.wording import describe_backbone, describe_figures, display_name, footnote
@@ -33,6 +34,7 @@ class Pictures:
 
     Attributes:
         channels: kind of vector -> impact.
+        own: of a run on one's own photos: the page speaks of these first.
     """
 
     maps: ClassMaps | None = None
@@ -40,6 +42,7 @@ class Pictures:
     diagonal: Diagonal | None = None
     classes: ClassReport | None = None
     examples: Examples | None = None
+    own: OwnClasses | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def report_html(
     """
     methods, groups = plots.method_labels(results), plots.group_labels(pictures.maps)
     sections = [
+        _own_classes(results, pictures.own),
         _accuracy(results),
         _low_shot(results),
         _oracles(results),
@@ -100,6 +104,7 @@ def report_html(
         .render(
             results=results,
             headline=_headline(results),
+            own=pictures.own,
             backbone=describe_backbone(results),
             sections=rendered,
             check_boxes=[*methods.values(), *groups.values()],
@@ -144,6 +149,10 @@ def _headline(results: Results) -> Headline:
     baselines = [name for name in ("nn", "mean") if name in metrics and name != best]
     baseline = max(baselines, key=lambda name: metrics[name][results.ranked_by].mean, default=None)
     return Headline(shots, best, metrics[best], baseline, metrics[baseline] if baseline else None)
+
+
+def _own_classes(results: Results, own: OwnClasses | None) -> Section | None:
+    return Section("Your classes", "own_classes", {"results": results, **own.variables()}) if own else None
 
 
 def _accuracy(results: Results) -> Section:

@@ -107,19 +107,42 @@ def accuracy_per_class(counts: Counts, classes: ClassList) -> list[ClassAccuracy
 
 def confusions(counts: Counts, classes: ClassList, most: int = 12) -> dict[Role, list[Confusion]]:
     """Return the ``most`` frequent confusions for images of base and of novel classes, most frequent first."""
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    np.fill_diagonal(share, 0)
     pairs: dict[Role, list[Confusion]] = {}
-    parts: list[tuple[Role, int, int]] = [("base", 0, classes.base), ("novel", classes.base, len(counts))]
-    for role, start, end in parts:
-        flat = share[start:end].ravel()
-        order = np.argsort(-flat, kind="stable")[:most]
+    parts: list[tuple[Role, range]] = [
+        ("base", range(classes.base)), ("novel", range(classes.base, len(counts)))
+    ]  # fmt: skip
+    for role, truths in parts:
         pairs[role] = [
-            Confusion(classes.names[start + truth], classes.names[answer], classes.role(answer), round(percent, 2))
-            for truth, answer, percent in zip(*divmod(order, len(counts)), flat[order].tolist(), strict=True)
-            if percent > 0
+            Confusion(classes.names[truth], classes.names[answer], classes.role(answer), round(percent, 2))
+            for truth, answer, percent in most_confused(counts, truths, most)
         ]
     return pairs
+
+
+def most_confused(counts: Counts, truths: Sequence[int], most: int) -> list[tuple[int, int, float]]:
+    """Return the ``most`` frequent confusions for images of these classes, most frequent first.
+
+    Returns:
+        truth, answer, and the percent of the truth's images that get it.
+    """
+    share = 100 * counts[list(truths)] / np.maximum(counts[list(truths)].sum(1, keepdims=True), 1)
+    share[np.arange(len(truths)), list(truths)] = 0
+    order = np.argsort(-share.ravel(), kind="stable")[:most]
+    return [
+        (truths[row], answer, percent)
+        for row, answer, percent in zip(
+            *(part.tolist() for part in divmod(order, len(counts))), share.ravel()[order].tolist(), strict=True
+        )
+        if percent > 0
+    ]
+
+
+def wilson(percent: float, count: int) -> tuple[float, float]:
+    """Return the ends of the 95% interval of a percentage of ``count`` images (Wilson 1927)."""
+    z, share = 1.96, percent / 100
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def csv_text(parts: Iterable[tuple[str, str, Sequence[ClassAccuracy]]]) -> str:

@@ -29,6 +29,7 @@ from dist_train.report.tensorboard import write_projector
 from dist_train.report.wording import display_name
 from dist_train.runs.run import Run
 from dist_train.runs.stage import read_done
+from dist_train.stages.own_photos import is_of_own_photos, own_classes
 from dist_train.stages.scoring import BaseScoring, JointScoring
 from dist_train.training.metrics import read_metrics
 
@@ -56,6 +57,7 @@ def write_report(run: Run, results: Results, facts: Mapping[str, Any], scoring: 
             diagonal=_diagonal(run, scoring.base),
             classes=best,
             examples=_examples(run, results, best.rows, scoring, classes),
+            own=own_classes(run, results, scoring, classes) if is_of_own_photos(run) else None,
         )
     _write_figures(folder / "figures", pictures)
     facts = {**facts, "stages": _durations(run, results), "config": changed_keys(run.config)}
@@ -72,6 +74,7 @@ def _write_figures(folder: Path, pictures: Pictures) -> None:
         "channels": {title: impact.to_json() for title, impact in pictures.channels.items()},
         "diagonal": pictures.diagonal and pictures.diagonal.to_json(),
         "classes": pictures.classes and pictures.classes.to_json(),
+        "more_photos": pictures.own and pictures.own.curve and pictures.own.curve.to_json(),
     }
     for name, values in figures.items():
         if values:

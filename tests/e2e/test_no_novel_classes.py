@@ -78,10 +78,20 @@ def test_accuracies_are_counted_from_the_activations(all_base: Run) -> None:
 def test_the_report_says_so(all_base: Run) -> None:
     html = (all_base.dir / "evaluate" / "report.html").read_text()
     page = parse(html)
-    assert page and "There are no novel classes: base accuracy only." in html and "new classes" not in html
+    assert page and "No novel classes: base accuracy only." in html and "new class" not in html.lower()
     assert "<h2>Class by class</h2>" in html and "<h2>Examples of novel classes</h2>" not in html
     assert "0-shot" not in html and "Percent of 54 validation images" in html and "The paper's whole table" not in html
     assert method_labels(Results.read(all_base.dir / "evaluate" / "results.json"))
+
+
+def test_the_report_says_what_more_photos_bring(all_base: Run) -> None:
+    folder = all_base.dir / "evaluate"
+    own = parse((folder / "report.html").read_text()).all("section")[0]
+    assert own.all("h2")[0].text == "Your classes" and "What more photos would bring" in own.text
+    assert "The network itself was trained on all of the photos" in own.text
+    curve = json.loads((folder / "figures" / "more_photos.json").read_text())
+    assert [point["images"] for point in curve["points"]] == [2, 5, 10, 20] and curve["classes"] == "base"
+    assert [len(point["draws"]) for point in curve["points"]] == [5, 5, 5, 1]
 
 
 def test_another_start_finds_everything_done(all_base: Run) -> None:

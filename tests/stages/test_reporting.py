@@ -5,18 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from html_pages import parse
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dist_train.config import DrawConfig, PackConfig
 from dist_train.data.activations import load
+from dist_train.distributed.context import Context
+from dist_train.fewshot.methods import make
 from dist_train.fewshot.protocols.joint import support_rows
+from dist_train.fewshot.results import Results
+from dist_train.report.comparison import best_method
 from dist_train.report.examples import thumbnails
 from dist_train.runs.run import Run
+from dist_train.stages.own_photos import _answers, is_of_own_photos
 from dist_train.stages.reporting import changed_keys
+from dist_train.stages.scoring import JointScoring
 
 
 @pytest.fixture
@@ -42,7 +51,7 @@ def test_per_class_agrees_with_the_table(whole_run: Run, folder: Path) -> None:
 
 def test_figures_are_left_as_numbers(whole_run: Run, folder: Path) -> None:
     found = {path.stem: json.loads(path.read_text()) for path in (folder / "figures").iterdir()}
-    assert set(found) == {"maps", "channels", "diagonal", "classes"}
+    assert set(found) == {"maps", "channels", "diagonal", "classes", "more_photos"}
     maps = found["maps"]
     assert [entry["wnid"] for entry in maps["classes"]] == list(whole_run.base)
     assert {entry["group"] for entry in maps["classes"]} == {""}  # drawn classes are in no hierarchy
@@ -57,6 +66,7 @@ def test_report_has_every_part_and_stays_small(whole_run: Run, folder: Path) -> 
     html = (folder / "report.html").read_text()
     parts = re.findall(r"<h2>([^<]*)</h2>", html)
     assert parts == [
+        "Your classes",
         "Accuracy",
         "Oracles: all images of the novel classes",
         "Differences from φ2",
@@ -73,7 +83,11 @@ def test_report_has_every_part_and_stays_small(whole_run: Run, folder: Path) -> 
 
 
 def test_examples_are_the_first_draws_supports(whole_run: Run, folder: Path) -> None:
-    cards = parse((folder / "report.html").read_text()).all(kind="card")
+    (examples,) = (
+        part for part in parse((folder / "report.html").read_text()).all("section")
+        if part.all("h2")[0].text == "Examples of novel classes"
+    )  # fmt: skip
+    cards = examples.all(kind="card")
     assert len(cards) == 3
     seen = load(whole_run.dir / "extract", "novel_train")
     rows = support_rows(seen, 3, whole_run.config.evaluate.seed, 0)[:, 0]
@@ -113,3 +127,62 @@ def test_only_differences_from_the_defaults_are_listed(whole_run: Run) -> None:
     found = changed_keys(whole_run.config)
     assert found["pretrain.model"] == "resnet10" and found["evaluate.draws"] == 4
     assert not {"pretrain.momentum", "seed", "evaluate.shots", "evaluate.options"} & set(found)
+
+
+def test_whose_photos_they_are_is_read_from_the_packed_classes(whole_run: Run) -> None:
+    def with_classes(*classes: str) -> Run:
+        return replace(whole_run, samples=replace(whole_run.shards, classes=classes))
+
+    assert is_of_own_photos(whole_run)
+    assert is_of_own_photos(with_classes("cat", "n02084071"))
+    assert not is_of_own_photos(with_classes("n02084071", "n02121808"))
+    drawn = replace(whole_run.config, pack=PackConfig(draw=DrawConfig()))
+    assert not is_of_own_photos(replace(whole_run, config=drawn))
+
+
+def test_your_classes_show_who_is_taken_for_whom(whole_run: Run, folder: Path) -> None:
+    page = parse((folder / "report.html").read_text())
+    results = Results.read(folder / "results.json")
+    best = best_method(results, 3)
+    with np.load(folder / "rows" / f"{best}.npz") as confusions:
+        counts = confusions["3"]
+    assert page.all("h1")[0].text == f"{100 * np.trace(counts) / counts.sum():.1f}% of your photos are named right"
+    own = page.all("section")[0]
+    rows = own.all("tbody")[0].all("tr")
+    assert len(rows) == 9
+    tried = {row.all("th")[0].text.split()[0]: [cell.text for cell in row.all("td")] for row in rows}
+    learned = {**dict.fromkeys(whole_run.base, "20"), **dict.fromkeys(whole_run.novel, "3")}
+    assert {name: cells[:2] for name, cells in tried.items()} == {name: [own, "6"] for name, own in learned.items()}
+    shares = 100 * counts / counts.sum(1, keepdims=True)
+    names = [*whole_run.base, *whole_run.novel]
+    val = {name: load(whole_run.dir / "extract", f"{name}_val") for name in ("base", "novel")}
+    cards = own.all(kind="card")
+    assert cards
+    for card in cards:
+        truth, answer = card.all("h3")[0].text.split(" taken for ")
+        answer, share = answer.split(": ")
+        number = names.index(truth)
+        assert float(share[:-1]) == pytest.approx(shares[number, names.index(answer)], abs=0.051)
+        table, place = (val["base"], number) if number < 6 else (val["novel"], number - 6)
+        ids = table.ids[table.offsets[place] : table.offsets[place + 1]]
+        photos = thumbnails(whole_run.shards["val"], ids)
+        shown = [image.attributes["src"] for figure in card.all("figure") if truth in figure.text
+                 for image in figure.all("img")]  # fmt: skip
+        assert shown and set(shown) <= set(photos)
+
+
+def test_photos_with_a_cross_got_that_answer(whole_run: Run) -> None:
+    scoring = JointScoring(whole_run, Context())
+    results = Results.read(whole_run.dir / "evaluate" / "results.json")
+    val = load(whole_run.dir / "extract", "base_val")
+    rows = {2: val.rows[val.offsets[2] : val.offsets[3]], 0: val.rows[: val.offsets[1]]}
+    answers = _answers(whole_run, results, scoring, rows)
+    support = scoring.load(scoring.novel_train.rows[scoring.supports[0]])
+    method = make(best_method(results, 3), scoring.base)
+    for number, own in rows.items():
+        scores = method.take(support)(scoring.load(own))
+        if not method.moves_base:
+            scores = torch.cat([method.base_scores(scoring.load(own)), scores], dim=1)
+        assert answers[number].tolist() == scores.argmax(1).tolist()
+    slow = replace(results, seconds=dict.fromkeys(results.seconds, 1e6))
+    assert _answers(whole_run, slow, scoring, rows) == {}
