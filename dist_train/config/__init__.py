@@ -18,7 +18,7 @@ import yaml
 
 from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocessing
 from dist_train.config.checks import at_least, require, texts_without_zero
-from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
+from dist_train.config.data import TRAINING_CROPS, CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.features import FeaturesConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
@@ -130,12 +130,14 @@ class Config:
                 f"left out: the preprocessing of the trained network counts; {trained}.size changes its size",
             )
         if self.backbone:
-            default = PretrainConfig()
-            for key in PretrainConfig.__dataclass_fields__:
-                ok = getattr(self.pretrain, key) == getattr(default, key)
-                wanted = "left out where backbone names a trained network: nothing is trained"
-                value = getattr(self.pretrain, key)
-                require(ok, f"pretrain.{key}", value.source if isinstance(value, BackboneConfig) else value, wanted)
+            wanted = "left out where backbone names a trained network: nothing is trained"
+            for name, keys in (("pretrain", PretrainConfig.__dataclass_fields__), ("data", TRAINING_CROPS)):
+                section = getattr(self, name)
+                default = type(section)()
+                for key in keys:
+                    value = getattr(section, key)
+                    shown = value.source if isinstance(value, BackboneConfig) else value
+                    require(value == getattr(default, key), f"{name}.{key}", shown, wanted)
 
     def _check_beside_features(self) -> None:
         """Refuse keys that have no meaning without images."""

@@ -11,6 +11,9 @@ from dist_train.config.checks import at_least, require
 
 Duplicates = Literal["keep", "drop", "fail"]
 Orientation = Literal["exif", "stored"]
+TRAINING_CROPS = ("train_size", "scale", "ratio", "augment", "augment_ops", "augment_magnitude", "augment_std",
+                  "ramp_from", "ramp_epochs")  # fmt: skip
+"""Keys of ``data`` that only the training of a network obeys."""
 
 
 @dataclass(kw_only=True)

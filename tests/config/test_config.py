@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dist_train.config import (
+    BackboneConfig,
     CacheConfig,
     Config,
     DataConfig,
@@ -105,3 +106,20 @@ def test_keys_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert main(["pretrain", *given_]) == 1
         error = capsys.readouterr().err.splitlines()
         assert len(error) == 1 and "pretrain.tf32: is a value of pretrain.precision now" in error[0], error
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "train_size", 192),
+        ("data", "scale", (0.35, 1.0)),
+        ("data", "augment", "randaugment"),
+        ("data", "ramp_from", 160),
+        ("pretrain", "epochs", 30),
+    ],
+)
+def test_what_only_training_obeys_is_refused_beside_a_trained_network(section: str, key: str, value: object) -> None:
+    given = {section: replace(getattr(Config(), section), **{key: value})}
+    with pytest.raises(ValueError, match=rf"{section}\.{key}.*nothing is trained"):
+        Config(backbone=BackboneConfig(source="starter"), **given)
+    Config(data=DataConfig(block_shards=2), backbone=BackboneConfig(source="starter"))
