@@ -20,6 +20,8 @@ SIDE, QUALITY = 96, 80
 """The longer side of a picture in pixels, and its JPEG quality: 2 to 4 kB."""
 MAX_NAME = 200
 """Characters of a photo's name that are kept."""
+_SMALLEST = 1e-3
+"""Least size of the largest number of an activation that float16 keeps to four digits. Trained networks give about 1."""
 _SAME = 1e-3
 """Difference, as a share of its length, up to which an activation is of the same photo. Rounding to float16 in another
 batch or on another device gives 2e-4, and saving a photo again at JPEG quality 95 at least 2e-2 (the starter, 32
@@ -128,8 +130,8 @@ class Member:
             photos: what is to be kept of each; empty: nothing but the activations is known.
 
         Raises:
-            UserError: there are no photos; the activations are not finite or of another shape; or a photo is in the
-                class already, or is given twice.
+            UserError: there are no photos; the activations are not finite, of another shape, or too small for float16;
+                or a photo is in the class already, or is given twice.
         """
         kept = rounded(activations)
         if not len(kept):
@@ -138,6 +140,10 @@ class Member:
         if kept.ndim != 2 or kept.shape[1] != dim or not bool(kept.isfinite().all()):
             raise UserError(f"class {self.name!r}: shape {list(kept.shape)}; give finite activations [k, {dim}], of at "
                             f"most 65504")  # fmt: skip
+        largest = activations.abs().amax(1)
+        if bool(((largest > 0) & (largest < _SMALLEST)).any()):
+            raise UserError(f"class {self.name!r}: activations of at most {largest.max():.1e}, too small for half "
+                            f"precision; give a network that is trained")  # fmt: skip
         photos = list(photos) or [NewPhoto(activation_id(row)) for row in kept]
         given: dict[str, NewPhoto] = {}
         twins = self.twins(kept, [photo.id for photo in photos])

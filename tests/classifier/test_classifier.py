@@ -321,6 +321,8 @@ def test_wrong_activations_are_refused(models: Path) -> None:
     for bad in (torch.zeros(1, 7), torch.zeros(512), torch.full((1, 512), torch.nan)):
         with pytest.raises(UserError, match=r"give finite activations \[k, 512\]"):
             model.add_activations("x", bad)
+    with pytest.raises(UserError, match="too small for half precision"):
+        model.add_activations("x", torch.full((2, 512), 5e-9))
     assert len(model.classes) == 6
 
 

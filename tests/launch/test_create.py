@@ -143,7 +143,9 @@ def test_timm_loads_equal_logits_elsewhere(made: Path, photos: Path, tmp_path: P
 
 def test_torchvision_takes_the_weights_of_its_own_networks(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "w.pth")
+    weights = torchvision.models.mobilenet_v3_small().state_dict()
+    weights["classifier.0.weight"] *= 1e8  # untrained, it gives activations of 5e-9
+    torch.save(weights, tmp_path / "w.pth")
     words = ["--backbone", "torchvision:mobilenet_v3_small", "--weights", str(tmp_path / "w.pth"), "--size", "64"]
     model = tmp_path / "model"
     assert main(["create", str(photos), *words, "--head", "lda", "--out", str(model)]) == 0
