@@ -21,7 +21,7 @@ SIDE, QUALITY = 96, 80
 MAX_NAME = 200
 """Characters of a photo's name that are kept."""
 _SMALLEST = 1e-3
-"""Least size of the largest number of an activation that float16 keeps to four digits; trained networks give about 1."""
+"""Least size of the largest number of an activation that float16 keeps to four digits; trained networks give near 1."""
 _SAME = 1e-3
 """Difference, as a share of its length, up to which an activation is of the same photo. Rounding to float16 in another
 batch or on another device gives 2e-4, and saving a photo again at JPEG quality 95 at least 2e-2 (the starter, 32
