@@ -13,6 +13,7 @@ from dist_train.config import FeaturesConfig
 from dist_train.data.features.feature_set import read_raw
 from dist_train.data.shards.index import open_shards
 from dist_train.data.shards.source import ShardSource
+from dist_train.distributed.pool import progress_bar
 from dist_train.errors import UserError
 
 _PER_CLASS, _IMAGES = 20, 5000
@@ -49,12 +50,14 @@ def of_shards(source: str, model: Classifier) -> Background:
     labels = np.asarray(subset.samples["label"])
     count = max(2, min(_PER_CLASS, _IMAGES // max(1, len(np.unique(labels)))))
     reader = ShardSource(subset)
+    by_class = [np.flatnonzero(labels == label)[:count] for label in np.unique(labels)[: _IMAGES // 2]]
+    classes = []
     try:
-        classes = []
-        for label in np.unique(labels)[: _IMAGES // 2]:
-            ids = np.flatnonzero(labels == label)[:count]
-            encoded = [bytes(blob) for blob in reader.read(ids)]
-            classes.append(torch.cat([model.activations(part) for part in batches(encoded)]))
+        with progress_bar(sum(map(len, by_class)), "background", "img", show=True) as bar:
+            for ids in by_class:
+                encoded = [bytes(blob) for blob in reader.read(ids)]
+                classes.append(torch.cat([model.activations(part) for part in batches(encoded)]))
+                bar.update(len(ids))
     finally:
         reader.close()
     return _of(classes, f"--base {source}")

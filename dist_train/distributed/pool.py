@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -37,6 +38,31 @@ def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0) -
         mininterval=0.1 if sys.stderr.isatty() else 30,
         disable=not show,
     )
+
+
+@contextmanager
+def working(title: str, show: bool = True) -> Iterator[None]:
+    """Say on a terminal what is going on, with the time since it began, for work that cannot be counted; the line comes
+    after a second and goes with the work. Elsewhere nothing is printed."""
+    if not show or not sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+
+    def show_line() -> None:
+        if not ended.wait(1):
+            with tqdm(desc=title, bar_format="{desc} ... {elapsed}", leave=False) as line:
+                line.start_t -= 1
+                while not ended.wait(1):
+                    line.refresh()
+
+    thread = threading.Thread(target=show_line, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def advance(images: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dist_train.distributed.context import Context
-from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.pool import progress_bar, working
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LABELS, METHODS
 from dist_train.fewshot.results import (
@@ -63,7 +63,8 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     if context.main:
         for name in EVALUATION_FILES:  # they would show other rows than there are going to be
             (stage.folder / name).unlink(missing_ok=True)
-    scoring = _scoring(run)(run, context)
+    with working("evaluate: activations", context.main):
+        scoring = _scoring(run)(run, context)
     if missing:
         rows |= _score(missing, scoring, store, stop)
     if context.main:
@@ -100,9 +101,11 @@ def _report(run: Run, scoring: Scoring, stored: Mapping[str, StoredRow], older: 
     text = _table(run, results)
     write_text(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
     write_text(folder / "table.md", text)
-    write_tensorboard(folder / "tb", results)
+    with working("evaluate: TensorBoard"):
+        write_tensorboard(folder / "tb", results)
     if isinstance(scoring, (JointScoring, BaseScoring)):
-        write_report(run, results, facts, scoring)
+        with working("evaluate: pictures"):
+            write_report(run, results, facts, scoring)
         log.info("report: %s", folder / "report.html")
     print(text)
     log.info("tensorboard: tensorboard --logdir %s", shlex.quote(str(run.dir)))

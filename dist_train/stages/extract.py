@@ -18,7 +18,7 @@ from dist_train.data.activations import Activations, Store, load
 from dist_train.data.loading.loader import eval_batches
 from dist_train.data.shards.index import SUBSETS
 from dist_train.distributed.context import Context
-from dist_train.distributed.pool import progress_bar
+from dist_train.distributed.pool import progress_bar, working
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.fewshot.base_head import save_head
 from dist_train.fewshot.closed_form import fit
@@ -55,7 +55,8 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     facts = {}
     if context.main:
         table = load(stage.folder, "base_train")
-        means = table.means()
+        with working("extract: class means"):
+            means = table.means()
         with atomic_write(stage.folder / "means.f32.npy") as file:
             np.save(file, means)
         log.info("extract: class means of %d base classes in %s", len(means), stage.folder)
@@ -93,7 +94,8 @@ def _make_head(run: Run, table: Activations, context: Context) -> dict[str, Any]
             context.report_progress(f"extract: rows in closed form, class {number} of {len(classes)}")
             yield number
 
-    made = fit(table, context.device, watch)
+    with working("extract: rows in closed form"):
+        made = fit(table, context.device, watch)
     save_head(run.dir, made.rows, made.bias)
     log.info(
         "extract: the base classes have no trained rows; they are made in closed form: %s of strength %g, right "

@@ -15,6 +15,7 @@ from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations, load
 from dist_train.data.loading.augment import uniforms
 from dist_train.distributed.context import Context
+from dist_train.distributed.pool import working
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.methods import LEARNED
@@ -44,7 +45,8 @@ def learn(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> Non
     if context.gather(is_done(run.dir, "learn", run.config))[0]:
         return stage.log_done()
     stage.reopen()
-    bank = open_bank(run, context)
+    with working("learn: activations", context.main):
+        bank = open_bank(run, context)
     seed = run.config.seed + run.config.learn.seed  # the same for all: they are compared, so they see the same draws
     rates = {}
     for method in run.config.learn.methods:

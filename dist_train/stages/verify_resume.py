@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from dist_train.data.loading.loader import train_batches
 from dist_train.data.loading.plan import train_windows
 from dist_train.distributed.context import Context
+from dist_train.distributed.pool import progress_bar
 from dist_train.errors import UserError
 from dist_train.runs.inputs import check_checkpoint, stage_inputs
 from dist_train.runs.run import Run
@@ -63,16 +66,18 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
     differences = []
     if "next" in saved.state and saved.state["next"] != fingerprint(run, order, step):
         differences.append(f"batch {step}: samples or windows are not those that the run recorded in its checkpoint")
-    first = max(0, step - _LEAD)
-    uninterrupted = _stream(run, 1, first, step + batches)[step - first :]
-    lines = []
-    for world in (w for w in (1, 2, 4) if size % w == 0):
-        resumed = _stream(run, world, step, step + batches)
-        for number, (before, after) in enumerate(zip(uninterrupted, resumed, strict=True), step):
-            if world == 1:
-                lines.append(_line(run, number, before, after))
-            where = f"batch {number} on {world} rank{'s' if world > 1 else ''}"
-            differences += [f"{where}: {difference}" for difference in _differences(run, before, after)]
+    first, worlds = max(0, step - _LEAD), [w for w in (1, 2, 4) if size % w == 0]
+    lines: list[Line] = []
+    total = step - first + batches + batches * sum(worlds)
+    with progress_bar(total, "verify-resume", "batch", show=True) as bar:
+        uninterrupted = _stream(run, 1, first, step + batches, bar)[step - first :]
+        for world in worlds:
+            resumed = _stream(run, world, step, step + batches, bar)
+            for number, (before, after) in enumerate(zip(uninterrupted, resumed, strict=True), step):
+                if world == 1:
+                    lines.append(_line(run, number, before, after))
+                where = f"batch {number} on {world} rank{'s' if world > 1 else ''}"
+                differences += [f"{where}: {difference}" for difference in _differences(run, before, after)]
     return lines, differences
 
 
@@ -87,7 +92,7 @@ def _differences(run: Run, before: Pixels, after: Pixels) -> list[str]:
     ]
 
 
-def _stream(run: Run, world: int, start: int, stop: int) -> list[Pixels]:
+def _stream(run: Run, world: int, start: int, stop: int, bar: tqdm[Any]) -> list[Pixels]:
     """Return sample id -> checksum of its pixels, for each global batch, from new loaders of ``world`` ranks."""
     view, config = run.view("train", "base"), run.config
     batches: list[Pixels] = [{} for _ in range(start, stop)]
@@ -100,6 +105,7 @@ def _stream(run: Run, world: int, start: int, stop: int) -> list[Pixels]:
                 (int(sample), hashlib.sha256(image.numpy().tobytes()).hexdigest())
                 for sample, image in zip(batch.ids, batch.images.cpu(), strict=True)
             )
+            bar.update()
     return batches
 
 

@@ -181,12 +181,13 @@ def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) ->
         UserError: see ``adding.add``.
     """
     from dist_train.classifier import adding
-    from dist_train.distributed.pool import progress_bar
+    from dist_train.distributed.pool import progress_bar, working
 
     total = sum(map(len, by_class.values()))
     with progress_bar(total, "photos", "img", total > 20) as bar:
         adding.add(model, by_class, account, bar)
-    model.head()
+    with working("head"):
+        model.head()
 
 
 def estimate_lines(model: Classifier) -> list[str]:

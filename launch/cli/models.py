@@ -23,6 +23,7 @@ def export(model: Path, *, format: str, out: Path | None = None, rule: str | Non
     """
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.export import FORMATS
+    from dist_train.distributed.pool import working
 
     if format not in FORMATS:
         raise UserError(f"--format {format}: give one of {', '.join(FORMATS)}")
@@ -37,7 +38,8 @@ def export(model: Path, *, format: str, out: Path | None = None, rule: str | Non
     classifier = Classifier.load(model, "cpu")
     if rule:
         classifier.rule = rule
-    usage = write(classifier, file)
+    with working(f"export to {format}"):
+        usage = write(classifier, file)
     print(f"{file}: {len(classifier.classes)} classes\n{usage}")
     return 0
 

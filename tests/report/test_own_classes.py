@@ -57,15 +57,15 @@ def test_the_page_speaks_to_the_owner_first(results: Results) -> None:
     page = parse(html)
     assert page.all("h1")[0].text == "68.3% of your photos are named right"
     lead = page.all(kind="lead")[0].text
-    for words in ("30 validation photos, 50 to 82%", "all 3 classes", "The method is φ2", "seen 5 photos each",
-                  "33.3 ± 0.1%", "56.0%"):  # fmt: skip
+    for words in ("30 validation photos", "interval is 50 to 82%", "All 3 classes", "φ2, the best of 2",
+                  "seen 5 photos each", "33.3 ± 0.1%", "56.0%"):  # fmt: skip
         assert words in lead
     titles = [part.all("h2")[0].text for part in page.all("section")]
     assert titles[:2] == ["Your classes", "Accuracy"]
     section = page.all("section")[0]
     rows = section.all("tbody")[0].all("tr")
     assert [row.all("th")[0].text for row in rows] == ["emu new", "cat", "dog"]
-    assert [cell.text for cell in rows[0].all("td")] == ["5", "10", "50.0%", "24 to 76%", "cat 50.0%"]
+    assert [cell.text for cell in rows[0].all("td")] == ["50.0%", "24 to 76%", "10", "5", "cat 50.0%"]
     cards = section.all(kind="card")
     assert [card.all("h3")[0].text for card in cards] == ["emu taken for cat: 50.0%", "cat taken for dog: 30.0%"]
     assert [len(card.all(kind="wrong")) for card in cards] == [2, 0]  # no cross where the answer is not known

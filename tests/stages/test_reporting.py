@@ -152,7 +152,7 @@ def test_your_classes_show_who_is_taken_for_whom(whole_run: Run, folder: Path) -
     assert len(rows) == 9
     tried = {row.all("th")[0].text.split()[0]: [cell.text for cell in row.all("td")] for row in rows}
     learned = {**dict.fromkeys(whole_run.base, "20"), **dict.fromkeys(whole_run.novel, "3")}
-    assert {name: cells[:2] for name, cells in tried.items()} == {name: [own, "6"] for name, own in learned.items()}
+    assert {name: cells[2:4] for name, cells in tried.items()} == {name: ["6", own] for name, own in learned.items()}
     shares = 100 * counts / counts.sum(1, keepdims=True)
     names = [*whole_run.base, *whole_run.novel]
     val = {name: load(whole_run.dir / "extract", f"{name}_val") for name in ("base", "novel")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def url_file(source: str, url: str, download: bool) -> Path:
     prefix = torch.hub.HASH_REGEX.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), prefix.group(1) if prefix else None, progress=False)
+        digest = prefix.group(1) if prefix else None
+        torch.hub.download_url_to_file(url, str(path), digest, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network, no such file, a full disk; another hash
         raise _failed(source, url, error) from None
     return path
