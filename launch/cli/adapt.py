@@ -82,7 +82,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
     """
     from dist_train.classifier import model_folder
-    from dist_train.classifier.from_run import choice_for
+    from dist_train.classifier.from_run import check_finished, choice_for
 
     if source is None:
         return _adapt_network(options, network)
@@ -100,6 +100,8 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     others = options.changes or config or options.rule or network.head or network.no_pictures
     if options.undo and others:
         raise UserError("--undo: is a change of its own, of a model; give it without others")
+    if config is not None:
+        check_finished(config)  # before its photos are looked for
     writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
         choice = choice_for(config, _counts(options)) if config and not options.method else None
