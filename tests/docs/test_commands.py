@@ -180,7 +180,7 @@ def test_quickstart_then_python(drawn: Path, tmp_path: Path, shell: Shell) -> No
     shutil.copy(photos["zebras"][5], tmp_path / "okapi.jpg")
     for command in commands(ROOT / "docs" / "quickstart.md"):
         if "held_out" in command:  # of the run's classes, which are there by now
-            shutil.copytree(tmp_path / "photos", tmp_path / "held_out")
+            shutil.copytree(tmp_path / "photos", tmp_path / "held_out", dirs_exist_ok=True)
         shell.run(command)
     names = shell.run("dist-train adapt animals --list")
     assert [line.split("\t")[0] for line in names.splitlines()[-3:]] == ["okapi", "owl", "tapir"]
