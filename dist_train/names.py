@@ -64,6 +64,12 @@ def shown(text: object) -> str:
     return "".join(char if _visible(char) else _escaped(char) for char in text)
 
 
+def utf8(text: str) -> str:
+    """Return a text in which bytes of a file name that are not UTF-8 are spelt out, as ``\\xff``, so that a UTF-8 file
+    can have it. Nothing else changes."""
+    return re.sub("[\ud800-\udfff]", lambda char: _escaped(char[0]), text)
+
+
 def _fault(name: str) -> str | None:
     """Return why a text cannot be a class name, or None."""
     if not name:

@@ -7,19 +7,22 @@ moved. Files are written, and photos are moved, once all answers are there; then
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dist_train.classifier.head import Answer, Prediction
 from dist_train.classifier.reading import Source
 from dist_train.errors import UserError
 from dist_train.extras import needs_extra
 from dist_train.files import atomic_write, write_text
+from dist_train.names import utf8
 
 
 class Journal:
@@ -38,13 +41,14 @@ class Journal:
             run: what the answers depend on: the model and the options.
 
         Raises:
-            UserError: the file is the journal of another run, or cannot be written.
+            UserError: the file is the journal of another run or of a process at work, or cannot be written.
         """
         self.path, self.answers, self.moves = path, dict[str, Answer](), dict[str, str]()
         self._stamps: dict[str, list[int]] = {}
         try:
-            lines = _whole_lines(path)
             self._file = path.open("a", encoding="utf-8")
+            _lock(self._file, path)
+            lines = _whole_lines(path)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; give a place that can be written") from None
         if not lines:
@@ -72,24 +76,46 @@ class Journal:
         self._write({"moved": photo, "to": str(to)})
 
     def has(self, name: str) -> bool:
-        """Return whether a photo has its answer, and is the file that it was then."""
-        return name in self.answers and self._stamps[name] == _stamp(name)
+        """Return whether a photo has its answer, and is the file that it was then; what is no file never has."""
+        stamp = _stamp(name)
+        return bool(stamp) and self._stamps.get(name) == stamp
 
     def without_answers(self, photos: Iterable[Source]) -> Iterator[Source]:
-        """Yield the photos that have no answer yet. A folder from which all photos were moved is not empty for that."""
+        """Yield the photos that have no answer yet. A photo that was moved is not missing for that, nor is a folder
+        empty, or a pattern without a match, from which all photos were moved."""
         for name, photo in photos:
-            emptied = isinstance(photo, UserError) and any(Path(name) in Path(moved).parents for moved in self.moves)
-            if not emptied and not self.has(name):
+            moved = isinstance(photo, UserError) and any(_means(name, photo) for photo in self.moves)
+            if not moved and not self.has(name):
                 yield name, photo
 
     def remove(self) -> None:
         """Remove the file: the run is done."""
+        self.path.unlink(missing_ok=True)
         self._file.close()
-        self.path.unlink()
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()  # to the kernel, which outlives the process
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Hold a journal for this process as long as it is open; where the file system has no locks, do nothing.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: another process writes these answers; wait for it, or write elsewhere") from None
+    except OSError:
+        return
+
+
+def _means(word: str, photo: str) -> bool:
+    """Return whether a word of the command line means a photo: by its path, a folder above it, or a pattern."""
+    path = Path(photo)
+    return Path(word) in (path, *path.parents) or fnmatch(photo, str(Path(word)))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -150,7 +176,7 @@ def rows(answers: Sequence[Answer], topk: int) -> dict[str, list[Any]]:
     """Return the table of answers, {column: a value for each photo}: ``photo``, ``class``, ``wnid``, ``probability``,
     ``sure``, ``familiarity``, ``fault``, and for further classes ``class_2``, ``probability_2``, ...; None where a
     photo has none."""
-    table: dict[str, list[Any]] = {"photo": [_utf8(answer.photo) for answer in answers]}
+    table: dict[str, list[Any]] = {"photo": [utf8(answer.photo) for answer in answers]}
     for place in range(max(1, topk)):
         end = f"_{place + 1}" if place else ""
         best = [answer[place] if place < len(answer) else None for answer in answers]
@@ -161,7 +187,7 @@ def rows(answers: Sequence[Answer], topk: int) -> dict[str, list[Any]]:
         if not place:
             table["sure"] = [None if answer.fault else answer.sure for answer in answers]
             table["familiarity"] = [None if answer.fault else answer.familiarity for answer in answers]
-            table["fault"] = [_utf8(answer.fault) or None for answer in answers]
+            table["fault"] = [utf8(answer.fault) or None for answer in answers]
     return table
 
 
@@ -173,8 +199,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _utf8(text: str) -> str:
-    """Return a file name as UTF-8 can have it: stray bytes as ``\\xff``."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")

@@ -177,9 +177,9 @@ class ClassList:
         return self._new_pictures.get(photo) or (model_folder.read_picture(folder, photo) if folder else None)
 
     def drop_pictures(self) -> None:
-        """Keep no small pictures, neither of these photos nor of later ones."""
+        """Keep no small pictures, neither of these photos nor of later ones. ``undo`` does not bring them back."""
         self._keeps_pictures, self._new_pictures = False, {}
-        if not any(member.photos for member in self._members):
+        if not any(self.pictures):
             return
         self._change("dropped all pictures", [member.without_pictures() for member in self._members],
                      head=self._state.head)  # fmt: skip

@@ -74,7 +74,8 @@ class Doubt:
         by_probability, by_nearness = (_shares(values, weights, True) for values in (probability, nearness))
         ranks = torch.minimum(by_probability, by_nearness)
         cut = ranks[_shares(ranks, weights, False) <= 1 - PASS].max()
-        percentiles = np.percentile(nearness.cpu().numpy(), np.arange(101)).round(6)
+        # A step below, so that no known photo is as low as the 0th: a threshold there would let all photos pass.
+        percentiles = (np.floor(1e6 * np.percentile(nearness.cpu().numpy(), np.arange(101))) - 1) / 1e6
         threshold, nearest = float(probability[by_probability >= cut].min()), float(nearness[by_nearness >= cut].min())
         return cls(temperature, threshold, float(np.interp(nearest, percentiles, np.arange(101))),
                    tuple(percentiles.tolist()))  # fmt: skip

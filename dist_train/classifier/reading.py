@@ -43,7 +43,7 @@ def sources(images: Iterable[Photo] | Photo) -> Iterator[Source]:
     for image in images:
         if not isinstance(image, (str, Path)):
             yield "", image
-        elif Path(image).is_dir():
+        elif image != "" and Path(image).is_dir():  # the path "" would be the working folder
             yield from _of_folder(Path(image))
         else:
             yield str(image), image

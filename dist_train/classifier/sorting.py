@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dist_train.classifier.batch_run import Journal
@@ -15,6 +16,23 @@ from dist_train.errors import UserError
 
 UNSURE = "not sure"
 """The folder of photos for which the model is not sure."""
+_MAX_BYTES = 255  # of the name of a file or folder, on all common file systems
+
+
+def check_folders(classes: Iterable[str]) -> None:
+    """Check, before any work, that each class can have a folder of its own.
+
+    Raises:
+        UserError: the name of a class is that of ``UNSURE``'s folder, or longer than a folder's may be.
+    """
+    for name in classes:
+        if name == UNSURE:
+            raise UserError(f"class {name!r}: has the name of the folder for photos that the model is not sure of; "
+                            f"rename the class first")  # fmt: skip
+        length = len(os.fsencode(name))
+        if length > _MAX_BYTES:
+            raise UserError(f"class {name!r}: its name has {length} bytes, and that of a folder at most {_MAX_BYTES}; "
+                            f"rename the class first")  # fmt: skip
 
 
 def sort_photos(journal: Journal, folder: Path, move: bool) -> tuple[Counter[str], list[tuple[str, str]]]:
@@ -71,7 +89,7 @@ def _move(journal: Journal, answer: Answer, folder: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        part = target.with_name(f".{target.name}.part")  # on another file system
+        part = target.with_name(f".{secrets.token_hex(8)}.part")  # on another file system
         shutil.copy2(photo, part)
         os.replace(part, target)
         photo.unlink()
@@ -114,4 +132,5 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
     while True:
         yield path
         number += 1
-        path = folder / f"{Path(name).stem} ({number}){Path(name).suffix}"
+        end = os.fsencode(f" ({number}){Path(name).suffix}")
+        path = folder / os.fsdecode(os.fsencode(Path(name).stem)[: _MAX_BYTES - len(end)] + end)

@@ -15,7 +15,7 @@ from dist_train.errors import UserError
 from dist_train.names import class_name, shown
 from launch.cli.create import NetworkOptions, add, estimate_lines, new_model, photos_of_folder
 from launch.cli.measuring import LabelledPhotos, labelled_photos
-from launch.cli.photo_arguments import find_photos, print_account
+from launch.cli.photo_arguments import find_photos, is_there, print_account
 from launch.cli.reserving import reserved
 from launch.cli.signature import Option, Options
 
@@ -263,20 +263,29 @@ def _measured_line(model: Classifier, held_out: LabelledPhotos, folder: Path | N
 
 def _class_and_word(text: str, option: str, form: str, model: Classifier) -> tuple[str, str]:
     """Return the class and the word in CLASS=WORD. Both may contain a =: the first CLASS that is there counts."""
+    pairs = _pairs(text, option, form)
+    of_classes = [pair for pair in pairs if any(pair[0] in (entry.name, entry.wnid) for entry in model.classes)]
+    return (of_classes or pairs)[0]
+
+
+def _pairs(text: str, option: str, form: str) -> list[tuple[str, str]]:
+    """Return the two words in NAME=WORD, both of which may contain a =; the shortest name first.
+
+    Raises:
+        UserError: there is no = between words.
+    """
     pairs = [(text[:n], text[n + 1 :]) for n, sign in enumerate(text) if sign == "=" and 0 < n < len(text) - 1]
     if not pairs:
         raise UserError(f"{option} {text}: give {form}")
-    of_classes = [pair for pair in pairs if any(pair[0] in (entry.name, entry.wnid) for entry in model.classes)]
-    return (of_classes or pairs)[0]
+    return pairs
 
 
 def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[Path]]:
     """Return {name: photos} of the classes to add, or to give photos to."""
     photos: dict[str, list[Path]] = {}
     for text in options.photos:
-        name, equals, where = text.partition("=")
-        if not (name and equals and where):
-            raise UserError(f"--class {text}: give NAME=PHOTOS")
+        pairs = _pairs(text, "--class", "NAME=PHOTOS")
+        name, where = next((pair for pair in pairs if is_there(pair[1])), pairs[0])
         photos.setdefault(class_name(name), []).extend(find_photos(where, f"--class {text}", account))
     if options.classes:
         for name, files in photos_of_folder(options.classes, "--classes", account).items():

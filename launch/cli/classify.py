@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from tqdm import tqdm
+
 from dist_train.data.account import Account
 from dist_train.errors import UserError
 from dist_train.names import shown
-from launch.cli.photo_arguments import named_photos, print_account
+from launch.cli.photo_arguments import check_files, named_photos, print_account
 from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:
@@ -44,9 +46,7 @@ class AnswerFiles(Options):
         Raises:
             UserError: it cannot.
         """
-        for option, file in (("--csv", self.csv), ("--parquet", self.parquet)):
-            if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-                raise UserError(f"{option} {file}: is a folder, or lies in none; give a file to write")
+        check_files({"csv": self.csv, "parquet": self.parquet})
         if self.move_to and self.link_to:
             raise UserError(f"--link_to {self.link_to}: is given together with --move_to; give one of them")
         option, folder = ("--move_to", self.move_to) if self.move_to else ("--link_to", self.link_to)
@@ -121,10 +121,13 @@ def _to_files(
 ) -> int:
     """Classify many photos into files; return the exit code."""
     from dist_train.classifier.batch_run import Journal, write_csv, write_parquet
+    from dist_train.classifier.sorting import check_folders
     from dist_train.distributed.pool import progress_bar
     from dist_train.files import file_sha256
 
-    account = Account()
+    if files.move_to or files.link_to:
+        check_folders(entry.name for entry in classifier.classes)
+    account, topk = Account(), min(topk, len(classifier.classes))
     run = {"model": file_sha256(model / "model.json"), "topk": topk, "photos": images,
            "min_confidence": classifier.min_confidence}  # fmt: skip
     journal = Journal(files.journal(), run)
@@ -189,7 +192,7 @@ def _print(answer: Answer, as_json: bool, account: Account) -> None:
 def _leave_out(account: Account, name: str, reason: str) -> None:
     account.taken -= 1
     account.leave_out(name, reason)
-    print(f"dist-train: error: {shown(name)}: {shown(reason)}", file=sys.stderr)
+    tqdm.write(f"dist-train: error: {shown(name)}: {shown(reason)}", file=sys.stderr)  # beside a bar, not behind it
 
 
 def _json_line(content: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dist_train.data.account import SHOWN, Account
 from dist_train.errors import UserError
 from dist_train.files import write_text
 from dist_train.names import shown
-from launch.cli.photo_arguments import print_account
+from launch.cli.photo_arguments import check_files, print_account
 from launch.cli.reserving import reserved
 from launch.cli.signature import Option, Options
 
@@ -70,8 +70,7 @@ def create(
         out: Folder for the model.
         report: Page to write about the estimate: the accuracy of each class, and which classes are confused.
     """
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise UserError(f"--report {report}: is a folder, or lies in none; give a file to write")
+    check_files({"report": report})
     account = Account()
     by_class = photos_of_folder(photos, "PHOTOS", account)
     options.backbone = options.backbone or "starter"

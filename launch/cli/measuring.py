@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 from dist_train.data.account import SHOWN, Account
 from dist_train.errors import UserError
 from dist_train.files import write_text
-from dist_train.names import shown
+from dist_train.names import shown, utf8
 from launch.cli.create import photos_of_folder
-from launch.cli.photo_arguments import find_photos, print_account
+from launch.cli.photo_arguments import check_files, find_photos, print_account
 from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ class MeasureOptions(Options):
     """Page to write, one self-contained HTML file with the worst mistakes."""
 
     @property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path | None]:
         """The files to write, by the names of their options."""
-        named = {"json": self.as_json, "csv": self.as_csv, "report": self.report}
-        return {name: path for name, path in named.items() if path is not None}
+        return {"json": self.as_json, "csv": self.as_csv, "report": self.report}
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.measuring import csv_text, measure
 
-    for name, path in options.files.items():
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UserError(f"--{name} {path}: is a folder, or lies in none; give a file to write")
+    check_files(options.files)
     account = Account()
     classifier = Classifier.load(model)
     labelled = labelled_photos(classifier, photos, "PHOTOS", account)
@@ -79,11 +76,12 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
                           others.activations, list(map(str, others.files)))  # fmt: skip
     if options.as_json:
         text = json.dumps(measurement.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_text(options.as_json, text + "\n")
+        # A file name's stray bytes become escapes, as JSON has them.
+        write_text(options.as_json, text.encode("utf-8", "backslashreplace").decode() + "\n")
     if options.as_csv:
-        write_text(options.as_csv, csv_text(measurement))
+        write_text(options.as_csv, utf8(csv_text(measurement)))
     if options.report:
-        write_text(options.report, _report(classifier, measurement, model, photos))
+        write_text(options.report, utf8(_report(classifier, measurement, model, photos)))
     print_account(account)
     print(f"{shown(model)} on {shown(photos)}: {measurement.photos:,} photos of {measurement.classes} of its "
           f"{measurement.of_classes} classes", *summary_lines(measurement), sep="\n")  # fmt: skip

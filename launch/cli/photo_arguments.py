@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,29 @@ from dist_train.errors import UserError
 
 if TYPE_CHECKING:
     from dist_train.classifier.reading import Source
+
+
+def check_files(files: Mapping[str, Path | None]) -> None:
+    """Check, before any work, files that are to be written, each given by the name of its option.
+
+    Raises:
+        UserError: a file cannot be written, or two are the same.
+    """
+    options: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is None:
+            continue
+        if file.is_dir() or not file.absolute().parent.is_dir():
+            raise UserError(f"--{option} {file}: is a folder, or lies in none; give a file to write")
+        other = options.setdefault(file.resolve(), option)
+        if other != option:
+            raise UserError(f"--{option} {file}: is the file of --{other} too; give another")
+
+
+def is_there(word: str) -> bool:
+    """Return whether a word means a file, a folder, or a pattern that matches something."""
+    path = os.path.expanduser(word)
+    return os.path.exists(path) or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 
 
 def find_photos(word: str, option: str, account: Account) -> list[Path]:

@@ -46,6 +46,18 @@ def test_95_percent_of_known_photos_pass_both_thresholds_together(count: int) ->
             assert 0.02 < low.double().mean() < 0.035
 
 
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("count", [2, 7, 15])
+def test_a_photo_unlike_all_of_few_known_photos_is_not_sure(count: int, equal: bool) -> None:
+    for seed in range(6):  # the roundings of 6 lowest photos, up and down
+        known = known_of(count, seed)
+        nearness = torch.full_like(known.nearness, 0.7) if equal else known.nearness
+        doubt = Doubt.of(Known(known.scores, nearness, known.labels))
+        assert all(doubt.sure(1.0, familiar) for familiar in doubt.familiarity(nearness))
+        [stranger] = doubt.familiarity(nearness.amin()[None] - 0.1)
+        assert stranger == 0 and not doubt.sure(1.0, stranger)
+
+
 def test_each_class_counts_the_same() -> None:
     """Of a class of 900 and a class of 100 photos, the small one may lose half of the 5%, and not a tenth."""
     draws = torch.Generator().manual_seed(0)

@@ -196,6 +196,16 @@ def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_
     assert main(["adapt", str(model), "--rename", f"{first}=a=b"]) == 0
     assert main(["adapt", str(model), "--rename", "a=b=c=d"]) == 0
     assert Classifier.load(model).classes[0].name == "c=d"
+    photo = shutil.copy(next(album.rglob("*.JPEG")), tmp_path / "x=1.jpg")
+    assert main(["adapt", str(model), "--class", f"e=f={photo}"]) == 0
+    other = shutil.copy(sorted(album.rglob("*.JPEG"))[-1], tmp_path / "2.jpg")
+    for where in (str(other), f"{tmp_path}/[3].jpg"):
+        assert main(["adapt", str(model), "--class", f"c=d={where}", "--update"]) == 0
+        shutil.copy(sorted(album.rglob("*.JPEG"))[-2], tmp_path / "3.jpg")
+    assert {entry.name: entry.photos for entry in Classifier.load(model).classes if entry.photos} == {
+        "c=d": 2,
+        "e=f": 1,
+    }
     shutil.copy(next(album.rglob("*.JPEG")), tmp_path / "~nobody.jpg")
     (tmp_path / "bad\nname.jpg").write_text("text")
     capsys.readouterr()

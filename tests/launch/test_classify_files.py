@@ -200,6 +200,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(
         (["--link_to", str(photos)], "lies in"),
         (["--link_to", str(model / "model.json")], "is no folder"),
         (["--move_to", both, "--link_to", both], "is given together with --move_to"),
+        (["--csv", both, "--parquet", both], f"--parquet {both}: is the file of --csv too"),
     ):
         assert main(["classify", str(model), str(photos), *options]) == 1
         said = capsys.readouterr()
@@ -211,6 +212,103 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     assert journal.exists()
 
 
+@pytest.mark.parametrize("form", ["files", "folders", "patterns", "standard input"])
+def test_photos_that_a_killed_run_has_moved_are_not_missed(
+    form: str, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import io
+    import sys
+
+    from dist_train.classifier import sorting
+
+    out, table = photos.parent / "sorted", photos.parent / "table.csv"
+    files = [str(photos / name) for name in ("4.png", "a/1.png", "a/2.png", "b/1.png")]
+    patterns = [str(photos / pattern) for pattern in ("*.png", "a/?.png", "[b]/1.*")]
+    words = {"files": files, "folders": [str(photos / "a"), files[0], files[3]], "standard input": ["-"],
+             "patterns": patterns}[form]  # fmt: skip
+    command = ["classify", str(model), *words, "--csv", str(table), "--move_to", str(out)]
+    replace_file, moved = sorting.os.replace, list[Path]()
+
+    def failing(source: Path, target: Path) -> None:
+        if len(moved) == 3:
+            raise Killed
+        moved.append(target)
+        replace_file(source, target)
+
+    def run() -> int:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(files).encode())))
+        return main(command)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(sorting.os, "replace", lambda a, b: (failing if out in Path(b).parents else replace_file)(a, b))
+        run()
+    assert len(moved) == 3 and not any(os.path.exists(name) for name in files[:2])
+    capsys.readouterr()
+    assert run() == 0, capsys.readouterr().err
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert sorted(row["photo"] for row in rows) == files and not any(row["fault"] for row in rows)
+    assert len(contents(out)) == 4 and "4 photos moved" in capsys.readouterr().err
+
+
+def test_what_standard_input_holds_is_classified_anew(model: Path, photos: Path) -> None:
+    from dist_train.classifier.batch_run import Journal
+
+    journal = Journal(photos.parent / "j", {})
+    [answer] = Classifier.load(model).predict((photos / "4.png").read_bytes())
+    journal.add(replace(answer, photo="-"))
+    assert not journal.has("-") and [name for name, _ in journal.without_answers([("-", b"other")])] == ["-"]
+
+
+def test_of_two_processes_that_write_the_same_answers_one_is_refused(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dist_train.classifier.batch_run import Journal
+
+    table = photos.parent / "t.csv"
+    journal = Journal(table.with_name(".t.csv.part"), {})
+    command = ["classify", str(model), str(photos), "--csv", str(table)]
+    assert main(command) == 1 and not table.exists()
+    assert "another process writes these answers" in capsys.readouterr().err
+    journal.remove()
+    assert main(command) == 1 and table.exists()  # as a photo cannot be read
+
+
+def test_folders_that_cannot_be_are_refused_before_any_work(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, wanted in (("not sure", "of the folder for photos that the model is not sure of"),
+                         ("ß" * 130, "has 260 bytes, and that of a folder at most 255")):  # fmt: skip
+        renamed = Classifier.load(model)
+        renamed.rename_class("cat", name)
+        renamed.save(tmp_path / "renamed")
+        for option in ("--move_to", "--link_to"):
+            assert main(["classify", str(tmp_path / "renamed"), str(photos), option, str(tmp_path / "out")]) == 1
+            said = capsys.readouterr().err
+            assert wanted in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+        shutil.rmtree(tmp_path / "renamed")
+
+
+def test_a_long_name_that_is_taken_gets_its_number(photos: Path) -> None:
+    from dist_train.classifier.sorting import _numbered
+
+    for name in ("x" * 251 + ".png", "é" * 125 + ".jpeg", "a.b.png"):
+        _, second, *_ = (path for path, _ in zip(_numbered(photos, name), range(2), strict=False))
+        (photos / second.name).touch()
+        assert second.stem.endswith(" (2)") and second.suffix == Path(name).suffix
+
+
+def test_a_table_has_no_columns_for_classes_that_are_not_there(model: Path, photos: Path) -> None:
+    table = photos.parent / "table.csv"
+    assert main(["classify", str(model), str(photos / "a"), "--csv", str(table), "--topk", "99"]) == 0
+    assert table.read_text().splitlines()[0].endswith(",class_2,probability_2,class_3,probability_3")
+
+
+def test_the_empty_path_is_no_folder(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos / "a")
+    [answer] = Classifier.load(model).predict("")
+    assert answer.fault and len(Classifier.load(model).predict(".")) == 2
+
+
 def test_a_photo_that_was_changed_is_classified_again(model: Path, photos: Path) -> None:
     from dist_train.classifier.batch_run import Journal
 
@@ -218,6 +316,7 @@ def test_a_photo_that_was_changed_is_classified_again(model: Path, photos: Path)
     for answer in Classifier.load(model).predict(photos / "a"):
         journal.add(answer)
     names = [str(photos / "a" / name) for name in ("1.png", "2.png")]
+    del journal  # which holds its file
     again = Journal(photos.parent / "j", {})
     assert all(map(again.has, names)) and [len(answer) for answer in again.answers.values()] == [3, 3]
     shutil.copy(photos / "b" / "3.png", names[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -108,3 +109,22 @@ def test_classify_says_not_sure_below_the_threshold_that_is_given(
     assert [answer["sure"] for answer in answers] == [False] * 4 and all("familiarity" in answer for answer in answers)
     assert main(["classify", str(model), str(photos / "green"), "--min_confidence", "1.5"]) == 1
     assert "--min_confidence 1.5: must be from 0 to 1" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8_and_files_that_are_the_same(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = os.fsdecode(b"wro\xffng.png")
+    shutil.move(photos / "red" / "wrong.png", photos / "red" / odd)
+    files = {name: tmp_path / name for name in ("json", "csv", "report")}
+    options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    assert main(["evaluate-model", str(model), str(photos), *options]) == 0
+    names = [Path(result["photo"]).name for result in json.loads(files["json"].read_text())["results"]]
+    assert odd in names and len(names) == 13  # json.loads reads the escape as Python has the stray byte
+    assert "/wro\\xffng.png,red," in files["csv"].read_text() and "wro\\xffng.png" in files["report"].read_text()
+    capsys.readouterr()
+    for first, second in (("json", "csv"), ("csv", "report"), ("json", "report")):
+        same = ["--" + first, str(tmp_path / "same"), "--" + second, str(tmp_path / "red" / ".." / "same")]
+        (tmp_path / "red").mkdir(exist_ok=True)
+        assert main(["evaluate-model", str(model), str(photos), *same]) == 1
+        assert "is the file of --" in capsys.readouterr().err and not (tmp_path / "same").exists()
