@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ class atomic_write:
     """Write a file whole or not at all: ``with atomic_write(path) as file``.
 
     The content goes to a temporary name in the same folder, and is then synced and renamed. On an error the temporary
-    file is removed.
+    file is removed. An error of the disk names the file, which a write does not by itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,17 +29,26 @@ class atomic_write:
         return self.file
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(self.path)
         try:
             if kind is None:
                 self.file.flush()
                 os.fsync(self.file.fileno())
                 self.file.close()
                 os.replace(self.temporary, self.path)
+        except OSError as failed:
+            failed.filename = failed.filename or str(self.path)
+            raise
         finally:
-            try:
+            self._discard()
+
+    def _discard(self) -> None:
+        try:
+            with suppress(OSError):  # what is left in the buffer does not fit on the disk either
                 self.file.close()
-            finally:
-                self.temporary.unlink(missing_ok=True)
+        finally:
+            self.temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

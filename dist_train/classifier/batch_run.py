@@ -94,8 +94,11 @@ class Journal:
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()  # to the kernel, which outlives the process
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()  # to the kernel, which outlives the process
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}; make room, and the same command goes on") from None
 
 
 def _lock(file: IO[str], path: Path) -> None:

@@ -233,11 +233,14 @@ def measure(
         names_of_others: as ``names``.
 
     Raises:
-        UserError: there are no photos, there is not a label for each, a label is no class of the model, or a photo
-            cannot be decoded.
+        UserError: there are no photos, there is not a label or a name for each, a label is no class of the model, or a
+            photo cannot be decoded.
     """
     if not len(labels) or len(photos) != len(labels):
         raise UserError(f"{len(photos)} photos with {len(labels)} labels: give a label for each photo, at least one")
+    for given, own, what in ((names, photos, "photos"), (names_of_others, others, "others")):
+        if len(given) not in (0, len(own)):
+            raise UserError(f"{len(given)} names of {len(own)} {what}: give a name for each, or none")
     places = {name: place for place, entry in enumerate(model.classes) for name in (entry.wnid, entry.name) if name}
     unknown = next((label for label in labels if label not in places), None)
     if unknown is not None:

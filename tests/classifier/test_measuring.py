@@ -134,3 +134,11 @@ def test_a_page_shows_classes_matrix_mistakes_and_charts(shown: tuple[torch.Tens
 def test_labels_must_be_classes(model: Classifier, labels: list[str], fault: str) -> None:
     with pytest.raises(UserError, match=fault):
         measure(model, photos_of(0, 2, 1), labels)
+
+
+def test_each_photo_has_a_name_or_none_has(model: Classifier) -> None:
+    photos = torch.zeros(3, model.network.backbone.dim)
+    label = model.classes[0].name
+    for names, others in ((["a"], []), ([], ["a"])):
+        with pytest.raises(UserError, match=r"1 names of (3 photos|2 others)"):
+            measure(model, photos, [label] * 3, names, photos[:2], others)

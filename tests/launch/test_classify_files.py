@@ -288,6 +288,34 @@ def test_folders_that_cannot_be_are_refused_before_any_work(
         shutil.rmtree(tmp_path / "renamed")
 
 
+@pytest.mark.parametrize("room", [0, 300, 5000])
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    room: int, model: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit of a file's size stands for the disk: too little for the first answer, the second, and the report."""
+    import resource
+
+    from dist_train.files import write_text
+
+    table, large = photos.parent / "table.csv", photos.parent / "large.txt"
+    command = ["classify", str(model), str(photos), "--csv", str(table)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        code = main(command)
+        with pytest.raises(OSError, match=str(large)):
+            write_text(large, "x" * 100_000)
+        if room < 5000:
+            with pytest.raises(OSError, match=str(large)):
+                write_text(large, "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert code == 1 and ("make room, and the same command goes on" in said) == (room < 5000)
+    assert main(command) == 1 and len(list(csv.DictReader(table.open(newline="")))) == 7
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos", "table.csv"]
+
+
 def test_a_long_name_that_is_taken_gets_its_number(photos: Path) -> None:
     from dist_train.classifier.sorting import _numbered
 
