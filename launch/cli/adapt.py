@@ -67,7 +67,7 @@ class AdaptOptions(Options):
     @property
     def prints(self) -> bool:
         """Whether something of the model is printed."""
-        return bool(self.print_classes or self.list_photos or self.history)
+        return self.print_classes or self.list_photos is not None or self.history
 
 
 def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = None) -> int:
@@ -141,7 +141,7 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
     if options.prints:
         lines = [f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}"
                  for entry in model.classes if options.print_classes]  # fmt: skip
-        kept = model.photos(options.list_photos) if options.list_photos else []
+        kept = [] if options.list_photos is None else model.photos(options.list_photos)
         lines += [f"{photo.id}\t{photo.name or '-'}\t{photo.added or '-'}" for photo in kept]
         lines += [f"{change.time}\t{change.text}" for change in model.history if options.history]
     for line in lines:

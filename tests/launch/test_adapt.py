@@ -196,6 +196,9 @@ def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_
     assert main(["adapt", str(model), "--rename", f"{first}=a=b"]) == 0
     assert main(["adapt", str(model), "--rename", "a=b=c=d"]) == 0
     assert Classifier.load(model).classes[0].name == "c=d"
+    assert (
+        main(["adapt", str(model), "--list_photos", ""]) == 1 and "class '': there is none" in capsys.readouterr().err
+    )
     photo = shutil.copy(next(album.rglob("*.JPEG")), tmp_path / "x=1.jpg")
     assert main(["adapt", str(model), "--class", f"e=f={photo}"]) == 0
     other = shutil.copy(sorted(album.rglob("*.JPEG"))[-1], tmp_path / "2.jpg")
