@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from dist_train.classifier.classifier import Classifier
@@ -37,7 +38,7 @@ def add(model: Classifier, photos: Mapping[str, Sequence[Path]], account: Accoun
             last = next((path for path in reversed(photos[name]) if str(path) in reasons), None)
             why = f" ({shown(last)}: {shown(reasons[str(last)])})" if last else ""
             raise UserError(f"class {name!r}: no photo for it can be used{why}; add some, or leave the class out")
-        _check_other_classes(model, name, own)
+        check_other_classes(model, name, own.activations)
     for name, own in new.items():
         if name in there:
             model.add_photo_activations(name, own.activations, own.photos)
@@ -62,9 +63,14 @@ def _new(model: Classifier, name: str, given: Embedded, account: Account) -> Emb
     return Embedded(given.activations[places], photos, paths)
 
 
-def _check_other_classes(model: Classifier, name: str, given: Embedded) -> None:
+def check_other_classes(model: Classifier, name: str, activations: torch.Tensor) -> None:
+    """Check that no photo, by its activation [k, dim], is in another class than the one it is for.
+
+    Raises:
+        UserError: a photo is in another class.
+    """
     own = {entry.name for entry in model.classes if name in (entry.name, entry.wnid)}
-    others = [other for other in model.classes_with(given.activations) if other is not None and other not in own]
+    others = [other for other in model.classes_with(activations) if other is not None and other not in own]
     if others:
         count = "a photo of it is" if len(others) == 1 else f"{len(others)} photos of it are"
         raise UserError(

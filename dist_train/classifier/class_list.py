@@ -152,7 +152,7 @@ class ClassList:
         given = [ids] if isinstance(ids, str) else ids
         member = old.without({known for photo in given for known in old.ids_of(photo)})
         if not member.photos and member.number is None:
-            raise UserError(f"class {old.name!r}: would have no photo left; to remove the whole class, give --remove")
+            raise UserError(f"class {old.name!r}: would have no photo left; remove the whole class instead")
         count = len(old.photos) - len(member.photos)
         if count:
             self._replace(place, member, f"removed {photos_text(count)} of {old.name}")

@@ -181,7 +181,7 @@ def test_photos_are_removed_by_id_or_name(model: Path, tmp_path: Path) -> None:
     mine.remove_photos("okapi", ["21.png", mine.photos("okapi")[0].id])
     # In a batch of another size activations differ by roundings.
     assert torch.allclose(mine.scores(queries(mine)), only.scores(queries(only)), rtol=1e-3, atol=1e-2)
-    with pytest.raises(UserError, match="would have no photo left; to remove the whole class, give --remove"):
+    with pytest.raises(UserError, match="would have no photo left; remove the whole class instead"):
         mine.remove_photos("okapi", [mine.photos("okapi")[0].id])
 
 
@@ -395,7 +395,7 @@ def test_photos_are_added_listed_removed_and_undone(
     assert [line[1] for line in listed[-3:]] == ["20.png", "21.png", "22.png"] and len(listed) == count + 3
     typed("--remove_photo", f"{name}=21.png", "--remove_photo", f"{name}={listed[-1][0]}")
     assert opened(model).classes[-2].photos == count + 1
-    assert "to remove the whole class, give --remove" in typed("--remove_photo", "okapi=30.png", code=1)
+    assert "remove the whole class instead" in typed("--remove_photo", "okapi=30.png", code=1)
     assert "has no photo nobody" in typed("--remove_photo", "okapi=nobody", code=1)
     assert "give NAME=PHOTO" in typed("--remove_photo", "okapi", code=1)
     assert f"undone: removed 1 photo of {name}; removed 1 photo of {name}" in typed("--undo")

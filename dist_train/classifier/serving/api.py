@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Depends, File, Form, HTTPException, Query, 
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
+from pydantic import WithJsonSchema
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
@@ -37,7 +38,7 @@ from dist_train.names import shown
 _CHECK_SECONDS = 1.0  # between two checks whether a client is still there
 
 Result = TypeVar("Result")
-router = APIRouter(prefix="/api/v1", responses={422: {"model": Fault}})
+router = APIRouter(prefix="/api/v1", responses={code: {"model": Fault} for code in (401, 404, 413, 422, 429, 507)})
 
 
 async def _served_model(request: Request, model: Annotated[str, InPath(description="Name of a model.")]) -> ServedModel:
@@ -53,7 +54,9 @@ async def _served_model(request: Request, model: Annotated[str, InPath(descripti
 
 
 Served: TypeAlias = Annotated[ServedModel, Depends(_served_model)]
-Images: TypeAlias = Annotated[list[UploadFile], File(description="Photos.")]
+# pydantic describes a file as OpenAPI 3.1 does, by contentMediaType, which Swagger UI shows as a field for text.
+_Upload: TypeAlias = Annotated[UploadFile, WithJsonSchema({"type": "string", "format": "binary"})]
+Images: TypeAlias = Annotated[list[_Upload], File(description="Photos.")]
 Name: TypeAlias = Annotated[str, Body(embed=True, description="Name or wnid of a class.")]
 
 

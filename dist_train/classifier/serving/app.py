@@ -43,7 +43,8 @@ def create_app(models: Sequence[ServedModel], access: Access, metrics: Metrics) 
     # The token is checked by AccessControl, before anything is read; this only says in openapi.json how it is given.
     token = [Depends(HTTPBearer(auto_error=False))] if access.token else []
     app.include_router(api.router, dependencies=token)
-    app.include_router(operations.router)
+    app.include_router(operations.router, dependencies=token)
+    app.include_router(operations.probes)
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(AccessControl, access=access)
     app.add_exception_handler(UserError, _answer_user_error)

@@ -98,6 +98,10 @@ class Connection(H11Protocol):
             super().data_received(data)
             self._update_phase()
 
+    def send_400_response(self, msg: str) -> None:
+        self._on_end(self.client[0] if self.client else "", 400)  # the application does not learn of it
+        super().send_400_response(msg)
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._update_phase()
@@ -172,7 +176,7 @@ class Connection(H11Protocol):
             return
         waiting = [other for other in others if other.key == largest and other.phase != "work" and other is not self]
         if waiting:
-            min(waiting, key=lambda other: other.since).end()
+            min(waiting, key=lambda other: (other.phase != "header", other.since)).end()  # idle ones before uploads
         else:
             self.end(503, _FULL)
 

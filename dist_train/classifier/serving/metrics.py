@@ -21,8 +21,8 @@ class Metrics:
         seconds: from the header of a request to the end of its answer, by route.
         received: bytes of bodies that clients have sent.
         sent: bytes of bodies that clients were sent.
-        ended: connections that were ended by the server, by code: 408 for those that were too slow, 503 for those
-            that were too many, 0 for those that were closed without an answer.
+        ended: connections that were ended by the server, by code: 400 for those that did not speak HTTP, 408 for those
+            that were too slow, 503 for those that were too many, 0 for those that were closed without an answer.
         photos: photos that clients have sent, by model and by what became of them: "computed", "remembered" (seen
             before), "unreadable".
         pending: photos that are being decoded or wait for the network, by model.

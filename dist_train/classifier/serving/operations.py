@@ -23,6 +23,8 @@ _HEALTH_EVERY = 2.0
 """Seconds for which an outcome is given again: anybody may ask, and no crowd of them can keep the models busy."""
 _SWAGGER = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 
+probes = APIRouter()
+"""What needs no token: ``access.py`` lets it pass."""
 router = APIRouter()
 
 
@@ -59,7 +61,8 @@ class HealthCheck:
         return ""
 
 
-@router.get("/health", response_model=Health, responses={503: {"model": Fault}})
+@probes.head("/health", include_in_schema=False, response_model=None)
+@probes.get("/health", response_model=Health, responses={503: {"model": Fault}})
 async def check_health(request: Request) -> Health | JSONResponse:
     """Say whether every model answers; no token is asked for."""
     health: HealthCheck = request.app.state.health
@@ -90,7 +93,7 @@ def show_docs(request: Request) -> HTMLResponse:
     )  # fmt: skip
     # Swagger UI starts by a script in the page, and styles its elements one by one.
     page.headers["Content-Security-Policy"] = (
-        "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+        "default-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'none'"
     )
     return page
 

@@ -25,6 +25,7 @@ from typing import BinaryIO
 import torch
 
 from dist_train.classifier import model_folder
+from dist_train.classifier.adding import check_other_classes
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.kept import NewPhoto, file_name
 from dist_train.classifier.measuring import Measurement, measure
@@ -223,8 +224,8 @@ class ServedModel:
         known = [self.remembered(key) for key, _ in labelled]
         forgotten = [key for (key, _), photo in zip(labelled, known, strict=True) if photo is None]
         if forgotten:
-            raise UserError(f"{len(forgotten)} photos are not remembered, {shown(forgotten[0])} among them; classify "
-                            f"them again first")  # fmt: skip
+            raise UserError(f"{len(forgotten)} of the {len(labelled)} photos are not remembered, {shown(forgotten[0])} "
+                            f"among them; classify them again first")  # fmt: skip
         if len(dict(labelled)) < len(labelled):
             raise UserError("a photo is given twice; give each of them once")
         keys, labels = zip(*labelled, strict=True)
@@ -249,14 +250,17 @@ class ServedModel:
         """Add a class from its photos.
 
         Raises:
-            UserError: the name is taken, a photo is given twice, or there are too many classes; nothing is changed.
+            UserError: the name is taken, a photo is given twice or is in another class, or there are too many classes;
+                nothing is changed.
             OSError: the model cannot be written; nothing is changed.
         """
+        activations, new = _to_keep(photos)
 
         def apply(model: Classifier) -> None:
             if len(model.classes) >= self.limits.classes:
                 raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first")
-            model.add_activations(name, *_to_keep(photos))
+            check_other_classes(model, name, activations)
+            model.add_activations(name, activations, new)
 
         self.change(apply)
 
@@ -264,10 +268,17 @@ class ServedModel:
         """Give further photos to a class.
 
         Raises:
-            UserError: there is no such class, or a photo is in it already or given twice; nothing is changed.
+            UserError: there is no such class, or a photo is given twice, or in it or another class already; nothing is
+                changed.
             OSError: the model cannot be written; nothing is changed.
         """
-        self.change(lambda model: model.add_photo_activations(name, *_to_keep(photos)))
+        activations, new = _to_keep(photos)
+
+        def apply(model: Classifier) -> None:
+            check_other_classes(model, name, activations)
+            model.add_photo_activations(name, activations, new)
+
+        self.change(apply)
 
     def remove_photos(self, name: str, ids: Sequence[str]) -> None:
         """Remove photos of a class.

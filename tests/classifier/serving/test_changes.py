@@ -98,6 +98,9 @@ def test_a_refused_change_changes_nothing(web: httpx.Client, folder: Path) -> No
     assert "photo 0.jpg is in it already" in refused("photos", **add, files=files(photo(1)))
     assert "photo 1.jpg is given twice, as photo 0.jpg" in refused("photos", **add, files=files(photo(2), photo(2)))
     assert "not an image" in refused("photos", **add, files=files(photo(2), b"text"))
+    other = "a photo of it is in the model already, in class 'okapi'; leave each in one class"
+    for path, name in (("classes", "zebra"), ("photos", "n1")):
+        assert other in refused(path, data={"name": name}, files=files(photo(2), photo(1)))
     assert "there is none among the 4" in refused("photos", data={"name": "nobody"}, files=files(photo(2)))
     assert "would have no photo left" in refused("photos/remove", json={"name": "okapi", "ids": [only["id"]]})
     assert "has no photo ../x" in refused("photos/remove", json={"name": "okapi", "ids": ["../x"]})
@@ -114,7 +117,7 @@ def test_sixty_changes_at_a_time_are_made_one_after_the_other(web: httpx.Client,
     """Each is answered; the history is their order, which gives the model on disk, which is the model that answers."""
     begun, first = counts(folder), len(web.get(f"{API}/history").json()["changes"])
     for name in ("a", "b", "c"):
-        web.post(f"{API}/classes", data={"name": name}, files=files(photo(len(name)), photo(ord(name))))
+        web.post(f"{API}/classes", data={"name": name}, files=files(photo(400 + ord(name)), photo(500 + ord(name))))
 
     def change(number: int) -> httpx.Response:
         rng = random.Random(number)

@@ -71,6 +71,20 @@ def test_a_client_over_its_limit_loses_its_oldest_idle_connection(page: Page) ->
         assert answer(at_work)[0] == 200
 
 
+def test_an_idle_connection_gives_way_before_an_older_upload(page: Page) -> None:
+    web = page(client=2, header=60, body=60)
+    form = FILE + plain(4) + b"\r\n--b--\r\n"
+    head = UPLOAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(form)
+    with ExitStack() as stack:
+        begun = stack.enter_context(connect(web, head))
+        wait_until_read(web, begun)
+        idle = stack.enter_context(connect(web, HALF))
+        stack.enter_context(connect(web, HALF))
+        assert answer(idle)[0] == 0
+        begun.sendall(form)
+        assert answer(begun)[0] == 200
+
+
 def test_a_new_connection_is_refused_where_all_are_busy(page: Page) -> None:
     web = page(client=2)
     with ExitStack() as stack:

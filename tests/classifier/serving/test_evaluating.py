@@ -30,7 +30,7 @@ def test_a_model_is_measured_on_photos_that_it_has_seen(page: Page) -> None:
         assert answer.status_code == 422
         return str(answer.json()["detail"])
 
-    assert refused({"id": "x" * 64, "label": "cat"}, *asked).startswith("1 photos are not remembered, xxx")
+    assert refused({"id": "x" * 64, "label": "cat"}, *asked).startswith("1 of the 7 photos are not remembered, xxx")
     assert refused(asked[0], asked[0]) == "a photo is given twice; give each of them once"
     assert refused({**asked[0], "label": "nobody"}).startswith("label 'nobody': the model has no such class")
     assert refused().startswith("photos: ")

@@ -69,10 +69,11 @@ def test_metrics_count_requests_photos_and_batches(page: Page) -> None:
 
 def test_health_goes_through_the_model(page: Page) -> None:
     web = page()
-    batches = metrics(web)["dist_train_batch_photos_count", "model"]
+    batches = metrics(web).get(("dist_train_batch_photos_count", "model"), 0)
     answers = [web.get("/health") for _ in range(20)]
     assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"status": "ok"})] * 20
     assert 1 <= metrics(web)["dist_train_batch_photos_count", "model"] - batches < 20  # an outcome holds for a while
+    assert web.head("/health").status_code == 200  # as load balancers ask
 
 
 def test_health_of_a_model_that_cannot_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +131,9 @@ def test_the_description_of_the_api_is_whole(page: Page) -> None:
     behind = Access(TOKEN, "c", None, PublicURL.parse("https://photos.example/animals/"), 1, 1)
     described = create_app([], behind, Metrics()).openapi()
     assert described["servers"] == [{"url": "/animals"}]
-    assert described["paths"]["/api/v1/models"]["get"]["security"] == [{"HTTPBearer": []}]
+    for path in ("/api/v1/models", "/metrics"):
+        assert described["paths"][path]["get"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in described["paths"]["/health"]["get"]
 
 
 def test_the_docs_need_nothing_from_elsewhere(page: Page, browser: Any) -> None:
@@ -141,6 +144,18 @@ def test_the_docs_need_nothing_from_elsewhere(page: Page, browser: Any) -> None:
         view.goto(str(web.base_url.join("/docs")))
         view.wait_for_selector("#operations-default-classify")
         assert view.locator(".opblock").count() >= 10 and view.complaints == []
+        block = view.locator("#operations-default-classify")  # a photo can be sent from the page
+        block.locator("button").first.click()
+        block.locator("button.try-out__btn").click()
+        block.locator("input[placeholder=model]").fill("model")
+        block.locator("input[type=file]").first.set_input_files(
+            {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo(1)}
+        )
+        block.locator("button.execute").click()
+        block.locator(".live-responses-table", has_text='"predictions"').wait_for()
+        # Swagger UI says so of a format that it has no field for before it takes that of files.
+        assert set(view.complaints) <= {"Could not find component: JsonSchema_string_binary"}
+        assert "blob:" in web.get("/docs").headers["Content-Security-Policy"]  # it shows pictures so
     assert all(url.startswith((str(web.base_url), "data:")) for url in asked), asked
 
 
@@ -158,6 +173,8 @@ def test_the_access_log(untrained_model: Path, tmp_path: Path, warm_python: Warm
         assert web.get('/api/v1/models/%0A"x').status_code == 401
         with connect(web, b"POST /api/v1/models/model/classify HTTP/1.1\r\nHost: a\r\n"):
             pass
+        with connect(web, b"hello\r\n\r\n") as raw:
+            assert b" 400 " in raw.recv(100)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
     lines = [json.loads(line) for line in (tmp_path / "old.jsonl").read_text().splitlines()]
@@ -166,8 +183,9 @@ def test_the_access_log(untrained_model: Path, tmp_path: Path, warm_python: Warm
     ]  # fmt: skip
     assert lines[1]["received"] == int(sent.request.headers["content-length"]) and lines[1]["sent"] == len(sent.content)
     assert all(line["client"] == "127.0.0.1" and line["ms"] > 0 and line["time"].endswith("Z") for line in lines)
-    [refused] = [json.loads(line) for line in log.read_text().splitlines()]
+    refused, no_request = [json.loads(line) for line in log.read_text().splitlines()]
     assert refused["code"] == 401 and refused["path"] == '/api/v1/models/\n"x'
+    assert (no_request["method"], no_request["path"], no_request["code"]) == ("", "", 400)
     assert TOKEN not in log.read_text() + (tmp_path / "old.jsonl").read_text()
 
 

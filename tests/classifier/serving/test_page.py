@@ -319,7 +319,7 @@ def test_a_class_from_the_camera_its_new_name_and_its_end(view: Any, site: Site)
     assert fresh in added_names(site.model)
     is_sound(view)
     view.click("text=Remove the class")
-    view.click(f"text=Remove {fresh} for good")
+    view.click(f"text=Yes, remove {fresh}")
     said(view, f"{fresh} is removed.")
     assert fresh not in added_names(site.model) and not view.is_visible("#dialog")
 
@@ -336,7 +336,7 @@ def test_a_class_of_a_run_is_found_renamed_and_removed(page: Any, site: Site) ->
     said(page, f"{name} is now {name} again.")
     page.wait_for_selector(f"#dialog-title:text-is('{name} again')")
     page.click("text=Remove the class")
-    page.click(f"text=Remove {name} again for good")
+    page.click(f"text=Yes, remove {name} again")
     said(page, f"{name} again is removed.")
     assert page.inner_text("#more") == "No class has such a name."
     assert "cat" not in [entry.name for entry in Classifier.load(site.model.with_name("things")).classes]
@@ -420,6 +420,7 @@ def test_a_folder_of_folders_is_measured(view: Any, site: Site, tmp_path: Path) 
         for seed in range(200 + 3 * place, 203 + 3 * place):
             (tmp_path / "photos" / folder / f"{seed}.jpg").write_bytes(photo(seed, tint=TINTS[tint]))
     (tmp_path / "photos" / "red" / "bad.jpg").write_bytes(b"no photo")
+    shutil.copy(tmp_path / "photos" / "red" / "200.jpg", tmp_path / "photos" / "red" / "copy.jpg")
     view.click("nav a[href='#measure']")
     is_sound(view)
     view.set_input_files("#folder", tmp_path / "photos")
@@ -427,7 +428,8 @@ def test_a_folder_of_folders_is_measured(view: Any, site: Site, tmp_path: Path) 
     text = view.inner_text("#result")
     lines = ["1 folder has the name of no class and is left out: unknown.", "9 photos of 3 classes",
              "3 photos lie outside the folders of classes and are left out.",
-             "1 photo could not be read and does not count: bad.jpg.", "grey taken for red", "3 times"]  # fmt: skip
+             "1 photo could not be read and does not count: bad.jpg.",
+             "1 photo is a copy of another and does not count.", "grey taken for red", "3 times"]  # fmt: skip
     assert [line for line in lines if line not in text] == []
     shown = "() => [...document.querySelectorAll('#result img')].every(one => one.naturalWidth > 0)"
     assert view.evaluate(shown) and view.locator(".mistakes li").count() == 3
@@ -449,6 +451,15 @@ def test_a_folder_without_a_known_class_is_refused_by_its_names(page: Any, tmp_p
     page.wait_for_function("() => document.getElementById('measure-fault').textContent")
     assert page.inner_text("#measure-fault") == "No folder has the name of a class. The folders are: okapi, zebra."
     is_sound(page)
+
+
+def test_a_folder_without_a_readable_photo_is_refused_by_their_names(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "red").mkdir(parents=True)
+    (tmp_path / "photos" / "red" / "bad.jpg").write_bytes(b"no photo")
+    page.click("nav a[href='#measure']")
+    drop_folder(page, tmp_path / "photos")
+    page.wait_for_function("() => document.getElementById('measure-fault').textContent")
+    assert page.inner_text("#measure-fault") == "1 photo could not be read and does not count: bad.jpg."
 
 
 # The page as a whole.

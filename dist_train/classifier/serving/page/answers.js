@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, button, make, picture } from "./dom.js";
 import { batches, separate } from "./files.js";
 import { say, tell } from "./message.js";
-import { watch } from "./model.js";
+import { about, watch } from "./model.js";
 import { namingForm } from "./naming.js";
 import { names, percent, t } from "./texts.js";
 
@@ -46,7 +46,8 @@ async function ask(photos, passed = "") {
 async function askAgain() {
   const known = shown.filter(photo => photo.id), forgotten = [];
   if (!known.length) return;
-  const results = await api.predictAgain(known.map(photo => photo.id));
+  const ids = known.map(photo => photo.id), most = about.limits.remembered, results = [];
+  for (let begin = 0; begin < ids.length; begin += most) results.push(...await api.predictAgain(ids.slice(begin, begin + most)));
   known.forEach((photo, place) => results[place] ? take(photo, { ...results[place], id: photo.id }) : forgotten.push(photo));
   if (forgotten.length) await ask(forgotten);
 }

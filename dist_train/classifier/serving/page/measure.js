@@ -29,10 +29,13 @@ async function run(files) {
   $("measuring").hidden = false;
   const unread = await ask(photos);
   if (stopped) throw new Error(t("measure.stopped"));
-  const read = photos.filter(photo => photo.id);
+  if (unread.length) lines.push(t("measure.unread", { n: unread.length, names: names(unread.map(photo => photo.file.name)) }));
+  if (unread.length === photos.length) throw new Error(lines.join(" "));
+  const seen = new Set(), read = photos.filter(({ id }) => id && !seen.has(id) && seen.add(id));
+  const twice = photos.length - unread.length - read.length;
+  if (twice) lines.push(t("measure.twice", { n: twice }));
   $("measured-text").textContent = t("measure.computing");
   const figures = await api.evaluate(read.map(({ id, label: truth }) => ({ id, label: truth })));
-  if (unread.length) lines.push(t("measure.unread", { n: unread.length, names: names(unread.map(photo => photo.file.name)) }));
   result = { figures, lines, photos: read };
   for (const photo of read) photo.url = URL.createObjectURL(photo.file);
 }
