@@ -171,17 +171,23 @@ def _open(source: Path, options: AdaptOptions, config: Config | None, network: N
 
 
 def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> list[str]:
-    """Remove, rename and add classes and photos; return lines on the classes that got photos.
+    """Remove, rename and add classes and photos; return lines on what was done.
 
     Raises:
         UserError: a class is not there or is there already, or no photo for a class can be used.
     """
+    done = []
     for name in options.remove:
         model.remove_class(name)
+        done.append(f"{shown(name)}: removed")
     for text in options.rename:
-        model.rename_class(*_class_and_word(text, "--rename", "OLD=NEW", model))
+        old, new = _class_and_word(text, "--rename", "OLD=NEW", model)
+        model.rename_class(old, new)
+        done.append(f"{shown(old)}: renamed to {shown(new)}")
     for text in options.remove_photo:
-        model.remove_photos(*_class_and_word(text, "--remove_photo", "NAME=PHOTO", model))
+        name, photo = _class_and_word(text, "--remove_photo", "NAME=PHOTO", model)
+        model.remove_photos(name, photo)
+        done.append(f"{shown(name)}: photo {shown(photo)} removed")
     account = Account()
     photos = _photos_by_class(options, account)
     _check_names(model, photos, options.update)  # all of them before the work begins
@@ -195,7 +201,7 @@ def _change(model: Classifier, options: AdaptOptions, config: Config | None) -> 
     else:
         images = _base_images(model, config if photos else None, held_out)
         lines = _with_base_accuracy(lines, model, before, images) if images else lines
-    return [*lines, *([_measured_line(model, held_out, options.held_out)] if held_out else [])]
+    return [*done, *lines, *([_measured_line(model, held_out, options.held_out)] if held_out else [])]
 
 
 def _check_names(model: Classifier, names: Iterable[str], update: bool) -> None:
