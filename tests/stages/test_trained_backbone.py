@@ -57,7 +57,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 def taking(config: Config, name: str, path: Path, **changes: Any) -> Config:
     """Return a run's configuration with a trained network in place of the training."""
-    data = replace(config.data, eval_resize=256, eval_size=224)
+    data = replace(config.data, train_size=224, eval_resize=256, eval_size=224)
     backbone = BackboneConfig(source=f"timm:{name}", weights=path, size=SIDES[name])
     return replace(config, data=data, pretrain=PretrainConfig(), backbone=backbone, **changes)
 
