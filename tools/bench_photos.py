@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unpack(args.archive, 0, Path(folder))
         times = measure_commands(Path(folder), args.backbone)
     print(f"commands, draw 0: {json.dumps(times)}", flush=True)
-    network, activations, results = open_pretrained(BackboneConfig(args.backbone)), {}, []
+    network, activations, results = open_pretrained(BackboneConfig(source=args.backbone)), {}, []
     for number in range(args.draws):
         with TemporaryDirectory() as folder:
             unpack(args.archive, number, Path(folder))
