@@ -10,6 +10,7 @@ import json
 import shutil
 import signal
 import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import httpx
 import numpy as np
 import pytest
 from browsers import VIEWS, brightness, keep, opened, violations
-from clients import added_names, photo
+from clients import added_names
+from clients import photo as drawn
 from fixtures.processes import WarmPython
 from PIL import Image
 
@@ -28,6 +30,21 @@ from dist_train.classifier.measuring import Measurement
 
 TOKEN = "a token of more than 16"
 TINTS = {"red": (255, 60, 60), "blue": (60, 60, 255), "grey": (128, 128, 128)}
+
+
+_first_seed = 0
+
+
+@pytest.fixture(autouse=True)
+def photos_of_its_own(request: pytest.FixtureRequest) -> None:
+    """Draw other photos in each test: the server takes no photo into a second class."""
+    global _first_seed
+    _first_seed = zlib.crc32(request.node.nodeid.encode())
+
+
+def photo(number: int, side: int = 60) -> bytes:
+    """Return a photo of the test that runs."""
+    return drawn((_first_seed + number) % 2**32, side)
 
 
 class Site:
@@ -50,7 +67,7 @@ def site(untrained_model: Path, tmp_path_factory: pytest.TempPathFactory, warm_p
     network = Classifier.load(untrained_model).network
     model = Classifier(network, FittedHeads("imprint"))
     for name, tint in TINTS.items():
-        model.add_class(name, [photo(seed, tint=tint) for seed in range(100, 104)])
+        model.add_class(name, [drawn(seed, tint=tint) for seed in range(100, 104)])
     model.save(folder / "animals")
     with serving(warm_python, str(folder / "animals"), str(folder / "things")) as url:
         yield Site(url, folder / "animals")
@@ -347,7 +364,7 @@ def test_photos_of_a_class_come_and_go_and_a_change_is_undone(page: Any, site: S
     page.click("button[aria-label='blue, 4 photos']")
     kept = page.locator("dialog .kept button")
     kept.nth(3).wait_for()
-    page.set_input_files("dialog .give label:not(.touch) input", sent(photo(104, tint=TINTS["blue"])))
+    page.set_input_files("dialog .give label:not(.touch) input", sent(drawn(104, tint=TINTS["blue"])))
     page.click("text=Add the photos")
     said(page, "blue has learned from 1 more photo.")
     kept.nth(4).wait_for()
@@ -418,7 +435,7 @@ def test_a_folder_of_folders_is_measured(view: Any, site: Site, tmp_path: Path) 
     for place, (folder, tint) in enumerate(tints.items()):
         (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
         for seed in range(200 + 3 * place, 203 + 3 * place):
-            (tmp_path / "photos" / folder / f"{seed}.jpg").write_bytes(photo(seed, tint=TINTS[tint]))
+            (tmp_path / "photos" / folder / f"{seed}.jpg").write_bytes(drawn(seed, tint=TINTS[tint]))
     (tmp_path / "photos" / "red" / "bad.jpg").write_bytes(b"no photo")
     shutil.copy(tmp_path / "photos" / "red" / "200.jpg", tmp_path / "photos" / "red" / "copy.jpg")
     view.click("nav a[href='#measure']")
