@@ -219,12 +219,13 @@ def table(results: Sequence[dict[str, dict[str, float]]], times: dict[str, float
     """Return a table in Markdown: means over draws, with 95% intervals of the mean (Student's t)."""
     lines = [f"| {len(results)} draws | first classes (%) | added classes (%) |", "|---|---:|---:|"]
     for name in results[0]:
-        cells = [_mean([result[name][key] for result in results]) for key in ("first", "added")]
+        cells = [mean_text([result[name][key] for result in results]) for key in ("first", "added")]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
     return "\n".join([*lines, "", f"create {times['create']:.1f} s, adapt {times['adapt']:.1f} s"])
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean_text(values: Sequence[float]) -> str:
+    """Return the mean with its 95% interval (Student's t), or a lone value as it is."""
     if len(values) < 2:
         return f"{values[0]:.1f}"
     half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from bench_photos import mean_text
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
@@ -136,20 +136,13 @@ def table(half: str, results: Mapping[int, Sequence[Mapping[str, float]]]) -> st
     columns = " | ".join(f"{shown} photos a class" for shown in results)
     lines = [f"| classes {half}, {draws} draws (%) | {columns} |", "|---|" + "---:|" * len(results)]
     for name in next(iter(results.values()))[0]:
-        cells = " | ".join(_mean([figures[name] for figures in figures_of]) for figures_of in results.values())
+        cells = " | ".join(mean_text([figures[name] for figures in figures_of]) for figures_of in results.values())
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
 def _percent(values: torch.Tensor) -> float:
     return 100 * float(values.double().mean())
-
-
-def _mean(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":

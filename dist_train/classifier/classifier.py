@@ -15,7 +15,6 @@ from dist_train.classifier import model_folder, photos, stored
 from dist_train.classifier.class_list import ClassList
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Answer, Class, Head, Prediction
-from dist_train.classifier.heads.choice import balanced_accuracy
 from dist_train.classifier.history import History
 from dist_train.classifier.kept import Member, NewPhoto
 from dist_train.classifier.maker import HeadMaker
@@ -24,7 +23,7 @@ from dist_train.classifier.model_json import check_added, check_network
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Photo
 from dist_train.classifier.predicted import PredictedHead
-from dist_train.classifier.reading import Source, ahead, sources
+from dist_train.classifier.reading import Source, ahead, listed, sources
 from dist_train.classifier.stored import State
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
@@ -263,10 +262,8 @@ class Classifier(ClassList):
         self, images: Iterable[Photo] | Photo, name: str, keep: bool
     ) -> Iterator[tuple[torch.Tensor, list[NewPhoto]]]:
         """Yield batches of photos as the network takes them, and, for those to ``keep``, what a class keeps of each."""
-        if isinstance(images, (str, Path, bytes)) or hasattr(images, "shape") or not isinstance(images, Iterable):
-            images = [images]  # type: ignore[list-item]
         label = f"class {name!r}, photo" if name else "photo"
-        numbered = batches(enumerate(images, 1), self.network.batch)
+        numbered = batches(enumerate(listed(images), 1), self.network.batch)
         for batch in numbered:
             pixels = [self.pixels(image, f"{label} {number}") for number, image in batch]
             inputs = self.network.preprocess.batch(pixels)
@@ -331,17 +328,6 @@ class Classifier(ClassList):
         changes = [then.get(member.name, member.activations[:0]) for member in self._members], after
         places = torch.as_tensor(labels, device=self.device)
         return self.maker.base_accuracy(self.kept, changes, activations.to(self.device), places)
-
-    def accuracy(self, activations: torch.Tensor, labels: Sequence[int]) -> tuple[float, float]:
-        """Return the percentage of photos that are classified correctly, the mean over their classes, and the half
-        width of its 95% interval in points.
-
-        Args:
-            activations: [N, dim] of photos that the model does not know.
-            labels: the position in ``classes`` of each photo's class.
-        """
-        places = torch.as_tensor(labels, device=self.device)
-        return balanced_accuracy(self.scores(activations).argmax(1) == places, places)
 
     # Files.
 

@@ -36,11 +36,16 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], waiting: int) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def listed(images: Iterable[Photo] | Photo) -> Iterable[Photo]:
+    """Return photos that are given singly, or several at once, as several."""
+    if isinstance(images, (str, Path, bytes)) or hasattr(images, "shape") or not isinstance(images, Iterable):
+        return [images]  # type: ignore[list-item]
+    return images
+
+
 def sources(images: Iterable[Photo] | Photo) -> Iterator[Source]:
     """Yield photos that are given singly, in a list, or as folders with photos, and below, in them."""
-    if isinstance(images, (str, Path, bytes)) or hasattr(images, "shape") or not isinstance(images, Iterable):
-        images = [images]  # type: ignore[list-item]
-    for image in images:
+    for image in listed(images):
         if not isinstance(image, (str, Path)):
             yield "", image
         elif image != "" and Path(image).is_dir():  # the path "" would be the working folder
