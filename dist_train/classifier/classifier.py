@@ -176,6 +176,7 @@ class Classifier(ClassList):
         except UserError as error:
             return name, None, str(error).removeprefix(f"{label}: ")
 
+    @exact_products()
     @torch.no_grad()
     def answers(self, activations: torch.Tensor, topk: int = 5) -> list[Answer]:
         """Return what ``predict`` does, from activations [B, dim].

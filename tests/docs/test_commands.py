@@ -136,7 +136,7 @@ def shell(tmp_path: Path, warm_python: WarmPython) -> Shell:
 def test_every_command_is_run_somewhere() -> None:
     """Pages that are not run here have only commands that are run elsewhere, in a file that is there."""
     here = {"README.md", "quickstart.md", "python.md", "imagenet.md", "training.md", "troubleshooting.md", "photos.md"}
-    here.add("serving.md")  # its examples are run by classifier/serving/test_examples.py
+    here.add("serving.md")  # its examples are run by classifier/serving/test_client_examples.py
     for page in PAGES:
         left = [command for command in commands(page) if command not in ELSEWHERE and page.name not in here]
         assert left in ([], ["dist-train doctor"]), (page.name, left)

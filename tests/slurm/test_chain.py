@@ -19,7 +19,7 @@ import yaml
 from chain import TOOL, Chain, output
 from fixtures.processes import WarmPython
 
-from dist_train.config import BackboneConfig, Config, PretrainConfig, to_dict
+from dist_train.config import BackboneConfig, Config, DataConfig, PretrainConfig, to_dict
 from dist_train.data.activations import load
 from dist_train.training import checkpoint, metrics
 from launch.cli.main import main
@@ -239,7 +239,8 @@ def test_code_edited_while_a_job_waits_does_not_change_it(make_chain: Make, tmp_
     which the first job takes in, and two nodes of the second extract with."""
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), weights)
-    chain = make_chain(real=True, data={"eval_resize": 256, "eval_size": 224})
+    untrained = {key: getattr(DataConfig(), key) for key in ("train_size", "eval_resize", "eval_size")}
+    chain = make_chain(real=True, data=untrained)
     backbone = BackboneConfig(source="timm:resnet10t", weights=weights, size=64)
     chain.config = replace(chain.config, pretrain=PretrainConfig(), backbone=backbone)
     assert chain.submit("--stages", "pretrain,extract") == 0

@@ -114,13 +114,13 @@ def test_accuracy_that_learn_logs(whole_run: Run, roundest: Callable[[], None]) 
 @pytest.mark.parametrize("method", ["phi2", "phi2cal", "phi_plus"])
 def test_answers_of_a_model(method: str, whole_run: Run, tmp_path: Path, roundest: Callable[[], None]) -> None:
     """They are exact even where the process starts to round after the model was opened, and within an autocast."""
-    photo = torch.randint(0, 255, (3, 40, 40), dtype=torch.uint8)
+    photo, other = (torch.randint(0, 255, (3, 40, 40), dtype=torch.uint8) for _ in range(2))
     roundest()
     with Products() as products, torch.autocast("cpu", torch.bfloat16):
         from_run(whole_run.config, method).save(tmp_path / "model")
         model = Classifier.load(tmp_path / "model")
         for step in (
-            lambda: model.add_class("new", [photo, photo]),
+            lambda: model.add_class("new", [photo, other]),
             lambda: model.predict(photo),
             lambda: model.remove_class("new"),
             lambda: model.head(),
