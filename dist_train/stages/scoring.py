@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,9 @@ class Scoring(ABC):
     def __init__(self, run: Run, context: Context) -> None:
         self.config, self.context = run.config.evaluate, context
         round_products(False)  # an earlier stage of this process may have allowed it
-        self.base = open_base(run.config, *load_head(run.dir, context.device))
+        # Tables look at the five highest classes; a prior over base and novel classes at the scores of all.
+        looked_at = None if run.split.halves else 5
+        self.base = replace(open_base(run.config, *load_head(run.dir, context.device)), decisive=looked_at)
         self.own_draws = range(context.rank, self.config.draws, context.world)
 
     @abstractmethod
@@ -151,7 +154,8 @@ class JointScoring(Scoring):
         novel_labels = self.novel_queries.labels + len(run.kept)
         self.labels = torch.cat([self.base_queries.labels, novel_labels]).cpu().numpy()
         scorer = partial(LowShotScorer, kept=run.kept) if run.split.halves else JointScorer
-        self._make_scorer = partial(scorer, mixed=Mixed.of(self.base_queries, self.novel_queries))
+        mixed = Mixed.of(self.base_queries, self.novel_queries)
+        self._make_scorer = partial(scorer, mixed=mixed, context=context)
         self._shared_scorers: dict[str, JointScorer] = {}
         seed, novel = self.config.seed, len(run.novel)
         self._num_classes = len(run.kept) + novel
@@ -168,9 +172,7 @@ class JointScoring(Scoring):
         own_draws: dict[str, dict[int, Draw]] = {}
         own_confusions: Confusions = {}
         for number in self.draws(name, stop, method.oracle):
-            for k, support in self._supports(number, method.oracle):
-                with naming(name):
-                    draw = scorer.draw(support, self.orders[number])
+            for k, draw in self._scored(scorer, number, name):
                 confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
                 own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
                 # Predictions are counted; ranks need not exchange them.
@@ -197,15 +199,17 @@ class JointScoring(Scoring):
             self._shared_scorers[name] = scorer
         return scorer
 
-    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
-        """Yield the supports of one draw by number of shots; for an oracle, all images, class by class."""
-        if oracle:
-            ends = zip(self.novel_train.offsets[:-1], self.novel_train.offsets[1:], strict=True)
-            yield "all", [self.load(self.novel_train.rows[first:last]) for first, last in ends]
-            return
-        support = self.load(self.novel_train.rows[self.supports[draw]])
-        for k in self.config.shots:
-            yield str(k), support[:, :k]
+    def _scored(self, scorer: JointScorer, number: int, name: str) -> Iterator[tuple[str, Draw]]:
+        """Yield a draw's results by number of shots; an oracle is shown all images, class by class."""
+        order, rows, ends = self.orders[number], self.novel_train.rows, self.novel_train.offsets
+        with naming(name):
+            if scorer.method.oracle:
+                images: Any = [self.load(rows[first:last]) for first, last in pairwise(ends)]
+                yield "all", scorer.draw(images, order)
+                return
+            support = self.load(rows[self.supports[number]])
+            for k, draw in zip(self.config.shots, scorer.draws(support, self.config.shots, order), strict=True):
+                yield str(k), draw
 
 
 def count_confusions(
