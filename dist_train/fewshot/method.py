@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +20,7 @@ from dist_train.models.predictor import RowPredictor
 from dist_train.training import checkpoint
 
 Row = TypeVar("Row", bound=RowPredictor)
+Prepared = TypeVar("Prepared")
 
 Scorer = Callable[[torch.Tensor], torch.Tensor]
 Support = torch.Tensor
@@ -60,6 +61,7 @@ class Base:
             progress, and raises Stopped when the run is to stop. All ranks must go through the same list.
         decisive: how many of a query's highest base scores the protocol looks at: the others may be less exact, as long
             as they stay below. None where it looks at all.
+        prepared: what methods have prepared that others need too, by name (``shared``).
     """
 
     train: Activations
@@ -72,6 +74,17 @@ class Base:
     numbers: Mapping[str, float]
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
     decisive: int | None = None
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def shared(self, name: str, prepare: Callable[[], Prepared]) -> Prepared:
+        """Return what ``prepare`` returned when it was first called under this name, by any method of the evaluation.
+
+        The name must say all that it depends on, the values of options too.
+        """
+        if name not in self.prepared:
+            self.prepared[name] = prepare()
+        prepared: Prepared = self.prepared[name]
+        return prepared
 
 
 def sample_rows(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
