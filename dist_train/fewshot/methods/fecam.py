@@ -53,7 +53,8 @@ class ClassCovariances(Gaussian):
         covariance = covariance + self.ridge * identity_like(covariance)
         deviation = covariance.diagonal().sqrt()
         lower = torch.linalg.cholesky(covariance / deviation[:, None] / deviation)
-        return torch.linalg.solve_triangular(lower, identity_like(lower), upper=False).T
+        inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity_like(lower), upper=False)
+        return inverse.T
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return _distances(self.coordinates(queries), self.means, self.roots)

@@ -16,6 +16,7 @@ square.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Self
@@ -81,9 +82,10 @@ class RandomFeatures(Method):
             draws[number] = (image - self.means[torch.from_numpy(likely).to(device)]).cpu().numpy()
         k = support.shape[1]
         picked = torch.from_numpy(rng.randint(0, k, (len(support), self.draws))).to(device)
-        own = (unit - means[:, None]) * (k / max(k - 1, 1)) ** 0.5
+        own = (unit - means[:, None]) * math.sqrt(k / max(k - 1, 1))
         own = own.gather(1, picked[..., None].expand(-1, -1, own.shape[2]))
-        return moved[:, None] + 0.5**0.5 * (torch.from_numpy(draws).to(device) + own)
+        residuals = math.sqrt(0.5) * (torch.from_numpy(draws).to(device) + own)
+        return moved[:, None] + residuals
 
 
 @dataclass(frozen=True)
