@@ -85,6 +85,9 @@ def suggest_smaller(config: Config, stage: str, world: int, fits: int | None = N
         batch = config.extract.batch
         smaller = f"; --extract.batch {batch // 2} takes about half, and continues" if batch > 1 else ""
         return f"extract.batch={batch} images are on a GPU at a time{smaller}"
+    if stage == "networks":
+        now = f"networks.global_batch={config.networks.global_batch} in {config.networks.accumulate} pass(es)"
+        return f"{now} on {world} rank(s); more --networks.accumulate --redo trains with fewer images at a time"
     if stage == "learn":
         return "all base activations lie on each GPU: end what else runs on it, or take one with more memory"
     return "the rows before are kept: take a GPU with more free memory, or leave the method out of evaluate.methods"

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import torch
 
-from dist_train.config import STAGES, Config
+from dist_train.config import Config
 from dist_train.config.io import read_config
 from dist_train.data.loading.dali_errors import PipelineError
 from dist_train.distributed import context as contexts
@@ -24,7 +24,7 @@ from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import CRASHED, STOPPED, UserError
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
-from dist_train.runs.run import check_config, check_device, open_run
+from dist_train.runs.run import check_config, check_device, check_networks, open_run
 from dist_train.stages.prepare import prepare
 from launch import terminal
 from launch.out_of_memory import explain_out_of_memory
@@ -93,9 +93,11 @@ def _meet(config: Config, context: Context, lock: RunLock) -> None:
 
 def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLock) -> int:
     """Check the configuration and run the stages of ``command``; return 0, or ``STOPPED``."""
-    # Only training's batch depends on the number of ranks.
+    # Only the batch of a training on images depends on the number of ranks.
     ranks = context.world if command in ("run", "prepare", "pretrain") else 1
     check_config(config, ranks)
+    if command in ("run", "networks"):
+        check_networks(config, context.world)
     check_device(config)
     if command in ("run", "prepare"):
         prepare(config, context)
@@ -105,12 +107,12 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
         try:
             run = open_run(config, ranks)
             lock.acquire()
-            for name in STAGES if command == "run" else (command,):
+            for name in config.stages if command == "run" else (command,):
                 # Imported when its turn comes: the first two stages need torchvision, which takes seconds to import.
                 stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
                 with explain_out_of_memory(config, name, context, len(run.base)):
                     # Redoing a stage deletes the later stages too, so under "run" only the first stage is redone.
-                    stage(run, context, stop, redo and name in (command, STAGES[0]))
+                    stage(run, context, stop, redo and name in (command, config.stages[0]))
         except Stopped as stopped:
             if context.main:
                 why = stop.reason or "another rank was told to"

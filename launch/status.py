@@ -71,7 +71,10 @@ class _RunStatus:
 
     def text(self) -> str:
         """Return the lines of the run."""
-        table = [_stage(self.run, name, self.alive, name in self.starting) for name in STAGES]
+        # Few runs train networks of their own for rows.
+        asked = {"networks"} & {job.stage for job in self.jobs} or (self.run / "networks").is_dir()
+        stages = [name for name in STAGES if name != "networks" or asked]
+        table = [_stage(self.run, name, self.alive, name in self.starting) for name in stages]
         widths = [max(len(row[column]) for row in table) for column in range(2)]
         lines = [f"{self.run}"]
         for job in self.jobs:

@@ -35,7 +35,7 @@ from dist_train.data.sources.synsets import Synsets
 from dist_train.data.splits import Split
 from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag, Stopped
-from dist_train.fewshot.methods import LEARNED, METHODS
+from dist_train.fewshot.methods import FROZEN, LEARNED
 from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
@@ -47,7 +47,7 @@ from dist_train.training import checkpoint
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=FROZEN, default=FROZEN, metavar="NAME")
     parser.add_argument("--base", type=int, default=900, help="base classes")
     parser.add_argument("--per-class", type=int, default=1281, help="training images of a base class")
     parser.add_argument("--novel", type=int, default=100, help="novel classes")
@@ -109,7 +109,7 @@ class Measured(scoring.JointScoring):
         print(f"| {name} | {numbers} |", flush=True)
         self.seconds[name] = round(float(times[0] + times[2]), 1)
         if self.target:
-            self.target.write_text(json.dumps({"seconds": self.seconds, "methods": list(METHODS)}))
+            self.target.write_text(json.dumps({"seconds": self.seconds, "methods": FROZEN}))
         return row_and_confusions
 
 

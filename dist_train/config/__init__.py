@@ -20,10 +20,12 @@ from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocess
 from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import TRAINING_CROPS, CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.features import FeaturesConfig
-from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, LearnPrecision, Rule, Views
+from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
+from dist_train.config.networks import NETWORK_OF, NETWORKS, NetworksConfig
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
-STAGES = ("pretrain", "extract", "learn", "evaluate")
+STAGES = ("pretrain", "extract", "networks", "learn", "evaluate")
+"""In the order in which ``run`` takes them; ``networks`` only where a row needs it (``Config.stages``)."""
 GONE = {
     "pretrain.tf32": "is a value of pretrain.precision now; leave it out, and for float32 give "
     "--pretrain.precision tf32 (GPUs round products) or fp32 (exact)"
@@ -33,6 +35,8 @@ GONE = {
 __all__ = [
     "GONE",
     "MODELS",
+    "NETWORKS",
+    "NETWORK_OF",
     "STAGES",
     "BackboneConfig",
     "CacheConfig",
@@ -44,8 +48,8 @@ __all__ = [
     "FeaturesConfig",
     "Interpolation",
     "LearnConfig",
-    "LearnPrecision",
     "MonitorConfig",
+    "NetworksConfig",
     "Orientation",
     "PackConfig",
     "Precision",
@@ -100,6 +104,7 @@ class Config:
     """Activations from elsewhere, in place of images and a backbone: ``pretrain`` and ``extract`` then take them in."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
+    networks: NetworksConfig = field(default_factory=NetworksConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -157,6 +162,21 @@ class Config:
     def trains(self) -> bool:
         """Whether the run trains a network, and takes in neither a trained one nor features."""
         return self.backbone is None and self.features is None
+
+    @property
+    def networks_to_train(self) -> list[str]:
+        """The networks of ``NETWORKS`` that rows of ``evaluate.methods`` are made from."""
+        return [network for network, rows in NETWORKS.items() if {*rows} & {*self.evaluate.methods}]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The run's stages in order: ``STAGES``, without ``networks`` where no row needs a network."""
+        return tuple(stage for stage in STAGES if stage != "networks" or self.networks_to_train)
+
+    def stages_before(self, stage: str) -> tuple[str, ...]:
+        """Return the run's stages that must be done before this stage begins."""
+        before = STAGES[: STAGES.index(stage)]
+        return tuple(name for name in before if name in self.stages and (name != "networks" or stage == "evaluate"))
 
     @property
     def run_dir(self) -> Path:

@@ -49,9 +49,10 @@ class Interval:
     def paired(cls, draws: Sequence[float], others: Sequence[float]) -> Self:
         """Return the mean difference between two methods, draw by draw, with its 95% t-interval.
 
-        The supports of a draw are the same for both, so what makes a draw easy cancels.
+        The supports of a draw are the same for both, so what makes a draw easy cancels. Where a method has fewer draws,
+        they are the first ones of the other's, and are compared with these.
         """
-        difference = cls.of([a - b for a, b in zip(draws, others, strict=True)])
+        difference = cls.of([a - b for a, b in zip(draws, others, strict=False)])
         return cls(difference.mean, difference.half_width)
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +86,11 @@ class MethodResult:
 
     shots: Mapping[int, Metrics]
     curves: Mapping[int, Curves] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> int:
+        """The number of draws: the first ones of ``Results.draws``, or all of them; 0 where they are not recorded."""
+        return len(next(iter(next(iter(self.shots.values())).values())).draws)
 
 
 @dataclass(frozen=True)

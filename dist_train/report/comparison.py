@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dist_train.fewshot.results import Interval, Metrics, Results
@@ -34,11 +35,17 @@ class Differences:
     rows: dict[str, list[Interval]]
 
 
-def best_method(results: Results, shots: int | None = None) -> str:
+def best_method(results: Results, shots: int | None = None, among: Collection[str] = ()) -> str:
     """Return the method with the largest harmonic mean (or base accuracy, where there are no novel classes), at the
-    fewest shots by default."""
-    k = shots or min(results.shots)
-    return max(results.methods, key=lambda method: results.methods[method].shots[k][results.ranked_by].mean)
+    fewest shots by default.
+
+    Args:
+        among: names of the methods to choose from, where the results have any of them; by default those of all draws.
+    """
+    k, methods = shots or min(results.shots), results.methods
+    most = max(result.draws for result in methods.values())
+    chosen = [name for name in methods if name in among] or [n for n in methods if methods[n].draws == most]
+    return max(chosen, key=lambda method: methods[method].shots[k][results.ranked_by].mean)
 
 
 def paired_differences(results: Results) -> Differences:

@@ -11,6 +11,7 @@ from dist_train.report import paper
 from dist_train.report.comparison import LOW_SHOT_MEASURES, PAIRED_METRICS, paired_differences, published_low_shot
 from dist_train.report.wording import (
     describe_backbone,
+    describe_fewer_draws,
     describe_figures,
     describe_origin,
     display_name,
@@ -32,14 +33,16 @@ def joint_markdown(results: Results) -> str:
     lines = _backbone_lines(results)
     lines += markdown_head([f"{k}-shot {column}" for k in results.shots for column in _COLUMNS])
     for method, result in results.methods.items():
-        cells = [cell for k in results.shots for cell in _accuracy_cells(result.shots[k])]
+        cells = [cell for k in results.shots for cell in _accuracy_cells(result.shots[k], result.draws != 1)]
         lines.append(markdown_row([marked_name(method), *cells]))
+    beside = [paper.row_beside(method, results.methods) for method in results.methods]
     for row in paper.TABLE_1.values():
-        if row.ours in results.methods:
+        if row in beside:
             name = row.method if row.base_data == "100%" else f"{row.method}, {row.base_data} of base"
             cells = [cell for k in results.shots for cell in paper_cells(row.shots.get(k))]
             lines.append(markdown_row([f"{name} (paper, {paper.SETTING})", *cells]))
-    notes = (describe_figures(results), footnote(results.methods), describe_origin(results))
+    notes = (describe_figures(results), footnote(results.methods), describe_fewer_draws(results),
+             describe_origin(results))  # fmt: skip
     lines += ["", " ".join(filter(None, notes)), ""]
     return "\n".join([*lines, *_oracle_lines(results), *_difference_lines(results)])
 
@@ -88,7 +91,8 @@ def _difference_lines(results: Results) -> list[str]:
     lines += markdown_head([f"{k}-shot {title}" for k in results.shots for title in PAIRED_METRICS.values()])
     lines.append(markdown_row([name, *map(format_mean, differences.own)]))
     for method, values in differences.rows.items():
-        lines.append(markdown_row([display_name(method), *(format_mean(value, "+") for value in values)]))
+        several = results.methods[method].draws != 1
+        lines.append(markdown_row([display_name(method), *(format_mean(value, "+", several) for value in values)]))
     return [*lines, ""]
 
 
@@ -130,7 +134,7 @@ def low_shot_markdown(results: Results) -> str:
     for method, result in results.methods.items():
         for key, title in LOW_SHOT_MEASURES.items():
             values = [[result.shots[k][f"{key}_top{top}"] for top in (1, 5)] for k in results.shots]
-            cells = [" / ".join(map(format_mean, pair)) for pair in values]
+            cells = [" / ".join(format_mean(value, interval=result.draws != 1) for value in pair) for pair in values]
             lines.append(markdown_row([display_name(method), title, *cells]))
     for row in published_low_shot(results):
         for title, top5 in row.top5.items():

@@ -22,7 +22,13 @@ from dist_train.report.examples import Examples
 from dist_train.report.own_classes import OwnClasses
 from dist_train.report.per_class import ClassReport
 from dist_train.report.plots import TrainingCurves
-from dist_train.report.wording import describe_backbone, describe_figures, display_name, footnote
+from dist_train.report.wording import (
+    describe_backbone,
+    describe_fewer_draws,
+    describe_figures,
+    display_name,
+    footnote,
+)
 
 _LISTED = 8
 """Classes in each list of the best and of the worst."""
@@ -157,7 +163,7 @@ def _own_classes(results: Results, own: OwnClasses | None) -> Section | None:
 
 def _accuracy(results: Results) -> Section:
     no_images = "Features have no images, so that no examples are shown." if results.samples == "features" else ""
-    notes = (describe_figures(results), footnote(results.methods), no_images)
+    notes = (describe_figures(results), footnote(results.methods), describe_fewer_draws(results), no_images)
     return Section(
         "Accuracy",
         "accuracy",
@@ -189,7 +195,7 @@ def _differences(results: Results) -> Section | None:
     differences = paired_differences(results)
     if not differences.rows:
         return None
-    table = tables.difference_table(differences, results.shots)
+    table = tables.difference_table(results, differences)
     return Section(f"Differences from {display_name(differences.reference)}", "differences", {"table": table})
 
 
@@ -248,7 +254,7 @@ def _classes(results: Results, classes: ClassReport | None) -> Section | None:
     variables = {
         "method": classes.method,
         "shots": classes.shots,
-        "draws": results.draws,
+        "draws": results.methods[classes.method].draws,
         "best_novel": novel[:half],
         "worst_novel": novel[::-1][:half],
         "novel_confusions": classes.confusions["novel"][:_LISTED],

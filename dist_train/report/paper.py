@@ -8,6 +8,7 @@ from one support draw; the paper gives no interval.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 SOURCE = "Qiao et al., CVPR 2018 (arXiv 1706.03466v3)"
@@ -26,7 +27,7 @@ class PaperRow:
     """A row of Table 1.
 
     Attributes:
-        ours: the comparable method of this program, as in ``evaluate.methods``.
+        ours: the same method of this program, as in ``evaluate.methods``.
         method: the paper's name of the method.
         base_data: share of the base images (or of their activations) that the method stores.
         shots: number of shots -> figures.
@@ -39,17 +40,17 @@ class PaperRow:
 
 
 _TABLE = """
-nn        | NN + cosine           | 100% | 71.54 91.20  1.72  5.86 | 71.54 91.20  3.34  9.88 | 71.54 91.20  4.58 12.72
-nn10      | NN + cosine           |  10% | 67.68 88.90  4.42 13.36 | 67.66 88.89  7.60 19.94 | 67.65 88.88  9.86 24.96
-nn1       | NN + cosine           |   1% | 61.11 85.11 10.42 25.88 | 61.04 85.04 15.14 35.70 | 60.97 84.95 18.68 42.16
-triplet   | Triplet network       | 100% | 70.47 90.61  1.26  4.94 | 70.47 90.61  2.34  8.30 | 70.47 90.61  3.22 11.48
-triplet10 | Triplet network       |  10% | 66.64 88.42  3.48 11.40 | 66.63 88.41  6.10 17.46 | 66.62 88.40  8.52 22.52
-triplet1  | Triplet network       |   1% | 60.09 84.83  8.84 22.24 | 60.02 84.74 13.42 32.38 | 59.97 84.66 17.08 38.06
-finetune  | Fine-tuned ResNet     | 100% | 76.28 93.17  2.82 13.30 | 76.27 93.13 10.32 30.34 | 76.25 93.07 16.76 39.92
-child     | Learning like a Child | 100% | 76.71 93.24  2.90 17.14 | 76.68 93.17 11.54 37.68 | 76.55 93.00 18.56 50.70
-phi1      | φ1                    | 100% | 72.56 91.12 19.88 43.20 | 71.94 90.62 25.54 52.98 | 71.56 90.21 28.72 58.50
-phi2      | φ2                    | 100% | 74.17 91.79 21.58 45.82 | 73.43 91.13 27.44 55.86 | 72.98 90.59 31.20 61.44
-phi2star  | φ2*                   | 100% | 75.63 92.92 14.32 33.84 | 75.44 92.74 18.70 43.92 | 75.34 92.60 22.32 49.76
+nn               |NN + cosine          |100%|71.54 91.20  1.72  5.86|71.54 91.20  3.34  9.88|71.54 91.20  4.58 12.72
+nn10             |NN + cosine          | 10%|67.68 88.90  4.42 13.36|67.66 88.89  7.60 19.94|67.65 88.88  9.86 24.96
+nn1              |NN + cosine          |  1%|61.11 85.11 10.42 25.88|61.04 85.04 15.14 35.70|60.97 84.95 18.68 42.16
+triplet_network  |Triplet network      |100%|70.47 90.61  1.26  4.94|70.47 90.61  2.34  8.30|70.47 90.61  3.22 11.48
+triplet_network10|Triplet network      | 10%|66.64 88.42  3.48 11.40|66.63 88.41  6.10 17.46|66.62 88.40  8.52 22.52
+triplet_network1 |Triplet network      |  1%|60.09 84.83  8.84 22.24|60.02 84.74 13.42 32.38|59.97 84.66 17.08 38.06
+finetune_network |Fine-tuned ResNet    |100%|76.28 93.17  2.82 13.30|76.27 93.13 10.32 30.34|76.25 93.07 16.76 39.92
+child            |Learning like a Child|100%|76.71 93.24  2.90 17.14|76.68 93.17 11.54 37.68|76.55 93.00 18.56 50.70
+phi1             |φ1                   |100%|72.56 91.12 19.88 43.20|71.94 90.62 25.54 52.98|71.56 90.21 28.72 58.50
+phi2             |φ2                   |100%|74.17 91.79 21.58 45.82|73.43 91.13 27.44 55.86|72.98 90.59 31.20 61.44
+phi2star         |φ2*                  |100%|75.63 92.92 14.32 33.84|75.44 92.74 18.70 43.92|75.34 92.60 22.32 49.76
 """
 
 
@@ -68,8 +69,26 @@ TABLE_2: dict[str, Figures] = {
     "linear_oracle": (75.20, 92.38, 60.50, 87.58),
 }
 """The oracles, by our names. They are shown all training images of the novel classes."""
-WHOLE_NETWORK = ("triplet", "triplet10", "triplet1", "finetune")
-"""The methods, by our names, for which the paper trains the whole network (its section 4.1)."""
+LAST_LAYER = {
+    "triplet": "triplet_network",
+    "triplet10": "triplet_network10",
+    "triplet1": "triplet_network1",
+    "finetune": "finetune_network",
+}
+"""The methods that train a layer on frozen activations -> those that train the whole network, as the paper does (its
+section 4.1)."""
+
+
+def row_beside(method: str, methods: Collection[str]) -> PaperRow | None:
+    """Return the paper's row that a method is shown beside; None where it has none.
+
+    Args:
+        method: the method, by our name. A method of ``LAST_LAYER`` has the paper's row where the table lacks the one
+            that trains the whole network.
+        methods: all methods of the table.
+    """
+    whole = LAST_LAYER.get(method, method)
+    return None if whole != method and whole in methods else TABLE_1.get(whole)
 
 
 LOW_SHOT_SPLIT = "ae592dd1a2bb1fa6"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from dist_train.fewshot.results import Interval, Metrics, Results
@@ -59,11 +59,11 @@ def accuracy_table(results: Results) -> Table:
     for method, result in results.methods.items():
         cells = []
         for k in results.shots:
-            *accuracies, harmonic = _accuracy_cells(result.shots[k])
+            *accuracies, harmonic = _accuracy_cells(result.shots[k], result.draws != 1)
             cells += [*accuracies, replace(harmonic, bold=best[k] == method)]
         rows.append(Row(marked_name(method), cells, "best" if method == best_method(results) else ""))
-        if method in paper.TABLE_1:
-            figures = (paper.TABLE_1[method].shots.get(k) for k in results.shots)
+        if row := paper.row_beside(method, results.methods):
+            figures = (row.shots.get(k) for k in results.shots)
             rows.append(Row("paper", _paper_cells(figures), "paper"))
     return Table([f"{k}-shot" for k in results.shots], _COLUMNS, rows)
 
@@ -100,7 +100,9 @@ def low_shot_table(results: Results) -> Table:
     """Return low-shot ImageNet's measures, top-5, and the published ones where the split is theirs."""
     rows = []
     for method, result in results.methods.items():
-        cells = [_cell(result.shots[k][f"{key}_top5"]) for k in results.shots for key in LOW_SHOT_MEASURES]
+        several = result.draws != 1
+        cells = [_cell(result.shots[k][f"{key}_top5"], interval=several) for k in results.shots
+                 for key in LOW_SHOT_MEASURES]  # fmt: skip
         rows.append(Row(display_name(method), cells))
     for row in published_low_shot(results):
         figures = [row.top5.get(title, {}).get(k) for k in results.shots for title in LOW_SHOT_MEASURES.values()]
@@ -109,13 +111,14 @@ def low_shot_table(results: Results) -> Table:
     return Table([f"n = {k}" for k in results.shots], [Cell(title) for title in LOW_SHOT_MEASURES.values()], rows)
 
 
-def difference_table(differences: Differences, shots: Sequence[int]) -> Table:
+def difference_table(results: Results, differences: Differences) -> Table:
     """Return the values of the reference method, then the paired differences of the others from it."""
     rows = [Row(display_name(differences.reference), [_cell(value) for value in differences.own])]
     for method, values in differences.rows.items():
-        rows.append(Row(display_name(method), [_cell(value, sign="+") for value in values]))
+        several = results.methods[method].draws != 1
+        rows.append(Row(display_name(method), [_cell(value, sign="+", interval=several) for value in values]))
     columns = [Cell(name, note) for name, _, note in (title.partition(" ") for title in PAIRED_METRICS.values())]
-    return Table([f"{k}-shot" for k in shots], columns, rows)
+    return Table([f"{k}-shot" for k in results.shots], columns, rows)
 
 
 def _accuracy_cells(metrics: Metrics, interval: bool = True) -> list[Cell]:

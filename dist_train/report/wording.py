@@ -16,14 +16,24 @@ def display_name(method: str) -> str:
 
 def marked_name(method: str) -> str:
     """Return the name of a row that stands beside the paper's, with a mark where ``footnote`` explains a difference."""
-    return display_name(method) + (" ¹" if method in paper.WHOLE_NETWORK else "")
+    return display_name(method) + (" ¹" if method in paper.LAST_LAYER else "")
 
 
 def footnote(methods: Iterable[str]) -> str:
     """Say how the rows that ``marked_name`` marks differ from the paper's; "" where no method is marked."""
-    if not set(paper.WHOLE_NETWORK) & set(methods):
+    if not set(paper.LAST_LAYER) & set(methods):
         return ""
     return "¹ Trains one layer on the frozen activations, where the paper's row trains the whole network."
+
+
+def describe_fewer_draws(results: Results) -> str:
+    """Say which rows are of fewer draws than the others; "" where none is."""
+    notes = []
+    for method, result in results.methods.items():
+        if 0 < result.draws < results.draws:
+            draws = f"of the first {result.draws} draws" if result.draws > 1 else "of the first draw, without interval"
+            notes.append(f"{display_name(method)} is {draws}, as are its differences.")
+    return " ".join(notes)
 
 
 def describe_backbone(results: Results) -> str:

@@ -23,6 +23,8 @@ _NEUTRAL = {
     "pretrain": ("checkpoint_every", "keep", "keep_every", "log_every", "strategy", "offload"),
     # Batch norm uses its stored statistics, so that an image's activation does not depend on its batch.
     "extract": ("batch",),
+    # Each network is trained alone.
+    "networks": ("draws", "strategy", "checkpoint_every", "log_every"),
     # Each method is trained alone, from the same seed.
     "learn": ("log_every", "checkpoint_every", "methods", "cuda_graph"),
     # Each row keeps its own (stages/row_store.py).
@@ -38,7 +40,8 @@ def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
     }  # fmt: skip
     if stage == "pretrain" and run.split.halves:  # both halves have the same base classes
         plain["data"].pop("holdout")
-    sections = ("data", *STAGES[: STAGES.index(stage) + 1])
+    # Rows keep what their network was made from (stages/row_store.py).
+    sections = ("data", *(name for name in STAGES[: STAGES.index(stage)] if name != "networks"), stage)
     if run.features:
         inputs |= {"features.scale": plain["features"]["scale"], "data.holdout": plain["data"].get("holdout")}
         sections = tuple(name for name in sections if name in ("learn", "evaluate"))
@@ -46,8 +49,6 @@ def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:
                 inputs[f"{section}.{key}"] = value
-    if inputs.get("learn.precision") == "auto":  # what it began with
-        inputs["learn.precision"] = _recorded(run.dir / "learn").get("learn.precision", "auto")
     if run.config.backbone:  # nothing is trained
         inputs = {key: value for key, value in inputs.items() if not key.startswith("pretrain.")}
         inputs |= _trained_network(run, "backbone", run.config.backbone)

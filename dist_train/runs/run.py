@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dist_train.config import Config
+from dist_train.config import NETWORK_OF, Config, PretrainConfig
 from dist_train.data.features.feature_set import FeatureSet, open_features
 from dist_train.data.loading.order import Order, rank_slice
 from dist_train.data.shards.index import SUBSETS, ShardSet, open_shards
@@ -130,6 +130,8 @@ def _check_evaluation(run: Run) -> None:
         UserError: it does not; the key is named.
     """
     config = run.config.evaluate
+    if run.config.networks_to_train:
+        _check_images_of_networks(run)
     if not run.novel:
         if config.protocol != "joint":
             raise UserError(
@@ -144,8 +146,35 @@ def _check_evaluation(run: Run) -> None:
         raise UserError(f"evaluate.ways={config.ways}: there are only {len(run.novel)} novel classes")
 
 
+def _check_images_of_networks(run: Run) -> None:
+    """Check that there are images for the trainings of the stage ``networks``.
+
+    Raises:
+        UserError: there are not; the key or row is named.
+    """
+    options, images = run.config.networks, len(run.groups("train", "base"))
+    if "finetune_network" in run.config.networks_to_train and not run.novel:
+        raise UserError(
+            f"evaluate.methods: finetune_network trains on novel images too, and split {run.split.name} has no novel "
+            "classes; leave it out"
+        )
+    if images < options.global_batch:
+        raise UserError(
+            f"networks.global_batch={options.global_batch}: there are only {images} training images of base classes; "
+            "choose at most that"
+        )
+    classes = options.global_batch // options.triplet_images
+    if "triplet_network" in run.config.networks_to_train and classes > len(run.base):
+        raise UserError(
+            f"networks.global_batch={options.global_batch}: holds {classes} classes of "
+            f"networks.triplet_images={options.triplet_images}, and there are only {len(run.base)} base classes; "
+            f"choose a batch of at most {len(run.base) * options.triplet_images}, or more images"
+        )
+
+
 def check_config(config: Config, world: int) -> None:
-    """Check that the keys of a configuration fit together, on ``world`` ranks; machine and images do not matter.
+    """Check that the keys of a configuration fit together, and pretrain's batch ``world`` ranks; machine and images do
+    not matter.
 
     Raises:
         UserError: keys do not fit; it names the key.
@@ -154,6 +183,7 @@ def check_config(config: Config, world: int) -> None:
     for name in config.evaluate.methods:
         if config.evaluate.protocol != "joint" and methods.METHODS[name].oracle:
             raise UserError(f"evaluate.methods: {name} is shown all images; it needs evaluate.protocol=joint")
+    check_networks(config, 1)
     if not config.trains:
         return
     share = rank_slice(np.arange(config.pretrain.global_batch), 0, world * config.pretrain.accumulate)
@@ -163,6 +193,40 @@ def check_config(config: Config, world: int) -> None:
         )
     if config.pretrain.strategy != "ddp":
         deepspeed_options(config.pretrain, world)
+
+
+def check_networks(config: Config, world: int) -> None:
+    """Check that the networks which rows need can be trained with these keys, on ``world`` ranks.
+
+    Raises:
+        UserError: they cannot; the key or row is named.
+    """
+    rows, options = [name for name in config.evaluate.methods if name in NETWORK_OF], config.networks
+    if not rows:
+        return
+    if config.features:
+        raise UserError(f"evaluate.methods: {rows[0]} trains a network on images, and features have none; leave it out")
+    if config.evaluate.protocol != "joint":
+        raise UserError(f"evaluate.methods: {rows[0]} needs evaluate.protocol=joint")
+    if options.draws > config.evaluate.draws:
+        raise UserError(f"networks.draws={options.draws}: must be <= evaluate.draws={config.evaluate.draws}")
+    parts = world * options.accumulate
+    images, odd = divmod(options.global_batch, parts)
+    given = f"networks.global_batch={options.global_batch}"
+    if odd or images < 2:
+        raise UserError(
+            f"{given}: does not divide into {world} rank(s) x {options.accumulate} pass(es) of 2 images or more; "
+            f"choose a multiple of {parts}"
+        )
+    each = options.triplet_images
+    if "triplet_network" in config.networks_to_train and (images % each or images < 2 * each):
+        raise UserError(
+            f"{given}: {images} images a rank and pass are not 2 or more classes of networks.triplet_images={each}; "
+            f"choose a multiple of {parts * each}, at least {2 * parts * each}"
+        )
+    if options.strategy != "ddp":
+        deepspeed_options(PretrainConfig(strategy=options.strategy, accumulate=options.accumulate,
+                                         global_batch=options.global_batch), world)  # fmt: skip
 
 
 def check_weights(config: Config) -> None:
@@ -187,7 +251,8 @@ def check_device(config: Config) -> None:
     check_weights(config)
     if torch.cuda.is_available():
         return
-    for section in ("pretrain", "extract", "learn"):
+    sections = ("pretrain", "extract", "learn", *(["networks"] if config.networks_to_train else []))
+    for section in sections:
         if getattr(config, section).precision == "fp16" and not precision.cpu_has("fp16"):
             raise UserError(f"{section}.precision=fp16: this CPU has no fp16 instructions; use bf16 or fp32")
     if config.pretrain.sync_batchnorm:

@@ -39,16 +39,17 @@ class Stage:
         self.inputs = stage_inputs(run, name)
         if context.main:
             self._check(run, redo)
-            if redo:  # later stages were made from this stage's results
-                for later in STAGES[STAGES.index(name) :]:
-                    shutil.rmtree(run.dir / later, ignore_errors=True)
+            if redo:  # later stages were made from this stage's results; but rows know their network by themselves
+                later = STAGES[STAGES.index(name) + 1 :] if name != "networks" else ()
+                for stage in (name, *later):
+                    shutil.rmtree(run.dir / stage, ignore_errors=True)
             if not (self.folder / "done.json").is_file():
                 self._record()
         context.barrier(f"{name}-open")
         self.done = (self.folder / "done.json").is_file()
 
     def _check(self, run: Run, redo: bool) -> None:
-        for stage in STAGES[: STAGES.index(self.name)]:
+        for stage in run.config.stages_before(self.name):
             if not (run.dir / stage / "done.json").is_file():
                 raise UserError(f"{run.dir / stage}: {stage} is not finished; first: {same_options(stage).rstrip(',')}")
         if not redo:

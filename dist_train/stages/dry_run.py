@@ -15,9 +15,10 @@ from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
 from dist_train.errors import NoShards, UserError
 from dist_train.models.backbones import build, open_pretrained
-from dist_train.runs.run import check_config, open_run
+from dist_train.runs.run import check_config, check_networks, open_run
 from dist_train.stages.backbone import architecture_of
 from dist_train.stages.memory import Cost, batches_by_card, count_cost, memory_by_use
+from dist_train.stages.network_training import network_options
 from dist_train.training.finetuning import freeze
 from dist_train.training.objective import Objective
 from dist_train.training.optimizer import make_optimizer, peak_lr
@@ -102,8 +103,36 @@ def dry_run(config: Config, world: int) -> list[str]:
         + "; working buffers come on top",
         f"fits        at once on a rank, with working buffers: {batches_by_card(options, work.largest, side, world)}",
         f"time        {_time(work)}",
+        *_plan_networks(config, work.images, work.classes, config.data.train_size, world),
         _later_stages(config, work.images),
     ]
+
+
+def _plan_networks(config: Config, images: int, classes: int, side: int, world: int) -> list[str]:
+    """Return the lines for the stage ``networks``; none where no row needs it.
+
+    Args:
+        images, classes: base training images, and their classes.
+        side: side of the images in pixels.
+    """
+    check_networks(config, world)
+    own, lines = config.networks, []
+    sizes = {
+        "triplet_network": (1, own.triplet_epochs, own.triplet_lr),
+        "finetune_network": (own.draws * len(config.evaluate.shots), own.finetune_epochs, own.finetune_lr),
+    }
+    for network in config.networks_to_train:
+        count, epochs, lr = sizes[network]
+        options = network_options(config, epochs, lr)
+        cost = count_cost(options, classes, side)
+        bytes = sum(memory_by_use(options, cost, own.global_batch // world // own.accumulate, world).values())
+        seen = epochs * images
+        lines.append(
+            f"networks    {network}: {count} training(s) of {epochs:g} epochs, about {seen / own.global_batch:,.0f} "
+            f"steps of {own.global_batch} images each; {3 * cost.flops * seen * count:.3g} FLOP in all, about "
+            f"{bytes / _GIB:.1f} GiB a rank"
+        )
+    return lines
 
 
 def _plan_without_training(config: Config, backbone: BackboneConfig, world: int) -> list[str]:
@@ -122,6 +151,7 @@ def _plan_without_training(config: Config, backbone: BackboneConfig, world: int)
         f"a classifier of {known} known classes",
         f"model       {cost.parameters / 1e6:.1f} M parameters, activations of {opened.backbone.dim} numbers, "
         f"{cost.flops / 1e9:.2f} GFLOP an image of {side} pixels; {cost.flops * images:.3g} FLOP in all",
+        *_plan_networks(config, images, classes, side, world),
         _later_stages(config, images),
     ]
 

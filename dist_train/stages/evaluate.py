@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from dist_train.config import NETWORK_OF
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar, working
 from dist_train.distributed.stopping import StopFlag
+from dist_train.errors import UserError
 from dist_train.fewshot.methods import LABELS, METHODS
 from dist_train.fewshot.results import (
     BackboneFacts,
@@ -27,10 +29,12 @@ from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
 from dist_train.report.markdown import episodes_markdown, joint_markdown, low_shot_markdown
 from dist_train.report.tensorboard import write_tensorboard
+from dist_train.runs.inputs import same_options
 from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
-from dist_train.stages.done import EVALUATION_FILES, is_reported
+from dist_train.stages.done import EVALUATION_FILES, is_done, is_reported
+from dist_train.stages.network_scoring import scoring_of
 from dist_train.stages.reporting import write_report
 from dist_train.stages.row_store import RowStore, StoredRow
 from dist_train.stages.scoring import NO_SHOTS, BaseScoring, EpisodeScoring, JointScoring, Scoring
@@ -50,7 +54,10 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
         UserError: a method's scores are not finite.
     """
     stage = Stage(run, "evaluate", context, redo)
-    config, store = run.config.evaluate, RowStore(stage.folder, run.config.evaluate)
+    if not context.gather(is_done(run.dir, "networks", run.config))[0]:
+        first = same_options("networks").rstrip(",")
+        raise UserError(f"{run.dir / 'networks'}: not all networks of evaluate.methods are trained; first: {first}")
+    config, store = run.config.evaluate, RowStore(stage.folder, run.config)
     rows: dict[str, StoredRow] = {}
     if context.main:
         rows = {name: stored for name in config.methods if (stored := store.read(name))}
@@ -66,7 +73,7 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     with working("evaluate: activations", context.main):
         scoring = _scoring(run)(run, context)
     if missing:
-        rows |= _score(missing, scoring, store, stop)
+        rows |= _score(run, missing, scoring, store, stop)
     if context.main:
         _report(run, scoring, {name: rows[name] for name in config.methods}, store.warn_of_older(rows))
     stage.finish(methods=config.methods)
@@ -78,14 +85,21 @@ def _scoring(run: Run) -> type[Scoring]:
     return JointScoring if run.novel else BaseScoring
 
 
-def _score(missing: list[str], scoring: Scoring, store: RowStore, stop: StopFlag) -> dict[str, StoredRow]:
-    """Compute these rows and keep each at once; returned on rank 0."""
-    context, rows = scoring.context, dict[str, StoredRow]()
-    bar = progress_bar(len(missing) * len(scoring.own_draws), "evaluate", "draw", context.main)
-    for name in missing:
+def _score(run: Run, missing: list[str], frozen: Scoring, store: RowStore, stop: StopFlag) -> dict[str, StoredRow]:
+    """Compute these rows and keep each at once; returned on rank 0.
+
+    Args:
+        frozen: what scores the rows of the frozen backbone's activations.
+    """
+    context, rows = frozen.context, dict[str, StoredRow]()
+    networks = [NETWORK_OF.get(name) for name in missing]
+    scorings = {network: scoring_of(network, run, frozen) for network in dict.fromkeys(networks)}
+    total = sum(len(scorings[network].own_draws) for network in networks)
+    bar = progress_bar(total, "evaluate", "draw", context.main)
+    for name, network in zip(missing, networks, strict=True):
         bar.set_postfix_str(LABELS[name])
         with torch.inference_mode():
-            row, confusions = scoring.score(name, stop, bar)
+            row, confusions = scorings[network].score(name, stop, bar)
         if context.main:
             rows[name] = store.write(name, row, confusions)
     bar.close()

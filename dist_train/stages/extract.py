@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from dist_train.config import Config
 from dist_train.data.activations import Activations, Store, load
 from dist_train.data.loading.loader import eval_batches
 from dist_train.data.shards.index import SUBSETS
+from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar, working
 from dist_train.distributed.stopping import StopFlag, Stopped
@@ -51,7 +53,8 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
         images, has_head = store_features(run, run.features, context), False
     else:
         backbone = load_backbone(run.config, context.device)
-        images, has_head = _see_images(stage, backbone, context, stop), backbone.has_head
+        views = {f"{role}_{subset}": run.view(subset, role) for role, subset in product(run.roles, SUBSETS)}
+        images, has_head = see_images(stage.folder, views, backbone, run.config, context, stop), backbone.has_head
     facts = {}
     if context.main:
         table = load(stage.folder, "base_train")
@@ -67,22 +70,35 @@ def extract(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> N
     stage.finish(seconds=round(seconds, 1), images_per_s=round(sum(context.gather(images)) / seconds, 1), **facts)
 
 
-def _see_images(stage: Stage, backbone: RunBackbone, context: Context, stop: StopFlag) -> int:
-    """Write all tables, and return the number of images in this rank's blocks."""
-    run, images = stage.run, 0
-    for role, subset in product(run.roles, SUBSETS):
-        view, name = run.view(subset, role), f"{role}_{subset}"
-        store = Store(stage.folder, name, view, backbone.network.dim, run.config.extract.block)
+def see_images(
+    folder: Path, views: Mapping[str, View], backbone: RunBackbone, config: Config, context: Context, stop: StopFlag
+) -> int:
+    """Write a table of activations of each view to ``folder``; blocks that are written already stay.
+
+    Args:
+        views: name of the table -> its images.
+
+    Returns:
+        number of images in this rank's blocks.
+
+    Raises:
+        Stopped: the run is to stop.
+    """
+    images = 0
+    for name, view in views.items():
+        store = Store(folder, name, view, backbone.network.dim, config.extract.block)
         if context.main:
             store.create()
-        context.barrier(f"extract-{role}-{subset}")
+        title = f"{folder.name} {name.replace('_', ' ')}"
+        step = title.replace(" ", "-")
+        context.barrier(step)
         missing = store.missing()
-        context.barrier(f"extract-{role}-{subset}-seen")
+        context.barrier(f"{step}-seen")
         writer = BlockWriter(store, missing[context.rank :: context.world])
-        images += _write_blocks(writer, backbone, run.config, context, stop)
-        context.barrier(f"extract-{role}-{subset}-written")
+        images += _write_blocks(writer, title, backbone, config, context, stop)
+        context.barrier(f"{step}-written")
         if stop.agreed_now():
-            raise Stopped(f"extract {role} {subset}: {len(store.missing())} blocks left")
+            raise Stopped(f"{title}: {len(store.missing())} blocks left")
     return images
 
 
@@ -104,7 +120,9 @@ def _make_head(run: Run, table: Activations, context: Context) -> dict[str, Any]
     return made.facts()
 
 
-def _write_blocks(writer: BlockWriter, backbone: RunBackbone, config: Config, context: Context, stop: StopFlag) -> int:
+def _write_blocks(
+    writer: BlockWriter, title: str, backbone: RunBackbone, config: Config, context: Context, stop: StopFlag
+) -> int:
     """Compute and write the blocks of a writer, until it has none left or the run is to stop.
 
     Returns:
@@ -113,7 +131,6 @@ def _write_blocks(writer: BlockWriter, backbone: RunBackbone, config: Config, co
     options, ids = config.extract, writer.ids()
     if not len(ids):
         return 0
-    title = f"extract {writer.store.name.replace('_', ' ')}"
     precision, leaving = MixedPrecision(options.precision, context.device), False
     view = writer.store.view
     batches = eval_batches(view, ids, config.data, options.batch, context, options.views, backbone.preprocessing)

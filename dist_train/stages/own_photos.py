@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dist_train.config import NETWORK_OF
 from dist_train.data.activations import load
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.fewshot.learning_curve import Job, LearningCurve, curve_of_images, curve_of_shots
-from dist_train.fewshot.methods import make
+from dist_train.fewshot.methods import FROZEN, make
 from dist_train.fewshot.results import Results
 from dist_train.names import is_wnid
 from dist_train.report.comparison import best_method
@@ -45,7 +46,7 @@ def is_of_own_photos(run: Run) -> bool:
 def own_classes(run: Run, results: Results, scoring: JointScoring | BaseScoring, classes: ClassList) -> OwnClasses:
     """Return what the report says first: of the best method at the most shots."""
     shots = max(results.shots)
-    best = best_method(results, shots)
+    best = best_method(results, shots, FROZEN)
     with np.load(run.dir / "evaluate" / "rows" / f"{best}.npz") as confusions:
         counts = confusions[str(shots)]
     learned = [*np.diff(run.groups("train", "scored").bounds).tolist(), *[shots] * len(run.novel)]
@@ -53,7 +54,7 @@ def own_classes(run: Run, results: Results, scoring: JointScoring | BaseScoring,
         best,
         shots,
         right_share(counts),
-        own_class_rows(counts, classes, learned, results.draws),
+        own_class_rows(counts, classes, learned, results.methods[best].draws),
         _pairs(run, results, scoring, classes, counts),
         _curve(run, results, scoring.context, best),
         run.config.trains,
@@ -109,8 +110,8 @@ def _answers(
         class -> the number of the class that each photo is taken for; {} where that would take long.
     """
     shots = max(results.shots)
-    best = best_method(results, shots)
-    if not rows or results.seconds[best] / results.draws > _CHEAP:
+    best = best_method(results, shots, FROZEN)
+    if not rows or best in NETWORK_OF or results.seconds[best] / results.draws > _CHEAP:
         return {}
     support = scoring.base.means.new_zeros(0, 1, scoring.base.means.shape[1])
     if isinstance(scoring, JointScoring):

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from dist_train.data.loading.augment import operations
-from dist_train.data.loading.loader import eval_batches, train_batches
+from dist_train.data.loading.loader import eval_batches
 from dist_train.data.loading.order import Order
 from dist_train.data.loading.plan import train_side, train_windows
-from dist_train.data.splits import View
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
-from dist_train.errors import UserError, verifying
+from dist_train.errors import UserError
 from dist_train.models.backbones import Backbone, Pretrained, open_pretrained
 from dist_train.models.backbones.ours import drop_branches, resnet
 from dist_train.runs.inputs import check_checkpoint
@@ -27,14 +26,14 @@ from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.backbone import RunBackbone, give_rows
 from dist_train.stages.features import check_features
+from dist_train.stages.image_training import ImageTraining, TrainingImages
 from dist_train.training import checkpoint
-from dist_train.training.classification import Classification, evaluate
+from dist_train.training.classification import evaluate
 from dist_train.training.finetuning import freeze
 from dist_train.training.loop import TrainingLoop
-from dist_train.training.optimizer import learning_rate, make_optimizer
+from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision, assert_float32, tuned_convolutions
 from dist_train.training.strategies.factory import make_strategy
-from dist_train.training.window import Window
 
 
 def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
@@ -124,63 +123,37 @@ def _take_in(stage: Stage, opened: Pretrained | None) -> None:
     stage.finish(seconds=round(time.perf_counter() - began, 1), **facts)
 
 
-class BackboneTraining(Classification):
+class BackboneTraining(ImageTraining):
     """Train a run's backbone on its base images, and evaluate it after each epoch.
 
     Attributes:
         backbone: the network in training.
-        base, val: the base classes' training and validation images.
-        order: the order of the training images.
-        replaced: images that could not be decoded and were replaced, over all starts of the run.
+        val: the base classes' validation images.
     """
 
     def __init__(self, run: Run, context: Context, opened: Pretrained | None) -> None:
         """Prepare the training, of the network that ``pretrain.init`` names where it is ``opened``."""
         self.run, config = run, run.config.pretrain
-        self.base, self.val = run.view("train", "base"), run.view("val", "base")
-        self.order = base_order(run)
+        self.val = run.view("val", "base")
         torch.manual_seed(run.config.seed)
         self.backbone = _start_from(opened, run, context)
         model = self.backbone.network
         precision = MixedPrecision(config.precision, context.device)
         strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)
-        super().__init__(
-            strategy, config, len(self.base.classes), run.config.seed, steps=self.order.steps(config.epochs)
-        )
-        self.warmup = round(config.warmup_epochs * len(self.base) / config.global_batch)
-        self.replaced = 0.0
+        view, data = run.view("train", "base"), run.config.data
+        images = TrainingImages(view, base_order(run), data, self.backbone.preprocessing)
+        super().__init__(images, strategy, config, run.config.seed)
 
     def __str__(self) -> str:
         network = self.config.init.source if self.config.init else self.config.model
+        view = self.images.view
         return (
-            f"{network} on {len(self.base)} images of {len(self.base.classes)} classes, "
+            f"{network} on {len(view)} images of {len(view.classes)} classes, "
             f"{self.schedule.steps} steps of {self.config.global_batch} images"
         )
 
-    def begin(self, start: int) -> None:
-        data, steps = self.run.config.data, range(start, self.schedule.steps)
-        self.batches = train_batches(
-            self.base, self.order, data, self.strategy.context, steps, self.config.accumulate,
-            self.backbone.preprocessing,
-        )  # fmt: skip
-
-    def lr(self, step: int) -> float:
-        return learning_rate(step, self.schedule.steps, self.warmup, self.config.epochs, self.config)
-
-    def values(self, step: int, sums: list[float], window: Window) -> dict[str, float]:
-        values, data = super().values(step, sums, window), self.run.config.data
-        self.replaced += values["data/replaced_samples"]
-        values["data/replaced_samples"] = self.replaced
-        values["progress/epoch"] = step * self.config.global_batch / len(self.base)
-        if self.base.subset.cache:
-            context = self.strategy.context
-            retries = torch.tensor([float(self.base.subset.cache.retries)], device=context.device)
-            values["data/download_retries"] = context.sum(retries).item()
-        check_bad_fraction(self.replaced, step * self.config.global_batch, self.base, data.max_bad_fraction)
-        return values
-
     def evaluates_at(self, step: int) -> bool:
-        return self.order.ends_epoch(step - 1) or step == self.schedule.steps
+        return self.images.order.ends_epoch(step - 1) or step == self.schedule.steps
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         context, config = self.strategy.context, self.config
@@ -191,10 +164,7 @@ class BackboneTraining(Classification):
         return evaluate(model, self.strategy.precision, batches, len(self.val), context)
 
     def state(self, step: int) -> dict[str, Any]:
-        return {"replaced": self.replaced, "next": fingerprint(self.run, self.order, step)}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.replaced = state["replaced"]
+        return {**super().state(step), "next": fingerprint(self.run, self.images.order, step)}
 
 
 def base_order(run: Run) -> Order:
@@ -216,23 +186,6 @@ def fingerprint(run: Run, order: Order, step: int) -> str:
     chosen, side = operations(data, seed, epochs, ids), np.asarray(train_side(data, int(epochs[0])))
     parts = (ids, windows.anchor, windows.shape, windows.flip, chosen, side)
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
-
-
-def check_bad_fraction(replaced: float, seen: int, base: View, limit: float) -> None:
-    """Stop a training that replaces too many images.
-
-    Args:
-        seen: images of the training so far; counted as an epoch's at least.
-
-    Raises:
-        UserError: more than ``limit`` (``data.max_bad_fraction``) of them were replaced.
-    """
-    share = replaced / max(seen, len(base))
-    if share > limit:
-        raise UserError(
-            f"data.max_bad_fraction={limit:g}: {replaced:.0f} images were replaced, {share:.2%} of those seen; "
-            f"the log names them; {verifying(base.subset.source)}"
-        )
 
 
 def _start_from(opened: Pretrained | None, run: Run, context: Context) -> RunBackbone:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_train.config import STAGES, Config, DrawConfig, PackConfig, to_dict
+from dist_train.config import NETWORK_OF, Config, DrawConfig, PackConfig, to_dict
 from dist_train.data.activations import load
 from dist_train.fewshot.method import Base
-from dist_train.fewshot.methods import LEARNED, METHODS, make
+from dist_train.fewshot.methods import FROZEN, LEARNED, METHODS, make
 from dist_train.fewshot.methods.predicted import Predicted
 from dist_train.fewshot.results import Results
 from dist_train.files import write_text
@@ -115,8 +115,9 @@ def _diagonal(run: Run, base: Base) -> Diagonal | None:
 
 
 def _write_per_class(folder: Path, results: Results, classes: ClassList) -> ClassReport:
-    """Write ``per_class.csv`` for all methods; return what the report shows for the best of them."""
-    best, fewest = best_method(results), min(results.shots)
+    """Write ``per_class.csv`` for all methods; return what the report shows for the best of those on the frozen
+    backbone, on which its pictures are made."""
+    best, fewest = best_method(results, among=FROZEN), min(results.shots)
     tables, shown = [], None
     for method in (*results.methods, *results.oracles):
         with np.load(folder / "rows" / f"{method}.npz") as confusions:
@@ -135,10 +136,10 @@ def _examples(
     run: Run, results: Results, rows: Sequence[ClassAccuracy], scoring: JointScoring | BaseScoring, classes: ClassList
 ) -> Examples | None:
     """Return, for some novel classes, supports of the first draw, first queries, and the best method's answers; None
-    where there are no novel classes or no images."""
-    if isinstance(scoring, BaseScoring) or run.features:
+    where there are no novel classes, no images, or no method on the frozen backbone."""
+    best, shots = best_method(results, among=FROZEN), min(results.shots)
+    if isinstance(scoring, BaseScoring) or run.features or best in NETWORK_OF:
         return None
-    best, shots = best_method(results), min(results.shots)
     support, novel_train = scoring.supports[0], scoring.novel_train
     novel_val = load(run.dir / "extract", "novel_val")
     chosen = examples.spread_choice([row.top1 for row in rows[classes.base :]])
@@ -191,7 +192,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _durations(run: Run, results: Results) -> dict[str, str]:
     """Return how long each stage took, from its done.json; learn's from its rates, evaluate's from its rows."""
     durations: dict[str, str] = {}
-    for stage in STAGES:
+    for stage in run.config.stages:
         done = read_done(run.dir / stage)
         rates = done.get("iterations_per_s", {}).values()
         seconds = done.get("seconds", sum(run.config.learn.steps / rate for rate in rates))

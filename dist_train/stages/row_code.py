@@ -1,8 +1,8 @@
 """The code that a row of the table is made by: exactly the modules that can change one of its numbers.
 
-These are ``stages/scoring.py``, the method's own file, and all modules of dist_train that they import, as read from the
-sources, except those in ``CARRIERS``. None of them imports tables, charts or pages. Comments, docstrings and formatting
-change no number and do not count.
+These are ``stages/scoring.py``, for rows with a network of their own ``stages/network_scoring.py``, the method's own
+file, and all modules of dist_train that they import, as read from the sources, except those in ``CARRIERS``. None of
+them imports tables, charts or pages. Comments, docstrings and formatting change no number and do not count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from dist_train.config import NETWORK_OF
 from dist_train.fewshot.methods import METHODS
 from dist_train.version import PACKAGE
 
@@ -42,6 +43,8 @@ def code_of(method: str, package: Path = _PACKAGE) -> dict[str, str]:
     """
     kind = METHODS[method]
     modules = {"dist_train.stages.scoring", kind.__module__}
+    if method in NETWORK_OF:
+        modules.add("dist_train.stages.network_scoring")
     if kind.base_as:  # it is named, not imported
         modules.add(METHODS[kind.base_as].__module__)
     return {name: _read(name, file)[1] for name, file in sorted(_reached(modules, package).items())}

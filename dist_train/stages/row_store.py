@@ -1,8 +1,8 @@
 """The rows of an evaluation on disk, each kept as soon as it is complete.
 
 rows/METHOD.json  what fewshot/table_row.py holds, {"shots", "curves", "seconds"}, and what it was made from: "inputs"
-                  (digest of the stage's inputs), "numbers" (evaluate.options of its method), "code"
-                  (stages/row_code.py), "commit"
+                  (digest of the stage's inputs, and of the facts of its networks), "numbers" (evaluate.options of its
+                  method), "code" (stages/row_code.py), "commit"
 rows/METHOD.npz   in joint scoring: int32 [classes, classes] by number of shots, how often each class was taken for
                   which
 """
@@ -17,13 +17,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from dist_train.config import EvaluateConfig, digest
+from dist_train.config import NETWORK_OF, Config, digest
 from dist_train.fewshot.methods import options_of
 from dist_train.fewshot.table_row import TableRow
 from dist_train.files import atomic_write, write_text
 from dist_train.runs.commit import git_commit
 from dist_train.runs.inputs import same_options
 from dist_train.runs.stage import log
+from dist_train.stages.network_store import DONE, network_folders
 from dist_train.stages.row_code import code_of
 
 
@@ -32,7 +33,7 @@ class Origin:
     """What a row was made from.
 
     Attributes:
-        inputs: digest of the stage's inputs.
+        inputs: digest of the stage's inputs, and of its networks where it has any.
         numbers: the values of ``evaluate.options`` that the row depends on.
         code: module -> digest of its code; of an older version, anything else.
         commit: the commit of the code.
@@ -75,8 +76,9 @@ class RowStore:
     A row that is damaged, or made from other inputs or options, counts as missing: it alone is computed again.
     """
 
-    def __init__(self, stage_folder: Path, config: EvaluateConfig) -> None:
-        self.stage_folder, self.folder, self.config = stage_folder, stage_folder / "rows", config
+    def __init__(self, stage_folder: Path, config: Config) -> None:
+        self.stage_folder, self.folder = stage_folder, stage_folder / "rows"
+        self.run_config, self.config = config, config.evaluate
 
     def read(self, name: str) -> StoredRow | None:
         """Return a method's row if it is complete and its inputs and options are those of now; else None.
@@ -95,7 +97,7 @@ class RowStore:
         except Exception as error:  # a damaged file raises nearly anything: json, zip, zlib, numpy
             log.warning("%s: damaged, or of an older version (%s); it is computed again", path, error)
             return None
-        if stored.origin.inputs != self._inputs_digest():
+        if stored.origin.inputs != self._inputs_digest(name):
             log.warning("%s: made from other inputs; it is computed again", path)
             return None
         before, now = stored.origin.numbers, options_of(name, self.config.options)
@@ -115,7 +117,7 @@ class RowStore:
             with atomic_write(path.with_suffix(".npz")) as file:
                 np.savez_compressed(file, **confusions)  # type: ignore[arg-type]
         numbers = options_of(name, self.config.options)
-        stored = StoredRow(row, Origin(self._inputs_digest(), numbers, code_of(name), git_commit()))
+        stored = StoredRow(row, Origin(self._inputs_digest(name), numbers, code_of(name), git_commit()))
         write_text(path, json.dumps(stored.to_json()) + "\n")
         return stored
 
@@ -131,9 +133,13 @@ class RowStore:
             )
         return older
 
-    def _inputs_digest(self) -> str:
+    def _inputs_digest(self, name: str) -> str:
         try:
-            return digest(json.loads((self.stage_folder / "inputs.json").read_text()))
+            inputs = json.loads((self.stage_folder / "inputs.json").read_text())
+            if name in NETWORK_OF:  # the trainings' seconds differ whenever a network is made again
+                folders = network_folders(self.run_config, [NETWORK_OF[name]])
+                inputs = [inputs, *(json.loads((folder / DONE).read_text()) for folder in folders)]
+            return digest(inputs)
         except (OSError, ValueError):  # ``check_inputs`` reports it
             return ""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from dist_train.data.activations import load
+from dist_train.data.activations import Activations, load
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
 from dist_train.distributed.stopping import StopFlag, Stopped
@@ -55,18 +55,25 @@ NO_SHOTS = "0"
 class Scoring(ABC):
     """Score methods one by one, each on the same supports and queries; ranks share the draws.
 
+    Args:
+        network: folder with the activations of a network of the rows' own; None: those of the frozen backbone.
+
     Attributes:
         base: what methods may use of the base classes.
+        folder: where the tables of activations are.
+        num_draws: draws of all ranks together.
         own_draws: numbers of this rank's draws.
     """
 
-    def __init__(self, run: Run, context: Context) -> None:
+    def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
         self.config, self.context = run.config.evaluate, context
         round_products(False)  # an earlier stage of this process may have allowed it
-        # Tables look at the five highest classes; a prior over base and novel classes at the scores of all.
-        looked_at = None if run.split.halves else 5
-        self.base = replace(open_base(run.config, *load_head(run.dir, context.device)), decisive=looked_at)
-        self.own_draws = range(context.rank, self.config.draws, context.world)
+        self.base = open_base(run.config, *load_head(run.dir, context.device))
+        self.folder = network or run.dir / "extract"
+        if network:
+            self.base = replace(self.base, train=load(network, "base_train"))
+        self.num_draws = self.config.draws
+        self.own_draws = range(context.rank, self.num_draws, context.world)
 
     @abstractmethod
     def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
@@ -102,7 +109,7 @@ class Scoring(ABC):
 
         Every rank takes the same number of turns, because at each they agree on whether to stop.
         """
-        for turn in range(1 if oracle else -(-self.config.draws // self.context.world)):
+        for turn in range(1 if oracle else -(-self.num_draws // self.context.world)):
             if stop.agreed_now():
                 raise Stopped(f"evaluate: stopped in {name}; the methods before it are kept")
             if turn < len(self.own_draws) and (self.context.main or not oracle):
@@ -112,6 +119,10 @@ class Scoring(ABC):
     def load(self, rows: np.ndarray) -> torch.Tensor:
         """Return stored activations as float32 on the device."""
         return torch.from_numpy(rows.astype(np.float32)).to(self.context.device)
+
+    def _queries(self, table: Activations) -> Queries:
+        """Return a table's activations and labels on the device."""
+        return Queries(self.load(table.rows), torch.from_numpy(table.labels).to(self.context.device))
 
 
 @contextmanager
@@ -141,21 +152,17 @@ class JointScoring(Scoring):
         orders: draw -> the order in which novel classes are added for ``Draw.forgetting``, int64 [novel classes].
     """
 
-    def __init__(self, run: Run, context: Context) -> None:
-        super().__init__(run, context)
-        self.novel_train = load(run.dir / "extract", "novel_train")
-        base_val, novel_val = (load(run.dir / "extract", f"{role}_val") for role in ("base", "novel"))
+    def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
+        super().__init__(run, context, network)
+        self.novel_train = load(self.folder, "novel_train")
+        base_val, novel_val = (load(self.folder, f"{role}_val") for role in ("base", "novel"))
         for table in () if run.features else (base_val, novel_val):  # features have no keys
             assert_disjoint(run.shards["train"], self.novel_train.ids, run.shards["val"], table.ids)
-        self.base_queries, self.novel_queries = (
-            Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
-            for table in (base_val.select(run.kept), novel_val)
-        )
+        self.base_queries, self.novel_queries = map(self._queries, (base_val.select(run.kept), novel_val))
         novel_labels = self.novel_queries.labels + len(run.kept)
         self.labels = torch.cat([self.base_queries.labels, novel_labels]).cpu().numpy()
         scorer = partial(LowShotScorer, kept=run.kept) if run.split.halves else JointScorer
-        mixed = Mixed.of(self.base_queries, self.novel_queries)
-        self._make_scorer = partial(scorer, mixed=mixed, context=context)
+        self._make_scorer = partial(scorer, mixed=Mixed.of(self.base_queries, self.novel_queries))
         self._shared_scorers: dict[str, JointScorer] = {}
         seed, novel = self.config.seed, len(run.novel)
         self._num_classes = len(run.kept) + novel
@@ -172,14 +179,29 @@ class JointScoring(Scoring):
         own_draws: dict[str, dict[int, Draw]] = {}
         own_confusions: Confusions = {}
         for number in self.draws(name, stop, method.oracle):
-            for k, draw in self._scored(scorer, number, name):
-                confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
-                own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
-                # Predictions are counted; ranks need not exchange them.
-                own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
+            for k, support in self._supports(number, method.oracle):
+                with naming(name):
+                    draw = scorer.draw(support, self.orders[number])
+                self._keep(draw, number, k, own_draws, own_confusions)
             bar.update(len(self.own_draws) if method.oracle else 1)
+        return self._join(own_draws, own_confusions, began)
+
+    def _keep(
+        self, draw: Draw, number: int, k: str, own_draws: dict[str, dict[int, Draw]], own_confusions: Confusions
+    ) -> None:
+        """Add the result of draw ``number`` at ``k`` shots to those of this rank."""
+        confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
+        own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
+        # Predictions are counted; ranks need not exchange them.
+        own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
+
+    def _join(
+        self, own_draws: dict[str, dict[int, Draw]], own_confusions: Confusions, began: float
+    ) -> tuple[TableRow, Confusions]:
+        """Return a row and its confusions from the draws of all ranks; complete on rank 0."""
         gathered = self.context.gather((own_draws, own_confusions))
-        draws = {k: _in_order([ranks_draws.get(k, {}) for ranks_draws, _ in gathered]) for k in own_draws}
+        shots = dict.fromkeys(k for ranks_draws, _ in gathered for k in ranks_draws)
+        draws = {k: _in_order([ranks_draws.get(k, {}) for ranks_draws, _ in gathered]) for k in shots}
         row = TableRow(
             shots={k: {metric: [d.metrics[metric] for d in of_k] for metric in of_k[0].metrics}
                    for k, of_k in draws.items()},
@@ -199,17 +221,15 @@ class JointScoring(Scoring):
             self._shared_scorers[name] = scorer
         return scorer
 
-    def _scored(self, scorer: JointScorer, number: int, name: str) -> Iterator[tuple[str, Draw]]:
-        """Yield a draw's results by number of shots; an oracle is shown all images, class by class."""
-        order, rows, ends = self.orders[number], self.novel_train.rows, self.novel_train.offsets
-        with naming(name):
-            if scorer.method.oracle:
-                images: Any = [self.load(rows[first:last]) for first, last in pairwise(ends)]
-                yield "all", scorer.draw(images, order)
-                return
-            support = self.load(rows[self.supports[number]])
-            for k, draw in zip(self.config.shots, scorer.draws(support, self.config.shots, order), strict=True):
-                yield str(k), draw
+    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
+        """Yield the supports of one draw by number of shots; for an oracle, all images, class by class."""
+        if oracle:
+            ends = zip(self.novel_train.offsets[:-1], self.novel_train.offsets[1:], strict=True)
+            yield "all", [self.load(self.novel_train.rows[first:last]) for first, last in ends]
+            return
+        support = self.load(self.novel_train.rows[self.supports[draw]])
+        for k in self.config.shots:
+            yield str(k), support[:, :k]
 
 
 def count_confusions(
@@ -238,11 +258,10 @@ class BaseScoring(Scoring):
         queries: validation images of the base classes.
     """
 
-    def __init__(self, run: Run, context: Context) -> None:
-        super().__init__(run, context)
+    def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
+        super().__init__(run, context, network)
         self.own_draws = range(1)
-        table = load(run.dir / "extract", "base_val")
-        self.queries = Queries(self.load(table.rows), torch.from_numpy(table.labels).to(context.device))
+        self.queries = self._queries(load(self.folder, "base_val"))
 
     def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
         began, row, confusions = time.perf_counter(), TableRow({}), Confusions()

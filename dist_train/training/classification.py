@@ -56,18 +56,22 @@ class Classification(Task):
         for piece in range(pieces):
             batch = window.next(self.batches)
             seed_step(self.seed, step, piece, strategy.context.rank, strategy.context.device)
-            images, targets = self.objective.mix(batch.images, batch.labels)
             with strategy.accumulating(last=piece == pieces - 1):
-                logits = strategy.forward(images)
-                loss = self.objective.loss(logits.float(), targets)
+                loss, correct = self.loss(batch)
                 strategy.backward(loss / pieces)
-            self.count(step + 1, window, batch, logits, loss)
+            self.count(step + 1, window, batch, loss, correct)
         return strategy.step(self.config.clip_norm, norm)
 
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch's images, to call ``backward`` on, and how many of them are classified
+        correctly; both on the device."""
+        images, targets = self.objective.mix(batch.images, batch.labels)
+        logits = self.strategy.forward(images)
+        return self.objective.loss(logits.float(), targets), (logits.argmax(1) == batch.labels).sum()
+
     @torch.no_grad()
-    def count(self, step: int, window: Window, batch: Batch, logits: torch.Tensor, loss: torch.Tensor) -> None:
+    def count(self, step: int, window: Window, batch: Batch, loss: torch.Tensor, correct: torch.Tensor) -> None:
         """Add a batch's numbers to ``window``, without asking the device for one."""
-        correct = (logits.argmax(1) == batch.labels).sum()
         window.add(step, loss, torch.stack([loss * len(batch.labels), correct.float()]))
         if batch.replaced:
             window.sums[2] += batch.replaced

@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "prepare": runs.prepare,
     "pretrain": runs.pretrain,
     "extract": runs.extract,
+    "networks": runs.networks,
     "learn": runs.learn,
     "evaluate": runs.evaluate,
     "study": runs.study,

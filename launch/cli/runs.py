@@ -14,9 +14,10 @@ from launch.cli.signature import Keys, Option
 
 
 def run(config: Config, *, redo: bool = False, dry_run: bool = False, ranks: int = 1) -> int:
-    """Run all stages in turn: prepare, pretrain, extract, learn, evaluate.
+    """Run all stages in turn: prepare, pretrain, extract, networks, learn, evaluate.
 
-    Stages that are done are skipped; prepare draws and packs images where the configuration asks for it.
+    Stages that are done are skipped; prepare draws and packs images where the configuration asks for it, networks
+    trains where a row of evaluate.methods needs it.
 
     Args:
         redo: Delete the results of all stages and start again.
@@ -58,6 +59,15 @@ def extract(config: Config, *, redo: bool = False) -> int:
         redo: Delete the results of this stage and of those after it, and start again.
     """
     return _work(config, "extract", redo)
+
+
+def networks(config: Config, *, redo: bool = False) -> int:
+    """Run the stage networks alone: train the whole network for the rows of the table that need it.
+
+    Args:
+        redo: Delete the networks and train them again; evaluate then makes their rows again.
+    """
+    return _work(config, "networks", redo)
 
 
 def learn(config: Config, *, redo: bool = False) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dist_train.config import STAGES, Config
+from dist_train.config import Config
 from dist_train.errors import UserError
 
 Axis = Sequence[tuple[str, str]]
@@ -44,12 +44,12 @@ class Member:
     @property
     def shared(self) -> tuple[str, ...]:
         """The stages that it shares with other runs."""
-        return STAGES[: STAGES.index(self.first)]
+        return self.config.stages[: self.config.stages.index(self.first)]
 
     @property
     def own(self) -> tuple[str, ...]:
         """The stages that are its own."""
-        return STAGES[STAGES.index(self.first) :]
+        return self.config.stages[self.config.stages.index(self.first) :]
 
 
 def combinations(axes: Sequence[Axis]) -> dict[str, list[str]]:

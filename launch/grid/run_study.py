@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from dist_train.config import STAGES, Config
+from dist_train.config import Config
 from dist_train.errors import STOPPED, UserError
 from launch.grid.members import Member, link_stages
 from launch.grid.report import write_study
@@ -35,7 +35,7 @@ def run_study(config: Config, path: Path, seeds: int) -> int:
     default = settings[DEFAULT][0].config
     base = Member(replace(default, name=config.name, runs=config.runs), "pretrain")
     deadline = time.monotonic() + 60 * config.max_minutes if config.max_minutes else None
-    for stage in ("prepare", *STAGES[: STAGES.index("learn")]):
+    for stage in ("prepare", *base.config.stages_before("learn")):
         if code := _run_stage(base, stage, deadline):
             return code
     _link_members(base, settings)

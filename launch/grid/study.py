@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import STAGES, Config
+from dist_train.config import NETWORK_OF, STAGES, Config
 from dist_train.config.io import check_yaml, list_keys, unknown_key, with_options
 from dist_train.errors import UserError
 from launch.grid.members import Axis, Member, combinations, named
@@ -151,6 +151,8 @@ def _with_methods(path: Path, config: Config, names: list[str]) -> Config:
     from dist_train.fewshot.methods import LEARNED, METHODS
     from dist_train.runs.run import check_config
 
+    if trained := [name for name in names if name in NETWORK_OF]:
+        raise UserError(f"{path}: methods: {trained[0]}: members share one backbone, and train none; leave it out")
     sources = (METHODS[name].learned(name) for name in names if name in METHODS)
     learned = list(dict.fromkeys(name for name in sources if name in LEARNED))
     learn = replace(config.learn, methods=learned or config.learn.methods[:1])  # learn needs a method

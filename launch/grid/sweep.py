@@ -13,6 +13,7 @@ from pathlib import Path
 from dist_train.config import Config, to_dict
 from dist_train.config.io import list_keys, takes_list, unknown_key, with_options
 from dist_train.errors import UserError
+from dist_train.stages.network_store import network_folders
 from launch.grid.members import Axis, Member, combinations, link_stages, named
 
 _VARIABLE = ("learn.", "evaluate.")
@@ -44,12 +45,23 @@ def sweep_members(config: Config, entries: Sequence[str]) -> list[Member]:
     names: dict[str, str] = {}  # by the content of the configuration
     for name, options in combinations(axes).items():
         point = _changed(config, name, options)
+        _check_networks(config, point, name)
         content = json.dumps(to_dict(point))
         if content in names:
             raise UserError(f"--sweep: {names[content]} and {name} are the same setting; leave one out")
         names[content] = name
         members.append(Member(named(point, name, sweep_folder(config.run_dir)), first))
     return members
+
+
+def _check_networks(config: Config, point: Config, name: str) -> None:
+    """Refuse a member whose rows need other networks than the base run trains for all members."""
+    shared, needed = (network_folders(c, c.networks_to_train) for c in (config, point))
+    if {folder.name for folder in needed} - {folder.name for folder in shared}:
+        raise UserError(
+            f"--sweep {name}: members share the networks of the base run, and this one needs others; vary neither "
+            "evaluate.methods, evaluate.seed nor evaluate.shots, or leave finetune_network and triplet_network out"
+        )
 
 
 def _axis(entry: str) -> Axis:

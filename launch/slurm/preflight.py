@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import STAGES, Config
+from dist_train.config import Config
 from dist_train.errors import UserError
 from launch.grid.members import Member
 from launch.slurm.profile import CHAIN, Cluster, stage_resources
@@ -34,7 +34,7 @@ def choose_stages(config: Config, asked: str | None, members: Sequence[Member]) 
         )
     chosen = [stage for stage in CHAIN if stage in chosen and not _is_done(config, stage, members)]
     for stage in chosen:
-        earlier = STAGES[: STAGES.index(stage)] if stage in STAGES else ()
+        earlier = config.stages_before(stage) if stage in config.stages else ()
         missing = [name for name in earlier if name not in chosen and not _is_done(config, name, members)]
         if missing:
             names = f"{', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not done"
@@ -64,7 +64,7 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
         UserError: the chain cannot succeed; the line names what does not fit.
     """
     from dist_train.runs.inputs import check_inputs
-    from dist_train.runs.run import check_config, check_weights, open_run
+    from dist_train.runs.run import check_config, check_networks, check_weights, open_run
 
     if "%" in str(config.run_dir):
         raise UserError(f"{config.run_dir}: SLURM gives % in a file's name a meaning; choose another --name or --runs")
@@ -74,11 +74,12 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
     resources = stage_resources(cluster, "pretrain", overrides)
     ranks = resources.ranks if "pretrain" in stages else 1
     check_config(config, ranks)
+    check_networks(config, stage_resources(cluster, "networks", overrides).ranks if "networks" in stages else 1)
     check_weights(config)
     _check_pack(config)
     if "prepare" not in stages:
         run = open_run(config, ranks)
-        for stage in STAGES:
+        for stage in config.stages:
             check_inputs(run, stage)
 
 

@@ -80,7 +80,7 @@ class Cluster(Resources):
     starts: int = 3
     """Give up after this many starts of a job in a row that made no progress."""
     stages: dict[str, Resources] = field(default_factory=dict)
-    """What single stages (prepare, pretrain, extract, learn, evaluate) ask for instead."""
+    """What single stages (prepare, pretrain, extract, networks, learn, evaluate) ask for instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -84,7 +84,7 @@ def test_figures(results: Results) -> None:
 def test_a_row_that_is_trained_otherwise_than_the_papers_has_a_footnote(results: Results) -> None:
     note = "¹ Trains one layer on the frozen activations, where the paper's row trains the whole network."
     assert "¹" not in joint_markdown(results)
-    for method, name in (("finetune", "Fine-tuned (last layer)"), ("triplet1", "Triplet network, 1% of base")):
+    for method, name in (("finetune", "Fine-tuned (last layer)"), ("triplet1", "Triplet (last layer), 1% of base")):
         text = joint_markdown(replace(results, methods={**results.methods, method: results.methods["mean"]}))
         assert f"\n| {name} ¹ | " in text and note in text and text.count("¹") == 2
     child = replace(results, methods={**results.methods, "child": results.methods["mean"]})

@@ -22,7 +22,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.fewshot.base_head import load_head
-from dist_train.fewshot.methods import LEARNED, METHODS
+from dist_train.fewshot.methods import FROZEN, LEARNED
 from dist_train.models.backbones import Origin, Pretrained, open_pretrained
 from dist_train.runs.provenance import provenance
 from dist_train.runs.run import Run, open_run
@@ -94,8 +94,7 @@ def test_all_methods_at_other_lengths_of_activations(
     config = taking(
         config, name, weights(name),
         learn=replace(config.learn, methods=list(LEARNED), steps=8),
-        evaluate=replace(config.evaluate, methods=list(METHODS), options={"ranpac_features": 64}, draws=2,
-                         shots=[1, 2]),
+        evaluate=replace(config.evaluate, methods=FROZEN, draws=2, shots=[1, 2]),
     )  # fmt: skip
     run = go(config, pretrain, extract, learn, evaluate)
     rows, bias = load_head(run.dir, torch.device("cpu"))
@@ -106,7 +105,7 @@ def test_all_methods_at_other_lengths_of_activations(
     assert provenance["head_strength"] == done["strength"] and provenance["file"] == f"{name}.pth"
     assert provenance["novel_seen"] is None and len(provenance["sha256"]) == 64
     results = json.loads((run.dir / "evaluate" / "results.json").read_text())
-    assert len(results["methods"]) + len(results["oracles"]) == len(METHODS)
+    assert len(results["methods"]) + len(results["oracles"]) == len(FROZEN)
     model = from_run(run.config, "phi1")
     torch.testing.assert_close(model.network.backbone.head.weight, rows)
     assert main(["status", str(run.dir)]) == 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from dist_train.config import Config
+from dist_train.config import NETWORK_OF, Config
 from dist_train.data.activations import load
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Base, Method
@@ -35,6 +35,8 @@ def _discover() -> dict[str, type[Method]]:
 
 METHODS = _discover()
 """Name in ``evaluate.methods`` -> its class."""
+FROZEN = [name for name in METHODS if name not in NETWORK_OF]
+"""Names of the rows that need no network but the frozen backbone."""
 LABELS = {name: kind.labels[name] for name, kind in METHODS.items()}
 """Name -> name in tables."""
 _OPTIONS = {key: number for kind in METHODS.values() for key, number in kind.numbers.items()}

@@ -1,9 +1,9 @@
-"""Triplet network: NN + cosine on an embedding that is trained to bring the images of a class together (paper,
-Table 1).
+"""Triplet loss on the last layer: NN + cosine on an embedding that is trained to bring the images of a class together
+(paper, Table 1).
 
-The paper trains the whole network from the pretrained weights. Here the embedding is one layer on the frozen
-activations, which starts as the identity. In every step each class has an anchor and a positive, and its negative is
-the nearest positive of another class (the hardest in the batch: Hermans et al. 2017, section 2).
+The paper trains the whole network from the pretrained weights (triplet_network.py). Here the embedding is one layer on
+the frozen activations, which starts as the identity. In every step each class has an anchor and a positive, and its
+negative is the nearest positive of another class (the hardest in the batch: Hermans et al. 2017, section 2).
 """
 
 from __future__ import annotations
@@ -50,12 +50,16 @@ class Triplet(RowPredictor):
 
 class TripletNetwork(NearestNeighbour):
     labels: ClassVar = {
-        "triplet": "Triplet network",
-        "triplet10": "Triplet network, 10% of base",
-        "triplet1": "Triplet network, 1% of base",
+        "triplet": "Triplet (last layer)",
+        "triplet10": "Triplet (last layer), 10% of base",
+        "triplet1": "Triplet (last layer), 1% of base",
     }
     learns: ClassVar = {"triplet": Triplet}
     uses: ClassVar = {"triplet10": "triplet", "triplet1": "triplet"}
 
     def __init__(self, name: str, base: Base) -> None:
-        super().__init__(name, base, load_trained(Triplet, "triplet", base).query)
+        super().__init__(name, base)
+        self.model = load_trained(Triplet, "triplet", base)
+
+    def embed(self, activations: torch.Tensor) -> torch.Tensor:
+        return self.model.query(activations)
