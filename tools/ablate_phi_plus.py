@@ -34,6 +34,7 @@ from dist_train.report.markdown import format_mean, markdown_head, markdown_row
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import learn
 from dist_train.stages.scoring import JointScoring
+from dist_train.training.bank import StepReader
 
 Draws = dict[int, dict[str, list[float]]]
 """Number of shots -> metric -> its value in each draw."""
@@ -135,8 +136,8 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, joint: JointSc
     if not (folder / "phi_plus" / "final").is_dir():
         LEARNED["phi_plus"] = network
         bank, stop = learn.open_bank(run, context), StopFlag(context)
-        task = learn.PredictorTraining("phi_plus", bank, run.config.learn, run.config.seed, context)
-        learn.train(task, folder / "phi_plus", {}, stop)
+        task = learn.PredictorTraining("phi_plus", StepReader(bank, run.config.seed), run.config.learn, context)
+        learn.train({folder / "phi_plus": task}, {}, stop)
     method.network = network
     draws: Draws = {k: {metric: [] for metric in PAIRED_METRICS} for k in run.config.evaluate.shots}
     with torch.inference_mode():

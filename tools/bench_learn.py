@@ -24,7 +24,8 @@ from dist_train.data.activations import Activations
 from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
-from dist_train.stages.learn import Bank, PredictorTraining, train
+from dist_train.stages.learn import PredictorTraining, train
+from dist_train.training.bank import Bank, StepReader
 from dist_train.training.metrics import peak_memory_gib
 
 
@@ -64,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     steps=args.steps, precision=args.precision, log_every=args.steps, cuda_graph=graph == "on"
                 )
                 folder = Path(temporary) / method / graph
-                task = PredictorTraining(method, bank, config, 0, context)
-                rate = train(task, folder, {}, StopFlag(context))
+                task = PredictorTraining(method, StepReader(bank, 0), config, context)
+                rate = train({folder: task}, {}, StopFlag(context))[method]
                 rates[method][graph] = rate
                 print(
                     f"{method}{', CUDA graph' if graph == 'on' else ''}: {rate:.2f} it/s "

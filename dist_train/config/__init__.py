@@ -20,7 +20,7 @@ from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocess
 from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import TRAINING_CROPS, CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.features import FeaturesConfig
-from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, Rule, Views
+from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, LearnPrecision, Rule, Views
 from dist_train.config.networks import NETWORK_OF, NETWORKS, NetworksConfig
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
@@ -48,6 +48,7 @@ __all__ = [
     "FeaturesConfig",
     "Interpolation",
     "LearnConfig",
+    "LearnPrecision",
     "MonitorConfig",
     "NetworksConfig",
     "Orientation",

@@ -11,6 +11,7 @@ from dist_train.config.pretrain import Precision
 _PREDICTORS = ("phi1", "phi2", "phi2star")
 Views = Literal["centre", "ten"]
 Rule = Literal["max", "mean", "rows"]
+LearnPrecision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 
 
 @dataclass(kw_only=True)
@@ -63,9 +64,10 @@ class LearnConfig:
     """Trainable biases, zero at the start (release)."""
     seed: int = 0
     """Seed of the predictors' training, in addition to the run's; it does not change the backbone."""
-    precision: Precision = "bf16"
-    """Precision of the training, as in pretrain.precision. The accuracy that is logged is computed exactly, as in all
-    tables."""
+    precision: LearnPrecision = "auto"
+    """Precision of the training, as in pretrain.precision. auto: bf16 on GPUs and CPUs with instructions for it (AMX,
+    AVX-512 bf16, ARM's), else fp32; a training that goes on keeps what it began with. The accuracy that is logged is
+    computed exactly, as in all tables."""
     cuda_graph: bool = False
     """Launch each step as one CUDA graph in place of about a hundred kernels, on one GPU and in any precision but fp16;
     elsewhere it changes nothing. Not the default, because we have not run it."""

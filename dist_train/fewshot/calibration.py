@@ -11,13 +11,15 @@ images as a hundred may; its factor, the cost, is chosen once, on pseudo-novel c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from dist_train.data.activations import Activations
-from dist_train.fewshot.method import Base, Number, Scorer, sample_rows
+from dist_train.fewshot.method import Base, Method, Number, Scorer, Support, sample_rows
 
 NUMBERS = {"calibration_cost": Number(0.3)}  # tools/choose_calibration.py
 _PER_CLASS = 20  # base training images of each class that the offset is computed from
@@ -66,6 +68,50 @@ class Calibration:
         scores = scorer(self.images)
         offset = self.offset(scores.amax(1), scores.shape[1])
         return lambda queries: scorer(queries) + offset
+
+
+class Calibrated(Method):
+    """Another method, with an offset on its novel scores; calibrated twice is the same as once.
+
+    Where supports move the base classes, the offset is computed from their moved scores.
+
+    Args:
+        method: any but an oracle.
+        base: what it was made from.
+    """
+
+    numbers: ClassVar = NUMBERS
+
+    def __init__(self, method: Method, base: Base) -> None:
+        self.method, self.base = method, base
+        self.moves_base, self.scale = method.moves_base, method.scale  # type: ignore[misc]
+
+    @cached_property
+    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return sample(self.base.train, self.base.means.device)
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return Calibration.from_base(self.base, self.method.base_scores)
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.method.base_scores(queries)
+
+    def take(self, support: Support) -> Scorer:
+        scorer, classes = self.method.take(support), len(self.base.means)
+        if not self.moves_base:
+            return self._calibration(scorer)
+        if not len(support):
+            return scorer
+        cost = self.base.numbers["calibration_cost"]
+        calibration = Calibration(*self._sample, lambda images: scorer(images)[:, :classes], cost)
+        offset = calibration.offset(scorer(calibration.images)[:, classes:].amax(1), len(support))
+
+        def calibrated(queries: torch.Tensor) -> torch.Tensor:
+            scores = scorer(queries)
+            return torch.cat([scores[:, :classes], scores[:, classes:] + offset], 1)
+
+        return calibrated
 
 
 def sample(train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from dist_train.data.activations import Activations
+from dist_train.fewshot.moments import Moments, identity_like, mean_variance, shrunk, to_float
 
 STRENGTHS = {
     "discriminant": (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0),  # 1: the nearest class mean
@@ -33,8 +33,6 @@ _FACTORS = tuple(2.0 ** (k / 2) for k in range(-16, 25))
 _FOLDS = 3
 _HELD_OUT = 30
 """Images of a class that are held out in a fold, at most: 900 classes have 27,000, enough for 0.3 points."""
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def fit(table: Activations, device: torch.device, watch: Callable[[Sequence[int]
     kind, strength = max(candidates, key=lambda choice: top1[choice])
     losses = torch.stack([fold.losses(kind, strength) for fold in folds]).mean(0)
     factor = _FACTORS[int(losses.argmin())]
-    rows, bias = _Moments.of(table, device, watch).solve(kind, strength)
+    rows, bias = rows_of(Moments.of(table, device, watch), kind, strength)
     rows, bias = (factor * rows).float().cpu(), (factor * bias).float().cpu()
     return ClosedForm(rows, bias, kind, strength, factor, top1[kind, strength])
 
@@ -86,60 +84,29 @@ def fit(table: Activations, device: torch.device, watch: Callable[[Sequence[int]
 def solve(table: Activations, device: torch.device, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return rows and biases of a kind and strength that are known, float32 [classes, dim] and [classes], not scaled
     to probabilities."""
-    rows, bias = _Moments.of(table, device, iter).solve(kind, strength)
+    rows, bias = rows_of(Moments.of(table, device), kind, strength)
     return rows.float(), bias.float()
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Hold the classes' means, float64 [classes, dim], and the mean covariance within classes, float64 [dim, dim]."""
-
-    means: torch.Tensor
-    within: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        table: Activations,
-        device: torch.device,
-        watch: Callable[[Sequence[int]], Iterable[int]],
-        left_out: Ints | None = None,
-    ) -> _Moments:
-        """Compute them without the rows of the table that are left out."""
-        classes, dim = len(table.offsets) - 1, table.rows.shape[1]
-        means = torch.zeros(classes, dim, dtype=torch.float64, device=device)
-        within = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-        kept = np.ones(len(table.rows), bool)
-        kept[left_out if left_out is not None else []] = False
-        for number in watch(range(classes)):
-            first, last = table.offsets[number : number + 2]
-            rows = _load(table.rows[first:last][kept[first:last]], device)
-            means[number] = rows.double().mean(0)
-            centred = rows - means[number].float()  # float32 is enough about the mean
-            within += (centred.T @ centred).double() / (len(rows) * classes)
-        return cls(means, within)
-
-    def solve(self, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and biases, float64 [classes, dim] and [classes]."""
-        centre = self.means.mean(0)
-        apart = self.means - centre
-        total = self.within + apart.T @ apart / len(apart)
-        start = (1 - strength) * self.within if kind == "discriminant" else total
-        variance = (self.within if kind == "discriminant" else total).diagonal().mean()
-        variance = variance.clamp(min=1e-9)  # a single image a class: there is none within classes
-        matrix = start + strength * variance * torch.eye(len(total), dtype=total.dtype, device=total.device)
+def rows_of(moments: Moments, kind: str, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and biases, float64 [classes, dim] and [classes]."""
+    centre = moments.centre
+    apart = moments.means - centre
+    if kind == "discriminant":
+        matrix = shrunk(moments.within, strength)
         rows = torch.cholesky_solve(apart.T, torch.linalg.cholesky(matrix)).T
-        if kind == "ridge":
-            rows = rows / len(rows)
-            return rows, 1 / len(rows) - rows @ centre
         return rows, -0.5 * (apart * rows).sum(1) - rows @ centre
+    total = moments.within + moments.spread
+    matrix = total + strength * mean_variance(total) * identity_like(total)
+    rows = torch.cholesky_solve(apart.T, torch.linalg.cholesky(matrix)).T / len(apart)
+    return rows, 1 / len(rows) - rows @ centre
 
 
 @dataclass(frozen=True)
 class _Fold:
     """Hold what a fold was fitted to, and its held-out activations [N, dim] with their classes [N]."""
 
-    moments: _Moments
+    moments: Moments
     activations: torch.Tensor
     labels: torch.Tensor
 
@@ -157,11 +124,11 @@ class _Fold:
             [np.arange(first + number, last, _FOLDS)[: _HELD_OUT if last - first > 1 else 0] for first, last in ends]
         )
         labels = torch.from_numpy(table.labels[held_out]).to(device)
-        return cls(_Moments.of(table, device, watch, held_out), _load(table.rows[held_out], device), labels)
+        return cls(Moments.of(table, device, watch, held_out), to_float(table.rows[held_out], device), labels)
 
     def logits(self, kind: str, strength: float) -> torch.Tensor:
         """Return the scores of the held-out images, float32 [N, classes]."""
-        rows, bias = self.moments.solve(kind, strength)
+        rows, bias = rows_of(self.moments, kind, strength)
         return self.activations @ rows.float().T + bias.float()
 
     def top1(self, kind: str, strength: float) -> float:
@@ -176,7 +143,3 @@ class _Fold:
             return torch.zeros(len(_FACTORS))
         logits = self.logits(kind, strength)
         return torch.stack([F.cross_entropy(factor * logits, self.labels) for factor in _FACTORS]).cpu()
-
-
-def _load(rows: npt.NDArray[np.float16], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(rows.astype(np.float32)).to(device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +20,7 @@ from dist_train.models.predictor import RowPredictor
 from dist_train.training import checkpoint
 
 Row = TypeVar("Row", bound=RowPredictor)
+Prepared = TypeVar("Prepared")
 
 Scorer = Callable[[torch.Tensor], torch.Tensor]
 Support = torch.Tensor
@@ -58,6 +59,9 @@ class Base:
         numbers: values of the methods' ``numbers``: the defaults, overridden by ``evaluate.options``.
         watch: wraps the loop over the base classes of a long preparation, ``for ... in watch(list)``: it shows
             progress, and raises Stopped when the run is to stop. All ranks must go through the same list.
+        decisive: how many of a query's highest base scores the protocol looks at: the others may be less exact, as long
+            as they stay below. None where it looks at all.
+        prepared: what methods have prepared that others need too, by name (``shared``).
     """
 
     train: Activations
@@ -69,6 +73,18 @@ class Base:
     rule: str
     numbers: Mapping[str, float]
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
+    decisive: int | None = None
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def shared(self, name: str, prepare: Callable[[], Prepared]) -> Prepared:
+        """Return what ``prepare`` returned when it was first called under this name, by any method of the evaluation.
+
+        The name must say all that it depends on, the values of options too.
+        """
+        if name not in self.prepared:
+            self.prepared[name] = prepare()
+        prepared: Prepared = self.prepared[name]
+        return prepared
 
 
 def sample_rows(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
@@ -149,3 +165,9 @@ class Method(ABC):
 
         Where ``moves_base``, it returns scores [Q, base + novel classes]; in a run without novel classes its supports
         are [0, 1, C]."""
+
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        """Yield what ``take`` returns for the first k supports of each class, for each k of ``shots``.
+
+        A method whose classes score by their nearest support computes all products once for all k."""
+        return (self.take(support[:, :k]) for k in shots)

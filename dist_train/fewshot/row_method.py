@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from dist_train.data.activations import Activations
 from dist_train.fewshot.calibration import Calibration, sample
 from dist_train.fewshot.method import Base, Method, Scorer, Support, load_trained
+from dist_train.fewshot.nearest import first_largest
 from dist_train.models.predictor import RowClassifier
 
 
@@ -26,6 +29,7 @@ class RowMethod(Method):
     def __init__(self, name: str, base: Base) -> None:
         self.rule = base.rule
         self.phi = load_trained(self.network, self.learned(name), base)
+        self.query = lru_cache(2)(self.phi.query)  # the queries, and a calibration's images, are the same each time
         self.base_rows = self.phi.base_rows(base.means)
         self.calibrate = Calibration.from_base(base, self.base_scores) if self.calibrated else None
 
@@ -37,13 +41,18 @@ class RowMethod(Method):
         return torch.zeros(0, train.rows.shape[1], device=device), torch.zeros(0, dtype=torch.int64, device=device)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.phi.query(queries) @ self.base_rows.T
+        return self.query(queries) @ self.base_rows.T
 
     def take(self, support: Support) -> Scorer:
-        rows = self.phi.novel_rows(support, self.rule)
+        return next(self.take_first(support, [support.shape[1]]))
 
-        def scorer(queries: torch.Tensor) -> torch.Tensor:
-            responses = self.phi.query(queries) @ rows.flatten(0, 1).T  # [Q, novel classes x rows of each]
-            return responses.view(len(queries), *rows.shape[:2]).amax(2)
-
-        return self.calibrate(scorer) if self.calibrate else scorer
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        rows = self.phi.novel_rows(support[:, : max(shots)], self.rule)
+        if rows.shape[1] < max(shots) and len(shots) > 1:  # a row is made from all k supports: for each k another
+            yield from super().take_first(support, shots)
+            return
+        query = self.query
+        largest = lru_cache(2)(lambda queries: first_largest(query(queries), rows, shots))
+        for place in range(len(shots)):
+            scorer = partial(lambda place, queries: largest(queries)[place], place)
+            yield self.calibrate(scorer) if self.calibrate else scorer

@@ -71,7 +71,8 @@ class RowClassifier(RowPredictor):
 
     @abstractmethod
     def novel_rows(self, supports: torch.Tensor, rule: str) -> torch.Tensor:
-        """Return the rows [..., r, dim] of novel classes from k supports of each [..., k, dim]; r is k or 1.
+        """Return the rows [..., r, dim] of novel classes from k supports of each [..., k, dim]. r is k, a row for each
+        support alone, or 1.
 
         Args:
             rule: ``evaluate.rule``.

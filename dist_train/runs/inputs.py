@@ -49,6 +49,8 @@ def stage_inputs(run: Run, stage: str) -> dict[str, Any]:
         for key, value in plain[section].items():
             if key not in _NEUTRAL[section]:
                 inputs[f"{section}.{key}"] = value
+    if inputs.get("learn.precision") == "auto":  # what it began with
+        inputs["learn.precision"] = _recorded(run.dir / "learn").get("learn.precision", "auto")
     if run.config.backbone:  # nothing is trained
         inputs = {key: value for key, value in inputs.items() if not key.startswith("pretrain.")}
         inputs |= _trained_network(run, "backbone", run.config.backbone)

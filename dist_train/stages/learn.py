@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,79 +12,101 @@ import numpy as np
 import torch
 
 from dist_train.config import LearnConfig
-from dist_train.data.activations import Activations, load
-from dist_train.data.loading.augment import uniforms
+from dist_train.data.activations import load
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import working
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.predictor import RowPredictor
-from dist_train.runs.inputs import check_checkpoint
+from dist_train.runs.inputs import check_checkpoint, stage_inputs
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.done import is_done
 from dist_train.training import checkpoint
+from dist_train.training.bank import DRAW_AHEAD, Bank, StepReader
 from dist_train.training.cuda_graph import GraphedStep
-from dist_train.training.loop import Schedule, Task, TrainingLoop
+from dist_train.training.loop import Schedule, Task, TrainingLoop, run_side_by_side
 from dist_train.training.optimizer import predictor_rate, sgd
-from dist_train.training.precision import MixedPrecision, assert_float32, exact_products
+from dist_train.training.precision import MixedPrecision, assert_float32, exact_products, settled
 from dist_train.training.strategies.ddp import SummedGradients
 from dist_train.training.window import Window
 
-_DRAW_AHEAD = 64  # steps whose random numbers are drawn and sent to the device together
+_EARLY = (10, 100)  # steps with a log line of their own: a training of hours shows soon whether it learns
 
 
 def learn(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
-    """Train each of ``learn.methods`` on the base activations, and write ``learn/METHOD/final``.
+    """Train each of ``learn.methods`` on the base activations, side by side, and write ``learn/METHOD/final``.
+
+    Methods that are trained already stay as they are.
 
     Raises:
         Stopped: the ranks agreed to stop, and everything is saved.
     """
+    run = _settled(run, context, redo)
     stage = Stage(run, "learn", context, redo)
     if context.gather(is_done(run.dir, "learn", run.config))[0]:
         return stage.log_done()
     stage.reopen()
     with working("learn: activations", context.main):
         bank = open_bank(run, context)
-    seed = run.config.seed + run.config.learn.seed  # the same for all: they are compared, so they see the same draws
+    config = run.config.learn
+    reader = StepReader(bank, run.config.seed + config.seed)  # the same for all: they are compared
+    missing = [name for name in config.methods if not (stage.folder / name / "final").is_dir()]
+    missing = context.gather(missing)[0]
+    if missing:
+        tasks = {stage.folder / name: PredictorTraining(name, reader, config, context) for name in missing}
+        train(tasks, stage.inputs, stop)
+    context.barrier("learn-methods")
     rates = {}
-    for method in run.config.learn.methods:
-        folder = stage.folder / method
-        if not context.gather((folder / "final").is_dir())[0]:
-            train(PredictorTraining(method, bank, run.config.learn, seed, context), folder, stage.inputs, stop)
-        context.barrier(f"learn-{method}")
+    for name in config.methods if context.main else ():
         # Predictors of an older version have no rate.
-        if context.main and (rate := json.loads((folder / "final/state.json").read_text()).get("iterations_per_s")):
-            rates[method] = rate
-    stage.finish(iterations_per_s=rates)
+        if rate := json.loads((stage.folder / name / "final/state.json").read_text()).get("iterations_per_s"):
+            rates[name] = rate
+    stage.finish(iterations_per_s=rates, precision=config.precision)
 
 
-def train(task: PredictorTraining, folder: Path, inputs: dict[str, Any], stop: StopFlag) -> float:
-    """Train a predictor, continuing from its newest checkpoint, and write ``folder/final``.
+def _settled(run: Run, context: Context, redo: bool) -> Run:
+    """Return the run with the precision that ``auto`` stands for: that of an earlier start, or this device's."""
+    asked = run.config.learn.precision if redo else stage_inputs(run, "learn")["learn.precision"]
+    precision = context.gather(settled(asked, context.device))[0]
+    return replace(run, config=replace(run.config, learn=replace(run.config.learn, precision=precision)))
+
+
+def train(tasks: Mapping[Path, PredictorTraining], inputs: dict[str, Any], stop: StopFlag) -> dict[str, float]:
+    """Train predictors side by side, each from its newest checkpoint in its folder on, and write ``FOLDER/final``.
+
+    What each learns is what it learns alone: they share the rows that a step reads, and nothing else.
 
     Args:
         inputs: what the stage is made from; a checkpoint of other inputs is refused.
 
     Returns:
-        Iterations/s of this start.
+        Iterations/s of each method in this start, of its own computations alone.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: a loss is not finite; the others are saved.
         Stopped: the ranks agreed to stop, and everything is saved.
     """
+    loops = {folder: _loop(task, folder, inputs, stop) for folder, task in tasks.items()}
+    run_side_by_side(list(loops.values()))
+    rates = {}
+    for (folder, loop), task in zip(loops.items(), tasks.values(), strict=True):
+        rates[task.method] = rate = round(loop.steps_per_second, 2)
+        if loop.context.main:
+            facts = {"method": task.method, "step": loop.done, "iterations_per_s": rate}
+            checkpoint.save(folder / "final", {"model": task.model.state_dict()}, facts)
+            log.info("learn: %s, %d steps, %.1f it/s", task.method, loop.done - loop.start, rate)
+    return rates
+
+
+def _loop(task: PredictorTraining, folder: Path, inputs: dict[str, Any], stop: StopFlag) -> TrainingLoop:
+    """Return the loop of a predictor's training, at its newest checkpoint."""
     context, checkpoints = task.strategy.context, folder / "checkpoints"
     saved = checkpoint.load_agreed(checkpoints, context, task.strategy.loads_on)
     if saved:
         check_checkpoint(saved, inputs, checkpoints)
-    loop = TrainingLoop(task, folder, inputs, stop, saved)
-    loop.run()
-    rate = round(loop.steps_per_second, 2)
-    if context.main:
-        facts = {"method": task.method, "step": loop.done, "iterations_per_s": rate}
-        checkpoint.save(folder / "final", {"model": task.model.state_dict()}, facts)
-        log.info("learn: %s, %d steps, %.1f it/s", task.method, loop.done - loop.start, rate)
-    return rate
+    return TrainingLoop(task, folder, inputs, stop, saved)
 
 
 def open_bank(run: Run, context: Context) -> Bank:
@@ -93,52 +115,6 @@ def open_bank(run: Run, context: Context) -> Bank:
     head, _ = load_head(run.dir, context.device)
     means = np.load(extract / "means.f32.npy")
     return Bank(load(extract, "base_train"), load(extract, "base_val"), means, head, context)
-
-
-class Bank:
-    """Hold the base activations where they are used: whole on a GPU, memory-mapped on a CPU.
-
-    Attributes:
-        train: float16 [N, C].
-        first, count: int64 [classes], each class's first row and number of rows.
-        means, head: float32 [classes, C], the mean activations and the backbone's own classifier.
-        val, val_labels: float32 [Q, C] and int64 [Q], this rank's share of the validation images, for the base accuracy
-            that is logged.
-        queries: number of validation images of all ranks.
-    """
-
-    def __init__(
-        self, train: Activations, val: Activations, means: np.ndarray, head: torch.Tensor, context: Context
-    ) -> None:
-        device = context.device
-        self.device = device
-        self.train = torch.from_numpy(train.rows).to(device)
-        self.first = torch.from_numpy(train.offsets[:-1]).to(device)
-        self.count = torch.from_numpy(np.diff(train.offsets)).to(device)
-        self.means = torch.from_numpy(np.asarray(means)).to(device)
-        self.head = head.to(device)
-        mine = slice(context.rank, None, context.world)
-        self.val = torch.from_numpy(val.rows[mine].astype(np.float32)).to(device)
-        self.val_labels = torch.from_numpy(val.labels[mine]).to(device)
-        self.queries = len(val.ids)
-
-    def draw(self, seed: int, step: int, p_mean: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Draw for ``_DRAW_AHEAD`` steps from ``step``, as a pure function of (seed, step, class): the same on any
-        number of ranks, and after a resume.
-
-        Returns:
-            Each [steps, classes]: whether a single row stands for the class in place of its mean, that row, and the
-            query's row.
-        """
-        classes = len(self.count)
-        steps = np.repeat(np.arange(step, step + _DRAW_AHEAD, dtype=np.int64), classes)
-        labels = np.tile(np.arange(classes, dtype=np.int64), _DRAW_AHEAD)
-        drawn = uniforms(seed, steps, labels, 3).reshape(_DRAW_AHEAD, classes, 3)
-        u = torch.from_numpy(drawn).to(self.device, non_blocking=True)
-        single = u[..., 0] >= p_mean
-        support, query = (self.first + (u[..., k] * self.count).long() for k in (1, 2))
-        # A row that is not used is read all the same: take one that is read anyway.
-        return single, torch.where(single, support, query), query
 
 
 class PredictorTraining(Task):
@@ -150,26 +126,25 @@ class PredictorTraining(Task):
     Attributes:
         model: the predictor.
         config: ``learn``'s options, with those that the method sets itself.
-        labels: int64 [this rank's queries], the classes whose queries this rank classifies.
     """
 
     remedy = "a lower learn.lr"
 
-    def __init__(self, method: str, bank: Bank, config: LearnConfig, seed: int, context: Context) -> None:
-        self.method, self.name, self.bank, self.seed = method, f"learn {method}", bank, seed
-        torch.manual_seed(seed)
-        self.model = LEARNED[method].build(method, bank.means, bank.head, config).to(context.device)
+    def __init__(self, method: str, reader: StepReader, config: LearnConfig, context: Context) -> None:
+        self.method, self.name, self.reader, self.bank = method, f"learn {method}", reader, reader.bank
+        torch.manual_seed(reader.seed)
+        self.model = LEARNED[method].build(method, self.bank.means, self.bank.head, config).to(context.device)
         assert_float32(self.model)
         self.config = config = replace(config, **self.model.own)
+        reader.p_mean = min(reader.p_mean, config.p_mean)
         groups = [{"params": list(self.model.parameters()), "weight_decay": config.weight_decay}]
         optimizer = sgd(groups, config.momentum, nesterov=False)
-        precision = MixedPrecision(config.precision, context.device)
+        precision = MixedPrecision(settled(config.precision, context.device), context.device)
         self.strategy = SummedGradients(self.model, optimizer, precision, context)
         self.schedule = Schedule(
             steps=config.steps, log_every=config.log_every, checkpoint_every=config.checkpoint_every,
-            checkpoint_last=False, keep=2, agree_every=_DRAW_AHEAD,
+            checkpoint_last=False, keep=2, agree_every=DRAW_AHEAD, early=_EARLY,
         )  # fmt: skip
-        self.labels = torch.arange(len(bank.count), device=context.device)[context.rank :: context.world]
         self._update: Callable[..., torch.Tensor] = self.update
 
     def begin(self, start: int) -> None:
@@ -182,28 +157,26 @@ class PredictorTraining(Task):
             group["lr"] = torch.zeros((), device=context.device) if graphed else 0.0
         if graphed:
             self._update = GraphedStep(self.update, context.device, "learn.cuda_graph")
-        if start % _DRAW_AHEAD:
-            self._draw(start)
 
     def lr(self, step: int) -> float:
         return predictor_rate(step, self.schedule.steps, self.config)
 
     def step(self, step: int, window: Window, norm: bool) -> None:
-        if step % _DRAW_AHEAD == 0:
-            self._draw(step)
-        loss = self._update(*(numbers[step % _DRAW_AHEAD] for numbers in self._drawn))
+        rows = self.reader.read(step)
+        loss = self._update(rows.chance, rows.supports, rows.queries)
         window.add(step + 1, loss, loss)
 
-    def update(self, single: torch.Tensor, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        """Make an optimiser step on one step's share of ``Bank.draw``; a CUDA graph may replay it.
+    def update(self, chance: torch.Tensor, supports: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Make an optimiser step on a step's rows (``StepRows``); a CUDA graph may replay it.
 
         Returns:
             This rank's part of the loss, a scalar on the device.
         """
         bank, strategy = self.bank, self.strategy
-        statistics = torch.where(single[:, None], bank.train[support].float(), bank.means)
+        single = chance >= self.config.p_mean
+        statistics = torch.where(single[:, None], supports, bank.means)
         with strategy.precision.autocast():
-            loss = self.model.loss(bank.train[query[self.labels]].float(), self.labels, statistics, single)
+            loss = self.model.loss(queries, bank.labels, statistics, single)
             loss = loss / len(bank.count)
         strategy.backward(loss)
         strategy.step(clip_norm=0.0, norm=False)
@@ -218,10 +191,6 @@ class PredictorTraining(Task):
 
     def summary(self, values: dict[str, float]) -> dict[str, str]:
         return {"loss": f"{values['train/loss']:.3f}", "base": f"{values['eval/base_top1(%)']:.1f}%"}
-
-    def _draw(self, step: int) -> None:
-        """Draw the numbers of the block that ``step`` lies in."""
-        self._drawn = self.bank.draw(self.seed, step - step % _DRAW_AHEAD, self.config.p_mean)
 
 
 @exact_products()

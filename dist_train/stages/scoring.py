@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,9 @@ class Scoring(ABC):
     def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
         self.config, self.context = run.config.evaluate, context
         round_products(False)  # an earlier stage of this process may have allowed it
-        self.base = open_base(run.config, *load_head(run.dir, context.device))
+        # Tables look at the five highest classes; a prior over base and novel classes at the scores of all.
+        looked_at = None if run.split.halves else 5
+        self.base = replace(open_base(run.config, *load_head(run.dir, context.device)), decisive=looked_at)
         self.folder = network or run.dir / "extract"
         if network:
             self.base = replace(self.base, train=load(network, "base_train"))
@@ -162,7 +165,8 @@ class JointScoring(Scoring):
         novel_labels = self.novel_queries.labels + len(run.kept)
         self.labels = torch.cat([self.base_queries.labels, novel_labels]).cpu().numpy()
         scorer = partial(LowShotScorer, kept=run.kept) if run.split.halves else JointScorer
-        self._make_scorer = partial(scorer, mixed=Mixed.of(self.base_queries, self.novel_queries))
+        mixed = Mixed.of(self.base_queries, self.novel_queries)
+        self._make_scorer = partial(scorer, mixed=mixed, context=context)
         self._shared_scorers: dict[str, JointScorer] = {}
         seed, novel = self.config.seed, len(run.novel)
         self._num_classes = len(run.kept) + novel
@@ -179,9 +183,7 @@ class JointScoring(Scoring):
         own_draws: dict[str, dict[int, Draw]] = {}
         own_confusions: Confusions = {}
         for number in self.draws(name, stop, method.oracle):
-            for k, support in self._supports(number, method.oracle):
-                with naming(name):
-                    draw = scorer.draw(support, self.orders[number])
+            for k, draw in self._scored(scorer, number, name):
                 self._keep(draw, number, k, own_draws, own_confusions)
             bar.update(len(self.own_draws) if method.oracle else 1)
         return self._join(own_draws, own_confusions, began)
@@ -221,15 +223,17 @@ class JointScoring(Scoring):
             self._shared_scorers[name] = scorer
         return scorer
 
-    def _supports(self, draw: int, oracle: bool) -> Iterator[tuple[str, Any]]:
-        """Yield the supports of one draw by number of shots; for an oracle, all images, class by class."""
-        if oracle:
-            ends = zip(self.novel_train.offsets[:-1], self.novel_train.offsets[1:], strict=True)
-            yield "all", [self.load(self.novel_train.rows[first:last]) for first, last in ends]
-            return
-        support = self.load(self.novel_train.rows[self.supports[draw]])
-        for k in self.config.shots:
-            yield str(k), support[:, :k]
+    def _scored(self, scorer: JointScorer, number: int, name: str) -> Iterator[tuple[str, Draw]]:
+        """Yield a draw's results by number of shots; an oracle is shown all images, class by class."""
+        order, rows, ends = self.orders[number], self.novel_train.rows, self.novel_train.offsets
+        with naming(name):
+            if scorer.method.oracle:
+                images: Any = [self.load(rows[first:last]) for first, last in pairwise(ends)]
+                yield "all", scorer.draw(images, order)
+                return
+            support = self.load(rows[self.supports[number]])
+            for k, draw in zip(self.config.shots, scorer.draws(support, self.config.shots, order), strict=True):
+                yield str(k), draw
 
 
 def count_confusions(

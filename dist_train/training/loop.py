@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class Schedule:
         checkpoint_last: whether the last step has a checkpoint.
         keep, keep_every: as in ``checkpoint.retain``.
         agree_every: steps between the boundaries at which the ranks agree on whether to stop.
+        early: further steps with a log line.
     """
 
     steps: int
@@ -46,10 +49,12 @@ class Schedule:
     keep: int
     keep_every: int = 0
     agree_every: int = 1
+    early: tuple[int, ...] = ()
 
     def logs_at(self, step: int) -> bool:
         """Return whether a log line is due after ``step``."""
-        return step % self.log_every == 0 or step % self.checkpoint_every == 0 or step == self.steps
+        due = step % self.log_every == 0 or step % self.checkpoint_every == 0
+        return due or step == self.steps or step in self.early
 
     def saves_at(self, step: int) -> bool:
         """Return whether a checkpoint is due after ``step``."""
@@ -155,6 +160,7 @@ class TrainingLoop:
         )
         self._began, self._seconds_before = time.perf_counter(), float(state.get("seconds", 0.0))
         self._step_seconds = 0.0
+        self._beside: Sequence[TrainingLoop] = ()
         self._saved_step: int | None = None  # by this process: a checkpoint that is there may be damaged
 
     def run(self) -> None:
@@ -164,21 +170,20 @@ class TrainingLoop:
             UserError: the loss or the weights are not finite, or the last checkpoint could not be written.
             Stopped: the ranks agreed to stop, and everything is saved.
         """
-        try:
-            self.task.begin(self.start)
-            self.strategy.module.train()
-            while self.done < self.schedule.steps:
-                self.step()
-            check_weights(self.strategy.evaluated().state_dict(), self.done)
-            self.stop.finish()
-            self._finish_writes()
-        except NonFinite as error:
-            raise self._diverged(error) from None
-        finally:
-            self.close()
+        run_side_by_side([self])
+
+    def begin(self, beside: Sequence[TrainingLoop] = ()) -> None:
+        """Get ready for the first step; ``beside`` are the other trainings, whose steps take turns with this one's."""
+        self._beside = beside
+        self.task.begin(self.start)
+        self.strategy.module.train()
 
     def step(self) -> None:
-        """Make the next optimiser step, and everything that is due after it."""
+        """Make the next optimiser step, and everything that is due after it.
+
+        Raises:
+            NonFinite: the loss or the weights are not finite.
+        """
         step, self.done = self.done, self.done + 1
         self.context.report_progress(f"{self.task.name}: step {self.done} of {self.schedule.steps}")
         set_lr(self.strategy.optimizer, self.task.lr(step))
@@ -195,10 +200,28 @@ class TrainingLoop:
             self._evaluate()
         if self.schedule.saves_at(self.done):
             self._save()
-        if self.done < self.schedule.steps and self.done % self.schedule.agree_every == 0 and self.stop.agreed():
+
+    def save(self) -> None:
+        """Save what the steps of this process have made, and wait for the disk. All ranks call it.
+
+        Raises:
+            NonFinite: the loss or the weights are not finite.
+            UserError: it could not be written.
+        """
+        if self.start < self.done < self.schedule.steps:
             self._save()
-            self._finish_writes()
-            raise Stopped(f"{self.task.name}: saved at step {self.done} of {self.schedule.steps}")
+        self._finish_writes()
+
+    def finish(self) -> None:
+        """Check the weights after the last step, and wait for the disk. All ranks call it.
+
+        Raises:
+            NonFinite: the weights are not finite.
+            UserError: the last checkpoint could not be written.
+        """
+        check_weights(self.strategy.evaluated().state_dict(), self.done)
+        self.stop.finish()
+        self._finish_writes()
 
     def close(self) -> None:
         """Release the task's data, and close every file."""
@@ -215,8 +238,14 @@ class TrainingLoop:
 
     @property
     def steps_per_second(self) -> float:
-        """The rate of this start's steps, without logging, evaluation and saving."""
+        """The rate of this start's steps, without logging, evaluation and saving. On a GPU a log line waits for the
+        steps of all trainings that take turns: there only the sum of their times is right."""
         return (self.done - self.start) / max(self._step_seconds, 1e-9)
+
+    def _turn_seconds(self) -> float:
+        """Return the time of a step of this training, and of a step of each that takes turns with it."""
+        others = [loop for loop in self._beside if loop.start < loop.done < loop.schedule.steps]
+        return 1 / self.window.steps_per_second + sum(1 / loop.steps_per_second for loop in others)
 
     def _log(self, sums: list[float], norm: torch.Tensor | None) -> None:
         precision = self.strategy.precision
@@ -230,7 +259,7 @@ class TrainingLoop:
             "optim/loss_scale": precision.loss_scale,
             "optim/skipped_steps": precision.skipped.item(),
             "progress/steps": float(self.schedule.steps),
-            "progress/seconds_left": (self.schedule.steps - self.done) / self.window.steps_per_second,
+            "progress/seconds_left": (self.schedule.steps - self.done) * self._turn_seconds(),
         }
         if self.metrics:
             self.metrics.write(self.done, values | self.saver.timings())
@@ -274,10 +303,47 @@ class TrainingLoop:
             self.saver.finish()
         self.context.barrier(f"{self.task.name}-saved")
 
-    def _diverged(self, error: NonFinite) -> UserError:
+    def diverged(self, error: NonFinite) -> UserError:
         """Name the step, the last good checkpoint and what to change."""
         self.saver.finish()
         good = step_checkpoints(self.saver.folder)
         last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         again = f"start again with {self.task.remedy}, and --redo or another --name"
         return UserError(f"{self.task.name}: loss or weights are not finite at step {error.step}; {last}; {again}")
+
+
+def run_side_by_side(loops: Sequence[TrainingLoop]) -> None:
+    """Make all steps that are left of several trainings: the next step of each, then the step after it of each.
+
+    A training that is behind, as after a kill between two checkpoints, catches up first. Their tasks then read the same
+    rows at the same time. All have the same ``StopFlag``.
+
+    Raises:
+        UserError: a loss or weights are not finite, or a last checkpoint could not be written; the other trainings are
+            saved.
+        Stopped: the ranks agreed to stop, and everything is saved.
+    """
+    at = loops[0]
+    try:
+        for at in loops:
+            at.begin([loop for loop in loops if loop is not at])
+        while unfinished := [loop for loop in loops if loop.done < loop.schedule.steps]:
+            step = min(loop.done for loop in unfinished)
+            for at in [loop for loop in unfinished if loop.done == step]:
+                at.step()
+            schedule = at.schedule
+            if at.done < schedule.steps and at.done % schedule.agree_every == 0 and at.stop.agreed():
+                for at in loops:
+                    at.save()
+                raise Stopped(f"{at.task.name}: saved at step {at.done} of {schedule.steps}")
+        for at in loops:
+            at.finish()
+    except NonFinite as error:
+        for other in loops:
+            if other is not at:
+                with suppress(NonFinite):
+                    other.save()
+        raise at.diverged(error) from None
+    finally:
+        for loop in loops:
+            loop.close()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train.config import Precision
+from dist_train.config import LearnPrecision, Precision
 from dist_train.errors import UserError
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
@@ -137,6 +137,22 @@ def assert_float32(model: nn.Module) -> None:
     """Assert that weights and batch norm's statistics are float32, whatever the autocast type."""
     tensors = (*model.parameters(), *model.buffers())
     assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()), "master weights must be float32"
+
+
+def settled(precision: LearnPrecision, device: torch.device) -> Precision:
+    """Return the precision that ``auto`` stands for on a device, or the precision itself."""
+    if precision != "auto":
+        return precision
+    return "bf16" if fastest_type(device) == torch.bfloat16 else "fp32"
+
+
+def fastest_type(device: torch.device) -> torch.dtype:
+    """Return the type in which a device has its fastest products: bfloat16 where it has instructions for it, else
+    float32. GPUs sum products of bfloat16 in float32 from now on: by default partial sums may be rounded."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if cpu_has("bf16") else torch.float32
 
 
 def cpu_has(precision: Precision) -> bool:

@@ -30,7 +30,7 @@ def trained(small_run: Config, whole_run: Run, tmp_path_factory: pytest.TempPath
     given = replace(
         config,
         learn=replace(config.learn, methods=list(LEARNED), steps=10, checkpoint_every=10, log_every=10),
-        evaluate=replace(config.evaluate, methods=FROZEN, draws=2, shots=[1, 2]),
+        evaluate=replace(config.evaluate, methods=FROZEN, options={"ranpac_features": 64}, draws=2, shots=[1, 2]),
     )
     for stage in ("pretrain", "extract"):
         shutil.copytree(whole_run.dir / stage, given.run_dir / stage)
@@ -65,6 +65,7 @@ def _spied(method: Method, seen: Given, scores: list[torch.Tensor]) -> Method:
 def test_methods_are_blind(name: str, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Given = []
     scores: list[torch.Tensor] = []
+    whole = scoring.JointScoring(trained, Context())
 
     def making(name: str, base: Base) -> Method:
         return _spied(make(name, base), seen, scores)
@@ -101,8 +102,21 @@ def test_methods_are_blind(name: str, trained: Run, monkeypatch: pytest.MonkeyPa
         rows[np.setdiff1d(np.arange(len(rows)), kept)] = np.nan
         joint.novel_train = replace(joint.novel_train, rows=rows)
 
+    altered = slice(None, None, 2)
+
+    def other_queries(joint: scoring.JointScoring) -> None:
+        """Replace every second query; the scores of the others must be the same."""
+        mixed = joint._make_scorer.keywords["mixed"].activations
+        mixed[altered] = mixed[altered].flip(0) + 3
+
     plain = scores_after(no_change)
     assert plain
+    queries = len(whole.base_queries.labels) + len(whole.novel_queries.labels)
+    others = scores_after(other_queries)
+    assert len(others) == len(plain)
+    for before, after in zip(plain, others, strict=True):
+        of_queries = len(before) == queries
+        assert torch.equal(before[1::2], after[1::2]) if of_queries else torch.equal(before, after), "other queries"
     changes = [other_labels] if METHODS[name].oracle else [other_labels, poison]
     for change in changes:
         found = scores_after(change)

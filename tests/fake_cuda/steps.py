@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from dist_train.data.activations import Activations
 from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
 from dist_train.models.backbones.ours import drop_branches, resnet
-from dist_train.stages.learn import Bank, PredictorTraining
+from dist_train.stages.learn import PredictorTraining
+from dist_train.training.bank import Bank, StepReader
 from dist_train.training.classification import Classification
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
@@ -99,16 +101,20 @@ def learned(mode: FakeCuda, fault: str, method: str, precision: str, graphed: bo
     table = Activations(rng.random((140, 12)).astype(np.float16), np.arange(140), np.arange(0, 141, 20))
     bank = Bank(table, table, table.means(), torch.randn(7, 12), CONTEXT)
     config = LearnConfig(precision=precision)  # type: ignore[arg-type]
-    task = PredictorTraining(method, bank, config, 0, CONTEXT)
+    reader = StepReader(bank, 0)
+    task = PredictorTraining(method, reader, config, CONTEXT)
     for group in task.strategy.optimizer.param_groups:
         group["lr"] = torch.zeros((), device=CUDA) if graphed else 0.0
+    reader.read(2)  # draws for all
     if fault == "labels":
-        task.labels = task.labels.cpu()
-    for p_mean in (1.0, 0.0):
-        drawn = bank.draw(0, 0, p_mean)
+        bank.labels = bank.labels.cpu()
+    for step, p_mean in enumerate((1.0, 0.0)):
+        task.config = replace(task.config, p_mean=p_mean)
+        reader.p_mean = p_mean
         with mode.step():
             set_lr(task.strategy.optimizer, 0.1)
-            task.update(*(numbers[0] for numbers in drawn))
+            rows = reader.read(step)
+            task.update(rows.chance, rows.supports, rows.queries)
     return 0
 
 

@@ -10,6 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from dist_train.data.activations import Activations
 from dist_train.fewshot import closed_form
 from dist_train.fewshot.closed_form import fit
+from dist_train.fewshot.moments import Moments
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,7 @@ def clusters(counts: list[int], dim: int, spread: float = 1.0) -> Activations:
 
 
 def solved(table: Activations, kind: str, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    rows, bias = closed_form._Moments.of(table, CPU, iter).solve(kind, strength)
+    rows, bias = closed_form.rows_of(Moments.of(table, CPU), kind, strength)
     return rows.numpy(), bias.numpy()
 
 

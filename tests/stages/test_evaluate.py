@@ -60,8 +60,8 @@ def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(
     assert set(whole["oracles"]) == {"linear_oracle", "nn_oracle"}
 
     shutil.rmtree(folder)
-    # nn asks once for each of its 6 base classes, each method once for each of 4 draws, an oracle once.
-    for turn, kept in ((3, []), (8, []), (12, ["nn"]), (7, ["finetune", "linear_oracle", "nn"])):
+    # nn asks twice for each of its 6 base classes, each method once for each of 4 draws, an oracle once.
+    for turn, kept in ((3, []), (8, []), (14, []), (18, ["nn"]), (7, ["finetune", "linear_oracle", "nn"])):
         with pytest.raises(Stopped, match="the methods before it are kept"):
             evaluate(run, Context(), StopAtTurn(turn))
         assert sorted(path.stem for path in folder.glob("rows/*.json")) == kept
@@ -165,7 +165,8 @@ def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:
 
 
 def test_every_method_gives_a_row(config: Config, with_backbone: Callable[[Config], Config]) -> None:
-    small = {f"{name}_steps": 3.0 for name in ("finetune", "child", "logistic", "linear_oracle")}
+    small = {f"{name}_steps": 3.0 for name in ("finetune", "child", "logistic", "linear_oracle", "held")}
+    small["ranpac_features"] = 32.0
     learned = [name for name in METHODS if name in METHODS[name].learns]
     config = replace(
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,17 @@ from dist_train.config import LearnConfig, Precision
 from dist_train.data.activations import Activations
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import StopFlag
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import LEARNED
 from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.models.predictor import Predictor, RowPredictor
-from dist_train.stages.learn import Bank, PredictorTraining, train
+from dist_train.stages.learn import PredictorTraining, train
 from dist_train.training import checkpoint
-from dist_train.training.metrics import read_metrics
+from dist_train.training.bank import Bank, StepReader
+from dist_train.training.metrics import read_metrics, reproducible
 
 CONFIG = LearnConfig(steps=30, lr=0.05, log_every=10, checkpoint_every=10, precision="fp32")
 
@@ -48,7 +50,8 @@ def learn(
     context: Context = Context(),  # noqa: B008  (it is frozen)
 ) -> None:
     """Train a predictor in ``folder``."""
-    train(PredictorTraining(method, data or bank(context), config, seed, context), folder, {}, StopFlag(context))
+    reader = StepReader(data or bank(context), seed)
+    train({folder: PredictorTraining(method, reader, config, context)}, {}, StopFlag(context))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -60,7 +63,8 @@ def test_a_step_follows_the_papers_formula(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=1, momentum=0.0, weight_decay=0.0, p_mean=0.5)
     data = bank(Context())
     learn("phi2", config, tmp_path, data=data, seed=3)
-    single, support, query = (d[0] for d in data.draw(3, 0, 0.5))
+    chance, support, query = (d[0] for d in data.draw(3, 0))
+    single = chance >= 0.5
     assert 0 < single.sum() < 7
     phi = Predictor("phi2", 12, config)
     statistics = torch.stack([data.train[support[y]].float() if single[y] else data.means[y] for y in range(7)])
@@ -74,13 +78,25 @@ def test_a_step_follows_the_papers_formula(tmp_path: Path) -> None:
 
 def test_draws_stay_within_their_class_and_follow_p_mean() -> None:
     data = bank(Context())
-    single, support, query = data.draw(0, 64, 0.9)
+    chance, support, query = data.draw(0, 64)
     labels = torch.arange(7).expand(64, 7)
     for rows in (support, query):
         assert torch.equal(rows // 20, labels)
-    assert single.shape == (64, 7) and 0.03 < single.double().mean() < 0.2
-    assert torch.equal(support[~single], query[~single]) and (support != query)[single].any()
-    assert data.draw(0, 0, 0.0)[0].all() and not data.draw(0, 0, 1.0)[0].any()  # the triplet network, phi2*
+    assert chance.shape == (64, 7) and 0.03 < (chance >= 0.9).double().mean() < 0.2 and (support != query).any()
+    assert (chance >= 0.0).all() and not (chance >= 1.0).any()  # the triplet network, phi2*
+
+
+def test_a_row_that_no_predictor_is_shown_is_not_read() -> None:
+    data = bank(Context())
+    chance, support, query = (d[5] for d in data.draw(0, 64))
+    for p_mean in (1.0, 0.5, 0.0):
+        reader = StepReader(data, 0)
+        reader.p_mean = p_mean
+        rows = reader.read(69)
+        assert reader.read(69) is rows and torch.equal(rows.chance, chance)
+        wanted = torch.where(chance >= p_mean, support, query)
+        assert torch.equal(rows.supports, data.train[wanted].float())
+        assert torch.equal(rows.queries, data.train[query].float())
 
 
 def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
@@ -100,17 +116,101 @@ def test_loss_falls_and_a_resume_is_bit_equal(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path: Path) -> None:
     data = bank(Context())
-    data.train[data.draw(0, 0, 0.0)[2][12, 3]] = float("nan")  # the query of class 3 in step 13
+    data.train[data.draw(0, 0)[2][12, 3]] = float("nan")  # the query of class 3 in step 13
     config = replace(CONFIG, p_mean=0.0, checkpoint_every=5)
     with pytest.raises(UserError, match=r"phi2: loss or weights are not finite at step (\d+); .*step-0000\d+") as error:
         learn("phi2", config, tmp_path, data=data)
     step = int(str(error.value).split("at step ")[1].split(";")[0])
-    rows = [data.draw(0, 0, 0.0)[k] for k in (1, 2)]
+    rows = data.draw(0, 0)[1:]
     bad = [n for n in range(30) if any(data.train[r[n]].isnan().any() for r in rows)]
     assert (
         step == bad[0] + 1
         and checkpoint.step_checkpoints(tmp_path / "checkpoints")[-1].name == f"step-{bad[0] // 5 * 5:08d}"
     )
+
+
+MIXED = ["triplet", "phi2star", "phi2", "phi_plus"]  # never a mean, always the mean, both
+
+
+def beside(methods: list[str], config: LearnConfig, folder: Path, data: Bank | None = None) -> dict[str, float]:
+    """Train predictors side by side, each in a folder of its name."""
+    reader, context = StepReader(data or bank(Context()), 0), Context()
+    tasks = {folder / name: PredictorTraining(name, reader, config, context) for name in methods}
+    return train(tasks, {}, StopFlag(context))
+
+
+def same(one: Path, other: Path) -> None:
+    """Check that two trainings have the same bits and the same metrics."""
+    for name, value in weights(one).items():
+        assert torch.equal(value, weights(other)[name]), (one, name)
+    rows = [reproducible(read_metrics(folder / "metrics.jsonl")) for folder in (one, other)]
+    for row in (*rows[0], *rows[1]):
+        row.pop("progress/steps")  # of a start that was cut short
+    assert rows[0] == rows[1] and len(rows[0]) > 2
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of predictors that were trained one after the other."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in MIXED:
+        learn(name, CONFIG, folder / name)
+    return folder
+
+
+def test_predictors_side_by_side_learn_what_each_learns_alone(alone: Path, tmp_path: Path) -> None:
+    assert list(beside(MIXED, CONFIG, tmp_path)) == MIXED
+    for name in MIXED:
+        same(alone / name, tmp_path / name)
+
+
+def test_rows_are_read_once_for_all_predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+    gather = StepReader._gather
+    monkeypatch.setattr(StepReader, "_gather", lambda self, *drawn: (gathered.append(1), gather(self, *drawn))[1])
+    beside(MIXED, CONFIG, tmp_path)
+    assert len(gathered) == CONFIG.steps
+
+
+def test_trainings_that_are_apart_meet_again(alone: Path, tmp_path: Path) -> None:
+    """As after a kill between two checkpoints, and with a method that is new."""
+    for name, steps in (("triplet", 21), ("phi2", 11)):
+        learn(name, replace(CONFIG, steps=steps), tmp_path / name)
+        shutil.rmtree(tmp_path / name / "final")  # the newest checkpoint is that of step 20, of step 10
+    beside(MIXED, CONFIG, tmp_path)
+    for name in MIXED:
+        same(alone / name, tmp_path / name)
+
+
+def test_a_predictor_that_diverges_leaves_the_others_saved(alone: Path, tmp_path: Path) -> None:
+    data = bank(Context())
+    chance, support, query = (d[:20] for d in data.draw(0, 0))
+    shown_to_phi2 = torch.cat([query.flatten(), support[chance >= CONFIG.p_mean]])
+    data.train[next(row for row in support.flatten() if row not in shown_to_phi2)] = float("nan")
+    with pytest.raises(UserError, match="learn triplet: loss or weights are not finite at step"):
+        beside(["phi2", "triplet"], replace(CONFIG, checkpoint_every=100), tmp_path, data)
+    (saved,) = checkpoint.step_checkpoints(tmp_path / "phi2" / "checkpoints")
+    assert saved.name in ("step-00000010", "step-00000020") and not (tmp_path / "triplet" / "final").exists()
+    beside(["phi2"], CONFIG, tmp_path)
+    for name, value in weights(alone / "phi2").items():
+        assert torch.equal(value, weights(tmp_path / "phi2")[name]), name
+
+
+def test_a_stop_saves_all_predictors_at_the_same_step(alone: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=100)
+    reader, context = StepReader(bank(Context()), 0), Context()
+    tasks = {tmp_path / name: PredictorTraining(name, reader, config, context) for name in MIXED}
+    stop = StopFlag(context)
+    stop.reason = "a test"
+    with pytest.raises(Stopped, match="saved at step 64 of 100"):
+        train(tasks, {}, stop)
+    for name in MIXED:
+        assert checkpoint.step_checkpoints(tmp_path / name / "checkpoints")[-1].name == "step-00000064"
+
+
+def test_the_first_numbers_come_early(tmp_path: Path) -> None:
+    learn("phi1", replace(CONFIG, steps=120, log_every=60, checkpoint_every=60), tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 60, 100, 120]
 
 
 def by_list(model: RowPredictor, statistics: torch.Tensor, single: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,9 @@ from dist_train.version import PACKAGE
 
 ALL = set(METHODS)
 CALIBRATED = {"phi2cal", "phi_plus"}
+GAUSSIAN = {"gda", "plda", "plda_own", "plda_rows", "fecam", "phi_plus_plda", "phi_plus_logistic"}
+TEEN = {"phi2_teen", "phi_plus_teen"}
+TRAINED_ON = {"phi_plus_held", "phi_plus_logistic", "phi_plus_plda"}
 NETWORKS = {"triplet_network", "triplet_network10", "triplet_network1", "finetune_network"}
 NEAREST = {"nn", "nn10", "nn1", "nn_oracle", "triplet", "triplet10", "triplet1", *NETWORKS} - {"finetune_network"}
 
@@ -61,9 +64,11 @@ def test_code_that_shows_rows_or_makes_their_inputs_does_not_count(changed: Call
         ("fewshot/protocols/episodes.py", ALL), ("fewshot/method.py", ALL), ("models/predictor.py", ALL),
         ("data/activations.py", ALL), ("data/splits.py", ALL), ("fewshot/calibration.py", None),
         ("fewshot/methods/class_mean.py", {"mean"}), ("fewshot/methods/ridge.py", {"ridge"}),
+        ("fewshot/methods/gaussian.py", GAUSSIAN), ("fewshot/head.py", {*GAUSSIAN, "centred", "teen", *TEEN, "done"}),
+        ("fewshot/towards_base.py", {"teen", *TEEN, "fecam", "ranpac"}),
         ("fewshot/methods/calibrated.py", {"phi2cal"}), ("fewshot/methods/nearest_neighbour.py", NEAREST),
         ("fewshot/methods/triplet.py", {"triplet", "triplet10", "triplet1"}),
-        ("fewshot/methods/last_layer.py", {"finetune", "logistic", "child", "linear_oracle"}),
+        ("fewshot/methods/last_layer.py", {"finetune", "logistic", "child", "linear_oracle", *TRAINED_ON}),
     ],
 )  # fmt: skip
 def test_code_that_computes_rows_counts(changed: Callable[..., set[str]], file: str, rows: set[str] | None) -> None:

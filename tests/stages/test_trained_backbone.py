@@ -94,7 +94,7 @@ def test_all_methods_at_other_lengths_of_activations(
     config = taking(
         config, name, weights(name),
         learn=replace(config.learn, methods=list(LEARNED), steps=8),
-        evaluate=replace(config.evaluate, methods=FROZEN, draws=2, shots=[1, 2]),
+        evaluate=replace(config.evaluate, methods=FROZEN, options={"ranpac_features": 64}, draws=2, shots=[1, 2]),
     )  # fmt: skip
     run = go(config, pretrain, extract, learn, evaluate)
     rows, bias = load_head(run.dir, torch.device("cpu"))

@@ -27,7 +27,8 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
 from dist_train.models.backbones.ours import drop_branches, resnet
-from dist_train.stages.learn import Bank, PredictorTraining, train
+from dist_train.stages.learn import PredictorTraining, train
+from dist_train.training.bank import Bank, StepReader
 from dist_train.training.classification import Classification
 from dist_train.training.loop import TrainingLoop
 from dist_train.training.objective import Objective
@@ -263,7 +264,7 @@ def learned(
         on_step(number)
 
     patch.setattr(Window, "add", counted)
-    train(PredictorTraining(method, bank(context), config, 0, context), folder, {}, StopFlag(context))
+    train({folder: PredictorTraining(method, StepReader(bank(context), 0), config, context)}, {}, StopFlag(context))
 
 
 @pytest.mark.filterwarnings("ignore:this CPU emulates bf16")
@@ -306,18 +307,18 @@ def test_every_step_of_learn_is_the_same_operations_on_the_same_shapes(
     update = PredictorTraining.update
 
     def watched(
-        self: PredictorTraining, single: torch.Tensor, support: torch.Tensor, query: torch.Tensor
+        self: PredictorTraining, chance: torch.Tensor, supports: torch.Tensor, queries: torch.Tensor
     ) -> torch.Tensor:
-        single_counts.add(int(single.sum()))
+        single_counts.add(int((chance >= self.config.p_mean).sum()))
         with Shapes() as shapes:
-            loss = update(self, single, support, query)
+            loss = update(self, chance, supports, queries)
         steps.append(shapes.found)
         return loss
 
     monkeypatch.setattr(PredictorTraining, "update", watched)
     config = replace(LEARN, steps=8, p_mean=0.5, schedule="release")
     context = Context()
-    train(PredictorTraining(method, bank(context), config, 0, context), tmp_path, {}, StopFlag(context))
+    train({tmp_path: PredictorTraining(method, StepReader(bank(context), 0), config, context)}, {}, StopFlag(context))
     assert len(steps) == 8 and all(step == steps[0] for step in steps)
     assert len(single_counts) > 1 or method in ("phi2star", "triplet")  # never and always single
 

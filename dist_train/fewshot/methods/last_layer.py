@@ -27,10 +27,23 @@ _MOMENTUM, _DECAY = 0.9, 1e-4  # as in the training of ResNet (He et al. 2016)
 
 
 class Layer:
-    """Train rows [N, C] and biases [N] of a linear classifier by SGD, with a rate that falls linearly to zero."""
+    """Train rows [N, C] and biases [N] of a linear classifier by SGD, with a rate that falls linearly to zero.
 
-    def __init__(self, weights: torch.Tensor, bias: torch.Tensor, lr: float, steps: int) -> None:
+    Args:
+        towards: what the weight decay draws the rows to, [N, C] or zero.
+    """
+
+    def __init__(
+        self,
+        weights: torch.Tensor,
+        bias: torch.Tensor,
+        lr: float,
+        steps: int,
+        decay: float = _DECAY,
+        towards: torch.Tensor | float = 0.0,
+    ) -> None:
         self.weights, self.bias, self.lr, self.steps = weights, bias, lr, steps
+        self.decay, self.towards = decay, towards
         self.momentum, self.momentum_bias, self.step_count = torch.zeros_like(weights), torch.zeros_like(bias), 0
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -39,7 +52,7 @@ class Layer:
 
     def step(self, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Take one step; ``gradient`` [Q, N] is that of the loss with respect to the logits of ``inputs``."""
-        self.momentum.mul_(_MOMENTUM).add_(gradient.T @ inputs).add_(self.weights, alpha=_DECAY)
+        self.momentum.mul_(_MOMENTUM).add_(gradient.T @ inputs).add_(self.weights - self.towards, alpha=self.decay)
         self.momentum_bias.mul_(_MOMENTUM).add_(gradient.sum(0))
         lr = self.lr * (1 - self.step_count / self.steps)
         self.weights -= lr * self.momentum
@@ -62,28 +75,36 @@ class LastLayer(Method):
         self.lr, self.steps = base.numbers[f"{name}_lr"], int(base.numbers[f"{name}_steps"])
         self.balanced = name == "logistic"
 
-    def take(self, support: Support) -> Scorer:
-        base, classes = self.base, len(self.base.rows)
-        novel, labels = _images(support)
-        labels += classes
-        share = len(support) / (classes + len(support)) if self.balanced else _share(novel, base)
-        layer = Layer(
+    def start(self, support: Support) -> Layer:
+        """Return the layer before its training: the backbone's classifier, and rows of zeros for novel classes."""
+        base = self.base
+        return Layer(
             torch.cat([base.rows, base.rows.new_zeros(len(support), base.rows.shape[1])]),
             torch.cat([base.bias, base.bias.new_zeros(len(support))]),
             self.lr,
             self.steps,
         )
-        rng = np.random.RandomState(0)
+
+    def embed(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return activations [n, C] in the form that is multiplied with the rows."""
+        return activations
+
+    def take(self, support: Support) -> Scorer:
+        base, classes = self.base, len(self.base.rows)
+        novel, labels = _images(support)
+        labels += classes
+        share = len(support) / (classes + len(support)) if self.balanced else _share(novel, base)
+        layer, rng = self.start(support), np.random.RandomState(0)
         for _ in range(self.steps):
             rows = self._base_rows(rng)
             picked = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
-            inputs = torch.cat([_load(base, rows), novel[picked]])
+            inputs = self.embed(torch.cat([_load(base, rows), novel[picked]]))
             labels_of_batch = torch.cat([torch.from_numpy(self.base_labels[rows]).to(novel.device), labels[picked]])
             # The gradient of the weighted cross-entropy with respect to the logits.
             gradient = torch.softmax(layer(inputs), dim=1)
             gradient[torch.arange(len(labels_of_batch)), labels_of_batch] -= 1
             layer.step(inputs, gradient * _weights(share, len(picked), novel.device))
-        return layer
+        return lambda queries: layer(self.embed(queries))
 
     def _base_rows(self, rng: np.random.RandomState) -> np.ndarray:
         offsets = self.base.train.offsets

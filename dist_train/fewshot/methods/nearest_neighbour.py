@@ -6,7 +6,8 @@ thousand chances to be nearest where a novel class has k.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,39 +16,41 @@ import torch
 import torch.nn.functional as F
 
 from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, sample_rows
+from dist_train.fewshot.nearest import first_largest, largest_products
 
-_QUERIES = 8192  # at a time, to bound memory at 50,000 queries
 _SHARES = {"10": 0.1, "1": 0.01}
 
 
+def unit(activations: torch.Tensor) -> torch.Tensor:
+    """Return activations [..., C] as vectors of unit length."""
+    return F.normalize(activations, dim=-1)
+
+
 class NearestNeighbour(Method):
+    """Score by the nearest image.
+
+    Args:
+        embed: takes activations [..., C], and returns vectors [..., C] of unit length.
+    """
+
     labels: ClassVar = {"nn": "NN + cosine", "nn10": "NN + cosine, 10% of base", "nn1": "NN + cosine, 1% of base"}
     scale: ClassVar = COSINE
 
-    def __init__(self, name: str, base: Base) -> None:
-        self.train, self.watch = base.train, base.watch
+    def __init__(self, name: str, base: Base, embed: Callable[[torch.Tensor], torch.Tensor] = unit) -> None:
+        self.train, self.watch, self.decisive = base.train, base.watch, base.decisive
         self.share = _SHARES.get(name.lstrip("abcdefghijklmnopqrstuvwxyz_"), 1.0)
-
-    def embed(self, activations: torch.Tensor) -> torch.Tensor:
-        """Return activations [..., C] as vectors [..., C] of unit length."""
-        return F.normalize(activations, dim=-1)
+        self.embed = embed
+        self.embed_queries = lru_cache(1)(embed)  # the queries are the same tensor for all supports
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         ends = list(pairwise(self.train.offsets))
-        kept = (self.train.rows[self._kept(*pair)] for pair in self.watch(ends))
-        return self._nearest(queries, (torch.from_numpy(rows).to(queries.device).float() for rows in kept), len(ends))
 
-    def _nearest(self, queries: torch.Tensor, classes: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-        """Return the largest cosine [Q, classes] between queries [Q, C] and the images [n, C] of each class."""
-        queries = self.embed(queries)
-        # Allocated before the loop: columns allocated in it would fragment the heap's large blocks.
-        largest = queries.new_empty(len(queries), count)
-        for number, rows in enumerate(classes):
-            unit = self.embed(rows).T
-            for start in range(0, len(queries), _QUERIES):
-                chunk = slice(start, start + _QUERIES)
-                largest[chunk, number] = (queries[chunk] @ unit).amax(1)
-        return largest
+        def classes() -> Iterator[torch.Tensor]:
+            for first, last in self.watch(ends):
+                rows = torch.from_numpy(self.train.rows[self._kept(first, last)])
+                yield self.embed(rows.to(queries.device).float())
+
+        return largest_products(self.embed_queries(queries), classes, len(ends), self.decisive)
 
     def _kept(self, first: int, last: int) -> slice | np.ndarray:
         """Return the rows of a class that are kept: at least one, the same on every call."""
@@ -56,14 +59,12 @@ class NearestNeighbour(Method):
         return sample_rows(first, last, max(1, round(self.share * (last - first))))
 
     def take(self, support: Support) -> Scorer:
-        unit = self.embed(support.flatten(0, 1)).T
-        classes, shots = support.shape[:2]
+        return next(self.take_first(support, [support.shape[1]]))
 
-        def scorer(queries: torch.Tensor) -> torch.Tensor:
-            chunks = (queries[start : start + _QUERIES] for start in range(0, len(queries), _QUERIES))
-            return torch.cat([(self.embed(chunk) @ unit).view(-1, classes, shots).amax(2) for chunk in chunks])
-
-        return scorer
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        rows, embed = self.embed(support[:, : max(shots)]), self.embed_queries
+        largest = lru_cache(1)(lambda queries: first_largest(embed(queries), rows, shots))
+        return (lambda queries, place=place: largest(queries)[place] for place in range(len(shots)))
 
 
 class NearestOracle(NearestNeighbour):
@@ -74,4 +75,8 @@ class NearestOracle(NearestNeighbour):
     base_as = "nn"
 
     def take(self, support: Support) -> Scorer:
-        return lambda queries: self._nearest(queries, support, len(support))
+        def scorer(queries: torch.Tensor) -> torch.Tensor:
+            classes = partial(map, self.embed, support)
+            return largest_products(self.embed_queries(queries), classes, len(support), self.decisive)
+
+        return scorer

@@ -58,8 +58,4 @@ class TripletNetwork(NearestNeighbour):
     uses: ClassVar = {"triplet10": "triplet", "triplet1": "triplet"}
 
     def __init__(self, name: str, base: Base) -> None:
-        super().__init__(name, base)
-        self.model = load_trained(Triplet, "triplet", base)
-
-    def embed(self, activations: torch.Tensor) -> torch.Tensor:
-        return self.model.query(activations)
+        super().__init__(name, base, load_trained(Triplet, "triplet", base).query)

@@ -6,7 +6,7 @@ sees the same draws, and the supports of k shots are the first k of a draw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +17,7 @@ import torch
 
 from dist_train.data.activations import Activations
 from dist_train.data.shards.index import Subset
+from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method, Scorer, Support
 
@@ -119,6 +120,7 @@ class JointScorer:
     Args:
         kept: the method's base classes that are scored, in the order of ``base.labels``; None for all.
         mixed: the same queries mixed, where several methods share them.
+        context: the ranks, each of which computes the base scores of its share of the queries; by default there is one.
 
     Raises:
         UserError: scores are not finite.
@@ -131,12 +133,13 @@ class JointScorer:
         novel: Queries,
         kept: Sequence[int] | None = None,
         mixed: Mixed | None = None,
+        context: Context = Context(),  # noqa: B008  (it is frozen)
     ) -> None:
         self.method, self.base, self.novel = method, base, novel
         self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
         self.mixed = Mixed.of(base, novel) if mixed is None else mixed
         if not method.moves_base:
-            self._set_base_scores(*self._scores(method.base_scores))
+            self._set_base_scores(*self._scores(shared(method.base_scores, context)))
 
     def with_method(self, method: Method) -> Self:
         """Return the scorer of another method whose ``base_scores`` are the same."""
@@ -164,9 +167,17 @@ class JointScorer:
     def draw(self, support: Support, order: torch.Tensor) -> Draw:
         """Score one support set; ``order``, int64 [novel classes], is that in which classes are added for
         ``forgetting``."""
-        of_base, of_novel = self._scores(self.method.take(support))  # scores of novel classes, by kind of query
+        return self._draw(self.method.take(support), len(support), order)
+
+    def draws(self, support: torch.Tensor, shots: Sequence[int], order: torch.Tensor) -> Iterator[Draw]:
+        """Yield what ``draw`` returns for the first k supports of each class, for each k of ``shots``."""
+        for scorer in self.method.take_first(support, shots):
+            yield self._draw(scorer, len(support), order)
+
+    def _draw(self, scorer: Scorer, novel: int, order: torch.Tensor) -> Draw:
+        of_base, of_novel = self._scores(scorer)  # scores of novel classes, by kind of query
         if self.method.moves_base:
-            classes = of_base.shape[1] - len(support)
+            classes = of_base.shape[1] - novel
             self._set_base_scores(of_base[:, :classes], of_novel[:, :classes])
             of_base, of_novel = of_base[:, classes:], of_novel[:, classes:]
         metrics = self.more_metrics(of_base, of_novel)
@@ -204,6 +215,18 @@ class JointScorer:
     def more_metrics(self, of_base: torch.Tensor, of_novel: torch.Tensor) -> dict[str, float]:
         """Return metrics of one protocol only, from the arguments of ``ranks``."""
         return {}
+
+
+def shared(scorer: Scorer, context: Context) -> Scorer:
+    """Return a scorer whose queries the ranks share; all ranks call it, with the same queries, and get all scores."""
+
+    def score(queries: torch.Tensor) -> torch.Tensor:
+        own = scorer(queries[context.rank :: context.world])
+        scores = own.new_zeros(len(queries), own.shape[1])
+        scores[context.rank :: context.world] = own
+        return context.sum(scores)
+
+    return scorer if context.world == 1 else score
 
 
 def finite(scores: torch.Tensor) -> torch.Tensor:

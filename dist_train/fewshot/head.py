@@ -1,0 +1,70 @@
+"""Heads: methods without a training, whose novel scores are calibrated like those of phi+."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from dist_train.fewshot import calibration
+from dist_train.fewshot.calibration import Calibration
+from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
+from dist_train.fewshot.moments import Moments
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+POWER = {"head_power": Number(0.5)}
+
+
+class Head(Method):
+    """Score base classes by what ``__init__`` prepared, and novel classes by ``novel_scores``, calibrated
+    (fewshot/calibration.py)."""
+
+    numbers: ClassVar = calibration.NUMBERS
+
+    def __init__(self, name: str, base: Base) -> None:
+        self.base = base
+
+    @abstractmethod
+    def novel_scores(self, support: Support) -> Scorer:
+        """Return ``take``'s function before its calibration."""
+
+    @cached_property
+    def calibrate(self) -> Calibration:
+        """The calibration, whose images are scored when the first supports come."""
+        return Calibration.from_base(self.base, self.base_scores)
+
+    def take(self, support: Support) -> Scorer:
+        return self.calibrate(self.novel_scores(support))
+
+
+class Centring:
+    """Map activations to vectors of length 1 about the base classes: power, sphere, centre, sphere.
+
+    x -> |x|^p with its sign, to length 1, less the mean of the base classes, to length 1 again: the "PEME" of Bendou et
+    al. 2022 (EASY; their code's ``preprocess``, p = 0.5). Their centre is the mean over base images; here it is the
+    mean of the class means that were mapped to the sphere, which needs no pass over the images.
+    """
+
+    def __init__(self, means: torch.Tensor, power: float) -> None:
+        self.power = power
+        self.centre = self._sphere(means).mean(0)
+
+    def _sphere(self, activations: torch.Tensor) -> torch.Tensor:
+        return F.normalize(activations.sign() * activations.abs() ** self.power, dim=-1)
+
+    def __call__(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return [..., C] for activations [..., C]."""
+        return F.normalize(self._sphere(activations) - self.centre, dim=-1)
+
+
+def centred_moments(base: Base) -> tuple[Centring, Moments]:
+    """Return the centring of ``head_power``, and the moments of centred activations, from one pass over the stored
+    activations for all methods of an evaluation."""
+    power = base.numbers["head_power"]
+    centring, device = Centring(base.means, power), base.means.device
+    name = f"moments of centred activations, head_power={power}"
+    return centring, base.shared(name, lambda: Moments.of(base.train, device, base.watch, transform=centring))

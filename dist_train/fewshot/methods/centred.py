@@ -1,0 +1,29 @@
+"""Class mean + cosine of centred activations (``Centring``)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from dist_train.fewshot.calibration import NUMBERS
+from dist_train.fewshot.head import POWER, Head, centred_moments
+from dist_train.fewshot.method import COSINE, Base, Scorer, Support, cosine
+
+
+class CentredMean(Head):
+    labels: ClassVar = {"centred": "Class mean + cosine, centred"}
+    scale: ClassVar = COSINE
+    numbers: ClassVar = {**NUMBERS, **POWER}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__(name, base)
+        self.centring, moments = centred_moments(base)
+        self.means = moments.means.float()
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        return cosine(self.centring(queries), self.means)
+
+    def novel_scores(self, support: Support) -> Scorer:
+        means = self.centring(support).mean(1)
+        return lambda queries: cosine(self.centring(queries), means)

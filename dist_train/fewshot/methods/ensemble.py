@@ -1,0 +1,64 @@
+"""The average of two methods that are sure in different cases: of their calibrated logits, calibrated again.
+
+A logit less its query's log sum exp is a log probability, and what all classes of a query share changes no rank; so
+this is the average of log probabilities (the product of experts of Hinton 1999, with equal weights).
+
+- ``phi_plus_plda``: phi+, and the two-covariance posterior beside the backbone's classifier; nothing is trained for new
+  classes.
+- ``phi_plus_logistic``: phi+ and logistic regression, which is trained for each set of supports.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from dist_train.fewshot.calibration import NUMBERS, Calibrated
+from dist_train.fewshot.method import Base, Method, Scorer, Support
+from dist_train.fewshot.methods.gaussian import BesideRows
+from dist_train.fewshot.methods.last_layer import LastLayer
+from dist_train.fewshot.methods.phi_plus import Plus
+
+
+class _Average(Method):
+    """Average the calibrated scores of two methods."""
+
+    def __init__(self, members: tuple[Method, Method], base: Base) -> None:
+        self.members = [Calibrated(member, base) for member in members]
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        first, second = (member.base_scores(queries) for member in self.members)
+        return (first + second) / 2
+
+    def take(self, support: Support) -> Scorer:
+        scorers = [self._scorer(member, support) for member in self.members]
+        return lambda queries: (scorers[0](queries) + scorers[1](queries)) / 2
+
+    def _scorer(self, member: Method, support: Support) -> Scorer:
+        """Return the member's scorer of all classes where the average moves base classes, else of the novel ones."""
+        if self.moves_base and not (member.moves_base or len(support)):
+            return member.base_scores
+        scorer = member.take(support)
+        if member.moves_base or not self.moves_base:
+            return scorer
+        return lambda queries: torch.cat([member.base_scores(queries), scorer(queries)], 1)
+
+
+class BesideGaussians(_Average):
+    labels: ClassVar = {"phi_plus_plda": "φ+ and two-covariance posterior"}
+    uses: ClassVar = {"phi_plus_plda": "phi_plus"}
+    numbers: ClassVar = {**NUMBERS, **BesideRows.numbers}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__((Plus("phi_plus", base), BesideRows("plda_rows", base)), base)
+
+
+class BesideLogistic(_Average):
+    labels: ClassVar = {"phi_plus_logistic": "φ+ and logistic regression"}
+    uses: ClassVar = {"phi_plus_logistic": "phi_plus"}
+    moves_base = True
+    numbers: ClassVar = {**NUMBERS, **LastLayer.numbers}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__((Plus("phi_plus", base), LastLayer("logistic", base)), base)

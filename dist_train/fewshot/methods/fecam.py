@@ -1,0 +1,77 @@
+"""C-FeCAM: a covariance for each class; those of novel classes come from base classes that are like them (Goswami et
+al., NeurIPS 2023, FeCAM, section 3; Goswami et al., CVPRW 2024, arXiv 2404.06622, whose code ``adam_adapter.py`` this
+follows).
+
+A class scores minus the squared Mahalanobis distance to its mean, by the correlation matrix of its covariance plus
+``fecam_ridge`` times the identity. A novel class has TEEN's mean, and the covariance sum_b w_b Sigma_b + Sigma_n, with
+TEEN's weights w_b and the covariance Sigma_n of its supports.
+
+A thousand matrices of 2048 dimensions would be 17 GB. Distances are therefore taken in the 256 coordinates that tell
+the base classes apart best, in which the covariance within classes is the identity on average (``Diagonal``); the ridge
+is in units of that. FeCAM's Tukey power and unit length are those of ``Centring``.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+
+from dist_train.fewshot.method import Base, Number, Scorer, Support
+from dist_train.fewshot.methods.gaussian import Gaussian
+from dist_train.fewshot.moments import identity_like, to_float
+from dist_train.fewshot.towards_base import TEEN, TowardsBase
+
+_DIMENSIONS = 256
+
+
+class ClassCovariances(Gaussian):
+    labels: ClassVar = {"fecam": "C-FeCAM"}
+    numbers: ClassVar = {**Gaussian.numbers, **TEEN, "fecam_ridge": Number(3.0)}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__(name, base)
+        self.ridge, self.move = base.numbers["fecam_ridge"], TowardsBase(base.means, base.numbers)
+        kept = min(_DIMENSIONS, self.means.shape[1])
+        self.best = self.between.topk(kept).indices
+        self.means = self.means[:, self.best]
+        # Allocated before the loop: tensors allocated in it would fragment the heap.
+        self.covariances = self.means.new_empty(len(self.means), kept, kept)
+        self.roots = torch.empty_like(self.covariances)
+        for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
+            rows = to_float(base.train.rows[first:last], self.means.device)
+            centred = self.coordinates(rows) - self.means[number]
+            self.covariances[number] = centred.T @ centred / len(centred)
+            self.roots[number] = self.root(self.covariances[number])
+
+    def coordinates(self, activations: torch.Tensor) -> torch.Tensor:
+        return super().coordinates(activations)[..., self.best]
+
+    def root(self, covariance: torch.Tensor) -> torch.Tensor:
+        """Return R of the inverse R R' of the correlation matrix, [d, d], for a covariance [d, d]."""
+        covariance = covariance + self.ridge * identity_like(covariance)
+        deviation = covariance.diagonal().sqrt()
+        lower = torch.linalg.cholesky(covariance / deviation[:, None] / deviation)
+        inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity_like(lower), upper=False)
+        return inverse.T
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        return _distances(self.coordinates(queries), self.means, self.roots)
+
+    def novel_scores(self, support: Support) -> Scorer:
+        prototypes = support.mean(1)
+        means = self.coordinates(self.move(prototypes))
+        apart = self.coordinates(support) - self.coordinates(support).mean(1, keepdim=True)
+        own = torch.einsum("nkc,nkd->ncd", apart, apart) / max(support.shape[1] - 1, 1)
+        likely = self.move.weights(prototypes) @ self.covariances.flatten(1)
+        roots = torch.stack([self.root(covariance) for covariance in likely.view_as(own) + own])
+        return lambda queries: _distances(self.coordinates(queries), means, roots)
+
+
+def _distances(coordinates: torch.Tensor, means: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+    """Return minus the squared distances [Q, N] of queries [Q, d] to means [N, d]; roots [N, d, d] as in ``root``."""
+    scores = coordinates.new_empty(len(coordinates), len(means))
+    for number, (mean, root) in enumerate(zip(means, roots, strict=True)):
+        scores[:, number] = -((coordinates - mean) @ root).square().sum(1)
+    return scores

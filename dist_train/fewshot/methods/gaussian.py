@@ -1,0 +1,145 @@
+"""Gaussian heads: every class is a normal distribution, and all share one covariance within classes.
+
+Activations are centred first (``Centring``). With Sw the covariance within the base classes and Sb that between them:
+
+- ``gda``, shared-covariance discriminant (Fisher 1936; Wang et al., ICLR 2024, section 3.2, for networks' features):
+  w_c = Sw^-1 m_c, b_c = -m_c' Sw^-1 m_c / 2 with equal priors. They take the covariance from the few supports; here it
+  comes from all base images.
+- ``plda``, the two-covariance model (Ioffe, ECCV 2006; Brummer & de Villiers, Odyssey 2010): a class mean is drawn from
+  N(m, Sb) and an image from N(class mean, Sw). Given k supports of mean x, the class mean has the posterior precision
+  L = k Sw^-1 + Sb^-1 and the posterior mean L^-1 (k Sw^-1 x + Sb^-1 m); a query scores by its log density under
+  N(posterior mean, Sw + L^-1). The fewer the supports, the wider the density and the nearer its mean to m. Base classes
+  are scored by the same formula with all their images. ``plda_own`` adds no offset to it: the balance between old and
+  new classes follows from k.
+- ``plda_rows``: the backbone's own classifier decides among base classes, and the densities d between old and new. With
+  t = ``plda_temperature``, a base class scores log softmax(W a + b)_c + log sum_base exp(d / t), a novel class d / t.
+
+Both covariances are shrunk towards multiples of the identity, by ``within_shrinkage`` and ``between_shrinkage``: there
+are fewer base classes than dimensions. Sources are cited from memory of their formulas, which are derived in
+tests/fewshot/test_heads.py by direct inversion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+
+from dist_train.fewshot.calibration import NUMBERS
+from dist_train.fewshot.head import POWER, Head, centred_moments
+from dist_train.fewshot.method import Base, Number, Scorer, Support
+from dist_train.fewshot.moments import Moments, shrunk
+
+WITHIN = {"within_shrinkage": Number(0.3)}
+BETWEEN = {"between_shrinkage": Number(0.3)}
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Coordinates in which the covariance within classes is the identity and that between classes is diagonal.
+
+    Attributes:
+        centre: float64 [C], the mean of the class means.
+        basis: float64 [C, C]; coordinates are (x - centre) @ basis.
+        between: float64 [C], variances of class means in these coordinates.
+    """
+
+    centre: torch.Tensor
+    basis: torch.Tensor
+    between: torch.Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, within_shrinkage: float, between_shrinkage: float) -> Self:
+        """Diagonalise both shrunk covariances together (Fukunaga 1990, section 2.3)."""
+        lower = torch.linalg.cholesky(shrunk(moments.within, within_shrinkage))
+        inner = torch.linalg.solve_triangular(lower, shrunk(moments.between, between_shrinkage), upper=False)
+        values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(lower, inner.T, upper=False))
+        basis = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
+        return cls(moments.centre, basis, values.clamp(min=1e-6))
+
+    def __call__(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return float32 coordinates [..., C] of activations [..., C]."""
+        return (activations - self.centre.to(activations.dtype)) @ self.basis.to(activations.dtype)
+
+
+class Gaussian(Head):
+    """Prepare the coordinates, and the classes' means in them."""
+
+    labels: ClassVar = {}
+    numbers: ClassVar = {**NUMBERS, **POWER, **WITHIN, **BETWEEN}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__(name, base)
+        self.centring, moments = centred_moments(base)
+        strengths = [base.numbers[key] for key in (*WITHIN, *BETWEEN)]
+        key = f"coordinates, head_power={base.numbers['head_power']}, shrinkages={strengths}"
+        self.space: Diagonal = base.shared(key, lambda: Diagonal.of(moments, *strengths))
+        self.means, self.counts = self.space(moments.means.float()), moments.counts.float()
+        self.between = self.space.between.float()
+
+    def coordinates(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return [..., C] for activations [..., C]."""
+        return self.space(self.centring(activations))
+
+
+class Discriminant(Gaussian):
+    labels: ClassVar = {"gda": "Shared-covariance discriminant"}
+    numbers: ClassVar = {**NUMBERS, **POWER, **WITHIN, **BETWEEN}
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        return _products(self.coordinates(queries), self.means)
+
+    def novel_scores(self, support: Support) -> Scorer:
+        means = self.coordinates(support).mean(1)
+        return lambda queries: _products(self.coordinates(queries), means)
+
+
+class Posterior(Gaussian):
+    labels: ClassVar = {"plda": "Two-covariance posterior"}
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.densities(self.coordinates(queries), self.means, self.counts)
+
+    def novel_scores(self, support: Support) -> Scorer:
+        means = self.coordinates(support).mean(1)
+        counts = means.new_full((len(means),), support.shape[1])
+        return lambda queries: self.densities(self.coordinates(queries), means, counts)
+
+    def densities(self, coordinates: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Return the log density [Q, N] of queries under each class, but for a constant that all classes share.
+
+        Args:
+            coordinates: of the queries, [Q, C].
+            means: of the classes' images, [N, C].
+            counts: how many images each class has, k above: [N].
+        """
+        posterior = self.between / (1 + counts[:, None] * self.between)  # variances of the class means, [N, C]
+        centres, precisions = counts[:, None] * posterior * means, 1 / (1 + posterior)
+        products = coordinates @ (centres * precisions).T - 0.5 * coordinates.square() @ precisions.T
+        return products - 0.5 * (centres.square() * precisions - precisions.log()).sum(1)
+
+
+class OwnOffset(Posterior):
+    labels: ClassVar = {"plda_own": "Two-covariance posterior, own offset"}
+
+    def take(self, support: Support) -> Scorer:
+        return self.novel_scores(support)
+
+
+class BesideRows(Posterior):
+    labels: ClassVar = {"plda_rows": "Two-covariance posterior beside the backbone's classifier"}
+    numbers: ClassVar = {**Posterior.numbers, "plda_temperature": Number(10.0)}
+
+    def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
+        logits = queries @ self.base.rows.T + self.base.bias
+        return super().base_scores(queries).logsumexp(1, keepdim=True) + logits.log_softmax(1)
+
+    def densities(self, coordinates: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Return the log densities [Q, N], divided by the temperature."""
+        return super().densities(coordinates, means, counts) / self.base.numbers["plda_temperature"]
+
+
+def _products(coordinates: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """Return the discriminant's scores [Q, N] in coordinates whose covariance within classes is the identity."""
+    return coordinates @ means.T - 0.5 * means.square().sum(1)
