@@ -115,8 +115,9 @@ class Rough:
         queries = self.queries[chunk]
         own_loss = (queries - queries.to(self.kind).float()).norm(dim=1, keepdim=True)
         sums = sum_error(queries) * (self.lengths + self.centres.norm(dim=1))
-        bounds = own_loss * self.lengths + queries.norm(dim=1, keepdim=True) * (self.lost + sums)
-        return _SAFE * (bounds + _HALF_STEP[self.kind] * self.largest[chunk].abs()) + 1e-30
+        bounds: torch.Tensor = own_loss * self.lengths + queries.norm(dim=1, keepdim=True) * (self.lost + sums)
+        bounds = bounds + _HALF_STEP[self.kind] * self.largest[chunk].abs()
+        return _SAFE * bounds + 1e-30
 
 
 def sum_error(vectors: torch.Tensor) -> float:

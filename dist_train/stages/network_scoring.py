@@ -51,10 +51,11 @@ class FinetunedScoring(JointScoring):
         own_draws: dict[str, dict[int, Draw]] = {}
         own_confusions: Confusions = {}
         for number in self.draws(name, stop):
-            for k, support in self._supports(number, oracle=False):
+            support = self.load(self.novel_train.rows[self.supports[number]])
+            for k in self.config.shots:
                 with naming(name):
-                    draw = self._scorer_at(name, number, int(k)).draw(support, self.orders[number])
-                self._keep(draw, number, k, own_draws, own_confusions)
+                    draw = self._scorer_at(name, number, k).draw(support[:, :k], self.orders[number])
+                self._keep(draw, number, str(k), own_draws, own_confusions)
             bar.update(1)
         return self._join(own_draws, own_confusions, began)
 

@@ -64,7 +64,7 @@ class NearestNeighbour(Method):
     def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
         rows, embed = self.embed(support[:, : max(shots)]), self.embed_queries
         largest = lru_cache(1)(lambda queries: first_largest(embed(queries), rows, shots))
-        return (lambda queries, place=place: largest(queries)[place] for place in range(len(shots)))
+        return (partial(lambda place, queries: largest(queries)[place], place) for place in range(len(shots)))
 
 
 class NearestOracle(NearestNeighbour):
