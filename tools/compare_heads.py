@@ -66,11 +66,10 @@ def main() -> None:
                     began = time.perf_counter()
                     add(measured.setdefault(label, {}), score(name, numbers, joint))
                     print(f"{folder.name}: {label}: {time.perf_counter() - began:.0f} s", flush=True)
-    page = table(measured)
-    print(page)
-    if options.out:
-        options.out.write_text(page + "\n", encoding="utf-8")
-        options.out.with_suffix(".json").write_text(json.dumps(measured))
+            if options.out:  # after each run, as the next takes minutes
+                options.out.write_text(table(measured) + "\n", encoding="utf-8")
+                options.out.with_suffix(".json").write_text(json.dumps(measured))
+    print(table(measured))
 
 
 def comparable(joint: JointScoring) -> list[str]:

@@ -16,7 +16,7 @@ from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
 from dist_train.fewshot.moments import Moments
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
-POWER = {"head_power": Number(0.5)}
+POWER = {"head_power": Number(1.0)}
 
 
 class Head(Method):

@@ -127,7 +127,7 @@ def test_one_pass_serves_all_heads_and_other_options_take_another() -> None:
     for name in ("gda", "plda", "plda_own", "centred"):
         methods.make(name, given)
     assert len(passes) == 1
-    methods.make("gda", prepare(**{**vars(given), "numbers": {**given.numbers, "head_power": 1.0}}))
+    methods.make("gda", prepare(**{**vars(given), "numbers": {**given.numbers, "head_power": 0.7}}))
     assert len(passes) == 2
 
 
@@ -145,7 +145,7 @@ def test_discriminant_by_inversion(power: float) -> None:
 
 @pytest.mark.parametrize("name", ["plda", "plda_own"])
 def test_posterior_by_inversion(name: str) -> None:
-    given = base(within_shrinkage=0.2, between_shrinkage=0.6)
+    given = base(head_power=0.5, within_shrinkage=0.2, between_shrinkage=0.6)
     old, new, asked = centred(given, 0.5)
     sw, sb, centre = covariances(old, 0.2, 0.6)
     wanted = np.empty((len(asked), OLD + NEW))
@@ -166,6 +166,15 @@ def test_posterior_beside_rows_keeps_the_classifiers_answers_and_the_densities_b
         np.testing.assert_allclose(of_query[OLD:], d[OLD:], atol=1e-4)
         old = np.log(np.exp(d[:OLD]).sum()) + z - np.log(np.exp(z).sum())
         np.testing.assert_allclose(of_query[:OLD], old, atol=1e-4)
+
+
+def test_posterior_beside_phi_plus_answers_as_phi_plus_among_base_classes(learned: Path) -> None:
+    given = replace(base(), learn=learned, options=LearnConfig(identity_init=False))
+    with torch.inference_mode():
+        ours, plus = (methods.make(name, given).base_scores(queries()) for name in ("plda_plus", "phi_plus"))
+        assert torch.allclose(ours.log_softmax(1), plus.log_softmax(1), atol=1e-4)
+        densities = methods.make("plda_rows", given)
+        assert torch.allclose(ours.logsumexp(1), densities.base_scores(queries()).logsumexp(1), atol=1e-3)
 
 
 def test_fewer_supports_make_a_wider_density() -> None:
@@ -218,7 +227,7 @@ def correlation(covariance: Array, ridge: float) -> Array:
 
 
 def test_fecam_by_inversion() -> None:
-    given = base(fecam_ridge=0.5, teen_weight=0.4, teen_temperature=8.0)
+    given = base(head_power=0.5, fecam_ridge=0.5, teen_weight=0.4, teen_temperature=8.0)
     old, new, asked = centred(given, 0.5)
     sw, sb, centre = covariances(old, given.numbers["within_shrinkage"], given.numbers["between_shrinkage"])
     basis = eigh(sb, sw)[1]  # within: the identity, between: diagonal
@@ -333,7 +342,7 @@ def _raw(plus: Method, query: int) -> torch.Tensor:
 def test_ensembles_average_calibrated_logits(learned: Path) -> None:
     given = replace(base(logistic_steps=3), learn=learned, options=LearnConfig(identity_init=False))
     with torch.inference_mode():
-        for second, name in (("plda_rows", "phi_plus_plda"), ("logistic", "phi_plus_logistic")):
+        for second, name in (("plda_plus", "phi_plus_plda"), ("logistic", "phi_plus_logistic")):
             members = [Calibrated(methods.make(member, given), given) for member in ("phi_plus", second)]
             wanted = torch.zeros(7, OLD + NEW)
             for member in members:

@@ -19,7 +19,7 @@ from dist_train.version import PACKAGE
 
 ALL = set(METHODS)
 CALIBRATED = {"phi2cal", "phi_plus"}
-GAUSSIAN = {"gda", "plda", "plda_own", "plda_rows", "fecam", "phi_plus_plda", "phi_plus_logistic"}
+GAUSSIAN = {"gda", "plda", "plda_own", "plda_rows", "plda_plus", "fecam", "phi_plus_plda", "phi_plus_logistic"}
 TEEN = {"phi2_teen", "phi_plus_teen"}
 TRAINED_ON = {"phi_plus_held", "phi_plus_logistic", "phi_plus_plda"}
 NETWORKS = {"triplet_network", "triplet_network10", "triplet_network1", "finetune_network"}

@@ -3,7 +3,7 @@
 A logit less its query's log sum exp is a log probability, and what all classes of a query share changes no rank; so
 this is the average of log probabilities (the product of experts of Hinton 1999, with equal weights).
 
-- ``phi_plus_plda``: phi+, and the two-covariance posterior beside the backbone's classifier; nothing is trained for new
+- ``phi_plus_plda``: phi+, and the two-covariance posterior beside its base rows; nothing is trained for new
   classes.
 - ``phi_plus_logistic``: phi+ and logistic regression, which is trained for each set of supports.
 """
@@ -16,7 +16,7 @@ import torch
 
 from dist_train.fewshot.calibration import NUMBERS, Calibrated
 from dist_train.fewshot.method import Base, Method, Scorer, Support
-from dist_train.fewshot.methods.gaussian import BesideRows
+from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.methods.last_layer import LastLayer
 from dist_train.fewshot.methods.phi_plus import Plus
 
@@ -48,10 +48,10 @@ class _Average(Method):
 class BesideGaussians(_Average):
     labels: ClassVar = {"phi_plus_plda": "φ+ and two-covariance posterior"}
     uses: ClassVar = {"phi_plus_plda": "phi_plus"}
-    numbers: ClassVar = {**NUMBERS, **BesideRows.numbers}
+    numbers: ClassVar = {**NUMBERS, **BesidePlus.numbers}
 
     def __init__(self, name: str, base: Base) -> None:
-        super().__init__((Plus("phi_plus", base), BesideRows("plda_rows", base)), base)
+        super().__init__((Plus("phi_plus", base), BesidePlus("plda_plus", base)), base)
 
 
 class BesideLogistic(_Average):

@@ -57,7 +57,7 @@ class ClassCovariances(Gaussian):
         return inverse.T
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return _distances(self.coordinates(queries), self.means, self.roots)
+        return _distances(self.of_queries(queries), self.means, self.roots)
 
     def novel_scores(self, support: Support) -> Scorer:
         prototypes = support.mean(1)
@@ -66,7 +66,7 @@ class ClassCovariances(Gaussian):
         own = torch.einsum("nkc,nkd->ncd", apart, apart) / max(support.shape[1] - 1, 1)
         likely = self.move.weights(prototypes) @ self.covariances.flatten(1)
         roots = torch.stack([self.root(covariance) for covariance in likely.view_as(own) + own])
-        return lambda queries: _distances(self.coordinates(queries), means, roots)
+        return lambda queries: _distances(self.of_queries(queries), means, roots)
 
 
 def _distances(coordinates: torch.Tensor, means: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:

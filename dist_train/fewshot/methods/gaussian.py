@@ -13,6 +13,7 @@ Activations are centred first (``Centring``). With Sw the covariance within the 
   new classes follows from k.
 - ``plda_rows``: the backbone's own classifier decides among base classes, and the densities d between old and new. With
   t = ``plda_temperature``, a base class scores log softmax(W a + b)_c + log sum_base exp(d / t), a novel class d / t.
+  ``plda_plus`` has the base rows of phi+ in place of the backbone's classifier.
 
 Both covariances are shrunk towards multiples of the identity, by ``within_shrinkage`` and ``between_shrinkage``: there
 are fewer base classes than dimensions. Sources are cited from memory of their formulas, which are derived in
@@ -22,6 +23,7 @@ tests/fewshot/test_heads.py by direct inversion.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Self
 
 import torch
@@ -29,10 +31,11 @@ import torch
 from dist_train.fewshot.calibration import NUMBERS
 from dist_train.fewshot.head import POWER, Head, centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support
+from dist_train.fewshot.methods.phi_plus import Plus
 from dist_train.fewshot.moments import Moments, shrunk
 
-WITHIN = {"within_shrinkage": Number(0.3)}
-BETWEEN = {"between_shrinkage": Number(0.3)}
+WITHIN = {"within_shrinkage": Number(0.7)}
+BETWEEN = {"between_shrinkage": Number(0.7)}
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Gaussian(Head):
         self.space: Diagonal = base.shared(key, lambda: Diagonal.of(moments, *strengths))
         self.means, self.counts = self.space(moments.means.float()), moments.counts.float()
         self.between = self.space.between.float()
+        self.of_queries = lru_cache(4)(
+            self.coordinates
+        )  # the queries, and a calibration's images, are the same each time
 
     def coordinates(self, activations: torch.Tensor) -> torch.Tensor:
         """Return [..., C] for activations [..., C]."""
@@ -88,23 +94,23 @@ class Discriminant(Gaussian):
     numbers: ClassVar = {**NUMBERS, **POWER, **WITHIN, **BETWEEN}
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return _products(self.coordinates(queries), self.means)
+        return _products(self.of_queries(queries), self.means)
 
     def novel_scores(self, support: Support) -> Scorer:
         means = self.coordinates(support).mean(1)
-        return lambda queries: _products(self.coordinates(queries), means)
+        return lambda queries: _products(self.of_queries(queries), means)
 
 
 class Posterior(Gaussian):
     labels: ClassVar = {"plda": "Two-covariance posterior"}
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.densities(self.coordinates(queries), self.means, self.counts)
+        return self.densities(self.of_queries(queries), self.means, self.counts)
 
     def novel_scores(self, support: Support) -> Scorer:
         means = self.coordinates(support).mean(1)
         counts = means.new_full((len(means),), support.shape[1])
-        return lambda queries: self.densities(self.coordinates(queries), means, counts)
+        return lambda queries: self.densities(self.of_queries(queries), means, counts)
 
     def densities(self, coordinates: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Return the log density [Q, N] of queries under each class, but for a constant that all classes share.
@@ -129,15 +135,30 @@ class OwnOffset(Posterior):
 
 class BesideRows(Posterior):
     labels: ClassVar = {"plda_rows": "Two-covariance posterior beside the backbone's classifier"}
-    numbers: ClassVar = {**Posterior.numbers, "plda_temperature": Number(10.0)}
+    numbers: ClassVar = {**Posterior.numbers, "plda_temperature": Number(30.0)}
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        logits = queries @ self.base.rows.T + self.base.bias
-        return super().base_scores(queries).logsumexp(1, keepdim=True) + logits.log_softmax(1)
+        return super().base_scores(queries).logsumexp(1, keepdim=True) + self.logits(queries).log_softmax(1)
+
+    def logits(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return the scores [Q, base classes] that decide among base classes."""
+        return queries @ self.base.rows.T + self.base.bias
 
     def densities(self, coordinates: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Return the log densities [Q, N], divided by the temperature."""
         return super().densities(coordinates, means, counts) / self.base.numbers["plda_temperature"]
+
+
+class BesidePlus(BesideRows):
+    labels: ClassVar = {"plda_plus": "Two-covariance posterior beside φ+'s base rows"}
+    uses: ClassVar = {"plda_plus": "phi_plus"}
+
+    def __init__(self, name: str, base: Base) -> None:
+        super().__init__(name, base)
+        self.plus = Plus("phi_plus", base)
+
+    def logits(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.plus.base_scores(queries)
 
 
 def _products(coordinates: torch.Tensor, means: torch.Tensor) -> torch.Tensor:

@@ -84,8 +84,8 @@ class RandomFeatures(Method):
         picked = torch.from_numpy(rng.randint(0, k, (len(support), self.draws))).to(device)
         own = (unit - means[:, None]) * math.sqrt(k / max(k - 1, 1))
         own = own.gather(1, picked[..., None].expand(-1, -1, own.shape[2]))
-        residuals = math.sqrt(0.5) * (torch.from_numpy(draws).to(device) + own)
-        return moved[:, None] + residuals
+        residuals: torch.Tensor = torch.from_numpy(draws).to(device) + own
+        return moved[:, None] + residuals * math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
