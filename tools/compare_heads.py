@@ -73,8 +73,9 @@ def main() -> None:
 
 
 def comparable(joint: JointScoring) -> list[str]:
-    """Return the methods that are no oracle and whose predictors the run has learned."""
-    needed = {name: kind.learned(name) for name, kind in methods.METHODS.items() if not kind.oracle}
+    """Return the methods that are no oracle, take frozen activations, and whose predictors the run has learned."""
+    frozen = {name: methods.METHODS[name] for name in methods.FROZEN}
+    needed = {name: kind.learned(name) for name, kind in frozen.items() if not kind.oracle}
     learned = {name for name in methods.LEARNED if (joint.base.learn / name / "final").is_dir()}
     return [name for name, source in needed.items() if source not in methods.LEARNED or source in learned]
 

@@ -214,7 +214,7 @@ def test_done_has_the_distribution_of_the_trained_rows_in_the_order_of_the_activ
     wanted = np.empty((NEW, DIM))
     for row, of_class in zip(wanted, support().double().numpy(), strict=True):
         row[np.argsort(of_class.mean(0))] = quantiles
-    ours = scores("done", given)
+    ours = scores("quantile", given)
     np.testing.assert_allclose(
         ours[:, OLD:], queries().double().numpy() @ wanted.T + given.bias.mean().item(), atol=1e-5
     )

@@ -18,7 +18,7 @@ from dist_train.fewshot.method import Base, Scorer, Support
 
 
 class QuantileRows(Head):
-    labels: ClassVar = {"done": "DONE: quantile imprinting"}
+    labels: ClassVar = {"quantile": "DONE: quantile imprinting"}
 
     def __init__(self, name: str, base: Base) -> None:
         super().__init__(name, base)
