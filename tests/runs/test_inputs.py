@@ -98,6 +98,22 @@ def test_a_record_of_an_older_version(run: Run) -> None:
             inputs.check_inputs(run, "pretrain")
 
 
+def test_auto_is_the_precision_that_a_training_began_with(run: Run) -> None:
+    automatic, folder = other(run, "learn", precision="auto"), run.dir / "learn"
+    for stage in ("learn", "evaluate"):
+        assert inputs.stage_inputs(automatic, stage)["learn.precision"] == "auto"
+    folder.mkdir()
+    for began, different in (("bf16", "fp32"), ("fp32", "bf16")):  # bf16 was the default of older versions
+        now = {**inputs.stage_inputs(automatic, "learn"), "learn.precision": began}
+        (folder / "inputs.json").write_text(json.dumps(now))
+        for stage in ("learn", "evaluate"):
+            assert inputs.stage_inputs(automatic, stage)["learn.precision"] == began
+        inputs.check_inputs(automatic, "learn")
+        inputs.check_checkpoint(checkpoint.Checkpoint({}, {"inputs": now}), now, folder)
+        with pytest.raises(UserError, match=f"learn.precision: '{began}' -> '{different}'"):
+            inputs.check_inputs(other(run, "learn", precision=different), "learn")
+
+
 def test_every_neutral_key_is_a_key() -> None:
     """None of them selects a number type."""
     hints = get_type_hints(PretrainConfig)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,8 +25,11 @@ from dist_train.fewshot.methods.attention import Attention
 from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.to_mean import ToMean
 from dist_train.models.predictor import Predictor, RowPredictor
+from dist_train.runs.run import Run
 from dist_train.stages.learn import PredictorTraining, train
+from dist_train.stages.learn import learn as learn_stage
 from dist_train.training import checkpoint
+from dist_train.training import precision as precisions
 from dist_train.training.bank import Bank, StepReader
 from dist_train.training.metrics import read_metrics, reproducible
 
@@ -162,6 +166,31 @@ def test_predictors_side_by_side_learn_what_each_learns_alone(alone: Path, tmp_p
     assert list(beside(MIXED, CONFIG, tmp_path)) == MIXED
     for name in MIXED:
         same(alone / name, tmp_path / name)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [(torch.bfloat16, "bf16"), (torch.float32, "fp32")], ids=str)
+def test_auto_is_settled_by_the_device_and_kept(
+    kind: torch.dtype, wanted: str, whole_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(precision: Precision | Literal["auto"], redo: bool = False) -> None:
+        options = replace(whole_run.config.learn, steps=2, methods=["phi1"], precision=precision)
+        config = replace(whole_run.config, name="copy", runs=tmp_path, learn=options)
+        learn_stage(replace(whole_run, config=config), Context(), StopFlag(Context()), redo)
+
+    def recorded() -> str:
+        return str(json.loads((tmp_path / "copy" / "learn" / "inputs.json").read_text())["learn.precision"])
+
+    shutil.copytree(whole_run.dir, tmp_path / "copy", ignore=shutil.ignore_patterns("learn", "evaluate"))
+    monkeypatch.setattr(precisions, "fastest_type", lambda device: kind)
+    monkeypatch.setattr(precisions, "cpu_has", lambda _: True)
+    start("auto")
+    assert recorded() == wanted
+    assert json.loads((tmp_path / "copy" / "learn" / "done.json").read_text())["precision"] == wanted
+    monkeypatch.setattr(precisions, "fastest_type", lambda device: {"bf16": torch.float32}.get(wanted, torch.bfloat16))
+    start("auto")  # on another machine
+    assert recorded() == wanted
+    start("auto", redo=True)
+    assert recorded() != wanted
 
 
 def test_rows_are_read_once_for_all_predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

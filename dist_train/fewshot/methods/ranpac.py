@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar, Self
 
@@ -45,7 +46,8 @@ class RandomFeatures(Method):
         self.base, self.move = base, TowardsBase(base.means, base.numbers)
         self.draws, size = int(base.numbers["ranpac_draws"]), int(base.numbers["ranpac_features"])
         device, (classes, dim) = base.means.device, base.means.shape
-        self.projection = torch.randn(dim, size, generator=torch.Generator().manual_seed(0)).to(device)
+        self.projection = projection = torch.randn(dim, size, generator=torch.Generator().manual_seed(0)).to(device)
+        self.query_features = lru_cache(2)(lambda queries: F.relu(F.normalize(queries, dim=1) @ projection))
         kept, held_out = (_Sums.zeros(size, classes, device) for _ in range(2))
         self.means = torch.empty(classes, dim, device=device)
         for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
@@ -65,7 +67,7 @@ class RandomFeatures(Method):
         features = self.features(self.drawn(support))
         flat, targets = features.flatten(0, 1), torch.cat([self.sums.targets, features.double().mean(1)])
         rows = self.sums.plus((flat.T @ flat / self.draws).double(), targets).solve(self.ridge).float()
-        return lambda queries: self.features(F.normalize(queries, dim=1)) @ rows.T
+        return lambda queries: self.query_features(queries) @ rows.T
 
     def drawn(self, support: Support) -> torch.Tensor:
         """Return draws [novel classes, draws, C] that stand for the images of novel classes."""
