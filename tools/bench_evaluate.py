@@ -30,6 +30,7 @@ import torch
 from tqdm import tqdm
 
 from dist_train.config import Config, EvaluateConfig, LearnConfig
+from dist_train.data.activations import load
 from dist_train.data.shards.index import ShardSet, Subset, sample_dtype
 from dist_train.data.sources.synsets import Synsets
 from dist_train.data.splits import Split
@@ -43,6 +44,8 @@ from dist_train.runs.run import Run
 from dist_train.stages import scoring
 from dist_train.stages.evaluate import evaluate
 from dist_train.training import checkpoint
+
+_FACTORS = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -160,13 +163,14 @@ def make(folder: Path, sizes: list[int], options: EvaluateConfig) -> Run:
     # On a GPU where there is a GPU, because the tables are 4.7 GB.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(0)
-    centres = torch.rand(base + novel, dim, generator=generator, device=device)
+    centres = torch.randn(base + novel, _FACTORS, generator=generator, device=device)
+    mixing = torch.randn(_FACTORS, dim, generator=generator, device=device)
     for name, each in counts.items():
         for role, numbers in (("base", range(base)), ("novel", range(base, base + novel))):
             first = sum(each[: numbers.start])
             middle = centres[numbers.start : numbers.stop]
-            table(run.dir / "extract", f"{role}_{name}", middle, each[numbers.start], first, generator)
-    means = centres[:base].cpu()
+            table(run.dir / "extract", f"{role}_{name}", middle, mixing, each[numbers.start], first, generator)
+    means = torch.from_numpy(load(run.dir / "extract", "base_train").means())
     np.save(run.dir / "extract" / "means.f32.npy", means.numpy())
     torch.manual_seed(0)
     head = {"head.weight": torch.randn(base, dim) / dim**0.5, "head.bias": torch.zeros(base)}
@@ -187,15 +191,25 @@ def subset(folder: Path, name: str, labels: np.ndarray) -> Subset:
 
 
 def table(
-    folder: Path, name: str, centres: torch.Tensor, per_class: int, first: int, generator: torch.Generator
+    folder: Path,
+    name: str,
+    centres: torch.Tensor,
+    mixing: torch.Tensor,
+    per_class: int,
+    first: int,
+    generator: torch.Generator,
 ) -> None:
-    """Write activations of classes around ``centres`` as ``extract`` does; samples are numbered from ``first``."""
+    """Write activations of classes as ``extract`` does; samples are numbered from ``first``.
+
+    Like those of a trained network they are not negative, and lie near a space of few dimensions: ``mixing`` maps
+    factors about each of the ``centres`` to them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    count, dim = len(centres) * per_class, centres.shape[1]
+    count, dim = len(centres) * per_class, mixing.shape[1]
     rows = np.lib.format.open_memmap(folder / f"{name}.f16.npy", "w+", np.float16, (count, dim))
     for number, centre in enumerate(centres):
-        noise = torch.rand(per_class, dim, generator=generator, device=centres.device)
-        rows[number * per_class : (number + 1) * per_class] = (centre + 2 * noise).half().cpu().numpy()
+        factors = centre + torch.randn(per_class, _FACTORS, generator=generator, device=centres.device)
+        rows[number * per_class : (number + 1) * per_class] = (factors @ mixing).relu().half().cpu().numpy()
     ids = np.arange(first, first + count)
     np.savez(folder / f"{name}.rows.npz", ids=ids, offsets=np.arange(len(centres) + 1) * per_class)
 
