@@ -1,0 +1,209 @@
+"""Estimate the whole evaluation on one H200-class GPU, from counted operations, bytes and launches.
+
+    python tools/plan_evaluate.py [--per-class 1281] [--val-per-class 50] [--draws 20] ...
+
+It is an estimate, not a measurement: it counts what each row computes at these sizes, and divides by what such a GPU
+is sold with, at the share of it that large products reach. ``tools/bench_evaluate.py`` measures. The counts of
+operations are compared with PyTorch's own counter in tests/tools/test_plan_evaluate.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+PEAK = {"bf16": 989e12, "fp32": 67e12, "fp64": 34e12}
+"""Operations/s (NVIDIA's data sheet of the H200 SXM: dense tensor cores; fp32 and fp64 without them)."""
+REACHED = {"bf16": 0.5, "fp32": 0.6, "fp64": 0.1}
+"""The share of it that is assumed: half for large products; fp64 is Cholesky factors of a few thousand rows."""
+BUS = 10e9
+"""Bytes/s from mapped, not pinned memory to the GPU: a sixth of PCIe 5."""
+STEP = 0.8e-3
+"""Seconds of a step of a row that trains: about 20 launches, 256 rows read and sent, NumPy's random numbers."""
+SET = 30e-3
+"""Seconds for a set of supports beside its products: about 150 launches, and the host's counts of confusions."""
+LOOKED_AT_AGAIN = 8
+"""Classes of a query that are scored exactly: 6.5 were measured, on real activations of 160 classes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Hold the sizes of an evaluation, by the names of this tool's options."""
+
+    base: int
+    per_class: int
+    novel: int
+    novel_per_class: int
+    val_per_class: int
+    dim: int
+    draws: int
+    shots: tuple[int, ...]
+
+    @property
+    def queries(self) -> int:
+        """Queries of all classes."""
+        return (self.base + self.novel) * self.val_per_class
+
+    @property
+    def images(self) -> int:
+        """Base training images."""
+        return self.base * self.per_class
+
+    @property
+    def sets(self) -> int:
+        """Sets of supports."""
+        return self.draws * len(self.shots)
+
+
+@dataclass
+class Work:
+    """Hold what a row costs: operations by type, bytes sent to the GPU, steps of trainings, sets of supports."""
+
+    flops: dict[str, float] = field(default_factory=dict)
+    bytes: float = 0.0
+    steps: float = 0.0
+    sets: float = 0.0
+
+    def product(self, kind: str, *sides: float) -> None:
+        """Add a product of these sides: two operations for each combination."""
+        count = 2.0
+        for side in sides:
+            count *= side
+        self.flops[kind] = self.flops.get(kind, 0.0) + count
+
+    @property
+    def seconds(self) -> float:
+        """The time on the GPU, as if nothing overlapped."""
+        products = sum(count / (PEAK[kind] * REACHED[kind]) for kind, count in self.flops.items())
+        return products + self.bytes / BUS + self.steps * STEP + self.sets * SET
+
+
+def linear(size: Sizes, layers: int = 0, rows: int = 1, calibrated: bool = False) -> Work:
+    """Count a row with a row of weights for each class, predicted through ``layers``.
+
+    Args:
+        rows: 1 where k supports give a row; 0 where they give k rows, whose products are computed once for all k.
+        calibrated: whether the novel scores of 20 images of each base class are computed too, as if all were correct.
+    """
+    work = Work(sets=size.sets)
+    work.product("fp32", size.queries, size.base, size.dim)
+    per_draw = len(size.shots) if rows else max(size.shots)
+    supports = sum(size.shots) if rows else max(size.shots)
+    scored = size.queries + (20 * size.base if calibrated else 0)
+    work.product("fp32", size.draws, scored, size.novel * per_draw, size.dim)
+    for _ in range(layers):
+        work.product("fp32", size.base + size.draws * size.novel * supports, size.dim, size.dim)
+    if calibrated:
+        work.product("fp32", 20 * size.base, size.base, size.dim)
+        work.bytes += 2.0 * 20 * size.base * size.dim
+    return work
+
+
+def attention(size: Sizes) -> Work:
+    """Count the row whose supports attend to the base rows: a layer, and two products with as many rows."""
+    work, supports = linear(size), size.draws * size.novel * sum(size.shots)
+    work.product("fp32", supports, size.dim, size.dim)
+    work.product("fp32", 2 * supports, size.base, size.dim)
+    return work
+
+
+def nearest(size: Sizes, share: float = 1.0, layers: int = 0) -> Work:
+    """Count a row of nearest neighbours among a share of the base images, embedded through ``layers``."""
+    kept = size.base * max(1, round(share * size.per_class))
+    work = Work(bytes=2 * 2.0 * kept * size.dim, sets=size.sets)  # read twice
+    work.product("bf16", size.queries, kept, size.dim)
+    work.product("fp32", size.queries, size.base, size.dim)
+    again = min(1.0, LOOKED_AT_AGAIN / size.base)
+    work.product("fp32", again * size.queries, kept, size.dim)
+    work.product("fp32", size.draws * size.queries, size.novel * max(size.shots), size.dim)
+    for _ in range(layers):
+        embedded = size.queries + 2 * kept + size.draws * size.novel * max(size.shots)
+        work.product("fp32", embedded, size.dim, size.dim)
+    return work
+
+
+def oracle(size: Sizes) -> Work:
+    """Count ``nn_oracle`` beside ``nn``, whose base scores it takes."""
+    kept = size.novel * size.novel_per_class
+    work = Work(bytes=2.0 * kept * size.dim, sets=1)
+    work.product("bf16", size.queries, kept, size.dim)
+    work.product("fp32", size.queries, size.novel, size.dim)
+    work.product("fp32", min(1.0, LOOKED_AT_AGAIN / size.novel) * size.queries, kept, size.dim)
+    return work
+
+
+def trained(size: Sizes, steps: int, all_rows: bool = True, oracle: bool = False) -> Work:
+    """Count a row that trains the last layer for each set of supports, of ``all_rows`` or of the novel classes."""
+    rows = size.novel + (size.base if all_rows else 0)
+    images = [size.novel_per_class] if oracle else [k for k in size.shots for _ in range(size.draws)]
+    work = Work(sets=len(images), steps=steps * len(images), bytes=2.0 * 256 * size.dim * steps * len(images))
+    for k in images:
+        batch = 256 + min(256, size.novel * k)
+        work.product("fp32", 2 * steps, batch, rows, size.dim)  # logits and gradient
+        work.product("fp32", size.queries, rows, size.dim)
+        if not all_rows:
+            work.product("fp32", size.novel * k, size.base, size.dim)
+    if not all_rows:
+        work.product("fp32", steps * 256 + size.queries, size.base, size.dim)
+        work.steps += steps
+    return work
+
+
+def ridge(size: Sizes) -> Work:
+    """Count ridge regression: a factor of the matrix, and all rows, for each set of supports."""
+    dim, classes = size.dim + 1, size.base + size.novel
+    work = Work(bytes=2.0 * size.images * size.dim, sets=size.sets)
+    work.product("fp32", size.images, dim, dim)
+    work.product("fp64", size.draws * sum(size.shots) * size.novel, dim, dim)
+    work.product("fp64", size.sets, dim, dim, dim / 6 + classes)  # dim^3 / 3 for the factor, two triangles for the rows
+    work.product("fp32", size.sets * size.queries, classes, dim)
+    return work
+
+
+ROWS: dict[str, Callable[[Sizes], Work]] = {
+    "mean": linear,
+    "imprint": linear,
+    "phi1": lambda size: linear(size, 1, rows=0),
+    "phi2": lambda size: linear(size, 2, rows=0),
+    "phi2star": lambda size: linear(size, 2, rows=0),
+    "phi2mean": lambda size: linear(size, 4, rows=0),
+    "phi2cal": lambda size: linear(size, 2, rows=0, calibrated=True),
+    "phi_plus": lambda size: linear(size, 1, calibrated=True),
+    "attention": attention,
+    "ridge": ridge,
+    "nn": nearest,
+    "nn10": lambda size: nearest(size, 0.1),
+    "nn1": lambda size: nearest(size, 0.01),
+    "triplet": lambda size: nearest(size, 1.0, 1),
+    "triplet10": lambda size: nearest(size, 0.1, 1),
+    "triplet1": lambda size: nearest(size, 0.01, 1),
+    "finetune": lambda size: trained(size, 300),
+    "child": lambda size: trained(size, 300, all_rows=False),
+    "logistic": lambda size: trained(size, 300),
+    "nn_oracle": oracle,
+    "linear_oracle": lambda size: trained(size, 3000, oracle=True),
+}
+"""Name of a row -> what counts it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("base", 900), ("per-class", 1281), ("novel", 100), ("novel-per-class", 1300),
+                          ("val-per-class", 50), ("dim", 2048), ("draws", 20)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    options = vars(parser.parse_args(arguments))
+    size = Sizes(**{**options, "shots": tuple(options["shots"])})
+    works = {name: count(size) for name, count in ROWS.items()}
+    print("| method | bf16 (TFLOP) | fp32 (TFLOP) | fp64 (TFLOP) | read (GB) | steps | estimate (s) |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, work in works.items():
+        flops = " | ".join(f"{work.flops.get(kind, 0.0) / 1e12:.1f}" for kind in PEAK)
+        print(f"| `{name}` | {flops} | {work.bytes / 1e9:.1f} | {work.steps:.0f} | {work.seconds:.1f} |")
+    print(f"\n{len(works)} rows: {sum(work.seconds for work in works.values()) / 60:.1f} minutes (estimate)")
+
+
+if __name__ == "__main__":
+    main()
