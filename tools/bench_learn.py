@@ -1,7 +1,7 @@
 """Measure the iterations/s of ``learn``'s predictors on random activations, at the paper's size by default.
 
     python tools/bench_learn.py [--methods phi2 ...] [--classes 900] [--per-class 1300] [--dim 2048] [--steps 20]
-        [--precision fp32] [--cuda-graph off on] [--json FILE]
+        [--precision fp32] [--cuda-graph off on] [--together] [--json FILE]
 
 Activations are written to a temporary file and memory-mapped, as in a run; the printed peak memory is that of the
 process so far. A run trains 75,000 steps by default. On a GPU, time a few thousand steps: the first are slow.
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--cuda-graph", nargs="+", choices=["off", "on"], default=["off"], help="learn.cuda_graph: each in turn"
     )
+    parser.add_argument("--together", action="store_true", help="then train all of them side by side, as a run does")
     parser.add_argument("--json", type=Path, help="write the figures here, after each method")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, contexts.start() as context:
@@ -76,6 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if args.json:
                 figures = {"rates": rates, "steps": args.steps, "peak_gib": peak_memory_gib(context.device)}
                 args.json.write_text(json.dumps(figures))
+
+        if args.together:
+            config = LearnConfig(steps=args.steps, precision=args.precision, log_every=args.steps)
+            reader = StepReader(bank, 0)
+            tasks = {Path(temporary) / f"{name}-together": PredictorTraining(name, reader, config, context)
+                     for name in args.methods}  # fmt: skip
+            seconds = sum(1 / rate for rate in train(tasks, {}, StopFlag(context)).values())
+            print(f"side by side: {1 / seconds:.2f} steps of all a second ({75_000 * seconds / 3600:.1f} h for 75,000)")
 
 
 if __name__ == "__main__":
