@@ -112,10 +112,13 @@ class _Sums:
         return _Sums(self.gram + gram, targets)
 
     def solve(self, ridge: float) -> torch.Tensor:
-        """Return W, float64 [classes, M]."""
+        """Return W, float64 [classes, M]; infinite where sums in float32 leave no positive definite matrix."""
         gram = self.gram + ridge * self.gram.diagonal().mean() * identity_like(self.gram)
-        return torch.cholesky_solve(self.targets.T, torch.linalg.cholesky(gram)).T
+        lower, failed = torch.linalg.cholesky_ex(gram)
+        return torch.cholesky_solve(self.targets.T, lower).T.masked_fill(failed > 0, torch.inf)
 
     def error(self, rows: torch.Tensor) -> float:
         """Return the squared error of rows W on these images, but for what all W share."""
+        if not rows.isfinite().all():
+            return math.inf
         return float(((rows @ self.gram) * rows).sum() - 2 * (rows * self.targets).sum())
