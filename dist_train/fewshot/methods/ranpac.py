@@ -74,7 +74,7 @@ class RandomFeatures(Method):
         unit, device = F.normalize(support, dim=-1), support.device
         means, rng = unit.mean(1), np.random.RandomState(0)
         length = self.means.norm(dim=1).mean()  # a single image has length 1, and the mean of a class is shorter
-        moved = F.normalize(self.move(means), dim=-1) * length
+        moved: torch.Tensor = F.normalize(self.move(means), dim=-1) * length
         weights = self.move.weights(means).cpu().double().numpy()
         offsets, draws = self.base.train.offsets, np.empty((len(support), self.draws, support.shape[2]), np.float32)
         for number, of_class in enumerate(weights):
