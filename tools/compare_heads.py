@@ -8,8 +8,8 @@ learned what the methods need. ``--try`` scores a method once for each value of 
 combinations. Every method's novel scores get the offset that phi+ gets (fewshot/calibration.py), so that base and novel
 accuracy are compared at the same price; AUSUC does not depend on it.
 
-Differences from phi+ are between the same supports. Their 95% t-interval is over all support draws of all runs; "runs"
-says in how many runs the mean difference is above zero, as other classes are another matter than other supports.
+Differences from phi+ are between the same supports. Their 95% t-interval is over all support draws of all runs; in
+brackets is in how many runs the mean difference is above zero, unless it is in none or in all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,31 +110,31 @@ def add(measured: Values, values: dict[str, dict[str, list[float]]]) -> None:
 
 
 def table(measured: dict[str, Values]) -> str:
-    """Return markdown: a table a number of shots, with phi+ first and the others as differences from it."""
+    """Return markdown tables of two numbers of shots each: the first variant of phi+, and the others as differences."""
     reference = next((label for label in measured if label.startswith(methods.LABELS[REFERENCE])), next(iter(measured)))
-    lines = []
-    for k in measured[reference]:
-        titles = [f"{title}{end}" for title in PAIRED_METRICS.values() for end in ("", ", runs")]
-        lines += [f"### {k} shot{'s' * (k != '1')}", "", *markdown_head(titles)]
-        own = {metric: measured[reference][k][metric] for metric in PAIRED_METRICS}
-        lines.append(markdown_row([reference, *(cell for v in own.values() for cell in (format_mean(_over(v)), ""))]))
+    shots, lines = list(measured[reference]), []
+    for pair in (shots[start : start + 2] for start in range(0, len(shots), 2)):
+        lines += markdown_head([f"{k}-shot {title}" for k in pair for title in PAIRED_METRICS.values()], [""])
+        own = [measured[reference][k][metric] for k in pair for metric in PAIRED_METRICS]
+        lines.append(markdown_row([reference, *(format_mean(Interval.of(_flat(runs))) for runs in own)]))
         for label, values in measured.items():
             if label != reference:
-                cells = [cell for m in PAIRED_METRICS for cell in _difference(values[k][m], own[m])]
-                lines.append(markdown_row([label, *cells]))
+                theirs = [values[k][metric] for k in pair for metric in PAIRED_METRICS]
+                lines.append(markdown_row([label, *map(_difference, theirs, own)]))
         lines.append("")
     return "\n".join(lines)
 
 
-def _over(runs: list[list[float]]) -> Interval:
-    return Interval.of([value for draws in runs for value in draws])
+def _flat(runs: Sequence[Sequence[float]]) -> list[float]:
+    return [value for draws in runs for value in draws]
 
 
-def _difference(runs: list[list[float]], others: list[list[float]]) -> tuple[str, str]:
-    """Return the mean difference with its interval, and in how many runs it is above zero."""
-    differences = [np.subtract(a, b) for a, b in zip(runs, others, strict=True)]
-    above = sum(difference.mean() > 0 for difference in differences)
-    return format_mean(Interval.of(np.concatenate(differences).tolist()), "+"), f"{above}/{len(runs)}"
+def _difference(runs: list[list[float]], others: list[list[float]]) -> str:
+    """Return the mean difference with its interval, and in how many runs it is above zero, unless in none or all."""
+    differences = [np.subtract(a, b).tolist() for a, b in zip(runs, others, strict=True)]
+    above = sum(np.mean(draws) > 0 for draws in differences)
+    text = format_mean(Interval.of(_flat(differences)), "+")
+    return text if above in (0, len(runs)) else f"{text} ({above})"
 
 
 if __name__ == "__main__":

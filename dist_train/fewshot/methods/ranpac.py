@@ -86,8 +86,8 @@ class RandomFeatures(Method):
         picked = torch.from_numpy(rng.randint(0, k, (len(support), self.draws))).to(device)
         own = (unit - means[:, None]) * math.sqrt(k / max(k - 1, 1))
         own = own.gather(1, picked[..., None].expand(-1, -1, own.shape[2]))
-        residuals: torch.Tensor = torch.from_numpy(draws).to(device) + own
-        return moved[:, None] + residuals * math.sqrt(0.5)
+        drawn: torch.Tensor = moved[:, None] + math.sqrt(0.5) * (torch.from_numpy(draws).to(device) + own)
+        return drawn
 
 
 @dataclass(frozen=True)
