@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from dist_train.data.activations import load
 from dist_train.distributed.context import Context
-from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.base_head import read_head
 from dist_train.fewshot.methods import make
 from dist_train.fewshot.protocols.joint import Draw, JointScorer, Mixed
-from dist_train.fewshot.table_row import TableRow
 from dist_train.stages.network_store import finetuned_folder, triplet_folder
-from dist_train.stages.scoring import BaseScoring, Confusions, JointScoring, Scoring, naming
+from dist_train.stages.scoring import BaseScoring, JointScoring, Scoring, naming
 
 if TYPE_CHECKING:
     from dist_train.runs.run import Run
@@ -46,18 +42,12 @@ class FinetunedScoring(JointScoring):
         self.num_draws = run.config.networks.draws
         self.own_draws = range(context.rank, self.num_draws, context.world)
 
-    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
-        began = time.perf_counter()
-        own_draws: dict[str, dict[int, Draw]] = {}
-        own_confusions: Confusions = {}
-        for number in self.draws(name, stop):
-            support = self.load(self.novel_train.rows[self.supports[number]])
-            for k in self.config.shots:
-                with naming(name):
-                    draw = self._scorer_at(name, number, k).draw(support[:, :k], self.orders[number])
-                self._keep(draw, number, str(k), own_draws, own_confusions)
-            bar.update(1)
-        return self._join(own_draws, own_confusions, began)
+    def _scored(self, scorer: JointScorer, number: int, name: str) -> Iterator[tuple[str, Draw]]:
+        """Yield a draw's results by number of shots, each of a network of its own."""
+        support = self.load(self.novel_train.rows[self.supports[number]])
+        for k in self.config.shots:
+            with naming(name):
+                yield str(k), self._scorer_at(name, number, k).draw(support[:, :k], self.orders[number])
 
     def _scorer_at(self, name: str, draw: int, shots: int) -> JointScorer:
         """Return the scorer of the network that was fine-tuned on these supports."""

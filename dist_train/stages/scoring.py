@@ -184,26 +184,13 @@ class JointScoring(Scoring):
         own_confusions: Confusions = {}
         for number in self.draws(name, stop, method.oracle):
             for k, draw in self._scored(scorer, number, name):
-                self._keep(draw, number, k, own_draws, own_confusions)
+                confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
+                own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
+                # Predictions are counted; ranks need not exchange them.
+                own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
             bar.update(len(self.own_draws) if method.oracle else 1)
-        return self._join(own_draws, own_confusions, began)
-
-    def _keep(
-        self, draw: Draw, number: int, k: str, own_draws: dict[str, dict[int, Draw]], own_confusions: Confusions
-    ) -> None:
-        """Add the result of draw ``number`` at ``k`` shots to those of this rank."""
-        confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
-        own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
-        # Predictions are counted; ranks need not exchange them.
-        own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
-
-    def _join(
-        self, own_draws: dict[str, dict[int, Draw]], own_confusions: Confusions, began: float
-    ) -> tuple[TableRow, Confusions]:
-        """Return a row and its confusions from the draws of all ranks; complete on rank 0."""
         gathered = self.context.gather((own_draws, own_confusions))
-        shots = dict.fromkeys(k for ranks_draws, _ in gathered for k in ranks_draws)
-        draws = {k: _in_order([ranks_draws.get(k, {}) for ranks_draws, _ in gathered]) for k in shots}
+        draws = {k: _in_order([ranks_draws.get(k, {}) for ranks_draws, _ in gathered]) for k in own_draws}
         row = TableRow(
             shots={k: {metric: [d.metrics[metric] for d in of_k] for metric in of_k[0].metrics}
                    for k, of_k in draws.items()},
