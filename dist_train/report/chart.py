@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 COLOURS = 8
 """Number of the style sheet's colours ``--c0`` to ``--c7``: Okabe & Ito's eight, which colour-blind people can tell
 apart, darker on white and lighter on black."""
-DASHES = ("", "7 4", "1.5 4")
-"""Dash patterns. With the colours they make 24 lines that differ."""
+DASHES = ("", "7 4", "1.5 4", "12 4 2 4", "14 8", "7 3 2 3 2 3")
+"""Dash patterns. With the colours they make 48 lines that differ."""
 MAX_POINTS = 200
 """Points of a line; more are averaged over equal stretches."""
 _FEW_POINTS = 12  # a line with this many or fewer has dots and all its error bars
