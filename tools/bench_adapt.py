@@ -37,7 +37,7 @@ from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.models.backbones import build
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 
 ADDED = (1, 10, 100)
 BATCH = 32  # as in the paper, for its time per image
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = photos.in_folder(args.photos, Account()) if args.photos else draw(Path(folder))
         if len(files) < max(ADDED):
             parser.error(f"--photos {args.photos}: holds {len(files)}; give at least {max(ADDED)}")
-        train = random_activations(args.base, args.per_class, resnet(args.backbone, 1).dim)
+        train = random_activations(args.base, args.per_class, untrained(args.backbone, 1).dim)
         model = random_model(args.backbone, args.method, train, args.resize, args.size, device)
         clock = Clock(device, args.repeats)
         opening, _ = clock(model.head, once=True)

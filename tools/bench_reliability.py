@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from dist_train.config import PretrainConfig
 from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.training.checkpoint import CheckpointSaver
 from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
@@ -51,7 +51,7 @@ class Training:
 
     def __init__(self, context: contexts.Context, stop: StopFlag, batch: int) -> None:
         torch.manual_seed(0)
-        model = resnet("resnet10", 100).to(context.device)
+        model = untrained("resnet10", 100).to(context.device)
         optimizer = make_optimizer(model, PretrainConfig())
         self.strategy = DataParallel(model, optimizer, MixedPrecision("fp32", context.device), context)
         self.images = torch.randn(batch, 3, 64, 64, device=context.device)

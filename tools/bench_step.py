@@ -54,7 +54,7 @@ from dist_train.data.shards.index import ShardSet, open_shards
 from dist_train.data.splits import make_view
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.training.classification import Classification
 from dist_train.training.loop import TrainingLoop
 from dist_train.training.optimizer import make_optimizer
@@ -152,7 +152,7 @@ class Trainer:
             channels_last=setting.channels_last, log_every=args.log_every, checkpoint_every=10**9,
         )  # fmt: skip
         self.context = Context(device=device)
-        model = resnet(args.model, args.classes).to(device)
+        model = untrained(args.model, args.classes).to(device)
         precision = MixedPrecision(args.precision, device)
         self.strategy = make_strategy(model, make_optimizer(model, self.config), precision, self.config, self.context)
         self.task = Endless(self.strategy, self.config, args.classes, seed=0, steps=10**9)

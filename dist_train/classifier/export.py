@@ -42,6 +42,8 @@ def write_torchvision(model: Classifier, out: Path) -> str:
         raise UserError(f"--format torchvision: the network is timm's {name}; take --format timm")
     if source == "ours" and architecture["small_stem"]:
         raise UserError("--format torchvision: it has no ResNet with a small stem; take --format onnx or safetensors")
+    if name == "conv4":
+        raise UserError("--format torchvision: it has no conv4; take --format onnx or safetensors")
     load = f"torchvision.models.{name}(num_classes={classes})"
     if source == "torchvision":
         options = "".join(

@@ -11,10 +11,10 @@ from dist_train.config.checks import at_least, require
 Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 # bf16, fp16: autocast over float32 weights. tf32: float32, with products that GPUs compute from factors of 10 bits of
 # mantissa; the same as fp32 on CPUs. fp32: exact products.
-# torchvision's ResNets, and the few-shot literature's ResNet-10 (one basic block a stage; Hariharan & Girshick
-# 2017), which torchvision does not have. They are listed here because torchvision takes seconds to import.
+# torchvision's ResNets, and two networks of the few-shot literature: four convolutions (Vinyals et al. 2016) and ResNet-10
+# (one basic block a stage; Hariharan & Girshick 2017). They are listed here because torchvision takes seconds to import.
 MODELS = (
-    *("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("conv4", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
 )
 Strategy = Literal["ddp", "zero0", "zero1", "zero2", "zero3"]
@@ -29,7 +29,7 @@ class PretrainConfig:
     """
 
     model: str = "resnet50"
-    """Name of any torchvision ResNet, or resnet10 (paper: ResNet-50)."""
+    """Name of any torchvision ResNet, resnet10 or conv4 (paper: ResNet-50)."""
     small_stem: bool = False
     """Take a 3x3 stem without max-pooling, for images of about 32 pixels (He et al. 2016, section 4.2)."""
     init: BackboneConfig | None = None
@@ -121,6 +121,9 @@ class PretrainConfig:
         at_least(self, "pretrain", 0, "clip_norm", "mixup", "cutmix")
         for name in ("stochastic_depth", "ema", "bce_threshold"):
             require(0 <= getattr(self, name) < 1, f"pretrain.{name}", getattr(self, name), "in [0, 1)")
+        for key in ("small_stem", "stochastic_depth"):
+            ok = self.model != "conv4" or not getattr(self, key)
+            require(ok, f"pretrain.{key}", getattr(self, key), "left out with pretrain.model=conv4, which is no ResNet")
         ok = self.loss == "ce" or self.label_smoothing == 0
         require(
             ok, "pretrain.label_smoothing", self.label_smoothing, "0 with pretrain.loss=bce, whose targets are 0 or 1"

@@ -20,7 +20,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.models.backbones import Backbone, Pretrained, open_pretrained
-from dist_train.models.backbones.ours import drop_branches, resnet
+from dist_train.models.backbones.ours import drop_branches, untrained
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
@@ -197,7 +197,7 @@ def _start_from(opened: Pretrained | None, run: Run, context: Context) -> RunBac
             log.info("pretrain: starts from %s, which has rows for %d base classes", opened.origin.source, known)
         backbone = RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin)
     else:
-        network = resnet(config.model, len(run.base), config.small_stem)
+        network = untrained(config.model, len(run.base), config.small_stem)
         backbone = RunBackbone(network, run.base, run.config.data.preprocessing)
     network = _synchronise(backbone.network) if config.sync_batchnorm else backbone.network
     if config.stochastic_depth:

@@ -172,7 +172,7 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
     for number, (what, name, other) in enumerate(changes):
         try:
             if what == "add":
-                photos = torch.randn(1 + number % 3, 512, generator=torch.Generator().manual_seed(number))
+                photos = torch.randn(1 + number % 3, 64, generator=torch.Generator().manual_seed(number))
                 model.add_activations(name, photos)
                 assert name not in wanted
                 wanted[name] = photos
@@ -190,7 +190,7 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
     assert [entry.name for entry in model.classes] == [*base, *wanted]
     model.save(tmp_path / "model")
     loaded = Classifier.load(tmp_path / "model", "cpu")
-    queries = torch.randn(5, 512, generator=torch.Generator().manual_seed(99))
+    queries = torch.randn(5, 64, generator=torch.Generator().manual_seed(99))
     assert loaded.classes == model.classes and torch.equal(loaded.scores(queries), model.scores(queries))
     assert loaded.provenance == model.provenance and loaded.provenance["split"]["holdout"] == "novel"
     undone = 0
@@ -254,7 +254,7 @@ from dist_train import Classifier
 model = Classifier.load(sys.argv[1], "cpu")
 print("ready", flush=True)
 for number in range(10_000):
-    model.add_activations(f"class {number}", torch.randn(1, 512))
+    model.add_activations(f"class {number}", torch.randn(1, 64))
     model.save(sys.argv[1])
 """
 
@@ -284,11 +284,11 @@ def test_two_processes_that_change_a_model_lose_nothing(models: Path, tmp_path: 
     """Of two loaded models the second to be saved is refused; so is a save while another process holds the folder."""
     folder = shutil.copytree(models / "phi2", tmp_path / "model")
     first, second = Classifier.load(folder), Classifier.load(folder)
-    first.add_activations("a", torch.ones(1, 512))
+    first.add_activations("a", torch.ones(1, 64))
     first.save(folder)
-    first.add_activations("b", torch.ones(1, 512))
+    first.add_activations("b", torch.ones(1, 64))
     first.copy().save(tmp_path / "model")  # continues from its own save
-    second.add_activations("c", torch.ones(1, 512))
+    second.add_activations("c", torch.ones(1, 64))
     with pytest.raises(UserError, match="was changed since it was loaded; load it again"):
         second.save(folder)
     assert [entry.name for entry in Classifier.load(folder).classes[6:]] == ["a", "b"]
@@ -318,19 +318,19 @@ except UserError as error:
 
 def test_wrong_activations_are_refused(models: Path) -> None:
     model = Classifier.load(models / "phi2")
-    for bad in (torch.zeros(1, 7), torch.zeros(512), torch.full((1, 512), torch.nan)):
-        with pytest.raises(UserError, match=r"give finite activations \[k, 512\]"):
+    for bad in (torch.zeros(1, 7), torch.zeros(64), torch.full((1, 64), torch.nan)):
+        with pytest.raises(UserError, match=r"give finite activations \[k, 64\]"):
             model.add_activations("x", bad)
     with pytest.raises(UserError, match="too small for half precision"):
-        model.add_activations("x", torch.full((2, 512), 5e-9))
+        model.add_activations("x", torch.full((2, 64), 5e-9))
     assert len(model.classes) == 6
 
 
 def test_names_that_look_the_same_are_the_same(models: Path) -> None:
     model = Classifier.load(models / "phi2")
-    model.add_activations("caf\u00e9", torch.ones(1, 512))
+    model.add_activations("caf\u00e9", torch.ones(1, 64))
     with pytest.raises(UserError, match="exists already"):
-        model.add_activations("cafe\u0301", torch.ones(1, 512))
+        model.add_activations("cafe\u0301", torch.ones(1, 64))
     model.remove_class("cafe\u0301")
     assert len(model.classes) == 6
 
@@ -340,7 +340,7 @@ def test_a_full_disk_leaves_the_model_as_it_was(models: Path, small_disk: object
     disk = small_disk(f"{(size + 60_000) // 1024}k")  # type: ignore[operator]
     folder = shutil.copytree(models / "phi2", disk / "model")
     model = Classifier.load(folder)
-    model.add_activations("large", torch.randn(200, 512))
+    model.add_activations("large", torch.randn(200, 64))
     with pytest.raises(OSError):
         model.save(folder)
     assert len(Classifier.load(folder).classes) == 6

@@ -93,8 +93,8 @@ def test_onnx_and_the_folder_keep_the_preprocessing_of_another_network(
 
 
 @pytest.mark.parametrize("method, rule", [("phi2", "mean"), ("phi1", "rows"), ("phi2cal", "rows")])
-def test_torchvision_loads_equal_logits(method: str, rule: str, models: Path, tmp_path: Path) -> None:
-    model = adapted(models, method, rule)
+def test_torchvision_loads_equal_logits(method: str, rule: str, resnet_models: Path, tmp_path: Path) -> None:
+    model = adapted(resnet_models, method, rule)
     line = export.write_torchvision(model, tmp_path / "m.pth")
     assert "BasicBlock, [1, 1, 1, 1], num_classes=8)" in line
     network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=8)
@@ -124,9 +124,17 @@ def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
     [("phi2", "class 'three' counts by the largest response of its photos.*--rule mean or rows"),
      ("phi_plus", "phi_plus classifies by cosine.*--format onnx or safetensors")],
 )  # fmt: skip
-def test_torchvision_refuses_what_a_linear_layer_cannot(method: str, wanted: str, models: Path, tmp_path: Path) -> None:
+def test_torchvision_refuses_what_a_linear_layer_cannot(
+    method: str, wanted: str, resnet_models: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=wanted):
-        export.write_torchvision(adapted(models, method), tmp_path / "m.pth")
+        export.write_torchvision(adapted(resnet_models, method), tmp_path / "m.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchvision_has_no_conv4(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it has no conv4; take --format onnx or safetensors"):
+        export.write_torchvision(adapted(models, "phi1", "rows"), tmp_path / "m.pth")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,14 +1,13 @@
 """The GPU that a rank computes on, and the errors where it has none, with ``torch.cuda`` patched."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fixtures.processes import WarmPython
 
 from dist_train.distributed import context, devices
 from dist_train.distributed.context import Context, backends
@@ -199,22 +198,27 @@ from dist_train.training.optimizer import make_optimizer
 from dist_train.training.precision import MixedPrecision
 from dist_train.training.strategies.deepspeed import DeepSpeed
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-config = PretrainConfig(strategy=sys.argv[1], global_batch=4, precision="fp32", optimizer="sgd")
-model = torch.nn.Linear(4, 4)
-mine = Context(local_rank=3, local_world=4, device=torch.device("cuda", 0))
-DeepSpeed(model, make_optimizer(model, config), MixedPrecision("fp32", torch.device("cpu")), config, mine)
-print("devices", sorted(set(filter(lambda index: index is not None, chosen))))
+for strategy in sys.argv[1:]:
+    config = PretrainConfig(strategy=strategy, global_batch=4, precision="fp32", optimizer="sgd")
+    model = torch.nn.Linear(4, 4)
+    mine = Context(local_rank=3, local_world=4, device=torch.device("cuda", 0))
+    DeepSpeed(model, make_optimizer(model, config), MixedPrecision("fp32", torch.device("cpu")), config, mine)
+    print(strategy, sorted(set(filter(lambda index: index is not None, chosen))))
+    chosen.clear()
 """
 
 
 ALL_GPUS_SHOWN = {"LOCAL_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}
 
 
-@pytest.mark.parametrize(("strategy", "env"), [("zero1", {}), ("zero1", ALL_GPUS_SHOWN), ("zero3", {})], ids=str)
-def test_deepspeed_computes_on_the_contexts_gpu(strategy: str, env: dict[str, str]) -> None:
-    around = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "RANK")}
-    command = [sys.executable, "-c", DEEPSPEED, strategy]
+@pytest.mark.parametrize(("strategies", "env"), [(("zero1", "zero3"), {}), (("zero1",), ALL_GPUS_SHOWN)], ids=str)
+def test_deepspeed_computes_on_the_contexts_gpu(
+    strategies: tuple[str, ...], env: dict[str, str], warm_python: WarmPython
+) -> None:
+    around = {key: value for key, value in warm_python.environment().items() if key not in ("LOCAL_RANK", "RANK")}
+    command = [warm_python.python, "-c", DEEPSPEED, *strategies]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**around, "DS_ACCELERATOR": "cpu", **env}
     )
-    assert "devices [0]" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    for strategy in strategies:
+        assert f"{strategy} [0]" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]

@@ -19,7 +19,7 @@ from dist_train.config import Config, PretrainConfig
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
 from dist_train.errors import STOPPED, UserError
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.training import checkpoint, precision
 from dist_train.training.metrics import read_metrics
 from dist_train.training.optimizer import make_optimizer, set_lr
@@ -42,7 +42,7 @@ def make(me: Context, name: str, kind: str = "fp32", **options: Any) -> Strategy
     offload = name.endswith("+offload")
     config = replace(CONFIG, strategy=name.removesuffix("+offload"), offload=offload, **options)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = small() if kind != "fp32" else resnet(config.model, 10, small_stem=True)
+    model = small() if kind != "fp32" else untrained(config.model, 10, small_stem=True)
     mixed = MixedPrecision(kind, me.device)  # type: ignore[arg-type]
     strategy = make_strategy(model, make_optimizer(model, config), mixed, config, me)
     strategy.module.train()
@@ -108,7 +108,7 @@ def one_step(me: Context) -> dict[str, Any]:
         steps(strategy, me, 1, 1.0, clip=0.5)
         moved = strategy.tensors()["model"]
         torch.manual_seed(0)
-        start = resnet("resnet10", 10, True).state_dict()
+        start = untrained("resnet10", 10, True).state_dict()
         weights = [key for key, _ in strategy.model.named_parameters()]
         moves = torch.stack([(moved[key] - start[key]).norm() for key in weights])
         found.setdefault("clipped", {})[name] = float(moves.norm())
@@ -206,7 +206,7 @@ def test_a_run_goes_from_ddp_to_zero_on_other_ranks_and_back(config: Config, ran
 def test_options_of_deepspeed_are_checked(options: dict[str, Any], message: str) -> None:
     config = replace(CONFIG, strategy="zero2", deepspeed=options)
     torch.manual_seed(0)
-    model = resnet("resnet10", 10)
+    model = untrained("resnet10", 10)
     with pytest.raises(UserError, match=message):
         make_strategy(
             model, make_optimizer(model, config), MixedPrecision("fp32", torch.device("cpu")), config, Context()

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 TINY = " ".join([
-    "--pretrain.model resnet10 --pretrain.epochs 2 --pretrain.warmup_epochs 0 --pretrain.precision fp32",
+    "--pretrain.model conv4 --pretrain.epochs 2 --pretrain.warmup_epochs 0 --pretrain.precision fp32",
     "--extract.precision fp32 --data.train_size 32 --data.eval_resize 36 --data.eval_size 32",
     "--learn.steps 30 --learn.precision fp32 --evaluate.draws 2",
 ])  # fmt: skip

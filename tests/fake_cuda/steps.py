@@ -20,7 +20,7 @@ from dist_train.config import LearnConfig, PretrainConfig
 from dist_train.data.activations import Activations
 from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
-from dist_train.models.backbones.ours import drop_branches, resnet
+from dist_train.models.backbones.ours import drop_branches, untrained
 from dist_train.stages.learn import PredictorTraining
 from dist_train.training.bank import Bank, StepReader
 from dist_train.training.classification import Classification
@@ -43,7 +43,7 @@ class StepOnly(Classification):
 def pretrain(mode: FakeCuda, fault: str, side: int, classes: int, **options: Any) -> int:
     """Make a step of ``pretrain``, or two where the first makes the optimiser's state; return the peak memory."""
     config = PretrainConfig(**options)
-    model = resnet(config.model, classes).to(CUDA)
+    model = untrained(config.model, classes).to(CUDA)
     if config.stochastic_depth:
         drop_branches(model, config.stochastic_depth)
     precision = MixedPrecision(config.precision, CUDA)

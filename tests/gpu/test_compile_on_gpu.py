@@ -15,7 +15,7 @@ from dist_train.config import Precision, PretrainConfig
 from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.training.classification import Classification
 from dist_train.training.loop import TrainingLoop
 from dist_train.training.optimizer import make_optimizer
@@ -32,7 +32,7 @@ def network(device: torch.device) -> nn.Module:
     layers."""
     torch.manual_seed(0)
     if device.type == "cuda":
-        return resnet("resnet10", 10, small_stem=True).to(device)
+        return untrained("resnet10", 10, small_stem=True).to(device)
     layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(8, 10))
 

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from dist_train.config import PretrainConfig
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
 from dist_train.training.strategies.factory import make_strategy
@@ -38,7 +38,7 @@ def make(me: Context, name: str, norms: str) -> Strategy:
     """Return DDP around a network whose batch norm is fixed (no statistics of a batch), synchronised, or unchanged."""
     config = PretrainConfig(model=name, global_batch=BATCH, precision="fp32")
     torch.manual_seed(0)
-    model: nn.Module = resnet(config.model, 10, small_stem=True)
+    model: nn.Module = untrained(config.model, 10, small_stem=True)
     if norms == "synchronised":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(me.device)
@@ -115,7 +115,7 @@ def compare(device: str, norms: str, folder: Path) -> None:
         launch(world, device, "parity", norms, str(folder / f"{world}.pt"))
         found.append(torch.load(folder / f"{world}.pt"))
     torch.manual_seed(0)
-    start = resnet("resnet10", 10, small_stem=True).state_dict()
+    start = untrained("resnet10", 10, small_stem=True).state_dict()
     assert float((found[0]["body.conv1.weight"] - start["body.conv1.weight"]).abs().max()) > 1e-3  # it was trained
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-4), name

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from dist_train.config import PretrainConfig
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.training.optimizer import make_optimizer, set_lr
 from dist_train.training.precision import MixedPrecision
 from dist_train.training.strategies.factory import make_strategy
@@ -35,7 +35,7 @@ def make(me: Context, name: str) -> Strategy:
     """Return the strategy ``name``, such as zero2+offload, of a network with seeded weights."""
     config = replace(CONFIG, strategy=name.removesuffix("+offload"), offload=name.endswith("+offload"))  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = resnet(config.model, 10, small_stem=True).to(me.device)
+    model = untrained(config.model, 10, small_stem=True).to(me.device)
     strategy = make_strategy(model, make_optimizer(model, config), MixedPrecision("fp32", me.device), config, me)
     strategy.module.train()
     return strategy

@@ -160,9 +160,10 @@ def test_classify_passes_over_files_that_are_no_photos(
 
 
 @pytest.mark.parametrize("kind", ["torchvision", "safetensors", "onnx"])
-def test_export_writes_a_file(kind: str, models: Path, album: Path, tmp_path: Path,
+def test_export_writes_a_file(kind: str, models: Path, resnet_models: Path, album: Path, tmp_path: Path,
                               capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    model = shutil.copytree(models / "phi2", tmp_path / "animals")
+    from_models = resnet_models if kind == "torchvision" else models
+    model = shutil.copytree(from_models / "phi2", tmp_path / "animals")
     assert main(["adapt", str(model), "--class", f"okapi={album}/okapi"]) == 0
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
@@ -172,7 +173,7 @@ def test_export_writes_a_file(kind: str, models: Path, album: Path, tmp_path: Pa
         assert main(["export", str(model), "--format", kind, "--rule", "mean", "--out", "a.pth"]) == 0
         assert torch.load("a.pth", weights_only=True)["fc.weight"].shape == (7, 512)
     else:
-        assert code == 0 and Path(f"animals.{kind}").stat().st_size > 10_000_000
+        assert code == 0 and Path(f"animals.{kind}").stat().st_size > 400_000
         assert f"animals.{kind}" in capsys.readouterr().out
 
 
@@ -286,6 +287,7 @@ def test_names_that_cannot_be_shown_never_reach_the_terminal(models: Path, album
     assert json.loads(answers[1][1])["image"] == str(odd)
 
 
+@pytest.mark.long
 def test_thousands_of_classes(models: Path, tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / "many" / f"class {number:04d}").mkdir(parents=True)

@@ -35,10 +35,10 @@ class Killed(BaseException):
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an untrained model with three classes."""
     torch.manual_seed(0)
-    rows, learn, device = torch.randn(3, 512), LearnConfig(), torch.device("cpu")
-    backbone = build({"name": "resnet10", "num_classes": 3, "small_stem": False})
+    rows, learn, device = torch.randn(3, 64), LearnConfig(), torch.device("cpu")
+    backbone = build({"name": "conv4", "num_classes": 3, "small_stem": False})
     phi = untrained_predictor("phi2", rows, backbone, learn)
-    sample = torch.randn(6, 512).half().float(), torch.tensor([0, 1, 2] * 2)
+    sample = torch.randn(6, 64).half().float(), torch.tensor([0, 1, 2] * 2)
     network = Network(backbone, Preprocess(Preprocessing(resize=36, size=32))).on(device)
     maker = PredictedHead("phi2", phi, learn, rows, sample, 0.3).on(device)
     classes = [Class("cat", "n1"), Class("dog", "n2"), Class("sea, lion", "n3")]

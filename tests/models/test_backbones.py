@@ -19,7 +19,7 @@ from torchvision.models import _api, convnext, vision_transformer
 
 from dist_train.config import BackboneConfig
 from dist_train.models.backbones import Pretrained, build, open_pretrained
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 
 State = dict[str, torch.Tensor]
 
@@ -127,7 +127,7 @@ def test_features_and_logits_are_the_librarys_own(case_of: Callable[[str], Case]
 
 @pytest.mark.parametrize("source", [*CASES, "ours"])
 def test_the_architecture_is_enough_to_build_the_network(case_of: Callable[[str], Case], source: str) -> None:
-    backbone = resnet("resnet10", 3, small_stem=True).eval() if source == "ours" else case_of(source).open().backbone
+    backbone = untrained("resnet10", 3, small_stem=True).eval() if source == "ours" else case_of(source).open().backbone
     size = 32 if source == "ours" else case_of(source).size
     again = build(json.loads(json.dumps(backbone.architecture))).eval()
     again.load_state_dict(backbone.state_dict())

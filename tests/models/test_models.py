@@ -1,16 +1,18 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 
-from dist_train.config import MODELS, LearnConfig
+from dist_train.config import MODELS, LearnConfig, PretrainConfig
 from dist_train.errors import UserError
-from dist_train.models.backbones.ours import resnet
+from dist_train.models.backbones.ours import untrained
 from dist_train.models.predictor import Predictor
 
 
 def test_backbone_is_torchvisions_network() -> None:
-    model = resnet("resnet18", 7).eval()
+    model = untrained("resnet18", 7).eval()
     reference = torchvision.models.resnet18(num_classes=7).eval()
     state = {k.removeprefix("body.").replace("head.", "fc."): v for k, v in model.state_dict().items()}
     reference.load_state_dict(state)
@@ -21,14 +23,33 @@ def test_backbone_is_torchvisions_network() -> None:
 
 def test_every_resnet_of_torchvision_and_no_other_is_offered() -> None:
     names = torchvision.models.list_models(module=torchvision.models)
-    assert set(MODELS) == {"resnet10", *(name for name in names if "resnet" in name or "resnext" in name)}
+    assert set(MODELS) == {"conv4", "resnet10", *(name for name in names if "resnet" in name or "resnext" in name)}
 
 
 def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
-    model = resnet("resnet10", 3, small_stem=True)
+    model = untrained("resnet10", 3, small_stem=True)
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
-    with pytest.raises(UserError, match=r"'vit_b_16': not a known ResNet.*resnet50"):
-        resnet("vit_b_16", 3)
+    with pytest.raises(UserError, match=r"'vit_b_16': not a known network.*resnet50"):
+        untrained("vit_b_16", 3)
+
+
+@pytest.mark.parametrize("side", [16, 84])
+def test_four_convolutions(side: int) -> None:
+    """Vinyals et al. 2016, written out."""
+    model = untrained("conv4", 3).eval()
+    x = images = torch.randn(2, 3, side, side)
+    state = model.state_dict()
+    for block in range(4):
+        x = F.conv2d(x, state[f"body.{block}.0.weight"], padding=1) / (1 + 1e-5) ** 0.5
+        x = F.max_pool2d(x.relu(), 2)
+    assert torch.allclose(model.features(images), x.mean((2, 3)), atol=1e-6)
+    assert [name for name, _ in model.layers()] == [f"{block}.0" for block in range(4)]
+
+
+@pytest.mark.parametrize("key", [{"small_stem": True}, {"stochastic_depth": 0.1}])
+def test_what_only_a_resnet_has_is_refused(key: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(key))}=.*must be left out with pretrain.model=conv4"):
+        PretrainConfig(model="conv4", **key)
 
 
 @pytest.mark.parametrize(("method", "layers"), [("phi1", 1), ("phi2", 2), ("phi2star", 2)])

@@ -14,7 +14,7 @@ from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
-from dist_train.models.backbones.ours import drop_branches, resnet
+from dist_train.models.backbones.ours import drop_branches, untrained
 from dist_train.runs.run import check_config, check_device, open_run
 from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint, precision
@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_written_anew(config: Config) -> None:
 
 
 def test_stochastic_depth_survives_synchronised_batch_norm() -> None:
-    model: Any = nn.SyncBatchNorm.convert_sync_batchnorm(resnet("resnet10", 6))
+    model: Any = nn.SyncBatchNorm.convert_sync_batchnorm(untrained("resnet10", 6))
     drop_branches(model, 0.5)
     assert sum(len(layer._forward_hooks) for layer in model.modules()) == 4
     model.body.layer4[0].train()

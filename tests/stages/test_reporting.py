@@ -59,7 +59,7 @@ def test_figures_are_left_as_numbers(whole_run: Run, folder: Path) -> None:
     assert all(np.isfinite(places).all() and np.shape(places) == (6, 2) for places in maps["maps"].values())
     # Rows that predictors of their own make; not those of phi2 once more, calibrated.
     assert list(found["channels"]) == ["trained rows", "rows of φ1", "rows of φ2", "rows of φ2*", "paper"]
-    assert len(found["diagonal"]["sorted"]) == 512
+    assert len(found["diagonal"]["sorted"]) == 64
 
 
 def test_report_has_every_part_and_stays_small(whole_run: Run, folder: Path) -> None:
@@ -79,7 +79,7 @@ def test_report_has_every_part_and_stays_small(whole_run: Run, folder: Path) -> 
         "Where the numbers come from",
     ]
     assert len(html) < 2e6
-    assert "pretrain.model" in html and "resnet10" in html  # it differs from the default
+    assert "pretrain.model" in html and "conv4" in html  # it differs from the default
 
 
 def test_examples_are_the_first_draws_supports(whole_run: Run, folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_tensorboard_has_the_curves_and_the_classes(whole_run: Run, folder: Path
 
 def test_only_differences_from_the_defaults_are_listed(whole_run: Run) -> None:
     found = changed_keys(whole_run.config)
-    assert found["pretrain.model"] == "resnet10" and found["evaluate.draws"] == 4
+    assert found["pretrain.model"] == "conv4" and found["evaluate.draws"] == 4
     assert not {"pretrain.momentum", "seed", "evaluate.shots", "evaluate.options"} & set(found)
 
 

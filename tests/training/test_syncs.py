@@ -26,7 +26,7 @@ from dist_train.data.loading.loader import Batch
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.methods import LEARNED
-from dist_train.models.backbones.ours import drop_branches, resnet
+from dist_train.models.backbones.ours import drop_branches, untrained
 from dist_train.stages.learn import PredictorTraining, train
 from dist_train.training.bank import Bank, StepReader
 from dist_train.training.classification import Classification
@@ -141,7 +141,7 @@ def prepare(device: torch.device, folder: Path, **options: Any) -> tuple[Loop, S
         log_every=LOG_EVERY, checkpoint_every=1000, **options,
     )  # fmt: skip
     context = Context(device=device)
-    model = resnet(config.model, 5).to(device)
+    model = untrained(config.model, 5).to(device)
     drop_branches(model, config.stochastic_depth)
     precision = MixedPrecision(config.precision, device)
     strategy = make_strategy(model, make_optimizer(model, config), precision, config, context)

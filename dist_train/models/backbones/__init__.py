@@ -19,7 +19,7 @@ __all__ = ["Backbone", "Origin", "Pretrained", "build", "open_pretrained", "weig
 
 _SOURCES: dict[str, ModuleType] = {"timm": timm_source, "torchvision": torchvision_source, "starter": starter}
 _BUILDERS: dict[str, Callable[..., Backbone]] = {
-    "ours": ours.resnet,
+    "ours": ours.untrained,
     "timm": timm_source.build,
     "torchvision": torchvision_source.build,
 }

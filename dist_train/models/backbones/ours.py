@@ -1,4 +1,5 @@
-"""Our own backbones, trained from scratch: any torchvision ResNet, cut into activations and classifier."""
+"""Our own backbones, trained from scratch: any torchvision ResNet, and the four convolutions of the few-shot literature,
+cut into activations and classifier."""
 
 from __future__ import annotations
 
@@ -24,30 +25,45 @@ class DropBranch:
         return dropped
 
 
-def resnet(name: str, num_classes: int, small_stem: bool = False) -> Backbone:
-    """Return an untrained ResNet.
+def untrained(name: str, num_classes: int, small_stem: bool = False) -> Backbone:
+    """Return an untrained network.
 
     Args:
         name: a name of ``config.MODELS``.
         num_classes: rows of the classifier.
-        small_stem: whether a 3x3 convolution of stride 1, without max-pooling, stands in place of the 7x7 convolution
-            of stride 2 (He et al. 2016, section 4.2).
+        small_stem: whether a 3x3 convolution of stride 1, without max-pooling, stands in place of a ResNet's 7x7
+            convolution of stride 2 (He et al. 2016, section 4.2).
 
     Raises:
         UserError: ``name`` is not among ``config.MODELS``.
     """
     if name not in MODELS:
-        raise UserError(f"pretrain.model={name!r}: not a known ResNet; give one of {', '.join(MODELS)}")
+        raise UserError(f"pretrain.model={name!r}: not a known network; give one of {', '.join(MODELS)}")
+    body, dim = _conv4() if name == "conv4" else _resnet(name, small_stem)
+    return Backbone(body, dim, num_classes, {"name": name, "small_stem": small_stem})
+
+
+def _conv4() -> tuple[nn.Module, int]:
+    """Return the network of Vinyals et al. (2016, section 4.1): four times a 3x3 convolution of 64 channels, batch norm,
+    ReLU and 2x2 max-pooling. Where they flatten, the mean over places is taken, as a ResNet does, so that an activation
+    has 64 numbers whatever the size of the images."""
+    blocks = [
+        nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2))
+        for channels in (3, 64, 64, 64)
+    ]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 64
+
+
+def _resnet(name: str, small_stem: bool) -> tuple[nn.Module, int]:
     few_shot = name == "resnet10"  # which torchvision does not have
     body = ResNet(BasicBlock, [1, 1, 1, 1]) if few_shot else torchvision.models.get_model(name, weights=None)
     dim: int = body.fc.in_features
     body.fc = nn.Identity()
-    backbone = Backbone(body, dim, num_classes, {"name": name, "small_stem": small_stem})
     if small_stem:
         body.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         body.maxpool = nn.Identity()
-    return backbone
+    return body, dim
 
 
 def drop_branches(body: nn.Module, probability: float) -> None:
