@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,13 @@ class Parser(ArgumentParser):
 # Reading, changing and writing.
 
 
+@functools.cache  # a study reads a hundred configurations
+def _config_parser() -> Parser:
+    parser = Parser()
+    parser.add_class_arguments(Config)
+    return parser
+
+
 def load_config(folder: Path) -> Config:
     """Return the configuration of a run that was started, with the name and place that its folder has now.
 
@@ -76,8 +84,7 @@ def read_config(path: Path) -> Config:
     Raises:
         UserError: the file is damaged, or a key or value is wrong.
     """
-    parser = Parser()
-    parser.add_class_arguments(Config)
+    parser = _config_parser()
     values = _read_json(path)
     if values is None:
         check_yaml(path, Config)
@@ -94,8 +101,7 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
     Raises:
         UserError: a key is unknown, or a value is wrong.
     """
-    parser = Parser()
-    parser.add_class_arguments(Config)
+    parser = _config_parser()
     values = parser.parse_object(to_dict(config))
     try:
         return _config_of(parser.instantiate(parser.parse_args(list(options), namespace=values)))

@@ -77,7 +77,7 @@ def written(config: Config, text: str, folder: Path) -> Config:
     return replace(load_config(folder), name=config.name, runs=config.runs)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(configs())
 @example(Config())
 def test_a_configuration_is_read_back_equal(tmp_path: Path, config: Config) -> None:

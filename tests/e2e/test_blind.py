@@ -15,7 +15,7 @@ from dist_train.config import Config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.fewshot.method import Base, Method
-from dist_train.fewshot.methods import FROZEN, LEARNED, METHODS, make
+from dist_train.fewshot.methods import FROZEN, LEARNED, METHODS, NUMBERS, make
 from dist_train.runs.run import Run, open_run
 from dist_train.stages import scoring
 from dist_train.stages.learn import learn
@@ -27,10 +27,11 @@ Given = list[tuple[torch.Tensor, ...]]
 def trained(small_run: Config, whole_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Make a run with every predictor, up to its evaluation."""
     config = replace(small_run, runs=tmp_path_factory.mktemp("blind"))
+    few = {"ranpac_features": 64.0, **{name: 5.0 for name in NUMBERS if name.endswith("_steps")}}
     given = replace(
         config,
         learn=replace(config.learn, methods=list(LEARNED), steps=10, checkpoint_every=10, log_every=10),
-        evaluate=replace(config.evaluate, methods=FROZEN, options={"ranpac_features": 64}, draws=2, shots=[1, 2]),
+        evaluate=replace(config.evaluate, methods=FROZEN, options=few, draws=2, shots=[1, 2]),
     )
     for stage in ("pretrain", "extract"):
         shutil.copytree(whole_run.dir / stage, given.run_dir / stage)

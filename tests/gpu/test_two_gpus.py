@@ -121,7 +121,7 @@ def compare(device: str, norms: str, folder: Path) -> None:
         assert torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-4), name
 
 
-@pytest.mark.parametrize("device", ["cpu", TWO_GPUS])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.long), TWO_GPUS])
 def test_two_ranks_train_the_weights_of_a_lone_process(device: str, tmp_path: Path) -> None:
     compare(device, "fixed", tmp_path)
 
@@ -132,7 +132,7 @@ def test_synchronised_batch_norm_on_two_gpus_equals_that_on_a_single_gpu(tmp_pat
     compare("cuda", "synchronised", tmp_path)
 
 
-@pytest.mark.parametrize("device", ["cpu", TWO_GPUS])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.long), TWO_GPUS])
 def test_gradients_are_exchanged_while_others_are_computed(device: str, tmp_path: Path) -> None:
     launch(2, device, "overlap", "own", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())

