@@ -44,7 +44,8 @@ def small(name: str, config: Config) -> Config:
     )  # fmt: skip
     sgd = whole.pretrain.optimizer == "sgd"
     options = replace(
-        whole.pretrain, model="resnet10" if whole.pretrain.stochastic_depth else "conv4", epochs=3 if sgd else 8, global_batch=24, warmup_epochs=1, milestones=[2],
+        whole.pretrain, model="resnet10" if whole.pretrain.stochastic_depth else "conv4",
+        epochs=3 if sgd else 8, global_batch=24, warmup_epochs=1, milestones=[2],
         log_every=5, checkpoint_every=8, precision="fp32",
         lr=whole.pretrain.lr / peak_lr(whole.pretrain) * 0.02 if sgd else 5e-3,
     )  # fmt: skip
@@ -61,7 +62,9 @@ OWN = ("classic_90", "rn50_16", "rsb_a2")
 """Recipes with options of their own; the others differ from them in numbers."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in OWN else pytest.mark.long) for name in RECIPES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OWN else pytest.mark.long) for name in RECIPES]
+)
 def test_a_small_version_trains(name: str, config: Config) -> None:
     weights = train(small(name, config))
     assert all(value.isfinite().all() for value in weights.values())

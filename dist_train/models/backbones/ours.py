@@ -1,5 +1,5 @@
-"""Our own backbones, trained from scratch: any torchvision ResNet, and the four convolutions of the few-shot literature,
-cut into activations and classifier."""
+"""Our own backbones, trained from scratch, cut into activations and classifier: any torchvision ResNet, and two networks
+of the few-shot literature."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def untrained(name: str, num_classes: int, small_stem: bool = False) -> Backbone
 
 
 def _conv4() -> tuple[nn.Module, int]:
-    """Return the network of Vinyals et al. (2016, section 4.1): four times a 3x3 convolution of 64 channels, batch norm,
-    ReLU and 2x2 max-pooling. Where they flatten, the mean over places is taken, as a ResNet does, so that an activation
-    has 64 numbers whatever the size of the images."""
+    """Return the network of Vinyals et al. (2016, section 4.1): four times a 3x3 convolution of 64 channels, batch
+    norm, ReLU and 2x2 max-pooling. Where they flatten, the mean over places is taken, as a ResNet does, so that an
+    activation has 64 numbers whatever the size of the images."""
     blocks = [
         nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2))
         for channels in (3, 64, 64, 64)
