@@ -12,7 +12,7 @@ Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 # bf16, fp16: autocast over float32 weights. tf32: float32, with products that GPUs compute from factors of 10 bits of
 # mantissa; the same as fp32 on CPUs. fp32: exact products.
 # torchvision's ResNets, and two networks of the few-shot literature: four convolutions (Vinyals et al. 2016) and
-# ResNet-10 (one basic block a stage; Hariharan & Girshick 2017). Listed here because torchvision takes seconds to import.
+# ResNet-10 (one basic block a stage; Hariharan & Girshick 2017). torchvision, which lists its own, is slow to import.
 MODELS = (
     *("conv4", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),

@@ -1,5 +1,5 @@
-"""Our own backbones, trained from scratch, cut into activations and classifier: any torchvision ResNet, and two networks
-of the few-shot literature."""
+"""Our own backbones, trained from scratch, cut into activations and classifier: any torchvision ResNet, and two
+networks of the few-shot literature."""
 
 from __future__ import annotations
 
