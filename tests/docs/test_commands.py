@@ -50,6 +50,8 @@ ELSEWHERE = {
     "dist-train run --config imagenet_hariharan_girshick": "e2e/test_protocols.py",
     "dist-train run --config imagenet --name pseudo --data.holdout pseudo-novel": "e2e/test_study.py",
     "dist-train study unstated --config imagenet --name pseudo": "e2e/test_study.py",
+    'dist-train run --config tiny_imagenet --name tiny --evaluate.methods "[nn, phi2, finetune, triplet, '
+    'finetune_network, triplet_network, triplet_network10, triplet_network1]"': "stages/test_networks.py",
     "dist-train doctor --cluster my_site.yaml": "slurm/test_chain.py",
     "dist-train launch slurm --config imagenet --cluster my_site.yaml --dry-run": "launch/slurm/test_profile.py",
     "dist-train launch slurm --config imagenet --cluster my_site.yaml --name first --pack.train "
