@@ -510,9 +510,10 @@ def test_by_keyboard_alone(page: Any, site: Site) -> None:
     assert "kudu" in added_names(site.model)
     page.focus("nav a[href='#classes']")
     page.keyboard.press("Enter")
+    page.wait_for_selector("#new")  # a control that is hidden still takes no focus
     page.focus("#new")
     page.keyboard.press("Enter")
-    assert page.evaluate("() => document.activeElement.id") == "new-name"
+    page.wait_for_function("() => document.activeElement.id === 'new-name'")
     page.keyboard.press("Escape")
     assert not page.is_visible("#dialog") and page.evaluate("() => document.activeElement.id") == "new"
 
