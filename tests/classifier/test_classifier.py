@@ -340,7 +340,7 @@ def test_a_full_disk_leaves_the_model_as_it_was(models: Path, small_disk: object
     disk = small_disk(f"{(size + 60_000) // 1024}k")  # type: ignore[operator]
     folder = shutil.copytree(models / "phi2", disk / "model")
     model = Classifier.load(folder)
-    model.add_activations("large", torch.randn(200, 64))
+    model.add_activations("large", torch.randn(2000, 64))
     with pytest.raises(OSError):
         model.save(folder)
     assert len(Classifier.load(folder).classes) == 6

@@ -173,7 +173,7 @@ def test_a_file_that_is_not_a_model_json(data: bytes, broken: Path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "part, name",
-    [("network", name) for name in ("backbone.body.conv1.weight", "backbone.body.bn1.running_mean", "base_rows",
+    [("network", name) for name in ("backbone.body.0.0.weight", "backbone.body.0.1.running_mean", "base_rows",
                                     "predictor.layers.0.weight", "predictor.layers.1.bias", "sample.activations")]
     + [("added", "activations")],
 )  # fmt: skip
@@ -199,11 +199,11 @@ def test_values_that_are_not_finite(part: str, name: str, value: float, broken: 
         ("network", "backbone.head.weight", lambda old: old[0, 0], "has the shape []"),
         ("network", "base_rows", lambda old: old.to(torch.complex64), "is of torch.complex64"),
         ("network", "base_rows", lambda old: old.double(), "is of torch.float64"),
-        ("network", "backbone.body.bn1.running_var", lambda old: -old, "has negative values, and is a variance"),
-        ("network", "backbone.body.conv1.weight", lambda old: old[:3], "do not fit together"),
+        ("network", "backbone.body.0.1.running_var", lambda old: -old, "has negative values, and is a variance"),
+        ("network", "backbone.body.0.0.weight", lambda old: old[:3], "do not fit together"),
         ("added", "activations", lambda old: old[:, :3], "has the shape [2, 3], and [2, 64]"),
         ("network", "base_rows", lambda old: old.long(), "is of torch.int64"),
-        ("network", "backbone.body.conv1.weight", lambda old: old.long(), "is of torch.int64"),
+        ("network", "backbone.body.0.0.weight", lambda old: old.long(), "is of torch.int64"),
         ("added", "activations", lambda old: old.long(), "is of torch.int64"),
         ("added", "activations", lambda old: old.double(), "is of torch.float64"),
         ("added", "activations", lambda old: old[:1], "has the shape [1, 64], and [2, 64]"),
@@ -229,7 +229,7 @@ def test_weights_too_large_for_finite_scores(broken: Path, warm_python: WarmPyth
     """Every weight is finite, the scores are not. The command line prints an error line, and no invalid JSON."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["backbone.body.bn1.weight"].fill_(3e38)
+        tensors["backbone.body.0.1.weight"].fill_(3e38)
         tensors["backbone.body.3.1.weight"].fill_(3e38)
 
     retensor(broken, "network", change)

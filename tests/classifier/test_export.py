@@ -152,4 +152,4 @@ def test_safetensors_score_as_documented(method: str, models: Path, tmp_path: Pa
         [(tensors["rows"] @ row + tensors["offset"])[tensors["owner"] == c].max() for c in range(8)] for row in query
     ]
     assert np.allclose(scores, wanted, atol=1e-4)
-    assert tensors["conv1.weight"].shape == (64, 3, 7, 7) and len(json.loads(header["classes"])) == 8
+    assert tensors["0.0.weight"].shape == (64, 3, 3, 3) and len(json.loads(header["classes"])) == 8

@@ -88,8 +88,8 @@ def test_more_photos_are_as_if_given_at_once(model: Path) -> None:
     assert opened(model).classes == later.classes and opened(model).photos("okapi") == later.photos("okapi")
 
 
-def test_photos_of_a_class_of_the_run_stand_beside_its_row(untrained_model: Path, tmp_path: Path) -> None:
-    model, query = opened(untrained_model), queries(opened(untrained_model))
+def test_photos_of_a_class_of_the_run_stand_beside_its_row(untrained_resnet: Path, tmp_path: Path) -> None:
+    model, query = opened(untrained_resnet), queries(opened(untrained_resnet))
     before = model.scores(query)
     model.add_photos("n1", [picture(1), picture(2)])
     assert [(entry.name, entry.photos, entry.added) for entry in model.classes[:2]] == [("cat", 2, ""), ("dog", 0, "")]

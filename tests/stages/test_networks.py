@@ -137,7 +137,7 @@ def test_finetuning_is_sgd_on_base_images_and_supports(finished: Run) -> None:
     rows, bias = network.head.weight.detach().clone(), network.head.bias.detach().clone()
     network.set_head(9)
     with torch.no_grad():
-        network.head.weight.copy_(torch.cat([rows, torch.zeros(3, 512)]))
+        network.head.weight.copy_(torch.cat([rows, torch.zeros(3, 64)]))
         network.head.bias.copy_(torch.cat([bias, torch.zeros(3)]))
     network.requires_grad_(True).train()
     groups = [

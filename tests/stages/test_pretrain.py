@@ -54,7 +54,7 @@ def test_weights_that_a_gradient_broke_are_not_saved(
 
 def test_a_broken_model_is_never_the_best(config: Config) -> None:
     options = replace(config.pretrain, lr=1e12, warmup_epochs=0, log_every=100, checkpoint_every=100)
-    with pytest.raises(UserError, match="not finite at step 2; there is no checkpoint yet"):
+    with pytest.raises(UserError, match=r"not finite at step [2-5]; there is no checkpoint yet"):
         run(replace(config, pretrain=options))
     assert not (config.run_dir / "pretrain" / "best").exists()
 
