@@ -20,6 +20,7 @@ import torch
 
 from dist_train.data.activations import Activations
 from dist_train.fewshot.method import Base, Method, Number, Scorer, Support, sample_rows
+from dist_train.fewshot.moments import to_float
 
 NUMBERS = {"calibration_cost": Number(0.3)}  # tools/choose_calibration.py
 _PER_CLASS = 20  # base training images of each class that the offset is computed from
@@ -117,6 +118,6 @@ class Calibrated(Method):
 def sample(train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the base training images that the offset is computed from: float32 [N, C], and their classes int64 [N]."""
     kept = [sample_rows(first, last, _PER_CLASS) for first, last in pairwise(train.offsets)]
-    images = torch.from_numpy(train.rows[np.concatenate(kept)].astype(np.float32)).to(device)
+    images = to_float(train.rows[np.concatenate(kept)], device)
     labels = torch.from_numpy(np.repeat(np.arange(len(kept)), [len(rows) for rows in kept])).to(device)
     return images, labels

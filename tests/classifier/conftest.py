@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.random_models import random_classifier
 
-from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Class
-from dist_train.classifier.network import Network
-from dist_train.classifier.photos import Preprocess
-from dist_train.classifier.predicted import PredictedHead, untrained_predictor
-from dist_train.config import LearnConfig
-from dist_train.config.backbone import Preprocessing
-from dist_train.models.backbones import build
 
 
 @pytest.fixture
@@ -37,14 +31,7 @@ def untrained_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_model(name: str, dim: int, folder: Path) -> Path:
-    torch.manual_seed(0)
-    rows, learn, device = torch.randn(2, dim), LearnConfig(), torch.device("cpu")
-    backbone = build({"name": name, "num_classes": 2, "small_stem": False})
-    phi = untrained_predictor("phi2", rows, backbone, learn)
-    sample = torch.randn(6, dim).half().float(), torch.tensor([0, 1] * 3)
-    maker = PredictedHead("phi2", phi, learn, rows, sample, 0.3).on(device)
-    network = Network(backbone, Preprocess(Preprocessing(resize=36, size=32))).on(device)
-    model = Classifier(network, maker, [Class("cat", "n1"), Class("dog", "n2")], range(2), {"seed": 0})
+    model = random_classifier(name, dim, [Class("cat", "n1"), Class("dog", "n2")])
     model.add_activations("owl", torch.randn(2, dim))
     model.save(folder)
     return folder

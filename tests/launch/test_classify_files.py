@@ -13,17 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from fixtures.random_models import random_classifier
 from PIL import Image
 
 from dist_train import Classifier, UserError
 from dist_train.classifier.classifier import Answer, Class
-from dist_train.classifier.network import Network
-from dist_train.classifier.photos import Preprocess
-from dist_train.classifier.predicted import PredictedHead, untrained_predictor
-from dist_train.config import LearnConfig
-from dist_train.config.backbone import Preprocessing
-from dist_train.models.backbones import build
 from launch.cli.main import main
 
 
@@ -34,15 +28,8 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an untrained model with three classes."""
-    torch.manual_seed(0)
-    rows, learn, device = torch.randn(3, 64), LearnConfig(), torch.device("cpu")
-    backbone = build({"name": "conv4", "num_classes": 3, "small_stem": False})
-    phi = untrained_predictor("phi2", rows, backbone, learn)
-    sample = torch.randn(6, 64).half().float(), torch.tensor([0, 1, 2] * 2)
-    network = Network(backbone, Preprocess(Preprocessing(resize=36, size=32))).on(device)
-    maker = PredictedHead("phi2", phi, learn, rows, sample, 0.3).on(device)
     classes = [Class("cat", "n1"), Class("dog", "n2"), Class("sea, lion", "n3")]
-    made = Classifier(network, maker, classes, range(3), {"seed": 0})
+    made = random_classifier("conv4", 64, classes)
     made.save(tmp_path_factory.mktemp("made") / "model")
     return tmp_path_factory.getbasetemp() / "made0" / "model"
 

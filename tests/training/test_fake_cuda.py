@@ -81,10 +81,10 @@ def named(case: Case) -> str:
 
 def parameters(cases: list[Case]) -> list[Any]:
     """Return the cases for parametrize; those of large networks take most of the time."""
-    large = [case.get("model") in ("resnet50", "resnet18") for case in cases]
+    large = ("resnet50", "resnet18")
     return [
-        pytest.param(case, id=named(case), marks=[pytest.mark.long] if takes_long else [])
-        for case, takes_long in zip(cases, large, strict=True)
+        pytest.param(case, id=named(case), marks=[pytest.mark.long] if case.get("model") in large else [])
+        for case in cases
     ]
 
 

@@ -51,7 +51,8 @@ class BesideGaussians(_Average):
     numbers: ClassVar = {**NUMBERS, **BesidePlus.numbers}
 
     def __init__(self, name: str, base: Base) -> None:
-        super().__init__((Plus("phi_plus", base), BesidePlus("plda_plus", base)), base)
+        beside = BesidePlus("plda_plus", base)
+        super().__init__((beside.plus, beside), base)
 
 
 class BesideLogistic(_Average):

@@ -80,9 +80,8 @@ class Gaussian(Head):
         self.space: Diagonal = base.shared(key, lambda: Diagonal.of(moments, *strengths))
         self.means, self.counts = self.space(moments.means.float()), moments.counts.float()
         self.between = self.space.between.float()
-        self.of_queries = lru_cache(4)(
-            self.coordinates
-        )  # the queries, and a calibration's images, are the same each time
+        # The queries, and a calibration's images, are the same each time.
+        self.of_queries = lru_cache(4)(self.coordinates)
 
     def coordinates(self, activations: torch.Tensor) -> torch.Tensor:
         """Return [..., C] for activations [..., C]."""
@@ -91,7 +90,6 @@ class Gaussian(Head):
 
 class Discriminant(Gaussian):
     labels: ClassVar = {"gda": "Shared-covariance discriminant"}
-    numbers: ClassVar = {**NUMBERS, **POWER, **WITHIN, **BETWEEN}
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return _products(self.of_queries(queries), self.means)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.fewshot.calibration import NUMBERS, Calibration
+from dist_train.fewshot.calibration import NUMBERS
 from dist_train.fewshot.method import Base, Number, Support
 from dist_train.fewshot.methods.last_layer import LastLayer, Layer
 from dist_train.fewshot.methods.phi_plus import Plus
@@ -40,7 +40,8 @@ class Held(LastLayer):
         novel = phi.novel_rows(support, self.plus.rule)[:, 0]
         bias = base_rows.new_zeros(len(base_rows) + len(novel))
         if len(novel):
-            calibration = Calibration.from_base(self.base, self.plus.base_scores)
+            calibration = self.plus.calibrate
+            assert calibration is not None
             responses = self.embed(calibration.images) @ novel.T
             bias[len(base_rows) :] = calibration.offset(responses.amax(1), len(novel))
         rows = torch.cat([base_rows, novel])
