@@ -21,17 +21,8 @@ def model(models: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model of random weights, with two classes of a run and an added class; it must not be changed."""
-    return random_model("conv4", 64, tmp_path_factory.mktemp("untrained") / "model")
-
-
-@pytest.fixture(scope="session")
-def untrained_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return such a model with a ResNet, which tells photos apart untrained; it must not be changed."""
-    return random_model("resnet10", 512, tmp_path_factory.mktemp("untrained-resnet") / "model")
-
-
-def random_model(name: str, dim: int, folder: Path) -> Path:
-    model = random_classifier(name, dim, [Class("cat", "n1"), Class("dog", "n2")])
-    model.add_activations("owl", torch.randn(2, dim))
+    model = random_classifier("conv4", 64, [Class("cat", "n1"), Class("dog", "n2")])
+    model.add_activations("owl", torch.randn(2, 64))
+    folder = tmp_path_factory.mktemp("untrained") / "model"
     model.save(folder)
     return folder
