@@ -26,7 +26,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # Folders and files whose tests take or wait the longest: first, so that the short ones fill the gaps at the end.
-FIRST = ("slurm", "test_fake_cuda", "serving", "launch", "docs", "distributed", "e2e", "gpu")
+FIRST = (
+    "slurm", "test_gpu_check", "test_bench_serve", "test_fake_cuda", "serving", "launch", "docs", "distributed", "e2e",
+    "gpu",
+)  # fmt: skip
 
 
 def pytest_collection_finish() -> None:
