@@ -33,6 +33,7 @@ def start(out: Path, *words: str, **environment: str) -> tuple[int, str, dict[st
     return done.returncode, done.stdout + done.stderr, gpu_check.records(out)
 
 
+@pytest.mark.long
 def test_the_rehearsal_takes_every_step(tmp_path: Path) -> None:
     code, said, found = start(tmp_path, "--cpu")
     every = steps(tmp_path, cpu=True)
