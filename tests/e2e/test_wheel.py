@@ -25,7 +25,9 @@ def test_the_wheel_runs_the_demo_outside_the_checkout(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tree / name)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(tree)], check=True)
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(tree)]
+    built = subprocess.run(build, check=True, capture_output=True, text=True)
+    assert "is absent from the `packages`" not in built.stderr + built.stdout
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
