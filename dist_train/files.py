@@ -17,7 +17,7 @@ class atomic_write:
     """Write a file whole or not at all: ``with atomic_write(path) as file``.
 
     The content goes to a temporary name in the same folder, and is then synced and renamed. On an error the temporary
-    file is removed. An error of the disk names the file, which a write does not by itself.
+    file is removed. An error of the disk, which has a number, names the file, which a write does not by itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +29,7 @@ class atomic_write:
         return self.file
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(self.path)
         try:
             if kind is None:

@@ -18,9 +18,10 @@ import yaml
 
 from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocessing
 from dist_train.config.checks import at_least, require, texts_without_zero
-from dist_train.config.data import TRAINING_CROPS, CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
+from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.features import FeaturesConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, LearnPrecision, Rule, Views
+from dist_train.config.meaning import check_meaning
 from dist_train.config.networks import NETWORK_OF, NETWORKS, NetworksConfig
 from dist_train.config.pretrain import MODELS, Precision, PretrainConfig, Strategy
 
@@ -59,6 +60,7 @@ __all__ = [
     "Rule",
     "Strategy",
     "Views",
+    "check_meaning",
     "configs_dir",
     "digest",
     "to_dict",
@@ -110,6 +112,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        check_meaning(self)
         ok = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         ok = ok and self.name.isprintable() and len(self.name.encode()) <= 200
         require(ok, "name", self.name, "a folder name of at most 200 bytes")
@@ -118,46 +121,7 @@ class Config:
         require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
         ok = self.max_minutes is None or self.max_minutes > 0
         require(ok, "max_minutes", self.max_minutes, "> 0")
-        self._check_backbone()
-        if self.features:
-            self._check_beside_features()
         texts_without_zero(dataclasses.asdict(self))
-
-    def _check_backbone(self) -> None:
-        """Refuse keys that a trained network leaves without a meaning."""
-        trained = "backbone" if self.backbone else "pretrain.init" if self.pretrain.init else ""
-        if not trained:
-            return
-        for key in ("eval_resize", "eval_size"):
-            ok = getattr(self.data, key) == DataConfig.__dataclass_fields__[key].default
-            require(
-                ok,
-                f"data.{key}",
-                getattr(self.data, key),
-                f"left out: the preprocessing of the trained network counts; {trained}.size changes its size",
-            )
-        if self.backbone:
-            wanted = "left out where backbone names a trained network: nothing is trained"
-            for name, keys in (("pretrain", PretrainConfig.__dataclass_fields__), ("data", TRAINING_CROPS)):
-                section = getattr(self, name)
-                default = type(section)()
-                for key in keys:
-                    value = getattr(section, key)
-                    shown = value.source if isinstance(value, BackboneConfig) else value
-                    require(value == getattr(default, key), f"{name}.{key}", shown, wanted)
-
-    def _check_beside_features(self) -> None:
-        """Refuse keys that have no meaning without images."""
-        for key in ("pack", "backbone"):
-            require(getattr(self, key) is None, key, "...", "left out beside features: there are no images")
-        taken = ("data.split", "data.holdout")
-        for name in ("data", "pretrain", "extract"):
-            section = getattr(self, name)
-            default = type(section)()
-            for key in section.__dataclass_fields__:
-                value = getattr(section, key)
-                ok = f"{name}.{key}" in taken or value == getattr(default, key)
-                require(ok, f"{name}.{key}", value, "left out beside features: there are no images")
 
     @property
     def trains(self) -> bool:

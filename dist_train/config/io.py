@@ -14,13 +14,14 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import getitem
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from dist_train.config import GONE, Config, PackConfig, to_dict, to_yaml
+from dist_train.config import GONE, Config, PackConfig, check_meaning, to_dict, to_yaml
 from dist_train.errors import UserError
 from dist_train.files import write_text
 
@@ -92,7 +93,10 @@ def read_config(path: Path) -> Config:
     else:
         check_keys(path, values, Config)
         parsed = parser.parse_object(values)
-    return _config_of(parser.instantiate(parsed))
+    try:
+        return _config_of(instantiated(parser, parsed))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {one_line(str(error))}") from None
 
 
 def with_options(config: Config, options: Sequence[str]) -> Config:
@@ -104,7 +108,7 @@ def with_options(config: Config, options: Sequence[str]) -> Config:
     parser = _config_parser()
     values = parser.parse_object(to_dict(config))
     try:
-        return _config_of(parser.instantiate(parser.parse_args(list(options), namespace=values)))
+        return _config_of(instantiated(parser, parser.parse_args(list(options), namespace=values)))
     except (ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from None
 
@@ -139,6 +143,20 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return values
 
 
+def instantiated(parser: Parser, parsed: Namespace, inside: Sequence[str] = ()) -> Namespace:
+    """Return what a parser of a configuration has parsed, with each section as its dataclass.
+
+    Args:
+        inside: the keys that lead to the configuration, where commands have parsers of their own.
+
+    Raises:
+        ValueError, TypeError: a key has no meaning beside another one, or a value is wrong; it is named.
+    """
+    check_meaning(functools.reduce(getitem, inside, parsed))
+    values: Namespace = parser.instantiate(parsed)
+    return values
+
+
 def _config_of(values: Namespace) -> Config:
     return Config(**{key: getattr(values, key) for key in Config.__dataclass_fields__})
 
@@ -160,7 +178,7 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
     if unknown and ("Expected a" not in line or "is not accepted" in line or "unknown key" in line):
         return unknown_key(".".join([*sections, unknown[1]]), keys or [])
     if checked := re.search(r"- (\S+=.*?: must be .*?) - Expected", line):  # by a dataclass within a union
-        return _in_its_section(checked[1])
+        return _in_its_section(checked[1], sections)
     if not sections or not kinds:
         return line
     if "float" in kinds:
@@ -169,9 +187,14 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
     return f"{'.'.join(sections)}={value}: must be {' or '.join(dict.fromkeys(map(_in_words, kinds)))}"
 
 
-def _in_its_section(text: str) -> str:
-    """Return a dataclass's own message, which begins with its key, with the section before it that it lacks."""
-    return text if text.partition(".")[0] in Config.__dataclass_fields__ else f"pack.{text}"
+def _in_its_section(text: str, sections: Sequence[str]) -> str:
+    """Return a dataclass's own message, which begins with its key, with the section before it that it lacks.
+
+    Args:
+        sections: keys of the message around it; where there is none, only ``pack.draw`` lacks its section.
+    """
+    section = ".".join(sections) or ("pack" if text.partition(".")[0] not in Config.__dataclass_fields__ else "")
+    return text if not section or text.startswith(f"{section}.") else f"{section}.{text}"
 
 
 def _in_words(kind: str) -> str:

@@ -109,6 +109,7 @@ class PretrainConfig:
     """Optimiser steps between lines in TensorBoard and metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        self._check_init()
         require(self.model in MODELS, "pretrain.model", self.model, f"one of {', '.join(MODELS)}")
         names = ("global_batch", "accumulate", "checkpoint_every", "log_every", "keep")
         at_least(self, "pretrain", 1, *names)
@@ -147,7 +148,6 @@ class PretrainConfig:
         require(ok, "pretrain.compile", self.compile, "false unless pretrain.strategy is ddp")
         ok = self.global_batch % self.accumulate == 0
         require(ok, "pretrain.global_batch", self.global_batch, "a multiple of pretrain.accumulate")
-        self._check_init()
 
     def _check_init(self) -> None:
         """Check the keys that go, or do not go, with ``init``."""

@@ -71,7 +71,7 @@ def _trained_network(run: Run, section: str, options: BackboneConfig) -> dict[st
     from dist_train.models.backbones import weights_sha256  # not above: torchvision, which it needs, takes seconds
 
     try:
-        sha256 = weights_sha256(options)
+        sha256 = weights_sha256(options, section)
     except UserError:
         sha256 = _recorded(run.dir / "pretrain").get(f"{section}.sha256", "")
         if not sha256 or not (run.dir / "pretrain" / "done.json").is_file():

@@ -239,7 +239,7 @@ def check_weights(config: Config) -> None:
     if options and not (config.run_dir / "pretrain" / "done.json").is_file():
         from dist_train.models.backbones import weights_sha256  # not above: torchvision, which it needs, takes seconds
 
-        weights_sha256(options)
+        weights_sha256(options, "backbone" if config.backbone else "pretrain.init")
 
 
 def check_device(config: Config) -> None:

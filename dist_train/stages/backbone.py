@@ -70,7 +70,7 @@ def architecture_of(config: PretrainConfig, classes: int) -> dict[str, Any]:
     """
     if config.init is None:
         return {"name": config.model, "small_stem": config.small_stem, "num_classes": classes}
-    return {**open_pretrained(config.init).backbone.architecture, "num_classes": classes}
+    return {**open_pretrained(config.init, "pretrain.init").backbone.architecture, "num_classes": classes}
 
 
 def give_rows(opened: Pretrained, base: Sequence[str]) -> int:

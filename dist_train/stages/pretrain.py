@@ -84,17 +84,15 @@ def _open_trained(run: Run, context: Context) -> Pretrained | None:
     options = config.backbone or config.pretrain.init
     if options is None:
         return None
+    section = "backbone" if config.backbone else "pretrain.init"
     context.report_progress(f"opening {options.source}", patient=True)
-    try:
-        opened = open_pretrained(options) if context.main else None  # rank 0 may have to fetch it
-    except UserError as error:
-        raise UserError(str(error) if config.backbone else f"pretrain.init: {error}") from None
+    opened = open_pretrained(options, section) if context.main else None
     context.barrier("backbone-opened")
     for note in opened.notes if opened else ():
         log.info("pretrain: %s", note)
     if config.backbone:
         return opened
-    opened = opened or open_pretrained(options)
+    opened = opened or open_pretrained(options, section)
     if config.data.train_size != opened.preprocessing.size:
         size = opened.preprocessing.size
         raise UserError(

@@ -163,8 +163,8 @@ def _as_typed(error: Exception) -> UserError:
     return UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), f"{error}"))
 
 
-_KEY = r"(?<!-)backbone\.(source|weights|size|download)(?:=(True)?)?"
-"""A key of a run in a message, and whether it is a flag's, with its value."""
+_KEY = r"(?<![\w./-])(?:--)?backbone\.(source|weights|size|download)(?:=(True)?)?"
+"""A key of a run in a message, perhaps as an option, and whether it is a flag's, with its value."""
 
 
 def _option(key: str, flag: str) -> str:

@@ -17,7 +17,7 @@ import docstring_parser
 from jsonargparse import Namespace
 
 from dist_train.config import Config
-from dist_train.config.io import Parser, one_line
+from dist_train.config.io import Parser, instantiated, one_line
 from dist_train.errors import UserError
 
 Command = Callable[..., int]
@@ -112,7 +112,9 @@ def call(command: Command, parser: Parser, parsed: Namespace, words: Sequence[st
         if any(is_dataclass(argument.kind) and not _is_options(argument.kind) for argument in arguments):
             if Config in (argument.kind for argument in arguments):
                 _inside(parsed, words).pop("config", None)
-            parsed = parser.instantiate(parsed)
+                parsed = instantiated(parser, parsed, words)
+            else:
+                parsed = parser.instantiate(parsed)
         values = _inside(parsed, words)
         bound = {argument.name: _value(argument, values) for argument in arguments}
     except (ValueError, TypeError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -31,14 +33,19 @@ def build(architecture: Mapping[str, Any]) -> Backbone:
     return _BUILDERS[architecture.get("source", "ours")](**options)
 
 
-def open_pretrained(options: BackboneConfig) -> Pretrained:
+def open_pretrained(options: BackboneConfig, section: str = "backbone") -> Pretrained:
     """Open a trained network.
+
+    Args:
+        options: which one, and where its weights are.
+        section: the key of the configuration that holds ``options``, for errors.
 
     Raises:
         UserError: there is no such network, its weights are not there, do not fit, or are not finite.
     """
-    source, name = _source(options)
-    opened: Pretrained = source.open_network(name, options)
+    with _naming(section):
+        source, name = _source(options)
+        opened: Pretrained = source.open_network(name, options)
     wrong = [key for key, tensor in opened.backbone.named_parameters() if not bool(tensor.isfinite().all())]
     if wrong:
         first = wrong[0].partition(".")[2]
@@ -49,21 +56,38 @@ def open_pretrained(options: BackboneConfig) -> Pretrained:
     return opened
 
 
-def weights_sha256(options: BackboneConfig) -> str:
+def weights_sha256(options: BackboneConfig, section: str = "backbone") -> str:
     """Return the sha256 of a trained network's weights. They are read once in a process, unless their file changes.
+
+    Args:
+        options, section: as ``open_pretrained`` takes them.
 
     Raises:
         UserError: as ``open_pretrained``.
     """
-    source, name = _source(options)
-    path = source.weights_file(name, options)
+    with _naming(section):
+        source, name = _source(options)
+        path = source.weights_file(name, options)
     try:
         about = path.stat()
         return _sha256(path, about.st_size, about.st_mtime_ns)
     except OSError as error:
         raise UserError(
-            f"backbone weights {path}: cannot be read ({error.strerror}); give the file of the weights"
+            f"{section}.weights={path}: cannot be read ({error.strerror}); give the file of the weights"
         ) from None
+
+
+@contextmanager
+def _naming(section: str) -> Iterator[None]:
+    """Let errors, which name keys of ``backbone``, name the keys of another section of the configuration."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(_KEY, rf"\1{section}.\2", str(error))) from None
+
+
+_KEY = r"(?<![\w./-])(--)?backbone\.(source|weights|size|download)\b"
+"""A key of ``BackboneConfig`` in a message. Tensors in a file may have such names too, with other words behind."""
 
 
 def _source(options: BackboneConfig) -> tuple[ModuleType, str]:

@@ -1,16 +1,32 @@
-"""Where a library's own weights are: in its cache of downloads, or, if that is allowed, on the network."""
+"""Where a library's own weights are: in its cache of downloads, or, if that is allowed, on the network.
+
+A file is in a cache whole or not at all. Where several processes of a machine want it, one fetches it, and the others
+wait.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
+from filelock import FileLock
+from tqdm import tqdm
 
 from dist_train.errors import UserError
+from dist_train.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 30.0  # seconds without a byte after which a download is given up
+_CHUNK = 1 << 20
 
 
 def timm_file(source: str, facts: Mapping[str, Any], download: bool) -> Path:
@@ -30,7 +46,7 @@ def timm_file(source: str, facts: Mapping[str, Any], download: bool) -> Path:
     if facts.get("url"):
         return url_file(source, facts["url"], download)
     raise UserError(
-        f"{source}: timm has no weights of it; name a file with --weights FILE (in a run: --backbone.weights FILE)"
+        f"{source}: timm has no weights of it; name a file with --backbone.weights FILE"
     )
 
 
@@ -45,20 +61,49 @@ def url_file(source: str, url: str, download: bool) -> Path:
         return path
     if not download:
         raise _absent(source, url)
-    prefix = torch.hub.HASH_REGEX.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = prefix.group(1) if prefix else None
-        torch.hub.download_url_to_file(url, str(path), digest, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError) as error:  # no network, no such file, a full disk; another hash
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():  # another process may have fetched it while we waited
+                log.info("%s: downloading %s", source, url)
+                _fetch(url, path)
+    except (OSError, HTTPException, NotImplementedError) as error:  # the last: a file system without locks
         raise _failed(source, url, error) from None
     return path
 
 
+def _fetch(url: str, path: Path) -> None:
+    """Write what a URL holds to a file.
+
+    torch.hub's own function neither gives up a server that falls silent nor notices a connection that was cut, where no
+    hash is in the file's name.
+
+    Raises:
+        OSError, HTTPException: not all of it came, or its hash does not begin as its name says.
+    """
+    wanted = torch.hub.HASH_REGEX.search(path.name)
+    digest, count = hashlib.sha256(), 0
+    with (
+        urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=_TIMEOUT) as answer,
+        atomic_write(path) as file,
+    ):
+        size = int(answer.headers.get("Content-Length") or 0)
+        with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+            while chunk := answer.read(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                count += len(chunk)
+                bar.update(len(chunk))
+        if size and count != size:
+            raise OSError(f"{count} of {size} bytes came")
+        if wanted and not digest.hexdigest().startswith(wanted[1]):
+            raise OSError(f"its sha256 begins with {digest.hexdigest()[: len(wanted[1])]} and not with {wanted[1]}")
+
+
 def _hub_file(source: str, hub: str, name: str, download: bool) -> Path:
     """Return a file of the Hugging Face hub, which timm uses: the cached one or a new one."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = hub.partition("@")
     names = [name] if name != "model.safetensors" else [name, "pytorch_model.bin"]  # old uploads have only the second
@@ -66,12 +111,16 @@ def _hub_file(source: str, hub: str, name: str, download: bool) -> Path:
         cached = try_to_load_from_cache(repository, file, revision=revision or None)
         if isinstance(cached, str):
             return Path(cached)
-    url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{name}"
+    url = hf_hub_url(repository, name, revision=revision or "main")
     if not download:
         raise _absent(source, url)
+    log.info("%s: downloading %s", source, url)
     for file in names:
         try:
-            return Path(hf_hub_download(repository, file, revision=revision or None))
+            with _without_warnings("huggingface_hub"):
+                return Path(hf_hub_download(repository, file, revision=revision or None))
+        except LocalEntryNotFoundError as error:  # the hub cannot be asked
+            raise _failed(source, url, error.__cause__ or error) from None
         except EntryNotFoundError as error:
             if file == names[-1]:
                 raise _failed(source, url, error) from None
@@ -80,14 +129,28 @@ def _hub_file(source: str, hub: str, name: str, download: bool) -> Path:
     raise AssertionError("unreachable")
 
 
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    """Silence a library's words on attempts that it repeats: a last failure is an error, and says why."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _absent(source: str, url: str) -> UserError:
     return UserError(
         f"{source}: its weights are not on this machine, and nothing is downloaded unasked; fetch {url} and name the "
-        f"file with --weights FILE (in a run: --backbone.weights FILE), or allow it with --download (in a run: "
-        f"--backbone.download true)"
+        f"file with --backbone.weights FILE, or allow it with --backbone.download=True"
     )
 
 
-def _failed(source: str, url: str, error: Exception) -> UserError:
-    line = str(error).strip().partition("\n")[0][:120]
-    return UserError(f"{source}: cannot download {url} ({line}); fetch it elsewhere and name the file with --weights")
+def _failed(source: str, url: str, error: BaseException) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    line = reason.strip().partition("\n")[0][:120] or type(error).__name__
+    return UserError(
+        f"{source}: cannot download {url} ({line}); fetch it elsewhere and name the file with --backbone.weights FILE"
+    )
