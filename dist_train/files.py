@@ -1,4 +1,4 @@
-"""Small files written whole or not at all, and their hashes."""
+"""Small files written whole or not at all, their hashes, and folders that are taken back."""
 
 from __future__ import annotations
 
@@ -104,3 +104,16 @@ def read_lines(path: Path, wanted: str) -> list[str]:
         return [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; give {wanted}") from None
+
+
+def outermost_missing(folder: Path) -> Path | None:
+    """Return the outermost folder of a path that is not there; None where all of it is there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    return missing[-1] if missing else None
+
+
+def remove_empty(folder: Path, outermost: Path) -> None:
+    """Remove a folder, and those that it lies in up to ``outermost``, as far as they are empty."""
+    with suppress(OSError):
+        for path in (folder, *folder.parents)[: len(folder.parts) - len(outermost.parts) + 1]:
+            path.rmdir()

@@ -21,7 +21,7 @@ from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
 from dist_train.distributed.monitor import Monitor
 from dist_train.distributed.stopping import StopFlag, Stopped
-from dist_train.errors import CRASHED, STOPPED, UserError
+from dist_train.errors import CRASHED, FAILED, STOPPED, UserError
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
 from dist_train.runs.run import check_config, check_device, check_networks, open_run
@@ -69,6 +69,7 @@ def work(config: Config, command: str, redo: bool) -> int:
         Monitor(context, config.monitor, config.run_dir) as monitor,
         RunLock(config.run_dir, context) as lock,
     ):
+        monitor.discard = lock.discard
         if not context.main:
             log.setLevel(logging.WARNING)
         try:
@@ -76,7 +77,12 @@ def work(config: Config, command: str, redo: bool) -> int:
             monitor.publish()  # not earlier: another start may be at work, and the published record would be its own
             return _run(config, command, redo, context, lock)
         except Exception as error:
-            _leave(error, config, context, monitor)
+            try:
+                _leave(error, config, context, monitor)
+            except UserError as refused:
+                if refused.code == FAILED:
+                    monitor.refuse()
+                raise
         finally:
             monitor.report_end()
 

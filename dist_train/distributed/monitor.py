@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ import torch.distributed as dist
 from dist_train.config import MonitorConfig
 from dist_train.distributed.context import Context
 from dist_train.distributed.rendezvous import new_store
-from dist_train.errors import CRASHED, LOST, LostError, UserError
+from dist_train.errors import CRASHED, FAILED, LOST, LostError, UserError
 from dist_train.files import write_text
 
 _PERIOD = 1.0  # seconds
@@ -37,12 +38,18 @@ _HEARTBEAT_PERIOD = 5.0  # seconds between writes to the run's folder, which may
 
 
 class Monitor:
-    """Watch this rank and the next, in a ``with`` block around all the work of a rank."""
+    """Watch this rank and the next, in a ``with`` block around all the work of a rank.
+
+    Attributes:
+        discard: removes the run's folder where that is of no use after bad input; called when this rank leaves for it.
+    """
 
     def __init__(self, context: Context, config: MonitorConfig, run: Path) -> None:
         self.context, self.config, self.run = context, config, run
         self._written = 0.0
         self._published = False
+        self._publishing = threading.Lock()
+        self.discard: Callable[[], None] = lambda: None
         self._closed = threading.Event()
         self._store: Any = None
         self._lock = threading.Lock()
@@ -123,6 +130,11 @@ class Monitor:
             time.sleep(_PERIOD / 4)
         return None
 
+    def refuse(self) -> None:
+        """Let ``discard`` remove the run's folder, with no sign of life written to it meanwhile."""
+        with self._publishing:
+            self.discard()
+
     def _note(self, message: str) -> None:
         """Write ``error.json``, unless a rank has written it already: later errors are consequences of the first."""
         if not self._published:
@@ -137,7 +149,8 @@ class Monitor:
         self._written = time.monotonic()
         beat = {**json.loads(self._beat(0)), "time": time.time(), "ranks": self.context.world, "left": left}
         beat["job"] = os.environ.get("SLURM_JOB_ID")
-        with suppress(OSError):  # the writers of metrics and checkpoints report a full disk
+        # The writers of metrics and checkpoints report a full disk; and the folder may just have been discarded.
+        with self._publishing, suppress(OSError):
             write_text(self.run / "heartbeat.json", json.dumps(beat))
 
     def _beat(self, count: int) -> str:
@@ -277,6 +290,8 @@ class Monitor:
 
     def _leave(self, trouble: UserError) -> None:
         print(f"\ndist-train: error: {self.farewell(trouble)}", file=sys.stderr, flush=True)  # after a progress bar
+        if trouble.code == FAILED:
+            self.refuse()
         os._exit(trouble.code)
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
+from dist_train.files import outermost_missing, remove_empty
 
 log = logging.getLogger("dist_train")
+
+_OF_A_START = (".lock", "heartbeat.json", "error.json", "config.yaml", "provenance.json", "inputs.json")
+"""Files that a start leaves before a stage has done anything."""
 
 
 class RunLock:
     """Keep other starts of the same run out while this process lives; rank 0 holds the lock for all ranks.
 
     It is a lock of the kernel, which a killed process does not leave behind.
+
+    Attributes:
+        made: the outermost folder that this process made for its lock; None where all were there.
     """
 
     def __init__(self, folder: Path, context: Context) -> None:
         self.folder, self.context = folder, context
+        self.made: Path | None = None
         self._lock: FileLock | None = None
 
     def acquire(self) -> None:
@@ -31,6 +41,7 @@ class RunLock:
         """
         if not self.context.main or self._lock is not None:
             return
+        made = outermost_missing(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
@@ -43,7 +54,12 @@ class RunLock:
             log.warning(
                 "%s: this file system has no locks (%s); never start a run twice at the same time", self.folder, error
             )
-        self._lock = lock
+        self._lock, self.made = lock, made
+
+    def discard(self) -> None:
+        """Remove the run's folder where this process made it and no stage has begun its work: its input was refused."""
+        if self.made:
+            discard_unstarted(self.folder, self.made)
 
     def __enter__(self) -> RunLock:
         return self
@@ -51,3 +67,20 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.release()
+
+
+def discard_unstarted(run: Path, made: Path, more: Collection[str] = ()) -> None:
+    """Remove a run's folder, unless it holds more than what a start leaves before a stage has begun its work.
+
+    Args:
+        made: the outermost folder to remove: ``run``, or one that it lies in, where nothing else is in that.
+        more: names of folders in ``run`` that may be removed with all that they hold.
+    """
+    for _ in range(3):  # another rank may note its error in between
+        files = [path.relative_to(run) for path in run.rglob("*") if not path.is_dir()]
+        if any(file.name not in _OF_A_START and file.parts[0] not in more for file in files):
+            return
+        shutil.rmtree(run, ignore_errors=True)
+        if not run.exists():
+            break
+    remove_empty(run.parent, made)

@@ -251,6 +251,8 @@ def check_device(config: Config) -> None:
     check_weights(config)
     if torch.cuda.is_available():
         return
+    if config.data.decoder == "mixed":
+        raise UserError("data.decoder=mixed: needs a GPU, and there is none; use auto or cpu")
     sections = ("pretrain", "extract", "learn", *(["networks"] if config.networks_to_train else []))
     for section in sections:
         if getattr(config, section).precision == "fp16" and not precision.cpu_has("fp16"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from dist_train.config import Config
 from dist_train.config.io import freeze
-from dist_train.errors import UserError
+from dist_train.errors import FAILED, UserError
 from launch.cli.signature import Option, Options
 from launch.slurm.profile import CHAIN, Cluster, load_cluster
 
@@ -25,14 +25,20 @@ def local(config: Config, *, workers: int = 1, starts: int = 3) -> int:
         workers: Ranks: one a GPU, or a few on CPUs.
         starts: Give up after this many starts without progress.
     """
+    from dist_train.files import outermost_missing
+    from dist_train.runs.lock import discard_unstarted
     from launch.local import launch
     from launch.slurm.jobs import reserved
 
     if workers < 1 or starts < 1:
         raise UserError("--workers and --starts: must be >= 1")
+    made = outermost_missing(config.run_dir)
     with reserved(config.run_dir):
         config_file = freeze(config)
-    return launch(config_file, config.run_dir, workers, starts)
+    code = launch(config_file, config.run_dir, workers, starts)
+    if made and code == FAILED:
+        discard_unstarted(config.run_dir, made, ["launch"])
+    return code
 
 
 @dataclass(kw_only=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from dist_train.errors import UserError, command
+from dist_train.files import outermost_missing, remove_empty
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def reserved(out: Path, source: Path | None = None, is_model: bool = False) -> I
     )
     if new and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise exists
-    created = not out.exists()
+    made = outermost_missing(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with model_folder.lock(out):
@@ -40,8 +41,7 @@ def reserved(out: Path, source: Path | None = None, is_model: bool = False) -> I
                 raise exists
             yield
     except BaseException:
-        if created and not model_folder.is_model(out):
+        if made and not model_folder.is_model(out):
             (out / ".lock").unlink(missing_ok=True)
-            with suppress(OSError):
-                out.rmdir()
+            remove_empty(out, made)
         raise

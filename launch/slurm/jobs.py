@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command
+from dist_train.files import remove_empty
 from dist_train.runs.lock import RunLock
 from launch.slurm import scheduler
 from launch.slurm.profile import CHAIN
@@ -154,10 +155,9 @@ def reserved(run: Path) -> Iterator[None]:
         UserError: another submission is under way, or jobs of the run are queued or running.
         NoAnswer: SLURM does not say whether there are such jobs.
     """
-    new = not run.exists()
-    try:
-        with RunLock(run / "launch", Context()) as lock:
-            lock.acquire()
+    with RunLock(run / "launch", Context()) as lock:
+        lock.acquire()
+        try:
             busy = active(run) if shutil.which("squeue") else []
             if busy:  # they read the run's configuration when they start
                 raise UserError(
@@ -165,7 +165,9 @@ def reserved(run: Path) -> Iterator[None]:
                     f"{command('status', run)} shows them, {command('cancel', run)} ends them"
                 )
             yield
-    except BaseException:
-        if new and not recorded(run):
-            shutil.rmtree(run, ignore_errors=True)
-        raise
+        except BaseException:
+            if lock.made and not recorded(run):
+                new = lock.folder if lock.made == lock.folder else run
+                shutil.rmtree(new, ignore_errors=True)
+                remove_empty(new.parent, lock.made)
+            raise

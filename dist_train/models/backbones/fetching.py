@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,7 @@ def timm_file(source: str, facts: Mapping[str, Any], download: bool) -> Path:
         return _hub_file(source, hub, facts.get("hf_hub_filename") or "model.safetensors", download)
     if facts.get("url"):
         return url_file(source, facts["url"], download)
-    raise UserError(
-        f"{source}: timm has no weights of it; name a file with --backbone.weights FILE"
-    )
+    raise UserError(f"{source}: timm has no weights of it; name a file with --backbone.weights FILE")
 
 
 def url_file(source: str, url: str, download: bool) -> Path:
@@ -63,11 +61,13 @@ def url_file(source: str, url: str, download: bool) -> Path:
         raise _absent(source, url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with ExitStack() as stack:
+            with suppress(OSError, NotImplementedError):  # without locks several fetch it, each to a name of its own
+                stack.enter_context(FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False))
             if not path.exists():  # another process may have fetched it while we waited
                 log.info("%s: downloading %s", source, url)
                 _fetch(url, path)
-    except (OSError, HTTPException, NotImplementedError) as error:  # the last: a file system without locks
+    except (OSError, HTTPException) as error:  # no network, no such file, a full disk; a broken answer
         raise _failed(source, url, error) from None
     return path
 
