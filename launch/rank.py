@@ -22,6 +22,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.monitor import Monitor
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import CRASHED, FAILED, STOPPED, UserError
+from dist_train.files import outermost_missing
 from dist_train.names import shown
 from dist_train.runs.lock import RunLock
 from dist_train.runs.run import check_config, check_device, check_networks, open_run
@@ -64,10 +65,11 @@ def work(config: Config, command: str, redo: bool) -> int:
     Raises:
         UserError: bad input. LostError: another rank is gone.
     """
+    made = outermost_missing(config.run_dir)  # now: under SLURM the ranks meet there
     with (
         contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
         Monitor(context, config.monitor, config.run_dir) as monitor,
-        RunLock(config.run_dir, context) as lock,
+        RunLock(config.run_dir, context, made) as lock,
     ):
         monitor.discard = lock.discard
         if not context.main:

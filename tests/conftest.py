@@ -13,6 +13,7 @@ from fixtures.processes import start_forkserver
 pytest_plugins = [
     "browsers",
     "fixtures.disks",
+    "fixtures.downloads",
     "fixtures.images",
     "fixtures.processes",
     "fixtures.runs",

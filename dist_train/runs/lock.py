@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
-from dist_train.files import outermost_missing, remove_empty
+from dist_train.files import remove_empty
 
 log = logging.getLogger("dist_train")
 
@@ -25,12 +26,11 @@ class RunLock:
     It is a lock of the kernel, which a killed process does not leave behind.
 
     Attributes:
-        made: the outermost folder that this process made for its lock; None where all were there.
+        made: the outermost folder that this start makes for the run; None where the run was there before.
     """
 
-    def __init__(self, folder: Path, context: Context) -> None:
-        self.folder, self.context = folder, context
-        self.made: Path | None = None
+    def __init__(self, folder: Path, context: Context, made: Path | None) -> None:
+        self.folder, self.context, self.made = folder, context, made
         self._lock: FileLock | None = None
 
     def acquire(self) -> None:
@@ -41,7 +41,6 @@ class RunLock:
         """
         if not self.context.main or self._lock is not None:
             return
-        made = outermost_missing(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
@@ -54,12 +53,14 @@ class RunLock:
             log.warning(
                 "%s: this file system has no locks (%s); never start a run twice at the same time", self.folder, error
             )
-        self._lock, self.made = lock, made
+        self._lock = lock
 
     def discard(self) -> None:
-        """Remove the run's folder where this process made it and no stage has begun its work: its input was refused."""
-        if self.made:
-            discard_unstarted(self.folder, self.made)
+        """Remove the run's folder where this start made it and no stage has begun its work: its input was refused."""
+        if self.made and self.context.main:
+            with suppress(UserError):  # another process may be at work in it by now
+                self.acquire()
+                discard_unstarted(self.folder, self.made)
 
     def __enter__(self) -> RunLock:
         return self

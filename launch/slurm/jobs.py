@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command
-from dist_train.files import remove_empty
+from dist_train.files import outermost_missing, remove_empty
 from dist_train.runs.lock import RunLock
 from launch.slurm import scheduler
 from launch.slurm.profile import CHAIN
@@ -155,7 +155,7 @@ def reserved(run: Path) -> Iterator[None]:
         UserError: another submission is under way, or jobs of the run are queued or running.
         NoAnswer: SLURM does not say whether there are such jobs.
     """
-    with RunLock(run / "launch", Context()) as lock:
+    with RunLock(run / "launch", Context(), outermost_missing(run / "launch")) as lock:
         lock.acquire()
         try:
             busy = active(run) if shutil.which("squeue") else []

@@ -139,6 +139,28 @@ def test_preempted_requeued_and_killed_ends_in_the_same_table(
 
 
 @pytest.mark.long
+def test_a_vit_that_is_trained_further_is_preempted_and_ends_in_the_same_table(
+    make_chain: Make, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    weights = tmp_path / "vit_tiny.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_tiny_patch16_224", img_size=48).state_dict(), weights)
+    init = BackboneConfig(source="timm:vit_tiny_patch16_224", weights=weights, size=48)
+    data = {"train_size": 48, "eval_resize": DataConfig().eval_resize, "eval_size": DataConfig().eval_size}
+    options = {"model": PretrainConfig().model, "init": init, "freeze": "blocks.5", "layer_decay": 0.7, "lr": 0.01}
+    chain = make_chain(data=data, pretrain={**SLOW["pretrain"], **options})
+    assert chain.submit() == 0
+    chain.wait(lambda: len(chain.rows("pretrain")) > 5)
+    preempted(chain, "pretrain")
+    chain.wait(lambda: chain.restarts("pretrain") >= 1)
+    chain.wait(lambda: chain.finished(), 600)
+    same(chain, reference)
+    whole = under_torchrun(chain.config, reference)
+    one, other = (checkpoint.load(run / "pretrain" / "final").tensors["model"] for run in (chain.run, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.long
 def test_a_reached_time_limit_and_a_lost_node(make_chain: Make, reference: dict[str, Any]) -> None:
     """A start of one minute is too short for the pretraining; later the second node's daemon dies."""
     learn = {**SLOW["learn"], "steps": 2000}  # longer than SLURM takes to miss a node
