@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,3 +124,46 @@ def test_what_only_training_obeys_is_refused_beside_a_trained_network(section: s
     with pytest.raises(ValueError, match=rf"{section}\.{key}.*nothing is trained"):
         Config(backbone=BackboneConfig(source="starter"), **given)
     Config(data=DataConfig(block_shards=2), backbone=BackboneConfig(source="starter"))
+
+
+@pytest.mark.parametrize(
+    ("options", "beside", "message"),
+    [
+        ("--pretrain.epochs 3", "backbone", "pretrain.epochs=3.0: must be left out where backbone names"),
+        ("--pretrain.model conv4 --pretrain.small_stem true", "backbone", "pretrain.model='conv4': must be left out"),
+        ("--pretrain.freeze layer1", "backbone", "pretrain.freeze='layer1': must be left out where backbone names"),
+        ("--pretrain.init.source timm:b", "backbone", "pretrain.init.source='timm:b': must be left out where backbone"),
+        ("--data.train_size 100 --data.ramp_from 160", "backbone", "data.train_size=100: must be left out where"),
+        ("--data.eval_size 300", "backbone", "data.eval_size=300: must be left out: the preprocessing of the trained"),
+        ("--data.eval_size 300", "pretrain.init", "data.eval_size=300: must be left out: the preprocessing of the"),
+        ("--pretrain.model conv4 --pretrain.small_stem true", "pretrain.init", "pretrain.model='conv4': must be left"),
+        ("--pretrain.epochs 3", "features", "pretrain.epochs=3.0: must be left out beside features"),
+        ("--backbone.source timm:b", "features", "backbone.source='timm:b': must be left out beside features"),
+        (
+            "--pretrain.init.source timm:b",
+            "features",
+            "pretrain.init.source='timm:b': must be left out beside features",
+        ),
+        ("--data.eval_size 300", "features", "data.eval_size=300: must be left out beside features"),
+        ("--extract.views ten", "features", "extract.views='ten': must be left out beside features"),
+        ("--networks.draws 3", "features", "networks.draws=3: must be left out beside features"),
+        ("--pack.train x", "features", "pack='...': must be left out beside features"),
+    ],
+)
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "file"])
+def test_a_key_without_a_meaning_is_named_before_its_value_is_judged(
+    options: str, beside: str, message: str, typed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {"features": {"train": "a.npz", "val": "b.npz"}}.get(beside, {"source": "timm:a"})
+    words = [word for key, value in others.items() for word in (f"--{beside}.{key}", value)] + options.split()
+    if not typed:
+        content: dict[str, Any] = {}
+        for key, value in zip(words[::2], words[1::2], strict=True):
+            *sections, name = key[2:].split(".")
+            section = functools.reduce(lambda tree, part: tree.setdefault(part, {}), sections, content)
+            section[name] = yaml.safe_load(value)
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+        words = ["--config", str(tmp_path / "own.yaml")]
+    assert main(["run", "--runs", str(tmp_path / "runs"), *words]) == 1
+    assert capsys.readouterr().err.startswith(f"dist-train: error: {message}")
+    assert not (tmp_path / "runs").exists()

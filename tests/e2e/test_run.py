@@ -104,6 +104,7 @@ def test_uneven_ranks_are_refused_before_anything_is_trained(
     done = torchrun(2, "-m", "dist_train", "pretrain", "--config", str(write(config, tmp_path)), check=False)
     assert done.returncode != 0
     assert "25 images do not divide into 2 ranks" in done.stderr
+    assert not config.runs.exists()
 
 
 def test_extract_continues_after_an_interruption_on_other_ranks(

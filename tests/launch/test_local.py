@@ -100,6 +100,7 @@ def test_bad_input_is_printed_once_and_not_started_again(
     assert done.returncode == 1 and len(errors) == 1, done.stderr
     assert ("63 images do not divide" if what == "batch" else f"{tmp_path}/nowhere: no ") in errors[0]
     assert "Traceback" not in done.stderr and "starting again" not in done.stderr
+    assert not config.runs.exists()
 
 
 def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str], warm_python: WarmPython) -> None:

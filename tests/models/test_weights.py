@@ -236,7 +236,9 @@ URLS = {
 @pytest.mark.parametrize("source", URLS)
 def test_nothing_is_fetched_unasked_and_a_failed_download_is_a_line(no_network: Path, source: str) -> None:
     url = re.escape(URLS[source])
-    with pytest.raises(UserError, match=f"nothing is downloaded unasked; fetch {url} and name the file with --weights"):
+    with pytest.raises(
+        UserError, match=f"nothing is downloaded unasked; fetch {url} and name the file with --backbone.weights"
+    ):
         open_pretrained(BackboneConfig(source=source))
     with pytest.raises(UserError, match=rf"cannot download {url} \(no route to host\); fetch it elsewhere"):
         open_pretrained(BackboneConfig(source=source, download=True))

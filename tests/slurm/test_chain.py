@@ -289,7 +289,7 @@ def test_what_slurm_refuses_is_one_line(options: list[str], wanted: str, make_ch
     assert chain.submit(*options) == 1
     error = capsys.readouterr().err
     assert wanted in error and error.count("\n") == 1
-    assert not jobs.active(chain.run)
+    assert not jobs.active(chain.run) and not chain.run.exists()
 
 
 @pytest.mark.long
@@ -314,6 +314,7 @@ def test_without_sbatch(make_chain: Make, capsys: Any, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", "/nonexistent")
     assert chain.submit() == 1
     assert "no sbatch on this machine" in capsys.readouterr().err
+    assert not chain.run.exists()
 
 
 def test_doctor_on_two_nodes(cluster: None, tmp_path: Path, capsys: Any) -> None:

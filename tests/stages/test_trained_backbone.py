@@ -201,7 +201,10 @@ def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(
             "pretrain.model='resnet18': must be left",
         ),
         (("--pretrain.init.source", "timm:a", "--pretrain.layer_decay", "0"), "pretrain.layer_decay=0.0: must be in"),
-        (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "8"), "backbone.size=8: must be >= 32"),
+        (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "8"), "pretrain.init.size=8: must be >= 32"),
+        (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "x"), "pretrain.init.size=x: must be a whole"),
+        (("--backbone.source", "starter", "--backbone.size", "x"), "backbone.size=x: must be a whole number"),
+        (("--pretrain.init.size", "64"), "pretrain.init.source='': must be timm:NAME"),
     ],
 )
 def test_keys_without_a_meaning_are_refused_by_name(options: tuple[str, ...], message: str) -> None:
@@ -214,7 +217,7 @@ def test_a_fault_of_a_network_to_start_from_names_its_section(config: Config, we
     path = weights("vit_tiny_patch16_224")
     init = BackboneConfig(source="timm:vit_tiny_patch16_224", weights=path, size=50)
     data = replace(config.data, eval_resize=256, eval_size=224)
-    with pytest.raises(UserError, match=r"^pretrain\.init: .*size.*50: .* give a multiple, such as 48 or 64"):
+    with pytest.raises(UserError, match=r"^pretrain\.init\.size=50: .* give a multiple, such as 48 or 64"):
         go(replace(config, data=data, pretrain=PretrainConfig(init=init, global_batch=8)), pretrain)
 
 
