@@ -106,6 +106,7 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
     check_config(config, ranks)
     if command in ("run", "networks"):
         check_networks(config, context.world)
+    context.report_progress("looking for weights", patient=True)  # which may have to be downloaded
     check_device(config)
     if command in ("run", "prepare"):
         prepare(config, context)

@@ -144,6 +144,7 @@ def _opened(options: NetworkOptions) -> Pretrained:
     Raises:
         UserError: it cannot be had, or does not take images of that size.
     """
+    from dist_train.distributed.pool import working
     from dist_train.models.backbones import open_pretrained
 
     assert options.backbone is not None
@@ -153,7 +154,8 @@ def _opened(options: NetworkOptions) -> Pretrained:
     except ValueError as error:
         raise _as_typed(error) from None
     try:
-        return open_pretrained(config)
+        with working(f"opening {source}", show=not download):  # a download has a bar of its own
+            return open_pretrained(config)
     except UserError as error:
         raise _as_typed(error) from None
 

@@ -14,7 +14,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from fixtures.downloads import WeightServer
 from PIL import Image
+from safetensors.torch import save as saved_tensors
 
 from dist_train import Classifier, UserError
 from launch.cli.main import main
@@ -281,3 +283,35 @@ def test_a_background_of_features_lies_in_the_model(made: Path, photos: Path, we
     assert torch.equal(first.logits(photos / "red" / "0.png"), second.logits(photos / "red" / "0.png"))
     plain = Classifier.load(made, "cpu").logits(photos / "red" / "0.png")
     assert not torch.allclose(second.logits(photos / "red" / "0.png"), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("command", ["create", "adapt"])
+def test_weights_are_downloaded_where_that_is_asked_for(
+    command: str, photos: Path, weight_server: WeightServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet").eval()
+    path = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+    words = ["create", str(photos)] if command == "create" else ["adapt", "--classes", str(photos)]
+    words += ["--backbone", "timm:test_resnet", "--head", "mean", "--out", str(tmp_path / "model")]
+    wanted = f"fetch {weight_server.url}{path} and name the file with --weights FILE, or allow it with --download\n"
+    assert main(words) == 1 and capsys.readouterr().err.endswith(wanted)
+    assert main([*words, "--download"]) == 1
+    failed = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot download {weight_server.url}{path} (" in failed
+    assert (
+        failed.endswith("; fetch it elsewhere and name the file with --weights FILE")
+        and not (tmp_path / "model").exists()
+    )
+    weight_server.files[path] = saved_tensors(network.state_dict())
+    assert main([*words, "--download"]) == 0
+    assert f"downloading {weight_server.url}{path}" in capsys.readouterr().err
+    model = Classifier.load(tmp_path / "model", "cpu")
+    photo = sorted((photos / "red").iterdir())[0]
+    with torch.no_grad():
+        wanted_row = network.forward_head(
+            network.forward_features(model.network.preprocess.batch([model.pixels(photo, "photo")])), pre_logits=True
+        )
+    torch.testing.assert_close(model.activations([photo]), wanted_row, rtol=1e-4, atol=1e-4)
+    weight_server.files.clear()
+    assert main([*words[:-1], str(tmp_path / "again")]) == 0  # from the cache
