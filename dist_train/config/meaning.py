@@ -12,7 +12,12 @@ from dist_train.config.fewshot import ExtractConfig
 from dist_train.config.networks import NetworksConfig
 from dist_train.config.pretrain import PretrainConfig
 
-_SECTIONS = {"data": DataConfig, "pretrain": PretrainConfig, "extract": ExtractConfig, "networks": NetworksConfig}
+_SECTIONS: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "pretrain": PretrainConfig,
+    "extract": ExtractConfig,
+    "networks": NetworksConfig,
+}
 
 
 def check_meaning(values: Any) -> None:

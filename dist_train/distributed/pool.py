@@ -27,9 +27,15 @@ class Cancelled(Exception):
     """Report in a worker that the parent has given up; ``advance`` raises it."""
 
 
-def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0) -> tqdm[Any]:
-    """Return a bar with rate and time left on stderr; in a log file it prints a line every half minute."""
+def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0, delay: float = 0) -> tqdm[Any]:
+    """Return a bar with rate and time left on stderr; in a log file it prints a line every half minute.
+
+    Args:
+        done: how much of ``total`` was done before.
+        delay: seconds until it appears, for work that may be over by then.
+    """
     return tqdm(
+        delay=delay,
         total=total,
         initial=done,
         desc=title,
@@ -42,18 +48,22 @@ def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0) -
 
 @contextmanager
 def working(title: str, show: bool = True) -> Iterator[None]:
-    """Say on a terminal what is going on, with the time since it began, for work that cannot be counted; the line comes
-    after a second and goes with the work. Elsewhere nothing is printed."""
+    """Say on a terminal what is going on, with the time since it began, and the time left once the work calls
+    ``tell_share``; the line comes after a second and goes with the work. Elsewhere nothing is printed."""
     if not show or not sys.stderr.isatty():
         yield
         return
     ended = threading.Event()
+    tell_share(0)
 
     def show_line() -> None:
         if not ended.wait(1):
-            with tqdm(desc=title, bar_format="{desc} ... {elapsed}", leave=False) as line:
+            with tqdm(desc=title, bar_format="{desc} ... {elapsed}{postfix}", leave=False) as line:
                 line.start_t -= 1
                 while not ended.wait(1):
+                    if _share:
+                        left = line.format_dict["elapsed"] * (1 / _share - 1)
+                        line.set_postfix_str(f"{line.format_interval(left)} left", refresh=False)
                     line.refresh()
 
     thread = threading.Thread(target=show_line, daemon=True)
@@ -63,6 +73,15 @@ def working(title: str, show: bool = True) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+_share = 0.0
+
+
+def tell_share(done: float) -> None:
+    """Tell the line of ``working``, where there is one, which share of its work is done."""
+    global _share
+    _share = done
 
 
 def advance(images: int) -> None:

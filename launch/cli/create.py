@@ -185,9 +185,9 @@ def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) ->
     from dist_train.distributed.pool import progress_bar, working
 
     total = sum(map(len, by_class.values()))
-    with progress_bar(total, "photos", "img", total > 20) as bar:
+    with progress_bar(total, "photos", "img", show=True, delay=1) as bar:
         adding.add(model, by_class, account, bar)
-    with working("head"):
+    with working("fitting the head"):
         model.head()
 
 

@@ -128,7 +128,7 @@ def _embedded(model: Classifier, by_class: dict[str, list[Path]], account: Accou
     from dist_train.distributed.pool import progress_bar
 
     total = sum(map(len, by_class.values()))
-    with progress_bar(total, "photos", "img", total > 20) as bar:
+    with progress_bar(total, "photos", "img", show=True, delay=1) as bar:
         embedded = embed(model, by_class, account, bar, pictures=False)
     labels = [name for name, own in embedded.items() for _ in own.paths]
     files = [path for own in embedded.values() for path in own.paths]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dist_train.classifier.heads.contract import Background, Fit, FittedHead, Sample, eigenvectors
+from dist_train.distributed.pool import tell_share
 
 STRENGTHS = (0.001, 0.01, 0.1)
 """Inverse regularisations C that are tried, for activations of variance 1."""
@@ -34,13 +35,14 @@ class Probe(FittedHead):
         turned = (sample.activations - centre) @ basis
         scale = float(sample.activations.std(0, correction=0).mean()) or 1.0
         x, y = (turned / scale).float().cpu().numpy(), sample.labels.cpu().numpy()
-        folds = _folds(y)
-        for c in STRENGTHS if strength is None else (strength,):
+        folds, strengths = _folds(y), STRENGTHS if strength is None else (strength,)
+        for number, c in enumerate(strengths):
             held_out = np.zeros((len(x), len(sample.counts)))
             for fold in range(FOLDS):
                 inside = folds != fold
                 rows, offset = _regress(x[inside], y[inside], c)
                 held_out[~inside] = x[~inside] @ rows.T + offset
+                tell_share((number + (fold + 1) / (FOLDS + 1)) / len(strengths))
             tensors = [torch.from_numpy(array).to(basis) for array in (*_regress(x, y, c), held_out)]
             long_rows = tensors[0] @ basis.T / scale
             yield Fit(long_rows, tensors[1] - long_rows @ centre, False, tensors[2], c)

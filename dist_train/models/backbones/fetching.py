@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -149,6 +150,8 @@ def _absent(source: str, url: str) -> UserError:
 
 
 def _failed(source: str, url: str, error: BaseException) -> UserError:
+    if type(error) is URLError:  # which wraps the system's error
+        error = error.reason if isinstance(error.reason, OSError) else error
     reason = getattr(error, "strerror", None) or str(error)
     line = reason.strip().partition("\n")[0][:120] or type(error).__name__
     return UserError(
