@@ -287,8 +287,9 @@ def test_a_background_of_features_lies_in_the_model(made: Path, photos: Path, we
 
 @pytest.mark.parametrize("command", ["create", "adapt"])
 def test_weights_are_downloaded_where_that_is_asked_for(
-    command: str, photos: Path, weight_server: WeightServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    command: str, photos: Path, weight_server: WeightServer, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     torch.manual_seed(0)
     network = timm.create_model("test_resnet").eval()
     path = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
@@ -305,7 +306,7 @@ def test_weights_are_downloaded_where_that_is_asked_for(
     )
     weight_server.files[path] = saved_tensors(network.state_dict())
     assert main([*words, "--download"]) == 0
-    assert f"downloading {weight_server.url}{path}" in capsys.readouterr().err
+    assert f"downloading {weight_server.url}{path}" in caplog.text
     model = Classifier.load(tmp_path / "model", "cpu")
     photo = sorted((photos / "red").iterdir())[0]
     with torch.no_grad():
