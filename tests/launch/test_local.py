@@ -18,7 +18,7 @@ import torch
 import yaml
 from fixtures.processes import WarmPython
 
-from dist_train.config import Config, MonitorConfig, PackConfig, to_dict
+from dist_train.config import BackboneConfig, Config, DataConfig, MonitorConfig, PackConfig, PretrainConfig, to_dict
 from dist_train.distributed import devices
 from dist_train.errors import STOPPED, UserError
 from dist_train.training.metrics import read_metrics, reproducible
@@ -86,7 +86,7 @@ def test_a_killed_worker_and_ctrl_c_end_in_the_same_table(config: Config, warm_p
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("what", ["shards", "archive", "batch"])
+@pytest.mark.parametrize("what", ["shards", "archive", "batch", "weights"])
 def test_bad_input_is_printed_once_and_not_started_again(
     what: str, config: Config, tmp_path: Path, warm_python: WarmPython
 ) -> None:
@@ -95,12 +95,19 @@ def test_bad_input_is_printed_once_and_not_started_again(
         wrong = replace(wrong, pack=PackConfig(train=tmp_path / "nowhere"))
     if what == "batch":  # all ranks find it at once
         wrong = replace(wrong, pretrain=replace(config.pretrain, global_batch=63))
+    if what == "weights":  # the first stage finds it
+        (tmp_path / "nowhere.pth").write_bytes(bytes(1000))
+        untrained = {key: getattr(DataConfig(), key) for key in ("train_size", "eval_resize", "eval_size")}
+        backbone = BackboneConfig(source="timm:test_resnet", weights=tmp_path / "nowhere.pth")
+        data = replace(config.data, **untrained)
+        wrong = replace(config, data=data, pretrain=PretrainConfig(), backbone=backbone)
     done = warm_python.run("launch", "local", "--workers", "2", *options(wrong))
     errors = [line for line in done.stderr.splitlines() if "dist-train: error: " in line and " leaves: " not in line]
     assert done.returncode == 1 and len(errors) == 1, done.stderr
-    assert ("63 images do not divide" if what == "batch" else f"{tmp_path}/nowhere: no ") in errors[0]
+    said = {"batch": "63 images do not divide", "weights": f"{tmp_path}/nowhere.pth: cannot be read as weights"}
+    assert said.get(what, f"{tmp_path}/nowhere: no ") in errors[0]
     assert "Traceback" not in done.stderr and "starting again" not in done.stderr
-    assert not config.runs.exists()
+    assert not config.run_dir.exists()
 
 
 def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[str], warm_python: WarmPython) -> None:
