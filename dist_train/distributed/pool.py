@@ -27,15 +27,9 @@ class Cancelled(Exception):
     """Report in a worker that the parent has given up; ``advance`` raises it."""
 
 
-def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0, delay: float = 0) -> tqdm[Any]:
-    """Return a bar with rate and time left on stderr; in a log file it prints a line every half minute.
-
-    Args:
-        done: how much of ``total`` was done before.
-        delay: seconds until it appears, for work that may be over by then.
-    """
+def progress_bar(total: int, title: str, unit: str, show: bool, done: int = 0) -> tqdm[Any]:
+    """Return a bar with rate and time left on stderr; in a log file it prints a line every half minute."""
     return tqdm(
-        delay=delay,
         total=total,
         initial=done,
         desc=title,

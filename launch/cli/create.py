@@ -121,11 +121,14 @@ def new_model(options: NetworkOptions) -> Classifier:
     Raises:
         UserError: the network or its background cannot be had, or options contradict each other.
     """
-    from dist_train.classifier import background, from_photos
+    from dist_train.distributed.pool import working
 
     if options.base and options.base_features:
         raise UserError(f"--base_features {options.base_features}: is given together with --base; give one of them")
-    pretrained = _opened(options)
+    with working(f"opening {options.backbone}", not options.download):  # a download has a bar of its own
+        from dist_train.classifier import background, from_photos  # within: it takes seconds, as opening does
+
+        pretrained = _opened(options)
     for note in pretrained.notes:
         print(note)
     head = options.head or "auto"
@@ -144,7 +147,6 @@ def _opened(options: NetworkOptions) -> Pretrained:
     Raises:
         UserError: it cannot be had, or does not take images of that size.
     """
-    from dist_train.distributed.pool import working
     from dist_train.models.backbones import open_pretrained
 
     assert options.backbone is not None
@@ -154,8 +156,7 @@ def _opened(options: NetworkOptions) -> Pretrained:
     except ValueError as error:
         raise _as_typed(error) from None
     try:
-        with working(f"opening {source}", show=not download):  # a download has a bar of its own
-            return open_pretrained(config)
+        return open_pretrained(config)
     except UserError as error:
         raise _as_typed(error) from None
 
@@ -185,7 +186,7 @@ def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) ->
     from dist_train.distributed.pool import progress_bar, working
 
     total = sum(map(len, by_class.values()))
-    with progress_bar(total, "photos", "img", show=True, delay=1) as bar:
+    with progress_bar(total, "photos", "img", total > 20) as bar, working("photos", total <= 20):
         adding.add(model, by_class, account, bar)
     with working("fitting the head"):
         model.head()

@@ -125,10 +125,10 @@ def _embedded(model: Classifier, by_class: dict[str, list[Path]], account: Accou
     import torch
 
     from dist_train.classifier.embedding import embed
-    from dist_train.distributed.pool import progress_bar
+    from dist_train.distributed.pool import progress_bar, working
 
     total = sum(map(len, by_class.values()))
-    with progress_bar(total, "photos", "img", show=True, delay=1) as bar:
+    with progress_bar(total, "photos", "img", total > 20) as bar, working("photos", total <= 20):
         embedded = embed(model, by_class, account, bar, pictures=False)
     labels = [name for name, own in embedded.items() for _ in own.paths]
     files = [path for own in embedded.values() for path in own.paths]
