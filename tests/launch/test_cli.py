@@ -216,7 +216,8 @@ def test_the_public_address_is_an_option_of_serve(option: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "content", [b"[]", b"5", b"null", b'"x"', b'{"pretrain": null}', b"\xff\xfe", b"seed: 1\nseed: 2"]
+    "content",
+    [b"[]", b"5", b"null", b'"x"', b'{"pretrain": null}', b"\xff\xfe", b"seed: 1\nseed: 2", b"pretrain: {epochs: 3}"],
 )
 def test_a_damaged_config_of_a_run_is_one_line(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
