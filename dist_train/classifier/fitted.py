@@ -15,6 +15,17 @@ from dist_train.classifier.heads.contract import Background, Sample
 from dist_train.classifier.heads.means import Imprinting
 from dist_train.classifier.maker import HeadMaker
 from dist_train.errors import UserError
+from dist_train.names import shown
+
+
+def check_head(name: str) -> None:
+    """Check the name of a head, "auto" included.
+
+    Raises:
+        UserError: there is no such head.
+    """
+    if name not in ("auto", *HEADS):
+        raise UserError(f"--head {shown(name)}: give one of auto, {', '.join(HEADS)}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,7 @@ class FittedHeads(HeadMaker):
     background: Background | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in ("auto", *HEADS):
-            raise UserError(f"--head {self.head}: give one of auto, {', '.join(HEADS)}")
+        check_head(self.head)
 
     @property
     def name(self) -> str:

@@ -244,6 +244,35 @@ def test_a_model_without_pictures_stays_so(model: Path, tmp_path: Path) -> None:
     assert not (model / "pictures").exists() and not any(photo.picture for photo in opened(model).photos("okapi"))
 
 
+def test_lists_come_after_the_changes_of_their_command(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was done is said beside a list, on standard error; a list alone says nothing else."""
+
+    def typed(*words: str) -> tuple[list[str], list[str]]:
+        assert main(["adapt", str(model), *words]) == 0
+        said = capsys.readouterr()
+        return said.out.splitlines(), said.err.splitlines()
+
+    before, nothing = typed("--list")
+    assert nothing == [] and not any(line.startswith("tapir\t") for line in before)
+    add = ("--class", f"tapir={folder_of(tmp_path, 'tapir', 22, 23)}")
+    listed, done = typed(*add, "--list", "--list_photos", "tapir", "--history")
+    assert [line.split("\t")[0] for line in listed[: len(before) + 1]] == [
+        *(line.split("\t")[0] for line in before),
+        "tapir",
+    ]
+    assert [line.split("\t")[1] for line in listed[len(before) + 1 :][:2]] == ["22.png", "23.png"]
+    assert listed[-1].endswith("\tadded tapir (2 photos)")
+    assert "tapir: added from 2 photos" in done and any(line.startswith(f"{model}: ") for line in done)
+    listed, done = typed("--undo", "--list")
+    assert listed == before and done[0] == "undone: added tapir (2 photos)"
+    alone, nothing = typed("--history")
+    assert alone[-1].endswith("\tundid: added tapir (2 photos)") and nothing == []
+    copied, done = typed("--list", "--out", str(tmp_path / "copy"))
+    assert copied == before and done[-1].startswith(f"{tmp_path / 'copy'}: ")
+
+
 # Undo and history.
 
 
