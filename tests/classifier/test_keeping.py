@@ -333,6 +333,33 @@ def test_undo_takes_unsaved_changes_first(model: Path) -> None:
     assert len(twin.classes) == len(before) + 3  # a copy has its own history
 
 
+def test_a_change_has_parts_for_texts_in_other_languages(model: Path) -> None:
+    """Its first three parts and the number of the others; a change by an older version, without parts, has none when it
+    is undone."""
+    mine = opened(model)
+    mine.add_class("okapi", [picture(20), picture(24)])
+    for fresh in ("b", "c", "d"):
+        mine.rename_class(mine.classes[-1].name, fresh)
+    mine.save(model)
+    [*_, change] = opened(model).history
+    assert [(deed.kind, deed.name, deed.new, deed.photos) for deed in change.parts] == [
+        ("added", "okapi", "", 2), ("renamed", "okapi", "b", 0), ("renamed", "b", "c", 0)]  # fmt: skip
+    assert change.more == 1 and change.text.endswith("; 1 more")
+    mine.undo()
+    mine.remove_class(mine.classes[0].name)
+    mine.save(model)
+    [*_, change] = opened(model).history
+    assert [deed.undone for deed in change.parts] == [True] * 3 and change.more == 2
+    about = json.loads((model / "model.json").read_text())
+    for entry in (*about["history"], *about["past"]):
+        entry.pop("parts", None), entry.pop("more", None)
+    (model / "model.json").write_text(json.dumps(about))
+    mine = opened(model)
+    assert mine.last_told is not None and mine.last_told.parts == () and mine.undo().startswith("removed ")
+    mine.save(model)
+    assert opened(model).history[-1].parts == () and opened(model).history[-1].text.startswith("undid: removed ")
+
+
 def test_a_copy_in_another_folder_begins_with_nothing_to_undo(model: Path, tmp_path: Path) -> None:
     mine = opened(model)
     mine.add_class("okapi", picture(20))
