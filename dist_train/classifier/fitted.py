@@ -59,9 +59,9 @@ class FittedHeads(HeadMaker):
     def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, FittedHeads]:
         device, sample = photos[0].device, Sample.of(photos)
         if len(photos) == 1:  # nothing to tell apart: every photo is of this class
-            zeros = torch.zeros(1, photos[0].shape[1], device=device)
+            zeros, none = torch.zeros(1, photos[0].shape[1], device=device), torch.zeros(1, device=device)
             owner, same = torch.zeros(1, dtype=torch.int64, device=device), sample.activations[:, :1] * 0
-            return _doubting(Head(zeros, owner, zeros[:, 0], 1), sample, same), self
+            return _doubting(Head(zeros, owner, none, 1), sample, same), self
         names = list(HEADS) if self.head == "auto" else [self.head]
         choice = choose(sample, names, self.strength, self.background)
         fit = choice.fit

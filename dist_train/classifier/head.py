@@ -113,7 +113,7 @@ def checked_confidence(value: object, name: str = "min_confidence") -> float | N
     """
     if value is None:
         return None
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
         raise WrongValue(f"{name} {shown(value)}: must be a number from 0 to 1")
     return float(value)
 

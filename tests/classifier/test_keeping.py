@@ -360,6 +360,15 @@ def test_a_change_has_parts_for_texts_in_other_languages(model: Path) -> None:
     assert opened(model).history[-1].parts == () and opened(model).history[-1].text.startswith("undid: removed ")
 
 
+def test_a_model_that_is_left_with_one_class_is_saved(model: Path) -> None:
+    mine = opened(model)
+    for entry in mine.classes[1:]:
+        mine.remove_class(entry.name)
+    mine.save(model)
+    [answer] = opened(model).predict(picture(20))
+    assert [best.name for best in answer] == [mine.classes[0].name] and answer[0].probability == 1
+
+
 def test_a_copy_in_another_folder_begins_with_nothing_to_undo(model: Path, tmp_path: Path) -> None:
     mine = opened(model)
     mine.add_class("okapi", picture(20))

@@ -157,7 +157,7 @@ def test_drop_name_see(view: Any, site: Site) -> None:
     said(view, "3 photos seen. 1 could not be read.")
     cards = view.locator(".card")
     assert cards.count() == 4 and not view.is_visible(".steps")
-    assert "not an image of a known format" in cards.nth(2).inner_text()
+    assert "photo 2.jpg is no image of a known format." in cards.nth(2).inner_text()
     assert "photo 0.jpg" in cards.nth(0).inner_text()
     assert (
         cards.nth(0).locator("ol li").count() == min(5, len(site.names()))
