@@ -339,7 +339,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("classify", model, str(album), "--topk", "0"): "--topk 0: must be a whole number >= 1",
         ("classify", model, str(album), "--topk", "2.5"): "topk=2.5: must be a whole number",
         ("classify", model, str(album), "--topk", "True"): "topk=True: must be a whole number",
-        ("classify", model, str(album), "--min_confidence", "nan"): "--min_confidence nan: must be a number from 0",
+        ("classify", model, str(album), "--min_confidence", "nan"): "min_confidence=nan: must be a number",
         ("classify", model, str(album), "--min_confidence", "much"): "min_confidence=much: must be a number",
         ("classify", model): "IMAGES is required",
         ("export", model, "--format", "tflite"): "--format tflite: give one of torchvision, timm, safetensors, onnx",
