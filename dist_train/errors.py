@@ -22,6 +22,22 @@ class UserError(Exception):
     printed = False
     """Whether this rank or another has printed the line already."""
 
+    def __init__(self, text: str = "", kind: str = "", **values: str | int) -> None:
+        """Make an error of a line for the user.
+
+        Args:
+            text: the line.
+            kind: what went wrong, as "class.exists", by which the page has a line in other languages; "" for what the
+                page cannot meet.
+            values: what that line names.
+        """
+        super().__init__(text)
+        self.kind, self.values = kind, values
+
+
+class WrongValue(UserError, ValueError):
+    """Report an argument that is of a wrong type or out of its range; programs may catch it as a ``ValueError``."""
+
 
 class LostError(UserError):
     """Report that another rank is gone. Nothing is wrong with the input, and another start continues."""

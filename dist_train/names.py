@@ -6,6 +6,7 @@ Packing, splits, adding classes, and the opening of shards, splits and models al
 from __future__ import annotations
 
 import functools
+import os
 import re
 import unicodedata
 
@@ -18,6 +19,8 @@ _JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner: Persian words and
 _SELECTORS = r"\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"  # variation selectors
 # Characters that are letters or marks by their category but leave no ink: fillers, the grapheme joiner, empty Braille.
 _BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+_SPELT = re.compile(r"\\(\\|x[89a-f][0-9a-f])")
+_STRAY_BYTE = re.compile(r"\\x[89a-f][0-9a-f]")
 _FORMING = re.compile(f"[{_JOINERS}{_SELECTORS}]")
 # Where they have nothing to join or to vary, they only make two names that look alike. "1\ufe0f\u20e3" is an emoji.
 _FORMING_NOTHING = re.compile(f"(?:^|[A-Za-z\\s])[{_JOINERS}{_SELECTORS}]|[{_JOINERS}]$")
@@ -36,7 +39,10 @@ def class_name(text: str) -> str:
     if cause:
         raise UserError(
             f"class name '{shown(text[: MAX_LENGTH + 1])}': {cause}; give 1 to {MAX_LENGTH} printable characters, "
-            f"with no slash and no space at the ends"
+            f"with no slash and no space at the ends",
+            "class.name",
+            name=shown(text[: MAX_LENGTH + 1]),
+            most=MAX_LENGTH,
         )
     return name
 
@@ -68,6 +74,24 @@ def utf8(text: str) -> str:
     """Return a text in which bytes of a file name that are not UTF-8 are spelt out, as ``\\xff``, so that a UTF-8 file
     can have it. Nothing else changes."""
     return re.sub("[\ud800-\udfff]", lambda char: _escaped(char[0]), text)
+
+
+def spelt(path: str) -> str:
+    """Return the path of a file as files of answers have it, in UTF-8: ``path_of`` finds the file again.
+
+    Nearly all paths stay as they are. In a path with bytes that are not UTF-8 these become ``\\xff``, and each
+    backslash becomes two, as C and the shell's ``printf %b`` have it. So does a backslash in a path in which ``\\xff``
+    stands itself, so that each text means a single path.
+    """
+    spelling = utf8(path.replace("\\", "\\\\"))
+    return spelling if _STRAY_BYTE.search(spelling) else path
+
+
+def path_of(text: str) -> str:
+    """Return the path that ``spelt`` has made a text of."""
+    if not _STRAY_BYTE.search(text):
+        return text
+    return _SPELT.sub(lambda part: "\\" if part[1] == "\\" else os.fsdecode(bytes([int(part[1][1:], 16)])), text)
 
 
 def _fault(name: str) -> str | None:

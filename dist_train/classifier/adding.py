@@ -74,5 +74,8 @@ def check_other_classes(model: Classifier, name: str, activations: torch.Tensor)
     if others:
         count = "a photo of it is" if len(others) == 1 else f"{len(others)} photos of it are"
         raise UserError(
-            f"class {name!r}: {count} in the model already, in class {others[0]!r}; leave each in one class"
+            f"class {name!r}: {count} in the model already, in class {others[0]!r}; leave each in one class",
+            "photo.elsewhere",
+            n=len(others),
+            other=others[0],
         )

@@ -22,7 +22,7 @@ from dist_train.classifier.reading import Source
 from dist_train.errors import UserError
 from dist_train.extras import needs_extra
 from dist_train.files import atomic_write, write_text
-from dist_train.names import utf8
+from dist_train.names import spelt, utf8
 
 
 class Journal:
@@ -179,7 +179,7 @@ def rows(answers: Sequence[Answer], topk: int) -> dict[str, list[Any]]:
     """Return the table of answers, {column: a value for each photo}: ``photo``, ``class``, ``wnid``, ``probability``,
     ``sure``, ``familiarity``, ``fault``, and for further classes ``class_2``, ``probability_2``, ...; None where a
     photo has none."""
-    table: dict[str, list[Any]] = {"photo": [utf8(answer.photo) for answer in answers]}
+    table: dict[str, list[Any]] = {"photo": [spelt(answer.photo) for answer in answers]}
     for place in range(max(1, topk)):
         end = f"_{place + 1}" if place else ""
         best = [answer[place] if place < len(answer) else None for answer in answers]

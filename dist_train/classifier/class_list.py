@@ -11,11 +11,11 @@ import torch
 
 from dist_train.classifier import model_folder, stored
 from dist_train.classifier.head import Class, Head
-from dist_train.classifier.history import History, photos_text
+from dist_train.classifier.history import History
 from dist_train.classifier.kept import KeptPhoto, Member, NewPhoto, today
 from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_folder import Saved
-from dist_train.classifier.model_json import Change, check_added
+from dist_train.classifier.model_json import Change, Deed, Told, check_added
 from dist_train.classifier.network import Network
 from dist_train.classifier.stored import State
 from dist_train.errors import UserError
@@ -73,7 +73,8 @@ class ClassList:
         none = torch.empty(0, self.network.backbone.dim, device=self.device)
         member = Member(self.check_new(name), none, added=today()).with_photos(activations, photos)
         self._take_pictures(photos)
-        self._change(f"added {name} ({photos_text(len(activations))})", [*self._members, member])
+        deed = Deed(kind="added", name=member.name, photos=len(activations))
+        self._change(deed, [*self._members, member])
 
     def remove_class(self, name: str) -> None:
         """Remove a class by its name or wnid, whether it was added or came with the run.
@@ -83,9 +84,9 @@ class ClassList:
         """
         place = self._position(name)
         if len(self._members) == 1:
-            raise UserError(f"class {name!r}: the last one cannot be removed")
-        removed = self._members[place].name
-        self._change(f"removed {removed}", [*self._members[:place], *self._members[place + 1 :]])
+            raise UserError(f"class {name!r}: the last one cannot be removed", "class.last", name=name)
+        deed = Deed(kind="removed", name=self._members[place].name)
+        self._change(deed, [*self._members[:place], *self._members[place + 1 :]])
 
     def rename_class(self, name: str, new: str) -> None:
         """Rename a class, given by its name or wnid.
@@ -97,7 +98,8 @@ class ClassList:
         old = self._members[place]
         if new == old.name:
             return
-        self._replace(place, replace(old, name=self.check_new(new)), f"renamed {old.name} to {new}", self._state.head)
+        renamed = replace(old, name=self.check_new(new))
+        self._replace(place, renamed, Deed(kind="renamed", name=old.name, new=renamed.name), self._state.head)
 
     def check_new(self, name: str) -> str:
         """Return the name of a new class as it is kept (see ``dist_train.names.class_name``).
@@ -107,7 +109,8 @@ class ClassList:
         """
         name = class_name(str(name))
         if any(name in (member.name, member.wnid) for member in self._members):
-            raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first")
+            raise UserError(f"class {name!r}: exists already; take another name, or remove or rename that one first",
+                            "class.exists", name=name)  # fmt: skip
         return name
 
     def _position(self, name: str) -> int:
@@ -115,22 +118,23 @@ class ClassList:
         for position, member in enumerate(self._members):
             if name and name in (member.name, member.wnid):
                 return position
-        raise UserError(f"class {name!r}: there is none among the {len(self._members)}; list them first")
+        raise UserError(f"class {name!r}: there is none among the {len(self._members)}; list them first",
+                        "class.unknown", name=name)  # fmt: skip
 
     @property
     def _members(self) -> tuple[Member, ...]:
         return self._state.members
 
-    def _replace(self, place: int, member: Member, text: str, head: Head | None = None) -> None:
-        self._change(text, [*self._members[:place], member, *self._members[place + 1 :]], head=head)
+    def _replace(self, place: int, member: Member, deed: Deed, head: Head | None = None) -> None:
+        self._change(deed, [*self._members[:place], member, *self._members[place + 1 :]], head=head)
 
     def _change(
-        self, text: str, members: Iterable[Member], maker: HeadMaker | None = None, head: Head | None = None
+        self, deed: Deed, members: Iterable[Member], maker: HeadMaker | None = None, head: Head | None = None
     ) -> None:
-        """Take another state; ``text`` tells the history what was done, ``head`` is known where it is as before."""
-        if not self._history.texts:
+        """Take another state; ``deed`` tells the history what was done, ``head`` is known where it is as before."""
+        if not self._history.deeds:
             self._before = self._state
-        self._state, self._history = State(tuple(members), maker or self.maker, head), self._history.noting(text)
+        self._state, self._history = State(tuple(members), maker or self.maker, head), self._history.noting(deed)
 
     # The photos of a class.
 
@@ -139,7 +143,7 @@ class ClassList:
         place = self._position(name)
         member = self._members[place].with_photos(activations, photos)
         self._take_pictures(photos)
-        self._replace(place, member, f"added {photos_text(len(activations))} to {member.name}")
+        self._replace(place, member, Deed(kind="photos_added", name=member.name, photos=len(activations)))
 
     def remove_photos(self, name: str, ids: Iterable[str]) -> None:
         """Remove photos of a class, given by their ids or their files' names.
@@ -152,10 +156,11 @@ class ClassList:
         given = [ids] if isinstance(ids, str) else ids
         member = old.without({known for photo in given for known in old.ids_of(photo)})
         if not member.photos and member.number is None:
-            raise UserError(f"class {old.name!r}: would have no photo left; remove the whole class instead")
+            raise UserError(f"class {old.name!r}: would have no photo left; remove the whole class instead",
+                            "class.emptied", name=old.name)  # fmt: skip
         count = len(old.photos) - len(member.photos)
         if count:
-            self._replace(place, member, f"removed {photos_text(count)} of {old.name}")
+            self._replace(place, member, Deed(kind="photos_removed", name=old.name, photos=count))
 
     def photos(self, name: str) -> list[KeptPhoto]:
         """Return the photos that the model keeps of a class; of a class that came with the run, those that were given
@@ -181,7 +186,7 @@ class ClassList:
         self._keeps_pictures, self._new_pictures = False, {}
         if not any(self.pictures):
             return
-        self._change("dropped all pictures", [member.without_pictures() for member in self._members],
+        self._change(Deed(kind="pictures_dropped"), [member.without_pictures() for member in self._members],
                      head=self._state.head)  # fmt: skip
 
     def _take_pictures(self, photos: Sequence[NewPhoto]) -> None:
@@ -199,17 +204,20 @@ class ClassList:
         Raises:
             UserError: there is nothing to undo, or the files of the state are missing or damaged.
         """
-        if self._history.texts:
-            text, self._state = self._history.last or "", self._before
-            self._history = replace(self._history, texts=())
+        if self._history.deeds:
+            text, self._state = self.last_change or "", self._before
+            self._history = replace(self._history, deeds=())
             return text
         last, history = self._history.undoing()
         assert self._origin is not None  # as its folder has the state
         folder, saved = self._origin
-        about, added = model_folder.read_state(folder, last.before, self.device)
-        if about.files.network != saved.network:
-            raise UserError(f"{folder / last.before.file}: is of another network; it cannot be restored")
-        check_added(folder, about, added, self.network.backbone.dim)
+        try:
+            about, added = model_folder.read_state(folder, last.before, self.device)
+            if about.files.network != saved.network:
+                raise UserError(f"{folder / last.before.file}: is of another network; it cannot be restored")
+            check_added(folder, about, added, self.network.backbone.dim)
+        except UserError as error:
+            raise UserError(str(error), "undo.damaged") from None
         state = stored.state_of(about, added, self.maker)
         members = state.members if self._keeps_pictures else [member.without_pictures() for member in state.members]
         self._state, self._history = replace(state, members=tuple(members)), history
@@ -223,6 +231,11 @@ class ClassList:
     @property
     def last_change(self) -> str | None:
         """The text of what ``undo`` would undo; None where there is nothing."""
+        return self.last_told.text if self.last_told else None
+
+    @property
+    def last_told(self) -> Told | None:
+        """What ``undo`` would undo, as a text and in parts; None where there is nothing."""
         return self._history.last
 
     def classes_with(self, activations: torch.Tensor) -> list[str | None]:

@@ -14,12 +14,12 @@ import torch
 from dist_train.classifier import model_folder, photos, stored
 from dist_train.classifier.class_list import ClassList
 from dist_train.classifier.fitted import FittedHeads
-from dist_train.classifier.head import Answer, Class, Head, Prediction
+from dist_train.classifier.head import Answer, Class, Head, Prediction, checked_confidence, checked_topk
 from dist_train.classifier.history import History
 from dist_train.classifier.kept import Member, NewPhoto
 from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_folder import Saved
-from dist_train.classifier.model_json import check_added, check_network
+from dist_train.classifier.model_json import Deed, check_added, check_network
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Photo
 from dist_train.classifier.predicted import PredictedHead
@@ -94,7 +94,8 @@ class Classifier(ClassList):
         if not isinstance(self.maker, PredictedHead):
             raise UserError(f"rule {rule!r}: is of models from a run, and this model's head is fitted to its photos; "
                             f"leave it out")  # fmt: skip
-        self._change(f"rule {rule}", self._members, replace(self.maker, rule=rule))
+        maker = replace(self.maker, rule=rule)
+        self._change(Deed(kind="rule", name=rule), self._members, maker)
 
     def choose_head(self, name: str = "auto") -> None:
         """Fit another head to the photos: mean, imprint, lda, probe, or the best of them (auto). See docs/photos.md.
@@ -105,7 +106,8 @@ class Classifier(ClassList):
         if not isinstance(self.maker, FittedHeads):
             raise UserError(f"--head {name}: is of models of photos alone; this model comes from a run, and its "
                             f"--method is chosen when it is made")  # fmt: skip
-        self._change(f"head {name}", self._members, replace(self.maker, head=name, strength=None))
+        maker = replace(self.maker, head=name, strength=None)
+        self._change(Deed(kind="head", name=name), self._members, maker)
 
     def copy(self) -> Classifier:
         """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""
@@ -150,14 +152,14 @@ class Classifier(ClassList):
             For each photo its answer, or why there is none: a photo that cannot be decoded has a ``fault``.
 
         Raises:
-            UserError: the model's scores are not finite, or ``topk`` is below 1.
+            UserError: the model's scores are not finite.
+            WrongValue: ``topk`` is not a whole number, or below 1.
         """
         return list(self.stream(sources(images), topk))
 
     def stream(self, photos: Iterable[Source], topk: int = 5) -> Iterator[Answer]:
         """Yield the answer of each photo in order, as ``predict`` does; few photos are in memory at a time."""
-        if topk < 1:
-            raise UserError(f"topk {topk}: must be >= 1")
+        topk = checked_topk(topk)
         numbered = enumerate(photos, 1)
         for batch in batches(ahead(self._ready, numbered, 3 * self.network.batch), self.network.batch):
             images = [image for _, image, _ in batch if image is not None]
@@ -178,16 +180,22 @@ class Classifier(ClassList):
 
     @exact_products()
     @torch.no_grad()
-    def answers(self, activations: torch.Tensor, topk: int = 5) -> list[Answer]:
+    def answers(self, activations: torch.Tensor, topk: int = 5, scores: torch.Tensor | None = None) -> list[Answer]:
         """Return what ``predict`` does, from activations [B, dim].
 
+        Args:
+            activations: of the photos.
+            topk: classes to name.
+            scores: what ``scores`` returns for these activations, where that is there already.
+
         Raises:
-            UserError: the model's scores are not finite, or ``topk`` is below 1.
+            UserError: the model's scores are not finite.
+            WrongValue: ``topk`` is not a whole number, or below 1.
         """
-        if topk < 1:
-            raise UserError(f"topk {topk}: must be >= 1")
+        topk = checked_topk(topk)
         classes, head, least = self.classes, self.head(), self._min_confidence
-        best = head.probabilities(self.scores(activations)).topk(min(topk, len(classes)))
+        scores = self.scores(activations) if scores is None else scores
+        best = head.probabilities(scores).topk(min(topk, len(classes)))
         familiar = head.doubt.familiarity(head.nearness(activations.to(self.device)))
         answers = []
         for places, shares, known in zip(best.indices.tolist(), best.values.tolist(), familiar, strict=True):
@@ -207,14 +215,12 @@ class Classifier(ClassList):
     @property
     def min_confidence(self) -> float | None:
         """The probability, from 0 to 1, from which on an answer is sure, however familiar its photo looks; None, as at
-        first: by the model's own thresholds. A model folder does not keep it."""
+        first: by the model's own thresholds. A model folder does not keep it. Anything else raises ``WrongValue``."""
         return self._min_confidence
 
     @min_confidence.setter
     def min_confidence(self, value: float | None) -> None:
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"min_confidence {value}: must be from 0 to 1")
-        self._min_confidence = value
+        self._min_confidence = checked_confidence(value)
 
     def logits(self, images: Iterable[Photo] | Photo) -> torch.Tensor:
         """Return the scores of all ``classes``: float32 [photos, classes].
@@ -234,7 +240,8 @@ class Classifier(ClassList):
         """
         scores = self.head().scores(activations.to(self.device))
         if not bool(scores.isfinite().all()):
-            raise UserError("the model's scores are not finite (NaN or infinite): its weights are; make it again")
+            raise UserError("the model's scores are not finite (NaN or infinite): its weights are; make it again",
+                            "model.broken")  # fmt: skip
         return scores
 
     def activations(self, images: Iterable[Photo] | Photo, name: str = "") -> torch.Tensor:
@@ -359,7 +366,7 @@ class Classifier(ClassList):
                 "base_rows": list(self.kept),
                 "photos": [asdict(photo) for photo in kept],
                 "pictures": self._keeps_pictures,
-                "history": [change.model_dump() for change in history.saved],
+                "history": [change.model_dump(exclude_defaults=True) for change in history.saved],
                 "past": history.past,
             },
             lambda: {

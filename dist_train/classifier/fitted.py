@@ -15,6 +15,17 @@ from dist_train.classifier.heads.contract import Background, Sample
 from dist_train.classifier.heads.means import Imprinting
 from dist_train.classifier.maker import HeadMaker
 from dist_train.errors import UserError
+from dist_train.names import shown
+
+
+def check_head(name: str) -> None:
+    """Check the name of a head, "auto" included.
+
+    Raises:
+        UserError: there is no such head.
+    """
+    if name not in ("auto", *HEADS):
+        raise UserError(f"--head {shown(name)}: give one of auto, {', '.join(HEADS)}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,7 @@ class FittedHeads(HeadMaker):
     background: Background | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in ("auto", *HEADS):
-            raise UserError(f"--head {self.head}: give one of auto, {', '.join(HEADS)}")
+        check_head(self.head)
 
     @property
     def name(self) -> str:
@@ -49,9 +59,9 @@ class FittedHeads(HeadMaker):
     def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, FittedHeads]:
         device, sample = photos[0].device, Sample.of(photos)
         if len(photos) == 1:  # nothing to tell apart: every photo is of this class
-            zeros = torch.zeros(1, photos[0].shape[1], device=device)
+            zeros, none = torch.zeros(1, photos[0].shape[1], device=device), torch.zeros(1, device=device)
             owner, same = torch.zeros(1, dtype=torch.int64, device=device), sample.activations[:, :1] * 0
-            return _doubting(Head(zeros, owner, zeros[:, 0], 1), sample, same), self
+            return _doubting(Head(zeros, owner, none, 1), sample, same), self
         names = list(HEADS) if self.head == "auto" else [self.head]
         choice = choose(sample, names, self.strength, self.background)
         fit = choice.fit

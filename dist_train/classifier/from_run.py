@@ -23,6 +23,7 @@ from dist_train.errors import UserError, command
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.method import load_trained
 from dist_train.fewshot.methods import open_base
+from dist_train.fewshot.row_method import RowMethod
 from dist_train.stages.backbone import load_backbone
 from dist_train.training.precision import exact_products
 
@@ -46,11 +47,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     check_finished(config)
     folder = config.run_dir
     name = method or choose_method(folder, ()).method
-    kind = row_method(name)
-    if not (folder / "learn" / kind.learned(name) / "final").is_dir():
-        trained = ", ".join(trained_methods(folder))
-        raise UserError(f"{folder}: {name} was not trained; give one of {trained}, or learn it first")
-
+    kind = trained_method(config, name)
     provenance = json.loads((folder / "provenance.json").read_text())
     run_backbone = load_backbone(config, torch.device("cpu"))
     backbone, wnids = run_backbone.network, run_backbone.classes
@@ -69,6 +66,19 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     ).on(device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
     return Classifier(Network(backbone, preprocess).on(device), maker, classes, range(len(classes)), provenance)
+
+
+def trained_method(config: Config, name: str) -> type[RowMethod]:
+    """Return the method of a name, by which a model of the run can be made.
+
+    Raises:
+        UserError: there is no such method, it gives no rows, or the run has not trained it.
+    """
+    folder, kind = config.run_dir, row_method(name)
+    if not (folder / "learn" / kind.learned(name) / "final").is_dir():
+        trained = ", ".join(trained_methods(folder))
+        raise UserError(f"{folder}: {name} was not trained; give one of {trained}, or learn it first")
+    return kind
 
 
 def choice_for(config: Config, photos: Sequence[int]) -> MethodChoice:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
 
 from dist_train.classifier.doubt import Doubt
+from dist_train.errors import WrongValue
+from dist_train.names import shown
+
+STRANGE = 5.0
+"""The familiarity, in percent, below which a photo is unlike the model's classes: 95 of 100 known photos have more."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,11 @@ class Answer:
     photo: str = ""
     fault: str = ""
 
+    @property
+    def strange(self) -> bool:
+        """Whether the photo is unlike the known photos of all classes, however probable one of them is."""
+        return self.familiarity < STRANGE
+
     def __len__(self) -> int:
         return len(self.predictions)
 
@@ -73,6 +84,38 @@ class Answer:
 
     def __getitem__(self, place: int) -> Prediction:
         return self.predictions[place]
+
+
+def checked_topk(value: object, name: str = "topk") -> int:
+    """Return how many classes an answer is to name.
+
+    Args:
+        value: what was given.
+        name: what the error names.
+
+    Raises:
+        WrongValue: it is not a whole number, or below 1.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise WrongValue(f"{name} {shown(value)}: must be a whole number >= 1")
+    return int(value)
+
+
+def checked_confidence(value: object, name: str = "min_confidence") -> float | None:
+    """Return the probability from which on an answer is to be sure; None for the model's own thresholds.
+
+    Args:
+        value: what was given.
+        name: what the error names.
+
+    Raises:
+        WrongValue: it is not a number from 0 to 1.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+        raise WrongValue(f"{name} {shown(value)}: must be a number from 0 to 1")
+    return float(value)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dist_train.classifier.model_json import MAX_CHANGES, MAX_PAST, MAX_TEXT, Change, Part, Past
+from dist_train.classifier.model_json import MAX_CHANGES, MAX_PARTS, MAX_PAST, MAX_TEXT, Change, Deed, Part, Past, Told
 from dist_train.errors import UserError
-from dist_train.names import shown
 
-_NAMED = 3  # parts of a change that its text names
+_TEXTS = {
+    "added": "added {name} ({photos})",
+    "removed": "removed {name}",
+    "renamed": "renamed {name} to {new}",
+    "photos_added": "added {photos} to {name}",
+    "photos_removed": "removed {photos} of {name}",
+    "pictures_dropped": "dropped all pictures",
+    "rule": "rule {name}",
+    "head": "head {name}",
+}
 
 
 @dataclass(frozen=True)
@@ -24,26 +32,26 @@ class History:
         saved: the changes that were saved, the last at the end.
         past: those that can be undone, the last at the end.
         here: the state, in the folder, that the changes which are not saved were made on; None: there is none.
-        undone: the texts of the changes that were undone since the last save.
-        texts: what was changed since the last save, or since the last of ``undone``.
+        undone: the changes that were undone since the last save.
+        deeds: what was done since the last save, or since the last of ``undone``.
     """
 
     saved: tuple[Change, ...] = ()
     past: tuple[Past, ...] = ()
     here: Part | None = None
-    undone: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
+    undone: tuple[Told, ...] = ()
+    deeds: tuple[Deed, ...] = ()
 
     @property
-    def last(self) -> str | None:
-        """The text of what would be undone; None where nothing can be."""
-        if self.texts:
-            return summary(self.texts)
-        return self.past[-1].text if self.past else None
+    def last(self) -> Told | None:
+        """What would be undone; None where nothing can be."""
+        if self.deeds:
+            return told(self.deeds)
+        return self.past[-1] if self.past else None
 
-    def noting(self, text: str) -> History:
-        """Return the history with a further change that is not saved."""
-        return replace(self, texts=(*self.texts, shown(text)))
+    def noting(self, deed: Deed) -> History:
+        """Return the history with a further deed that is not saved."""
+        return replace(self, deeds=(*self.deeds, deed))
 
     def undoing(self) -> tuple[Past, History]:
         """Return the last change that was saved, and the history once it is undone.
@@ -53,9 +61,10 @@ class History:
         """
         if not self.past:
             raise UserError(f"nothing to undo: a model folder keeps the states before its last {MAX_PAST} changes, and "
-                            f"begins without them where a model is written to it for the first time")  # fmt: skip
+                            f"begins without them where a model is written to it for the first time", "undo.none",
+                            most=MAX_PAST)  # fmt: skip
         last = self.past[-1]
-        return last, replace(self, past=self.past[:-1], here=last.before, undone=(*self.undone, last.text), texts=())
+        return last, replace(self, past=self.past[:-1], here=last.before, undone=(*self.undone, last), deeds=())
 
     def saving(self, to_another_folder: bool) -> History:
         """Return the history with all changes as saved, but for ``here``.
@@ -64,21 +73,31 @@ class History:
             to_another_folder: where none of the states are.
         """
         past = () if to_another_folder else self.past
-        if not (self.texts or self.undone):
+        if not (self.deeds or self.undone):
             return replace(self, past=past)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        if self.texts and self.here is not None and not to_another_folder:
-            past = (*past, Past(time=now, text=summary(self.texts), before=self.here))
-        change = Change(time=now, text=summary([*(f"undid: {text}" for text in self.undone), *self.texts]))
+        if self.deeds and self.here is not None and not to_another_folder:
+            past = (*past, Past(time=now, before=self.here, **dict(told(self.deeds))))
+        change = Change(time=now, **dict(told(self.deeds, self.undone)))
         saved = (*self.saved, change)[-MAX_CHANGES:]
         return History(saved, past[-MAX_PAST:], self.here)
 
 
-def summary(texts: Sequence[str]) -> str:
-    """Return the texts of the parts of a change as a single text."""
-    more = f"; {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
-    text = "; ".join(texts[:_NAMED])
-    return (text if len(text) <= MAX_TEXT - len(more) else text[: MAX_TEXT - len(more) - 3] + "...") + more
+def told(deeds: Sequence[Deed], undone: Sequence[Told] = ()) -> Told:
+    """Return what was done, after changes that were undone, as a single text and in parts."""
+    texts = [*(f"undid: {change.text}" for change in undone), *map(_text, deeds)]
+    end = f"; {len(texts) - MAX_PARTS} more" if len(texts) > MAX_PARTS else ""
+    text = "; ".join(texts[:MAX_PARTS])
+    text = (text if len(text) <= MAX_TEXT - len(end) else text[: MAX_TEXT - len(end) - 3] + "...") + end
+    if not all(change.parts for change in undone):  # of a model that was changed before parts were kept
+        return Told(text=text)
+    before = [deed.model_copy(update={"undone": True}) for change in undone for deed in change.parts]
+    parts, further = (*before, *deeds), sum(change.more for change in undone)
+    return Told(text=text, parts=parts[:MAX_PARTS], more=further + len(parts[MAX_PARTS:]))
+
+
+def _text(deed: Deed) -> str:
+    return _TEXTS[deed.kind].format(name=deed.name, new=deed.new, photos=photos_text(deed.photos))
 
 
 def photos_text(count: int) -> str:

@@ -153,7 +153,8 @@ class Member:
                 where = "is in it already" if twin else "is given twice"
                 other = f", as {same.name}" if same.name not in ("", photo.name) else ""
                 called = photo.name or f"photo {number}"
-                raise UserError(f"class {self.name!r}: {called} {where}{other}; give each photo once")
+                raise UserError(f"class {self.name!r}: {called} {where}{other}; give each photo once",
+                                "photo.there" if twin else "photo.twice", photo=called, name=self.name)  # fmt: skip
             given[photo.id] = photo
         new = [KeptPhoto(photo.id, photo.name, today(), photo.picture_id) for photo in photos]
         activations = torch.cat([self.activations, kept.to(self.activations)])
@@ -167,7 +168,8 @@ class Member:
         """
         unknown = next((wanted for wanted in ids if wanted not in {photo.id for photo in self.photos}), None)
         if unknown is not None:
-            raise UserError(f"class {self.name!r}: has no photo {shown(unknown)}; list its photos first")
+            raise UserError(f"class {self.name!r}: has no photo {shown(unknown)}; list its photos first", "photo.gone",
+                            name=self.name)  # fmt: skip
         places = [place for place, photo in enumerate(self.photos) if photo.id not in ids]
         return replace(self, photos=tuple(self.photos[n] for n in places), activations=self.activations[places])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dist_train.classifier.head import Answer
 from dist_train.classifier.heads.choice import balanced_accuracy
 from dist_train.classifier.photos import Photo
 from dist_train.errors import UserError
+from dist_train.names import path_of, spelt
 from dist_train.report.per_class import wilson
 
 BINS = 10
@@ -192,8 +193,8 @@ class Measurement:
     others: Others | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the measurement as JSON has it."""
-        return asdict(self)
+        """Return the measurement as JSON has it; the names of photos as ``names.spelt`` has them."""
+        return asdict(self._with_names(spelt))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Measurement:
@@ -203,10 +204,19 @@ class Measurement:
             ValueError: it is no measurement.
         """
         try:
-            return TypeAdapter(cls).validate_python(values)
+            return TypeAdapter(cls).validate_python(values)._with_names(path_of)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def _with_names(self, name: Callable[[str], str]) -> Measurement:
+        """Return the same with other names of the photos."""
+
+        def renamed(results: tuple[MeasuredPhoto, ...]) -> tuple[MeasuredPhoto, ...]:
+            return tuple(replace(result, photo=name(result.photo)) for result in results)
+
+        others = self.others and replace(self.others, results=renamed(self.others.results))
+        return replace(self, results=renamed(self.results), others=others)
 
     def worst(self, count: int) -> list[MeasuredPhoto]:
         """Return the wrong answers with the highest probabilities, ``count`` at most; the highest first."""
@@ -244,7 +254,8 @@ def measure(
     places = {name: place for place, entry in enumerate(model.classes) for name in (entry.wnid, entry.name) if name}
     unknown = next((label for label in labels if label not in places), None)
     if unknown is not None:
-        raise UserError(f"label {unknown!r}: the model has no such class; give the name or wnid of a class")
+        raise UserError(f"label {unknown!r}: the model has no such class; give the name or wnid of a class",
+                        "class.unknown", name=unknown)  # fmt: skip
     truth = torch.tensor([places[label] for label in labels])
     results = _answered(model, photos, names, truth)
     return _summary(model, results, truth, _others(model, others, names_of_others, results) if len(others) else None)
@@ -256,7 +267,7 @@ def csv_text(measurement: Measurement) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["photo", "class", "answer", "right", "probability", "rank", "sure", "familiarity", "in_the_model"])
     for result in (*measurement.results, *(measurement.others.results if measurement.others else ())):
-        row = [result.photo, result.truth, result.answer, int(result.right), f"{result.probability:.6f}"]
+        row = [spelt(result.photo), result.truth, result.answer, int(result.right), f"{result.probability:.6f}"]
         writer.writerow([*row, result.rank or "", int(result.sure), f"{result.familiarity:.2f}", int(result.known)])
     return out.getvalue()
 
@@ -273,9 +284,10 @@ def _answered(
     ranks: list[int] = []
     for first in range(0, len(activations), 1000):
         part = slice(first, first + 1000)
-        answers += model.answers(activations[part], 1)
+        scores = model.scores(activations[part])
+        answers += model.answers(activations[part], 1, scores)
         if truth is not None:
-            scores = model.scores(activations[part]).cpu()
+            scores = scores.cpu()
             better = (scores > scores.gather(1, truth[part][:, None])).sum(1)
             ranks += (1 + better).tolist()
     results = []

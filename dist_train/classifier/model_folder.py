@@ -87,7 +87,8 @@ def write(
     with _WRITING, lock(folder, 10):
         there = _about(folder)[1] if before is not None and is_model(folder) else None
         if before is not None and there not in (None, before.state):
-            raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere")
+            raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere",
+                            "model.changed")  # fmt: skip
         added_part, added_data = _serialised("added", added)
         new = {added_part: added_data}
         if before is not None and _exists(folder, before.network):
@@ -99,7 +100,9 @@ def write(
         if past and past[-1].before == there:
             new[past[-1].before] = path.read_bytes()
         files = Files(network=network_part, added=added_part)
-        data, checked = _checked({**about, "past": [entry.model_dump() for entry in past]}, files, path)
+        data, checked = _checked(
+            {**about, "past": [entry.model_dump(exclude_defaults=True) for entry in past]}, files, path
+        )
         for part, content in new.items():
             if not _exists(folder, part):
                 _write(folder / part.file, content)
@@ -118,7 +121,8 @@ def _checked(about: Mapping[str, Any], files: Files, path: Path) -> tuple[bytes,
     content = {"version": VERSION, **about, "files": files.model_dump()}
     data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="surrogatepass")
     if len(data) > MAX_JSON:
-        raise UserError(f"{path}: would have {len(data)} bytes, and {MAX_JSON} are the limit; keep fewer photos")
+        raise UserError(f"{path}: would have {len(data)} bytes, and {MAX_JSON} are the limit; keep fewer photos",
+                        "model.full")  # fmt: skip
     return data, parse(data, path)
 
 
@@ -213,7 +217,8 @@ def lock(folder: Path, wait: float = 0) -> Iterator[None]:
         file_lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(
-            f"{folder}: another process changes or serves this model; wait for it, or write to another folder"
+            f"{folder}: another process changes or serves this model; wait for it, or write to another folder",
+            "model.locked",
         ) from None
     except (OSError, NotImplementedError):
         yield

@@ -44,8 +44,9 @@ _OF_RUN = ("base_rows", "sample.activations", "sample.labels")  # tensors of a m
 _IMAGES = ("means", "held_out.activations", "held_out.labels")  # of a model from a run, if it is not older than these
 _BACKGROUND = ("background.scatter", "background.freedom")  # of a model of photos alone, if it has a background
 _MAX_ROWS = 100_000
-MAX_TEXT, MAX_CHANGES, MAX_PAST = 1000, 1000, 10
-"""Characters of the text of a change, changes that are listed, and those that can be undone."""
+MAX_TEXT, MAX_CHANGES, MAX_PAST, MAX_PARTS = 1000, 1000, 10, 3
+"""Characters of the text of a change, changes that are listed, those that can be undone, and parts that a change
+names."""
 
 
 def _known(name: str, names: tuple[str, ...]) -> str:
@@ -88,6 +89,7 @@ def _visible(text: str) -> str:
 
 _Day = Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")]
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")]
+_ShortText = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_visible)]
 
 
 class Part(BaseModel):
@@ -210,22 +212,53 @@ class _Class(BaseModel):
 class _Photo(BaseModel):
     model_config = _STRICT
     id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-    name: Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_visible)]
+    name: _ShortText
     added: _Day
     picture: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
 
 
-class Change(BaseModel):
+class Deed(BaseModel):
+    """One thing that was done to a model, or that was undone.
+
+    Attributes:
+        kind: what was done.
+        name: the class; of the kinds "rule" and "head", what was chosen; "" where there is neither.
+        new: the name that a class was given in place of ``name``; "" where none was renamed.
+        photos: how many came or went.
+        undone: whether this was undone, and not done.
+    """
+
+    model_config = _STRICT
+    kind: Literal["added", "removed", "renamed", "photos_added", "photos_removed", "pictures_dropped", "rule", "head"]
+    name: _ShortText = ""
+    new: _ShortText = ""
+    photos: Annotated[int, Field(ge=0, le=_MAX_ROWS)] = 0
+    undone: bool = False
+
+
+class Told(BaseModel):
+    """What a change did, as a text and in parts, from which other languages make their texts.
+
+    Attributes:
+        text: what was changed, as in "added okapi (3 photos)".
+        parts: the first things that were done; empty in models that were changed before parts were kept.
+        more: how many further things were done.
+    """
+
+    model_config = _STRICT
+    text: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_visible)]
+    parts: Annotated[tuple[Deed, ...], Field(max_length=MAX_PARTS)] = ()
+    more: Annotated[int, Field(ge=0)] = 0
+
+
+class Change(Told):
     """A change of a model: what a command, or a call of the API, did to it.
 
     Attributes:
         time: of the change, as "2026-11-25T09:30:00Z", in UTC.
-        text: what was changed, as in "added okapi (3 photos)".
     """
 
-    model_config = _STRICT
     time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
-    text: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_visible)]
 
 
 class Past(Change):

@@ -29,6 +29,7 @@ from dist_train.data.account import Account
 from dist_train.data.images.photos import (
     IN_SYSTEM_FOLDERS,
     MAX_PIXELS,
+    MAX_RATIO,
     SUFFIXES,
     is_system_folder,
     open_photo,
@@ -82,9 +83,10 @@ def _load_file(photo: str | Path | bytes, name: str, max_pixels: int, rule: Orie
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         what = f"{pixels[1] if pixels else 'too many'} pixels, and {max_pixels} are the limit; make it smaller"
-        raise UserError(f"{name}: {what}") from None
+        raise UserError(f"{name}: {what}", "photo.large", photo=name, limit=max_pixels) from None
     except UnidentifiedImageError:
-        raise UserError(f"{name}: not an image of a known format; convert it to JPEG or PNG") from None
+        raise UserError(f"{name}: not an image of a known format; convert it to JPEG or PNG", "photo.format",
+                        photo=name) from None  # fmt: skip
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{name}: {error.strerror}; give the path of an image") from None
     except UserError:
@@ -206,7 +208,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int, rule: Orientation) -
     try:
         return torch.from_numpy(np.array(upright(image, rule))).permute(2, 0, 1)
     except Unusable as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}", "photo.depth", photo=name) from None
     except Exception as error:
         raise _damaged(name, error) from None
 
@@ -214,11 +216,13 @@ def _decode(image: Image.Image, name: str, max_pixels: int, rule: Orientation) -
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     fault = size_fault(width, height, max_pixels)
     if fault:
-        raise UserError(f"{name}: {fault}")
+        kind = "photo.large" if width * height > max_pixels else "photo.long"
+        raise UserError(f"{name}: {fault}", kind, photo=name, limit=max_pixels if kind == "photo.large" else MAX_RATIO)
 
 
 def _damaged(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: damaged or cut off ({' '.join(str(error).split())[:200]}); get the file again")
+    text = f"{name}: damaged or cut off ({' '.join(str(error).split())[:200]}); get the file again"
+    return UserError(text, "photo.damaged", photo=name)
 
 
 def _tensor_of(photo: npt.NDArray[Any], name: str) -> torch.Tensor:

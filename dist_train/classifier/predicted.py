@@ -23,6 +23,16 @@ from dist_train.models.predictor import RowClassifier
 RULES = get_args(Rule)
 
 
+def check_rule(rule: str) -> None:
+    """Check a rule by which several photos of a class count.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    if rule not in RULES:
+        raise UserError(f"rule {rule!r}: give one of {', '.join(RULES)}")
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """Hold the calibration on some of the run's classes.
@@ -126,8 +136,7 @@ class PredictedHead(HeadMaker):
     calibrated: Calibrated | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise UserError(f"rule {self.rule!r}: give one of {', '.join(RULES)}")
+        check_rule(self.rule)
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -46,11 +47,11 @@ class AdaptOptions(Options):
     undo: bool = False
     """Undo the last change; repeat the command for those before it, up to ten."""
     print_classes: Annotated[bool, Option(name="list")] = False
-    """Print the classes, one a line."""
+    """Print the classes, one a line, as they are after the changes; lines on these go to standard error then."""
     list_photos: Annotated[str | None, Option(metavar="NAME")] = None
-    """Print the photos that the model keeps of a class, one a line: id, name, day."""
+    """Print the photos that the model keeps of a class, one a line: id, name, day; see --list."""
     history: bool = False
-    """Print the changes of the model, one a line: time, text."""
+    """Print the changes of the model, one a line: time, text; see --list."""
     method: str | None = None
     """Method of the run to take; default: the best of its table for so many photos. See docs/methods.md."""
     rule: str | None = None
@@ -82,26 +83,18 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
     """
     from dist_train.classifier import model_folder
-    from dist_train.classifier.from_run import check_finished, choice_for
+    from dist_train.classifier.from_run import choice_for
 
+    network.check()
     if source is None:
         return _adapt_network(options, network)
     network.check_unused(f"a new model is made with it, and {source} has its own network; leave one of the two out")
     if not source.exists():
         raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
     config = None if model_folder.is_model(source) else load_config(source)
+    _check(options, network, config)
     out = options.out or (source if config is None else None)
-    if out is None and (options.changes or not options.prints):
-        raise UserError("--out is required: the folder for the model")
-    if config is None and options.method:
-        raise UserError("--method: is chosen when a model is made of a run; give the run")
-    if options.update and not (options.photos or options.classes):
-        raise UserError("--update: gives photos to classes that exist; give the photos too, by --class or --classes")
     others = options.changes or config or options.rule or network.head or network.no_pictures
-    if options.undo and others:
-        raise UserError("--undo: is a change of its own, of a model; give it without others")
-    if config is not None:
-        check_finished(config)  # before its photos are looked for
     writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
         choice = choice_for(config, _counts(options)) if config and not options.method else None
@@ -112,6 +105,36 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
             model.save(out)
     _print(model, options, lines, out if writes else None)
     return 0
+
+
+def _check(options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:
+    """Check options for a model, or for a run (``config``), before photos are read and networks are loaded.
+
+    Raises:
+        UserError: a value is wrong, an option is missing, or options do not belong together.
+    """
+    from dist_train.classifier.from_run import check_finished, trained_method
+    from dist_train.classifier.predicted import check_rule
+
+    others = options.changes or options.rule or network.head or network.no_pictures or options.held_out
+    if config is not None and options.out is None and (others or not options.prints):
+        raise UserError("--out is required: the folder for the model")
+    if config is None and options.method:
+        raise UserError("--method: is chosen when a model is made of a run; give the run")
+    if options.update and not (options.photos or options.classes):
+        raise UserError("--update: gives photos to classes that exist; give the photos too, by --class or --classes")
+    if options.undo and (others or config):
+        raise UserError("--undo: is a change of its own, of a model; give it without others")
+    if options.rule:
+        check_rule(options.rule)
+    if config is not None:
+        if network.head:
+            raise UserError(
+                f"--head {network.head}: is of models of photos alone; for a model from a run give --method"
+            )
+        check_finished(config)
+        if options.method:
+            trained_method(config, options.method)
 
 
 def _adapt_network(options: AdaptOptions, network: NetworkOptions) -> int:
@@ -138,17 +161,26 @@ def _adapt_network(options: AdaptOptions, network: NetworkOptions) -> int:
 
 
 def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path | None) -> None:
-    if options.prints:
-        lines = [f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}"
-                 for entry in model.classes if options.print_classes]  # fmt: skip
-        kept = [] if options.list_photos is None else model.photos(options.list_photos)
-        lines += [f"{photo.id}\t{photo.name or '-'}\t{photo.added or '-'}" for photo in kept]
-        lines += [f"{change.time}\t{change.text}" for change in model.history if options.history]
-    for line in lines:
-        print(line)
-    if out is not None and not options.prints:
+    """Print what was done, and what is asked of the model as it is now.
+
+    Args:
+        lines: on what was done.
+        out: where the model was written to; None: nowhere.
+    """
+    if out is not None:
         rule = f", rule {model.rule}" if model.rule else ""
-        print(f"{out}: {len(model.classes)} classes, {model.method}{rule}")
+        lines = [*lines, f"{out}: {len(model.classes)} classes, {model.method}{rule}"]
+    if not options.prints or out is not None or options.held_out:
+        # Beside a list they go to standard error, so that the list alone can be read by a program.
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr if options.prints else sys.stdout)
+    if options.print_classes:
+        for entry in model.classes:
+            print(f"{entry.name}\t{shown(entry.wnid) or '-'}\t{entry.photos or '-'}")
+    for photo in [] if options.list_photos is None else model.photos(options.list_photos):
+        print(f"{photo.id}\t{photo.name or '-'}\t{photo.added or '-'}")
+    if options.history:
+        for change in model.history:
+            print(f"{change.time}\t{change.text}")
 
 
 def _open(source: Path, options: AdaptOptions, config: Config | None, network: NetworkOptions) -> Classifier:

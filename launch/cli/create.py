@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +20,6 @@ from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:
     from dist_train.classifier.classifier import Classifier
-    from dist_train.models.backbones import Pretrained
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,36 @@ class NetworkOptions(Options):
     """The same from activations of this network, with labels: .npz, .npy or .parquet, as docs/features.md has them."""
     no_pictures: bool = False
     """Keep no small pictures of the photos, neither of these nor of later ones: for a model that is given to others."""
+
+    def check(self) -> None:
+        """Check what is given, before photos are read and networks are loaded.
+
+        Raises:
+            UserError: there is no such head or network, there is no file of its weights, or options contradict each
+                other.
+        """
+        from dist_train.classifier.fitted import check_head
+        from dist_train.models.backbones import check_pretrained
+
+        if self.head is not None:
+            check_head(self.head)
+        if self.base and self.base_features:
+            raise UserError(f"--base_features {self.base_features}: is given together with --base; give one of them")
+        if self.backbone is not None:
+            with _as_typed():
+                check_pretrained(self.config())
+
+    def config(self) -> BackboneConfig:
+        """Return what the network is opened with.
+
+        Raises:
+            UserError: a value is out of its range, or options contradict each other.
+        """
+        assert self.backbone is not None
+        try:
+            return BackboneConfig(source=self.backbone, weights=self.weights, download=self.download, size=self.size)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def check_unused(self, reason: str) -> None:
         """Check that nothing is given that makes a new model.
@@ -71,9 +102,10 @@ def create(
         report: Page to write about the estimate: the accuracy of each class, and which classes are confused.
     """
     check_files({"report": report})
+    options.backbone = options.backbone or "starter"
+    options.check()
     account = Account()
     by_class = photos_of_folder(photos, "PHOTOS", account)
-    options.backbone = options.backbone or "starter"
     with reserved(out, photos):
         model = new_model(options)
         if options.no_pictures:
@@ -102,8 +134,8 @@ def _report(model: Classifier) -> str:
     return photos_html(names, photos, head.answers.cpu().numpy(), heads, facts)
 
 
-def photos_of_folder(folder: Path, option: str, account: Account) -> dict[str, list[Path]]:
-    """Return {class: its photos} of a folder with a folder of photos for each class.
+def photos_of_folder(folder: Path, option: str, account: Account, empty: bool = False) -> dict[str, list[Path]]:
+    """Return {class: its photos} of a folder with a folder of photos for each class; ``empty``: a class may have none.
 
     Raises:
         UserError: there is no such folder, or no class in it.
@@ -112,23 +144,27 @@ def photos_of_folder(folder: Path, option: str, account: Account) -> dict[str, l
 
     if not folder.is_dir():
         raise UserError(f"{option} {folder}: no such folder; give one that has a folder of photos for each class")
-    return {name: [folder / file.name for file in files] for name, files in class_folders(folder, option, account)}
+    classes = class_folders(folder, option, account, empty)
+    return {name: [folder / file.name for file in files] for name, files in classes}
 
 
 def new_model(options: NetworkOptions) -> Classifier:
     """Return a model without classes.
 
+    Args:
+        options: that were checked.
+
     Raises:
-        UserError: the network or its background cannot be had, or options contradict each other.
+        UserError: the network or its background cannot be had.
     """
     from dist_train.distributed.pool import working
 
-    if options.base and options.base_features:
-        raise UserError(f"--base_features {options.base_features}: is given together with --base; give one of them")
     with working(f"opening {options.backbone}", not options.download):  # a download has a bar of its own
         from dist_train.classifier import background, from_photos  # within: it takes seconds, as opening does
+        from dist_train.models.backbones import open_pretrained
 
-        pretrained = _opened(options)
+        with _as_typed():
+            pretrained = open_pretrained(options.config())
     for note in pretrained.notes:
         print(note)
     head = options.head or "auto"
@@ -141,29 +177,13 @@ def new_model(options: NetworkOptions) -> Classifier:
     return model
 
 
-def _opened(options: NetworkOptions) -> Pretrained:
-    """Return the trained network. Errors name the options as they are typed, and not the keys of a run.
-
-    Raises:
-        UserError: it cannot be had, or does not take images of that size.
-    """
-    from dist_train.models.backbones import open_pretrained
-
-    assert options.backbone is not None
-    source, weights, download, size = options.backbone, options.weights, options.download, options.size
+@contextmanager
+def _as_typed() -> Iterator[None]:
+    """Let errors name the options as they are typed, and not the keys of a run."""
     try:
-        config = BackboneConfig(source=source, weights=weights, download=download, size=size)
-    except ValueError as error:
-        raise _as_typed(error) from None
-    try:
-        return open_pretrained(config)
+        yield
     except UserError as error:
-        raise _as_typed(error) from None
-
-
-def _as_typed(error: Exception) -> UserError:
-    """Return the error with options of ``create`` in place of a run's keys."""
-    return UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), f"{error}"))
+        raise UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), f"{error}")) from None
 
 
 _KEY = r"(?<![\w./-])(?:--)?backbone\.(source|weights|size|download)(?:=(True)?)?"

@@ -58,7 +58,7 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
 
     All classes of the model take part, added ones included: accuracy, each class with its interval, confusions, the
     worst mistakes, and what its probabilities are worth. The folder has a folder of photos for each class, by its name
-    or wnid; folders of no class are passed over and counted.
+    or wnid; folders of no class are passed over and counted, and classes whose folder has no photo are named.
 
     Args:
         model: Folder made by adapt or create.
@@ -76,10 +76,9 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
                           others.activations, list(map(str, others.files)))  # fmt: skip
     if options.as_json:
         text = json.dumps(measurement.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        # A file name's stray bytes become escapes, as JSON has them.
-        write_text(options.as_json, text.encode("utf-8", "backslashreplace").decode() + "\n")
+        write_text(options.as_json, text + "\n")
     if options.as_csv:
-        write_text(options.as_csv, utf8(csv_text(measurement)))
+        write_text(options.as_csv, csv_text(measurement))
     if options.report:
         write_text(options.report, utf8(_report(classifier, measurement, model, photos)))
     print_account(account)
@@ -91,7 +90,8 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
 def labelled_photos(model: Classifier, folder: Path, option: str, account: Account) -> LabelledPhotos:
     """Return the photos of a folder that has a folder for each class, by its name or wnid.
 
-    Photos that cannot be used are left out, by name; folders of no class of the model are passed over.
+    Photos that cannot be used are left out, by name; folders of no class of the model are passed over. Classes of which
+    there is no photo then are named in the account.
 
     Args:
         option: what errors name.
@@ -100,7 +100,7 @@ def labelled_photos(model: Classifier, folder: Path, option: str, account: Accou
         UserError: no folder is of a class, no photo can be decoded, or a photo is in two classes.
     """
     names = {name for entry in model.classes for name in (entry.name, entry.wnid) if name}
-    by_class = photos_of_folder(folder, option, account)
+    by_class = photos_of_folder(folder, option, account, empty=True)
     for name in [name for name in by_class if name not in names]:
         files = by_class.pop(name)
         account.taken -= len(files)
@@ -109,7 +109,15 @@ def labelled_photos(model: Classifier, folder: Path, option: str, account: Accou
         raise UserError(f"{option} {folder}: holds no folder with the name or wnid of a class; make such folders")
     labelled = _embedded(model, by_class, account)
     if not labelled.labels:
-        raise UserError(f"{option} {folder}: no photo in it can be decoded; {account.left_out[0][1]}")
+        broken = [reason for name, reason in account.left_out if Path(name).is_relative_to(folder)]
+        why = f"no photo in it can be decoded; {broken[0]}" if broken else "its class folders hold no photo; add some"
+        raise UserError(f"{option} {folder}: {why}")
+    measured = set(labelled.labels)
+    absent = [shown(name) for name in by_class if name not in measured]
+    if absent:
+        classes = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+        listed = ", ".join(absent[:SHOWN]) + ", ..." * (len(absent) > SHOWN)
+        account.notes.append(f"{folder}: {classes} a folder without a usable photo, not measured: {listed}")
     return labelled
 
 

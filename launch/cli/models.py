@@ -23,10 +23,13 @@ def export(model: Path, *, format: str, out: Path | None = None, rule: str | Non
     """
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.export import FORMATS
+    from dist_train.classifier.predicted import check_rule
     from dist_train.distributed.pool import working
 
     if format not in FORMATS:
         raise UserError(f"--format {format}: give one of {', '.join(FORMATS)}")
+    if rule:
+        check_rule(rule)
     suffix, write = FORMATS[format]
     file = out or Path(model.absolute().name + suffix)
     if file.is_dir() or not file.absolute().parent.is_dir():

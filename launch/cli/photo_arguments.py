@@ -113,7 +113,8 @@ def _of_word(word: str, account: Account) -> Iterator[Source]:
 
 
 def print_account(account: Account, details: bool = True) -> None:
-    """Print on stderr what became of several files; ``details``: with each photo that is left out."""
-    if account.found > 1:
+    """Print on stderr what became of several files, and what there is to note; ``details``: with each photo that is
+    left out."""
+    if account.found > 1 or account.notes:
         print("\n".join([account.line(), *account.left_out_lines() * details, *account.passed_over_lines()]),
               file=sys.stderr)  # fmt: skip

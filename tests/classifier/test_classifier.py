@@ -21,6 +21,7 @@ from dist_train import Classifier, UserError
 from dist_train.classifier.from_run import from_run, held_out_activations
 from dist_train.classifier.predicted import PredictedHead
 from dist_train.distributed.context import Context
+from dist_train.errors import WrongValue
 from dist_train.fewshot import methods
 from dist_train.runs.run import Run
 from dist_train.stages.scoring import JointScoring
@@ -82,8 +83,12 @@ def test_an_added_class_is_recognised_without_training(models: Path, drawn: Path
     own = lambda scores: (scores.argmax(1) == 6).float().mean()  # noqa: E731
     assert own(logits) > own(others)
     assert len(model.predict(photos[novel[0]][0])) == 1 and len(model.predict(photos[novel[0]], topk=99)[0]) == 7
-    with pytest.raises(UserError, match="topk 0: must be >= 1"):
-        model.predict(photos[novel[0]], topk=0)
+    assert model.answers(torch.ones(1, 64), topk=np.int64(2)) == model.answers(torch.ones(1, 64), topk=2)
+    for topk in (0, -1, 2.5, np.float64(2), "3", True, None, [1]):
+        with pytest.raises(WrongValue, match=r"topk .*: must be a whole number >= 1"):
+            model.predict(photos[novel[0]], topk=topk)
+        with pytest.raises(ValueError, match=r"topk .*: must be a whole number >= 1"):
+            model.answers(torch.ones(1, 64), topk=topk)
     assert model.predict([]) == []
     logits += 1  # the tensor is the caller's own, and may be changed
 

@@ -157,8 +157,12 @@ def test_min_confidence_overrides_both_thresholds(models: Path) -> None:
         model.min_confidence = least
         assert model.answers(photo)[0].sure == sure == model.copy().answers(photo)[0].sure
         assert model.threshold == least
-    with pytest.raises(UserError, match=r"min_confidence 1\.5"):
-        model.min_confidence = 1.5
+    for wrong in (1.5, -0.1, float("nan"), "0.5", True, [0.5], torch.tensor(0.5)):
+        with pytest.raises(ValueError, match=r"min_confidence .*: must be a number from 0 to 1") as refused:
+            model.min_confidence = wrong
+        assert isinstance(refused.value, UserError)
+    model.min_confidence = np.float32(0.5)
+    assert model.threshold == 0.5
     model.min_confidence = None
     assert model.threshold == model.head().doubt.threshold
 

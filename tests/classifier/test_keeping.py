@@ -244,6 +244,35 @@ def test_a_model_without_pictures_stays_so(model: Path, tmp_path: Path) -> None:
     assert not (model / "pictures").exists() and not any(photo.picture for photo in opened(model).photos("okapi"))
 
 
+def test_lists_come_after_the_changes_of_their_command(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was done is said beside a list, on standard error; a list alone says nothing else."""
+
+    def typed(*words: str) -> tuple[list[str], list[str]]:
+        assert main(["adapt", str(model), *words]) == 0
+        said = capsys.readouterr()
+        return said.out.splitlines(), said.err.splitlines()
+
+    before, nothing = typed("--list")
+    assert nothing == [] and not any(line.startswith("tapir\t") for line in before)
+    add = ("--class", f"tapir={folder_of(tmp_path, 'tapir', 22, 23)}")
+    listed, done = typed(*add, "--list", "--list_photos", "tapir", "--history")
+    assert [line.split("\t")[0] for line in listed[: len(before) + 1]] == [
+        *(line.split("\t")[0] for line in before),
+        "tapir",
+    ]
+    assert [line.split("\t")[1] for line in listed[len(before) + 1 :][:2]] == ["22.png", "23.png"]
+    assert listed[-1].endswith("\tadded tapir (2 photos)")
+    assert "tapir: added from 2 photos" in done and any(line.startswith(f"{model}: ") for line in done)
+    listed, done = typed("--undo", "--list")
+    assert listed == before and done[0] == "undone: added tapir (2 photos)"
+    alone, nothing = typed("--history")
+    assert alone[-1].endswith("\tundid: added tapir (2 photos)") and nothing == []
+    copied, done = typed("--list", "--out", str(tmp_path / "copy"))
+    assert copied == before and done[-1].startswith(f"{tmp_path / 'copy'}: ")
+
+
 # Undo and history.
 
 
@@ -302,6 +331,42 @@ def test_undo_takes_unsaved_changes_first(model: Path) -> None:
     again = opened(model)
     assert again.undo() == "added eland (1 photo)" and [entry.name for entry in again.classes] == before
     assert len(twin.classes) == len(before) + 3  # a copy has its own history
+
+
+def test_a_change_has_parts_for_texts_in_other_languages(model: Path) -> None:
+    """Its first three parts and the number of the others; a change by an older version, without parts, has none when it
+    is undone."""
+    mine = opened(model)
+    mine.add_class("okapi", [picture(20), picture(24)])
+    for fresh in ("b", "c", "d"):
+        mine.rename_class(mine.classes[-1].name, fresh)
+    mine.save(model)
+    [*_, change] = opened(model).history
+    assert [(deed.kind, deed.name, deed.new, deed.photos) for deed in change.parts] == [
+        ("added", "okapi", "", 2), ("renamed", "okapi", "b", 0), ("renamed", "b", "c", 0)]  # fmt: skip
+    assert change.more == 1 and change.text.endswith("; 1 more")
+    mine.undo()
+    mine.remove_class(mine.classes[0].name)
+    mine.save(model)
+    [*_, change] = opened(model).history
+    assert [deed.undone for deed in change.parts] == [True] * 3 and change.more == 2
+    about = json.loads((model / "model.json").read_text())
+    for entry in (*about["history"], *about["past"]):
+        entry.pop("parts", None), entry.pop("more", None)
+    (model / "model.json").write_text(json.dumps(about))
+    mine = opened(model)
+    assert mine.last_told is not None and mine.last_told.parts == () and mine.undo().startswith("removed ")
+    mine.save(model)
+    assert opened(model).history[-1].parts == () and opened(model).history[-1].text.startswith("undid: removed ")
+
+
+def test_a_model_that_is_left_with_one_class_is_saved(model: Path) -> None:
+    mine = opened(model)
+    for entry in mine.classes[1:]:
+        mine.remove_class(entry.name)
+    mine.save(model)
+    [answer] = opened(model).predict(picture(20))
+    assert [best.name for best in answer] == [mine.classes[0].name] and answer[0].probability == 1
 
 
 def test_a_copy_in_another_folder_begins_with_nothing_to_undo(model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, top_k_accuracy_scor
 
 from dist_train import Classifier, UserError
 from dist_train.classifier.fitted import FittedHeads
+from dist_train.classifier.head import Head
 from dist_train.classifier.measurement_page import confusion_matrix as matrix_of
 from dist_train.classifier.measurement_page import measurement_html
 from dist_train.classifier.measuring import Measurement, csv_text, measure
@@ -49,6 +50,20 @@ def shown(model: Classifier) -> tuple[torch.Tensor, list[int], Measurement]:
     names = [f"{n}.jpg" for n in range(len(labels))]
     others = torch.cat([photos_of(label, 5, 2) for label in range(20, 26)])
     return photos, labels, measure(model, photos, [NAMES[n] for n in labels], names, others)
+
+
+def test_a_photo_is_scored_once(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos of classes and of none, in parts of a thousand: the head sees each of them once."""
+    model.head()
+    scored, whole = list[int](), Head.scores
+
+    def scores(self: Head, activations: torch.Tensor) -> torch.Tensor:
+        scored.append(len(activations))
+        return whole(self, activations)
+
+    monkeypatch.setattr(Head, "scores", scores)
+    measure(model, photos_of(0, 1500, 1), [NAMES[0]] * 1500, (), photos_of(20, 7, 1))
+    assert scored == [1000, 500, 7]
 
 
 def test_the_figures_are_those_of_scikit_learn(

@@ -64,7 +64,7 @@ ELSEWHERE = {
     "dist-train cancel runs/first": "slurm/test_chain.py",
     "dist-train launch local --workers 8 --config imagenet": "launch/test_local.py",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[cuda13,starter,serve]'": "../.ci/run",
-    "dist-train create photos/ --out model --backbone timm:resnet50.a1_in1k --weights resnet50_a1.safetensors":
+    "dist-train create photos/ --out animals50 --backbone timm:resnet50.a1_in1k --weights resnet50_a1.safetensors":
         "launch/test_create.py",
     "dist-train split --shards shards/photos --novel 0 --out all.json": "e2e/test_no_novel_classes.py",
     "dist-train run --config photos --name all --data.split all.json": "e2e/test_no_novel_classes.py",
@@ -147,6 +147,19 @@ def test_every_command_is_run_somewhere() -> None:
     for command, where in ELSEWHERE.items():
         assert command in every, f"no page has {command!r} any more"
         assert (ROOT / "tests" / where).exists(), where
+
+
+def test_the_first_road_has_one_model() -> None:
+    """From README over photos.md to python.md and serving.md the commands can be copied one after the other: all of
+    them use the model that the first of them makes, and none makes it again."""
+    road = [command for page in ("README.md", "docs/photos.md", "docs/python.md", "docs/serving.md")
+            for command in commands(ROOT / page)]  # fmt: skip
+    made = road.index("dist-train create photos/ --out animals")
+    with_model = ("adapt", "classify", "evaluate-model", "export", "serve")
+    used = {words[2] for words in map(shlex.split, road[made:]) if words[0] == "dist-train" and words[1] in with_model}
+    assert used == {"animals", "runs/demo", "model"}  # the last two: the demo of README
+    again = [command for command in road[made + 1 :] if re.search(r"--out animals\b", command)]
+    assert set(again) == {"dist-train create photos/ --out animals"}  # photos.md begins with it, as README does
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ import pytest
 from fixtures.random_models import random_classifier
 from PIL import Image
 
-from dist_train import Classifier, UserError
+from dist_train import Classifier
 from dist_train.classifier.classifier import Answer, Class
+from dist_train.names import path_of
 from launch.cli.main import main
 
 
@@ -82,8 +86,6 @@ def test_predict_takes_folders_and_names_faults(model: Path, photos: Path) -> No
     (photos / "empty").mkdir()
     [empty] = classifier.predict(photos / "empty")
     assert empty.photo == str(photos / "empty") and empty.fault.startswith("holds no photos")
-    with pytest.raises(UserError, match="topk 0"):
-        classifier.predict(photos, topk=0)
 
 
 def test_tables_have_a_row_for_each_photo(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +318,57 @@ def test_a_table_has_no_columns_for_classes_that_are_not_there(model: Path, phot
     table = photos.parent / "table.csv"
     assert main(["classify", str(model), str(photos / "a"), "--csv", str(table), "--topk", "99"]) == 0
     assert table.read_text().splitlines()[0].endswith(",class_2,probability_2,class_3,probability_3")
+
+
+def test_names_that_are_not_utf8_are_found_again(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every file that classify writes is UTF-8 without lone surrogates, and names the same photos; a name that looks
+    like the spelling of another is no other."""
+    names = [b"caf\xe9.png", b"caf\\xe9.png", b"a\\b\xff\xfe.png", b"a\\b.png", "é\\x41.png".encode(), b"\\\xe9.png"]
+    (tmp_path / "odd").mkdir()
+    for number, name in enumerate(names):
+        pixels = np.random.RandomState(number).randint(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(data := BytesIO(), "PNG")
+        (tmp_path / "odd" / os.fsdecode(name)).write_bytes(data.getvalue())
+    (tmp_path / "odd" / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"text")
+    table, other = tmp_path / "table.csv", tmp_path / "table.parquet"
+    words = ["classify", str(model), str(tmp_path / "odd"), "--csv", str(table), "--parquet", str(other), "--json"]
+    assert main(words) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert json.dumps(lines, ensure_ascii=False).encode()  # which a lone surrogate does not let
+    found = [os.fsencode(path_of(line["image"])) for line in lines]
+    wanted = [*names, b"bad\xe9.jpg"]
+    assert sorted(found) == sorted(os.fsencode(tmp_path / "odd") + b"/" + name for name in wanted)
+    import pyarrow.parquet
+
+    assert [row["photo"] for row in csv.DictReader(table.open(newline="", encoding="utf-8"))] == [
+        line["image"] for line in lines
+    ] == pyarrow.parquet.read_table(other).to_pydict()["photo"]  # fmt: skip
+    for text, path in zip([line["image"] for line in lines], found, strict=True):
+        if re.search(r"\\x[89a-f]", text):  # as docs/photos.md tells to find it
+            assert subprocess.run(["bash", "-c", 'printf %b "$1"', "-", text], capture_output=True).stdout == path
+
+
+def test_a_photo_unlike_all_classes_is_called_so(
+    model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said beside "not sure", and alone where only a threshold of one's own counts."""
+    unlike = {"1.png": 4.4, "2.png": 0.0}
+    whole = Classifier.stream
+
+    def stream(self: Classifier, *arguments: Any) -> Iterator[Answer]:
+        for answer in whole(self, *arguments):
+            yield replace(answer, familiarity=unlike.get(Path(answer.photo).name, 5.0))
+
+    monkeypatch.setattr(Classifier, "stream", stream)
+    assert main(["classify", str(model), str(photos / "b"), "--topk", "1"]) == 0
+    said = [line.removeprefix(str(photos)) for line in capsys.readouterr().out.splitlines()[::2]]
+    assert said == [
+        "/b/1.png  (unlike its classes, familiarity 4%)",
+        "/b/2.png  (not sure; unlike its classes, familiarity 0%)",
+        "/b/3.png",
+    ]
 
 
 def test_the_empty_path_is_no_folder(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

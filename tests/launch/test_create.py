@@ -254,6 +254,35 @@ def test_bad_input_makes_nothing(
 @pytest.mark.parametrize(
     "words, wanted",
     [
+        (["create", "NOWHERE", "--out", "OUT", "--head", "best"], "--head best: give one of auto"),
+        (["create", "NOWHERE", "--out", "OUT", "--backbone", "timm:resnet5"], "--backbone timm:resnet5: timm "),
+        (["create", "NOWHERE", "--out", "OUT", "--backbone", "torchvision:net"], "--backbone torchvision:net: "),
+        (["create", "NOWHERE", "--out", "OUT", "--backbone", "mine"], "--backbone mine: give timm:NAME"),
+        (["create", "NOWHERE", "--out", "OUT", *TIMM, "--weights", "NOWHERE"], "no such file of weights"),
+        (["create", "NOWHERE", "--out", "OUT", "--size", "8"], "--size 8: must be >= 32"),
+        (["adapt", "--out", "OUT", "--backbone", "mine", "--classes", "NOWHERE"], "--backbone mine: give timm:NAME"),
+        (["adapt", "--out", "OUT", *TIMM, "--head", "best", "--classes", "NOWHERE"], "--head best: give one of auto"),
+        (["adapt", "DAMAGED", "--head", "best", "--classes", "NOWHERE"], "--head best: give one of auto"),
+        (["adapt", "DAMAGED", "--rule", "best", "--classes", "NOWHERE"], "rule 'best': give one of max, mean, rows"),
+        (["classify", "DAMAGED", "NOWHERE", "--topk", "0"], "--topk 0: must be a whole number"),
+        (["export", "DAMAGED", "--format", "onnx", "--rule", "best"], "rule 'best': give one of max, mean, rows"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_before_photos_are_read_and_networks_are_loaded(
+    words: list[str], wanted: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of photos is not there, and the network's file is damaged: neither is what the line names."""
+    damaged = Path(shutil.copytree(made, tmp_path / "damaged"))
+    next(damaged.glob("network-*")).write_bytes(b"damaged")
+    places = {"DAMAGED": str(damaged), "NOWHERE": str(tmp_path / "no"), "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in words]) == 1
+    error = capsys.readouterr().err
+    assert wanted in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
         (["MODEL", "--backbone", "starter"], "--backbone: a new model is made with it"),
         (["MODEL", "--rule", "mean"], "rule 'mean': is of models from a run"),
         (["--backbone", "starter", "--out", "OUT"], "--classes is required with --backbone"),

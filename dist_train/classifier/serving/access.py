@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dist_train.classifier.serving.address import PublicURL, origin
 from dist_train.classifier.serving.connections import client_key
+from dist_train.names import shown
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -77,8 +79,9 @@ class AccessControl:
             return await refusal(scope, receive, send)
         client = client_of(request)
         if self._in_progress[client] >= self.access.requests:
-            detail = f"{self.access.requests} requests of this address are being answered; wait for one of them"
-            return await error_response(429, detail)(scope, receive, send)
+            most = self.access.requests
+            detail = f"{most} requests of this address are being answered; wait for one of them"
+            return await error_response(429, detail, "server.busy", {"n": most})(scope, receive, send)
         self._in_progress[client] += 1
         try:
             await self.app(scope, receive, send)
@@ -97,17 +100,18 @@ class AccessControl:
         """Return the answer that refuses a request, or None where it may pass."""
         access, host = self.access, request.headers.get("host", "")
         if access.hosts is not None and _split(f"//{host}").hostname not in access.hosts:
-            return error_response(421, f"host {host!r} is not served here; use the address that was printed")
+            detail = f"host {host!r} is not served here; use the address that was printed"
+            return error_response(421, detail, "access.host", {"host": host})
         page = request.headers.get("origin")
         if request.method != "GET" and page and not self._is_own_page(page, host):
-            return error_response(403, f"a page of {page} may not change this model")
+            return error_response(403, f"a page of {page} may not change this model", "access.page", {"page": page})
         if access.token is not None and not _is_open(request) and not self._has_token(request, access.token):
             if request.url.path == "/":
                 return FileResponse(_LOGIN, 401)
-            return error_response(401, "no token, or a wrong one; open the address that was printed")
+            return error_response(401, "no token, or a wrong one; open the address that was printed", "access.token")
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > access.upload:
-            return error_response(413, _too_long(access.upload))
+            return _too_long(access.upload).response()
         return None
 
     def _is_own_page(self, page: str, host: str) -> bool:
@@ -135,7 +139,7 @@ class _LimitedBody:
         message = await self._receive()
         self._received += len(message.get("body", b""))
         if self._received > self._limit:
-            raise HTTPException(413, _too_long(self._limit))
+            raise _too_long(self._limit)
         return message
 
 
@@ -159,13 +163,37 @@ def client_of(request: Request) -> str:
     return client_key(request.client.host) if request.client else ""
 
 
-def error_response(code: int, detail: str) -> JSONResponse:
-    """Return an error as the page expects it: an HTTP code, and a line for the user."""
-    return JSONResponse({"detail": detail}, code)
+class Refusal(HTTPException):
+    """Report a request that cannot be answered."""
+
+    def __init__(self, status: int, text: str, kind: str, **values: str | int) -> None:
+        """Make a refusal of an HTTP code, a line for the user, and what ``UserError`` takes beside it."""
+        super().__init__(status, text)
+        self.kind, self.values = kind, values
+
+    def response(self) -> JSONResponse:
+        """Return the answer that says so."""
+        return error_response(self.status_code, self.detail, self.kind, self.values)
 
 
-def _too_long(limit: int) -> str:
-    return f"the upload is over {limit / 1e6:g} MB, the limit of this server; send fewer or smaller photos"
+def error_response(
+    status: int, detail: str, kind: str = "", values: Mapping[str, str | int] | None = None
+) -> JSONResponse:
+    """Return an error as ``replies.Fault`` describes it.
+
+    Args:
+        status: the HTTP code.
+        detail: a line for the user, in English.
+        kind: by which the page has the line in other languages.
+        values: what that line names.
+    """
+    seen = {key: value if isinstance(value, int) else shown(value) for key, value in (values or {}).items()}
+    return JSONResponse({"detail": detail, "code": kind, "values": seen}, status)
+
+
+def _too_long(limit: int) -> Refusal:
+    text = f"the upload is over {limit / 1e6:g} MB, the limit of this server; send fewer or smaller photos"
+    return Refusal(413, text, "upload.large", limit=f"{limit / 1e6:g}")
 
 
 def _split(address: str) -> SplitResult:

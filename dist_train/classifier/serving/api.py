@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from fastapi import APIRouter, Body, Depends, File, Form, HTTPException, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
 from dist_train.classifier.measuring import Measurement
-from dist_train.classifier.serving.access import client_of
+from dist_train.classifier.serving.access import Refusal, client_of
 from dist_train.classifier.serving.replies import (
     About,
     Changes,
@@ -45,11 +45,12 @@ async def _served_model(request: Request, model: Annotated[str, InPath(descripti
     """Return the served model that an address names.
 
     Raises:
-        HTTPException: there is none of that name.
+        Refusal: there is none of that name.
     """
     models: Mapping[str, ServedModel] = request.app.state.models
     if model not in models:
-        raise HTTPException(404, f"model {shown(model)}: is not served here; there is {', '.join(models)}")
+        text = f"model {shown(model)}: is not served here; there is {', '.join(models)}"
+        raise Refusal(404, text, "model.unknown", name=shown(model), models=", ".join(models))
     return models[model]
 
 
@@ -97,7 +98,7 @@ async def classify(request: Request, served: Served, images: Images) -> Classifi
         if isinstance(photo, EmbeddedPhoto):
             results.append(NamedAnswer(name=name, **dict(next(answers))))
         else:
-            results.append(PhotoFault(name=name, error=str(photo)))
+            results.append(PhotoFault(name=name, error=str(photo), code=photo.kind, values=photo.values))
     return Classified(results=results)
 
 
@@ -156,9 +157,8 @@ def show_picture(served: Served, id: str) -> Response:
     """Return a small picture of a photo, a JPEG."""
     data = served.picture(id)
     if data is None:
-        raise HTTPException(
-            404, f"picture {shown(id)}: there is none of this id; ask again for the photos of the class"
-        )
+        text = f"picture {shown(id)}: there is none of this id; ask again for the photos of the class"
+        raise Refusal(404, text, "picture.unknown")
     return Response(data, media_type="image/jpeg")
 
 

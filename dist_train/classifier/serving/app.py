@@ -6,6 +6,7 @@ folder of files without a build step and without a font or a script from elsewhe
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
@@ -15,11 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from dist_train.classifier.serving import api, operations
-from dist_train.classifier.serving.access import Access, AccessControl, error_response
+from dist_train.classifier.serving.access import Access, AccessControl, Refusal, error_response
 from dist_train.classifier.serving.metrics import Metrics
 from dist_train.classifier.serving.served_model import ServedModel
 from dist_train.errors import UserError
@@ -48,6 +50,8 @@ def create_app(models: Sequence[ServedModel], access: Access, metrics: Metrics) 
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(AccessControl, access=access)
     app.add_exception_handler(UserError, _answer_user_error)
+    app.add_exception_handler(Refusal, _answer_refusal)
+    app.add_exception_handler(HTTPException, _answer_other_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(OSError, _answer_disk_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
@@ -84,19 +88,36 @@ def page(request: Request) -> Response:
 
 
 async def _answer_user_error(_: Request, error: Exception) -> JSONResponse:
-    return error_response(422, str(error))
+    assert isinstance(error, UserError)
+    return error_response(422, str(error), error.kind, error.values)
+
+
+async def _answer_refusal(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refusal)
+    return error.response()
+
+
+async def _answer_other_refusal(_: Request, error: Exception) -> JSONResponse:
+    """Answer what Starlette refuses: an address that is not there, a form that is none, a form of too many files."""
+    assert isinstance(error, HTTPException)
+    many = error.status_code == 400 and error.detail.startswith("Too many files")
+    response = error_response(error.status_code, error.detail, "upload.many" if many else "")
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _answer_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = first["loc"][-1] if isinstance(first["loc"][-1], str) else "the request"
-    return error_response(422, f"{field}: {first['msg']}")
+    return error_response(422, f"{field}: {first['msg']}", "request.field", {"field": field})
 
 
 async def _answer_disk_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
-    return error_response(507, f"the model could not be written ({error.strerror}); nothing is changed")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    detail = f"the model could not be written ({error.strerror}); nothing is changed"
+    return error_response(507, detail, "disk.full" if full else "disk")
 
 
 async def _answer_nobody(_: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ import ipaddress
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -22,8 +23,12 @@ from dist_train.classifier.serving.address import Network
 
 Networks: TypeAlias = Sequence[Network]
 
-_LATE = "the request did not come whole in time; send it again"
-_FULL = "too many connections; try again in a few seconds"
+_ANSWERS = {
+    408: ("Request Timeout", "the request did not come whole in time; send it again", "request.late"),
+    503: ("Service Unavailable", "too many connections; try again in a few seconds", "server.full"),
+}
+"""By the code of an answer to a request that the application does not learn of: its name in HTTP, the line for the
+user, and what the page knows it by."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class ConnectionLimits:
 
     Attributes:
         header: seconds from the start of a connection, or from the previous answer, to the end of a header.
-        body: seconds for a body, in addition to the time that it takes at ``rate``; also for the rest of a body that
-            was answered before it had come whole, as the client reads the answer after it.
+        body: seconds for a body, in addition to the time that it takes at ``rate``; also for the rest of what was
+            answered before it had come whole, as the client reads the answer after it.
         rate: bytes per second at which a body may come for as long as it takes.
         answer: seconds in which a client must read at least a byte of its answer.
-        connections: connections of all clients together.
+        connections: connections of all clients together; as many again may be answered that they are too many, and
+            wait for their clients to read that.
         client: connections of a single client, and its requests that are answered at a time.
     """
 
@@ -52,7 +58,8 @@ class Connection(H11Protocol):
     """A connection that ends when its client keeps it waiting, and gives way where there are too many.
 
     Where there are too many, the client with the most connections loses the oldest that waits for it; where all of
-    its connections are being answered, the new connection is refused.
+    its connections are being answered, the new connection is refused. Either is told by an answer, which the client
+    can read whatever it still sends.
 
     Args:
         limits: how long to wait, and how many connections to keep.
@@ -60,9 +67,10 @@ class Connection(H11Protocol):
         on_end: is told the client and the code of each connection that is ended (0: without an answer).
 
     Attributes:
-        phase: what the connection waits for: "header", "body", "rest" (of a body that is answered already) or "answer"
+        phase: what the connection waits for: "header", "body", "rest" (of what is answered already) or "answer"
             (for its client to read it); "work" while it waits for the application.
         lingers: whether it is answered and drops what still comes.
+        ended: whether the server has ended it, so that it does not count any more.
         key: its client, as ``client_key`` counts clients.
     """
 
@@ -76,7 +84,7 @@ class Connection(H11Protocol):
     ) -> None:
         super().__init__(*args, **keywords)
         self.limits, self.proxies, self._on_end = limits, proxies, on_end
-        self.phase, self.lingers = "", False
+        self.phase, self.lingers, self.ended = "", False, False
         self._timer: asyncio.TimerHandle | None = None
 
     # Called by asyncio and uvicorn.
@@ -102,8 +110,13 @@ class Connection(H11Protocol):
         self._on_end(self.client[0] if self.client else "", 400)  # the application does not learn of it
         super().send_400_response(msg)
 
+    def shutdown(self) -> None:
+        self.transport.close() if self.lingers else super().shutdown()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.lingers:
+            self._unset_keepalive_if_required()  # its time is that of the rest
         self._update_phase()
 
     def pause_writing(self) -> None:
@@ -129,6 +142,8 @@ class Connection(H11Protocol):
             self._start_timer(seconds[phase])
 
     def _current_phase(self) -> str:
+        if self.lingers:
+            return "rest"
         if self.transport.is_closing() or self.flow.write_paused:
             return "answer"
         if self.conn.their_state is h11.SEND_BODY:
@@ -156,7 +171,7 @@ class Connection(H11Protocol):
             if left > 0:
                 return self._start_timer(left)
         begun = self.phase == "body" or (self.phase == "header" and self.conn.trailing_data[0])
-        self.end(408, _LATE) if begun and not self._is_answering() else self.end()
+        self.end(408 if begun else 0)
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
@@ -165,7 +180,11 @@ class Connection(H11Protocol):
 
     def _make_room(self) -> None:
         """End a connection where this new one is over the limit of its client or of all clients."""
-        others = cast("set[Connection]", self.connections)
+        there = cast("set[Connection]", self.connections)
+        ended = [other for other in there if other.ended]
+        if len(ended) > self.limits.connections:
+            min(ended, key=lambda other: other.since).end()
+        others = [other for other in there if not other.ended]
         counts = Counter(other.key for other in others)
         from_proxy = self.client is not None and is_within(self.client[0], self.proxies)
         if counts[self.key] > self.limits.client and not from_proxy:
@@ -176,35 +195,49 @@ class Connection(H11Protocol):
             return
         waiting = [other for other in others if other.key == largest and other.phase != "work" and other is not self]
         if waiting:
-            min(waiting, key=lambda other: (other.phase != "header", other.since)).end()  # idle ones before uploads
+            min(waiting, key=lambda other: (other.phase != "header", other.since)).end(503)  # idle before uploads
         else:
-            self.end(503, _FULL)
+            self.end(503)
 
-    def end(self, code: int = 0, detail: str = "") -> None:
-        """End the connection at once, with an answer where a code is given."""
+    def end(self, code: int = 0) -> None:
+        """End the connection: at once, or with an answer where a code is given and no other answer has begun."""
         self._stop_timer()
-        self.connections.discard(self)
         if self.cycle is not None:
-            self.cycle.disconnected = True
-        if self.transport.get_write_buffer_size():
+            self.cycle.disconnected, self.cycle.waiting_for_100_continue = True, False
+            self.cycle.message_event.set()  # the application waits for the body no longer
+        if self.phase == "rest" or self._is_answering() or self.transport.get_write_buffer_size():
             code = 0
-        self._on_end(self.client[0] if self.client else "", code)
+        if not self.ended:
+            self._on_end(self.client[0] if self.client else "", code)
+        self.ended = True
         if not code:
+            self.connections.discard(self)
             return self.transport.abort()
-        body = json.dumps({"detail": detail}).encode()
-        head = f"HTTP/1.1 {code} {'Request Timeout' if code == 408 else 'Service Unavailable'}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        name, detail, kind = _ANSWERS[code]
+        body = json.dumps({"detail": detail, "code": kind, "values": {}}).encode()
+        head = f"HTTP/1.1 {code} {name}\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
-        self.transport.close()
-        self._start_timer(self.limits.answer)
+        self.linger()
+
+    def linger(self) -> None:
+        """Close the way to the client after what was written, and drop what still comes until the client closes the
+        other way or its time is over.
+
+        If both were closed at once, a client that still sends would learn that the connection was reset, and not the
+        answer. nginx does the same with its clients: ``lingering_close``.
+        """
+        self.lingers = True
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        with suppress(OSError):  # the client has gone
+            self.transport.write_eof()
+        self._update_phase()
 
 
 class _LingeringTransport:
-    """A transport that stays open while the rest of a body comes whose request is answered already.
-
-    If it were closed at once, the client would learn that the connection was reset, and not the answer. What comes is
-    dropped until the client closes the connection or its time is over. (nginx asks for a close after each request, and
-    does the same with its own clients: ``lingering_close``.)
+    """A transport that lingers where its connection is closed and more may come: the rest of a body whose request is
+    answered already, or of what is not HTTP. nginx as a proxy asks for a close after each request.
     """
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
@@ -215,10 +248,10 @@ class _LingeringTransport:
 
     def close(self) -> None:
         connection = self._connection
-        unread = connection.conn.their_state is h11.SEND_BODY and connection.cycle.response_complete
+        state = connection.conn.their_state
+        unread = state is h11.ERROR or (state is h11.SEND_BODY and connection.cycle.response_complete)
         if unread and not connection.lingers and not self._transport.is_closing():
-            connection.lingers = True
-            self._transport.write_eof()
+            connection.linger()
         else:
             self._transport.close()
 

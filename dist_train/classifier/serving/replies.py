@@ -13,7 +13,11 @@ class Fault(_Reply):
     """What went wrong; the code of the answer says whose fault it is."""
 
     detail: str
-    """A line for the user: the thing, its value, and the remedy."""
+    """A line for the user, in English: the thing, its value, and the remedy."""
+    code: str = ""
+    """What went wrong, as "class.exists", for lines in other languages; "" where there is none."""
+    values: dict[str, str | int] = {}
+    """What such a line names: the name of the class, the limit."""
 
 
 class ServedClass(_Reply):
@@ -50,13 +54,37 @@ class ClassPhotos(_Reply):
     photos: list[ShownPhoto]
 
 
-class ShownChange(_Reply):
+class ShownDeed(_Reply):
+    """One thing that was done to a model."""
+
+    kind: str
+    """What was done: added, removed, renamed, photos_added, photos_removed, pictures_dropped, rule or head."""
+    name: str
+    """The class; of rule and head, what was chosen; "" where there is neither."""
+    new: str
+    """The new name of a class that was renamed; else ""."""
+    photos: int
+    """How many photos came or went."""
+    undone: bool
+    """Whether this was undone, and not done."""
+
+
+class ShownDeeds(_Reply):
+    """What a change did to a model."""
+
+    text: str
+    """What was changed, in English."""
+    parts: list[ShownDeed]
+    """The same for texts in other languages; empty for changes by older versions."""
+    more: int
+    """Things that were done beside ``parts``."""
+
+
+class ShownChange(ShownDeeds):
     """A change of a model."""
 
     time: str
     """As 2026-11-25T09:30:00Z, in UTC."""
-    text: str
-    """What was changed."""
 
 
 class Changes(_Reply):
@@ -113,7 +141,9 @@ class About(_Reply):
     """The probability, from 0 to 1, below which an answer is not sure."""
     classes: list[ServedClass]
     last_change: str | None
-    """What undo would undo; null where there is nothing."""
+    """What undo would undo, in English; null where there is nothing."""
+    last: ShownDeeds | None
+    """The same in parts."""
     limits: ServedLimits
     suffixes: list[str]
     """Ends of the names of files that are photos."""
@@ -139,6 +169,8 @@ class PhotoAnswer(_Reply):
     """Whether the model stands by its first prediction."""
     familiarity: float
     """Percent of known photos that look less like the model's classes than this photo does."""
+    strange: bool
+    """Whether that is below 5: the photo is unlike the model's classes."""
     predictions: list[ShownPrediction]
     """The best classes, the best first."""
 
@@ -156,7 +188,11 @@ class PhotoFault(_Reply):
     name: str
     """The name of its file."""
     error: str
-    """What is wrong with it, and what to do."""
+    """What is wrong with it, and what to do, in English."""
+    code: str = ""
+    """What is wrong, as "photo.damaged", for lines in other languages; "" where there is none."""
+    values: dict[str, str | int] = {}
+    """What such a line names."""
 
 
 class Classified(_Reply):

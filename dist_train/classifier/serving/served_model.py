@@ -38,6 +38,7 @@ from dist_train.classifier.serving.replies import (
     ServedClass,
     ServedLimits,
     ShownChange,
+    ShownDeeds,
     ShownPhoto,
     ShownPrediction,
     SystemNames,
@@ -210,6 +211,7 @@ class ServedModel:
                 id=photo.key,
                 sure=answer.sure,
                 familiarity=answer.familiarity,
+                strange=answer.strange,
                 predictions=[ShownPrediction.model_validate(best) for best in answer],
             )
             for photo, answer in zip(photos, answers, strict=True)
@@ -225,9 +227,10 @@ class ServedModel:
         forgotten = [key for (key, _), photo in zip(labelled, known, strict=True) if photo is None]
         if forgotten:
             raise UserError(f"{len(forgotten)} of the {len(labelled)} photos are not remembered, {shown(forgotten[0])} "
-                            f"among them; classify them again first")  # fmt: skip
+                            f"among them; classify them again first", "photos.forgotten", n=len(forgotten),
+                            all=len(labelled))  # fmt: skip
         if len(dict(labelled)) < len(labelled):
-            raise UserError("a photo is given twice; give each of them once")
+            raise UserError("a photo is given twice; give each of them once", "photos.twice")
         keys, labels = zip(*labelled, strict=True)
         return measure(self.model, torch.cat([photo.activation for photo in known if photo]), labels, keys)
 
@@ -258,7 +261,8 @@ class ServedModel:
 
         def apply(model: Classifier) -> None:
             if len(model.classes) >= self.limits.classes:
-                raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first")
+                raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first",
+                                "classes.full", limit=len(model.classes))  # fmt: skip
             check_other_classes(model, name, activations)
             model.add_activations(name, activations, new)
 
@@ -329,7 +333,7 @@ class ServedModel:
         except (OSError, ValueError, UserError) as error:
             shutil.rmtree(archive.parent)
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"the model cannot be read ({reason}); look at its folder") from None
+            raise UserError(f"the model cannot be read ({reason}); look at its folder", "model.unreadable") from None
         return archive
 
     def about(self) -> About:
@@ -344,6 +348,7 @@ class ServedModel:
                 for entry, picture in zip(model.classes, model.pictures, strict=True)
             ],
             last_change=model.last_change,
+            last=None if model.last_told is None else ShownDeeds.model_validate(model.last_told),
             limits=ServedLimits(**asdict(self.limits), remembered=REMEMBERED),
             suffixes=sorted(SUFFIXES),
             system=SystemNames(files=sorted(SYSTEM_FILES), folders=sorted(SYSTEM_FOLDERS)),

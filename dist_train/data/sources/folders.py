@@ -54,7 +54,7 @@ def listed_photos(root: Path, paths: Iterable[Path], account: Account) -> list[F
     return photos_among(files, lambda file: file_head(root / file.name), lambda name: f"{root}/{name}", account)
 
 
-def class_folders(root: Path, option: str, account: Account) -> Iterator[tuple[str, list[File]]]:
+def class_folders(root: Path, option: str, account: Account, empty: bool = False) -> Iterator[tuple[str, list[File]]]:
     """Yield the classes of a folder with one folder per class, sorted by name, each with its photos.
 
     Folders whose names differ only in Unicode's form (NFC, NFD) are one class. In a class folder photos may lie in
@@ -62,6 +62,7 @@ def class_folders(root: Path, option: str, account: Account) -> Iterator[tuple[s
 
     Args:
         option: how ``root`` was given ("--train"), for errors.
+        empty: whether a class may have no photo.
 
     Raises:
         UserError: a folder cannot be read; there is no class folder, or a photo beside them; the class folders lie a
@@ -71,7 +72,7 @@ def class_folders(root: Path, option: str, account: Account) -> Iterator[tuple[s
     for name, paths in folders.items():
         here = Account()
         files = [file for path in paths for file in folder_photos(root, here, path)]
-        if not files:
+        if not files and not empty:
             passed = f" ({here.line()})" if here.found else ""
             raise UserError(f"{root / paths[0]}: the class has no image{passed}; add some or remove the folder")
         account.add(here)

@@ -13,11 +13,11 @@ from typing import Any
 from dist_train.config import BackboneConfig
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
-from dist_train.models.backbones import ours, starter, timm_source, torchvision_source
+from dist_train.models.backbones import ours, starter, timm_source, torchvision_source, weights
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.pretrained import Origin, Pretrained
 
-__all__ = ["Backbone", "Origin", "Pretrained", "build", "open_pretrained", "weights_sha256"]
+__all__ = ["Backbone", "Origin", "Pretrained", "build", "check_pretrained", "open_pretrained", "weights_sha256"]
 
 _SOURCES: dict[str, ModuleType] = {"timm": timm_source, "torchvision": torchvision_source, "starter": starter}
 _BUILDERS: dict[str, Callable[..., Backbone]] = {
@@ -54,6 +54,18 @@ def open_pretrained(options: BackboneConfig, section: str = "backbone") -> Pretr
             f"{opened.origin.file}: {first}{more}: values that are not finite (NaN or infinite); give other weights"
         )
     return opened
+
+
+def check_pretrained(options: BackboneConfig) -> None:
+    """Check what can be known of a trained network before it is opened.
+
+    Raises:
+        UserError: there is no such network, or no file of weights where one is named.
+    """
+    source, name = _source(options)
+    source.check_name(name)
+    if options.weights:
+        weights.check_file(options.weights)
 
 
 def weights_sha256(options: BackboneConfig, section: str = "backbone") -> str:

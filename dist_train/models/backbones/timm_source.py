@@ -116,6 +116,15 @@ def facts_of(name: str) -> Facts:
     return {**facts.to_dict(), "architecture": network}
 
 
+def check_name(name: str) -> None:
+    """Check that timm has a network, NAME or NAME.TAG.
+
+    Raises:
+        UserError: it has not; see ``facts_of``.
+    """
+    facts_of(name)
+
+
 def _source(facts: Facts) -> str:
     """Return what users call a network and its weights."""
     tag = facts.get("tag")

@@ -104,6 +104,15 @@ def options_of(name: str, size: int | None) -> dict[str, Any]:
     return {}
 
 
+def check_name(name: str) -> None:
+    """Check that torchvision has a network, NAME or NAME.TAG.
+
+    Raises:
+        UserError: it has not.
+    """
+    _entry(name)
+
+
 def _entry(name: str) -> tuple[str, Any]:
     """Return a network's name and the member of torchvision's enumeration of its weights.
 

@@ -40,7 +40,7 @@ def read_weights(path: Path) -> tuple[State, list[str]]:
     Raises:
         UserError: it is not there, is not a whole file of weights, or holds code.
     """
-    _check(path)
+    check_file(path)
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -105,7 +105,12 @@ def refuse_misfit(path: Path, source: str, words: str) -> UserError:
     )
 
 
-def _check(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Check that a file of weights is there and can be one by its name.
+
+    Raises:
+        UserError: it is not.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file of weights; give an existing one")
     if not path.is_file():

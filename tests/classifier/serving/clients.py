@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import socket
 import subprocess
 import time
@@ -14,6 +16,7 @@ from fixtures.processes import WarmPython
 from PIL import Image
 
 from dist_train import Classifier
+from dist_train.classifier.serving.app import PAGE
 
 # Photos.
 
@@ -56,6 +59,18 @@ def start(python: WarmPython, model: Path, *options: str) -> tuple[subprocess.Po
     lines = [process.stdout.readline(), process.stdout.readline()]
     assert lines[1].startswith("http://"), lines + process.stdout.readlines()
     return process, lines[1].strip()
+
+
+def refusal(answer: httpx.Response) -> str:
+    """Return the line of an answer that refuses; check that the page has it in every language, with its values."""
+    fault = answer.json()
+    for table in json.loads((PAGE / "texts.json").read_text()).values():
+        texts = [
+            table[key] for key in (f"error.{fault['code']}{end}" for end in ("", ".one", ".other")) if key in table
+        ]
+        assert texts, fault
+        assert all(set(re.findall(r"{(\w+)}", text)) <= set(fault["values"]) for text in texts), fault
+    return str(fault["detail"])
 
 
 def added_names(model: Path) -> list[str]:
@@ -109,10 +124,11 @@ def is_open(web: httpx.Client, raw: socket.socket) -> bool:
     descriptors = Path(f"/proc/{web.headers['X-Process']}/fd")
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
     nodes = {line[9] for line in lines if line[2].endswith(port)}
-    return any(f"socket:[{node}]" in {_target(path) for path in descriptors.iterdir()} for node in nodes)
+    return any(f"socket:[{node}]" in {target(path) for path in descriptors.iterdir()} for node in nodes)
 
 
-def _target(descriptor: Path) -> str:
+def target(descriptor: Path) -> str:
+    """Return what an open file of a process is; "" where it was closed meanwhile."""
     try:
         return str(descriptor.readlink())
     except FileNotFoundError:

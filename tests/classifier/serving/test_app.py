@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import numpy as np
 import pytest
-from clients import added_names, files, photo, start
+from clients import added_names, files, photo, refusal, start
 from fixtures.processes import WarmPython
 from PIL import Image
 
@@ -52,7 +52,8 @@ def test_photos_are_classified_and_a_class_is_added(serve: Serve, model: Path) -
     assert page.status_code == 200 and "page/main.js" in page.text
     asked = web.post("/api/v1/models/model/classify", files=files(photo(1), b"text", photo(2))).json()["results"]
     assert asked[1] == {"name": "photo 1.jpg", "error": "photo 1.jpg: not an image of a known format; convert it to "
-                                                        "JPEG or PNG"}  # fmt: skip
+                                                        "JPEG or PNG", "code": "photo.format",
+                        "values": {"photo": "photo 1.jpg"}}  # fmt: skip
     own = Classifier.load(model, "cpu")
     wanted = own.predict(photo(1))[0]
     assert [prediction["name"] for prediction in asked[0]["predictions"]] == [prediction.name for prediction in wanted]
@@ -86,7 +87,7 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
     first = Classifier.load(model, "cpu").classes[0].name
 
     def code_and_detail(response: httpx.Response) -> tuple[int, str]:
-        return response.status_code, response.json()["detail"]
+        return response.status_code, refusal(response)
 
     def add(name: str, *photos: bytes) -> tuple[int, str]:
         return code_and_detail(web.post("/api/v1/models/model/classes", data={"name": name}, files=files(*photos)))
@@ -122,7 +123,8 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
         "class 'nobody': there is none"
     )
     assert code_and_detail(web.post("/api/v1/models/model/remove", json={}))[0] == 422
-    assert code_and_detail(web.get("/api/nothing"))[0] == 404
+    assert web.get("/api/nothing").json() == {"detail": "Not Found", "code": "", "values": {}}
+    assert code_and_detail(web.post("/api/v1/models/model/classify", files=files(*[b"x"] * 1001)))[0] == 400
     assert added_names(model) == []
     assert web.post("/api/v1/models/model/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
     assert web.post("/api/v1/models/model/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
@@ -174,12 +176,12 @@ def test_the_server_ends_while_an_upload_stalls(model: Path, warm_python: WarmPy
 def test_a_model_changed_by_another_process_is_not_overwritten(serve: Serve, model: Path, models: Path) -> None:
     web = serve()
     shutil.rmtree(model)
-    assert web.get("/api/v1/models/model/download").json()["detail"].startswith("the model cannot be read")
+    assert refusal(web.get("/api/v1/models/model/download")).startswith("the model cannot be read")
     other = Classifier.load(models / "phi2")
     other.add_class("stolen", photo(5))
     other.save(model)
     refused = web.post("/api/v1/models/model/classes", data={"name": "x"}, files=files(photo(1)))
-    assert refused.status_code == 422 and "was changed since it was loaded" in refused.json()["detail"]
+    assert refused.status_code == 422 and "was changed since it was loaded" in refusal(refused)
     assert added_names(model) == ["stolen"]
 
 
@@ -189,7 +191,7 @@ def test_other_web_sites_cannot_reach_the_server(serve: Serve, model: Path) -> N
     assert web.get("/api/v1/models/model", headers={"Host": "evil.example"}).status_code == 421
     ask: dict[str, Any] = {"data": {"name": "x"}, "files": files(photo(1))}
     refused = web.post("/api/v1/models/model/classes", headers={"Origin": "http://evil.example"}, **ask)
-    assert refused.status_code == 403 and "may not change this model" in refused.json()["detail"]
+    assert refused.status_code == 403 and "may not change this model" in refusal(refused)
     for broken in ({"Host": "[::1"}, {"Host": "localhost", "Origin": "http://[::1"}):
         assert web.post("/api/v1/models/model/classes", headers=broken, **ask).status_code in (421, 403)
     assert web.head("/").status_code == 200
@@ -253,6 +255,7 @@ def test_a_full_disk_gives_an_error_and_changes_nothing(
     model.symlink_to(disk / "model")
     web = serve()
     refused = web.post("/api/v1/models/model/classes", data={"name": "x"}, files=files(*(photo(n) for n in range(30))))
-    assert refused.status_code == 507 and "No space left" in refused.json()["detail"]
+    assert refused.status_code == 507 and "No space left" in refusal(refused)
+    assert refused.json()["code"] == "disk.full"
     assert json.loads((model / "model.json").read_text())["classes"][-1]["wnid"] and added_names(model) == []
     assert len(web.get("/api/v1/models/model").json()["classes"]) == 6

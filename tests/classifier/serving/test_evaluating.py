@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
-from clients import files, photo
+from clients import files, photo, refusal
 
 from dist_train.classifier.measuring import Measurement
 
@@ -28,7 +28,7 @@ def test_a_model_is_measured_on_photos_that_it_has_seen(page: Page) -> None:
     def refused(*photos: dict[str, str]) -> str:
         answer = web.post(API + "evaluate", json={"photos": photos})
         assert answer.status_code == 422
-        return str(answer.json()["detail"])
+        return refusal(answer)
 
     assert refused({"id": "x" * 64, "label": "cat"}, *asked).startswith("1 of the 7 photos are not remembered, xxx")
     assert refused(asked[0], asked[0]) == "a photo is given twice; give each of them once"

@@ -157,7 +157,7 @@ def test_drop_name_see(view: Any, site: Site) -> None:
     said(view, "3 photos seen. 1 could not be read.")
     cards = view.locator(".card")
     assert cards.count() == 4 and not view.is_visible(".steps")
-    assert "not an image of a known format" in cards.nth(2).inner_text()
+    assert "photo 2.jpg is no image of a known format." in cards.nth(2).inner_text()
     assert "photo 0.jpg" in cards.nth(0).inner_text()
     assert (
         cards.nth(0).locator("ol li").count() == min(5, len(site.names()))
@@ -200,7 +200,7 @@ def test_a_model_that_is_not_sure_says_so(page: Any) -> None:
 
     def doubt(route: Any) -> None:
         answer = route.fetch()
-        results = [{**result, "sure": False, "familiarity": 1.0} for result in answer.json()["results"]]
+        results = [{**result, "sure": False, "strange": True} for result in answer.json()["results"]]
         route.fulfill(response=answer, json={"results": results})
 
     page.route("**/classify", doubt)
@@ -276,7 +276,7 @@ def test_a_photo_over_the_limit_names_its_size(page: Any) -> None:
     Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(out, "PNG")
     page.set_input_files("#files", sent(out.getvalue()))
     said(page, "1 could not be read.")
-    assert "9000 x 9000 pixels, and 64000000 are the limit" in page.locator(".card").inner_text()
+    assert "photo 0.jpg has too many pixels; 64,000,000 are the limit." in page.locator(".card").inner_text()
 
 
 def test_an_upload_shows_its_progress(page: Any) -> None:
@@ -536,6 +536,46 @@ def test_german_is_chosen_by_the_browser_and_english_is_remembered(browser: Any,
         page.wait_for_selector("body[data-ready]")
         assert page.evaluate("() => document.documentElement.lang") == "en"
         assert page.complaints == []
+
+
+def test_the_changes_and_the_faults_of_the_server_are_german_on_a_german_page(browser: Any, site: Site) -> None:
+    """What the server says of its own reaches no visitor in English: faults of a photo, a form and a request, the last
+    change, the history, and what was undone."""
+    for page in looked_at(browser, site.url, "light", locale="de"):
+        page.set_input_files("#files", [*sent(photo(1), photo(2)), {"name": "b.jpg", "mimeType": "", "buffer": b"x"}])
+        said(page, "1 war nicht lesbar.")
+        assert "b.jpg ist kein Bild eines bekannten Formats." in page.locator(".card").nth(2).inner_text()
+        name_card(page, 0, "Gnu")
+        said(page, "Gnu ist eine neue Klasse, aus 1 Foto.")
+        page.locator(".card").nth(0).locator("summary").wait_for()
+        name_card(page, 0, "Gnu")
+        page.wait_for_function("() => document.querySelector('.naming .fault').textContent")
+        assert page.locator(".card .naming .fault").nth(0).inner_text() == "photo 0.jpg ist schon in Gnu."
+        name_card(page, 1, "a/b")
+        page.wait_for_function("() => document.querySelectorAll('.naming .fault')[1].textContent")
+        assert "„a/b“ geht nicht als Name einer Klasse." in page.locator(".card .naming .fault").nth(1).inner_text()
+        for name, text in (
+            ("NotFoundError", "Dieses Gerät hat keine Kamera."),
+            ("Else", "Die Kamera ist nicht verfügbar."),
+        ):
+            page.evaluate(
+                """name => { navigator.mediaDevices.getUserMedia =
+                () => Promise.reject(new DOMException("in the browser's own language", name)); }""",
+                name,
+            )
+            page.click("#watch")
+            page.wait_for_function("text => document.getElementById('live-fault').textContent === text", arg=text)
+        page.click("nav a[href='#classes']")
+        assert page.inner_text("#last") == "Letzte Änderung: Gnu hinzugefügt, aus 1 Foto."
+        page.click("#undo")
+        said(page, "Rückgängig gemacht: Gnu hinzugefügt, aus 1 Foto.")
+        page.click("#history")
+        page.locator(".changes li").nth(1).wait_for()
+        assert page.locator(".changes li span").nth(0).inner_text() == "rückgängig: Gnu hinzugefügt, aus 1 Foto"
+        page.keyboard.press("Escape")
+        page.route("**/models", lambda route: route.fulfill(status=503, json={"detail": "x", "code": "server.full"}))
+        page.reload()
+        said(page, "Der Server hat zu viele Besucher.")
 
 
 def test_another_model_is_picked(page: Any, site: Site) -> None:

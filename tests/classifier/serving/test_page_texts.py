@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
+import dist_train
+from dist_train.classifier.model_json import Deed
 from dist_train.classifier.serving.app import PAGE
+from dist_train.classifier.serving.connections import _ANSWERS
 
+ROOT = Path(dist_train.__file__).parent
 TABLES: dict[str, dict[str, str]] = json.loads((PAGE / "texts.json").read_text())
 CODE = {path.name: path.read_text() for path in sorted(PAGE.glob("*.js"))}
 PAGES = {path.name: path.read_text() for path in sorted(PAGE.glob("*.html"))}
@@ -44,8 +50,32 @@ def test_every_text_that_is_asked_for_exists_and_every_text_is_asked_for() -> No
     called = {key for text in CODE.values() for key in re.findall(r'\bt\("([^"]*)"', text)}
     keys = {PLURAL.sub("", key) for key in TABLES["en"]} - {"language.name"}
     assert asked | called <= keys
-    facts = {key for key in keys if key.startswith("about.")}  # their keys are put together
-    assert keys - asked - strings - facts == set()
+    together = {key for key in keys if key.startswith(("about.", "deed.", "error."))}  # their keys are put together
+    assert keys - asked - strings - together == set()
+
+
+def test_every_change_and_every_fault_that_the_server_names_has_its_text_and_no_other_has() -> None:
+    """The second word of ``UserError``, the third of ``Refusal`` and ``error_response`` name a fault."""
+    keys = {PLURAL.sub("", key) for key in TABLES["en"]}
+    kinds = typing.get_args(typing.get_type_hints(Deed)["kind"])
+    assert {key for key in keys if key.startswith("deed.")} == {f"deed.{kind}" for kind in (*kinds, "undone", "more")}
+    named, places = set[str](), {"UserError": 1, "Refusal": 2, "error_response": 2}
+    for path in ROOT.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in places:
+                for word in call.args[(place := places[call.func.id]) : place + 1]:
+                    constants = [leaf.value for leaf in ast.walk(word) if isinstance(leaf, ast.Constant)]
+                    named |= {value for value in constants if isinstance(value, str) and value}
+    named |= {kind for _, _, kind in _ANSWERS.values()} | {"photo.large", "photo.long"}  # chosen before they are named
+    assert {key for key in keys if key.startswith("error.")} - {
+        "error.unreachable",
+        "error.code",
+        "error.english",
+    } == {f"error.{kind}" for kind in named}
+
+
+def test_a_fault_without_a_code_is_said_as_the_server_says_it() -> None:
+    assert all("{detail}" in table["error.english"] for table in TABLES.values())
 
 
 class _Reader:

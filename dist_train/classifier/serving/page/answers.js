@@ -6,10 +6,9 @@ import { batches, separate } from "./files.js";
 import { say, tell } from "./message.js";
 import { about, watch } from "./model.js";
 import { namingForm } from "./naming.js";
-import { names, percent, t } from "./texts.js";
+import { names, percent, problem, t } from "./texts.js";
 
-const STRANGE = 5;   // percent of the known photos: 95 of 100 look more familiar
-const shown = [];    // { file, url, card, id, answer, error, before, chosen }, the newest first
+const shown = [];    // { file, url, card, id, answer, fault, before, chosen }, the newest first
 
 /* Show photos of any files, and what the model takes them for. */
 export async function show(files) {
@@ -33,9 +32,9 @@ async function ask(photos, passed = "") {
   for (const part of batches(photos)) {
     let results;
     try { results = await api.classify(part.map(photo => photo.file), share => tell((done + share * part.length) / photos.length)); }
-    catch (error) { results = part.map(() => ({ error: error.message })); }
+    catch (error) { results = part.map(() => ({ fault: error })); }
     part.forEach((photo, place) => take(photo, results[place]));
-    unread += results.filter(result => result.error).length;
+    unread += results.filter(result => result.fault).length;
     done += part.length;
   }
   const lines = [t("looked", { n: done - unread }), unread ? t("unread", { n: unread }) : "", passed];
@@ -54,8 +53,8 @@ async function askAgain() {
 
 function take(photo, result) {
   const name = photo.answer?.predictions[0].name;
-  photo.error = result.error;
-  photo.answer = result.error ? undefined : result;
+  photo.fault = result.fault;
+  photo.answer = result.fault ? undefined : result;
   photo.id = result.id;
   photo.before = name && photo.answer && name !== photo.answer.predictions[0].name ? name : undefined;
   draw(photo);
@@ -63,7 +62,7 @@ function take(photo, result) {
 
 /* Write a photo's card. What a visitor has typed on it stays. */
 function draw(photo) {
-  const { file, answer, error, before, card } = photo;
+  const { file, answer, fault, before, card } = photo;
   const typed = card.querySelector("input[type=text]")?.value;
   const choose = make("input", { type: "checkbox", checked: photo.chosen === true, "aria-label": t("card.choose", { name: file.name }) });
   choose.onchange = () => { photo.chosen = choose.checked; arrange(); };
@@ -72,18 +71,18 @@ function draw(photo) {
   card.replaceChildren(
     make("div", { className: "photo" }, picture(photo.url), ...(answer ? [choose] : []), close),
     make("div", { className: "says" },
-      ...(error ? [make("p", { className: "fault" }, error)] : answer ? [...firstLines(answer), ...(before ? [make("p", { className: "soft" }, t("card.before", { name: before }))] : [])] : [make("p", { className: "answer wait" }, "…")]),
+      ...(fault ? [make("p", { className: "fault" }, fault.message ?? problem(fault))] : answer ? [...firstLines(answer), ...(before ? [make("p", { className: "soft" }, t("card.before", { name: before }))] : [])] : [make("p", { className: "answer wait" }, "…")]),
       ...(answer ? [others(answer, naming.teach), naming.form] : []),
       make("p", { className: "file" }, file.name)));
   if (typed) { const field = card.querySelector("input[type=text]"); if (field) { field.value = typed; field.oninput(); } }
 }
 
 /* Return the lines of the first answer: its name and share, or that the model is not sure. */
-export function firstLines({ predictions: [best], sure, familiarity }) {
+export function firstLines({ predictions: [best], sure, strange }) {
   const share = percent(best.probability);
   if (sure) return [make("p", { className: "answer" }, make("b", {}, best.name), " ", make("span", {}, share))];
-  const strange = familiarity < STRANGE ? [make("p", { className: "soft" }, t("card.strange"))] : [];
-  return [make("p", { className: "answer unsure" }, t("card.unsure")), make("p", {}, t("card.maybe", { name: best.name, share })), ...strange];
+  const unlike = strange ? [make("p", { className: "soft" }, t("card.strange"))] : [];
+  return [make("p", { className: "answer unsure" }, t("card.unsure")), make("p", {}, t("card.maybe", { name: best.name, share })), ...unlike];
 }
 
 /* Return the other answers, collapsed to a line; each can be named the right one. */

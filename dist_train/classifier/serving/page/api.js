@@ -1,6 +1,6 @@
 /* All that the page asks the server for. Paths are relative: a proxy may serve the page below a path. */
 
-import { t } from "./texts.js";
+import { problem, t } from "./texts.js";
 
 const ROOT = "api/v1";
 let model;
@@ -13,7 +13,11 @@ export const describe = () => call("GET", model);
 export const downloadAddress = () => `${model}/download`;
 export const pictureAddress = id => `${model}/pictures/${encodeURIComponent(id)}`;
 
-export const classify = async (files, progress) => (await call("POST", `${model}/classify`, form(files), progress)).results;
+/* Return the answers for files; one that the server cannot read has a fault in place of it. */
+export async function classify(files, progress) {
+  const { results } = await call("POST", `${model}/classify`, form(files), progress);
+  return results.map(result => result.error ? { fault: { ...result, detail: result.error } } : result);
+}
 export const predictAgain = async ids => (await call("POST", `${model}/predictions`, { ids })).results;
 export const evaluate = photos => call("POST", `${model}/evaluate`, { photos });
 
@@ -45,8 +49,8 @@ function call(method, path, body, progress) {
     request.onload = () => {
       if (request.status < 300) return good(request.response);
       if (request.status === 401) location.reload();   // the page that asks for the token
-      const detail = request.response?.detail;
-      fail(new Error(typeof detail === "string" ? detail : t("error.code", { code: request.status })));
+      const fault = request.response;
+      fail(new Error(typeof fault?.detail === "string" ? problem(fault) : t("error.code", { code: request.status })));
     };
     request.onerror = () => fail(new Error(t("error.unreachable")));
     if (body && !(body instanceof FormData)) { request.setRequestHeader("Content-Type", "application/json"); body = JSON.stringify(body); }

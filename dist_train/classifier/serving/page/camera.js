@@ -3,10 +3,11 @@
 import * as api from "./api.js";
 import { firstLines, show } from "./answers.js";
 import { $, make } from "./dom.js";
-import { names, t } from "./texts.js";
+import { names, problem, t } from "./texts.js";
 
 const SIDE = 640;    // pixels: what a live picture is reduced to, as networks take fewer
 const PAUSE = 200;   // milliseconds between an answer and the next picture
+const FAULTS = { NotAllowedError: "camera.denied", NotFoundError: "camera.none", NotReadableError: "camera.busy" };
 let photos = 0;
 
 /* A camera that shows what it sees in a video element. */
@@ -22,7 +23,7 @@ export class Camera {
       this.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
       this.video.srcObject = this.stream;
       await this.video.play();
-    } catch (error) { this.stop(); throw new Error(t("camera.fault", { reason: error.message })); }
+    } catch (error) { this.stop(); throw new Error(t(FAULTS[error.name] ?? "camera.fault")); }
   }
 
   stop() {
@@ -47,7 +48,7 @@ async function look() {
   while (live.on) {
     try {
       const [result] = await api.classify([await live.photo(SIDE)]);
-      if (result.error) throw new Error(result.error);
+      if (result.fault) throw new Error(problem(result.fault));
       if (live.on) say(result);
     } catch (error) { stop(); $("live").hidden = false; $("live-fault").textContent = error.message; }
     await new Promise(wait => setTimeout(wait, PAUSE));

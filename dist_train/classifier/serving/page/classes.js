@@ -5,7 +5,7 @@ import { newClass, showClass, showHistory } from "./dialogs.js";
 import { $, button, make, picture } from "./dom.js";
 import { fault } from "./message.js";
 import { about, undo, watch } from "./model.js";
-import { t } from "./texts.js";
+import { deeds, t } from "./texts.js";
 
 const MOST = 240;   // tiles at a time
 const STRIP = 9;    // classes in the first view
@@ -33,8 +33,8 @@ export function draw() {
   $("tiles").replaceChildren(...matching.slice(0, MOST).map(tile));
   const more = matching.length - MOST;
   $("more").textContent = more > 0 ? t("classes.more", { n: more }) : matching.length ? "" : t("classes.none");
-  $("undo").disabled = !about.last_change;
-  $("last").textContent = about.last_change ? t("last", { text: about.last_change }) : "";
+  $("undo").disabled = !about.last;
+  $("last").textContent = about.last ? t("last", { text: deeds(about.last) }) : "";
   $("class-names").replaceChildren(...about.classes.map(entry => make("option", { value: entry.name })));
   drawStrip(ordered);
 }

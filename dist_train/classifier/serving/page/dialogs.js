@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { $, button, make, picture } from "./dom.js";
 import { change, find, learn } from "./model.js";
 import { makeTray } from "./tray.js";
-import { moment, t } from "./texts.js";
+import { deeds, moment, t } from "./texts.js";
 
 /* Show a dialog with a title and content; closed: called when it is closed. */
 function open(title, content, closed = () => {}) {
@@ -122,6 +122,6 @@ export async function showHistory() {
   const list = make("ol", { className: "changes" });
   open(t("history.title"), [list]);
   const changes = await api.history();
-  for (const { time, text } of [...changes].reverse()) list.append(make("li", {}, make("time", { dateTime: time }, moment(time)), make("span", {}, text)));
+  for (const change of [...changes].reverse()) list.append(make("li", {}, make("time", { dateTime: change.time }, moment(change.time)), make("span", {}, deeds(change))));
   if (!changes.length) list.replaceWith(make("p", {}, t("history.none")));
 }

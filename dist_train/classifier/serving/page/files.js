@@ -50,7 +50,7 @@ export function takeDrops(node, take, fault) {
   node.addEventListener("dragleave", event => { if (!node.contains(event.relatedTarget)) node.classList.remove("over"); });
   node.addEventListener("drop", async event => {
     over(false)(event);
-    try { take(await dropped(event.dataTransfer)); } catch (error) { fault(new Error(t("dropped.fault", { reason: error.message }))); }
+    try { take(await dropped(event.dataTransfer)); } catch { fault(new Error(t("dropped.fault"))); }
   });
 }
 

@@ -9,7 +9,7 @@ import { $, make } from "./dom.js";
 import { dropped } from "./files.js";
 import { fault, say } from "./message.js";
 import { about, refresh, watch } from "./model.js";
-import { number, offerLanguages, percent, t } from "./texts.js";
+import { deeds, number, offerLanguages, percent, t } from "./texts.js";
 
 const VIEWS = ["photos", "classes", "measure"];
 
@@ -34,7 +34,7 @@ function describe() {
     method: about.method,
     threshold: about.threshold ? percent(about.threshold) : "",
     limits: t("about.limits.text", { upload: number(upload / 1e6), pixels: number(pixels / 1e6), classes: most }),
-    last: about.last_change,
+    last: about.last && deeds(about.last),
   };
   $("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value)
     .flatMap(([key, value]) => [make("dt", {}, t(`about.${key}`)), make("dd", {}, value)]));
@@ -79,7 +79,7 @@ function offerPhotos() {
   addEventListener("drop", async event => {
     event.preventDefault();
     document.body.classList.remove("over");
-    try { take(await dropped(event.dataTransfer)); } catch (error) { fault(new Error(t("dropped.fault", { reason: error.message }))); }
+    try { take(await dropped(event.dataTransfer)); } catch { fault(new Error(t("dropped.fault"))); }
   });
 }
 

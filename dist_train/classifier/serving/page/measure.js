@@ -72,8 +72,7 @@ async function ask(photos) {
     const results = await api.classify(part.map(photo => photo.file), share => { $("measured").value = (done + share * part.length) / n; });
     part.forEach((photo, place) => {
       photo.id = results[place].id;
-      photo.error = results[place].error;
-      if (photo.error) unread.push(photo);
+      if (results[place].fault) unread.push(photo);
     });
     done += part.length;
   }

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { say, tell } from "./message.js";
-import { t } from "./texts.js";
+import { deeds, t } from "./texts.js";
 
 export let about = { classes: [], limits: {} };
 const watchers = [];
@@ -31,10 +31,10 @@ export async function change(action, text) {
 
 /* Undo the last change, whoever made it. */
 export async function undo() {
-  const text = about.last_change;
+  const { last } = about;
   await api.undo();
   await refresh();
-  say(t("undone", { text }));
+  say(t("undone", { text: deeds(last) }));
 }
 
 /* Make a class learn from photos, a new class or a known one. */

@@ -19,6 +19,22 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (_, name) => typeof values[name] === "number" ? number(values[name]) : values[name]);
 }
 
+/* Return the line for what the server could not do: by its code, or in the server's English where it has none. */
+export function problem({ code, values, detail }) {
+  const known = [`error.${code}`, `error.${code}.other`].some(key => key in tables[language]);
+  return known ? t(`error.${code}`, values) : t("error.english", { detail });
+}
+
+/* Return what a change of the model did; in English where an older version has made it. */
+export function deeds({ text, parts, more }) {
+  if (!parts.length) return text;
+  const lines = parts.map(({ kind, name, new: fresh, photos: n, undone }) => {
+    const line = t(`deed.${kind}`, { name, fresh, n });
+    return undone ? t("deed.undone", { line }) : line;
+  });
+  return [...lines, ...(more ? [t("deed.more", { n: more })] : [])].join("; ");
+}
+
 export const number = (value, digits = 0) => new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);
 
 /* Return a share of 1 in percent. */
