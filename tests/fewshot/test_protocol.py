@@ -167,6 +167,12 @@ def test_names_and_options_are_checked_and_documented() -> None:
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     names = set(re.findall("`([^`]*)`", "".join(rows)))
     assert names == {*methods.METHODS, *methods.NUMBERS}
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    table = [cells for cells in table if len(cells) == 6]  # names, labels, source, both kinds of classes, cost
+    found = {cells[0]: re.findall("`([^`]*)`", cells[0]) for cells in table}
+    assert {name for of_row in found.values() for name in of_row} == methods.METHODS.keys()
+    for name, label, *others in table:
+        assert label == "; ".join(methods.LABELS[n] for n in found[name]) and all(others), name
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check_methods(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
