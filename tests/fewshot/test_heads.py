@@ -365,11 +365,8 @@ def test_ensembles_average_calibrated_logits_and_calibrate_again(learned: Path) 
             pictures, labels = sample(given.train, torch.device("cpu"))
             average = sum(of_all(member, torch.cat([queries(), pictures])) for member in members) / 2
             wanted, of_pictures = average[:7], average[7:]
-            margins = (
-                (of_pictures[:, :OLD].amax(1) - of_pictures[:, OLD:].amax(1))[of_pictures[:, :OLD].argmax(1) == labels]
-                .sort()
-                .values
-            )
+            old, new = of_pictures[:, :OLD], of_pictures[:, OLD:]
+            margins = (old.amax(1) - new.amax(1))[old.argmax(1) == labels].sort().values
             wanted[:, OLD:] += margins[int(0.3 * NEW / (OLD + NEW) * len(margins))]
             assert torch.allclose(of_all(methods.make(name, given), queries()), wanted, atol=1e-4), name
 
@@ -420,9 +417,7 @@ def test_queries_are_embedded_once(learned: Path) -> None:
     with torch.inference_mode():
         for name, attribute in kinds.items():
             method, asked = methods.make(name, given), queries().clone()
-            if not method.moves_base:
-                method.base_scores(asked)
-            method.take(support())(asked)
+            of_all(method, asked)
             before = getattr(method, attribute).cache_info().misses
             for shift in (1, 2):
                 method.take(support() + shift)(asked)
