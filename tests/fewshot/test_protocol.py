@@ -22,6 +22,7 @@ from dist_train.fewshot.protocols.joint import (
     seen_unseen,
     support_rows,
 )
+from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.predictor import Predictor
 from dist_train.training import checkpoint
 
@@ -173,6 +174,10 @@ def test_names_and_options_are_checked_and_documented() -> None:
     assert {name for of_row in found.values() for name in of_row} == methods.METHODS.keys()
     for name, label, *others in table:
         assert label == "; ".join(methods.LABELS[n] for n in found[name]) and all(others), name
+    may_choose = re.findall(
+        "`([a-z0-9_]+)`", text[text.index("It may choose") : text.index("and `--method` takes no others")]
+    )
+    assert set(may_choose) == {name for name, kind in methods.METHODS.items() if issubclass(kind, RowMethod)}
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check_methods(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):
