@@ -29,7 +29,7 @@ from dist_train.config.io import load_config
 from dist_train.distributed import context as contexts
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
-from dist_train.fewshot.calibration import Calibrated
+from dist_train.fewshot.calibration import calibrated
 from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.fewshot.results import Interval
 from dist_train.report.comparison import PAIRED_METRICS
@@ -91,7 +91,7 @@ def variants(name: str, tried: dict[str, list[float]]) -> Iterator[tuple[str, di
 def score(name: str, numbers: dict[str, float], joint: JointScoring) -> dict[str, dict[str, list[float]]]:
     """Return the metrics of a calibrated method: number of shots -> metric -> its value in each draw."""
     base = replace(joint.base, numbers={**joint.base.numbers, **numbers})
-    scorer = JointScorer(Calibrated(methods.make(name, base), base), joint.base_queries, joint.novel_queries)
+    scorer = JointScorer(calibrated(methods.make(name, base), base), joint.base_queries, joint.novel_queries)
     values: dict[str, dict[str, list[float]]] = {str(k): {m: [] for m in PAIRED_METRICS} for k in joint.config.shots}
     for draw in joint.own_draws:
         for k in joint.config.shots:

@@ -79,30 +79,40 @@ class Work:
         return products + self.bytes / BUS + self.steps * STEP + self.sets * SET
 
 
-def linear(size: Sizes, layers: int = 0, rows: int = 1, calibrated: bool = False) -> Work:
-    """Count a row with a row of weights for each class, predicted through ``layers``.
+def row_of_all(size: Sizes, layers: int = 0, calibrated: bool = False) -> Work:
+    """Count a method in which k supports together give a class one row of weights, predicted through ``layers``."""
+    return _predicted(size, layers, sum(size.shots), len(size.shots), calibrated)
+
+
+def row_of_each(size: Sizes, layers: int, calibrated: bool = False) -> Work:
+    """Count a method in which each support gives a row of weights: those of the most supports are all that there are,
+    and their products are computed once."""
+    return _predicted(size, layers, max(size.shots), max(size.shots), calibrated)
+
+
+def _predicted(size: Sizes, layers: int, supports: int, rows: int, calibrated: bool) -> Work:
+    """Count a method with rows of weights that are predicted through ``layers``.
 
     Args:
-        rows: 1 where k supports give a row; 0 where they give k rows, whose products are computed once for all k.
+        supports: of a novel class that pass through the layers, in a draw.
+        rows: of a novel class, in a draw.
         calibrated: whether the novel scores of 20 images of each base class are computed too, as if all were correct.
     """
     work = Work(sets=size.sets)
     work.product("fp32", size.queries, size.base, size.dim)
-    per_draw = len(size.shots) if rows else max(size.shots)
-    supports = sum(size.shots) if rows else max(size.shots)
-    scored = size.queries + (20 * size.base if calibrated else 0)
-    work.product("fp32", size.draws, scored, size.novel * per_draw, size.dim)
+    work.product("fp32", size.draws, size.queries, size.novel * rows, size.dim)
     for _ in range(layers):
         work.product("fp32", size.base + size.draws * size.novel * supports, size.dim, size.dim)
     if calibrated:
-        work.product("fp32", 20 * size.base, size.base, size.dim)
-        work.bytes += 2.0 * 20 * size.base * size.dim
+        images = 20 * size.base
+        work.product("fp32", images, size.base + size.draws * size.novel * rows, size.dim)
+        work.bytes += 2.0 * images * size.dim
     return work
 
 
 def attention(size: Sizes) -> Work:
     """Count the row whose supports attend to the base rows: a layer, and two products with as many rows."""
-    work, supports = linear(size), size.draws * size.novel * sum(size.shots)
+    work, supports = row_of_all(size), size.draws * size.novel * sum(size.shots)
     work.product("fp32", supports, size.dim, size.dim)
     work.product("fp32", 2 * supports, size.base, size.dim)
     return work
@@ -133,20 +143,38 @@ def oracle(size: Sizes) -> Work:
     return work
 
 
-def trained(size: Sizes, steps: int, all_rows: bool = True, oracle: bool = False) -> Work:
-    """Count a row that trains the last layer for each set of supports, of ``all_rows`` or of the novel classes."""
-    rows = size.novel + (size.base if all_rows else 0)
-    images = [size.novel_per_class] if oracle else [k for k in size.shots for _ in range(size.draws)]
+def trained(size: Sizes, steps: int) -> Work:
+    """Count a method that trains the rows of all classes for each set of supports."""
+    return _trained(size, steps, size.base + size.novel, _supports_of_sets(size))
+
+
+def trained_beside(size: Sizes, steps: int) -> Work:
+    """Count a method that trains the novel rows for each set of supports, beside base rows that stay: the scores of
+    these are computed once, for the queries and for the images of all steps."""
+    supports = _supports_of_sets(size)
+    work = _trained(size, steps, size.novel, supports)
+    work.product("fp32", steps * 256 + size.queries + size.novel * sum(supports), size.base, size.dim)
+    work.steps += steps
+    return work
+
+
+def trained_once(size: Sizes, steps: int) -> Work:
+    """Count a method that trains the rows of all classes once, with all images of the novel classes."""
+    return _trained(size, steps, size.base + size.novel, [size.novel_per_class])
+
+
+def _supports_of_sets(size: Sizes) -> list[int]:
+    """Return the supports of a novel class in each set."""
+    return [k for k in size.shots for _ in range(size.draws)]
+
+
+def _trained(size: Sizes, steps: int, rows: int, images: Sequence[int]) -> Work:
+    """Count trainings of ``rows`` rows of weights, each with so many images of each novel class."""
     work = Work(sets=len(images), steps=steps * len(images), bytes=2.0 * 256 * size.dim * steps * len(images))
     for k in images:
         batch = 256 + min(256, size.novel * k)
         work.product("fp32", 2 * steps, batch, rows, size.dim)  # logits and gradient
         work.product("fp32", size.queries, rows, size.dim)
-        if not all_rows:
-            work.product("fp32", size.novel * k, size.base, size.dim)
-    if not all_rows:
-        work.product("fp32", steps * 256 + size.queries, size.base, size.dim)
-        work.steps += steps
     return work
 
 
@@ -162,14 +190,14 @@ def ridge(size: Sizes) -> Work:
 
 
 ROWS: dict[str, Callable[[Sizes], Work]] = {
-    "mean": linear,
-    "imprint": linear,
-    "phi1": lambda size: linear(size, 1, rows=0),
-    "phi2": lambda size: linear(size, 2, rows=0),
-    "phi2star": lambda size: linear(size, 2, rows=0),
-    "phi2mean": lambda size: linear(size, 4, rows=0),
-    "phi2cal": lambda size: linear(size, 2, rows=0, calibrated=True),
-    "phi_plus": lambda size: linear(size, 1, calibrated=True),
+    "mean": row_of_all,
+    "imprint": row_of_all,
+    "phi1": lambda size: row_of_each(size, 1),
+    "phi2": lambda size: row_of_each(size, 2),
+    "phi2star": lambda size: row_of_each(size, 2),
+    "phi2mean": lambda size: row_of_each(size, 4),
+    "phi2cal": lambda size: row_of_each(size, 2, calibrated=True),
+    "phi_plus": lambda size: row_of_all(size, 1, calibrated=True),
     "attention": attention,
     "ridge": ridge,
     "nn": nearest,
@@ -179,10 +207,10 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     "triplet10": lambda size: nearest(size, 0.1, 1),
     "triplet1": lambda size: nearest(size, 0.01, 1),
     "finetune": lambda size: trained(size, 300),
-    "child": lambda size: trained(size, 300, all_rows=False),
+    "child": lambda size: trained_beside(size, 300),
     "logistic": lambda size: trained(size, 300),
     "nn_oracle": oracle,
-    "linear_oracle": lambda size: trained(size, 3000, oracle=True),
+    "linear_oracle": lambda size: trained_once(size, 3000),
 }
 """Name of a row -> what counts it."""
 

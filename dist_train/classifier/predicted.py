@@ -238,16 +238,14 @@ class PredictedHead(HeadMaker):
         if self.calibrated is not None and self.calibrated.kept == tuple(kept):
             return self.calibrated
         activations, labels = self.sample
-        query = self.phi.query
         positions = labels.new_full((len(self.base_rows),), -1)  # -1: removed, so never the right answer
         positions[list(kept)] = torch.arange(len(kept), device=labels.device)
-        calibration = None
-        if len(activations) and kept:
-            calibration = Calibration(activations, positions[labels], lambda x: query(x) @ base.T, self.cost)
-        if calibration is None:
+        if not (len(activations) and kept):
             return Calibrated(tuple(kept), None, activations[:0], labels[:0])
-        queries = query(calibration.images)
-        return Calibrated(tuple(kept), calibration, queries, (queries @ base.T).argmax(1))  # all of them are right
+        queries, labels = self.phi.query(activations), positions[labels]
+        calibration = Calibration(activations, labels, queries @ base.T, self.cost)
+        correct = calibration.correct
+        return Calibrated(tuple(kept), calibration, queries[correct], labels[correct])
 
 
 def untrained_predictor(method: str, means: torch.Tensor, backbone: Backbone, learn: LearnConfig) -> RowClassifier:

@@ -38,7 +38,7 @@ class NetworksConfig:
     triplet_lr: float = 0.01
     """Peak learning rate of triplet_network, for the whole batch."""
     triplet_margin: float = 0.2
-    """Margin between cosines (Schroff et al. 2015, section 3.1, have 0.2 between squared distances)."""
+    """Margin between cosines (Schroff et al. 2015 have 0.2 between squared distances, which is 0.1 between cosines)."""
     triplet_images: int = 4
     """Images of each class in a batch of triplet_network (Hermans et al. 2017, section 4.3)."""
     global_batch: int = 256

@@ -32,27 +32,29 @@ class Calibration:
     Args:
         images: activations [N, C] of base training images.
         labels: int64 [N], their classes.
-        base_scores: the method's base scores, from queries [Q, C] to [Q, base classes].
+        scores: their base scores by the method, [N, base classes].
         cost: the share of the correctly classified images that the novel classes may win if they were all classes;
             where one class in ten is novel, they may win a tenth of it.
+
+    Attributes:
+        correct: bool [N], which of the images were classified correctly.
+        images: those images.
     """
 
-    def __init__(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        base_scores: Callable[[torch.Tensor], torch.Tensor],
-        cost: float,
-    ) -> None:
-        scores = base_scores(images)
-        correct = scores.argmax(1) == labels
-        self.images, self.own_scores = images[correct], scores[correct].amax(1)
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor, cost: float) -> None:
+        self.correct = scores.argmax(1) == labels
+        self.images, self.own_scores = images[self.correct], scores[self.correct].amax(1)
         self.cost, self.num_base = cost, scores.shape[1]
 
     @classmethod
     def from_base(cls, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
-        """Take the images from the base classes, and the cost from ``evaluate.options``."""
-        return cls(*sample(base.train, base.means.device), base_scores, base.numbers["calibration_cost"])
+        """Take the images from the base classes, and the cost from ``evaluate.options``.
+
+        Args:
+            base_scores: from queries [Q, C] to [Q, base classes].
+        """
+        images, labels = sample(base.train, base.means.device)
+        return cls(images, labels, base_scores(images), base.numbers["calibration_cost"])
 
     def offset(self, largest: torch.Tensor, num_novel: int) -> float:
         """Return what may be added to the scores of ``num_novel`` classes.
@@ -71,16 +73,27 @@ class Calibration:
         return lambda queries: scorer(queries) + offset
 
 
-class Calibrated(Method):
-    """Another method, with an offset on its novel scores; calibrated twice is the same as once.
-
-    Where supports move the base classes, the offset is computed from their moved scores.
+def calibrated(method: Method, base: Base) -> Method:
+    """Return the method with calibrated novel scores: itself where it calibrates them.
 
     Args:
         method: any but an oracle.
         base: what it was made from.
     """
+    return method if method.calibrated else Calibrated(method, base)
 
+
+class Calibrated(Method):
+    """Another method, with an offset on its novel scores.
+
+    Where supports move the base classes, the offset is computed from their moved scores.
+
+    Args:
+        method: any but an oracle that calibrates its own scores.
+        base: what it was made from.
+    """
+
+    calibrated = True
     numbers: ClassVar = NUMBERS
 
     def __init__(self, method: Method, base: Base) -> None:
@@ -104,15 +117,13 @@ class Calibrated(Method):
             return self._calibration(scorer)
         if not len(support):
             return scorer
-        cost = self.base.numbers["calibration_cost"]
-        calibration = Calibration(*self._sample, lambda images: scorer(images)[:, :classes], cost)
-        offset = calibration.offset(scorer(calibration.images)[:, classes:].amax(1), len(support))
-
-        def calibrated(queries: torch.Tensor) -> torch.Tensor:
-            scores = scorer(queries)
-            return torch.cat([scores[:, :classes], scores[:, classes:] + offset], 1)
-
-        return calibrated
+        images, labels = self._sample
+        scores = scorer(images)
+        calibration = Calibration(images, labels, scores[:, :classes], self.base.numbers["calibration_cost"])
+        offset = calibration.offset(scores[calibration.correct, classes:].amax(1), len(support))
+        offsets = scores.new_zeros(scores.shape[1])
+        offsets[classes:] = offset
+        return lambda queries: scorer(queries) + offsets
 
 
 def sample(train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

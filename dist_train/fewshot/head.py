@@ -23,6 +23,7 @@ class Head(Method):
     """Score base classes by what ``__init__`` prepared, and novel classes by ``novel_scores``, calibrated
     (fewshot/calibration.py)."""
 
+    calibrated = True
     numbers: ClassVar = calibration.NUMBERS
 
     def __init__(self, name: str, base: Base) -> None:
@@ -44,9 +45,10 @@ class Head(Method):
 class Centring:
     """Map activations to vectors of length 1 about the base classes: power, sphere, centre, sphere.
 
-    x -> |x|^p with its sign, to length 1, less the mean of the base classes, to length 1 again: the "PEME" of Bendou et
-    al. 2022 (EASY; their code's ``preprocess``, p = 0.5). Their centre is the mean over base images; here it is the
-    mean of the class means that were mapped to the sphere, which needs no pass over the images.
+    x -> |x|^p with its sign, to length 1, less the mean of the base classes, to length 1 again: "PEME" (Hu et al. 2022,
+    "Squeezing Backbone Feature Distributions to the Max"; ``preprocess`` in the code of Bendou et al. 2022, EASY). They
+    have p = 0.5; 1 was chosen on pseudo-novel classes (docs/results/heads.md). Their centre is the mean over base
+    images; here it is the mean of the class means that were mapped to the sphere, which needs no pass over the images.
     """
 
     def __init__(self, means: torch.Tensor, power: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -98,6 +99,16 @@ def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T
 
 
+def once(function: Scorer) -> Scorer:
+    """Return a function of queries that computes its result once for the same tensor, for the last four.
+
+    An evaluation asks all supports for the scores of the same queries, and a calibration for those of the same images;
+    an average of calibrated methods has another calibration's images. A tensor is known by its identity, so it must not
+    be changed in place.
+    """
+    return lru_cache(4)(function)
+
+
 def load_trained(network: type[Row], name: str, base: Base) -> Row:
     """Load the network that ``learn`` trained under this name, for inference.
 
@@ -128,6 +139,8 @@ class Method(ABC):
     """Name in ``evaluate.methods`` -> name in tables."""
     moves_base: ClassVar[bool] = False
     """Whether supports change the scores of base classes: then ``take`` scores all classes."""
+    calibrated: ClassVar[bool] = False
+    """Whether ``take`` calibrates the novel scores (fewshot/calibration.py)."""
     oracle: ClassVar[bool] = False
     """Whether it is shown all training images of the novel classes (paper, Table 2), and so has one result, not one for
     each draw."""

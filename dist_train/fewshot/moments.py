@@ -28,7 +28,8 @@ class Moments:
 
     Attributes:
         means: float64 [classes, dim].
-        within: the mean over classes of the covariance within a class, float64 [dim, dim].
+        within: the mean over classes of the covariance of a class's images (a mean over n images, not n - 1, as
+            scikit-learn's discriminant has it), float64 [dim, dim].
         counts: images of each class, float64 [classes].
     """
 
@@ -79,10 +80,21 @@ class Moments:
         return apart.T @ apart / len(apart)
 
     @property
+    def share(self) -> torch.Tensor:
+        """The mean over classes of 1 / n for n images: by this share of the covariance that images are drawn with, the
+        one about their own mean is smaller, and the one of measured means is larger than that of true ones."""
+        return (1 / self.counts).mean()
+
+    @property
+    def drawn(self) -> torch.Tensor:
+        """The covariance within a class that images are drawn with, without bias, float64 [dim, dim]."""
+        return self.within / (1 - self.share).clamp(min=_LEAST_VARIANCE)
+
+    @property
     def between(self) -> torch.Tensor:
         """The covariance between classes, float64 [dim, dim]: that of the measured means, less what the finite number
-        of images adds to it."""
-        return self.spread - self.within * (1 / self.counts).mean()
+        of images adds to it (for the same n of all classes as in Ioffe 2006, figure 2)."""
+        return self.spread - self.drawn * self.share
 
 
 def shrunk(covariance: torch.Tensor, strength: float) -> torch.Tensor:

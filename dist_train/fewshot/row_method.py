@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import ClassVar
 
 import torch
 
 from dist_train.data.activations import Activations
 from dist_train.fewshot.calibration import Calibration, sample
-from dist_train.fewshot.method import Base, Method, Scorer, Support, load_trained
+from dist_train.fewshot.method import Base, Method, Scorer, Support, load_trained, once
 from dist_train.fewshot.nearest import first_largest
 from dist_train.models.predictor import RowClassifier
 
@@ -23,13 +23,11 @@ class RowMethod(Method):
 
     network: ClassVar[type[RowClassifier]]
     """The network that is trained: the class of all its ``learns``."""
-    calibrated: ClassVar[bool] = False
-    """Whether the novel scores are calibrated (fewshot/calibration.py)."""
 
     def __init__(self, name: str, base: Base) -> None:
         self.rule = base.rule
         self.phi = load_trained(self.network, self.learned(name), base)
-        self.query = lru_cache(2)(self.phi.query)  # the queries, and a calibration's images, are the same each time
+        self.query = once(self.phi.query)
         self.base_rows = self.phi.base_rows(base.means)
         self.calibrate = Calibration.from_base(base, self.base_scores) if self.calibrated else None
 
@@ -52,7 +50,7 @@ class RowMethod(Method):
             yield from super().take_first(support, shots)
             return
         query = self.query
-        largest = lru_cache(2)(lambda queries: first_largest(query(queries), rows, shots))
+        largest = once(lambda queries: first_largest(query(queries), rows, shots))
         for place in range(len(shots)):
             scorer = partial(lambda place, queries: largest(queries)[place], place)
             yield self.calibrate(scorer) if self.calibrate else scorer

@@ -1,6 +1,10 @@
 """TEEN's calibration of prototypes: what few images say of a class is moved towards the base classes that are like it
 (Wang et al., NeurIPS 2023, "Few-Shot Class-Incremental Learning via Training-Free Prototype Calibration", section 4.2;
 ``soft_calibration`` in their code).
+
+The temperature is theirs. Their weight of the base classes is 0.1 on CIFAR-100 and 0.5 on CUB; 0.3 lies between, and
+was not tuned. Their weights and directions are of rows of a classifier that was trained by cosine, and then replaced by
+class means; here there are only the means.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from scipy.linalg import eigh
 from scipy.stats import multivariate_normal
 
 from dist_train.config import LearnConfig
+from dist_train.data.activations import Activations
 from dist_train.fewshot import methods
-from dist_train.fewshot.calibration import Calibrated, sample
+from dist_train.fewshot.calibration import Calibrated, calibrated, sample
 from dist_train.fewshot.head import Head
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods.phi_plus import PhiPlus
@@ -88,15 +89,16 @@ def centred(given: Base, power: float) -> tuple[list[list[Array]], list[list[Arr
 
 
 def covariances(classes: list[list[Array]], within: float, between: float) -> tuple[Array, Array, Array]:
-    """Return Sw and Sb, shrunk, and the mean of the class means."""
+    """Return Sw and Sb, without the bias of few images and shrunk, and the mean of the class means."""
     means = [sum(of_class) / len(of_class) for of_class in classes]
     centre = sum(means) / len(means)
     sw = sum(
         sum(np.outer(x - m, x - m) for x in of_class) / len(of_class)
         for of_class, m in zip(classes, means, strict=True)
     ) / len(classes)
-    sb = sum(np.outer(m - centre, m - centre) for m in means) / len(means)
-    sb = sb - sw * sum(1 / len(of_class) for of_class in classes) / len(classes)
+    share = sum(1 / len(of_class) for of_class in classes) / len(classes)
+    sw = sw / (1 - share)
+    sb = sum(np.outer(m - centre, m - centre) for m in means) / len(means) - share * sw
 
     def shrink(matrix: Array, strength: float) -> Array:
         return (1 - strength) * matrix + strength * np.trace(matrix) / DIM * np.eye(DIM)
@@ -109,11 +111,26 @@ def test_moments_are_those_of_loops_over_images() -> None:
     moments = Moments.of(given.train, torch.device("cpu"))
     means = [sum(of_class) / len(of_class) for of_class in images(given)]
     sw, sb, centre = covariances(images(given), 0, 0)
-    for ours, wanted in [(moments.means, means), (moments.within, sw), (moments.between, sb), (moments.centre, centre)]:
+    within = sum(np.cov(np.transpose(of_class), ddof=0) for of_class in images(given)) / OLD
+    for ours, wanted in [(moments.means, means), (moments.within, within), (moments.centre, centre),
+                         (moments.drawn, sw), (moments.between, sb)]:  # fmt: skip
         np.testing.assert_allclose(ours.numpy(), wanted, atol=1e-6)
     left_out = Moments.of(given.train, torch.device("cpu"), left_out=np.array([0, 5]), transform=lambda x: 2 * x)
     np.testing.assert_allclose(left_out.means[0], 2 * sum(images(given)[0][1:]) / 3, atol=1e-5)
     assert left_out.counts.tolist() == [3, 5, 5]
+
+
+def test_few_images_give_the_covariances_that_they_were_drawn_with() -> None:
+    rng, counts = np.random.default_rng(0), np.tile([2, 3, 5], 2000)
+    sw, sb = np.array([[4.0, 1.5], [1.5, 1.0]]), np.array([[0.5, -0.3], [-0.3, 1.0]])
+    means = rng.multivariate_normal(np.zeros(2), sb, len(counts)).repeat(counts, 0)
+    rows = (means + rng.multivariate_normal(np.zeros(2), sw, len(means))).astype(np.float16)
+    table = Activations(rows, np.arange(len(rows)), np.concatenate([[0], np.cumsum(counts)]))
+    moments = Moments.of(table, torch.device("cpu"))
+    np.testing.assert_allclose(moments.drawn, sw, atol=0.1)
+    np.testing.assert_allclose(moments.between, sb, atol=0.1)  # half of sw / n was left in it by n in place of n - 1
+    alone = Activations(rows[:9], np.arange(9), np.arange(10))
+    assert not Moments.of(alone, torch.device("cpu")).drawn.any()  # an image a class says nothing of it
 
 
 def test_one_pass_serves_all_heads_and_other_options_take_another() -> None:
@@ -229,18 +246,19 @@ def correlation(covariance: Array, ridge: float) -> Array:
 def test_fecam_by_inversion() -> None:
     given = base(head_power=0.5, fecam_ridge=0.5, teen_weight=0.4, teen_temperature=8.0)
     old, new, asked = centred(given, 0.5)
+    length = sum(np.linalg.norm(sum(of_class) / len(of_class)) for of_class in old) / OLD
     sw, sb, centre = covariances(old, given.numbers["within_shrinkage"], given.numbers["between_shrinkage"])
     basis = eigh(sb, sw)[1]  # within: the identity, between: diagonal
     old, new = ([[(x - centre) @ basis for x in of_class] for of_class in classes] for classes in (old, new))
     own = [np.cov(np.transpose(of_class), ddof=0) for of_class in old]
-    means = [sum(of_class) / len(of_class) for of_class in old]
     middle = sum(unit(m.astype(np.float64) ** 0.5) for m in given.means.numpy()) / OLD
+    means = [sum(of_class) / len(of_class) for of_class in old]
     for of_class, shown in zip(support().double().numpy(), new, strict=True):
         heights = np.exp([8.0 * unit(of_class.mean(0)) @ unit(m.astype(np.float64)) for m in given.means.numpy()])
         likely = sum(h * c for h, c in zip(heights / heights.sum(), own[:OLD], strict=True))
         own.append(likely + np.cov(np.transpose(shown), ddof=1))
         prototype = moved(given, of_class.mean(0), 0.4, 8.0)
-        means.append((unit(unit(prototype**0.5) - middle) - centre) @ basis)
+        means.append((length * unit(unit(prototype**0.5) - middle) - centre) @ basis)
     inverse = [np.linalg.inv(correlation(c, 0.5)) for c in own]
     points = [(q - centre) @ basis for q in asked]
     wanted = [[-(q - m) @ i @ (q - m) for m, i in zip(means, inverse, strict=True)] for q in points]
@@ -339,28 +357,31 @@ def _raw(plus: Method, query: int) -> torch.Tensor:
     return scores[0]
 
 
-def test_ensembles_average_calibrated_logits(learned: Path) -> None:
-    given = replace(base(logistic_steps=3), learn=learned, options=LearnConfig(identity_init=False))
+def test_ensembles_average_calibrated_logits_and_calibrate_again(learned: Path) -> None:
+    given = replace(base((40, 60, 50), logistic_steps=3), learn=learned, options=LearnConfig(identity_init=False))
     with torch.inference_mode():
         for second, name in (("plda_plus", "phi_plus_plda"), ("logistic", "phi_plus_logistic")):
-            members = [Calibrated(methods.make(member, given), given) for member in ("phi_plus", second)]
-            wanted = torch.zeros(7, OLD + NEW)
-            for member in members:
-                scored = member.take(support())(queries())
-                if not member.moves_base:
-                    scored = torch.cat([member.base_scores(queries()), scored], 1)
-                wanted += scored / 2
-            method = methods.make(name, given)
-            ours = method.take(support())(queries())
-            if not method.moves_base:
-                ours = torch.cat([method.base_scores(queries()), ours], 1)
-            assert torch.allclose(ours, wanted, atol=1e-4), name
+            members = [calibrated(methods.make(member, given), given) for member in ("phi_plus", second)]
+            pictures, labels = sample(given.train, torch.device("cpu"))
+            average = sum(of_all(member, torch.cat([queries(), pictures])) for member in members) / 2
+            wanted, of_pictures = average[:7], average[7:]
+            old, new = of_pictures[:, :OLD], of_pictures[:, OLD:]
+            margins = (old.amax(1) - new.amax(1))[old.argmax(1) == labels].sort().values
+            wanted[:, OLD:] += margins[int(0.3 * NEW / (OLD + NEW) * len(margins))]
+            assert torch.allclose(of_all(methods.make(name, given), queries()), wanted, atol=1e-4), name
 
 
-@pytest.mark.parametrize("name", ["plda", "ridge"])  # ridge moves the base classes
+def of_all(method: Method, asked: torch.Tensor) -> torch.Tensor:
+    """Return the scores [Q, base and novel classes] of queries [Q, C]."""
+    scored = method.take(support())(asked)
+    return scored if method.moves_base else torch.cat([method.base_scores(asked), scored], 1)
+
+
+@pytest.mark.parametrize("name", ["plda", "plda_own", "ridge"])  # ridge moves the base classes
 def test_calibrated_costs_the_allowed_share_and_twice_changes_nothing(name: str) -> None:
     given = base((40, 60, 50), calibration_cost=0.5)
-    method = Calibrated(methods.make(name, given), given)
+    method = calibrated(methods.make(name, given), given)
+    assert calibrated(method, given) is method and isinstance(method, Calibrated) == (name != "plda")
     twice = Calibrated(method, given).take(support())
     pictures, labels = sample(given.train, torch.device("cpu"))
     scorer = method.take(support())
@@ -372,3 +393,32 @@ def test_calibrated_costs_the_allowed_share_and_twice_changes_nothing(name: str)
     share = int(0.5 * 2 / 5 * int(right.sum()))
     assert right.sum() > 10 and lost in (share, share + 1)  # rounding decides about the image at the border
     assert torch.allclose(scorer(queries()), twice(queries()), atol=1e-3)
+
+
+def test_a_calibration_that_supports_move_scores_every_image_once() -> None:
+    given = base((40, 60, 50))
+    method = methods.make("ridge", given)
+    scorer, asked = method.take(support()), []
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return scorer(images)
+
+    method.take = lambda support: watched  # type: ignore[method-assign]
+    Calibrated(method, given).take(support())
+    assert asked == [60]
+
+
+def test_queries_are_embedded_once(learned: Path) -> None:
+    """By every head, for base classes, for all supports, and for the images of the calibration."""
+    given = replace(base((40, 60, 50)), learn=learned, options=LearnConfig(identity_init=False))
+    kinds = {"centred": "of_queries", "plda": "of_queries", "phi_plus": "query", "nn": "embed_queries",
+             "ranpac": "query_features"}  # fmt: skip
+    with torch.inference_mode():
+        for name, attribute in kinds.items():
+            method, asked = methods.make(name, given), queries().clone()
+            of_all(method, asked)
+            before = getattr(method, attribute).cache_info().misses
+            for shift in (1, 2):
+                method.take(support() + shift)(asked)
+            assert getattr(method, attribute).cache_info().misses == before, name

@@ -22,6 +22,7 @@ from dist_train.fewshot.protocols.joint import (
     seen_unseen,
     support_rows,
 )
+from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.predictor import Predictor
 from dist_train.training import checkpoint
 
@@ -167,6 +168,16 @@ def test_names_and_options_are_checked_and_documented() -> None:
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     names = set(re.findall("`([^`]*)`", "".join(rows)))
     assert names == {*methods.METHODS, *methods.NUMBERS}
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    table = [cells for cells in table if len(cells) == 6]  # names, labels, source, both kinds of classes, cost
+    found = {cells[0]: re.findall("`([^`]*)`", cells[0]) for cells in table}
+    assert {name for of_row in found.values() for name in of_row} == methods.METHODS.keys()
+    for name, label, *others in table:
+        assert label == "; ".join(methods.LABELS[n] for n in found[name]) and all(others), name
+    may_choose = re.findall(
+        "`([a-z0-9_]+)`", text[text.index("It may choose") : text.index("and `--method` takes no others")]
+    )
+    assert set(may_choose) == {name for name, kind in methods.METHODS.items() if issubclass(kind, RowMethod)}
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check_methods(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):

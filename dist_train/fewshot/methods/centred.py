@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
 
 from dist_train.fewshot.calibration import NUMBERS
 from dist_train.fewshot.head import POWER, Head, centred_moments
-from dist_train.fewshot.method import COSINE, Base, Scorer, Support, cosine
+from dist_train.fewshot.method import COSINE, Base, Scorer, Support, cosine, once
 
 
 class CentredMean(Head):
@@ -21,7 +20,7 @@ class CentredMean(Head):
         super().__init__(name, base)
         self.centring, moments = centred_moments(base)
         self.means = moments.means.float()
-        self.of_queries = lru_cache(4)(self.centring)  # the queries, and a calibration's images, are the same each time
+        self.of_queries = once(self.centring)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return cosine(self.of_queries(queries), self.means)

@@ -1,4 +1,5 @@
-"""The average of two methods that are sure in different cases: of their calibrated logits, calibrated again.
+"""The average of two methods that are sure in different cases: of their calibrated logits, calibrated again, as the
+average wins other images than its members.
 
 A logit less its query's log sum exp is a log probability, and what all classes of a query share changes no rank; so
 this is the average of log probabilities (the product of experts of Hinton 1999, with equal weights).
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.fewshot.calibration import NUMBERS, Calibrated
+from dist_train.fewshot.calibration import NUMBERS, Calibrated, calibrated
 from dist_train.fewshot.method import Base, Method, Scorer, Support
 from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.methods.last_layer import LastLayer
@@ -22,10 +23,11 @@ from dist_train.fewshot.methods.phi_plus import Plus
 
 
 class _Average(Method):
-    """Average the calibrated scores of two methods."""
+    """Average the scores of two methods."""
 
-    def __init__(self, members: tuple[Method, Method], base: Base) -> None:
-        self.members = [Calibrated(member, base) for member in members]
+    def __init__(self, first: Method, second: Method) -> None:
+        self.members = first, second
+        self.moves_base = first.moves_base or second.moves_base  # type: ignore[misc]
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         first, second = (member.base_scores(queries) for member in self.members)
@@ -45,21 +47,22 @@ class _Average(Method):
         return lambda queries: torch.cat([member.base_scores(queries), scorer(queries)], 1)
 
 
-class BesideGaussians(_Average):
+class BesideGaussians(Calibrated):
     labels: ClassVar = {"phi_plus_plda": "φ+ and two-covariance posterior"}
     uses: ClassVar = {"phi_plus_plda": "phi_plus"}
     numbers: ClassVar = {**NUMBERS, **BesidePlus.numbers}
 
     def __init__(self, name: str, base: Base) -> None:
         beside = BesidePlus("plda_plus", base)
-        super().__init__((beside.plus, beside), base)
+        super().__init__(_Average(beside.plus, beside), base)
 
 
-class BesideLogistic(_Average):
+class BesideLogistic(Calibrated):
     labels: ClassVar = {"phi_plus_logistic": "φ+ and logistic regression"}
     uses: ClassVar = {"phi_plus_logistic": "phi_plus"}
     moves_base = True
     numbers: ClassVar = {**NUMBERS, **LastLayer.numbers}
 
     def __init__(self, name: str, base: Base) -> None:
-        super().__init__((Plus("phi_plus", base), LastLayer("logistic", base)), base)
+        logistic = calibrated(LastLayer("logistic", base), base)
+        super().__init__(_Average(Plus("phi_plus", base), logistic), base)

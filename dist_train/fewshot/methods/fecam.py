@@ -6,9 +6,20 @@ A class scores minus the squared Mahalanobis distance to its mean, by the correl
 ``fecam_ridge`` times the identity. A novel class has TEEN's mean, and the covariance sum_b w_b Sigma_b + Sigma_n, with
 TEEN's weights w_b and the covariance Sigma_n of its supports.
 
-A thousand matrices of 2048 dimensions would be 17 GB. Distances are therefore taken in the 256 coordinates that tell
-the base classes apart best, in which the covariance within classes is the identity on average (``Diagonal``); the ridge
-is in units of that. FeCAM's Tukey power and unit length are those of ``Centring``.
+It differs from their papers and code in these ways:
+
+- A thousand matrices of 2048 dimensions would be 17 GB. Distances are therefore taken in the 256 coordinates that tell
+  the base classes apart best, in which the covariance within classes is the identity on average (``Diagonal``).
+- The ridge is in units of that, and a first guess. FeCAM adds once the mean variance, and 100 times for few images;
+  C-FeCAM adds 100. FeCAM's second term, a multiple of the mean covariance of two dimensions, is left out, as that mean
+  is near zero here.
+- Power, length and centre are those of ``Centring``, so ``head_power``, where FeCAM has the power 0.5 and no centre.
+- They scale all means to length 1, as the queries. About a centre the mean of unit vectors is much shorter; here it
+  stays so, and TEEN's mean, a direction, gets the mean length of the base classes' means.
+- TEEN's weight is ``teen_weight``; they have 0.1 (CIFAR-100: 0.25). Their code takes ``corrcoef`` of the covariance
+  matrix, the correlations of its columns; here it is the matrix divided by the deviations, as FeCAM's paper has it.
+
+The covariance of a single support is zero; their five images are the fewest that they try.
 """
 
 from __future__ import annotations
@@ -18,6 +29,7 @@ from typing import ClassVar
 
 import torch
 
+from dist_train.fewshot.head import centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support
 from dist_train.fewshot.methods.gaussian import Gaussian
 from dist_train.fewshot.moments import identity_like, to_float
@@ -36,17 +48,21 @@ class ClassCovariances(Gaussian):
         kept = min(_DIMENSIONS, self.means.shape[1])
         self.best = self.between.topk(kept).indices
         self.means = self.means[:, self.best]
+        self.length = centred_moments(base)[1].means.norm(dim=1).mean().float()
         # Allocated before the loop: tensors allocated in it would fragment the heap.
         self.covariances = self.means.new_empty(len(self.means), kept, kept)
         self.roots = torch.empty_like(self.covariances)
         for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
-            rows = to_float(base.train.rows[first:last], self.means.device)
-            centred = self.coordinates(rows) - self.means[number]
-            self.covariances[number] = centred.T @ centred / len(centred)
+            points = self.coordinates(to_float(base.train.rows[first:last], self.means.device))
+            self.covariances[number] = _scatter(points) / len(points)
             self.roots[number] = self.root(self.covariances[number])
 
     def coordinates(self, activations: torch.Tensor) -> torch.Tensor:
-        return super().coordinates(activations)[..., self.best]
+        return self.of_centred(self.centring(activations))
+
+    def of_centred(self, centred: torch.Tensor) -> torch.Tensor:
+        """Return coordinates [..., d] of centred activations [..., C] of any length."""
+        return self.space(centred)[..., self.best]
 
     def root(self, covariance: torch.Tensor) -> torch.Tensor:
         """Return R of the inverse R R' of the correlation matrix, [d, d], for a covariance [d, d]."""
@@ -61,12 +77,17 @@ class ClassCovariances(Gaussian):
 
     def novel_scores(self, support: Support) -> Scorer:
         prototypes = support.mean(1)
-        means = self.coordinates(self.move(prototypes))
-        apart = self.coordinates(support) - self.coordinates(support).mean(1, keepdim=True)
-        own = torch.einsum("nkc,nkd->ncd", apart, apart) / max(support.shape[1] - 1, 1)
+        means = self.of_centred(self.length * self.centring(self.move(prototypes)))
+        own = _scatter(self.coordinates(support)) / max(support.shape[1] - 1, 1)
         likely = self.move.weights(prototypes) @ self.covariances.flatten(1)
         roots = torch.stack([self.root(covariance) for covariance in likely.view_as(own) + own])
         return lambda queries: _distances(self.of_queries(queries), means, roots)
+
+
+def _scatter(points: torch.Tensor) -> torch.Tensor:
+    """Return the sums of outer products about the mean, [..., d, d], of points [..., n, d]."""
+    apart = points - points.mean(-2, keepdim=True)
+    return apart.mT @ apart
 
 
 def _distances(coordinates: torch.Tensor, means: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:

@@ -3,34 +3,33 @@
 Activations are centred first (``Centring``). With Sw the covariance within the base classes and Sb that between them:
 
 - ``gda``, shared-covariance discriminant (Fisher 1936; Wang et al., ICLR 2024, section 3.2, for networks' features):
-  w_c = Sw^-1 m_c, b_c = -m_c' Sw^-1 m_c / 2 with equal priors. They take the covariance from the few supports; here it
-  comes from all base images.
-- ``plda``, the two-covariance model (Ioffe, ECCV 2006; Brummer & de Villiers, Odyssey 2010): a class mean is drawn from
-  N(m, Sb) and an image from N(class mean, Sw). Given k supports of mean x, the class mean has the posterior precision
-  L = k Sw^-1 + Sb^-1 and the posterior mean L^-1 (k Sw^-1 x + Sb^-1 m); a query scores by its log density under
-  N(posterior mean, Sw + L^-1). The fewer the supports, the wider the density and the nearer its mean to m. Base classes
-  are scored by the same formula with all their images. ``plda_own`` adds no offset to it: the balance between old and
-  new classes follows from k.
+  w_c = Sw^-1 m_c, b_c = -m_c' Sw^-1 m_c / 2 with equal priors. They take the covariance from the few supports, with
+  the identity added to it by Kubokawa & Srivastava's rule; here it comes from all base images.
+- ``plda``, the two-covariance model (Ioffe, ECCV 2006, section 3; Brummer & de Villiers, Odyssey 2010): a class
+  mean is drawn from N(m, Sb) and an image from N(class mean, Sw). Given k supports of mean x, the class mean has the
+  posterior precision L = k Sw^-1 + Sb^-1 and the posterior mean L^-1 (k Sw^-1 x + Sb^-1 m); a query scores by its log
+  density under N(posterior mean, Sw + L^-1). The fewer the supports, the wider the density and the nearer its mean to
+  m. Base classes are scored by the same formula with all their images, so that both are densities of the same space,
+  and comparable. ``plda_own`` adds no offset to it: the balance between old and new classes follows from k. Ioffe keeps
+  the dimensions with the largest Sb; here all stay, as both covariances are shrunk.
 - ``plda_rows``: the backbone's own classifier decides among base classes, and the densities d between old and new. With
   t = ``plda_temperature``, a base class scores log softmax(W a + b)_c + log sum_base exp(d / t), a novel class d / t.
   ``plda_plus`` has the base rows of phi+ in place of the backbone's classifier.
 
 Both covariances are shrunk towards multiples of the identity, by ``within_shrinkage`` and ``between_shrinkage``: there
-are fewer base classes than dimensions. Sources are cited from memory of their formulas, which are derived in
-tests/fewshot/test_heads.py by direct inversion.
+are fewer base classes than dimensions. tests/fewshot/test_heads.py has the formulas by direct inversion.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Self
 
 import torch
 
 from dist_train.fewshot.calibration import NUMBERS
 from dist_train.fewshot.head import POWER, Head, centred_moments
-from dist_train.fewshot.method import Base, Number, Scorer, Support
+from dist_train.fewshot.method import Base, Number, Scorer, Support, once
 from dist_train.fewshot.methods.phi_plus import Plus
 from dist_train.fewshot.moments import Moments, shrunk
 
@@ -55,7 +54,7 @@ class Diagonal:
     @classmethod
     def of(cls, moments: Moments, within_shrinkage: float, between_shrinkage: float) -> Self:
         """Diagonalise both shrunk covariances together (Fukunaga 1990, section 2.3)."""
-        lower = torch.linalg.cholesky(shrunk(moments.within, within_shrinkage))
+        lower = torch.linalg.cholesky(shrunk(moments.drawn, within_shrinkage))
         inner = torch.linalg.solve_triangular(lower, shrunk(moments.between, between_shrinkage), upper=False)
         values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(lower, inner.T, upper=False))
         basis = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
@@ -80,8 +79,7 @@ class Gaussian(Head):
         self.space: Diagonal = base.shared(key, lambda: Diagonal.of(moments, *strengths))
         self.means, self.counts = self.space(moments.means.float()), moments.counts.float()
         self.between = self.space.between.float()
-        # The queries, and a calibration's images, are the same each time.
-        self.of_queries = lru_cache(4)(self.coordinates)
+        self.of_queries = once(self.coordinates)
 
     def coordinates(self, activations: torch.Tensor) -> torch.Tensor:
         """Return [..., C] for activations [..., C]."""
@@ -113,6 +111,9 @@ class Posterior(Gaussian):
     def densities(self, coordinates: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Return the log density [Q, N] of queries under each class, but for a constant that all classes share.
 
+        In these coordinates Sw is the identity, Sb diagonal and m zero. With s of Sb's diagonal, the posterior variance
+        of a class mean is v = s / (1 + k s), its mean k v x, and the density's variance 1 + v (Ioffe 2006, section 3).
+
         Args:
             coordinates: of the queries, [Q, C].
             means: of the classes' images, [N, C].
@@ -126,6 +127,7 @@ class Posterior(Gaussian):
 
 class OwnOffset(Posterior):
     labels: ClassVar = {"plda_own": "Two-covariance posterior, own offset"}
+    calibrated = False
 
     def take(self, support: Support) -> Scorer:
         return self.novel_scores(support)

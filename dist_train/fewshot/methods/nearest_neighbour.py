@@ -7,7 +7,7 @@ thousand chances to be nearest where a novel class has k.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, sample_rows
+from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, once, sample_rows
 from dist_train.fewshot.nearest import first_largest, largest_products
 
 _SHARES = {"10": 0.1, "1": 0.01}
@@ -40,7 +40,7 @@ class NearestNeighbour(Method):
         self.train, self.watch, self.decisive = base.train, base.watch, base.decisive
         self.share = _SHARES.get(name.lstrip("abcdefghijklmnopqrstuvwxyz_"), 1.0)
         self.embed = embed
-        self.embed_queries = lru_cache(1)(embed)  # the queries are the same tensor for all supports
+        self.embed_queries = once(embed)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         ends = list(pairwise(self.train.offsets))
@@ -63,7 +63,7 @@ class NearestNeighbour(Method):
 
     def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
         rows, embed = self.embed(support[:, : max(shots)]), self.embed_queries
-        largest = lru_cache(1)(lambda queries: first_largest(embed(queries), rows, shots))
+        largest = once(lambda queries: first_largest(embed(queries), rows, shots))
         return (partial(lambda place, queries: largest(queries)[place], place) for place in range(len(shots)))
 
 

@@ -3,8 +3,8 @@ arXiv 2204.13361, "Direct ONE-shot learning with quantile weight imprinting").
 
 The j-th smallest of the C activations becomes the (j - 1/2) / C quantile of all weights of the backbone's classifier
 (quantile normalisation, as in the paper's method and in ``quantile_norm`` of the code of IMPRINT, TMLR 2025), so that
-the new row differs from the trained rows in order alone. Nothing is tuned. The bias of a novel class is the mean bias;
-their networks' biases are left out of the paper's account.
+the new row differs from the trained rows in order alone. Nothing is tuned. All novel classes have the same bias, the
+mean of the trained ones, which the calibration makes immaterial. Of several supports the mean activation counts.
 """
 
 from __future__ import annotations

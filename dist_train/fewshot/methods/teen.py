@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.fewshot.calibration import NUMBERS, Calibrated
+from dist_train.fewshot.calibration import NUMBERS, calibrated
 from dist_train.fewshot.head import Head
 from dist_train.fewshot.method import COSINE, Base, Method, Scorer, Support, cosine
 from dist_train.fewshot.methods.phi_plus import Plus
@@ -39,11 +39,12 @@ class TeenMean(Head):
 class TeenBeforePredictor(Method):
     labels: ClassVar = {"phi2_teen": "TEEN before φ2", "phi_plus_teen": "TEEN before φ+"}
     uses: ClassVar = {"phi2_teen": "phi2", "phi_plus_teen": "phi_plus"}
+    calibrated = True
     numbers: ClassVar = {**NUMBERS, **TEEN}
 
     def __init__(self, name: str, base: Base) -> None:
         kind = Predicted if self.learned(name) == "phi2" else Plus
-        self.predicted: Method = Calibrated(kind(self.learned(name), base), base)
+        self.predicted = calibrated(kind(self.learned(name), base), base)
         self.move = TowardsBase(base.means, base.numbers)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:

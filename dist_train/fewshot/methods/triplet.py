@@ -18,7 +18,9 @@ from dist_train.fewshot.method import Base, load_trained
 from dist_train.fewshot.methods.nearest_neighbour import NearestNeighbour
 from dist_train.models.predictor import RowPredictor, layers, through
 
-_MARGIN = 0.2  # between cosines (Schroff et al. 2015, section 3.1, have 0.2 between squared distances)
+_MARGIN = 0.2
+"""Between cosines. Schroff et al. 2015 (sections 3.1, 3.3) have 0.2 between squared distances of unit vectors, which
+are 2 - 2 cos: half as much."""
 
 
 class Triplet(RowPredictor):
