@@ -22,6 +22,7 @@ from launch.cli.signature import Option, Options
 if TYPE_CHECKING:
     import torch
 
+    from dist_train.classifier.choosing import MethodChoice
     from dist_train.classifier.classifier import Classifier
 
 
@@ -82,7 +83,6 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
     """
     from dist_train.classifier import model_folder
-    from dist_train.classifier.from_run import check_finished, choice_for
 
     if source is None:
         return _adapt_network(options, network)
@@ -101,10 +101,12 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     if options.undo and others:
         raise UserError("--undo: is a change of its own, of a model; give it without others")
     if config is not None:
+        from dist_train.classifier.from_run import check_finished  # which imports the stages; a model needs none
+
         check_finished(config)  # before its photos are looked for
     writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
-        choice = choice_for(config, _counts(options)) if config and not options.method else None
+        choice = _choice(options, config) if config and not options.method else None
         model = _open(source, replace(options, method=choice.method) if choice else options, config, network)
         lines = [f"undone: {model.undo()}"] if options.undo else _change(model, options, config)
         lines = [*([choice.reason] if choice else []), *lines]
@@ -154,12 +156,13 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
 def _open(source: Path, options: AdaptOptions, config: Config | None, network: NetworkOptions) -> Classifier:
     """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run; with
     another head, and without pictures, where that is asked for."""
-    from dist_train.classifier.classifier import Classifier
-    from dist_train.classifier.from_run import from_run
-
     if config is not None:
+        from dist_train.classifier.from_run import from_run
+
         model = from_run(config, options.method, options.rule)
     else:
+        from dist_train.classifier.classifier import Classifier
+
         model = Classifier.load(source)
         if options.rule:
             model.rule = options.rule
@@ -299,9 +302,11 @@ def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[
     return photos
 
 
-def _counts(options: AdaptOptions) -> list[int]:
-    """Return how many photos each class to add has."""
-    return [len(files) for files in _photos_by_class(options, Account()).values()]
+def _choice(options: AdaptOptions, config: Config) -> MethodChoice:
+    """Return the method for a model of a run, by how many photos each class to add has."""
+    from dist_train.classifier.from_run import choice_for
+
+    return choice_for(config, [len(files) for files in _photos_by_class(options, Account()).values()])
 
 
 def _base_images(
