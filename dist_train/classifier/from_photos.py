@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from dist_train.runs.software import software
 def without_classes(pretrained: Pretrained, head: str = "auto", background: Background | None = None) -> Classifier:
     """Return a classifier on a trained network that has no class yet, on the GPU where there is one.
 
+    It sees photos up to their edge: the shorter side is resized to the size of the network's images, and of the longer
+    side only the ends are cut off. Evaluations of networks cut off an eighth of both, most often; a head that is fitted
+    to the photos is right more often without that (docs/results/photos.md), at no cost.
+
     Args:
         pretrained: the network; the rows of its own classes are not used.
         head: a name in ``heads.choice.HEADS``, or "auto" for the one that classifies held-out photos best.
@@ -30,7 +34,8 @@ def without_classes(pretrained: Pretrained, head: str = "auto", background: Back
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maker = FittedHeads(head, background=background).on(device)
     pretrained.backbone.set_head(0)
-    network = Network(pretrained.backbone, Preprocess(pretrained.preprocessing)).on(device)
+    to_the_edge = replace(pretrained.preprocessing, resize=pretrained.preprocessing.size)
+    network = Network(pretrained.backbone, Preprocess(to_the_edge)).on(device)
     return Classifier(network, maker, provenance=_provenance(pretrained))
 
 

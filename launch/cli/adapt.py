@@ -23,6 +23,7 @@ from launch.cli.signature import Option, Options
 if TYPE_CHECKING:
     import torch
 
+    from dist_train.classifier.choosing import MethodChoice
     from dist_train.classifier.classifier import Classifier
 
 
@@ -83,7 +84,6 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         source: RUNS/NAME whose learn is done, or a model that adapt or create has made; none with --backbone.
     """
     from dist_train.classifier import model_folder
-    from dist_train.classifier.from_run import choice_for
 
     network.check()
     if source is None:
@@ -97,7 +97,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     others = options.changes or config or options.rule or network.head or network.no_pictures
     writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
-        choice = choice_for(config, _counts(options)) if config and not options.method else None
+        choice = _choice(options, config) if config and not options.method else None
         model = _open(source, replace(options, method=choice.method) if choice else options, config, network)
         lines = [f"undone: {model.undo()}"] if options.undo else _change(model, options, config)
         lines = [*([choice.reason] if choice else []), *lines]
@@ -113,7 +113,6 @@ def _check(options: AdaptOptions, network: NetworkOptions, config: Config | None
     Raises:
         UserError: a value is wrong, an option is missing, or options do not belong together.
     """
-    from dist_train.classifier.from_run import check_finished, trained_method
     from dist_train.classifier.predicted import check_rule
 
     others = options.changes or options.rule or network.head or network.no_pictures or options.held_out
@@ -128,6 +127,11 @@ def _check(options: AdaptOptions, network: NetworkOptions, config: Config | None
     if options.rule:
         check_rule(options.rule)
     if config is not None:
+        from dist_train.classifier.from_run import (
+            check_finished,
+            trained_method,
+        )  # imports the stages; a model needs none
+
         if network.head:
             raise UserError(
                 f"--head {network.head}: is of models of photos alone; for a model from a run give --method"
@@ -186,12 +190,13 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
 def _open(source: Path, options: AdaptOptions, config: Config | None, network: NetworkOptions) -> Classifier:
     """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run; with
     another head, and without pictures, where that is asked for."""
-    from dist_train.classifier.classifier import Classifier
-    from dist_train.classifier.from_run import from_run
-
     if config is not None:
+        from dist_train.classifier.from_run import from_run
+
         model = from_run(config, options.method, options.rule)
     else:
+        from dist_train.classifier.classifier import Classifier
+
         model = Classifier.load(source)
         if options.rule:
             model.rule = options.rule
@@ -331,9 +336,11 @@ def _photos_by_class(options: AdaptOptions, account: Account) -> dict[str, list[
     return photos
 
 
-def _counts(options: AdaptOptions) -> list[int]:
-    """Return how many photos each class to add has."""
-    return [len(files) for files in _photos_by_class(options, Account()).values()]
+def _choice(options: AdaptOptions, config: Config) -> MethodChoice:
+    """Return the method for a model of a run, by how many photos each class to add has."""
+    from dist_train.classifier.from_run import choice_for
+
+    return choice_for(config, [len(files) for files in _photos_by_class(options, Account()).values()])
 
 
 def _base_images(
