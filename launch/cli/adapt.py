@@ -127,10 +127,8 @@ def _check(options: AdaptOptions, network: NetworkOptions, config: Config | None
     if options.rule:
         check_rule(options.rule)
     if config is not None:
-        from dist_train.classifier.from_run import (
-            check_finished,
-            trained_method,
-        )  # imports the stages; a model needs none
+        # Here, as it imports the stages, which a model does not need.
+        from dist_train.classifier.from_run import check_finished, trained_method
 
         if network.head:
             raise UserError(
