@@ -115,8 +115,8 @@ def test_all_methods_at_other_lengths_of_activations(
 def knowing(monkeypatch: pytest.MonkeyPatch, classes: tuple[str, ...], seen: tuple[str, ...] | None) -> None:
     """Let a network's first rows be of these classes, as ImageNet's are of networks that were trained on it."""
 
-    def opened(options: BackboneConfig) -> Pretrained:
-        real = open_pretrained(options)
+    def opened(options: BackboneConfig, section: str) -> Pretrained:
+        real = open_pretrained(options, section)
         assert real.classes
         names = (*classes, *real.classes[len(classes) :])
         return replace(real, classes=names, origin=replace(real.origin, seen=seen, trained_on="Drawn-9"))
