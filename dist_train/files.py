@@ -107,13 +107,17 @@ def read_lines(path: Path, wanted: str) -> list[str]:
 
 
 def outermost_missing(folder: Path) -> Path | None:
-    """Return the outermost folder of a path that is not there; None where all of it is there."""
+    """Return the outermost folder of a path that is not there; None where all of it is there.
+
+    The path is resolved: ``a/../b`` may be there where ``a`` is not, and comes to be ``b`` when ``a`` is made.
+    """
+    folder = folder.resolve()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     return missing[-1] if missing else None
 
 
 def remove_empty(folder: Path, outermost: Path) -> None:
-    """Remove a folder, and those that it lies in up to ``outermost``, as far as they are empty."""
+    """Remove a folder, and those that it lies in up to ``outermost``, as far as they are empty; resolved paths."""
     with suppress(OSError):
         for path in (folder, *folder.parents)[: len(folder.parts) - len(outermost.parts) + 1]:
             path.rmdir()

@@ -108,6 +108,7 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
         check_networks(config, context.world)
     context.report_progress("looking for weights", patient=True)  # which may have to be downloaded
     check_device(config)
+    context.report_progress("starting")
     if command in ("run", "prepare"):
         prepare(config, context)
     if command == "prepare":

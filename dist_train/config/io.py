@@ -13,7 +13,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from operator import getitem
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -77,6 +77,10 @@ def load_config(folder: Path) -> Config:
         raise UserError(f"{folder}: not a run (no config.yaml); give the folder RUNS/NAME")
     folder = folder.absolute()
     return replace(read_config(path), name=folder.name, runs=folder.parent)
+
+
+SECTION = "must be a section, whose keys are indented below it (KEY: VALUE)"
+"""What is said of a value where keys are wanted."""
 
 
 def read_config(path: Path) -> Config:
@@ -152,7 +156,11 @@ def instantiated(parser: Parser, parsed: Namespace, inside: Sequence[str] = ()) 
     Raises:
         ValueError, TypeError: a key has no meaning beside another one, or a value is wrong; it is named.
     """
-    check_meaning(functools.reduce(getitem, inside, parsed))
+    given = functools.reduce(getitem, inside, parsed)
+    for key, field in Config.__dataclass_fields__.items():
+        if is_dataclass(field.default_factory) and not isinstance(value := given[key], Namespace):
+            raise ValueError(f"{key}={value}: {SECTION}")
+    check_meaning(given)
     values: Namespace = parser.instantiate(parsed)
     return values
 
@@ -308,7 +316,7 @@ def check_keys(
         keys: all keys of the file, to find the nearest one.
 
     Raises:
-        UserError: a key is unknown, or has no value where it needs one.
+        UserError: a key is unknown, has no value where it needs one, or one value where it has keys of its own.
     """
     types, keys = _types(kind), keys or list(list_keys(kind, prefix))
     for name, value in content.items():
@@ -317,5 +325,11 @@ def check_keys(
         # jsonargparse would accept null for any type.
         if value is None and type(None) not in get_args(get_type_hints(kind)[name]):
             raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
-        if isinstance(value, dict) and dataclasses.is_dataclass(types[name]):
+        if not dataclasses.is_dataclass(types[name]) or value is None:
+            continue
+        if isinstance(value, dict):
             check_keys(path, value, types[name], f"{prefix}{name}.", keys)
+        elif not (
+            isinstance(value, str) and (path.parent / value).is_file()
+        ):  # jsonargparse takes a section's own file
+            raise UserError(f"{path}: {prefix}{name}={value}: {SECTION}")

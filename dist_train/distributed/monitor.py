@@ -289,10 +289,12 @@ class Monitor:
         return f"rank {self.context.rank} leaves: {trouble}{then}"
 
     def _leave(self, trouble: UserError) -> None:
-        print(f"\ndist-train: error: {self.farewell(trouble)}", file=sys.stderr, flush=True)  # after a progress bar
-        if trouble.code == FAILED:
-            self.refuse()
-        os._exit(trouble.code)
+        try:
+            print(f"\ndist-train: error: {self.farewell(trouble)}", file=sys.stderr, flush=True)  # after a progress bar
+            if trouble.code == FAILED:
+                self.refuse()
+        finally:
+            os._exit(trouble.code)
 
 
 def _first_line(error: BaseException) -> str:

@@ -55,12 +55,16 @@ class RunLock:
             )
         self._lock = lock
 
-    def discard(self) -> None:
-        """Remove the run's folder where this start made it and no stage has begun its work: its input was refused."""
-        if self.made and self.context.main:
-            with suppress(UserError):  # another process may be at work in it by now
+    def discard(self, more: Collection[str] = ()) -> None:
+        """Remove the run's folder where this start made it and no stage has begun its work: its input was refused.
+
+        Args:
+            more: as ``_discard_unstarted`` takes it.
+        """
+        if self.made and self.context.main and self.folder.is_dir():
+            with suppress(UserError, OSError):  # another process may be at work in it by now, or have removed it
                 self.acquire()
-                discard_unstarted(self.folder, self.made)
+                _discard_unstarted(self.folder.resolve(), self.made, more)
 
     def __enter__(self) -> RunLock:
         return self
@@ -70,10 +74,11 @@ class RunLock:
             self._lock.release()
 
 
-def discard_unstarted(run: Path, made: Path, more: Collection[str] = ()) -> None:
+def _discard_unstarted(run: Path, made: Path, more: Collection[str]) -> None:
     """Remove a run's folder, unless it holds more than what a start leaves before a stage has begun its work.
 
     Args:
+        run: resolved.
         made: the outermost folder to remove: ``run``, or one that it lies in, where nothing else is in that.
         more: names of folders in ``run`` that may be removed with all that they hold.
     """

@@ -101,6 +101,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
         model = _open(source, replace(options, method=choice.method) if choice else options, config, network)
         lines = [f"undone: {model.undo()}"] if options.undo else _change(model, options, config)
         lines = [*([choice.reason] if choice else []), *lines]
+        _check_listed(model, options)
         if writes and out:
             model.save(out)
     _print(model, options, lines, out if writes else None)
@@ -157,9 +158,20 @@ def _adapt_network(options: AdaptOptions, network: NetworkOptions) -> int:
     with reserved(options.out, options.classes):
         model = new_model(network)
         lines = _change(model, options, None)
+        _check_listed(model, options)
         model.save(options.out)
     _print(model, options, lines, options.out)
     return 0
+
+
+def _check_listed(model: Classifier, options: AdaptOptions) -> None:
+    """Check that the class to list is there after the changes, before these are saved.
+
+    Raises:
+        UserError: it is not.
+    """
+    if options.list_photos is not None:
+        model.photos(options.list_photos)
 
 
 def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path | None) -> None:

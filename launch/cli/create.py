@@ -58,6 +58,9 @@ class NetworkOptions(Options):
             check_head(self.head)
         if self.base and self.base_features:
             raise UserError(f"--base_features {self.base_features}: is given together with --base; give one of them")
+        if (self.base or self.base_features) and self.head not in (None, "auto", "lda"):
+            given = f"--base {self.base}" if self.base else f"--base_features {self.base_features}"
+            raise UserError(f"{given}: only the head lda takes it into account; leave it out with --head {self.head}")
         if self.backbone is not None:
             with _as_typed():
                 check_pretrained(self.config())

@@ -25,8 +25,9 @@ def local(config: Config, *, workers: int = 1, starts: int = 3) -> int:
         workers: Ranks: one a GPU, or a few on CPUs.
         starts: Give up after this many starts without progress.
     """
+    from dist_train.distributed.context import Context
     from dist_train.files import outermost_missing
-    from dist_train.runs.lock import discard_unstarted
+    from dist_train.runs.lock import RunLock
     from launch.local import launch
     from launch.slurm.jobs import reserved
 
@@ -36,8 +37,9 @@ def local(config: Config, *, workers: int = 1, starts: int = 3) -> int:
     with reserved(config.run_dir):
         config_file = freeze(config)
     code = launch(config_file, config.run_dir, workers, starts)
-    if made and code == FAILED:
-        discard_unstarted(config.run_dir, made, ["launch"])
+    if code == FAILED:
+        with RunLock(config.run_dir, Context(), made) as lock:
+            lock.discard(["launch"])
     return code
 
 

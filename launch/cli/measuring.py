@@ -82,7 +82,8 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
     if options.report:
         write_text(options.report, utf8(_report(classifier, measurement, model, photos)))
     print_account(account)
-    print(f"{shown(model)} on {shown(photos)}: {measurement.photos:,} photos of {measurement.classes} of its "
+    count = f"{measurement.photos:,} photo{'s' * (measurement.photos != 1)}"
+    print(f"{shown(model)} on {shown(photos)}: {count} of {measurement.classes} of its "
           f"{measurement.of_classes} classes", *summary_lines(measurement), sep="\n")  # fmt: skip
     return 0
 

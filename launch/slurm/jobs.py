@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError, command
-from dist_train.files import outermost_missing, remove_empty
+from dist_train.files import outermost_missing
 from dist_train.runs.lock import RunLock
 from launch.slurm import scheduler
 from launch.slurm.profile import CHAIN
@@ -155,7 +155,8 @@ def reserved(run: Path) -> Iterator[None]:
         UserError: another submission is under way, or jobs of the run are queued or running.
         NoAnswer: SLURM does not say whether there are such jobs.
     """
-    with RunLock(run / "launch", Context(), outermost_missing(run / "launch")) as lock:
+    made = outermost_missing(run / "launch")
+    with RunLock(run / "launch", Context(), made) as lock:
         lock.acquire()
         try:
             busy = active(run) if shutil.which("squeue") else []
@@ -166,8 +167,9 @@ def reserved(run: Path) -> Iterator[None]:
                 )
             yield
         except BaseException:
-            if lock.made and not recorded(run):
-                new = lock.folder if lock.made == lock.folder else run
-                shutil.rmtree(new, ignore_errors=True)
-                remove_empty(new.parent, lock.made)
+            if not recorded(run):
+                if made == lock.folder.resolve():  # of a run that was there
+                    shutil.rmtree(lock.folder, ignore_errors=True)
+                else:
+                    RunLock(run, Context(), made).discard(["launch", "sweep"])
             raise

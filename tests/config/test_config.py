@@ -28,7 +28,8 @@ from dist_train.config import (
     to_dict,
     to_yaml,
 )
-from dist_train.config.io import load_config
+from dist_train.config.io import load_config, read_config
+from dist_train.errors import UserError
 from launch.cli.main import main
 
 _LIKE_OTHERS = (
@@ -167,3 +168,16 @@ def test_a_key_without_a_meaning_is_named_before_its_value_is_judged(
     assert main(["run", "--runs", str(tmp_path / "runs"), *words]) == 1
     assert capsys.readouterr().err.startswith(f"dist-train: error: {message}")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text, key",
+    [("pretrain: 5", "pretrain=5"), ("data: [1]\nbackbone: {source: starter}", "data=[1]"), ("pack: 5", "pack=5"),
+     ("pretrain: {init: abc}", "pretrain.init=abc"), ("monitor: x", "monitor=x"), ("backbone: true", "backbone=True")],
+)  # fmt: skip
+def test_one_value_where_a_section_has_keys_is_named(tmp_path: Path, text: str, key: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_config(file)
+    assert str(refused.value).startswith(f"{file}: {key}: must be a section")

@@ -204,6 +204,9 @@ def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_
         main(["adapt", str(model), "--list_photos", ""]) == 1 and "class '': there is none" in capsys.readouterr().err
     )
     photo = shutil.copy(next(album.rglob("*.JPEG")), tmp_path / "x=1.jpg")
+    # A class to list that is not there: nothing is changed.
+    assert main(["adapt", str(model), "--class", f"e=f={photo}", "--list_photos", "nosuch"]) == 1
+    assert "class 'nosuch': there is none" in capsys.readouterr().err
     assert main(["adapt", str(model), "--class", f"e=f={photo}"]) == 0
     other = shutil.copy(sorted(album.rglob("*.JPEG"))[-1], tmp_path / "2.jpg")
     for where in (str(other), f"{tmp_path}/[3].jpg"):

@@ -231,6 +231,8 @@ def _in_two_classes(own: Path) -> None:
         (None, ["--base_features", "EQUAL"], "all images of a class have the same activations"),
         (None, ["--base_features", "README.md"], "README.md: not a file of features by its name"),
         (None, ["--base_features", "none.npy"], "--base_features=none.npy: no such file"),
+        (None, ["--base_features", "FEATURES", "--head", "mean"], "only the head lda takes it into account"),
+        (None, ["--base", "shards", "--head", "probe"], "--base shards: only the head lda takes it into account"),
         (None, ["--size", "8"], "error: --size 8: must be >= 32"),
         (None, ["--size", "5000"], "error: --size 5000: must be <= 1024"),
         (None, ["--download"], "error: --download: must be left out where --weights names a file"),

@@ -12,7 +12,11 @@ import timm
 import torch
 
 from dist_train.config import BackboneConfig, Config, PackConfig, PretrainConfig, to_yaml
+from dist_train.distributed.context import Context
+from dist_train.files import outermost_missing
+from dist_train.runs.lock import RunLock
 from launch.cli.main import main
+from launch.slurm.jobs import reserved
 
 NET, VIT = "test_resnet", "vit_tiny_patch16_224"
 UNTRAINED = {"train_size": 224, "eval_resize": 256, "eval_size": 224}
@@ -123,3 +127,44 @@ def test_what_was_there_before_stays(config: Config, weights: Path, tmp_path: Pa
         assert main(["run", "--config", str(path), "--name", name]) == 1
     assert {folder.name for folder in config.runs.iterdir()} == {config.name, "mine"}
     assert (config.runs / "mine" / "notes.txt").is_file()
+
+
+class Refused(Exception):
+    """What a submission ends with here."""
+
+
+@pytest.mark.parametrize("path", ["typo/../runs/old", "runs/old", "link/old"])
+def test_a_refused_submission_keeps_a_run_by_whatever_path(tmp_path: Path, path: str) -> None:
+    weights = tmp_path / "runs" / "old" / "pretrain" / "final.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("weeks of work")
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    with pytest.raises(Refused), reserved(tmp_path / path):
+        raise Refused
+    assert weights.read_text() == "weeks of work"
+    assert not (tmp_path / "runs" / "old" / "launch").exists()
+
+
+def test_a_refused_submission_of_a_new_run_keeps_what_others_wrote(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "new"
+    with pytest.raises(Refused), reserved(run):
+        raise Refused
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(Refused), reserved(run):
+        (run / "notes").mkdir()
+        (run / "notes" / "mine.txt").write_text("mine")
+        raise Refused
+    assert (run / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_a_run_that_another_start_has_taken_is_not_discarded(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "new"
+    refused = RunLock(run, Context(), outermost_missing(run))
+    with RunLock(run, Context(), None) as other:
+        other.acquire()
+        refused.discard()
+        assert run.is_dir()
+    refused.discard()
+    assert not (tmp_path / "runs").exists()
+    refused.discard()  # nothing is there: it makes nothing
+    assert not (tmp_path / "runs").exists()

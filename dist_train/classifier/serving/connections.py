@@ -107,7 +107,10 @@ class Connection(H11Protocol):
             self._update_phase()
 
     def send_400_response(self, msg: str) -> None:
-        self._on_end(self.client[0] if self.client else "", 400)  # the application does not learn of it
+        self._leave_application()
+        if not self.ended:
+            self._on_end(self.client[0] if self.client else "", 400)  # the application does not log it
+        self.ended = True
         super().send_400_response(msg)
 
     def shutdown(self) -> None:
@@ -202,9 +205,7 @@ class Connection(H11Protocol):
     def end(self, code: int = 0) -> None:
         """End the connection: at once, or with an answer where a code is given and no other answer has begun."""
         self._stop_timer()
-        if self.cycle is not None:
-            self.cycle.disconnected, self.cycle.waiting_for_100_continue = True, False
-            self.cycle.message_event.set()  # the application waits for the body no longer
+        self._leave_application()
         if self.phase == "rest" or self._is_answering() or self.transport.get_write_buffer_size():
             code = 0
         if not self.ended:
@@ -216,9 +217,16 @@ class Connection(H11Protocol):
         name, detail, kind = _ANSWERS[code]
         body = json.dumps({"detail": detail, "code": kind, "values": {}}).encode()
         head = f"HTTP/1.1 {code} {name}\r\nContent-Type: application/json\r\n"
+        head += "Retry-After: 5\r\n" * (code == 503)
         head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.linger()
+
+    def _leave_application(self) -> None:
+        """Let the application wait for the body no longer; what it answers is dropped."""
+        if self.cycle is not None:
+            self.cycle.disconnected, self.cycle.waiting_for_100_continue = True, False
+            self.cycle.message_event.set()
 
     def linger(self) -> None:
         """Close the way to the client after what was written, and drop what still comes until the client closes the

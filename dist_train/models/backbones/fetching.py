@@ -88,14 +88,17 @@ def _fetch(url: str, path: Path) -> None:
         urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=_TIMEOUT) as answer,
         atomic_write(path) as file,
     ):
-        size = int(answer.headers.get("Content-Length") or 0)
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise OSError(f"it came as {answer.headers['Content-Encoding']}, which was not asked for")
+        given = answer.headers.get("Content-Length", "")
+        size = int(given) if given.isdecimal() else 0
         with tqdm(total=size or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
                 digest.update(chunk)
                 count += len(chunk)
                 bar.update(len(chunk))
-        if size and count != size:
+        if not count or (size and count != size):
             raise OSError(f"{count} of {size} bytes came")
         if wanted and not digest.hexdigest().startswith(wanted[1]):
             raise OSError(f"its sha256 begins with {digest.hexdigest()[: len(wanted[1])]} and not with {wanted[1]}")
