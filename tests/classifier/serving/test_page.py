@@ -207,7 +207,7 @@ def test_a_model_that_is_not_sure_says_so(page: Any) -> None:
     page.set_input_files("#files", sent(photo(8)))
     said(page, "1 photo seen.")
     text = page.inner_text(".card")
-    for line in ("Not sure", "Perhaps ", "Unlike the photos that it has learned from."):
+    for line in ("Not sure", "Perhaps ", "Unlike the photos that the model has learned from."):
         assert line in text
     is_sound(page)
 
