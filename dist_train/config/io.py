@@ -329,7 +329,5 @@ def check_keys(
             continue
         if isinstance(value, dict):
             check_keys(path, value, types[name], f"{prefix}{name}.", keys)
-        elif not (
-            isinstance(value, str) and (path.parent / value).is_file()
-        ):  # jsonargparse takes a section's own file
+        elif not isinstance(value, str) or not (path.parent / value).is_file():  # a file of the section's own is read
             raise UserError(f"{path}: {prefix}{name}={value}: {SECTION}")
