@@ -123,6 +123,12 @@ def said(page: Any, text: str) -> None:
     page.wait_for_function("text => document.getElementById('status').textContent.includes(text)", arg=text)
 
 
+def go_to(page: Any, view: str) -> None:
+    """Open a view by its link, and wait until it is shown: photos that are dropped earlier belong to the view before."""
+    page.click(f"nav a[href='#{view}']")
+    page.wait_for_selector(f"#{view}", state="visible")
+
+
 def name_card(page: Any, place: int, name: str) -> None:
     """Name what is on a photo, by its card."""
     field = page.locator(".card").nth(place).locator(".naming input")
@@ -315,7 +321,7 @@ def test_the_live_camera_answers_until_the_page_is_hidden(page: Any) -> None:
 
 def test_a_class_from_the_camera_its_new_name_and_its_end(view: Any, site: Site) -> None:
     old, fresh = f"green {view.view}", f"lime {view.view}"
-    view.click("nav a[href='#classes']")
+    go_to(view, "classes")
     view.click("#new")
     view.fill("#new-name", old)
     view.get_by_role("button", name="Camera", exact=True).click()
@@ -348,7 +354,7 @@ def test_a_class_of_a_run_is_found_renamed_and_removed(page: Any, site: Site) ->
     page.goto(f"{site.url}?model=things")
     page.wait_for_selector("body[data-ready]")
     name = "cat"
-    page.click("nav a[href='#classes']")
+    go_to(page, "classes")
     page.fill("#filter", name)
     page.locator("#tiles button").first.click()
     page.locator("#dialog input[type=text]").fill(f"{name} again")
@@ -363,7 +369,7 @@ def test_a_class_of_a_run_is_found_renamed_and_removed(page: Any, site: Site) ->
 
 
 def test_photos_of_a_class_come_and_go_and_a_change_is_undone(page: Any, site: Site) -> None:
-    page.click("nav a[href='#classes']")
+    go_to(page, "classes")
     page.click("button[aria-label='blue, 4 photos']")
     kept = page.locator("dialog .kept button")
     kept.nth(3).wait_for()
@@ -395,7 +401,7 @@ def test_photos_of_a_class_come_and_go_and_a_change_is_undone(page: Any, site: S
 
 def test_errors_appear_at_their_form_and_nothing_is_lost(page: Any, site: Site) -> None:
     taken = site.names()[-1]
-    page.click("nav a[href='#classes']")
+    go_to(page, "classes")
     page.click("#new")
     page.set_input_files(
         "dialog .give label:not(.touch) input",
@@ -441,7 +447,7 @@ def test_a_folder_of_folders_is_measured(view: Any, site: Site, tmp_path: Path) 
             (tmp_path / "photos" / folder / f"{seed}.jpg").write_bytes(drawn(seed, tint=TINTS[tint]))
     (tmp_path / "photos" / "red" / "bad.jpg").write_bytes(b"no photo")
     shutil.copy(tmp_path / "photos" / "red" / "200.jpg", tmp_path / "photos" / "red" / "copy.jpg")
-    view.click("nav a[href='#measure']")
+    go_to(view, "measure")
     is_sound(view)
     view.set_input_files("#folder", tmp_path / "photos")
     view.wait_for_selector(".facts")
@@ -466,7 +472,7 @@ def test_a_folder_without_a_known_class_is_refused_by_its_names(page: Any, tmp_p
     for folder in ("okapi", "zebra"):
         (tmp_path / "photos" / folder).mkdir(parents=True)
         (tmp_path / "photos" / folder / "1.jpg").write_bytes(photo(1))
-    page.click("nav a[href='#measure']")
+    go_to(page, "measure")
     drop_folder(page, tmp_path / "photos")
     page.wait_for_function("() => document.getElementById('measure-fault').textContent")
     assert page.inner_text("#measure-fault") == "No folder has the name of a class. The folders are: okapi, zebra."
@@ -476,7 +482,7 @@ def test_a_folder_without_a_known_class_is_refused_by_its_names(page: Any, tmp_p
 def test_a_folder_without_a_readable_photo_is_refused_by_their_names(page: Any, tmp_path: Path) -> None:
     (tmp_path / "photos" / "red").mkdir(parents=True)
     (tmp_path / "photos" / "red" / "bad.jpg").write_bytes(b"no photo")
-    page.click("nav a[href='#measure']")
+    go_to(page, "measure")
     drop_folder(page, tmp_path / "photos")
     page.wait_for_function("() => document.getElementById('measure-fault').textContent")
     assert page.inner_text("#measure-fault") == "1 photo could not be read and does not count: bad.jpg."
@@ -526,11 +532,11 @@ def test_german_is_chosen_by_the_browser_and_english_is_remembered(browser: Any,
         said(page, "1 Foto angesehen.")
         is_sound(page)
         keep(page, f"page-german-{name}")
-        page.click("nav a[href='#measure']")
+        go_to(page, "measure")
         is_sound(page)
         page.select_option("#language", "en")
         assert "Classes" in page.inner_text("header")
-        page.click("nav a[href='#photos']")
+        go_to(page, "photos")
         assert page.locator(".card .naming input").get_attribute("placeholder") == "What is it?"
         page.goto(site.url)
         page.wait_for_selector("body[data-ready]")
@@ -565,7 +571,7 @@ def test_the_changes_and_the_faults_of_the_server_are_german_on_a_german_page(br
             )
             page.click("#watch")
             page.wait_for_function("text => document.getElementById('live-fault').textContent === text", arg=text)
-        page.click("nav a[href='#classes']")
+        go_to(page, "classes")
         assert page.inner_text("#last") == "Letzte Änderung: Gnu hinzugefügt, aus 1 Foto."
         page.click("#undo")
         said(page, "Rückgängig gemacht: Gnu hinzugefügt, aus 1 Foto.")
