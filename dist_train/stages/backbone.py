@@ -56,8 +56,8 @@ def load_backbone(config: Config, device: torch.device) -> RunBackbone:
     return RunBackbone(
         network.eval().requires_grad_(False),
         tuple(state["classes"]),
-        _preprocessing(state["preprocessing"]) if "preprocessing" in state else config.data.preprocessing,
-        _origin(state["origin"]) if state.get("origin") else None,
+        Preprocessing.from_json(state["preprocessing"]) if "preprocessing" in state else config.data.preprocessing,
+        Origin.from_json(state["origin"]) if state.get("origin") else None,
         state.get("has_head", True),
     )
 
@@ -95,11 +95,3 @@ def give_rows(opened: Pretrained, base: Sequence[str]) -> int:
 
 def _architecture_before_0_3(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": state["model"], "small_stem": state["small_stem"], "num_classes": len(state["classes"])}
-
-
-def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
-    return Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-
-
-def _origin(values: Mapping[str, Any]) -> Origin:
-    return Origin(**{**values, "seen": None if values["seen"] is None else tuple(values["seen"])})

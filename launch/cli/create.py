@@ -27,9 +27,9 @@ class NetworkOptions(Options):
     """The trained network of a model of photos alone, what its head is fitted with, and what it keeps."""
 
     backbone: Annotated[str | None, Option(metavar="SOURCE")] = None
-    """The network: starter, timm:NAME or torchvision:NAME. See docs/backbones.md."""
+    """The network: starter, timm:NAME, torchvision:NAME, or run for that of a run. See docs/backbones.md."""
     weights: Annotated[Path | None, Option(metavar="FILE")] = None
-    """File of the network's weights: .safetensors, .pth, .pt or .bin. Not needed for starter."""
+    """File of the network's weights: .safetensors, .pth, .pt or .bin. Not needed for starter. For run, its folder."""
     download: bool = False
     """Fetch the library's own weights where no file is given. Without it nothing is ever downloaded."""
     size: int | None = None

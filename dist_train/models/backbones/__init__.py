@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from dist_train.config import BackboneConfig
+from dist_train.config import SOURCES, BackboneConfig
 from dist_train.errors import UserError
 from dist_train.files import file_sha256
-from dist_train.models.backbones import ours, starter, timm_source, torchvision_source, weights
+from dist_train.models.backbones import run_source, starter, timm_source, torchvision_source, weights
 from dist_train.models.backbones.backbone import Backbone
+from dist_train.models.backbones.building import build
 from dist_train.models.backbones.pretrained import Origin, Pretrained
 
 __all__ = ["Backbone", "Origin", "Pretrained", "build", "check_pretrained", "open_pretrained", "weights_sha256"]
 
-_SOURCES: dict[str, ModuleType] = {"timm": timm_source, "torchvision": torchvision_source, "starter": starter}
-_BUILDERS: dict[str, Callable[..., Backbone]] = {
-    "ours": ours.untrained,
-    "timm": timm_source.build,
-    "torchvision": torchvision_source.build,
-}
-
-
-def build(architecture: Mapping[str, Any]) -> Backbone:
-    """Return the network of a ``Backbone.architecture``, untrained. Without a source, it is ours."""
-    options = {key: value for key, value in architecture.items() if key != "source"}
-    return _BUILDERS[architecture.get("source", "ours")](**options)
+_SOURCES: dict[str, ModuleType] = {
+    "timm": timm_source, "torchvision": torchvision_source, "starter": starter, "run": run_source,
+}  # fmt: skip
+_NAMELESS = ("starter", "run")
 
 
 def open_pretrained(options: BackboneConfig, section: str = "backbone") -> Pretrained:
@@ -64,7 +56,9 @@ def check_pretrained(options: BackboneConfig) -> None:
     """
     source, name = _source(options)
     source.check_name(name)
-    if options.weights:
+    if source is run_source:
+        source.weights_file(name, options)
+    elif options.weights:
         weights.check_file(options.weights)
 
 
@@ -105,8 +99,8 @@ _KEY = r"(?<![\w./-])(--)?backbone\.(source|weights|size|download)\b"
 def _source(options: BackboneConfig) -> tuple[ModuleType, str]:
     """Return the file of this folder that knows the source of a trained network, and the network's name there."""
     library, _, name = options.source.partition(":")
-    if library not in _SOURCES or bool(name) == (library == "starter"):
-        raise UserError(f"backbone.source={options.source}: give timm:NAME, torchvision:NAME or starter")
+    if library not in _SOURCES or bool(name) == (library in _NAMELESS):
+        raise UserError(f"backbone.source={options.source}: give {SOURCES}")
     return _SOURCES[library], name
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 from dist_train.config import Preprocessing
 from dist_train.files import file_sha256
@@ -33,6 +34,11 @@ class Origin:
     trained_on: str = ""
     seen: tuple[str, ...] | None = None
     complete: bool = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Make it of its fields as JSON has them."""
+        return cls(**{**values, "seen": None if values["seen"] is None else tuple(values["seen"])})
 
     @classmethod
     def of(cls, source: str, path: Path, licence: str | None, data: TrainingData, own: bool) -> Origin:
