@@ -1,11 +1,14 @@
-"""Choose the cost of phi+'s calibration on pseudo-novel classes: what each cost gains and loses relative to phi2.
+"""Choose the cost of a method's calibration on pseudo-novel classes: what each cost gains and loses beside another row.
 
-    python tools/choose_calibration.py runs/pseudo [--draws 100] [--shots 1 2 3] [--costs 0.2 0.3 ...]
+    python tools/choose_calibration.py runs/draw1 runs/draw2 runs/draw3 [--method phi_plus] [--beside phi2]
+        [--draws 100] [--shots 1 2 3] [--costs 0.2 0.3 ...]
 
-RUN must have been made with ``--data.holdout pseudo-novel`` and have phi2 and phi_plus learned. Differences are between
-the same draws, image by image, with one standard error over images: other classes have other images, which an interval
-over draws does not cover. The choice is the largest cost (the best for novel classes) at which base top-1 is above that
-of phi2 by more than one standard error at every number of shots: the one-standard-error rule of Breiman et al. (1984).
+Each RUN must have been made with ``--data.holdout pseudo-novel``, each with other pseudo-novel classes, and must have
+learned what both rows need. The other row keeps the run's own cost, where it has one. Differences are between the
+same draws, image by image over all runs, with one standard error over images: other classes have other images, which
+an interval over draws does not cover. The choice is the largest cost (the best for novel classes) at which base top-1
+is above that of the other row by more than one standard error at every number of shots: the one-standard-error rule
+of Breiman et al. (1984).
 """
 
 from __future__ import annotations
@@ -24,37 +27,44 @@ from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.report.markdown import markdown_head, markdown_row
 from dist_train.stages.scoring import JointScoring
 
-CorrectShares = dict[int, np.ndarray]
-"""Number of shots -> share of draws in which each image is correct [images], base images before novel images."""
+CorrectShares = dict[int, tuple[np.ndarray, np.ndarray]]
+"""Number of shots -> share of draws in which each base image and each novel image is correct, [images] each."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--method", default="phi_plus")
+    parser.add_argument("--beside", default="phi2")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--costs", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.35, 0.4, 0.5])
     options = parser.parse_args()
+    costs, other = sorted(options.costs), methods.LABELS[options.beside]
     with contexts.start() as context, torch.inference_mode():
-        _, joint = open_joint_scoring(parser, options, context)
-        phi2, base = correct_shares(joint, "phi2", 0.0), len(joint.base_queries.labels)
-        titles = [f"{k}-shot {role} top-1" for k in options.shots for role in ("base", "novel")]
-        print("\n".join(markdown_head(titles, ["cost"])))
-        print(
-            markdown_row(
-                ["φ2", *(f"{100 * part.mean():.2f}" for k in options.shots for part in np.split(phi2[k], [base]))]
-            )
+        scored = []
+        for run in options.runs:
+            _, joint = open_joint_scoring(parser, argparse.Namespace(**vars(options), run=run), context)
+            beside = correct_shares(joint, options.beside, joint.base.numbers["calibration_cost"])
+            scored.append((beside, [correct_shares(joint, options.method, cost) for cost in costs]))
+    print(
+        "\n".join(
+            markdown_head([f"{k}-shot {role} top-1" for k in options.shots for role in ("base", "novel")], ["cost"])
         )
-        chosen = None
-        for cost in sorted(options.costs):
-            plus = correct_shares(joint, "phi_plus", cost)
-            differences = [_mean(part) for k in options.shots for part in np.split(plus[k] - phi2[k], [base])]
-            print(
-                markdown_row([f"φ+, {cost:g}", *(f"{mean:+.2f} ± {error:.2f}" for mean, error in differences)]),
-                flush=True,
-            )
-            if all(mean > error for mean, error in differences[::2]):
-                chosen = cost
+    )
+    own = [np.concatenate([beside[k][role] for beside, _ in scored]) for k in options.shots for role in (0, 1)]
+    print(markdown_row([other, *(f"{100 * shares.mean():.2f}" for shares in own)]))
+    chosen = None
+    for place, cost in enumerate(costs):
+        differences = [
+            _mean(np.concatenate([of_costs[place][k][role] - beside[k][role] for beside, of_costs in scored]))
+            for k in options.shots
+            for role in (0, 1)
+        ]
+        cells = (f"{mean:+.2f} ± {error:.2f}" for mean, error in differences)
+        print(markdown_row([f"{methods.LABELS[options.method]}, {cost:g}", *cells]))
+        if all(mean > error for mean, error in differences[::2]):
+            chosen = cost
     print(f"\nchosen: {chosen}")
 
 
@@ -63,11 +73,13 @@ def correct_shares(joint: JointScoring, name: str, cost: float) -> CorrectShares
     base = replace(joint.base, numbers={**joint.base.numbers, "calibration_cost": cost})
     scorer = JointScorer(methods.make(name, base), joint.base_queries, joint.novel_queries)
     shares: CorrectShares = {}
-    for draw in joint.own_draws:
-        for k in joint.config.shots:
+    for k in joint.config.shots:
+        correct = np.zeros(len(joint.labels))
+        for draw in joint.own_draws:
             support = joint.load(joint.novel_train.rows[joint.supports[draw]])[:, :k]
-            correct = scorer.draw(support, joint.orders[draw]).predicted == joint.labels
-            shares[k] = shares.get(k, 0) + correct / len(joint.own_draws)
+            correct += scorer.draw(support, joint.orders[draw]).predicted == joint.labels
+        base_images, novel_images = np.split(correct / len(joint.own_draws), [len(joint.base_queries.labels)])
+        shares[k] = base_images, novel_images
     return shares
 
 
