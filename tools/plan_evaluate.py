@@ -1,6 +1,6 @@
 """Estimate the whole evaluation on one H200-class GPU, from counted operations, bytes and launches.
 
-    python tools/plan_evaluate.py [--per-class 1281] [--val-per-class 50] [--draws 20] ...
+    python tools/plan_evaluate.py [--methods nn mean ...] [--per-class 1281] [--val-per-class 50] [--draws 20] ...
 
 It is an estimate, not a measurement: it counts what each row computes at these sizes, and divides by what such a GPU
 is sold with, at the share of it that large products reach. ``tools/bench_evaluate.py`` measures. The counts of
@@ -23,8 +23,15 @@ STEP = 0.8e-3
 """Seconds of a step of a row that trains: about 20 launches, 256 rows read and sent, NumPy's random numbers."""
 SET = 30e-3
 """Seconds for a set of supports beside its products: about 150 launches, and the host's counts of confusions."""
+DECOMPOSITION = 1.0
+"""Seconds of the eigenvectors of a symmetric matrix of 2048 rows in fp64, which waits for memory and not for products;
+assumed."""
 LOOKED_AT_AGAIN = 8
 """Classes of a query that are scored exactly: 6.5 were measured, on real activations of 160 classes."""
+FECAM_DIMENSIONS = 256
+"""``_DIMENSIONS`` of fewshot/methods/fecam.py."""
+FEATURES, FEATURE_DRAWS, RIDGES = 2000, 100, 8
+"""``ranpac_features``, ``ranpac_draws`` and the number of ridges that it tries."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,27 @@ class Sizes:
         """Sets of supports."""
         return self.draws * len(self.shots)
 
+    @property
+    def supports(self) -> int:
+        """Supports of all classes in all sets."""
+        return self.draws * self.novel * sum(self.shots)
+
+    @property
+    def of_calibration(self) -> int:
+        """Base images that a calibration scores, as if all were correct."""
+        return 20 * self.base
+
 
 @dataclass
 class Work:
-    """Hold what a row costs: operations by type, bytes sent to the GPU, steps of trainings, sets of supports."""
+    """Hold what a row costs: operations by type, bytes sent to the GPU, steps of trainings, sets of supports,
+    decompositions."""
 
     flops: dict[str, float] = field(default_factory=dict)
     bytes: float = 0.0
     steps: float = 0.0
     sets: float = 0.0
+    decompositions: float = 0.0
 
     def product(self, kind: str, *sides: float) -> None:
         """Add a product of these sides: two operations for each combination."""
@@ -76,7 +95,8 @@ class Work:
     def seconds(self) -> float:
         """The time on the GPU, as if nothing overlapped."""
         products = sum(count / (PEAK[kind] * REACHED[kind]) for kind, count in self.flops.items())
-        return products + self.bytes / BUS + self.steps * STEP + self.sets * SET
+        waits = self.steps * STEP + self.sets * SET + self.decompositions * DECOMPOSITION
+        return products + self.bytes / BUS + waits
 
 
 def row_of_all(size: Sizes, layers: int = 0, calibrated: bool = False) -> Work:
@@ -104,9 +124,8 @@ def _predicted(size: Sizes, layers: int, supports: int, rows: int, calibrated: b
     for _ in range(layers):
         work.product("fp32", size.base + size.draws * size.novel * supports, size.dim, size.dim)
     if calibrated:
-        images = 20 * size.base
-        work.product("fp32", images, size.base + size.draws * size.novel * rows, size.dim)
-        work.bytes += 2.0 * images * size.dim
+        work.product("fp32", size.of_calibration, size.base + size.draws * size.novel * rows, size.dim)
+        work.bytes += 2.0 * size.of_calibration * size.dim
     return work
 
 
@@ -189,6 +208,91 @@ def ridge(size: Sizes) -> Work:
     return work
 
 
+def moments(size: Sizes) -> Work:
+    """Count what the rows of ``WITH_MOMENTS`` share: means and covariances of centred activations, and coordinates that
+    diagonalise these."""
+    work = Work(bytes=2.0 * size.images * size.dim, decompositions=1)
+    work.product("fp32", size.images, size.dim, size.dim)
+    work.product("fp64", size.dim, size.dim, size.dim / 6 + 3 * size.dim / 2)  # a Cholesky factor, three triangles
+    return work
+
+
+def gaussian(size: Sizes, products: int, rows: int = 0, calibrated: bool = True) -> Work:
+    """Count a method that scores in coordinates, beside ``moments``. Those of the calibration's images are computed
+    twice: of all, and of those that are correct.
+
+    Args:
+        products: with each class: 1 for linear scores, 2 for densities.
+        rows: times that a query meets rows of base classes too.
+    """
+    asked = size.queries + calibrated * size.of_calibration
+    work = Work(sets=size.sets, bytes=2.0 * calibrated * size.of_calibration * size.dim)
+    work.product("fp32", asked + calibrated * size.of_calibration + size.base + size.supports, size.dim, size.dim)
+    work.product("fp32", (products + rows) * asked, size.base, size.dim)
+    work.product("fp32", products * size.sets * asked, size.novel, size.dim)
+    return work
+
+
+def beside_gaussians(size: Sizes) -> Work:
+    """Count the average of phi+ and ``plda_plus``, beside ``moments``: both meet phi+'s base rows."""
+    work = gaussian(size, 2, 2)
+    work.product("fp32", size.supports, size.dim, size.dim)
+    work.product("fp32", size.sets * (size.queries + size.of_calibration), size.novel, size.dim)
+    return work
+
+
+def teen(size: Sizes, work: Work, prototypes: int) -> Work:
+    """Add to a method that so many prototypes are moved towards base classes: two products with their means."""
+    work.product("fp32", 2 * prototypes, size.base, size.dim)
+    return work
+
+
+def fecam(size: Sizes) -> Work:
+    """Count distances by a covariance for each class, beside ``moments``."""
+    asked, kept, sets = size.queries + size.of_calibration, min(FECAM_DIMENSIONS, size.dim), size.sets
+    work = Work(sets=sets, bytes=2.0 * (size.images + size.of_calibration) * size.dim)
+    mapped = asked + size.of_calibration + 2 * size.base + size.supports + sets * size.novel + size.images
+    work.product("fp32", mapped, size.dim, size.dim)
+    work.product("fp32", size.images + size.supports, kept, kept)
+    work.product("fp32", size.base + sets * size.novel, kept, kept, kept / 6 + kept / 2)  # Cholesky factors, triangles
+    work.product("fp32", asked, size.base + sets * size.novel, kept, kept)
+    work.product("fp32", sets * size.novel, size.base, 3 * size.dim + kept * kept)  # what is moved towards base classes
+    work.steps = size.base + sets * size.novel  # a loop over classes waits as long as a step of a training
+    return work
+
+
+def ranpac(size: Sizes) -> Work:
+    """Count ridge regression on random features."""
+    images, classes, sets = FEATURE_DRAWS * size.novel, size.base + size.novel, size.sets
+    work = Work(sets=sets, bytes=2.0 * (size.images + sets * images) * size.dim)
+    work.steps = size.base + sets * size.novel  # loops over classes, as in ``fecam``
+    work.product("fp32", size.images + size.queries + sets * images, size.dim, FEATURES)
+    work.product("fp32", size.images + sets * images, FEATURES, FEATURES)
+    work.product("fp32", 3 * sets * size.novel, size.base, size.dim)
+    work.product("fp32", sets * size.queries, classes, FEATURES)
+    work.product("fp64", RIDGES + sets, FEATURES, FEATURES, FEATURES / 6)
+    work.product("fp64", 2 * RIDGES * size.base + sets * classes, FEATURES, FEATURES)
+    return work
+
+
+def held(size: Sizes) -> Work:
+    """Count phi+ whose rows are trained further for each set of supports."""
+    work = trained(size, 100)
+    work.product("fp32", size.supports, size.dim, size.dim)
+    work.product("fp32", size.of_calibration, size.base + size.sets * size.novel, size.dim)
+    work.bytes += 2.0 * size.of_calibration * size.dim
+    return work
+
+
+def beside_logistic(size: Sizes) -> Work:
+    """Count the average of phi+ and logistic regression, whose images are scored anew for each set of supports."""
+    work, classes = trained(size, 300), size.base + size.novel
+    work.product("fp32", size.supports, size.dim, size.dim)
+    work.product("fp32", size.sets * (size.queries + 2 * size.of_calibration), classes, size.dim)
+    work.bytes += 2.0 * size.of_calibration * size.dim
+    return work
+
+
 ROWS: dict[str, Callable[[Sizes], Work]] = {
     "mean": row_of_all,
     "imprint": row_of_all,
@@ -211,8 +315,25 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     "logistic": lambda size: trained(size, 300),
     "nn_oracle": oracle,
     "linear_oracle": lambda size: trained_once(size, 3000),
+    "gda": lambda size: gaussian(size, 1),
+    "plda": lambda size: gaussian(size, 2),
+    "plda_own": lambda size: gaussian(size, 2, calibrated=False),
+    "plda_rows": lambda size: gaussian(size, 2, 1),
+    "plda_plus": lambda size: gaussian(size, 2, 1),
+    "phi_plus_plda": beside_gaussians,
+    "centred": lambda size: row_of_all(size, calibrated=True),
+    "teen": lambda size: teen(size, row_of_all(size, calibrated=True), size.sets * size.novel),
+    "phi2_teen": lambda size: teen(size, _predicted(size, 2, sum(size.shots), sum(size.shots), True), size.supports),
+    "phi_plus_teen": lambda size: teen(size, row_of_all(size, 1, calibrated=True), size.supports),
+    "quantile": lambda size: row_of_all(size, calibrated=True),
+    "fecam": fecam,
+    "ranpac": ranpac,
+    "phi_plus_held": held,
+    "phi_plus_logistic": beside_logistic,
 }
 """Name of a row -> what counts it."""
+WITH_MOMENTS = ("gda", "plda", "plda_own", "plda_rows", "plda_plus", "phi_plus_plda", "centred", "fecam")
+"""Rows that need ``moments``, which an evaluation computes once for all of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -222,15 +343,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                           ("val-per-class", 50), ("dim", 2048), ("draws", 20)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
     options = vars(parser.parse_args(arguments))
+    names = options.pop("methods")
     size = Sizes(**{**options, "shots": tuple(options["shots"])})
-    works = {name: count(size) for name, count in ROWS.items()}
+    works = {f"`{name}`": ROWS[name](size) for name in names}
+    if together := [f"`{name}`" for name in names if name in WITH_MOMENTS]:
+        works[f"moments, once for {', '.join(together)}"] = moments(size)
     print("| method | bf16 (TFLOP) | fp32 (TFLOP) | fp64 (TFLOP) | read (GB) | steps | estimate (s) |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, work in works.items():
         flops = " | ".join(f"{work.flops.get(kind, 0.0) / 1e12:.1f}" for kind in PEAK)
-        print(f"| `{name}` | {flops} | {work.bytes / 1e9:.1f} | {work.steps:.0f} | {work.seconds:.1f} |")
-    print(f"\n{len(works)} rows: {sum(work.seconds for work in works.values()) / 60:.1f} minutes (estimate)")
+        print(f"| {name} | {flops} | {work.bytes / 1e9:.1f} | {work.steps:.0f} | {work.seconds:.1f} |")
+    print(f"\n{len(names)} rows: {sum(work.seconds for work in works.values()) / 60:.1f} minutes (estimate)")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_train.classifier.predicted import MODEL_METHODS
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.results import Metrics, Results
-from dist_train.fewshot.row_method import RowMethod
 
 PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
 """Methods by preference where the run has no table: the first that was trained. The order is that of docs/results."""
@@ -25,8 +25,7 @@ class MethodChoice:
 
 def trained_methods(run: Path) -> list[str]:
     """Return the methods that a model can be made with and that the run has trained, the preferred first."""
-    kinds = {name: kind for name, kind in METHODS.items() if issubclass(kind, RowMethod)}
-    names = [name for name, kind in kinds.items() if (run / "learn" / kind.learned(name) / "final").is_dir()]
+    names = [name for name in MODEL_METHODS if (run / "learn" / METHODS[name].learned(name) / "final").is_dir()]
     return sorted(names, key=lambda name: PREFERRED.index(name) if name in PREFERRED else len(PREFERRED))
 
 

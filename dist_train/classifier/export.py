@@ -89,6 +89,8 @@ def _write_linear(model: Classifier, out: Path, library: str, load: str, classif
         a line of code that loads the file.
     """
     head = model.head()
+    if head.longer is not None:
+        raise UserError(f"--format {library}: {_beside(model)}")
     if head.query_scale is not None:
         linear = "give the model another head: adapt MODEL --head lda" if model.fitted else \
             "make the model by adapt --method phi2"  # fmt: skip
@@ -124,8 +126,13 @@ def write_safetensors(model: Classifier, out: Path) -> str:
 
     Returns:
         a line of code that opens the file.
+
+    Raises:
+        UserError: the model scores by densities too.
     """
     head = model.head()
+    if head.longer is not None:
+        raise UserError(f"--format safetensors: {_beside(model)}")
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
     header = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in model.about().items()}
     data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
@@ -187,7 +194,12 @@ class Deployed(nn.Module):
         super().__init__()
         network, head = model.network, model.head()
         self.preprocess, self.body = network.preprocess, network.backbone.body
-        self.query_scale, self.classes, self.doubt = head.query_scale, head.classes, head.doubt
+        self.query_scale, self.classes, self.doubt, self.longer = (
+            head.query_scale,
+            head.classes,
+            head.doubt,
+            head.longer,
+        )
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )
@@ -195,8 +207,14 @@ class Deployed(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores and probabilities, float32 [B, classes], of images uint8 [B, H, W, 3]."""
         activations = self.body(self.preprocess(images.permute(0, 3, 1, 2)))
-        scores = Head(self.rows, self.owner, self.offset, self.classes, self.query_scale).scores(activations)
+        head = Head(self.rows, self.owner, self.offset, self.classes, self.query_scale, longer=self.longer)
+        scores = head.scores(activations)
         return scores, self.doubt.probabilities(scores)
+
+
+def _beside(model: Classifier) -> str:
+    return (f"{model.method} scores by densities beside rows, which this format has no place for; take --format onnx, "
+            "or make the model by adapt --method phi_plus")  # fmt: skip
 
 
 def _body(model: Classifier) -> dict[str, torch.Tensor]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dist_train.classifier.choosing import MethodChoice, choose_method, trained_methods
 from dist_train.classifier.classifier import Classifier
@@ -14,15 +17,17 @@ from dist_train.classifier.head import Class
 from dist_train.classifier.known import RunImages
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
-from dist_train.classifier.predicted import PredictedHead, row_method
+from dist_train.classifier.posterior import Posterior
+from dist_train.classifier.predicted import PredictedHead, posterior_share, row_method
 from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards.index import open_shards
 from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError, command
 from dist_train.fewshot.base_head import load_head
-from dist_train.fewshot.method import load_trained
-from dist_train.fewshot.methods import open_base
+from dist_train.fewshot.method import Base, load_trained
+from dist_train.fewshot.methods import METHODS, open_base
+from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.stages.backbone import load_backbone
 from dist_train.training.precision import exact_products
@@ -54,15 +59,15 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     rows, bias = load_head(folder, torch.device("cpu"))
     backbone.head.load_state_dict({"weight": rows, "bias": bias})
     base = open_base(config, rows, bias)
-    phi = load_trained(kind.network, kind.learned(name), base)
+    phi = load_trained(kind.network, METHODS[name].learned(name), base)
     with torch.no_grad(), exact_products():
-        base_rows = phi.base_rows(base.means)
+        base_rows, posterior = phi.base_rows(base.means), _posterior(name, base)
     device = base_rows.device
     orientation = provenance.get("orientation", "stored")
     preprocess = Preprocess(run_backbone.preprocessing, orientation)
     maker = PredictedHead(
         name, phi, config.learn, base_rows, kind.sample(base.train, device), base.numbers["calibration_cost"],
-        base.rule if rule is None else rule, _images(config, base.means),
+        base.rule if rule is None else rule, _images(config, base.means), posterior,
     ).on(device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]
     return Classifier(Network(backbone, preprocess).on(device), maker, classes, range(len(classes)), provenance)
@@ -75,9 +80,10 @@ def trained_method(config: Config, name: str) -> type[RowMethod]:
         UserError: there is no such method, it gives no rows, or the run has not trained it.
     """
     folder, kind = config.run_dir, row_method(name)
-    if not (folder / "learn" / kind.learned(name) / "final").is_dir():
-        trained = ", ".join(trained_methods(folder))
-        raise UserError(f"{folder}: {name} was not trained; give one of {trained}, or learn it first")
+    if not (folder / "learn" / METHODS[name].learned(name) / "final").is_dir():
+        trained, learned = ", ".join(trained_methods(folder)), METHODS[name].learned(name)
+        what = f"{name} was" if learned == name else f"{name} needs {learned}, which was"
+        raise UserError(f"{folder}: {what} not trained; give one of {trained}, or learn it first")
     return kind
 
 
@@ -117,6 +123,15 @@ def held_out_activations(config: Config) -> tuple[torch.Tensor, list[int]]:
     ends = zip(table.offsets[:-1], table.offsets[1:], strict=True)
     rows = np.concatenate([np.arange(first, min(last, first + _HELD_OUT)) for first, last in ends])
     return torch.from_numpy(table.rows[rows].astype(np.float32)), table.labels[rows].tolist()
+
+
+def _posterior(name: str, base: Base) -> Posterior | None:
+    """Return the densities of the run's classes, where the method needs them: a pass over the stored activations."""
+    share = posterior_share(name)
+    if share is None:
+        return None
+    watched = replace(base, watch=partial(tqdm, desc="covariances", unit="class", leave=False))
+    return Posterior.of(BesidePlus("plda_plus", watched), share)
 
 
 def _images(config: Config, means: torch.Tensor) -> RunImages:

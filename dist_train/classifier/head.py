@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_train.classifier.doubt import Doubt
+from dist_train.classifier.posterior import LongQuery
 from dist_train.errors import WrongValue
 from dist_train.names import shown
 
@@ -143,7 +144,7 @@ class Head:
     offset; the score of a class is the largest response of the rows that it owns.
 
     Attributes:
-        rows: [R, dim].
+        rows: [R, length], of the length of a query: that of an activation, or more where there is ``longer``.
         owner: the class of each row, [R]; every class has a row.
         offset: of each row, [R].
         classes: how many there are.
@@ -154,6 +155,7 @@ class Head:
         means: the class means by which nearness is measured, of length 1, [classes, dim]; None where they are not
             known.
         doubt: when an answer is not sure.
+        longer: makes the query longer, where classes are scored by densities too; None: they are not.
     """
 
     rows: torch.Tensor
@@ -165,6 +167,7 @@ class Head:
     answers: torch.Tensor | None = None
     means: torch.Tensor | None = None
     doubt: Doubt = field(default_factory=Doubt)
+    longer: LongQuery | None = None
 
     @property
     def linear(self) -> bool:
@@ -172,8 +175,9 @@ class Head:
         return len(self.rows) == self.classes
 
     def query(self, activations: torch.Tensor) -> torch.Tensor:
-        """Return the queries [B, dim] of activations [B, dim]."""
-        return activations if self.query_scale is None else self.query_scale * F.normalize(activations, dim=-1)
+        """Return the queries [B, length] of activations [B, dim]."""
+        query = activations if self.query_scale is None else self.query_scale * F.normalize(activations, dim=-1)
+        return query if self.longer is None else self.longer(query, activations)
 
     def scores(self, activations: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, classes] of activations [B, dim]. Exports trace this function too."""

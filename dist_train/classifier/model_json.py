@@ -27,7 +27,8 @@ from dist_train.classifier.doubt import Doubt
 from dist_train.classifier.head import Class, Estimate
 from dist_train.classifier.heads.choice import HEADS
 from dist_train.classifier.kept import MAX_NAME, KeptPhoto
-from dist_train.classifier.predicted import row_method
+from dist_train.classifier.posterior import POSTERIOR_TENSORS
+from dist_train.classifier.predicted import posterior_share, row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
 from dist_train.config.backbone import MAX_RESIZE, MAX_SIZE, Preprocessing
 from dist_train.errors import UserError
@@ -89,6 +90,7 @@ def _visible(text: str) -> str:
 
 _Day = Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")]
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")]
+_Positive = Annotated[float, Field(gt=0, le=1e6)]
 _ShortText = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_visible)]
 
 
@@ -117,6 +119,15 @@ class PredictedMethod(BaseModel):
     rule: Rule
     calibration_cost: Annotated[float, Field(ge=0, le=100)]
     learn: checked(LearnConfig, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
+    head_power: _Positive | None = None  # these two where the method scores by densities too
+    plda_temperature: _Positive | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PredictedMethod:
+        needed = posterior_share(self.name) is not None
+        if any((value is not None) != needed for value in (self.head_power, self.plda_temperature)):
+            raise ValueError(f"head_power and plda_temperature must {'' if needed else 'not '}be there for {self.name}")
+        return self
 
 
 class _Estimate(BaseModel):
@@ -322,6 +333,11 @@ class About(BaseModel):
         """Whether the model is one of photos alone."""
         return isinstance(self.method, FittedMethod)
 
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the model scores by densities too."""
+        return isinstance(self.method, PredictedMethod) and posterior_share(self.method.name) is not None
+
     def to_classes(self) -> list[Class]:
         """Return the classes of the run that have not been removed, then the added ones."""
         return [Class(**entry.model_dump()) for entry in self.classes]
@@ -386,7 +402,7 @@ def check_network(folder: Path, about: About, network: Mapping[str, torch.Tensor
     """
     file = folder / about.files.network.file
     background = _BACKGROUND if "background.scatter" in network else ()
-    of_run = (*_OF_RUN, *(_IMAGES if "means" in network else ()))
+    of_run = (*_OF_RUN, *(_IMAGES if "means" in network else ()), *(POSTERIOR_TENSORS if about.has_posterior else ()))
     needed = (*(background if about.fitted else of_run), "backbone.head.weight")
     _check_names(file, network, needed, ("backbone.",) if about.fitted else ("backbone.", "predictor."))
     head, classes = network["backbone.head.weight"], about.backbone.num_classes
@@ -436,12 +452,23 @@ def _check_of_run(file: Path, about: About, network: Mapping[str, torch.Tensor],
     if max(about.base_rows, default=0) >= classes:
         raise _wrong(file, "base_rows", f"has {classes} rows, and model.json's base_rows name others")
     _check_labels(file, "sample.labels", labels, classes)
+    if about.has_posterior:
+        _check_posterior(file, classes, network, dim)
     if "means" in network:
         images, labels = network["held_out.activations"], network["held_out.labels"]
         _check_shape(file, "means", network["means"], classes, dim)
         _check_shape(file, "held_out.activations", images, len(images) if images.ndim else 0, dim)
         _check_shape(file, "held_out.labels", labels, len(images))
         _check_labels(file, "held_out.labels", labels, classes)
+
+
+def _check_posterior(file: Path, classes: int, network: Mapping[str, torch.Tensor], dim: int) -> None:
+    shapes = ((dim,), (dim,), (dim, dim), (dim,), (classes, dim), (classes,))
+    for name, shape in zip(POSTERIOR_TENSORS, shapes, strict=True):
+        _check_shape(file, name, network[name], *shape)
+    for name in ("posterior.between", "posterior.counts"):
+        if bool((network[name] <= 0).any()):
+            raise _wrong(file, name, "has values that are not above zero")
 
 
 def _check_labels(file: Path, name: str, labels: torch.Tensor, classes: int) -> None:

@@ -12,14 +12,19 @@ import torch
 from dist_train.classifier.head import Head
 from dist_train.classifier.known import RunImages
 from dist_train.classifier.maker import HeadMaker
+from dist_train.classifier.posterior import LongQuery, Posterior, longer_length
 from dist_train.config import LearnConfig, Rule
 from dist_train.errors import UserError
 from dist_train.fewshot.calibration import Calibration
 from dist_train.fewshot.methods import METHODS
+from dist_train.fewshot.methods.ensemble import BesideGaussians
+from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.backbones import Backbone
 from dist_train.models.predictor import RowClassifier
 
+MODEL_METHODS = [name for name, kind in METHODS.items() if issubclass(kind, (RowMethod, BesidePlus, BesideGaussians))]
+"""Names in ``evaluate.methods`` of those that a model can be made of."""
 RULES = get_args(Rule)
 
 
@@ -39,12 +44,16 @@ class Calibrated:
 
     Attributes:
         kept: these classes.
+        base: their rows, [classes, length].
+        longer: see ``Head``.
         calibration: None where the method has none.
-        queries: of the images of the calibration, [Q, dim].
+        queries: of the images of the calibration, [Q, length].
         labels: the place of each image's class among ``kept``, int64 [Q].
     """
 
     kept: tuple[int, ...]
+    base: torch.Tensor
+    longer: LongQuery | None
     calibration: Calibration | None
     queries: torch.Tensor
     labels: torch.Tensor
@@ -54,9 +63,9 @@ class Responses:
     """Hold how images respond to the predicted rows of each class, as far as classes have some.
 
     Args:
-        queries: of the images, [N, dim].
+        queries: of the images, [N, length].
         labels: the class of each image, int64 [N].
-        rows: the predicted rows [r, dim] of each class.
+        rows: the predicted rows [r, length] of each class.
 
     Attributes:
         of_own: the largest response of each image to rows of its own class, [N]; -inf where there are none.
@@ -109,7 +118,7 @@ class PredictedHead(HeadMaker):
     all other classes together lose 0.2 points of 60.8, without the offset 0.0.
 
     Attributes:
-        method: a name in ``evaluate.methods``, of a ``RowMethod``.
+        method: one of ``MODEL_METHODS``.
         phi: the trained network of the method, which maps activations to rows.
         learn: the configuration that ``phi`` was built with.
         base_rows: the rows of the run's classes, [base classes, dim].
@@ -118,6 +127,7 @@ class PredictedHead(HeadMaker):
         rule: how several photos of a class count: ``max`` takes the largest of their responses (the paper), ``mean`` a
             single row from their mean activation, ``rows`` the mean of their rows. φ+ makes a single row by any rule.
         images: of the run, by which a model knows when it is not sure; None in models that are older.
+        posterior: densities of the run's classes, where the method scores by densities too.
         calibrated: the last calibration, which takes a second and does not depend on the added classes.
 
     Raises:
@@ -133,6 +143,7 @@ class PredictedHead(HeadMaker):
     cost: float
     rule: str = "max"
     images: RunImages | None = field(default=None, repr=False)
+    posterior: Posterior | None = field(default=None, repr=False)
     calibrated: Calibrated | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -143,17 +154,16 @@ class PredictedHead(HeadMaker):
         return self.method
 
     def make(self, kept: Sequence[int], photos: Sequence[torch.Tensor]) -> tuple[Head, PredictedHead]:
-        base, rows = self.base_rows[list(kept)], self._rows(photos)
-        counts = torch.tensor([len(predicted) for predicted in rows])
+        calibrated, rows = self._calibrate(kept), self._rows(photos)
+        base, counts = calibrated.base, torch.tensor([len(predicted) for predicted in rows])
         owner = torch.cat([torch.arange(len(base)), torch.arange(len(rows)).repeat_interleave(counts)])
-        calibrated = self._calibrate(kept, base)
         offset = torch.zeros(len(owner), device=base.device)
         responses = Responses(calibrated.queries, calibrated.labels, rows)
         offset[len(base) :] = responses.offset(calibrated.calibration)
-        head = Head(torch.cat([base, *rows]), owner.to(base.device), offset, len(rows), self.query_scale())
+        head = Head(torch.cat([base, *rows]), owner.to(base.device), offset, len(rows), self.query_scale(),
+                    longer=calibrated.longer)  # fmt: skip
         if self.images:
-            added = photos[len(kept) :]
-            head = self.images.doubting(head, kept, added, lambda stacks: self.phi.novel_rows(stacks, self.rule))
+            head = self.images.doubting(head, kept, photos[len(kept) :], self.rows_of)
         return head, replace(self, calibrated=calibrated)
 
     def as_in(self, about: dict[str, Any]) -> PredictedHead:
@@ -182,11 +192,11 @@ class PredictedHead(HeadMaker):
             activations: [N, dim] of images that were not trained on.
             labels: the place of each image's class among ``kept``, int64 [N].
         """
-        base, (before, after) = self.base_rows[list(kept)], map(self._rows, changes)
+        before, after = map(self._rows, changes)
         changed = [n for n, photos in enumerate(zip(*changes, strict=True)) if not torch.equal(*photos)]
-        calibrated = self._calibrate(kept, base)
-        queries = self.phi.query(activations)
-        scores = queries @ base.T
+        calibrated = self._calibrate(kept)
+        queries = self._queries(activations, calibrated.longer)
+        scores = queries @ calibrated.base.T
         own = scores.gather(1, labels[:, None])[:, 0]
         others = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
         held_out = Responses(queries, labels, before)
@@ -202,7 +212,10 @@ class PredictedHead(HeadMaker):
         return rates
 
     def about(self) -> dict[str, Any]:
-        return {"name": self.method, "rule": self.rule, "calibration_cost": self.cost, "learn": asdict(self.learn)}
+        about = {"name": self.method, "rule": self.rule, "calibration_cost": self.cost, "learn": asdict(self.learn)}
+        if self.posterior is None:
+            return about
+        return about | {"head_power": self.posterior.coordinates.power, "plda_temperature": self.posterior.temperature}
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         return {
@@ -211,65 +224,88 @@ class PredictedHead(HeadMaker):
             "sample.activations": self.sample[0].half(),
             "sample.labels": self.sample[1],
             **(self.images.tensors() if self.images else {}),
+            **(self.posterior.tensors() if self.posterior else {}),
         }
 
     def on(self, device: torch.device) -> PredictedHead:
         self.phi.eval().requires_grad_(False).to(device)
         activations, labels = (tensor.to(device) for tensor in self.sample)
         base_rows = self.base_rows.to(device)
-        images = self.images and self.images.on(device)
-        return replace(self, base_rows=base_rows, sample=(activations, labels), images=images, calibrated=None)
+        images, posterior = self.images and self.images.on(device), self.posterior and self.posterior.on(device)
+        return replace(self, base_rows=base_rows, sample=(activations, labels), images=images, posterior=posterior,
+                       calibrated=None)  # fmt: skip
+
+    def rows_of(self, photos: torch.Tensor) -> torch.Tensor:
+        """Return the rows [n, r, length] that are predicted from photos [n, k, dim] of n classes."""
+        rows = self.phi.novel_rows(photos, self.rule)
+        return rows if self.posterior is None else self.posterior.novel_rows(rows, photos)
+
+    def _queries(self, activations: torch.Tensor, longer: LongQuery | None) -> torch.Tensor:
+        """Return the queries [N, length] of activations [N, dim]."""
+        queries = self.phi.query(activations)
+        return queries if longer is None else longer(queries, activations)
 
     def _rows(self, photos: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the rows that are predicted from the photos of each class; none for a class without photos."""
-        rows_of_classes = list(photos)
+        dim = self.base_rows.shape[1]
+        none = self.base_rows.new_empty(0, dim if self.posterior is None else longer_length(dim))
+        rows_of_classes = [none] * len(photos)
         by_photos: dict[int, list[int]] = {}
         for number, activations in enumerate(photos):
             if len(activations):
                 by_photos.setdefault(len(activations), []).append(number)
         for numbers in by_photos.values():  # a single pass for all classes of as many photos
-            rows = self.phi.novel_rows(torch.stack([photos[n] for n in numbers]), self.rule)
+            rows = self.rows_of(torch.stack([photos[n] for n in numbers]))
             for number, rows_of_class in zip(numbers, rows, strict=True):
                 rows_of_classes[number] = rows_of_class
         return rows_of_classes
 
-    def _calibrate(self, kept: Sequence[int], base: torch.Tensor) -> Calibrated:
-        """Return the calibration on the run's classes, whose rows are ``base``."""
+    def _calibrate(self, kept: Sequence[int]) -> Calibrated:
+        """Return the calibration on some of the run's classes."""
         if self.calibrated is not None and self.calibrated.kept == tuple(kept):
             return self.calibrated
-        activations, labels = self.sample
+        longer, base, (activations, labels) = None, self.base_rows[list(kept)], self.sample
+        if self.posterior is not None:
+            longer = LongQuery(self.posterior, kept, base)
+            base = longer.base_rows()
         positions = labels.new_full((len(self.base_rows),), -1)  # -1: removed, so never the right answer
         positions[list(kept)] = torch.arange(len(kept), device=labels.device)
         if not (len(activations) and kept):
-            return Calibrated(tuple(kept), None, activations[:0], labels[:0])
-        queries, labels = self.phi.query(activations), positions[labels]
+            return Calibrated(tuple(kept), base, longer, None, self._queries(activations[:0], longer), labels[:0])
+        queries, labels = self._queries(activations, longer), positions[labels]
         calibration = Calibration(activations, labels, queries @ base.T, self.cost)
         correct = calibration.correct
-        return Calibrated(tuple(kept), calibration, queries[correct], labels[correct])
+        return Calibrated(tuple(kept), base, longer, calibration, queries[correct], labels[correct])
 
 
 def untrained_predictor(method: str, means: torch.Tensor, backbone: Backbone, learn: LearnConfig) -> RowClassifier:
     """Return the network of a method, whose weights are still to be loaded.
 
     Args:
-        method: a name in ``evaluate.methods``.
+        method: one of ``MODEL_METHODS``.
         means: class means [base classes, dim], for their shape.
         backbone: its head's shape counts.
         learn: the configuration of the method's network.
     """
-    kind = row_method(method)
-    network: RowClassifier = kind.network.build(kind.learned(method), means, backbone.head.weight.detach(), learn)
-    return network
+    network, learned = row_method(method).network, METHODS[method].learned(method)
+    untrained: RowClassifier = network.build(learned, means, backbone.head.weight.detach(), learn)
+    return untrained
 
 
 def row_method(name: str) -> type[RowMethod]:
-    """Return the method of that name, which must give rows, as a classifier is made of these.
+    """Return the method whose rows a model of the method of that name has, beside densities or alone.
 
     Raises:
-        UserError: there is no such method, or it gives no rows.
+        UserError: there is no such method, or no model can be made of it.
     """
-    kind = METHODS.get(name)
-    if kind is None or not issubclass(kind, RowMethod):
-        names = [name for name, kind in METHODS.items() if issubclass(kind, RowMethod)]
-        raise UserError(f"method {name!r}: a classifier is made of one of {', '.join(names)}")
+    if name not in MODEL_METHODS:
+        raise UserError(f"method {name!r}: a classifier is made of one of {', '.join(MODEL_METHODS)}")
+    kind = METHODS[name] if posterior_share(name) is None else METHODS[METHODS[name].learned(name)]
+    assert issubclass(kind, RowMethod)
     return kind
+
+
+def posterior_share(name: str) -> float | None:
+    """Return the ``Posterior.share`` of a method's models; None where they have no densities."""
+    kind = METHODS[name]
+    return kind.share if issubclass(kind, (BesidePlus, BesideGaussians)) else None

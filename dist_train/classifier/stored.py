@@ -17,7 +17,8 @@ from dist_train.classifier.maker import HeadMaker
 from dist_train.classifier.model_json import About, FittedMethod
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
-from dist_train.classifier.predicted import PredictedHead, untrained_predictor
+from dist_train.classifier.posterior import Posterior
+from dist_train.classifier.predicted import PredictedHead, posterior_share, untrained_predictor
 from dist_train.models.backbones import Backbone, build
 
 Tensors = Mapping[str, torch.Tensor]
@@ -59,8 +60,12 @@ def maker_of(about: About, backbone: Backbone, tensors: Tensors) -> HeadMaker:
     phi = untrained_predictor(method.name, tensors["base_rows"], backbone, method.learn)
     phi.load_state_dict(_under("predictor.", tensors))
     sample = tensors["sample.activations"].float(), tensors["sample.labels"]
+    share, posterior = posterior_share(method.name), None
+    if share is not None:
+        assert method.head_power and method.plda_temperature  # About has checked it
+        posterior = Posterior.from_tensors(tensors, share, method.head_power, method.plda_temperature)
     return PredictedHead(method.name, phi, method.learn, tensors["base_rows"], sample, method.calibration_cost,
-                         method.rule, RunImages.of(tensors))  # fmt: skip
+                         method.rule, RunImages.of(tensors), posterior)  # fmt: skip
 
 
 def state_of(about: About, added: Tensors, maker: HeadMaker) -> State:

@@ -51,22 +51,27 @@ class Centring:
     images; here it is the mean of the class means that were mapped to the sphere, which needs no pass over the images.
     """
 
-    def __init__(self, means: torch.Tensor, power: float) -> None:
-        self.power = power
-        self.centre = self._sphere(means).mean(0)
+    def __init__(self, centre: torch.Tensor, power: float) -> None:
+        self.centre, self.power = centre, power
 
-    def _sphere(self, activations: torch.Tensor) -> torch.Tensor:
-        return F.normalize(activations.sign() * activations.abs() ** self.power, dim=-1)
+    @classmethod
+    def of(cls, means: torch.Tensor, power: float) -> Centring:
+        """Return the centring about classes with these means [classes, C]."""
+        return cls(_sphere(means, power).mean(0), power)
 
     def __call__(self, activations: torch.Tensor) -> torch.Tensor:
         """Return [..., C] for activations [..., C]."""
-        return F.normalize(self._sphere(activations) - self.centre, dim=-1)
+        return F.normalize(_sphere(activations, self.power) - self.centre, dim=-1)
+
+
+def _sphere(activations: torch.Tensor, power: float) -> torch.Tensor:
+    return F.normalize(activations.sign() * activations.abs() ** power, dim=-1)
 
 
 def centred_moments(base: Base) -> tuple[Centring, Moments]:
     """Return the centring of ``head_power``, and the moments of centred activations, from one pass over the stored
     activations for all methods of an evaluation."""
     power = base.numbers["head_power"]
-    centring, device = Centring(base.means, power), base.means.device
+    centring, device = Centring.of(base.means, power), base.means.device
     name = f"moments of centred activations, head_power={power}"
     return centring, base.shared(name, lambda: Moments.of(base.train, device, base.watch, transform=centring))

@@ -86,9 +86,24 @@ class Moments:
         return (1 / self.counts).mean()
 
     @property
+    def freedom(self) -> torch.Tensor:
+        """The degrees of freedom of ``within``, a sum over classes of covariances with n - 1 each (Satterthwaite 1946);
+        0 where every class has one image."""
+        parts = (self.counts - 1) / self.counts
+        return parts.sum().square() / (parts / self.counts).sum().clamp(min=_LEAST_VARIANCE)
+
+    @property
     def drawn(self) -> torch.Tensor:
-        """The covariance within a class that images are drawn with, without bias, float64 [dim, dim]."""
-        return self.within / (1 - self.share).clamp(min=_LEAST_VARIANCE)
+        """The covariance within a class that images are drawn with, float64 [dim, dim]: without bias, and, where it has
+        fewer degrees of freedom than dimensions, shrunk.
+
+        From f degrees of freedom, f < dim, it has f directions, each dim / f times too long: a single class of two
+        images would make one direction of dim all that varies. So it counts by f / dim, and its mean variance in all
+        directions by the rest.
+        """
+        unbiased = self.within / (1 - self.share).clamp(min=_LEAST_VARIANCE)
+        known = float(self.freedom) / len(unbiased)
+        return unbiased if known >= 1 else shrunk(unbiased, 1 - known)
 
     @property
     def between(self) -> torch.Tensor:

@@ -111,17 +111,22 @@ def study(
     return run_study(config, find_yaml("study", study, configs_dir() / "studies", "*.yaml"), seeds)
 
 
-def collect(run: Path) -> int:
-    """Print the table of a sweep.
+def collect(runs: list[Path]) -> int:
+    """Print the table of a sweep, or of several runs that differ in their seeds.
 
-    It has the results of all members, and is written to RUN/sweep/table.md too.
+    Of one run, it has the results of all members, and is written to RUN/sweep/table.md too. Of several, each with a
+    sweep over learn.seed, it has means with intervals over the seeds of backbones and predictors, and over draws.
 
     Args:
-        run: RUNS/NAME.
+        runs: RUNS/NAME; two or more that differ in seed and evaluate.seed.
     """
     from launch.grid.report import print_sweep_table
+    from launch.grid.seeds import seeds_table
 
-    return print_sweep_table(run)
+    if len(runs) == 1:
+        return print_sweep_table(runs[0])
+    print(seeds_table(runs))
+    return 0
 
 
 def status(run: Path = Path("runs"), *, watch: bool = False) -> int:

@@ -182,6 +182,7 @@ def _add_argument(parser: Parser, argument: _Argument) -> None:
     extra = argument.extra or Option()
     settings: dict[str, Any] = {"help": extra.help or argument.help, "metavar": extra.metavar}
     listed = get_origin(argument.kind) is list
+    (kind,) = get_args(argument.kind) if listed else (argument.kind,)
     if argument.kind is bool:
         settings = {"help": settings["help"], "action": "store_true"}
     elif listed and argument.positional:
@@ -192,10 +193,10 @@ def _add_argument(parser: Parser, argument: _Argument) -> None:
         settings |= {"action": "append", "default": argument.default}
     else:
         settings |= {"default": None if argument.default is MISSING else argument.default}
-        if argument.kind is not str:  # argparse's own, which the help need not name
-            settings["type"] = argument.kind
         if argument.positional and argument.default is not MISSING:
             settings |= {"nargs": "?"}
+    if kind not in (bool, str):  # str is argparse's own, which the help need not name
+        settings["type"] = kind
     if argument.positional:
         names = [argument.key]
     else:

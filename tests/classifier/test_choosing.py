@@ -63,6 +63,13 @@ def test_the_line_names_the_next_method_and_what_the_choice_costs(tmp_path: Path
     assert "trained, but not in the table: phi1" in reason and "imprint" not in reason
 
 
+def test_a_method_that_is_made_from_another_needs_that_one(tmp_path: Path) -> None:
+    table = {**TABLE, "phi_plus_plda": {1: (18.0, 43.0, 11.4), 5: (25.0, 42.9, 17.6)}}
+    choice = choose_method(a_run(tmp_path / "with", TRAINED, table), [1])
+    assert choice.method == "phi_plus_plda" and "next phi_plus: harmonic mean 16.00%" in choice.reason
+    assert choose_method(a_run(tmp_path / "without", ("phi2",), table), [1]).method == "phi2"
+
+
 def test_a_method_that_was_not_trained_is_not_chosen(tmp_path: Path) -> None:
     choice = choose_method(a_run(tmp_path, ("phi2",), TABLE), [5])
     assert choice.method == "phi2" and "next" not in choice.reason

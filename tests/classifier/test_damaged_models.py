@@ -229,6 +229,37 @@ def test_missing_and_superfluous_tensors(name: str, broken: Path) -> None:
     assert refused(broken)
 
 
+def test_a_damaged_posterior(models: Path, tmp_path: Path) -> None:
+    """A model that scores by densities too has what they need, and another has nothing of it."""
+    sound = models / "phi_plus_plda"
+    edits: list[tuple[Edit, str]] = [
+        (put("method", "head_power", value=0), "method.head_power = 0"),
+        (
+            put("method", "plda_temperature", value=None),
+            "head_power and plda_temperature must be there for phi_plus_plda",
+        ),
+        (put("method", "name", value="phi_plus"), "head_power and plda_temperature must not be there for phi_plus"),
+    ]
+    for number, (change, wanted) in enumerate(edits):
+        folder = Path(shutil.copytree(sound, tmp_path / f"json{number}"))
+        edit(folder, change)
+        assert wanted in refused(folder)
+    tensors: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
+        (lambda of: of.pop("posterior.basis"), "'posterior.basis' is not there"),
+        (lambda of: of.update({"posterior.basis": of["posterior.basis"][1:]}), "has the shape [63, 64], and [64, 64]"),
+        (lambda of: of["posterior.between"].neg_(), "'posterior.between' has values that are not above zero"),
+        (lambda of: of["posterior.counts"].zero_(), "'posterior.counts' has values that are not above zero"),
+        (lambda of: of["posterior.centre"].fill_(math.nan), "'posterior.centre' has values that are not finite"),
+    ]
+    for number, (damage, wanted) in enumerate(tensors):
+        folder = Path(shutil.copytree(sound, tmp_path / f"tensors{number}"))
+        retensor(folder, "network", damage)
+        assert wanted in refused(folder)
+    folder = Path(shutil.copytree(models / "phi_plus", tmp_path / "without"))
+    retensor(folder, "network", lambda of: of.update({"posterior.counts": torch.ones(6)}))
+    assert "'posterior.counts' belongs to nothing" in refused(folder)
+
+
 def test_weights_too_large_for_finite_scores(broken: Path, warm_python: WarmPython) -> None:
     """Every weight is finite, the scores are not. The command line prints an error line, and no invalid JSON."""
 

@@ -49,7 +49,8 @@ def answers_of_both(
     return scores, shares, model.scores(model.embed(model.network.preprocess(images)))
 
 
-@pytest.mark.parametrize("method, rule", [("phi2", "max"), ("phi2", "mean"), ("phi2cal", "max"), ("phi_plus", "max")])
+@pytest.mark.parametrize("method, rule", [("phi2", "max"), ("phi2", "mean"), ("phi2cal", "max"), ("phi_plus", "max"),
+                                          ("phi_plus_plda", "max")])  # fmt: skip
 def test_onnx_answers_like_the_model(method: str, rule: str, models: Path, tmp_path: Path) -> None:
     model = adapted(models, method, rule)
     export.write_onnx(model, tmp_path / "m.onnx")
@@ -122,13 +123,20 @@ def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "method, wanted",
     [("phi2", "class 'three' counts by the largest response of its photos.*--rule mean or rows"),
-     ("phi_plus", "phi_plus classifies by cosine.*--format onnx or safetensors")],
+     ("phi_plus", "phi_plus classifies by cosine.*--format onnx or safetensors"),
+     ("phi_plus_plda", "phi_plus_plda scores by densities beside rows.*take --format onnx, or make")],
 )  # fmt: skip
 def test_torchvision_refuses_what_a_linear_layer_cannot(
     method: str, wanted: str, resnet_models: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=wanted):
         export.write_torchvision(adapted(resnet_models, method), tmp_path / "m.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_safetensors_refuses_densities(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--format safetensors: phi_plus_plda scores by densities.*--method phi_plus"):
+        export.write_safetensors(adapted(models, "phi_plus_plda"), tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -54,7 +54,7 @@ def run(
         pretrain=replace(small_run.pretrain, epochs=6),
         data=replace(small_run.data, shards=str(root / "shards"), eval_resize=36),
         learn=replace(small_run.learn, methods=["phi2", "phi_plus"]),
-        evaluate=replace(small_run.evaluate, methods=["phi2", "phi_plus"], draws=2),
+        evaluate=replace(small_run.evaluate, methods=["phi2", "phi_plus", "phi_plus_plda"], draws=2),
     )
     made = open_run(config)
     for stage in (pretrain, extract, learn, evaluate):
@@ -78,7 +78,7 @@ def right(model: Path, photos: list[tuple[str, Path]], capsys: pytest.CaptureFix
     return 100 * sum(correct) / len(correct)
 
 
-@pytest.mark.parametrize("method", ["phi2", "phi_plus"])
+@pytest.mark.parametrize("method", ["phi2", "phi_plus", "phi_plus_plda"])
 def test_classify_gives_the_base_top1_that_the_run_reports(
     run: Run, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,8 +97,9 @@ def test_resuming_is_exact_with_turned_photos(run: Run, capsys: pytest.CaptureFi
     assert "resuming is exact, on 1, 2 and 4 ranks" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["phi2", "phi_plus_plda"])
 def test_a_draws_supports_as_files_give_the_accuracies_of_that_draw(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bank = activations.load(run.dir / "extract", "novel_train")
     rows = support_rows(bank, 1, run.config.evaluate.seed, 0)
@@ -108,8 +109,8 @@ def test_a_draws_supports_as_files_give_the_accuracies_of_that_draw(
         for wnid, (row,) in zip(run.novel, rows, strict=True)
         for word in ("--class", f"{wnid}={root / 'train' / subset.path_of(int(bank.ids[row]))}")
     ]
-    assert main(["adapt", str(run.dir), "--method", "phi2", "--out", str(tmp_path / "model"), *added]) == 0
-    results = json.loads((run.dir / "evaluate" / "results.json").read_text())["methods"]["phi2"]["1"]
+    assert main(["adapt", str(run.dir), "--method", method, "--out", str(tmp_path / "model"), *added]) == 0
+    results = json.loads((run.dir / "evaluate" / "results.json").read_text())["methods"][method]["1"]
     for role in ("base", "novel"):
         photos = list(files(run, "val", role))
         reported = results[f"{role}_top1"]["draws"][0]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import Fixed, activations, prepare
 
+from dist_train.classifier.predicted import MODEL_METHODS
 from dist_train.config import LearnConfig
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
@@ -22,7 +23,6 @@ from dist_train.fewshot.protocols.joint import (
     seen_unseen,
     support_rows,
 )
-from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.predictor import Predictor
 from dist_train.training import checkpoint
 
@@ -177,7 +177,7 @@ def test_names_and_options_are_checked_and_documented() -> None:
     may_choose = re.findall(
         "`([a-z0-9_]+)`", text[text.index("It may choose") : text.index("and `--method` takes no others")]
     )
-    assert set(may_choose) == {name for name, kind in methods.METHODS.items() if issubclass(kind, RowMethod)}
+    assert set(may_choose) == set(MODEL_METHODS)
     with pytest.raises(UserError, match=r"evaluate.methods: 'mena' is not known; give some of .*mean"):
         methods.check_methods(["phi2"], ["nn", "mena"], {})
     with pytest.raises(UserError, match=r"evaluate.options: 'lambda' is not known"):

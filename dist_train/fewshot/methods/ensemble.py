@@ -1,5 +1,7 @@
-"""The average of two methods that are sure in different cases: of their calibrated logits, calibrated again, as the
-average wins other images than its members.
+"""The average of the logits of two methods that are sure in different cases, calibrated.
+
+An offset of all novel scores of a member would be taken back by the calibration of the average, so that its members
+are not calibrated before.
 
 A logit less its query's log sum exp is a log probability, and what all classes of a query share changes no rank; so
 this is the average of log probabilities (the product of experts of Hinton 1999, with equal weights).
@@ -15,11 +17,12 @@ from typing import ClassVar
 
 import torch
 
-from dist_train.fewshot.calibration import NUMBERS, Calibrated, calibrated
+from dist_train.fewshot.calibration import NUMBERS, Calibrated
+from dist_train.fewshot.head import Head
 from dist_train.fewshot.method import Base, Method, Scorer, Support
 from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.methods.last_layer import LastLayer
-from dist_train.fewshot.methods.phi_plus import Plus
+from dist_train.fewshot.methods.phi_plus import Uncalibrated
 
 
 class _Average(Method):
@@ -41,7 +44,7 @@ class _Average(Method):
         """Return the member's scorer of all classes where the average moves base classes, else of the novel ones."""
         if self.moves_base and not (member.moves_base or len(support)):
             return member.base_scores
-        scorer = member.take(support)
+        scorer = member.novel_scores(support) if isinstance(member, Head) else member.take(support)
         if member.moves_base or not self.moves_base:
             return scorer
         return lambda queries: torch.cat([member.base_scores(queries), scorer(queries)], 1)
@@ -51,6 +54,7 @@ class BesideGaussians(Calibrated):
     labels: ClassVar = {"phi_plus_plda": "φ+ and two-covariance posterior"}
     uses: ClassVar = {"phi_plus_plda": "phi_plus"}
     numbers: ClassVar = {**NUMBERS, **BesidePlus.numbers}
+    share: ClassVar[float] = 0.5  # as of ``BesidePlus``
 
     def __init__(self, name: str, base: Base) -> None:
         beside = BesidePlus("plda_plus", base)
@@ -64,5 +68,4 @@ class BesideLogistic(Calibrated):
     numbers: ClassVar = {**NUMBERS, **LastLayer.numbers}
 
     def __init__(self, name: str, base: Base) -> None:
-        logistic = calibrated(LastLayer("logistic", base), base)
-        super().__init__(_Average(Plus("phi_plus", base), logistic), base)
+        super().__init__(_Average(Uncalibrated("phi_plus", base), LastLayer("logistic", base)), base)

@@ -30,7 +30,7 @@ import torch
 from dist_train.fewshot.calibration import NUMBERS
 from dist_train.fewshot.head import POWER, Head, centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support, once
-from dist_train.fewshot.methods.phi_plus import Plus
+from dist_train.fewshot.methods.phi_plus import Uncalibrated
 from dist_train.fewshot.moments import Moments, shrunk
 
 WITHIN = {"within_shrinkage": Number(0.7)}
@@ -119,10 +119,23 @@ class Posterior(Gaussian):
             means: of the classes' images, [N, C].
             counts: how many images each class has, k above: [N].
         """
-        posterior = self.between / (1 + counts[:, None] * self.between)  # variances of the class means, [N, C]
-        centres, precisions = counts[:, None] * posterior * means, 1 / (1 + posterior)
-        products = coordinates @ (centres * precisions).T - 0.5 * coordinates.square() @ precisions.T
-        return products - 0.5 * (centres.square() * precisions - precisions.log()).sum(1)
+        linear, quadratic, constant = density_rows(self.between, means, counts)
+        return coordinates @ linear.T + coordinates.square() @ quadratic.T + constant
+
+
+def density_rows(
+    between: torch.Tensor, means: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return L [N, C], Q [N, C] and b [N], by which the log densities of coordinates x are x L' + x^2 Q' + b.
+
+    Args:
+        between: variances of class means, [C].
+        means, counts: see ``Posterior.densities``.
+    """
+    posterior = between / (1 + counts[:, None] * between)  # variances of the class means, [N, C]
+    centres, precisions = counts[:, None] * posterior * means, 1 / (1 + posterior)
+    constant = -0.5 * (centres.square() * precisions - precisions.log()).sum(1)
+    return centres * precisions, -0.5 * precisions, constant
 
 
 class OwnOffset(Posterior):
@@ -152,10 +165,13 @@ class BesideRows(Posterior):
 class BesidePlus(BesideRows):
     labels: ClassVar = {"plda_plus": "Two-covariance posterior beside φ+'s base rows"}
     uses: ClassVar = {"plda_plus": "phi_plus"}
+    share: ClassVar[float] = 0.0
+    """The share of phi+'s response in a novel class's score: a model of the method needs it
+    (classifier/posterior.py)."""
 
     def __init__(self, name: str, base: Base) -> None:
         super().__init__(name, base)
-        self.plus = Plus("phi_plus", base)
+        self.plus = Uncalibrated("phi_plus", base)
 
     def logits(self, queries: torch.Tensor) -> torch.Tensor:
         return self.plus.base_scores(queries)

@@ -64,3 +64,10 @@ class Plus(RowMethod):
     learns: ClassVar = {"phi_plus": PhiPlus}
     numbers = calibration.NUMBERS
     calibrated = True
+
+
+class Uncalibrated(Plus):
+    """phi+ as a part of a method that calibrates the whole."""
+
+    labels: ClassVar = {}
+    calibrated = False

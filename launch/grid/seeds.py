@@ -1,0 +1,193 @@
+"""One table of several runs that differ in their seeds alone: intervals over backbones, predictors and draws.
+
+Each run has a sweep over ``learn.seed``; its members are the predictors of its backbone. ``launch/grid/nested.py`` has
+the model of the intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_train.errors import UserError
+from dist_train.fewshot.results import Results
+from dist_train.report.comparison import PAIRED_METRICS
+from dist_train.report.markdown import markdown_head, markdown_row
+from dist_train.report.wording import display_name
+from launch.grid.nested import NestedMean
+from launch.grid.report import read_results
+from launch.grid.sweep import sweep_folder
+
+_REFERENCES = ("phi2", "phi_plus")
+"""Methods that the others are compared with, where the table has them."""
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A predictor: the folder of its run, its results, and the inputs that they were made from."""
+
+    folder: Path
+    results: Results
+    inputs: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Member:
+        """Read a member of a sweep.
+
+        Raises:
+            UserError: it has no results, they are damaged, or they are not of base and novel classes scored together.
+        """
+        try:
+            results = read_results(folder)
+            inputs = json.loads((folder / "evaluate" / "inputs.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: has no results ({error}); finish its evaluate, or remove the folder") from None
+        if results.protocol != "joint" or results.base_only:
+            raise UserError(f"{folder}: has no base and novel classes scored together; take evaluate.protocol=joint "
+                            "and a split with novel classes")  # fmt: skip
+        return cls(folder, results, {**inputs, "evaluate.options": dict(results.options)})
+
+
+def seeds_table(runs: Sequence[Path]) -> str:
+    """Return the table of runs that differ in their seeds: means, differences, and what each kind of seed contributes.
+
+    Args:
+        runs: folders of two or more runs, each with a sweep over ``learn.seed``.
+
+    Raises:
+        UserError: a run has too few members or none, or they differ in more than their seeds.
+    """
+    members = [_members(run) for run in runs]
+    _check(runs, members)
+    first = members[0][0].results
+    values = {
+        (method, shots, metric): _stack(members, method, shots, metric)
+        for method in _methods(members) for shots in first.shots for metric in PAIRED_METRICS
+    }  # fmt: skip
+    return "\n".join([*_describe(members), *_tables(values, first.shots)])
+
+
+def _members(run: Path) -> list[_Member]:
+    """Return the predictors of a run's backbone, by their seeds."""
+    pattern = re.compile(r"learn\.seed=(\d+)")
+    found = [(int(match[1]), path) for path in sweep_folder(run).glob("*") if (match := pattern.fullmatch(path.name))]
+    if len(found) < 2:
+        raise UserError(f"{run}: needs a sweep over two or more predictors, and has {len(found)}; make it by "
+                        "dist-train launch slurm ... --sweep learn.seed=0,1,2 (--here without SLURM)")  # fmt: skip
+    return [_Member.read(path) for _, path in sorted(found)]
+
+
+def _check(runs: Sequence[Path], members: Sequence[Sequence[_Member]]) -> None:
+    """Refuse what is no design of nested seeds: other inputs than seeds, the same seeds, or other numbers of members.
+
+    Raises:
+        UserError: names the run and what differs.
+    """
+    for run, of_run in zip(runs, members, strict=True):
+        if len(of_run) != len(members[0]):
+            raise UserError(f"{run}: has {len(of_run)} predictors, and {runs[0]} {len(members[0])}; make as many")
+    for of_run in members:
+        _check_same(members[0][0], of_run[0], ("seed", "learn.seed", "evaluate.seed"))
+        for member in of_run[1:]:
+            _check_same(of_run[0], member, ("learn.seed",))
+    for key, why in (("seed", "backbones of other seeds"), ("evaluate.seed", "other draws for each backbone")):
+        seen: dict[Any, Path] = {}
+        for run, of_run in zip(runs, members, strict=True):
+            value = of_run[0].inputs[key]
+            if value in seen:
+                raise UserError(f"{run}: {key}={value}, as {seen[value]} has; the intervals need {why}: give each run "
+                                f"a --{key} of its own")  # fmt: skip
+            seen[value] = run
+
+
+def _check_same(one: _Member, other: _Member, apart: Sequence[str]) -> None:
+    """Refuse two members that differ in other inputs than ``apart``."""
+    keys = sorted({*one.inputs, *other.inputs} - {*apart})
+    changed = [key for key in keys if one.inputs.get(key) != other.inputs.get(key)]
+    if changed:
+        texts = (f"{key}: {one.inputs.get(key)!r} and {other.inputs.get(key)!r}" for key in changed[:4])
+        raise UserError(f"{one.folder} and {other.folder} differ in more than seeds ({'; '.join(texts)}); make them "
+                        "with the same options")  # fmt: skip
+
+
+def _methods(members: Sequence[Sequence[_Member]]) -> list[str]:
+    """Return the methods that all members have, of all draws."""
+    results = [member.results for of_run in members for member in of_run]
+    return [
+        name for name in results[0].methods
+        if all(name in other.methods and other.methods[name].draws == other.draws for other in results)
+    ]  # fmt: skip
+
+
+def _stack(members: Sequence[Sequence[_Member]], method: str, shots: int, metric: str) -> Values:
+    """Return a metric of a method, in percent: [backbones, predictors, draws]."""
+    return np.array(
+        [[member.results.methods[method].shots[shots][metric].draws for member in of_run] for of_run in members]
+    )
+
+
+def _describe(members: Sequence[Sequence[_Member]]) -> list[str]:
+    """Say what the figures are of."""
+    first = members[0][0].results
+    seeds = ", ".join(str(of_run[0].inputs["seed"]) for of_run in members)
+    of_draws = ", ".join(str(of_run[0].inputs["evaluate.seed"]) for of_run in members)
+    predictors = ", ".join(str(member.inputs["learn.seed"]) for member in members[0])
+    others = {name for of_run in members for member in of_run for name in member.results.methods} - {*_methods(members)}
+    commits = sorted({commit for of_run in members for member in of_run
+                      for commit in (member.results.commit, *member.results.older.values())})  # fmt: skip
+    lines = [
+        f"{len(members)} backbones (seed {seeds}), {len(members[0])} predictors on each (learn.seed {predictors}), "
+        f"{first.draws} draws of supports for each backbone (evaluate.seed {of_draws}). {first.classes.base} base and "
+        f"{first.classes.novel} {first.split.holdout} classes of split {first.split.name} ({first.split.hash[:12]}), "
+        f"all scored together; shards {first.shards[:12]}; commit {', '.join(commits)}.",
+        "",
+        f"Percent; mean ± half-width of the 95% interval over backbones, predictors and draws: the t-interval of the "
+        f"{len(members)} means of the backbones, with {len(members) - 1} degrees of freedom. Below each such table "
+        "stands what a figure varies by: the standard deviations of a backbone's seed / a predictor's seed / a draw, "
+        "by the nested analysis of variance (Searle et al. 1992).",
+        "",
+    ]
+    if others:
+        lines += [f"Left out, as not all have them in all draws: {', '.join(map(display_name, sorted(others)))}.", ""]
+    return lines
+
+
+def _tables(values: Mapping[tuple[str, int, str], Values], shots: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of all tables: of the figures, and of the differences from each reference."""
+    methods = list(dict.fromkeys(method for method, _, _ in values))
+    cells = [(k, metric) for k in shots for metric in PAIRED_METRICS]
+    yield from _two_tables(
+        "Figures", {name: [NestedMean.of(values[name, *cell]) for cell in cells] for name in methods}, shots, ""
+    )
+    for reference in (name for name in _REFERENCES if name in methods and len(methods) > 1):
+        differences = {
+            name: [NestedMean.of(values[name, *cell] - values[reference, *cell]) for cell in cells]
+            for name in methods if name != reference
+        }  # fmt: skip
+        yield from _two_tables(
+            f"Differences from {display_name(reference)}, of the same predictors' seed and draw",
+            differences,
+            shots,
+            "+",
+        )
+
+
+def _two_tables(title: str, rows: Mapping[str, Sequence[NestedMean]], shots: Sequence[int], sign: str) -> Iterator[str]:
+    """Yield a table of means and intervals, and one of standard deviations."""
+    columns = [f"{k}-shot {metric}" for k in shots for metric in PAIRED_METRICS.values()]
+    yield from [f"{title}:", "", *markdown_head(columns)]
+    for method, means in rows.items():
+        yield markdown_row([display_name(method), *(f"{m.mean:{sign}.2f} ± {m.half_width:.2f}" for m in means)])
+    yield from ["", f"{title}, standard deviations of backbone / predictor / draw:", "", *markdown_head(columns)]
+    for method, means in rows.items():
+        texts = (f"{m.backbone:.2f} / {m.predictor:.2f} / {m.draw:.2f}" for m in means)
+        yield markdown_row([display_name(method), *texts])
+    yield ""
