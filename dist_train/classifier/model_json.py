@@ -119,14 +119,14 @@ class PredictedMethod(BaseModel):
     rule: Rule
     calibration_cost: Annotated[float, Field(ge=0, le=100)]
     learn: checked(LearnConfig, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
-    head_power: _Positive | None = None  # these two where the method scores by densities too
+    plda_power: _Positive | None = None  # these two where the method scores by densities too
     plda_temperature: _Positive | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PredictedMethod:
         needed = posterior_share(self.name) is not None
-        if any((value is not None) != needed for value in (self.head_power, self.plda_temperature)):
-            raise ValueError(f"head_power and plda_temperature must {'' if needed else 'not '}be there for {self.name}")
+        if any((value is not None) != needed for value in (self.plda_power, self.plda_temperature)):
+            raise ValueError(f"plda_power and plda_temperature must {'' if needed else 'not '}be there for {self.name}")
         return self
 
 

@@ -35,7 +35,7 @@ class Coordinates(nn.Module):
     """Map activations to the coordinates of ``Gaussian`` (fewshot/methods/gaussian.py).
 
     Args:
-        power: ``head_power``.
+        power: ``plda_power``.
         sphere: the centre of ``Centring``, [dim].
         centre, basis, between: of ``Diagonal``, [dim], [dim, dim] and [dim].
     """
@@ -79,7 +79,7 @@ class Posterior:
                     method.counts)  # fmt: skip
         # In the order of a file, whose products round alike.
         tensors = {name: part.contiguous() for name, part in zip(POSTERIOR_TENSORS, prepared, strict=True)}
-        return cls.from_tensors(tensors, share, numbers["head_power"], numbers["plda_temperature"])
+        return cls.from_tensors(tensors, share, numbers["plda_power"], numbers["plda_temperature"])
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], share: float, power: float, temperature: float) -> Self:

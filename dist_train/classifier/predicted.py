@@ -215,7 +215,7 @@ class PredictedHead(HeadMaker):
         about = {"name": self.method, "rule": self.rule, "calibration_cost": self.cost, "learn": asdict(self.learn)}
         if self.posterior is None:
             return about
-        return about | {"head_power": self.posterior.coordinates.power, "plda_temperature": self.posterior.temperature}
+        return about | {"plda_power": self.posterior.coordinates.power, "plda_temperature": self.posterior.temperature}
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         return {

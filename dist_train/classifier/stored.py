@@ -62,8 +62,8 @@ def maker_of(about: About, backbone: Backbone, tensors: Tensors) -> HeadMaker:
     sample = tensors["sample.activations"].float(), tensors["sample.labels"]
     share, posterior = posterior_share(method.name), None
     if share is not None:
-        assert method.head_power and method.plda_temperature  # About has checked it
-        posterior = Posterior.from_tensors(tensors, share, method.head_power, method.plda_temperature)
+        assert method.plda_power and method.plda_temperature  # About has checked it
+        posterior = Posterior.from_tensors(tensors, share, method.plda_power, method.plda_temperature)
     return PredictedHead(method.name, phi, method.learn, tensors["base_rows"], sample, method.calibration_cost,
                          method.rule, RunImages.of(tensors), posterior)  # fmt: skip
 

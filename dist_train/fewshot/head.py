@@ -47,8 +47,9 @@ class Centring:
 
     x -> |x|^p with its sign, to length 1, less the mean of the base classes, to length 1 again: "PEME" (Hu et al. 2022,
     "Squeezing Backbone Feature Distributions to the Max"; ``preprocess`` in the code of Bendou et al. 2022, EASY). They
-    have p = 0.5; 1 was chosen on pseudo-novel classes (docs/results/heads.md). Their centre is the mean over base
-    images; here it is the mean of the class means that were mapped to the sphere, which needs no pass over the images.
+    have p = 0.5; each head's own was chosen on pseudo-novel classes (docs/results/heads.md). Their centre is the mean
+    over base images; here it is the mean of the class means that were mapped to the sphere, which needs no pass over
+    the images.
     """
 
     def __init__(self, centre: torch.Tensor, power: float) -> None:
@@ -68,10 +69,9 @@ def _sphere(activations: torch.Tensor, power: float) -> torch.Tensor:
     return F.normalize(activations.sign() * activations.abs() ** power, dim=-1)
 
 
-def centred_moments(base: Base) -> tuple[Centring, Moments]:
-    """Return the centring of ``head_power``, and the moments of centred activations, from one pass over the stored
-    activations for all methods of an evaluation."""
-    power = base.numbers["head_power"]
+def centred_moments(base: Base, power: float) -> tuple[Centring, Moments]:
+    """Return the centring with this power, and the moments of centred activations, from one pass over the stored
+    activations for all methods of an evaluation that have the same power."""
     centring, device = Centring.of(base.means, power), base.means.device
-    name = f"moments of centred activations, head_power={power}"
+    name = f"moments of centred activations, power={power}"
     return centring, base.shared(name, lambda: Moments.of(base.train, device, base.watch, transform=centring))

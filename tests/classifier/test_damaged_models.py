@@ -233,12 +233,12 @@ def test_a_damaged_posterior(models: Path, tmp_path: Path) -> None:
     """A model that scores by densities too has what they need, and another has nothing of it."""
     sound = models / "phi_plus_plda"
     edits: list[tuple[Edit, str]] = [
-        (put("method", "head_power", value=0), "method.head_power = 0"),
+        (put("method", "plda_power", value=0), "method.plda_power = 0"),
         (
             put("method", "plda_temperature", value=None),
-            "head_power and plda_temperature must be there for phi_plus_plda",
+            "plda_power and plda_temperature must be there for phi_plus_plda",
         ),
-        (put("method", "name", value="phi_plus"), "head_power and plda_temperature must not be there for phi_plus"),
+        (put("method", "name", value="phi_plus"), "plda_power and plda_temperature must not be there for phi_plus"),
     ]
     for number, (change, wanted) in enumerate(edits):
         folder = Path(shutil.copytree(sound, tmp_path / f"json{number}"))

@@ -189,9 +189,9 @@ SOURCES = {
     "torchvision:resnet18.V9": "not a name of its weights; give one of IMAGENET1K_V1",
     "torchvision:fcn_resnet50": "torchvision has no such network",
     "torchvision:squeezenet1_1": "has no linear classifier",
-    "timm:": "give timm:NAME, torchvision:NAME or starter",
-    "resnet18": "give timm:NAME, torchvision:NAME or starter",
-    "keras:resnet": "give timm:NAME, torchvision:NAME or starter",
+    "timm:": "give timm:NAME, torchvision:NAME, starter or run",
+    "resnet18": "give timm:NAME, torchvision:NAME, starter or run",
+    "keras:resnet": "give timm:NAME, torchvision:NAME, starter or run",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ class CentredMean(Head):
 
     def __init__(self, name: str, base: Base) -> None:
         super().__init__(name, base)
-        self.centring, moments = centred_moments(base)
+        self.centring, moments = centred_moments(base, base.numbers["head_power"])
         self.means = moments.means.float()
         self.of_queries = once(self.centring)
 

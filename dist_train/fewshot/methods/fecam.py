@@ -48,7 +48,7 @@ class ClassCovariances(Gaussian):
         kept = min(_DIMENSIONS, self.means.shape[1])
         self.best = self.between.topk(kept).indices
         self.means = self.means[:, self.best]
-        self.length = centred_moments(base)[1].means.norm(dim=1).mean().float()
+        self.length = centred_moments(base, base.numbers["head_power"])[1].means.norm(dim=1).mean().float()
         # Allocated before the loop: tensors allocated in it would fragment the heap.
         self.covariances = self.means.new_empty(len(self.means), kept, kept)
         self.roots = torch.empty_like(self.covariances)

@@ -1,6 +1,7 @@
 """Gaussian heads: every class is a normal distribution, and all share one covariance within classes.
 
-Activations are centred first (``Centring``). With Sw the covariance within the base classes and Sb that between them:
+Activations are centred first (``Centring``, with ``plda_power``). With Sw the covariance within the base classes and Sb
+that between them:
 
 - ``gda``, shared-covariance discriminant (Fisher 1936; Wang et al., ICLR 2024, section 3.2, for networks' features):
   w_c = Sw^-1 m_c, b_c = -m_c' Sw^-1 m_c / 2 with equal priors. They take the covariance from the few supports, with
@@ -28,11 +29,12 @@ from typing import ClassVar, Self
 import torch
 
 from dist_train.fewshot.calibration import NUMBERS
-from dist_train.fewshot.head import POWER, Head, centred_moments
+from dist_train.fewshot.head import Head, centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support, once
 from dist_train.fewshot.methods.phi_plus import Uncalibrated
 from dist_train.fewshot.moments import Moments, shrunk
 
+POWER = {"plda_power": Number(0.5)}
 WITHIN = {"within_shrinkage": Number(0.7)}
 BETWEEN = {"between_shrinkage": Number(0.7)}
 
@@ -73,9 +75,9 @@ class Gaussian(Head):
 
     def __init__(self, name: str, base: Base) -> None:
         super().__init__(name, base)
-        self.centring, moments = centred_moments(base)
-        strengths = [base.numbers[key] for key in (*WITHIN, *BETWEEN)]
-        key = f"coordinates, head_power={base.numbers['head_power']}, shrinkages={strengths}"
+        power, *strengths = (base.numbers[key] for key in (*POWER, *WITHIN, *BETWEEN))
+        self.centring, moments = centred_moments(base, power)
+        key = f"coordinates, power={power}, shrinkages={strengths}"
         self.space: Diagonal = base.shared(key, lambda: Diagonal.of(moments, *strengths))
         self.means, self.counts = self.space(moments.means.float()), moments.counts.float()
         self.between = self.space.between.float()
@@ -148,7 +150,7 @@ class OwnOffset(Posterior):
 
 class BesideRows(Posterior):
     labels: ClassVar = {"plda_rows": "Two-covariance posterior beside the backbone's classifier"}
-    numbers: ClassVar = {**Posterior.numbers, "plda_temperature": Number(30.0)}
+    numbers: ClassVar = {**Posterior.numbers, "plda_temperature": Number(15.0)}
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return super().base_scores(queries).logsumexp(1, keepdim=True) + self.logits(queries).log_softmax(1)
