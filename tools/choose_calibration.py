@@ -45,7 +45,7 @@ def main() -> None:
         scored = []
         for run in options.runs:
             _, joint = open_joint_scoring(parser, argparse.Namespace(**vars(options), run=run), context)
-            beside = correct_shares(joint, options.beside, joint.base.numbers["calibration_cost"])
+            beside = correct_shares(joint, options.beside, joint.base.numbers[methods.METHODS[options.beside].cost])
             scored.append((beside, [correct_shares(joint, options.method, cost) for cost in costs]))
     print(
         "\n".join(
@@ -70,7 +70,7 @@ def main() -> None:
 
 def correct_shares(joint: JointScoring, name: str, cost: float) -> CorrectShares:
     """Score a method at one calibration cost."""
-    base = replace(joint.base, numbers={**joint.base.numbers, "calibration_cost": cost})
+    base = replace(joint.base, numbers={**joint.base.numbers, methods.METHODS[name].cost: cost})
     scorer = JointScorer(methods.make(name, base), joint.base_queries, joint.novel_queries)
     shares: CorrectShares = {}
     for k in joint.config.shots:

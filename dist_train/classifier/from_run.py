@@ -66,7 +66,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
     orientation = provenance.get("orientation", "stored")
     preprocess = Preprocess(run_backbone.preprocessing, orientation)
     maker = PredictedHead(
-        name, phi, config.learn, base_rows, kind.sample(base.train, device), base.numbers["calibration_cost"],
+        name, phi, config.learn, base_rows, kind.sample(base.train, device), base.numbers[METHODS[name].cost],
         base.rule if rule is None else rule, _images(config, base.means), posterior,
     ).on(device)  # fmt: skip
     classes = [Class(class_name, wnid) for class_name, wnid in zip(_names(config, wnids), wnids, strict=True)]

@@ -141,6 +141,8 @@ class Method(ABC):
     """Whether supports change the scores of base classes: then ``take`` scores all classes."""
     calibrated: ClassVar[bool] = False
     """Whether ``take`` calibrates the novel scores (fewshot/calibration.py)."""
+    cost: ClassVar[str] = "calibration_cost"
+    """The option that says what the calibration may cost."""
     oracle: ClassVar[bool] = False
     """Whether it is shown all training images of the novel classes (paper, Table 2), and so has one result, not one for
     each draw."""
