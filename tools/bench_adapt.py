@@ -27,7 +27,8 @@ from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Class
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
-from dist_train.classifier.predicted import PredictedHead, row_method, untrained_predictor
+from dist_train.classifier.posterior import POSTERIOR_TENSORS, Posterior
+from dist_train.classifier.predicted import PredictedHead, posterior_share, row_method, untrained_predictor
 from dist_train.config import DrawConfig, LearnConfig
 from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--base", type=int, default=900, help="base classes")
     parser.add_argument("--per-class", type=int, default=1281, help="stored activations per base class")
-    parser.add_argument("--method", default="phi2", help="phi1, phi2, phi2cal, phi_plus, ...")
+    parser.add_argument("--method", default="phi2", help="phi1, phi2, phi2cal, phi_plus, phi_plus_plda, ...")
     parser.add_argument(
         "--photos", type=Path, help="folder of at least 100 photos; default: drawn photos of 500 x 375 pixels"
     )
@@ -169,10 +170,23 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
     with torch.no_grad():
         rows = phi.base_rows(means)
     sample = row_method(method).sample(train, device)
-    maker = PredictedHead(method, phi, learn, rows, sample, NUMBERS["calibration_cost"]).on(device)
+    posterior = random_posterior(method, means, train)
+    maker = PredictedHead(method, phi, learn, rows, sample, NUMBERS["calibration_cost"], posterior=posterior).on(device)
     base = [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)]
     preprocess = Preprocess(Preprocessing(resize=resize, size=size))
     return Classifier(Network(network, preprocess).on(device), maker, base, range(classes))
+
+
+def random_posterior(method: str, means: torch.Tensor, train: Activations) -> Posterior | None:
+    """Return densities of classes with these means [classes, dim] in coordinates of no meaning, where the method has
+    some."""
+    share, (classes, dim) = posterior_share(method), means.shape
+    if share is None:
+        return None
+    counts = torch.full((classes,), len(train.rows) / classes)
+    parts = (torch.zeros(dim), torch.zeros(dim), torch.eye(dim), torch.ones(dim), means, counts)
+    tensors = dict(zip(POSTERIOR_TENSORS, parts, strict=True))
+    return Posterior.from_tensors(tensors, share, NUMBERS["head_power"], NUMBERS["plda_temperature"])
 
 
 def base_of(model: Classifier, train: Activations) -> Base:

@@ -23,6 +23,7 @@ from dist_train.classifier.predicted import PredictedHead
 from dist_train.distributed.context import Context
 from dist_train.errors import WrongValue
 from dist_train.fewshot import methods
+from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.runs.run import Run
 from dist_train.stages.scoring import JointScoring
 
@@ -67,6 +68,21 @@ def test_densities_are_kept_with_the_model_and_are_of_the_classes_that_it_has(
     model.save(tmp_path / "m2")
     alone = Classifier.load(tmp_path / "m2", "cpu")
     assert torch.equal(alone.scores(queries), model.scores(queries))
+
+
+@pytest.mark.parametrize("method, share", [("plda_plus", 0.0), ("phi_plus_plda", 0.5)])
+def test_a_removed_class_of_the_run_leaves_no_density(method: str, share: float, whole_run: Run) -> None:
+    """The level of the classes that stay is that of their densities alone."""
+    scoring, model, kept = JointScoring(whole_run, Context()), from_run(whole_run.config, method), [0, 1, 2, 3, 5]
+    model.remove_class(model.classes[4].name)
+    queries = scoring.base_queries.activations
+    with torch.inference_mode():
+        beside = methods.make("plda_plus", scoring.base)
+        assert isinstance(beside, BesidePlus)
+        densities = beside.densities(beside.of_queries(queries), beside.means[kept], beside.counts[kept])
+        rows = beside.plus.base_scores(queries)[:, kept]
+        wanted = rows + (1 - share) * (densities.logsumexp(1) - rows.logsumexp(1))[:, None]
+    assert torch.allclose(model.scores(queries), wanted, atol=1e-4)
 
 
 def test_a_class_scores_as_the_best_of_its_photos(whole_run: Run) -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import bench_adapt
 
 
-@pytest.mark.parametrize("method", ["phi2", "phi_plus"])
+@pytest.mark.parametrize("method", ["phi2", "phi_plus", "phi_plus_plda"])
 def test_every_figure_is_printed(
     method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

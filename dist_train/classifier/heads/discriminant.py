@@ -1,8 +1,8 @@
-"""Linear discriminant with a shrunken covariance that all classes share."""
+"""Linear discriminant with a shrunken covariance that all classes share, and class means drawn to their centre."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -14,14 +14,19 @@ SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 
 class Discriminant(FittedHead):
     """Classify by Gaussians with one covariance and equal priors (Hastie et al., The Elements of Statistical Learning,
-    4.3 and 4.18): with S the covariance within classes, the row of a class of mean m is P m and its offset -m'Pm / 2,
-    where P is the inverse of (1 - s) S + s tr(S)/dim I.
+    4.3 and 4.18), whose means are drawn from a Gaussian too: the two-covariance model (Ioffe 2006).
 
-    m'Pm of the mean of n photos is too large, in expectation by tr(P S) / n, and is reduced by that, else a class of
-    few photos would lose to a class of many. tr(P S) is measured on photos that were left out of P and m.
+    With S the covariance within classes, photos lie around the mean of their class with the covariance
+    V = (1 - s) S + s tr(S)/dim I, and class means around a centre c with V^2 / r: classes differ along the directions
+    in which photos of a class do, by more than in proportion (docs/results/photos.md has what was tried). Given n
+    photos of mean m, the mean of their class is expected at c + V (V + r/n I)^-1 (m - c). So its row is
+    w = (V + r/n I)^-1 (m - c), and its offset -w'V w / 2 - w'c: the fewer photos, the larger the ridge, and the closer
+    to the centre a mean is drawn, most so along the directions in which it is mostly chance.
 
-    Scores of left-out photos are exact, and cost no more than a few products: leaving a photo out changes S by a
-    matrix of rank one (Sherman & Morrison 1950), and in the basis of S's eigenvectors all shrinkages are diagonal.
+    r is measured (``_ridge``), c is the likeliest centre (generalised least squares), and s is chosen by photos that
+    are left out. Their scores are exact, but for r, c and tr(S), which are those of all photos. They cost no more than
+    a few products: leaving a photo out changes S by a matrix of rank one (Sherman & Morrison 1950), and in the basis of
+    S's eigenvectors all covariances are diagonal.
     """
 
     title = "discriminant"
@@ -32,6 +37,8 @@ class Discriminant(FittedHead):
             return
         own = Background.of(sample).scatter
         values, basis = eigenvectors(own + background.scatter if background else own)
+        if not bool(values.any()):  # photos of a class are all the same
+            return
         turned = Sample(sample.activations @ basis, sample.labels, sample.counts)
         for shrinkage in SHRINKAGES if strength is None else (strength,):
             yield _fit(turned, values.clamp(min=0), freedom, shrinkage, basis)
@@ -47,42 +54,88 @@ def _fit(sample: Sample, scatter: torch.Tensor, freedom: int, shrinkage: float, 
         shrinkage: s, see ``Discriminant``.
         basis: the eigenvectors, [dim, dim].
     """
-    means, dim = sample.means(), len(scatter)
-    precision = freedom / ((1 - shrinkage) * scatter + shrinkage * scatter.sum() / dim)
-    held_out, spread = _without_each(sample, means, scatter, freedom, shrinkage)
-    rows = means * precision
-    offset = -((rows * means).sum(1) - spread / sample.counts) / 2
-    return Fit(rows @ basis.T, offset, False, held_out, shrinkage)
+    identity = shrinkage * scatter.mean() / freedom
+    within = (1 - shrinkage) * scatter / freedom + identity
+    # The covariance with a degree of freedom less, and what a photo's difference takes of it when it is left out.
+    fewer, taken = (1 - shrinkage) * scatter / (freedom - 1) + identity, (1 - shrinkage) / (freedom - 1)
+    means = sample.means()
+    ridge = _ridge(sample, means, within, fewer, taken)
+    inverse = 1 / (within + ridge / sample.counts[:, None])
+    centre = (inverse * means).sum(0) / inverse.sum(0)
+    rows = inverse * (means - centre)
+    offset = -(rows.square() @ within) / 2 - rows @ centre
+    turned = Sample(sample.activations - centre, sample.labels, sample.counts)
+    return Fit(rows @ basis.T, offset, False, _without_each(turned, fewer, taken, ridge), shrinkage)
 
 
-def _without_each(
-    sample: Sample, means: torch.Tensor, scatter: torch.Tensor, freedom: int, shrinkage: float
-) -> tuple[torch.Tensor, float]:
-    """Return the scores [N, classes] of each photo by the discriminant without it, and tr(P S); arguments as for
-    ``_fit``.
+def _ridge(
+    sample: Sample, means: torch.Tensor, within: torch.Tensor, fewer: torch.Tensor, taken: float
+) -> torch.Tensor:
+    """Return r, with which class means vary as much as they are seen to, by an analysis of variance of classes of
+    unequal sizes (Searle, Casella & McCulloch, Variance Components, 1992, chapter 3).
 
-    Without a photo that differs by d from its class's mean of n photos, the scatter is smaller by n/(n-1) dd' and that
-    mean by d/(n-1). The inverse of a diagonal A less g dd' is A^-1 + A^-1 d d' A^-1 g / (1 - g d'A^-1 d).
+    Of N photos in K classes of n, the sum of n d'V^-1 d over the differences d of the class means from the mean of all
+    photos is expected at (N - sum n^2 / N) tr(V) / r + (K - 1) tr(V^-1 S), where the second part is chance. That is
+    measured on photos that were left out of V and m. At most half of the sum is put down to it, so that classes differ.
+
+    Args:
+        sample: activations in the basis of eigenvectors.
+        means: of the classes, [classes, dim].
+        within: the diagonal of V, [dim].
+        fewer, taken: V without the photo x of a class of n photos and mean m is the diagonal ``fewer``, less ``taken``
+            times n/(n-1) (x-m)(x-m)'.
     """
-    x, labels, dim = sample.activations, sample.labels, len(scatter)
-    photos, n = torch.arange(len(x)), sample.counts[labels]
-    d = x - means[labels]
-    rest = (n - 1).clamp(min=1)
-    g = torch.where(n > 1, n / rest, 0.0)
-    trace = scatter.sum() - g * d.square().sum(1)
-    # The inverse without the photo's own matrix of rank one, diagonal for each photo: [N, dim].
-    inverse = (freedom - 1) / ((1 - shrinkage) * scatter + shrinkage * trace[:, None] / dim)
-    g = g * (1 - shrinkage) / (freedom - 1)
-    scaled = d * inverse
-    dd, xd, dm = (scaled * d).sum(1), (scaled * x).sum(1), scaled @ means.T
-    factor = g / (1 - g * dd)
-    xm = (x * inverse) @ means.T + (factor * xd)[:, None] * dm
-    mm = inverse @ means.square().T + factor[:, None] * dm.square()
-    grown = 1 + factor * dd
-    xd, dd, dm_own = xd * grown, dd * grown, dm[photos, labels] * grown
-    xm[photos, labels] -= xd / rest
-    mm[photos, labels] += dd / rest.square() - 2 * dm_own / rest
-    spread = float((dd * n / rest)[sample.judged].mean()) if bool(sample.judged.any()) else float(dim)
-    counts = sample.counts.expand(len(x), -1).clone()
-    counts[photos, labels] = rest
-    return xm - (mm - spread / counts) / 2, spread
+    counts, judged, chance = sample.counts, sample.judged, float(len(within))
+    if bool(judged.any()):
+        n = counts[sample.labels[judged]]
+        squares = (sample.activations - means[sample.labels])[judged].square() @ (1 / fewer)
+        grown = n / (n - 1) * squares
+        chance = float((grown / (1 - taken * grown)).mean())
+    total = counts.sum()
+    seen = (counts * ((means - counts @ means / total).square() @ (1 / within))).sum()
+    between = torch.maximum(seen - (len(means) - 1) * chance, seen / 2) / (total - counts.square().sum() / total)
+    return within.sum() / between.clamp(min=1e-9)
+
+
+def _without_each(sample: Sample, fewer: torch.Tensor, taken: float, ridge: torch.Tensor) -> torch.Tensor:
+    """Return the scores [N, classes] of each photo by the discriminant without it.
+
+    Without a photo that differs by d from its class's mean of n photos, that mean is smaller by d/(n-1).
+
+    Args:
+        sample: activations in the basis of eigenvectors, less the centre.
+        fewer, taken, ridge: as for ``_ridge``, and what it returns.
+    """
+    means, inverse = sample.means(), 1 / (fewer + ridge / sample.counts[:, None])
+    weighted, squared = inverse * means, inverse.square() * fewer
+    scores = []
+    for photos in torch.arange(len(sample.labels), device=means.device).split(4096):  # so that memory is bounded
+        x, labels = sample.activations[photos], sample.labels[photos]
+        d, n = x - means[labels], sample.counts[labels]
+        rest = (n - 1).clamp(min=1)
+        lost = torch.where(n > 1, taken * n / rest, 0.0)
+        xm, xd, dm, dd = x @ weighted.T, (x * d) @ inverse.T, d @ weighted.T, d.square() @ inverse.T
+        mm, md, ddf = (means.square() * squared).sum(1), d @ (means * squared).T, d.square() @ squared.T
+        these = _score((xm, xd, dm, dd, mm, md, ddf), lost[:, None])
+        own = means[labels] - d / rest[:, None]
+        inverse_own = 1 / (fewer + ridge / rest[:, None])
+        pairs, by = ((x, own), (x, d), (d, own), (d, d)), inverse_own.square() * fewer
+        products = [(p * q * inverse_own).sum(1) for p, q in pairs]
+        products += [(p * q * by).sum(1) for p, q in ((own, own), (own, d), (d, d))]
+        these[torch.arange(len(n)), labels] = _score(products, lost)
+        scores.append(these)
+    return torch.cat(scores)
+
+
+def _score(products: Sequence[torch.Tensor], lost: torch.Tensor) -> torch.Tensor:
+    """Return x'w - w'V w / 2, with V = F - lost dd' and w = (V + R)^-1 m, of diagonal F and R.
+
+    With A the inverse of F + R, w is A (m + a d), where a = lost d'Am / (1 - lost d'Ad).
+
+    Args:
+        products: x'Am, x'Ad, d'Am, d'Ad, m'AFAm, m'AFAd, d'AFAd.
+        lost: a number for each.
+    """
+    xm, xd, dm, dd, mm, md, ddf = products
+    a = lost * dm / (1 - lost * dd)
+    return xm + a * xd - (mm + 2 * a * md + a.square() * ddf - lost * (dm + a * dd).square()) / 2
