@@ -194,12 +194,8 @@ class Deployed(nn.Module):
         super().__init__()
         network, head = model.network, model.head()
         self.preprocess, self.body = network.preprocess, network.backbone.body
-        self.query_scale, self.classes, self.doubt, self.longer = (
-            head.query_scale,
-            head.classes,
-            head.doubt,
-            head.longer,
-        )
+        self.query_scale, self.classes, self.doubt = head.query_scale, head.classes, head.doubt
+        self.longer = head.longer
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dist_train.classifier.choosing import MethodChoice, choose_method, trained_methods
 from dist_train.classifier.classifier import Classifier
@@ -23,6 +20,7 @@ from dist_train.config import Config
 from dist_train.data import activations
 from dist_train.data.shards.index import open_shards
 from dist_train.data.sources.synsets import Synsets
+from dist_train.distributed.pool import working
 from dist_train.errors import UserError, command
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.method import Base, load_trained
@@ -130,8 +128,8 @@ def _posterior(name: str, base: Base) -> Posterior | None:
     share = posterior_share(name)
     if share is None:
         return None
-    watched = replace(base, watch=partial(tqdm, desc="covariances", unit="class", leave=False))
-    return Posterior.of(BesidePlus("plda_plus", watched), share)
+    with working(f"{name}: covariances of the base classes"):
+        return Posterior.of(BesidePlus("plda_plus", base), share)
 
 
 def _images(config: Config, means: torch.Tensor) -> RunImages:
