@@ -54,7 +54,8 @@ class Layer:
         """Take one step; ``gradient`` [Q, N] is that of the loss with respect to the logits of ``inputs``."""
         # In place: beside its two products a step is as fast as it moves memory, and new memory is the slowest.
         drawn = self.weights if self.towards is None else self.weights - self.towards
-        self.momentum.addmm_(gradient.T, inputs, beta=_MOMENTUM).add_(drawn, alpha=self.decay)
+        torch.addmm(self.momentum, gradient.T, inputs, beta=_MOMENTUM, out=self.momentum)
+        self.momentum.add_(drawn, alpha=self.decay)
         self.momentum_bias.mul_(_MOMENTUM).add_(gradient.sum(0))
         lr = self.lr * (1 - self.step_count / self.steps)
         self.weights.add_(self.momentum, alpha=-lr)

@@ -74,20 +74,57 @@ def opened(facts: Facts, source: str, path: Path, state: weights.State, size: in
         raise UserError(f"backbone.size={size}: {source} does not take that size ({line})") from None
     check_size(backbone, preprocessing.size, source)
     notes: list[str] = []
-    classifier = backbone.architecture["classifier"]
-    if classifier is None:
+    if backbone.architecture["classifier"] is None:
         state, notes = _without_heads(facts, state)
     try:
-        notes += fill(backbone, classifier, facts["num_classes"], state)
+        notes += _fill(backbone, facts, state)
     except Misfit as error:
-        converted = _converted(facts, classifier, fixed, state)
-        if converted is None:
+        larger = _of_own_size(facts, fixed, backbone.architecture["classifier"], state)
+        if larger is None:
             raise weights.refuse_misfit(path, source, str(error)) from None
-        notes += fill(backbone, classifier, facts["num_classes"], converted)
+        backbone, more = larger
+        check_size(backbone, preprocessing.size, source)
+        notes += more
     own = bool(backbone.head.out_features) == bool(classes)
     classes = classes if own else None
     origin = Origin.of(source, path, facts.get("license"), seen_by_tag(facts.get("tag", ""), classes), own)
     return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
+
+
+def _fill(backbone: Backbone, facts: Facts, state: weights.State) -> list[str]:
+    """Load a file's tensors into a network, after timm's own conversion where they need one; return lines for the user.
+
+    Raises:
+        Misfit: they are not those of the network.
+    """
+    classifier = backbone.architecture["classifier"]
+    try:
+        return fill(backbone, classifier, facts["num_classes"], state)
+    except Misfit:
+        converted = _converted(facts, classifier, backbone.architecture.get("size"), state)
+        if converted is None:
+            raise
+        return fill(backbone, classifier, facts["num_classes"], converted)
+
+
+def _of_own_size(
+    facts: Facts, size: int | None, classifier: str | None, state: weights.State
+) -> tuple[Backbone, list[str]] | None:
+    """Return a network for images of its weights' own size with these weights, and lines for the user.
+
+    timm resizes the position embeddings of some networks when it loads them. Others do so with every image, such as
+    CLIP's ResNets: they take images of another ``size``, but weights of their own only.
+
+    Returns:
+        None where the network is of that size already, or the weights do not fit either.
+    """
+    own = facts["input_size"][1]
+    if size in (None, own):
+        return None
+    backbone = build(facts["architecture"], classifier, 0, own)
+    with suppress(Misfit):
+        return backbone, _fill(backbone, facts, state)
+    return None
 
 
 def facts_of(name: str) -> Facts:
