@@ -215,6 +215,18 @@ def test_a_layout_that_timm_converts_is_taken(case_of: Callable[[str], Case], tm
     assert other.classes is None
 
 
+@pytest.mark.parametrize("missing", ["blocks.3.norm1.bias", "blocks.3.mlp.fc1.bias", "norm.weight", "cls_token"])
+def test_a_converted_layout_without_one_tensor_is_refused(
+    missing: str, case_of: Callable[[str], Case], tmp_path: Path
+) -> None:
+    """timm would start from zeros or ones in its place."""
+    case = case_of("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    state = {name: tensor for name, tensor in case.network.state_dict().items() if name != missing}
+    torch.save({name: tensor for name, tensor in state.items() if "head" not in name}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=f"not the weights of timm:vit_tiny.*{missing}"):
+        open_pretrained(BackboneConfig(source=case.source, weights=tmp_path / "a.pt", size=32))
+
+
 def test_a_network_that_resizes_embeddings_with_every_image_takes_weights_of_its_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,16 +246,25 @@ def _converted(facts: Facts, classifier: str | None, size: int | None, state: we
     """
     rows = facts["num_classes"]
     logging.getLogger("timm").setLevel(logging.ERROR)  # it lists all tensors that it does not use
+    # timm loads some networks without asking for every tensor. What the file gives is found by a file of NaN: whatever
+    # timm makes of it is NaN too.
+    nothing = {name: torch.full_like(t, torch.nan) if t.is_floating_point() else t for name, t in state.items()}
     for head in (rows, 1) if classifier else (0,):  # a classifier of other rows than timm's is dropped by it
-        loading = {"pretrained": True, "pretrained_cfg": {**facts, "state_dict": state}}
         with suppress(Exception):  # the conversions stumble over other networks' tensors in many ways
-            # timm loads some networks without asking for every tensor. What the file does not give is random, and
-            # differs between two networks.
-            first, second = (create(facts["architecture"], head, size, **loading).state_dict() for _ in range(2))
-            if all(torch.equal(first[name], second[name]) for name in first if not _is_head(name, classifier, head)):
-                return {name: first[name] for name in first if head == rows or not _is_head(name, classifier, head)}
+            marked, loaded = (_loaded(facts, head, size, tensors) for tensors in (nothing, state))
+            body = [tensor for name, tensor in marked.items() if not _is_head(name, classifier)]
+            if all(tensor.isnan().any() for tensor in body if tensor.is_floating_point()):
+                return {
+                    name: tensor for name, tensor in loaded.items() if head == rows or not _is_head(name, classifier)
+                }
     return None
 
 
-def _is_head(name: str, classifier: str | None, rows: int) -> bool:
-    return classifier is not None and rows == 1 and name.startswith(f"{classifier}.")
+def _loaded(facts: Facts, rows: int, size: int | None, state: weights.State) -> weights.State:
+    """Return the tensors of timm's network after it has loaded these."""
+    loading = {"pretrained": True, "pretrained_cfg": {**facts, "state_dict": state}}
+    return create(facts["architecture"], rows, size, **loading).state_dict()
+
+
+def _is_head(name: str, classifier: str | None) -> bool:
+    return classifier is not None and name.startswith(f"{classifier}.")
