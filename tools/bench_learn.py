@@ -4,7 +4,8 @@
         [--precision fp32] [--cuda-graph off on] [--together] [--json FILE]
 
 Activations are written to a temporary file and memory-mapped, as in a run; the printed peak memory is that of the
-process so far. A run trains 75,000 steps by default. On a GPU, time a few thousand steps: the first are slow.
+process so far. A run trains 75,000 steps by default. On a GPU, time a few thousand steps: the first are slow. Beside
+other work on a CPU, the CPU seconds of a step say more than its rate; they include what the few steps are framed by.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,11 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 folder = Path(temporary) / method / graph
                 task = PredictorTraining(method, StepReader(bank, 0), config, context)
+                began = time.process_time()
                 rate = train({folder: task}, {}, StopFlag(context))[method]
+                cpu = (time.process_time() - began) / args.steps
                 rates[method][graph] = rate
                 print(
                     f"{method}{', CUDA graph' if graph == 'on' else ''}: {rate:.2f} it/s "
-                    f"({75_000 / rate / 60:.1f} min for 75,000 steps), peak {peak_memory_gib(context.device):.1f} GiB",
+                    f"({75_000 / rate / 60:.1f} min for 75,000 steps), {cpu:.2f} CPU s a step, "
+                    f"peak {peak_memory_gib(context.device):.1f} GiB",
                     flush=True,
                 )
             if args.json:
@@ -83,8 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reader = StepReader(bank, 0)
             tasks = {Path(temporary) / f"{name}-together": PredictorTraining(name, reader, config, context)
                      for name in args.methods}  # fmt: skip
+            began = time.process_time()
             seconds = sum(1 / rate for rate in train(tasks, {}, StopFlag(context)).values())
-            print(f"side by side: {1 / seconds:.2f} steps of all a second ({75_000 * seconds / 3600:.1f} h for 75,000)")
+            cpu = (time.process_time() - began) / args.steps
+            print(
+                f"side by side: {1 / seconds:.2f} steps of all a second ({75_000 * seconds / 3600:.1f} h for 75,000), "
+                f"{cpu:.2f} CPU s a step of all"
+            )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_whole_run(
 
     origin = json.loads((config.run_dir / "provenance.json").read_text())["backbone"]
     assert origin["licence"] and origin["trained_on"] and origin["novel_seen"] is None
-    report = (config.run_dir / "evaluate" / "report.html").read_text()
+    report = html.unescape((config.run_dir / "evaluate" / "report.html").read_text())
     assert name in report and origin["trained_on"] in report
 
 

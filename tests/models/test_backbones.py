@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.models import byobnet
 from torch import nn
 from torchvision.models import _api, convnext, vision_transformer
 
 from dist_train.config import BackboneConfig
+from dist_train.errors import UserError
 from dist_train.models.backbones import Pretrained, build, open_pretrained
 from dist_train.models.backbones.ours import untrained
 
@@ -211,6 +213,41 @@ def test_a_layout_that_timm_converts_is_taken(case_of: Callable[[str], Case], tm
         assert torch.equal(opened.backbone.features(images), wanted)
         assert torch.equal(other.backbone.features(images), wanted)
     assert other.classes is None
+
+
+@pytest.mark.parametrize("missing", ["blocks.3.norm1.bias", "blocks.3.mlp.fc1.bias", "norm.weight", "cls_token"])
+def test_a_converted_layout_without_one_tensor_is_refused(
+    missing: str, case_of: Callable[[str], Case], tmp_path: Path
+) -> None:
+    """timm would start from zeros or ones in its place."""
+    case = case_of("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    state = {name: tensor for name, tensor in case.network.state_dict().items() if name != missing}
+    torch.save({name: tensor for name, tensor in state.items() if "head" not in name}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=f"not the weights of timm:vit_tiny.*{missing}"):
+        open_pretrained(BackboneConfig(source=case.source, weights=tmp_path / "a.pt", size=32))
+
+
+def test_a_network_that_resizes_embeddings_with_every_image_takes_weights_of_its_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, whole = "resnet50_clip", byobnet.model_cfgs["resnet50_clip"]
+    blocks = tuple(replace(block, d=1, c=block.c // 8) for block in whole.blocks)
+    monkeypatch.setitem(byobnet.model_cfgs, name, replace(whole, blocks=blocks))
+    network, path = randomise(timm.create_model(name)), tmp_path / "clip.safetensors"
+    save_file(network.state_dict(), path)
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        wanted = network.forward_head(network.forward_features(images), pre_logits=True)
+        opened = open_pretrained(BackboneConfig(source=f"timm:{name}.openai", weights=path, size=96))
+        assert torch.equal(opened.backbone.features(images), wanted)
+        again = build(json.loads(json.dumps(opened.backbone.architecture))).eval()
+        again.load_state_dict(opened.backbone.state_dict())
+        assert torch.equal(again.features(images), wanted)
+    assert opened.preprocessing.size == 96
+    save_file({key: tensor for key, tensor in network.state_dict().items() if key != "head.q.bias"}, path)
+    for size in (96, 224):
+        with pytest.raises(UserError, match=r"not the weights of timm:resnet50_clip\.openai: .*head\.q\.bias"):
+            open_pretrained(BackboneConfig(source=f"timm:{name}.openai", weights=path, size=size))
 
 
 def test_an_image_tower_gives_features_before_its_projection(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython)
 
 
 def under_torchrun(config: Config, reference: dict[str, Any]) -> Path:
-    key = json.dumps([to_dict(config.pretrain), to_dict(config.learn)])
+    key = json.dumps([to_dict(part) for part in (config.pretrain, config.networks, config.learn, config.evaluate)])
     if key not in reference:
         config = replace(config, runs=reference["folder"], name=f"run-{len(reference)}")
         path = reference["folder"] / f"{config.name}.yaml"
@@ -158,6 +158,66 @@ def test_a_vit_that_is_trained_further_is_preempted_and_ends_in_the_same_table(
     whole = under_torchrun(chain.config, reference)
     one, other = (checkpoint.load(run / "pretrain" / "final").tensors["model"] for run in (chain.run, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.long
+def test_networks_of_rows_are_preempted_and_end_in_the_same_table(
+    make_chain: Make, reference: dict[str, Any], capsys: Any
+) -> None:
+    """The stage ``networks`` is stopped in the triplet network's training, then in that of a draw's network."""
+    networks = {"triplet_epochs": 60, "finetune_epochs": 60, "global_batch": 24, "precision": "fp32", "log_every": 1,
+                "checkpoint_every": 20, "draws": 1}  # fmt: skip
+    rows = ["mean", "triplet_network", "triplet_network1", "finetune_network"]
+    chain = make_chain(networks=networks, evaluate={"methods": rows, "shots": [1, 2]})
+    assert chain.submit() == 0
+    printed = capsys.readouterr().out
+    assert [line.split(":")[0] for line in printed.splitlines()[:5]] == [
+        "pretrain", "extract", "networks", "learn", "evaluate",
+    ]  # fmt: skip
+    trainings = ["networks/triplet_network", "networks/finetune_network/seed0-draw0-shots1"]
+    for count, (training, event) in enumerate(zip(trainings, (usr2, preempted), strict=True), start=1):
+        chain.wait(lambda training=training: len(chain.rows(training)) > 5)  # type: ignore[misc]
+        event(chain, "networks")
+        chain.wait(lambda count=count: chain.restarts("networks") >= count)  # type: ignore[misc]
+    chain.wait(lambda: chain.finished(), 600)
+    assert set(chain.table()) == set(rows)
+    same(chain, reference)
+    whole = under_torchrun(chain.config, reference)
+    for training in (*trainings, "networks/finetune_network/seed0-draw0-shots2"):
+        one, other = (metrics.read_metrics(run / training / "metrics.jsonl") for run in (chain.run, whole))
+        assert metrics.reproducible(one) == metrics.reproducible(other)
+        assert (chain.run / training / "base_val.f16.npy").read_bytes() == (
+            whole / training / "base_val.f16.npy"
+        ).read_bytes()
+    assert main(["status", str(chain.run)]) == 0
+    assert "networks  done" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_two_nodes_share_the_draws_of_a_table_and_are_preempted_in_it(make_chain: Make, tmp_path: Path) -> None:
+    """Rows that were complete stay; the table is that of one process."""
+    steps = {"finetune_steps": 100.0, "logistic_steps": 100.0}
+    options = {"methods": ["nn", "mean", "finetune", "ridge", "logistic"], "draws": 60, "shots": [1, 2, 5]}
+    chain = make_chain(evaluate={**options, "options": steps})
+    assert chain.submit() == 0
+    rows = chain.run / "evaluate" / "rows"
+    chain.wait(lambda: (rows / "mean.json").is_file())
+    kept = {name: (rows / f"{name}.json").stat().st_mtime_ns for name in ("nn", "mean")}
+    preempted(chain, "evaluate")
+    chain.wait(lambda: chain.restarts("evaluate") >= 1)
+    assert not (rows / "logistic.json").exists(), "preempted too late"
+    chain.wait(lambda: chain.finished())
+    assert kept == {name: (rows / f"{name}.json").stat().st_mtime_ns for name in kept}
+    log = (jobs.folder(chain.run) / f"{chain.job('evaluate')}_0_log.out").read_text()
+    assert log.count("2 rank(s) on n1, n2") == 2, log
+
+    alone = replace(chain.config, runs=tmp_path / "alone")
+    shutil.copytree(chain.run, alone.run_dir, ignore=shutil.ignore_patterns("evaluate", "launch"))
+    path = tmp_path / "alone.yaml"
+    path.write_text(yaml.safe_dump(to_dict(alone)))
+    assert main(["evaluate", "--config", str(path)]) == 0
+    one = json.loads((alone.run_dir / "evaluate" / "results.json").read_text())["methods"]
+    assert chain.table() == one and len(one["finetune"]["5"]["novel_top1"]["draws"]) == 60
 
 
 @pytest.mark.long

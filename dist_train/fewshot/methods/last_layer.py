@@ -30,7 +30,7 @@ class Layer:
     """Train rows [N, C] and biases [N] of a linear classifier by SGD, with a rate that falls linearly to zero.
 
     Args:
-        towards: what the weight decay draws the rows to, [N, C] or zero.
+        towards: what the weight decay draws the rows to, [N, C]; None: to zero.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Layer:
         lr: float,
         steps: int,
         decay: float = _DECAY,
-        towards: torch.Tensor | float = 0.0,
+        towards: torch.Tensor | None = None,
     ) -> None:
         self.weights, self.bias, self.lr, self.steps = weights, bias, lr, steps
         self.decay, self.towards = decay, towards
@@ -48,15 +48,18 @@ class Layer:
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits [Q, N] of inputs [Q, C]."""
-        return inputs @ self.weights.T + self.bias
+        return torch.addmm(self.bias, inputs, self.weights.T)
 
     def step(self, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Take one step; ``gradient`` [Q, N] is that of the loss with respect to the logits of ``inputs``."""
-        self.momentum.mul_(_MOMENTUM).add_(gradient.T @ inputs).add_(self.weights - self.towards, alpha=self.decay)
+        # In place: beside its two products a step is as fast as it moves memory, and new memory is the slowest.
+        drawn = self.weights if self.towards is None else self.weights - self.towards
+        torch.addmm(self.momentum, gradient.T, inputs, beta=_MOMENTUM, out=self.momentum)
+        self.momentum.add_(drawn, alpha=self.decay)
         self.momentum_bias.mul_(_MOMENTUM).add_(gradient.sum(0))
         lr = self.lr * (1 - self.step_count / self.steps)
-        self.weights -= lr * self.momentum
-        self.bias -= lr * self.momentum_bias
+        self.weights.add_(self.momentum, alpha=-lr)
+        self.bias.add_(self.momentum_bias, alpha=-lr)
         self.step_count += 1
 
 
@@ -103,7 +106,7 @@ class LastLayer(Method):
             # The gradient of the weighted cross-entropy with respect to the logits.
             gradient = torch.softmax(layer(inputs), dim=1)
             gradient[torch.arange(len(labels_of_batch)), labels_of_batch] -= 1
-            layer.step(inputs, gradient * _weights(share, len(picked), novel.device))
+            layer.step(inputs, _weigh(gradient, share))
         return lambda queries: layer(self.embed(queries))
 
     def _base_rows(self, rng: np.random.RandomState) -> np.ndarray:
@@ -151,7 +154,7 @@ class LikeAChild(Method):
             whole = torch.logaddexp(torch.cat([sums, novel_sums[picked]]), logits.logsumexp(1))
             gradient = (logits - whole[:, None]).exp()
             gradient[torch.arange(_BATCH, len(gradient)), labels[picked]] -= 1
-            layer.step(inputs, gradient * _weights(share, len(picked), novel.device))
+            layer.step(inputs, _weigh(gradient, share))
         return layer
 
 
@@ -169,11 +172,12 @@ def _share(novel: torch.Tensor, base: Base) -> float:
     return len(novel) / (len(novel) + len(base.train.rows))
 
 
-def _weights(share: float, novel: int, device: torch.device) -> torch.Tensor:
-    """Return the weights [B, 1] of a step's images in its loss: base images, then the ``novel`` ones, which together
-    weigh ``share``."""
-    groups = ((1 - share, _BATCH), (share, novel))
-    return torch.cat([torch.full((count, 1), weight / max(count, 1), device=device) for weight, count in groups])
+def _weigh(gradient: torch.Tensor, share: float) -> torch.Tensor:
+    """Scale a step's gradient [B, N] by its images' weights, in place, and return it: base images come first, then the
+    novel ones, which together weigh ``share``."""
+    gradient[:_BATCH] *= (1 - share) / _BATCH
+    gradient[_BATCH:] *= share / max(len(gradient) - _BATCH, 1)
+    return gradient
 
 
 def _load(base: Base, rows: np.ndarray) -> torch.Tensor:

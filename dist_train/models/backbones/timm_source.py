@@ -74,20 +74,57 @@ def opened(facts: Facts, source: str, path: Path, state: weights.State, size: in
         raise UserError(f"backbone.size={size}: {source} does not take that size ({line})") from None
     check_size(backbone, preprocessing.size, source)
     notes: list[str] = []
-    classifier = backbone.architecture["classifier"]
-    if classifier is None:
+    if backbone.architecture["classifier"] is None:
         state, notes = _without_heads(facts, state)
     try:
-        notes += fill(backbone, classifier, facts["num_classes"], state)
+        notes += _fill(backbone, facts, state)
     except Misfit as error:
-        converted = _converted(facts, classifier, fixed, state)
-        if converted is None:
+        larger = _of_own_size(facts, fixed, backbone.architecture["classifier"], state)
+        if larger is None:
             raise weights.refuse_misfit(path, source, str(error)) from None
-        notes += fill(backbone, classifier, facts["num_classes"], converted)
+        backbone, more = larger
+        check_size(backbone, preprocessing.size, source)
+        notes += more
     own = bool(backbone.head.out_features) == bool(classes)
     classes = classes if own else None
     origin = Origin.of(source, path, facts.get("license"), seen_by_tag(facts.get("tag", ""), classes), own)
     return Pretrained(backbone, preprocessing, classes, origin, tuple(notes))
+
+
+def _fill(backbone: Backbone, facts: Facts, state: weights.State) -> list[str]:
+    """Load a file's tensors into a network, after timm's own conversion where they need one; return lines for the user.
+
+    Raises:
+        Misfit: they are not those of the network.
+    """
+    classifier = backbone.architecture["classifier"]
+    try:
+        return fill(backbone, classifier, facts["num_classes"], state)
+    except Misfit:
+        converted = _converted(facts, classifier, backbone.architecture.get("size"), state)
+        if converted is None:
+            raise
+        return fill(backbone, classifier, facts["num_classes"], converted)
+
+
+def _of_own_size(
+    facts: Facts, size: int | None, classifier: str | None, state: weights.State
+) -> tuple[Backbone, list[str]] | None:
+    """Return a network for images of its weights' own size with these weights, and lines for the user.
+
+    timm resizes the position embeddings of some networks when it loads them. Others do so with every image, such as
+    CLIP's ResNets: they take images of another ``size``, but weights of their own only.
+
+    Returns:
+        None where the network is of that size already, or the weights do not fit either.
+    """
+    own = facts["input_size"][1]
+    if size in (None, own):
+        return None
+    backbone = build(facts["architecture"], classifier, 0, own)
+    with suppress(Misfit):
+        return backbone, _fill(backbone, facts, state)
+    return None
 
 
 def facts_of(name: str) -> Facts:
@@ -209,16 +246,25 @@ def _converted(facts: Facts, classifier: str | None, size: int | None, state: we
     """
     rows = facts["num_classes"]
     logging.getLogger("timm").setLevel(logging.ERROR)  # it lists all tensors that it does not use
+    # timm loads some networks without asking for every tensor. What the file gives is found by a file of NaN: whatever
+    # timm makes of it is NaN too.
+    nothing = {name: torch.full_like(t, torch.nan) if t.is_floating_point() else t for name, t in state.items()}
     for head in (rows, 1) if classifier else (0,):  # a classifier of other rows than timm's is dropped by it
-        loading = {"pretrained": True, "pretrained_cfg": {**facts, "state_dict": state}}
         with suppress(Exception):  # the conversions stumble over other networks' tensors in many ways
-            # timm loads some networks without asking for every tensor. What the file does not give is random, and
-            # differs between two networks.
-            first, second = (create(facts["architecture"], head, size, **loading).state_dict() for _ in range(2))
-            if all(torch.equal(first[name], second[name]) for name in first if not _is_head(name, classifier, head)):
-                return {name: first[name] for name in first if head == rows or not _is_head(name, classifier, head)}
+            marked, loaded = (_loaded(facts, head, size, tensors) for tensors in (nothing, state))
+            body = [tensor for name, tensor in marked.items() if not _is_head(name, classifier)]
+            if all(tensor.isnan().any() for tensor in body if tensor.is_floating_point()):
+                return {
+                    name: tensor for name, tensor in loaded.items() if head == rows or not _is_head(name, classifier)
+                }
     return None
 
 
-def _is_head(name: str, classifier: str | None, rows: int) -> bool:
-    return classifier is not None and rows == 1 and name.startswith(f"{classifier}.")
+def _loaded(facts: Facts, rows: int, size: int | None, state: weights.State) -> weights.State:
+    """Return the tensors of timm's network after it has loaded these."""
+    loading = {"pretrained": True, "pretrained_cfg": {**facts, "state_dict": state}}
+    return create(facts["architecture"], rows, size, **loading).state_dict()
+
+
+def _is_head(name: str, classifier: str | None) -> bool:
+    return classifier is not None and name.startswith(f"{classifier}.")
