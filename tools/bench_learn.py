@@ -46,20 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures here, after each method")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, contexts.start() as context:
-        draw = torch.Generator(context.device).manual_seed(0)
-        path = Path(temporary) / "rows.npy"
-        rows = np.lib.format.open_memmap(path, "w+", np.float16, (args.classes * args.per_class, args.dim))
-        means = np.empty((args.classes, args.dim), np.float32)
-        for label in range(args.classes):
-            block = torch.rand(args.per_class, args.dim, generator=draw, device=context.device)
-            rows[label * args.per_class : (label + 1) * args.per_class] = block.half().cpu().numpy()
-            means[label] = block.mean(0).cpu().numpy()
-        del rows
-        offsets = np.arange(args.classes + 1) * args.per_class
-        table = Activations(np.load(path, mmap_mode="c"), np.arange(offsets[-1]), offsets)
-        val = Activations(np.asarray(table.rows[: 2 * args.classes]), np.arange(2 * args.classes),
-                          np.arange(args.classes + 1) * 2)  # fmt: skip
-        bank = Bank(table, val, means, torch.from_numpy(means), context)
+        bank = random_bank(Path(temporary) / "rows.npy", args.classes, args.per_class, args.dim, context)
         print(f"{args.classes} classes, {args.dim} channels, {args.precision}, {context.device}")
         rates: dict[str, dict[str, float]] = defaultdict(dict)
         for method in args.methods:
@@ -95,6 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"side by side: {1 / seconds:.2f} steps of all a second ({75_000 * seconds / 3600:.1f} h for 75,000), "
                 f"{cpu:.2f} CPU s a step of all"
             )
+
+
+def random_bank(path: Path, classes: int, per_class: int, dim: int, context: contexts.Context) -> Bank:
+    """Write random activations to a file, and return them memory-mapped."""
+    draw = torch.Generator(context.device).manual_seed(0)
+    rows = np.lib.format.open_memmap(path, "w+", np.float16, (classes * per_class, dim))
+    means = np.empty((classes, dim), np.float32)
+    for label in range(classes):
+        block = torch.rand(per_class, dim, generator=draw, device=context.device)
+        rows[label * per_class : (label + 1) * per_class] = block.half().cpu().numpy()
+        means[label] = block.mean(0).cpu().numpy()
+    del rows
+    offsets = np.arange(classes + 1) * per_class
+    table = Activations(np.load(path, mmap_mode="c"), np.arange(offsets[-1]), offsets)
+    val = Activations(np.asarray(table.rows[: 2 * classes]), np.arange(2 * classes), np.arange(classes + 1) * 2)
+    return Bank(table, val, means, torch.from_numpy(means), context)
 
 
 if __name__ == "__main__":
