@@ -53,6 +53,11 @@ ELSEWHERE = {
     'dist-train run --config tiny_imagenet --name tiny --evaluate.methods "[nn, phi2, finetune, triplet, '
     'finetune_network, triplet_network, triplet_network10, triplet_network1]"': "stages/test_networks.py",
     "dist-train doctor --cluster my_site.yaml": "slurm/test_chain.py",
+    "for n in 1 2 3; do": "launch/grid/test_seeds.py",
+    "dist-train launch slurm --here --cluster dev --config tiny_imagenet --name s$n --seed $n --evaluate.seed $n "
+        "--sweep learn.seed=1,2,3": "launch/grid/test_seeds.py",
+    "done": "launch/grid/test_seeds.py",
+    "dist-train collect runs/s1 runs/s2 runs/s3": "launch/grid/test_seeds.py",
     "dist-train launch slurm --config imagenet --cluster my_site.yaml --dry-run": "launch/slurm/test_profile.py",
     "dist-train launch slurm --config imagenet --cluster my_site.yaml --name first --pack.train "
     "ILSVRC2012_img_train.tar --pack.val ILSVRC2012_img_val.tar --pack.devkit ILSVRC2012_devkit_t12.tar.gz":

@@ -109,7 +109,8 @@ def _without_each(sample: Sample, fewer: torch.Tensor, taken: float, ridge: torc
     means, inverse = sample.means(), 1 / (fewer + ridge / sample.counts[:, None])
     weighted, squared = inverse * means, inverse.square() * fewer
     scores = []
-    for photos in torch.arange(len(sample.labels), device=means.device).split(4096):  # so that memory is bounded
+    for start in range(0, len(sample.labels), 4096):  # so that memory is bounded
+        photos = slice(start, start + 4096)
         x, labels = sample.activations[photos], sample.labels[photos]
         d, n = x - means[labels], sample.counts[labels]
         rest = (n - 1).clamp(min=1)
