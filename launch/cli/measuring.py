@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from dist_train.data.account import SHOWN, Account
 from dist_train.errors import UserError
 from dist_train.files import write_text
-from dist_train.names import shown, utf8
+from dist_train.names import shown, spelt, utf8
 from launch.cli.create import photos_of_folder
 from launch.cli.photo_arguments import check_files, find_photos, print_account
 from launch.cli.signature import Option, Options
@@ -180,7 +180,7 @@ def _class_lines(measurement: Measurement) -> list[str]:
 
 def _mistake_lines(measurement: Measurement) -> Sequence[str]:
     worst = measurement.worst(_MISTAKES)
-    lines = [f"{shown(photo.photo)}: {shown(photo.answer)}, {100 * photo.probability:.1f}%, but is {shown(photo.truth)}"
+    lines = [f"{shown(spelt(photo.photo))}: {shown(photo.answer)}, {100 * photo.probability:.1f}%, but is {shown(photo.truth)}"
              for photo in worst]  # fmt: skip
     return ["", "the wrong answers that it was surest of:", *lines] if lines else []
 
