@@ -94,11 +94,15 @@ def test_a_class_without_a_usable_photo_is_named_and_the_others_are_measured(
     assert f"{photos}: 2 classes have a folder without a usable photo, not measured: blue, green" in said.err
     assert "5 photos of 1 of its 3 classes" in said.out
     assert [row["name"] for row in json.loads(out.read_text())["per_class"]] == ["red"]
+    assert "of no class of the model" not in said.err
     (photos / "green" / "notes.txt").write_text("text")
+    (photos / "okapi").mkdir()  # empty, as a folder whose name has a slip
+    (photos / "zebra").mkdir()
     copy = tmp_path / "copy"
     assert main(["adapt", str(model), "--out", str(copy), "--held_out", str(photos)]) == 0
     said = capsys.readouterr()
     assert "not measured: blue, green" in said.err and "of the photos in" in said.out
+    assert f"{photos}: 2 folders of no class of the model, without a photo: okapi, zebra" in said.err
     out.unlink()
     for broken, wanted in ((True, "no photo in it can be decoded; "), (False, "hold no photo; add some")):
         shutil.rmtree(photos / "red", ignore_errors=True)
