@@ -77,7 +77,7 @@ def trained_method(config: Config, name: str) -> type[RowMethod]:
     folder, kind = config.run_dir, row_method(name)
     if not (folder / "learn" / kind.learned(name) / "final").is_dir():
         trained = ", ".join(trained_methods(folder))
-        raise UserError(f"{folder}: {name} was not trained; give one of {trained}, or learn it first")
+        raise UserError(f"--method {name}: was not trained; give one of {trained}, or learn it first in {folder}")
     return kind
 
 

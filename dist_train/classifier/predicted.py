@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.backbones import Backbone
 from dist_train.models.predictor import RowClassifier
+from dist_train.names import shown
 
 RULES = get_args(Rule)
 
@@ -30,7 +32,7 @@ def check_rule(rule: str) -> None:
         UserError: there is no such rule.
     """
     if rule not in RULES:
-        raise UserError(f"rule {rule!r}: give one of {', '.join(RULES)}")
+        raise UserError(f"--rule {shown(rule)}: give one of {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,9 @@ def row_method(name: str) -> type[RowMethod]:
     Raises:
         UserError: there is no such method, or it gives no rows.
     """
-    kind = METHODS.get(name)
-    if kind is None or not issubclass(kind, RowMethod):
-        names = [name for name, kind in METHODS.items() if issubclass(kind, RowMethod)]
-        raise UserError(f"method {name!r}: a classifier is made of one of {', '.join(names)}")
-    return kind
+    rows = {name: kind for name, kind in METHODS.items() if issubclass(kind, RowMethod)}
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"--method {shown(name)}: no model is made with it; {meant}give one of {', '.join(rows)}")
+    return rows[name]
