@@ -139,11 +139,11 @@ class Member:
         dim = self.activations.shape[1]
         if kept.ndim != 2 or kept.shape[1] != dim or not bool(kept.isfinite().all()):
             raise UserError(f"class {self.name!r}: shape {list(kept.shape)}; give finite activations [k, {dim}], of at "
-                            f"most 65504")  # fmt: skip
+                            f"most 65504", "model.broken")  # fmt: skip
         largest = activations.abs().amax(1)
         if bool(((largest > 0) & (largest < _SMALLEST)).any()):
             raise UserError(f"class {self.name!r}: activations of at most {largest.max():.1e}, too small for half "
-                            f"precision; give a network that is trained")  # fmt: skip
+                            f"precision; give a network that is trained", "model.broken")  # fmt: skip
         photos = list(photos) or [NewPhoto(activation_id(row)) for row in kept]
         given: dict[str, NewPhoto] = {}
         twins = self.twins(kept, [photo.id for photo in photos])
@@ -212,8 +212,8 @@ def short_hash(data: bytes) -> str:
 
 
 def file_name(path: str | Path) -> str:
-    """Return the name of a photo's file as it is kept: without folders and without characters that cannot be seen. Bytes
-    that are not UTF-8 are as ``names.spelt`` has them, so that no other name looks the same."""
+    """Return the name of a photo's file as it is kept: without folders and without characters that cannot be seen.
+    Bytes that are not UTF-8 are as ``names.spelt`` has them, so that no other name looks the same."""
     return shown(spelt(Path(path).name))[:MAX_NAME]
 
 

@@ -68,7 +68,8 @@ def choose(
         if chosen is None or accuracy > chosen[0]:
             chosen = accuracy, temperature, fit, name
     if chosen is None:
-        raise UserError(f"--head {heads[0]}: needs a class of two photos or more; add some, or take --head mean")
+        raise UserError(f"--head {heads[0]}: needs a class of two photos or more; add some, or take --head mean",
+                        "photos.few")  # fmt: skip
     _, temperature, fit, name = chosen
     rows, offset, held_out = (tensor / temperature for tensor in (fit.rows, fit.offset, fit.held_out))
     tempered = Fit(rows, offset, fit.unit, held_out, fit.strength)

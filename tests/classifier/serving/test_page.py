@@ -124,7 +124,7 @@ def said(page: Any, text: str) -> None:
 
 
 def go_to(page: Any, view: str) -> None:
-    """Open a view by its link, and wait until it is shown: photos that are dropped earlier belong to the view before."""
+    """Open a view by its link, and wait until it is shown: photos dropped earlier belong to the view before."""
     page.click(f"nav a[href='#{view}']")
     page.wait_for_selector(f"#{view}", state="visible")
 
