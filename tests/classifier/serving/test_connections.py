@@ -191,7 +191,7 @@ def test_a_broken_chunk_is_answered_while_the_application_waits_for_the_body(
                 wait_until_read(web, raw)
             raw.sendall(sent)
             code, body = answer(raw)
-        assert code == 400 and "Invalid HTTP request received." in body
+        assert code == 400 and "Invalid HTTP request received." in body and "HTTP/1.1" not in body  # a single answer
     assert web.get("/api/v1/models/model").status_code == 200
 
 
