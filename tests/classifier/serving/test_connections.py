@@ -185,14 +185,17 @@ def test_a_broken_chunk_is_answered_while_the_application_waits_for_the_body(
 ) -> None:
     """The application has the request already, or gets it with the broken chunk; it goes on for others."""
     web = page(client=2)
-    for _ in range(3):  # more than a client may have at a time: none of them is still counted afterwards
-        with connect(web, UPLOAD + CHUNKED + b"\r\n" + (chunk(FILE) if waits else b"")) as raw:
+    with ExitStack() as stack:
+        for _ in range(3):  # more than a client may have at a time: none counts any more, though all stay open
+            raw = stack.enter_context(connect(web, UPLOAD + CHUNKED + b"\r\n" + (chunk(FILE) if waits else b"")))
             if waits:
                 wait_until_read(web, raw)
             raw.sendall(sent)
             code, body = answer(raw)
-        assert code == 400 and "Invalid HTTP request received." in body and "HTTP/1.1" not in body  # a single answer
-    assert web.get("/api/v1/models/model").status_code == 200
+            assert (
+                code == 400 and "Invalid HTTP request received." in body and "HTTP/1.1" not in body
+            )  # a single answer
+        assert web.get("/api/v1/models/model").status_code == 200
 
 
 def test_what_is_no_request_is_answered_after_the_request_before_it(page: Page) -> None:
