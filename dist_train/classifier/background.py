@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,14 @@ def of_features(path: Path, dim: int) -> Background:
         UserError: the file cannot be read, or does not hold finite activations of ``dim`` numbers with a label each.
     """
     option = f"--base_features {path}"
-    raw = read_raw(path, "--base_features", FeaturesConfig(train=path, val=path))
+    try:
+        raw = read_raw(path, option, FeaturesConfig(train=path, val=path))
+    except UserError as error:  # the remedy of a run, whose keys name the arrays; here they have their usual names
+        raise UserError(
+            re.sub(r"; name it by features\.activations.*", "; write it under this name", f"{error}")
+        ) from None
     if raw.shape[1] != dim:
-        raise UserError(f"{option}: has activations of {raw.shape[1]} numbers; this network's have {dim}")
+        raise UserError(f"{option}: has activations of {raw.shape[1]} numbers; give those of this network, of {dim}")
     rows = np.concatenate([piece.astype(np.float32) for piece in raw.pieces()])
     if not np.isfinite(rows).all():
         raise UserError(f"{option}: has activations that are not finite; leave them out")

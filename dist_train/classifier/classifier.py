@@ -17,7 +17,7 @@ from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Answer, Class, Head, Prediction, checked_confidence, checked_topk
 from dist_train.classifier.history import History
 from dist_train.classifier.kept import Member, NewPhoto
-from dist_train.classifier.maker import HeadMaker
+from dist_train.classifier.maker import HeadMaker, check_kind
 from dist_train.classifier.model_folder import Saved
 from dist_train.classifier.model_json import Deed, check_added, check_network
 from dist_train.classifier.network import Network
@@ -91,9 +91,8 @@ class Classifier(ClassList):
 
     @rule.setter
     def rule(self, rule: str) -> None:
-        if not isinstance(self.maker, PredictedHead):
-            raise UserError(f"rule {rule!r}: is of models from a run, and this model's head is fitted to its photos; "
-                            f"leave it out")  # fmt: skip
+        check_kind(self.fitted, rule=rule)
+        assert isinstance(self.maker, PredictedHead)
         maker = replace(self.maker, rule=rule)
         self._change(Deed(kind="rule", name=rule), self._members, maker)
 
@@ -103,9 +102,8 @@ class Classifier(ClassList):
         Raises:
             UserError: there is no such head, or the model comes from a run.
         """
-        if not isinstance(self.maker, FittedHeads):
-            raise UserError(f"--head {name}: is of models of photos alone; this model comes from a run, and its "
-                            f"--method is chosen when it is made")  # fmt: skip
+        check_kind(self.fitted, head=name)
+        assert isinstance(self.maker, FittedHeads)
         maker = replace(self.maker, head=name, strength=None)
         self._change(Deed(kind="head", name=name), self._members, maker)
 

@@ -80,8 +80,8 @@ def trained_method(config: Config, name: str) -> type[RowMethod]:
     folder, kind = config.run_dir, row_method(name)
     if not (folder / "learn" / METHODS[name].learned(name) / "final").is_dir():
         trained, learned = ", ".join(trained_methods(folder)), METHODS[name].learned(name)
-        what = f"{name} was" if learned == name else f"{name} needs {learned}, which was"
-        raise UserError(f"{folder}: {what} not trained; give one of {trained}, or learn it first")
+        what = "was" if learned == name else f"needs {learned}, which was"
+        raise UserError(f"--method {name}: {what} not trained; give one of {trained}, or learn it first in {folder}")
     return kind
 
 

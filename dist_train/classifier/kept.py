@@ -14,7 +14,7 @@ from PIL import Image
 
 from dist_train.classifier.head import Class
 from dist_train.errors import UserError
-from dist_train.names import shown
+from dist_train.names import shown, spelt
 
 SIDE, QUALITY = 96, 80
 """The longer side of a picture in pixels, and its JPEG quality: 2 to 4 kB."""
@@ -139,11 +139,11 @@ class Member:
         dim = self.activations.shape[1]
         if kept.ndim != 2 or kept.shape[1] != dim or not bool(kept.isfinite().all()):
             raise UserError(f"class {self.name!r}: shape {list(kept.shape)}; give finite activations [k, {dim}], of at "
-                            f"most 65504")  # fmt: skip
+                            f"most 65504", "model.broken")  # fmt: skip
         largest = activations.abs().amax(1)
         if bool(((largest > 0) & (largest < _SMALLEST)).any()):
             raise UserError(f"class {self.name!r}: activations of at most {largest.max():.1e}, too small for half "
-                            f"precision; give a network that is trained")  # fmt: skip
+                            f"precision; give a network that is trained", "model.broken")  # fmt: skip
         photos = list(photos) or [NewPhoto(activation_id(row)) for row in kept]
         given: dict[str, NewPhoto] = {}
         twins = self.twins(kept, [photo.id for photo in photos])
@@ -183,7 +183,8 @@ class Member:
         Raises:
             UserError: there is no such photo, or several have that name.
         """
-        named = [photo.id for photo in self.photos if name_or_id == photo.id or file_name(name_or_id) == photo.name]
+        wanted = (name_or_id, file_name(name_or_id))  # a name as the list of photos has it, or a file's own
+        named = [photo.id for photo in self.photos if photo.name in wanted or photo.id == name_or_id]
         if len(set(named)) > 1 and name_or_id not in named:
             raise UserError(f"class {self.name!r}: {len(named)} photos are called {shown(name_or_id)}; give one of "
                             f"their ids: {', '.join(named)}")  # fmt: skip
@@ -211,8 +212,9 @@ def short_hash(data: bytes) -> str:
 
 
 def file_name(path: str | Path) -> str:
-    """Return the name of a photo's file as it is kept: without folders and without characters that cannot be seen."""
-    return shown(Path(path).name)[:MAX_NAME]
+    """Return the name of a photo's file as it is kept: without folders and without characters that cannot be seen.
+    Bytes that are not UTF-8 are as ``names.spelt`` has them, so that no other name looks the same."""
+    return shown(spelt(Path(path).name))[:MAX_NAME]
 
 
 def small_picture(pixels: torch.Tensor) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.measuring import BINS, Confusion, MeasuredPhoto, Measurement
 from dist_train.errors import UserError
+from dist_train.names import spelt
 from dist_train.report.chart import Label, LineChart, Series, line_chart
 from dist_train.report.examples import SIDE
 from dist_train.report.page import templates
@@ -69,7 +70,10 @@ def measurement_html(
             rows=sorted(measurement.per_class, key=lambda entry: entry.top1),
             matrix=confusion_matrix(measurement),
             confusions=measurement.confusions[:_LISTED],
-            mistakes=[Mistake(photo, pictures.get(photo.photo, "")) for photo in measurement.worst(MISTAKES)],
+            mistakes=[
+                Mistake(replace(photo, photo=spelt(photo.photo)), pictures.get(photo.photo, ""))
+                for photo in measurement.worst(MISTAKES)
+            ],
             reliability=_reliability(measurement),
             curve=_threshold_curve(measurement),
             facts=facts,

@@ -85,7 +85,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.json"
     with _WRITING, lock(folder, 10):
-        there = _about(folder)[1] if before is not None and is_model(folder) else None
+        there = _state_in(folder) if before is not None and is_model(folder) else None
         if before is not None and there not in (None, before.state):
             raise UserError(f"{folder}: was changed since it was loaded; load it again and repeat, or save elsewhere",
                             "model.changed")  # fmt: skip
@@ -202,6 +202,15 @@ def is_model(folder: Path) -> bool:
     return os.path.lexists(folder / "model.json")
 
 
+def is_fitted(folder: Path) -> bool:
+    """Return whether the model in a folder is one of photos alone; only ``model.json`` is read.
+
+    Raises:
+        UserError: there is no model, or ``model.json`` is damaged.
+    """
+    return _about(folder)[0].fitted
+
+
 @contextmanager
 def lock(folder: Path, wait: float = 0) -> Iterator[None]:
     """Hold the model folder for this process alone: for the time of a change, or as long as ``serve`` runs.
@@ -241,6 +250,14 @@ def _about(folder: Path) -> tuple[About, Part]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the model again") from None
     return parse(data, path), _state(data)
+
+
+def _state_in(folder: Path) -> Part:
+    """Return the entry of the state in a folder, which a model that was loaded is to replace."""
+    try:
+        return _about(folder)[1]
+    except UserError as error:  # it was sound when it was loaded
+        raise UserError(str(error), "model.unreadable") from None
 
 
 def _state(data: bytes) -> Part:

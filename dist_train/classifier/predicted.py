@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.backbones import Backbone
 from dist_train.models.predictor import RowClassifier
+from dist_train.names import shown
 
 MODEL_METHODS = [name for name, kind in METHODS.items() if issubclass(kind, (RowMethod, BesidePlus, BesideGaussians))]
 """Names in ``evaluate.methods`` of those that a model can be made of."""
@@ -35,7 +37,7 @@ def check_rule(rule: str) -> None:
         UserError: there is no such rule.
     """
     if rule not in RULES:
-        raise UserError(f"rule {rule!r}: give one of {', '.join(RULES)}")
+        raise UserError(f"--rule {shown(rule)}: give one of {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,10 @@ def row_method(name: str) -> type[RowMethod]:
         UserError: there is no such method, or no model can be made of it.
     """
     if name not in MODEL_METHODS:
-        raise UserError(f"method {name!r}: a classifier is made of one of {', '.join(MODEL_METHODS)}")
+        near = difflib.get_close_matches(name, MODEL_METHODS, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        known = ", ".join(MODEL_METHODS)
+        raise UserError(f"--method {shown(name)}: no model is made with it; {meant}give one of {known}")
     kind = METHODS[name] if posterior_share(name) is None else METHODS[METHODS[name].learned(name)]
     assert issubclass(kind, RowMethod)
     return kind

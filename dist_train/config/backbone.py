@@ -15,8 +15,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's channel statistics in [0, 1], RGB (torchvision's reference transforms)."""
 SOURCES = "timm:NAME, torchvision:NAME, starter or run"
-MAX_SIZE, MAX_RESIZE = 1024, 2048
-"""Pixels; a crop of 1024 is twice the largest in the literature, as work and memory grow with the square."""
+MIN_SIZE, MAX_SIZE, MAX_RESIZE = 32, 1024, 2048
+"""Pixels, the first of images for a trained network; a crop of 1024 is twice the largest in the literature, as work and
+memory grow with the square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,8 @@ class BackboneConfig:
     ViTs, get position embeddings for it."""
 
     def __post_init__(self) -> None:
-        at_least(self, "backbone", 32, "size")
-        require(self.size is None or self.size <= MAX_SIZE, "backbone.size", self.size, f"<= {MAX_SIZE}")
+        ok = self.size is None or MIN_SIZE <= self.size <= MAX_SIZE
+        require(ok, "backbone.size", self.size, f"from {MIN_SIZE} to {MAX_SIZE}")
         require(bool(self.source), "backbone.source", self.source, SOURCES)
         ok = self.weights is None or not self.download
         require(ok, "backbone.download", self.download, "left out where backbone.weights names a file")

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from dist_train.names import shown
+from dist_train.names import shown, spelt
 
 SHOWN = 20  # of a long list
 _EXAMPLES = 3  # files named on a line of those passed over
@@ -74,7 +74,7 @@ class Account:
 
     def left_out_lines(self) -> list[str]:
         """Return a line for each file that was left out, for the first ``SHOWN``."""
-        lines = [f"left out: {shown(name)}: {shown(reason)}" for name, reason in self.left_out[:SHOWN]]
+        lines = [f"left out: {shown(spelt(name))}: {shown(reason)}" for name, reason in self.left_out[:SHOWN]]
         if len(self.left_out) > SHOWN:
             lines.append(f"left out: {len(self.left_out) - SHOWN:,} more")
         return lines
@@ -83,7 +83,7 @@ class Account:
         """Return a line for each reason to pass over, with examples, and the notes."""
         lines = []
         for reason, number in self.reasons:
-            names = [shown(name) for name in self.examples[reason][:_EXAMPLES]]
+            names = [shown(spelt(name)) for name in self.examples[reason][:_EXAMPLES]]
             lines.append(f"passed over: {number:,} {reason}: {', '.join(names)}" + ", ..." * (number > len(names)))
         return lines + [shown(note) for note in self.notes]
 

@@ -92,7 +92,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     if not source.exists():
         raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
     config = None if model_folder.is_model(source) else load_config(source)
-    _check(options, network, config)
+    _check(source, options, network, config)
     out = options.out or (source if config is None else None)
     others = options.changes or config or options.rule or network.head or network.no_pictures
     writes = out is not None and bool(others or options.undo or options.out)
@@ -108,26 +108,31 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     return 0
 
 
-def _check(options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:
-    """Check options for a model, or for a run (``config``), before photos are read and networks are loaded.
+def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:
+    """Check options for the model in ``source``, or for a run (``config``), before photos are read and networks loaded.
 
     Raises:
         UserError: a value is wrong, an option is missing, or options do not belong together.
     """
+    from dist_train.classifier import model_folder
+    from dist_train.classifier.maker import check_kind
     from dist_train.classifier.predicted import check_rule
 
     others = options.changes or options.rule or network.head or network.no_pictures or options.held_out
     if config is not None and options.out is None and (others or not options.prints):
         raise UserError("--out is required: the folder for the model")
     if config is None and options.method:
-        raise UserError("--method: is chosen when a model is made of a run; give the run")
+        raise UserError(f"--method {shown(options.method)}: is chosen when a model is made of a run; {source} is a "
+                        f"model already; leave it out, or give the run")  # fmt: skip
     if options.update and not (options.photos or options.classes):
         raise UserError("--update: gives photos to classes that exist; give the photos too, by --class or --classes")
     if options.undo and (others or config):
         raise UserError("--undo: is a change of its own, of a model; give it without others")
     if options.rule:
         check_rule(options.rule)
-    if config is not None:
+    if config is None:
+        check_kind(model_folder.is_fitted(source), network.head, options.rule)
+    else:
         # Here, as it imports the stages, which a model does not need.
         from dist_train.classifier.from_run import check_finished, trained_method
 

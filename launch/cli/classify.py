@@ -99,7 +99,8 @@ def classify(
         topk: Classes to name.
         min_confidence: Probability, from 0 to 1, from which on an answer is sure; default: by the model's own
             thresholds, which 95% of known photos pass.
-        as_json: Print a JSON object a line. A name that is not UTF-8 has its bytes as \\xff in it, as in all files.
+        as_json: Print a JSON object a line. A name that is not UTF-8 has its bytes as \\xff in it, as in all files
+            and lines of answers.
     """
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.head import checked_confidence, checked_topk
@@ -187,7 +188,7 @@ def _print(answer: Answer, as_json: bool, account: Account) -> None:
     else:
         doubts = [] if answer.sure else ["not sure"]
         doubts += [f"unlike its classes, familiarity {answer.familiarity:.0f}%"] if answer.strange else []
-        print(shown(answer.photo) + (f"  ({'; '.join(doubts)})" if doubts else ""))
+        print(shown(spelt(answer.photo)) + (f"  ({'; '.join(doubts)})" if doubts else ""))
         print("\n".join(f"{100 * p.probability:7.2f}%  {p.name}" for p in answer))
     sys.stdout.flush()
 
@@ -195,7 +196,9 @@ def _print(answer: Answer, as_json: bool, account: Account) -> None:
 def _leave_out(account: Account, name: str, reason: str) -> None:
     account.taken -= 1
     account.leave_out(name, reason)
-    tqdm.write(f"dist-train: error: {shown(name)}: {shown(reason)}", file=sys.stderr)  # beside a bar, not behind it
+    tqdm.write(
+        f"dist-train: error: {shown(spelt(name))}: {shown(reason)}", file=sys.stderr
+    )  # beside a bar, not behind it
 
 
 def _json_line(content: dict[str, Any]) -> str:

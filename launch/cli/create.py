@@ -52,6 +52,7 @@ class NetworkOptions(Options):
                 other.
         """
         from dist_train.classifier.fitted import check_head
+        from dist_train.data.features.feature_set import reader_of
         from dist_train.models.backbones import check_pretrained
 
         if self.head is not None:
@@ -61,6 +62,8 @@ class NetworkOptions(Options):
         if (self.base or self.base_features) and self.head not in (None, "auto", "lda"):
             given = f"--base {self.base}" if self.base else f"--base_features {self.base_features}"
             raise UserError(f"{given}: only the head lda takes it into account; leave it out with --head {self.head}")
+        if self.base_features:
+            reader_of(self.base_features, f"--base_features {self.base_features}")
         if self.backbone is not None:
             with _as_typed():
                 check_pretrained(self.config())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from dist_train.data.account import SHOWN, Account
 from dist_train.errors import UserError
 from dist_train.files import write_text
-from dist_train.names import shown, utf8
+from dist_train.names import shown, spelt, utf8
 from launch.cli.create import photos_of_folder
 from launch.cli.photo_arguments import check_files, find_photos, print_account
 from launch.cli.signature import Option, Options
@@ -102,24 +102,32 @@ def labelled_photos(model: Classifier, folder: Path, option: str, account: Accou
     """
     names = {name for entry in model.classes for name in (entry.name, entry.wnid) if name}
     by_class = photos_of_folder(folder, option, account, empty=True)
-    for name in [name for name in by_class if name not in names]:
-        files = by_class.pop(name)
+    others = {name: by_class.pop(name) for name in list(by_class) if name not in names}
+    for name, files in others.items():
         account.taken -= len(files)
         account.pass_over(f"{folder}/{name}", "in folders of no class of the model", len(files))
     if not by_class:
         raise UserError(f"{option} {folder}: holds no folder with the name or wnid of a class; make such folders")
+    empty = [name for name, files in others.items() if not files]
+    if empty:
+        folders = "1 folder" if len(empty) == 1 else f"{len(empty)} folders"
+        account.notes.append(f"{folder}: {folders} of no class of the model, without a photo: {_listed(empty)}")
     labelled = _embedded(model, by_class, account)
     if not labelled.labels:
         broken = [reason for name, reason in account.left_out if Path(name).is_relative_to(folder)]
         why = f"no photo in it can be decoded; {broken[0]}" if broken else "its class folders hold no photo; add some"
         raise UserError(f"{option} {folder}: {why}")
     measured = set(labelled.labels)
-    absent = [shown(name) for name in by_class if name not in measured]
+    absent = [name for name in by_class if name not in measured]
     if absent:
         classes = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
-        listed = ", ".join(absent[:SHOWN]) + ", ..." * (len(absent) > SHOWN)
-        account.notes.append(f"{folder}: {classes} a folder without a usable photo, not measured: {listed}")
+        account.notes.append(f"{folder}: {classes} a folder without a usable photo, not measured: {_listed(absent)}")
     return labelled
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first of the names, and dots for the others."""
+    return ", ".join(map(shown, names[:SHOWN])) + ", ..." * (len(names) > SHOWN)
 
 
 def _other_photos(model: Classifier, folder: Path | None, account: Account) -> LabelledPhotos:
@@ -180,8 +188,8 @@ def _class_lines(measurement: Measurement) -> list[str]:
 
 def _mistake_lines(measurement: Measurement) -> Sequence[str]:
     worst = measurement.worst(_MISTAKES)
-    lines = [f"{shown(photo.photo)}: {shown(photo.answer)}, {100 * photo.probability:.1f}%, but is {shown(photo.truth)}"
-             for photo in worst]  # fmt: skip
+    lines = [f"{shown(spelt(photo.photo))}: {shown(photo.answer)}, {100 * photo.probability:.1f}%, but is "
+             f"{shown(photo.truth)}" for photo in worst]  # fmt: skip
     return ["", "the wrong answers that it was surest of:", *lines] if lines else []
 
 

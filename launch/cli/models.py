@@ -21,8 +21,10 @@ def export(model: Path, *, format: str, out: Path | None = None, rule: str | Non
         out: File to write; default: the model's name, in this folder.
         rule: How several photos of a class count: max, mean or rows; default: the model's.
     """
+    from dist_train.classifier import model_folder
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.export import FORMATS
+    from dist_train.classifier.maker import check_kind
     from dist_train.classifier.predicted import check_rule
     from dist_train.distributed.pool import working
 
@@ -38,6 +40,8 @@ def export(model: Path, *, format: str, out: Path | None = None, rule: str | Non
         raise UserError(f"--out {file}: is no ordinary file; give another")
     if file.resolve().parent == model.resolve():
         raise UserError(f"--out {file}: lies in the model; give a file elsewhere")
+    if rule:
+        check_kind(model_folder.is_fitted(model), rule=rule)
     classifier = Classifier.load(model, "cpu")
     if rule:
         classifier.rule = rule

@@ -258,8 +258,9 @@ def test_single_photos_alone_give_class_means_without_an_estimate() -> None:
     head, maker = FittedHeads().make([], [rows.float() for rows in by_class])
     assert maker.name == "mean" and head.estimates == ()
     assert head.scores(torch.cat(by_class).float()).argmax(1).tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match="--head lda: needs a class of two photos"):
+    with pytest.raises(UserError, match="--head lda: needs a class of two photos") as caught:
         FittedHeads("lda").make([], by_class)
+    assert caught.value.kind == "photos.few"  # a visitor of the page meets it who removes photos
 
 
 def test_a_change_keeps_the_head_and_its_strength() -> None:

@@ -433,6 +433,35 @@ def test_a_model_of_an_old_version_is_continued(untrained_model: Path, tmp_path:
     assert torch.equal(again.scores(queries(again)), before)
 
 
+def test_a_model_that_was_damaged_since_it_was_loaded_is_not_replaced(model: Path) -> None:
+    """The page meets this, and has it in its own language."""
+    mine = opened(model)
+    mine.rename_class(last_of(mine), "okapi")
+    (model / "model.json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.json: damaged") as caught:
+        mine.save(model)
+    assert caught.value.kind == "model.unreadable" and (model / "model.json").read_text() == "{"
+
+
+def test_names_that_look_alike_are_kept_apart(model: Path, tmp_path: Path) -> None:
+    """A byte that is not UTF-8, and the text that stands for one; each is removed by its file's or the kept name."""
+    names = [b"a\xe9.png", b"a\\xe9.png", b"b\\\xe9.png", b"plain\\e.png"]
+    (tmp_path / "odd").mkdir()
+    for seed, name in enumerate(names, 30):
+        shutil.copy(_one(tmp_path, seed), tmp_path / "odd" / os.fsdecode(name))
+    mine = opened(model)
+    mine.add_class("okapi", sorted((tmp_path / "odd").iterdir()))
+    mine.save(model)
+    kept = sorted(photo.name for photo in opened(model).photos("okapi"))
+    assert kept == ["a\\\\xe9.png", "a\\xe9.png", "b\\\\\\xe9.png", "plain\\e.png"]
+    with pytest.raises(UserError, match="2 photos are called"):  # by its file's name one, by the kept name another
+        mine.remove_photos("okapi", ["a\\xe9.png"])
+    mine.remove_photos("okapi", ["a\\\\xe9.png", os.fsdecode(names[2])])
+    assert sorted(photo.name for photo in mine.photos("okapi")) == ["a\\xe9.png", "plain\\e.png"]
+    mine.remove_photos("okapi", ["a\\xe9.png"])
+    assert [photo.name for photo in mine.photos("okapi")] == ["plain\\e.png"]
+
+
 # On the command line.
 
 

@@ -313,6 +313,8 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
     (tmp_path / "huge.png").write_bytes(png_of(30_000, 30_000))
     model, run, other = str(models / "phi2"), str(whole_run.dir), str(tmp_path / "other")
     taken = Classifier.load(model).classes[0].name
+    headless = str(shutil.copytree(model, tmp_path / "headless"))  # is not opened
+    next(Path(headless).glob("network-*")).unlink()
     cases = {
         ("adapt", run): "--out is required",
         ("adapt", run, "--out", str(album)): f"--out {album}: exists; take another folder",
@@ -321,10 +323,12 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", run, "--out", run): f"--out {run}: lies in {run}; take another folder",
         ("adapt", model, "--out", f"{model}/more"): f"lies in {model}; take another folder",
         ("adapt", model, "--out", f"{tmp_path}/cut.jpg"): "cut.jpg: exists; take another folder",
-        ("adapt", run, "--out", other, "--method", "nn"): "method 'nn': a classifier is made of one of",
-        ("adapt", run, "--out", other, "--method", "phi2mean"): "phi2mean was not trained; give one of phi_plus, phi2",
-        ("adapt", run, "--out", other, "--rule", "min"): "rule 'min': give one of max, mean, rows",
-        ("adapt", model, "--method", "phi1"): "--method: is chosen when a model is made of a run",
+        ("adapt", run, "--out", other, "--method", "nn"): "--method nn: no model is made with it; give one of",
+        ("adapt", run, "--out", other, "--method", "ph2"): "no model is made with it; did you mean phi2?",
+        ("adapt", run, "--out", other, "--method", "phi2mean"): "phi2mean: was not trained; give one of phi_plus, phi2",
+        ("adapt", run, "--out", other, "--rule", "min"): "--rule min: give one of max, mean, rows",
+        ("adapt", model, "--method", "bogus"): "--method bogus: is chosen when a model is made of a run;",
+        ("adapt", headless, "--head", "lda", "--class", "okapi=/nowhere"): "--head lda: is of models of photos alone",
         ("adapt", model, "--out", other, "--class", "okapi"): "--class okapi: give NAME=PHOTOS",
         ("adapt", model, "--out", other, "--class", "okapi=/nowhere"): "--class okapi=/nowhere: no such file or folder",
         ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/empty"): "empty: holds no photos",

@@ -338,6 +338,11 @@ def test_names_that_are_not_utf8_are_found_again(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert json.dumps(lines, ensure_ascii=False).encode()  # which a lone surrogate does not let
     found = [os.fsencode(path_of(line["image"])) for line in lines]
+    assert main(["classify", str(model), str(tmp_path / "odd"), "--topk", "1"]) == 1  # text has the same names
+    said = capsys.readouterr()
+    printed = [line.partition("  (")[0] for line in said.out.splitlines()[::2]]
+    assert sorted(printed) == sorted(line["image"] for line in lines if "error" not in line)
+    assert f"error: {tmp_path}/odd/bad\\xe9.jpg: " in said.err
     wanted = [*names, b"bad\xe9.jpg"]
     assert sorted(found) == sorted(os.fsencode(tmp_path / "odd") + b"/" + name for name in wanted)
     import pyarrow.parquet

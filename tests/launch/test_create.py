@@ -127,7 +127,7 @@ def test_saved_models_answer_the_same(made: Path, photos: Path, tmp_path: Path) 
     reloaded = Classifier.load(tmp_path / "twin", "cpu")
     assert torch.equal(reloaded.logits(photos / "green" / "0.png"), twin.logits(photos / "green" / "0.png"))
     assert reloaded.head().estimates == twin.head().estimates
-    with pytest.raises(UserError, match="rule 'mean': is of models from a run"):
+    with pytest.raises(UserError, match="--rule mean: is of models from a run"):
         reloaded.rule = "mean"
 
 
@@ -226,15 +226,16 @@ def _in_two_classes(own: Path) -> None:
         (_no_photos, [], "holds no class folder"),
         (_in_two_classes, [], "a photo is in two classes: "),
         (None, ["--head", "best"], "--head best: give one of auto, mean, imprint, lda, probe"),
-        (None, ["--base_features", "FEATURES"], "has activations of 7 numbers; this network's have 512"),
+        (None, ["--base_features", "FEATURES"], "has activations of 7 numbers; give those of this network, of 512"),
+        (None, ["--base_features", "UNNAMED"], "has no array 'activations' (it has x); write it under this name"),
         (None, ["--base_features", "LABELS"], "has 4 rows of activations, but labels [3]"),
         (None, ["--base_features", "EQUAL"], "all images of a class have the same activations"),
-        (None, ["--base_features", "README.md"], "README.md: not a file of features by its name"),
-        (None, ["--base_features", "none.npy"], "--base_features=none.npy: no such file"),
+        (None, ["--base_features", "README.md"], "--base_features README.md: not a file of features by its name"),
+        (None, ["--base_features", "none.npy"], "--base_features none.npy: no such file; give an .npz, .npy"),
         (None, ["--base_features", "FEATURES", "--head", "mean"], "only the head lda takes it into account"),
         (None, ["--base", "shards", "--head", "probe"], "--base shards: only the head lda takes it into account"),
-        (None, ["--size", "8"], "error: --size 8: must be >= 32"),
-        (None, ["--size", "5000"], "error: --size 5000: must be <= 1024"),
+        (None, ["--size", "8"], "error: --size 8: must be from 32 to 1024"),
+        (None, ["--size", "5000"], "error: --size 5000: must be from 32 to 1024"),
         (None, ["--download"], "error: --download: must be left out where --weights names a file"),
         (None, ["--backbone", "timm:resnet5"], "error: --backbone timm:resnet5: timm "),
         (None, ["--backbone", "starter:x"], "error: --backbone starter:x: "),
@@ -249,12 +250,13 @@ def test_bad_input_makes_nothing(
     if callable(change):
         change(own)
     np.savez(tmp_path / "features.npz", activations=np.zeros((4, 7), np.float32), labels=np.zeros(4))
+    np.savez(tmp_path / "unnamed.npz", x=np.zeros((4, 7), np.float32))
     np.savez(tmp_path / "labels.npz", activations=np.zeros((4, 512), np.float32), labels=np.zeros(3))
     np.savez(tmp_path / "equal.npz", activations=np.ones((4, 512), np.float32), labels=np.zeros(4))
     state = torch.load(weights, weights_only=True)
     state["layer1.0.conv1.weight"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
-    files = {"FEATURES": "features.npz", "LABELS": "labels.npz", "EQUAL": "equal.npz", "NAN": "nan.pth"}
+    files = {name.upper(): f"{name}.npz" for name in ("features", "labels", "equal", "unnamed")} | {"NAN": "nan.pth"}
     files = {word: str(tmp_path / name) for word, name in files.items()}
     words = [files.get(word, word) for word in options]
     out = tmp_path / "model"
@@ -271,13 +273,17 @@ def test_bad_input_makes_nothing(
         (["create", "NOWHERE", "--out", "OUT", "--backbone", "torchvision:net"], "--backbone torchvision:net: "),
         (["create", "NOWHERE", "--out", "OUT", "--backbone", "mine"], "--backbone mine: give timm:NAME"),
         (["create", "NOWHERE", "--out", "OUT", *TIMM, "--weights", "NOWHERE"], "no such file of weights"),
-        (["create", "NOWHERE", "--out", "OUT", "--size", "8"], "--size 8: must be >= 32"),
+        (["create", "NOWHERE", "--out", "OUT", "--size", "8"], "--size 8: must be from 32 to 1024"),
         (["adapt", "--out", "OUT", "--backbone", "mine", "--classes", "NOWHERE"], "--backbone mine: give timm:NAME"),
         (["adapt", "--out", "OUT", *TIMM, "--head", "best", "--classes", "NOWHERE"], "--head best: give one of auto"),
         (["adapt", "DAMAGED", "--head", "best", "--classes", "NOWHERE"], "--head best: give one of auto"),
-        (["adapt", "DAMAGED", "--rule", "best", "--classes", "NOWHERE"], "rule 'best': give one of max, mean, rows"),
+        (["adapt", "DAMAGED", "--rule", "best", "--classes", "NOWHERE"], "--rule best: give one of max, mean, rows"),
+        (["adapt", "DAMAGED", "--rule", "mean", "--classes", "NOWHERE"], "--rule mean: is of models from a run"),
+        (["adapt", "DAMAGED", "--method", "phi2"], "--method phi2: is chosen when a model is made of a run"),
+        (["create", "NOWHERE", "--out", "OUT", "--base_features", "no.npz"], "--base_features no.npz: no such file"),
         (["classify", "DAMAGED", "NOWHERE", "--topk", "0"], "--topk 0: must be a whole number"),
-        (["export", "DAMAGED", "--format", "onnx", "--rule", "best"], "rule 'best': give one of max, mean, rows"),
+        (["export", "DAMAGED", "--format", "onnx", "--rule", "best"], "--rule best: give one of max, mean, rows"),
+        (["export", "DAMAGED", "--format", "onnx", "--rule", "mean"], "--rule mean: is of models from a run"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_before_photos_are_read_and_networks_are_loaded(
@@ -296,7 +302,7 @@ def test_a_wrong_value_is_refused_before_photos_are_read_and_networks_are_loaded
     "words, wanted",
     [
         (["MODEL", "--backbone", "starter"], "--backbone: a new model is made with it"),
-        (["MODEL", "--rule", "mean"], "rule 'mean': is of models from a run"),
+        (["MODEL", "--rule", "mean"], "--rule mean: is of models from a run"),
         (["--backbone", "starter", "--out", "OUT"], "--classes is required with --backbone"),
         (["--class", "a=b"], "SOURCE is required"),
         (["--backbone", "starter", "--classes", "x"], "--out is required"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import signal
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ import timm
 import torch
 import torchvision
 from fixtures.downloads import WeightServer, use
+from fixtures.processes import WarmPython
 from safetensors.torch import save as saved_tensors
 
 from dist_train.config import BackboneConfig
@@ -137,6 +141,33 @@ def refused(source: str, url: str) -> str:
     matched = re.fullmatch(rf"{re.escape(source)}\S*: cannot download {re.escape(url)} \((.*)\); {remedy}", line)
     assert matched, line
     return matched[1]
+
+
+@pytest.mark.parametrize("offered", [TORCHVISION, "without a hash"], indirect=True)
+def test_the_next_download_removes_what_a_killed_one_left(
+    offered: Any, weight_server: WeightServer, tmp_path: Path, warm_python: WarmPython
+) -> None:
+    """A process is killed as it waits for the content; the file of a download of another name stays."""
+    weight_server.slow = 60
+    call = f"url_file('', {weight_server.url + offered.path!r}, True)"
+    code = f"from dist_train.models.backbones.fetching import url_file; {call}"
+    killed = subprocess.Popen([warm_python.python, "-c", code], env=warm_python.environment())
+    while not begun(tmp_path):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.kill(warm_python.forked(killed.pid), signal.SIGKILL)
+    killed.wait()
+    [left] = begun(tmp_path)
+    other = left.with_name(".other.pth.tmp-1-a")
+    other.write_text("of a download that goes on")
+    weight_server.slow = 0
+    open_pretrained(BackboneConfig(source=offered.source, download=True))
+    assert begun(tmp_path) == [other]
+
+
+def begun(folder: Path) -> list[Path]:
+    """Return the files of downloads that are not done."""
+    return [path for path in folder.rglob("*") if ".tmp-" in path.name]
 
 
 @pytest.mark.parametrize("offered", [TORCHVISION], indirect=True)

@@ -201,7 +201,10 @@ def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(
             "pretrain.model='resnet18': must be left",
         ),
         (("--pretrain.init.source", "timm:a", "--pretrain.layer_decay", "0"), "pretrain.layer_decay=0.0: must be in"),
-        (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "8"), "pretrain.init.size=8: must be >= 32"),
+        (
+            ("--pretrain.init.source", "timm:a", "--pretrain.init.size", "8"),
+            "pretrain.init.size=8: must be from 32 to 1024",
+        ),
         (("--pretrain.init.source", "timm:a", "--pretrain.init.size", "x"), "pretrain.init.size=x: must be a whole"),
         (("--backbone.source", "starter", "--backbone.size", "x"), "backbone.size=x: must be a whole number"),
         (("--pretrain.init.size", "64"), "pretrain.init.source='': must be timm:NAME"),

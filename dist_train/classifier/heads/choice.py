@@ -69,7 +69,8 @@ def choose(
             chosen = accuracy, temperature, fit, name
     if chosen is None:
         raise UserError(
-            f"--head {heads[0]}: needs a class of two photos or more that differ; add some, or take --head mean"
+            f"--head {heads[0]}: needs a class of two photos or more that differ; add some, or take --head mean",
+            "photos.few",
         )
     _, temperature, fit, name = chosen
     rows, offset, held_out = (tensor / temperature for tensor in (fit.rows, fit.offset, fit.held_out))

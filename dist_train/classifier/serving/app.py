@@ -101,7 +101,7 @@ async def _answer_other_refusal(_: Request, error: Exception) -> JSONResponse:
     """Answer what Starlette refuses: an address that is not there, a form that is none, a form of too many files."""
     assert isinstance(error, HTTPException)
     many = error.status_code == 400 and error.detail.startswith("Too many files")
-    response = error_response(error.status_code, error.detail, "upload.many" if many else "")
+    response = error_response(error.status_code, error.detail, "upload.many" if many else "request.wrong")
     response.headers.update(error.headers or {})
     return response
 

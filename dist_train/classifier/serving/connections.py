@@ -23,12 +23,28 @@ from dist_train.classifier.serving.address import Network
 
 Networks: TypeAlias = Sequence[Network]
 
-_ANSWERS = {
-    408: ("Request Timeout", "the request did not come whole in time; send it again", "request.late"),
-    503: ("Service Unavailable", "too many connections; try again in a few seconds", "server.full"),
-}
-"""By the code of an answer to a request that the application does not learn of: its name in HTTP, the line for the
-user, and what the page knows it by."""
+_STATUS = {408: "Request Timeout", 503: "Service Unavailable"}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a client is told whose request the application does not learn of.
+
+    Attributes:
+        code: of the answer, in HTTP.
+        detail: the line for the user, where ``n`` stands for a limit.
+        kind: what the page knows it by.
+    """
+
+    code: int
+    detail: str
+    kind: str
+
+
+LATE = Notice(408, "the request did not come whole in time; send it again", "request.late")
+FULL = Notice(503, "too many connections; try again in a few seconds", "server.full")
+MANY = Notice(503, "over {n} connections of this address, the limit of this server; close some, or other windows of "
+              "the page, or try again in a few seconds", "server.connections")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,7 +190,7 @@ class Connection(H11Protocol):
             if left > 0:
                 return self._start_timer(left)
         begun = self.phase == "body" or (self.phase == "header" and self.conn.trailing_data[0])
-        self.end(408 if begun else 0)
+        self.end(LATE if begun else None)
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
@@ -191,33 +207,33 @@ class Connection(H11Protocol):
         counts = Counter(other.key for other in others)
         from_proxy = self.client is not None and is_within(self.client[0], self.proxies)
         if counts[self.key] > self.limits.client and not from_proxy:
-            largest = self.key
+            largest, notice = self.key, MANY
         elif len(others) > self.limits.connections:
-            largest = counts.most_common(1)[0][0]
+            largest, notice = counts.most_common(1)[0][0], FULL
         else:
             return
         waiting = [other for other in others if other.key == largest and other.phase != "work" and other is not self]
         if waiting:
-            min(waiting, key=lambda other: (other.phase != "header", other.since)).end(503)  # idle before uploads
+            min(waiting, key=lambda other: (other.phase != "header", other.since)).end(notice)  # idle before uploads
         else:
-            self.end(503)
+            self.end(notice)
 
-    def end(self, code: int = 0) -> None:
-        """End the connection: at once, or with an answer where a code is given and no other answer has begun."""
+    def end(self, notice: Notice | None = None) -> None:
+        """End the connection: at once, or with a notice where one is given and no other answer has begun."""
         self._stop_timer()
         self._leave_application()
         if self.phase == "rest" or self._is_answering() or self.transport.get_write_buffer_size():
-            code = 0
+            notice = None
         if not self.ended:
-            self._on_end(self.client[0] if self.client else "", code)
+            self._on_end(self.client[0] if self.client else "", notice.code if notice else 0)
         self.ended = True
-        if not code:
+        if notice is None:
             self.connections.discard(self)
             return self.transport.abort()
-        name, detail, kind = _ANSWERS[code]
-        body = json.dumps({"detail": detail, "code": kind, "values": {}}).encode()
-        head = f"HTTP/1.1 {code} {name}\r\nContent-Type: application/json\r\n"
-        head += "Retry-After: 5\r\n" * (code == 503)
+        values = {"n": self.limits.client} if notice is MANY else {}
+        body = json.dumps({"detail": notice.detail.format(**values), "code": notice.kind, "values": values}).encode()
+        head = f"HTTP/1.1 {notice.code} {_STATUS[notice.code]}\r\nContent-Type: application/json\r\n"
+        head += "Retry-After: 5\r\n" * (notice.code == 503)
         head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.transport.write(head.encode() + body)
         self.linger()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from dist_train.data.sources.synsets import Synsets
 from dist_train.errors import UserError
 from dist_train.files import file_sha256, read_lines
 from dist_train.names import class_name
+
+Reader: TypeAlias = Callable[[Path, FeaturesConfig], RawFeatures]
 
 _LARGEST = float(np.finfo(np.float16).max)
 _INEXACT = 0.01  # share of a row's length that rounding to float16 may change
@@ -123,7 +125,7 @@ def open_features(options: FeaturesConfig) -> FeatureSet:
         UserError: a file is missing or damaged, of another form, or does not fit the other.
     """
     paths = {"train": options.train, "val": options.val}
-    raw = {name: read_raw(path, f"features.{name}", options) for name, path in paths.items()}
+    raw = {name: read_raw(path, f"features.{name}={path}", options) for name, path in paths.items()}
     names = {name: _label_names(paths[name], file, options) for name, file in raw.items()}
     digests = {name: _digest(path, options) for name, path in paths.items()}
     if digests["train"] == digests["val"]:
@@ -153,26 +155,38 @@ def label_classes(path: Path, options: FeaturesConfig) -> list[str]:
     Raises:
         UserError: see ``open_features``.
     """
-    return sorted(set(_label_names(path, read_raw(path, "features", options), options)))
+    return sorted(set(_label_names(path, read_raw(path, f"features={path}", options), options)))
 
 
-def read_raw(path: Path, key: str, options: FeaturesConfig) -> RawFeatures:
+def reader_of(path: Path, named: str) -> Reader:
+    """Return what reads a file of features, by the ending of its name.
+
+    Args:
+        named: the option that names it, with its value, for messages.
+
+    Raises:
+        UserError: there is no such file, or its name has another ending.
+    """
+    folder = path.is_dir()
+    if not folder and not path.is_file():
+        raise UserError(f"{named}: no such file; give an .npz, .npy or .parquet")
+    readers: dict[str, Reader] = {".npz": read_npz, ".npy": read_npy, ".parquet": read_parquet}
+    reader = read_parquet if folder else readers.get(path.suffix)
+    if reader is None:
+        raise UserError(f"{named}: not a file of features by its name; give an .npz, .npy or .parquet")
+    return reader
+
+
+def read_raw(path: Path, named: str, options: FeaturesConfig) -> RawFeatures:
     """Read a file by the ending of its name, and check the form of what it holds.
 
     Args:
-        key: the option that names it, for messages.
+        named: as ``reader_of`` has it.
 
     Raises:
         UserError: it is missing or damaged, or of another form.
     """
-    folder = path.is_dir()
-    if not folder and not path.is_file():
-        raise UserError(f"{key}={path}: no such file; give an .npz, .npy or .parquet")
-    readers = {".npz": read_npz, ".npy": read_npy, ".parquet": read_parquet}
-    reader = read_parquet if folder else readers.get(path.suffix)
-    if reader is None:
-        raise UserError(f"{key}={path}: not a file of features by its name; give an .npz, .npy or .parquet")
-    raw = reader(path, options)
+    raw = reader_of(path, named)(path, options)
     if len(raw.shape) != 2 or raw.dtype.kind != "f" or not math.prod(raw.shape):
         raise UserError(
             f"{path}: its activations are {list(raw.shape)} {raw.dtype}; give at least one row [N, D] of floats"

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def url_file(source: str, url: str, download: bool) -> Path:
         with ExitStack() as stack:
             with suppress(OSError, NotImplementedError):  # without locks several fetch it, each to a name of its own
                 stack.enter_context(FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False))
+                for begun in path.parent.glob(f".{escape(path.name)}.tmp-*"):  # nobody writes it: we have the lock
+                    begun.unlink()
             if not path.exists():  # another process may have fetched it while we waited
                 log.info("%s: downloading %s", source, url)
                 _fetch(url, path)

@@ -123,7 +123,7 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
         "class 'nobody': there is none"
     )
     assert code_and_detail(web.post("/api/v1/models/model/remove", json={}))[0] == 422
-    assert web.get("/api/nothing").json() == {"detail": "Not Found", "code": "", "values": {}}
+    assert web.get("/api/nothing").json() == {"detail": "Not Found", "code": "request.wrong", "values": {}}
     assert code_and_detail(web.post("/api/v1/models/model/classify", files=files(*[b"x"] * 1001)))[0] == 400
     assert added_names(model) == []
     assert web.post("/api/v1/models/model/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200

@@ -37,6 +37,14 @@ _FORM = (FILE + plain(7000) + b"\r\n") * 4 + b"--b--\r\n"
 LONG = UPLOAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(_FORM) + _FORM
 """A request that is answered after some seconds: four photos of 49 megapixels."""
 
+
+def many(limit: int) -> tuple[int, str]:
+    """Return the answer to a client that has more connections than the limit of a client."""
+    detail = (f"over {limit} connections of this address, the limit of this server; close some, or other windows of "
+              f"the page, or try again in a few seconds")  # fmt: skip
+    return 503, json.dumps({"detail": detail, "code": "server.connections", "values": {"n": limit}})
+
+
 FULL = (503, json.dumps({"detail": "too many connections; try again in a few seconds", "code": "server.full",
                          "values": {}}))  # fmt: skip
 
@@ -69,7 +77,7 @@ def test_a_client_over_its_limit_loses_its_oldest_idle_connection(page: Page) ->
         at_work = stack.enter_context(connect(web, LONG))
         wait_until_read(web, at_work)
         half = [stack.enter_context(connect(web, HALF)) for _ in range(6)]
-        assert [answer(raw) for raw in half[:3]] == [FULL] * 3
+        assert [answer(raw) for raw in half[:3]] == [many(4)] * 3
         half[-1].sendall(b"\r\nConnection: close\r\n\r\n")
         assert answer(half[-1])[0] == 200
         assert answer(at_work)[0] == 200
@@ -84,7 +92,7 @@ def test_an_idle_connection_gives_way_before_an_older_upload(page: Page) -> None
         wait_until_read(web, begun)
         idle = stack.enter_context(connect(web, HALF))
         stack.enter_context(connect(web, HALF))
-        assert answer(idle) == FULL
+        assert answer(idle) == many(2)
         begun.sendall(form)
         assert answer(begun)[0] == 200
 
@@ -96,8 +104,17 @@ def test_a_new_connection_is_refused_where_all_are_busy(page: Page) -> None:
         for raw in at_work:
             wait_until_read(web, raw)
         late = stack.enter_context(connect(web, WHOLE))
-        assert answer(late) == FULL
+        assert answer(late) == many(2)
         assert [answer(raw)[0] for raw in at_work] == [200, 200]
+
+
+def test_the_client_with_the_most_connections_gives_way_where_all_are_too_many(page: Page) -> None:
+    web = page(connections=6, client=5, header=60)
+    with ExitStack() as stack:
+        first, *_ = [stack.enter_context(connect(web, HALF, "127.0.0.2")) for _ in range(4)]
+        for number in (3, 4, 5):
+            stack.enter_context(connect(web, HALF, f"127.0.0.{number}"))
+        assert answer(first) == FULL
 
 
 def test_every_client_of_a_burst_reads_its_answer(page: Page) -> None:
@@ -117,7 +134,7 @@ def test_every_client_of_a_burst_reads_its_answer(page: Page) -> None:
         answers = [read_whole(raw) for raw in clients]
     codes = [code for code, _ in answers]
     assert set(codes) == {200, 503} and codes.count(200) == 4
-    assert {body for code, body in answers if code == 503} == {FULL[1]}
+    assert {body for code, body in answers if code == 503} == {many(4)[1]}
 
 
 def test_refused_clients_that_stay_do_not_pile_up(page: Page) -> None:
@@ -158,6 +175,37 @@ def drip(raw: socket.socket, data: bytes, every: float = 0.1) -> tuple[int, str]
             break
     raw.settimeout(60)
     return answer(raw)
+
+
+@pytest.mark.parametrize("sent", [b"zz\r\n", chunk(FILE) + b"zz\r\n", chunk(FILE) + b"3\r\nabcd\r\n"],
+                         ids=["the first", "a later", "longer than said"])  # fmt: skip
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_broken_chunk_is_answered_while_the_application_waits_for_the_body(
+    page: Page, sent: bytes, waits: bool
+) -> None:
+    """The application has the request already, or gets it with the broken chunk; it goes on for others."""
+    web = page(client=2)
+    with ExitStack() as stack:
+        for _ in range(3):  # more than a client may have at a time: none counts any more, though all stay open
+            raw = stack.enter_context(connect(web, UPLOAD + CHUNKED + b"\r\n" + (chunk(FILE) if waits else b"")))
+            if waits:
+                wait_until_read(web, raw)
+            raw.sendall(sent)
+            code, body = answer(raw)
+            assert (
+                code == 400 and "Invalid HTTP request received." in body and "HTTP/1.1" not in body
+            )  # a single answer
+        assert web.get("/api/v1/models/model").status_code == 200
+
+
+def test_what_is_no_request_is_answered_after_the_request_before_it(page: Page) -> None:
+    web = page()
+    form = FILE + plain(4) + b"\r\n--b--\r\n"
+    with connect(web, UPLOAD + CHUNKED + b"\r\n" + chunk(form) + b"0\r\n\r\n" + b"nonsense\r\n\r\n") as raw:
+        data = b""
+        while part := raw.recv(1 << 16):
+            data += part
+    assert re.findall(rb"HTTP/1\.1 (\d+)", data) == [b"200", b"400"], data
 
 
 @pytest.mark.parametrize(
@@ -286,7 +334,7 @@ def test_behind_a_proxy_the_client_is_the_address_it_names(page: Page, believed:
             assert all(is_open(web, raw) for raw in more)
         else:  # all from one address: its oldest gave way
             assert ask("203.0.113.2") == 200
-            assert answer(held[0]) == FULL
+            assert answer(held[0]) == many(2)
 
 
 # How much is sent.

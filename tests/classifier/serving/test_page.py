@@ -270,11 +270,25 @@ def test_a_dropped_folder_brings_the_folders_below_it(page: Any, tmp_path: Path)
     assert len(cards) == 2 and "a.jpg" in "".join(cards) and "b.jpg" in "".join(cards)
 
 
-def drop_folder(page: Any, folder: Path) -> None:
+def drop_folder(page: Any, folder: Path, over: tuple[int, int] = (100, 200), at: tuple[int, int] = (100, 200)) -> None:
+    """Drag a folder over a point of the page, and let it go at the same or another point."""
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        session.send("Input.dispatchDragEvent", {"type": kind, "x": 100, "y": 200, "data": data})
+    for kind, (x, y) in {"dragEnter": over, "dragOver": over, "drop": at}.items():
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+
+
+@pytest.mark.parametrize("place", ["header", ".give"])
+def test_files_that_are_let_go_as_they_come_over_an_element_are_taken(page: Any, tmp_path: Path, place: str) -> None:
+    """The browser sends a single dragenter, and no dragover, to what they are over then."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(photo(1))
+    if place == ".give":
+        go_to(page, "classes")
+        page.click("#new")
+    box = page.locator(place).bounding_box()
+    drop_folder(page, tmp_path / "photos", at=(box["x"] + box["width"] // 2, box["y"] + 3))
+    page.wait_for_selector(".card" if place == "header" else ".tray button")
 
 
 def test_a_photo_over_the_limit_names_its_size(page: Any) -> None:

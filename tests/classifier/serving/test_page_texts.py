@@ -13,7 +13,7 @@ import pytest
 import dist_train
 from dist_train.classifier.model_json import Deed
 from dist_train.classifier.serving.app import PAGE
-from dist_train.classifier.serving.connections import _ANSWERS
+from dist_train.classifier.serving.connections import FULL, LATE, MANY
 
 ROOT = Path(dist_train.__file__).parent
 TABLES: dict[str, dict[str, str]] = json.loads((PAGE / "texts.json").read_text())
@@ -66,7 +66,10 @@ def test_every_change_and_every_fault_that_the_server_names_has_its_text_and_no_
                 for word in call.args[(place := places[call.func.id]) : place + 1]:
                     constants = [leaf.value for leaf in ast.walk(word) if isinstance(leaf, ast.Constant)]
                     named |= {value for value in constants if isinstance(value, str) and value}
-    named |= {kind for _, _, kind in _ANSWERS.values()} | {"photo.large", "photo.long"}  # chosen before they are named
+    named |= {notice.kind for notice in (FULL, LATE, MANY)} | {
+        "photo.large",
+        "photo.long",
+    }  # chosen before they are named
     assert {key for key in keys if key.startswith("error.")} - {
         "error.unreachable",
         "error.code",

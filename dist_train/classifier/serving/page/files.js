@@ -46,7 +46,7 @@ export async function dropped(data) {
 /* Let a node take dropped files. */
 export function takeDrops(node, take, fault) {
   const over = on => event => { event.preventDefault(); event.stopPropagation(); node.classList.toggle("over", on); };
-  node.addEventListener("dragover", over(true));
+  for (const kind of ["dragenter", "dragover"]) node.addEventListener(kind, over(true));
   node.addEventListener("dragleave", event => { if (!node.contains(event.relatedTarget)) node.classList.remove("over"); });
   node.addEventListener("drop", async event => {
     over(false)(event);

@@ -55,10 +55,10 @@ async function openModel() {
   await refresh();
 }
 
-/* Take files into the view that is shown. */
-function take(files) {
-  if ($("dialog").open) return undefined;   // its tray takes them
-  return $("measure").hidden ? showPhotos(files) : measure.take(files);
+/* Return what takes files: the view that is shown. It is asked before folders are read, as a visitor may go on meanwhile. */
+function taker() {
+  if ($("dialog").open) return () => {};   // its tray takes them
+  return $("measure").hidden ? showPhotos : measure.take;
 }
 
 function showPhotos(files) {
@@ -73,12 +73,14 @@ function offerPhotos() {
     const source = example.querySelector("img").src, bytes = await (await fetch(source)).blob();
     showPhotos([new File([bytes], source.slice(source.lastIndexOf("/") + 1), { type: bytes.type })]);
   };
-  addEventListener("paste", event => { if (event.clipboardData.files.length) take([...event.clipboardData.files]); });
-  addEventListener("dragover", event => { event.preventDefault(); document.body.classList.add("over"); });
+  addEventListener("paste", event => { if (event.clipboardData.files.length) taker()([...event.clipboardData.files]); });
+  // dragenter too: files that are let go before a dragover has come to what they are on are lost otherwise.
+  for (const kind of ["dragenter", "dragover"]) addEventListener(kind, event => { event.preventDefault(); document.body.classList.add("over"); });
   addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("over"); });
   addEventListener("drop", async event => {
     event.preventDefault();
     document.body.classList.remove("over");
+    const take = taker();
     try { take(await dropped(event.dataTransfer)); } catch { fault(new Error(t("dropped.fault"))); }
   });
 }
