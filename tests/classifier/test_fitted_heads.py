@@ -91,9 +91,8 @@ class SlowDiscriminant:
         between = max(seen - (len(by_class) - 1) * float(np.mean(chances)), seen / 2)
         return float(within.trace()) * (photos - float(sample.counts.square().sum()) / photos) / between
 
-    def centre(self, sample: Sample, ridge: float) -> torch.Tensor:
+    def centre(self, sample: Sample, within: torch.Tensor, ridge: float) -> torch.Tensor:
         """Return the mean of the class means that is likeliest (generalised least squares)."""
-        within = self.within(sample, self.identity(sample))
         precisions = [torch.linalg.inv(within @ within / ridge + within / n) for n in sample.counts]
         pairs = zip(precisions, sample.means(), strict=True)
         return torch.linalg.inv(sum(precisions)) @ sum(precision @ mean for precision, mean in pairs)
@@ -106,7 +105,7 @@ class SlowDiscriminant:
         Args:
             query: an activation.
             sample: the photos that are fitted.
-            of_all: the multiple of the identity, r and the centre.
+            of_all: the multiple of the identity, r and the centre of these photos.
         """
         identity, ridge, centre = of_all
         within, found = self.within(sample, identity), []
@@ -135,12 +134,16 @@ def test_the_discriminant_is_the_posterior_of_a_slow_one(counts: list[int], othe
     assert fit.strength
     slow = SlowDiscriminant(fit.strength, background)
     ridge = slow.ridge(by_class)
-    of_all = slow.identity(sample), ridge, slow.centre(sample, ridge)
+    identity = slow.identity(sample)
+    of_all = identity, ridge, slow.centre(sample, slow.within(sample, identity), ridge)
     for query in torch.cat(clusters([2] * len(counts), seed=3)):
         assert torch.allclose(scores(fit, query[None])[0], slow.scores(query, sample, of_all), atol=1e-8)
     held_out = iter(fit.held_out[sample.judged])
+    scatter, freedom = slow.scatter(sample)
+    fewer = (1 - fit.strength) * scatter / (freedom - 1) + identity
     for label, place in places(by_class):
-        wanted = slow.scores(by_class[label][place], without(by_class, label, place), of_all)
+        rest = without(by_class, label, place)
+        wanted = slow.scores(by_class[label][place], rest, (identity, ridge, slow.centre(rest, fewer, ridge)))
         assert torch.allclose(next(held_out), wanted, atol=1e-8), (label, place)
 
 

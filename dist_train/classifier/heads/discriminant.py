@@ -24,9 +24,9 @@ class Discriminant(FittedHead):
     to the centre a mean is drawn, most so along the directions in which it is mostly chance.
 
     r is measured (``_ridge``), c is the likeliest centre (generalised least squares), and s is chosen by photos that
-    are left out. Their scores are exact, but for r, c and tr(S), which are those of all photos. They cost no more than
-    a few products: leaving a photo out changes S by a matrix of rank one (Sherman & Morrison 1950), and in the basis of
-    S's eigenvectors all covariances are diagonal.
+    are left out. Their scores are exact, but for r, tr(S) and the weights of the means in c, which take V from all
+    photos. They cost no more than a few products: leaving a photo out changes S by a matrix of rank one (Sherman &
+    Morrison 1950), and in the basis of S's eigenvectors all covariances are diagonal.
     """
 
     title = "discriminant"
@@ -64,8 +64,7 @@ def _fit(sample: Sample, scatter: torch.Tensor, freedom: int, shrinkage: float, 
     centre = (inverse * means).sum(0) / inverse.sum(0)
     rows = inverse * (means - centre)
     offset = -(rows.square() @ within) / 2 - rows @ centre
-    turned = Sample(sample.activations - centre, sample.labels, sample.counts)
-    return Fit(rows @ basis.T, offset, False, _without_each(turned, fewer, taken, ridge), shrinkage)
+    return Fit(rows @ basis.T, offset, False, _without_each(sample, means, fewer, taken, ridge), shrinkage)
 
 
 def _ridge(
@@ -97,29 +96,31 @@ def _ridge(
     return within.sum() / between.clamp(min=1e-9)
 
 
-def _without_each(sample: Sample, fewer: torch.Tensor, taken: float, ridge: torch.Tensor) -> torch.Tensor:
-    """Return the scores [N, classes] of each photo by the discriminant without it.
+def _without_each(
+    sample: Sample, means: torch.Tensor, fewer: torch.Tensor, taken: float, ridge: torch.Tensor
+) -> torch.Tensor:
+    """Return the scores [N, classes] of each photo by the discriminant without it; arguments as for ``_ridge``.
 
-    Without a photo that differs by d from its class's mean of n photos, that mean is smaller by d/(n-1).
-
-    Args:
-        sample: activations in the basis of eigenvectors, less the centre.
-        fewer, taken, ridge: as for ``_ridge``, and what it returns.
+    Without a photo that differs by d from its class's mean of n photos, that mean is smaller by d/(n-1), and counts
+    less in the centre.
     """
-    means, inverse = sample.means(), 1 / (fewer + ridge / sample.counts[:, None])
-    weighted, squared = inverse * means, inverse.square() * fewer
+    inverse = 1 / (fewer + ridge / sample.counts[:, None])
+    squared, weighted = inverse.square() * fewer, inverse * means
     scores = []
     for start in range(0, len(sample.labels), 4096):  # so that memory is bounded
-        photos = slice(start, start + 4096)
-        x, labels = sample.activations[photos], sample.labels[photos]
+        x, labels = sample.activations[start : start + 4096], sample.labels[start : start + 4096]
         d, n = x - means[labels], sample.counts[labels]
         rest = (n - 1).clamp(min=1)
+        own, inverse_own = means[labels] - d / rest[:, None], 1 / (fewer + ridge / rest[:, None])
+        centre = weighted.sum(0) - weighted[labels] + inverse_own * own
+        centre /= inverse.sum(0) - inverse[labels] + inverse_own
+        x, own, dc = x - centre, own - centre, d * centre
         lost = torch.where(n > 1, taken * n / rest, 0.0)
-        xm, xd, dm, dd = x @ weighted.T, (x * d) @ inverse.T, d @ weighted.T, d.square() @ inverse.T
-        mm, md, ddf = (means.square() * squared).sum(1), d @ (means * squared).T, d.square() @ squared.T
+        xm, xd = x @ weighted.T - (x * centre) @ inverse.T, (x * d) @ inverse.T
+        dm, dd = d @ weighted.T - dc @ inverse.T, d.square() @ inverse.T
+        mm = (means.square() * squared).sum(1) - 2 * centre @ (means * squared).T + centre.square() @ squared.T
+        md, ddf = d @ (means * squared).T - dc @ squared.T, d.square() @ squared.T
         these = _score((xm, xd, dm, dd, mm, md, ddf), lost[:, None])
-        own = means[labels] - d / rest[:, None]
-        inverse_own = 1 / (fewer + ridge / rest[:, None])
         pairs, by = ((x, own), (x, d), (d, own), (d, d)), inverse_own.square() * fewer
         products = [(p * q * inverse_own).sum(1) for p, q in pairs]
         products += [(p * q * by).sum(1) for p, q in ((own, own), (own, d), (d, d))]
