@@ -60,7 +60,7 @@ def _method(name: str) -> str:
     try:
         row_method(name)
     except UserError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix(f"--method {shown(name)}: ")) from None  # the key is named instead
     return name
 
 

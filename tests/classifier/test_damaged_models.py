@@ -96,7 +96,7 @@ def test_the_undamaged_model_opens(broken: Path) -> None:
         (put("method", "calibration_cost", value=math.nan), "method.calibration_cost = nan"),
         (put("method", "calibration_cost", value=math.inf), "method.calibration_cost = inf"),
         (put("method", "calibration_cost", value="0.3"), "method.calibration_cost = '0.3'"),
-        (put("method", "name", value="nobody"), "method.name = 'nobody': method 'nobody': a classifier is made of"),
+        (put("method", "name", value="nobody"), "method.name = 'nobody': no model is made with it; give one of"),
         (put("method", "rule", value="min"), "method.rule = 'min'"),
         (put("method", "learn", "lr", value=math.inf), "method.learn.lr = inf"),
         (put("method", "learn", "steps", value=-5), "learn.steps=-5: must be >= 1"),
