@@ -78,18 +78,18 @@ def seeds_table(runs: Sequence[Path]) -> str:
 def _members(run: Path) -> list[_Member]:
     """Return the predictors of a run's backbone, by their seeds."""
     pattern = re.compile(r"learn\.seed=(\d+)")
-    found = [(int(match[1]), path) for path in sweep_folder(run).glob("*") if (match := pattern.fullmatch(path.name))]
-    if len(found) < 2:
-        raise UserError(f"{run}: needs a sweep over two or more predictors, and has {len(found)}; make it by "
+    seeds = [(int(match[1]), path) for path in sweep_folder(run).glob("*") if (match := pattern.fullmatch(path.name))]
+    if len(seeds) < 2:
+        raise UserError(f"{run}: needs a sweep over two or more predictors, and has {len(seeds)}; make it by "
                         "dist-train launch slurm ... --sweep learn.seed=0,1,2 (--here without SLURM)")  # fmt: skip
-    return [_Member.read(path) for _, path in sorted(found)]
+    return [_Member.read(path) for _, path in sorted(seeds)]
 
 
 def _check(runs: Sequence[Path], members: Sequence[Sequence[_Member]]) -> None:
-    """Refuse what is no design of nested seeds: other inputs than seeds, the same seeds, or other numbers of members.
+    """Refuse runs whose seeds are not nested: other inputs differ, seeds are the same, or numbers of members differ.
 
     Raises:
-        UserError: names the run and what differs.
+        UserError: names the run and what is wrong.
     """
     for run, of_run in zip(runs, members, strict=True):
         if len(of_run) != len(members[0]):
@@ -108,18 +108,22 @@ def _check(runs: Sequence[Path], members: Sequence[Sequence[_Member]]) -> None:
             seen[value] = run
 
 
-def _check_same(one: _Member, other: _Member, apart: Sequence[str]) -> None:
-    """Refuse two members that differ in other inputs than ``apart``."""
-    keys = sorted({*one.inputs, *other.inputs} - {*apart})
-    changed = [key for key in keys if one.inputs.get(key) != other.inputs.get(key)]
+def _check_same(first: _Member, other: _Member, apart: Sequence[str]) -> None:
+    """Refuse two members that differ in other inputs than ``apart``.
+
+    Raises:
+        UserError: names both, and the inputs that differ.
+    """
+    keys = sorted({*first.inputs, *other.inputs} - {*apart})
+    changed = [key for key in keys if first.inputs.get(key) != other.inputs.get(key)]
     if changed:
-        texts = (f"{key}: {one.inputs.get(key)!r} and {other.inputs.get(key)!r}" for key in changed[:4])
-        raise UserError(f"{one.folder} and {other.folder} differ in more than seeds ({'; '.join(texts)}); make them "
+        texts = (f"{key}: {first.inputs.get(key)!r} and {other.inputs.get(key)!r}" for key in changed[:4])
+        raise UserError(f"{first.folder} and {other.folder} differ in more than seeds ({'; '.join(texts)}); make them "
                         "with the same options")  # fmt: skip
 
 
 def _methods(members: Sequence[Sequence[_Member]]) -> list[str]:
-    """Return the methods that all members have, of all draws."""
+    """Return the methods that all members have in all draws."""
     results = [member.results for of_run in members for member in of_run]
     return [
         name for name in results[0].methods
@@ -151,8 +155,8 @@ def _describe(members: Sequence[Sequence[_Member]]) -> list[str]:
         "",
         f"Percent; mean ± half-width of the 95% interval over backbones, predictors and draws: the t-interval of the "
         f"{len(members)} means of the backbones, with {len(members) - 1} degrees of freedom. Below each such table "
-        "stands what a figure varies by: the standard deviations of a backbone's seed / a predictor's seed / a draw, "
-        "by the nested analysis of variance (Searle et al. 1992).",
+        "stands what a figure of a single draw varies by: the standard deviations of a backbone's seed / a predictor's "
+        "seed / a draw, by the nested analysis of variance (Searle et al. 1992).",
         "",
     ]
     if others:
