@@ -89,8 +89,7 @@ def _write_linear(model: Classifier, out: Path, library: str, load: str, classif
         a line of code that loads the file.
     """
     head = model.head()
-    if head.longer is not None:
-        raise UserError(f"--format {library}: {_beside(model)}")
+    _refuse_densities(model, library)
     if head.query_scale is not None:
         linear = "give the model another head: adapt MODEL --head lda" if model.fitted else \
             "make the model by adapt --method phi2"  # fmt: skip
@@ -131,8 +130,7 @@ def write_safetensors(model: Classifier, out: Path) -> str:
         UserError: the model scores by densities too.
     """
     head = model.head()
-    if head.longer is not None:
-        raise UserError(f"--format safetensors: {_beside(model)}")
+    _refuse_densities(model, "safetensors")
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
     header = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in model.about().items()}
     data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
@@ -208,9 +206,17 @@ class Deployed(nn.Module):
         return scores, self.doubt.probabilities(scores)
 
 
-def _beside(model: Classifier) -> str:
-    return (f"{model.method} scores by densities beside rows, which this format has no place for; take --format onnx, "
-            "or make the model by adapt --method phi_plus")  # fmt: skip
+def _refuse_densities(model: Classifier, file_format: str) -> None:
+    """Check that a model scores by rows alone.
+
+    Raises:
+        UserError: it scores by densities too.
+    """
+    if model.head().longer is not None:
+        raise UserError(
+            f"--format {file_format}: {model.method} scores by densities beside rows, which this format has no place "
+            "for; take --format onnx, or make the model by adapt --method phi_plus"
+        )
 
 
 def _body(model: Classifier) -> dict[str, torch.Tensor]:

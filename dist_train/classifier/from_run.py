@@ -45,7 +45,7 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
         rule: how several photos of a class count; None: by the run's ``evaluate.rule``.
 
     Raises:
-        UserError: a stage is not finished, the method was not trained, or it gives no rows.
+        UserError: a stage is not finished, the method was not trained, or no model can be made of it.
     """
     check_finished(config)
     folder = config.run_dir
@@ -72,10 +72,10 @@ def from_run(config: Config, method: str | None = None, rule: str | None = None)
 
 
 def trained_method(config: Config, name: str) -> type[RowMethod]:
-    """Return the method of a name, by which a model of the run can be made.
+    """Return the method whose rows a model of the run has, by the name of the model's method.
 
     Raises:
-        UserError: there is no such method, it gives no rows, or the run has not trained it.
+        UserError: no model can be made of that method, or the run has not trained what it needs.
     """
     folder, kind = config.run_dir, row_method(name)
     if not (folder / "learn" / METHODS[name].learned(name) / "final").is_dir():

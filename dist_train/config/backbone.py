@@ -15,9 +15,10 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's channel statistics in [0, 1], RGB (torchvision's reference transforms)."""
 SOURCES = "timm:NAME, torchvision:NAME, starter or run"
+"""What ``backbone.source`` may be, as messages name it."""
 MIN_SIZE, MAX_SIZE, MAX_RESIZE = 32, 1024, 2048
-"""Pixels, the first of images for a trained network; a crop of 1024 is twice the largest in the literature, as work and
-memory grow with the square."""
+"""Pixels. The least is that of images for a trained network; a crop of 1024 is twice the largest in the literature, as
+work and memory grow with the square."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ _STATUS = {408: "Request Timeout", 503: "Service Unavailable"}
 
 @dataclass(frozen=True)
 class Notice:
-    """What a client is told whose request the application does not learn of.
+    """The answer to a client whose request the application does not learn of.
 
     Attributes:
         code: of the answer, in HTTP.

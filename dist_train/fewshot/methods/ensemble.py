@@ -1,7 +1,7 @@
 """The average of the logits of two methods that are sure in different cases, calibrated.
 
-An offset of all novel scores of a member would be taken back by the calibration of the average, so that its members
-are not calibrated before.
+Its members are not calibrated before: the calibration of the average would take back any offset that all novel scores
+of a member have.
 
 A logit less its query's log sum exp is a log probability, and what all classes of a query share changes no rank; so
 this is the average of log probabilities (the product of experts of Hinton 1999, with equal weights).
@@ -54,12 +54,13 @@ class _Average(Method):
 class BesideGaussians(Calibrated):
     labels: ClassVar = {"phi_plus_plda": "φ+ and two-covariance posterior"}
     uses: ClassVar = {"phi_plus_plda": "phi_plus"}
-    cost = "average_cost"  # at which base accuracy is above that of phi+ at its own cost (docs/results/heads.md)
+    cost = "average_cost"
     numbers: ClassVar = {
         **{key: number for key, number in BesidePlus.numbers.items() if key not in NUMBERS},
-        cost: Number(0.28),
+        cost: Number(0.28),  # base accuracy is above that of phi+ at its own cost (docs/results/heads.md)
     }
-    share: ClassVar[float] = 0.5  # as of ``BesidePlus``
+    share: ClassVar[float] = 0.5
+    """As ``BesidePlus`` has it."""
 
     def __init__(self, name: str, base: Base) -> None:
         beside = BesidePlus("plda_plus", base)

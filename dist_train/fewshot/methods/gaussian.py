@@ -168,8 +168,7 @@ class BesidePlus(BesideRows):
     labels: ClassVar = {"plda_plus": "Two-covariance posterior beside φ+'s base rows"}
     uses: ClassVar = {"plda_plus": "phi_plus"}
     share: ClassVar[float] = 0.0
-    """The share of phi+'s response in a novel class's score: a model of the method needs it
-    (classifier/posterior.py)."""
+    """The share of phi+'s response in a novel class's score, for models of the method (classifier/posterior.py)."""
 
     def __init__(self, name: str, base: Base) -> None:
         super().__init__(name, base)

@@ -67,7 +67,7 @@ class Plus(RowMethod):
 
 
 class Uncalibrated(Plus):
-    """phi+ as a part of a method that calibrates the whole."""
+    """Score as phi+ before its calibration, for methods that calibrate the whole of which phi+ is a part."""
 
     labels: ClassVar = {}
     calibrated = False

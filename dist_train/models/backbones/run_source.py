@@ -54,7 +54,7 @@ def weights_file(name: str, options: BackboneConfig) -> Path:
         raise UserError("backbone.download=True: a run is not downloaded; name its folder with --backbone.weights RUN")
     if options.weights is None:
         raise UserError("backbone.source=run: which run is not said; name its folder with --backbone.weights RUN")
-    check_run(options.weights)
+    _check_run(options.weights)
     return options.weights / FINAL / "tensors.pt"
 
 
@@ -62,7 +62,7 @@ def check_name(name: str) -> None:
     """Accept the only name, which is empty."""
 
 
-def check_run(folder: Path) -> None:
+def _check_run(folder: Path) -> None:
     """Check that a folder is a run's, with a backbone that is finished.
 
     Raises:
@@ -102,7 +102,7 @@ def _origin(path: Path, state: Mapping[str, Any], classes: tuple[str, ...]) -> O
     """Say what the network has seen: the classes of the run, and what a network that it started from had seen."""
     run = path.parents[2].resolve().name
     before = Origin.from_json(state["origin"]) if state["origin"] else None
-    trained = "step" in state  # the run took in a trained network as it is otherwise
+    trained = "step" in state  # otherwise the run took a trained network in as it is
     words = [before.trained_on or "unknown data"] if before else []
     words += [f"{len(classes)} classes of the run {run}"] if trained else []
     seen = {*((before.seen or ()) if before else ()), *(classes if trained else ())}
@@ -116,7 +116,7 @@ def _resized(own: Preprocessing, backbone: Backbone, size: int | None) -> Prepro
     """Return what images go through; another size keeps the share of the crop.
 
     Raises:
-        UserError: the network is one of another library, whose size is fixed once it is in a run.
+        UserError: the network is of another library, and so its size is fixed once it is in a run.
     """
     if size in (None, own.size):
         return own

@@ -246,12 +246,12 @@ def _converted(facts: Facts, classifier: str | None, size: int | None, state: we
     """
     rows = facts["num_classes"]
     logging.getLogger("timm").setLevel(logging.ERROR)  # it lists all tensors that it does not use
-    # timm loads some networks without asking for every tensor. What the file gives is found by a file of NaN: whatever
-    # timm makes of it is NaN too.
-    nothing = {name: torch.full_like(t, torch.nan) if t.is_floating_point() else t for name, t in state.items()}
+    # timm loads some networks without asking for every tensor. A state of NaN shows which tensors come from the file:
+    # whatever timm makes of it is NaN too.
+    all_nan = {name: torch.full_like(t, torch.nan) if t.is_floating_point() else t for name, t in state.items()}
     for head in (rows, 1) if classifier else (0,):  # a classifier of other rows than timm's is dropped by it
         with suppress(Exception):  # the conversions stumble over other networks' tensors in many ways
-            marked, loaded = (_loaded(facts, head, size, tensors) for tensors in (nothing, state))
+            marked, loaded = (_loaded(facts, head, size, tensors) for tensors in (all_nan, state))
             body = [tensor for name, tensor in marked.items() if not _is_head(name, classifier)]
             if all(tensor.isnan().any() for tensor in body if tensor.is_floating_point()):
                 return {
