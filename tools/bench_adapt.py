@@ -36,7 +36,7 @@ from dist_train.data.activations import Activations
 from dist_train.data.drawing import picture, split_of
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method
-from dist_train.fewshot.methods import NUMBERS
+from dist_train.fewshot.methods import METHODS, NUMBERS
 from dist_train.models.backbones import build
 from dist_train.models.backbones.ours import untrained
 
@@ -171,22 +171,23 @@ def random_model(backbone: str, method: str, train: Activations, resize: int, si
         rows = phi.base_rows(means)
     sample = row_method(method).sample(train, device)
     posterior = random_posterior(method, means, train)
-    maker = PredictedHead(method, phi, learn, rows, sample, NUMBERS["calibration_cost"], posterior=posterior).on(device)
+    cost = NUMBERS[METHODS[method].cost]
+    maker = PredictedHead(method, phi, learn, rows, sample, cost, posterior=posterior).on(device)
     base = [Class(f"class {n} of the base", f"n{n:08d}") for n in range(classes)]
     preprocess = Preprocess(Preprocessing(resize=resize, size=size))
     return Classifier(Network(network, preprocess).on(device), maker, base, range(classes))
 
 
 def random_posterior(method: str, means: torch.Tensor, train: Activations) -> Posterior | None:
-    """Return densities of classes with these means [classes, dim] in coordinates of no meaning, where the method has
-    some."""
+    """Return densities of classes with these means [classes, dim], in coordinates of no meaning; None where the method
+    has no densities."""
     share, (classes, dim) = posterior_share(method), means.shape
     if share is None:
         return None
     counts = torch.full((classes,), len(train.rows) / classes)
     parts = (torch.zeros(dim), torch.zeros(dim), torch.eye(dim), torch.ones(dim), means, counts)
     tensors = dict(zip(POSTERIOR_TENSORS, parts, strict=True))
-    return Posterior.from_tensors(tensors, share, NUMBERS["head_power"], NUMBERS["plda_temperature"])
+    return Posterior.from_tensors(tensors, share, NUMBERS["plda_power"], NUMBERS["plda_temperature"])
 
 
 def base_of(model: Classifier, train: Activations) -> Base:

@@ -21,11 +21,11 @@ import numpy as np
 from dist_train.data.activations import Activations, load
 from dist_train.errors import UserError
 from dist_train.fewshot.results import Results
+from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import format_mean, markdown_head, markdown_row
 from dist_train.report.wording import display_name
 
 TABLES = {"base_train": "base, training", "base_val": "base, validation", "novel_val": "novel, validation"}
-METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "ausuc": "AUSUC"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, default=1)
     options = parser.parse_args(arguments)
     columns = [f"R², {title}" for title in TABLES.values()]
-    lines = markdown_head([*columns, *METRICS.values()], ["run"])
+    lines = markdown_head([*columns, *PAIRED_METRICS.values()], ["run"])
     for run in options.runs:
         try:
             separations = [separation(load(run / "extract", name)) for name in TABLES]
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"{run}: {error}; finish its extract and evaluate")
         except KeyError as error:
             parser.error(f"{run}: its table has no {error}; give another --method or --shots")
-        cells = [*(f"{value:.3f}" for value in separations), *(format_mean(metrics[name]) for name in METRICS)]
+        cells = [*(f"{value:.3f}" for value in separations), *(format_mean(metrics[name]) for name in PAIRED_METRICS)]
         lines.append(markdown_row([run.name, *cells]))
     shots = f"{options.shots} shot{'s' * (options.shots > 1)}"
     note = "percent; mean ± half-width of the 95% t-interval over draws of supports."

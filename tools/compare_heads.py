@@ -1,12 +1,12 @@
-"""Compare heads on pseudo-novel classes: every method at every number of shots, all calibrated alike.
+"""Compare heads on pseudo-novel classes: every method at every number of shots, all calibrated.
 
     python tools/compare_heads.py runs/draw1 runs/draw2 runs/draw3 [--methods phi_plus plda ...] [--draws 20]
         [--shots 1 2 3 5] [--try plda_temperature=3,10,30 ...] [--out heads.md]
 
 Each RUN must have been made with ``--data.holdout pseudo-novel``, each with other pseudo-novel classes, and have
 learned what the methods need. ``--try`` scores a method once for each value of an option; several options give all
-combinations. Every method's novel scores get the offset that phi+ gets (fewshot/calibration.py), so that base and novel
-accuracy are compared at the same price; AUSUC does not depend on it.
+combinations. Every method's novel scores get an offset as those of phi+ do (fewshot/calibration.py), at the same cost
+but for ``phi_plus_plda``, which has its own; AUSUC does not depend on it.
 
 Differences from phi+ are between the same supports. Their 95% t-interval is over all support draws of all runs; in
 brackets is in how many runs the mean difference is above zero, unless it is in none or in all.

@@ -68,7 +68,7 @@ class Sizes:
         return self.draws * self.novel * sum(self.shots)
 
     @property
-    def of_calibration(self) -> int:
+    def calibration_images(self) -> int:
         """Base images that a calibration scores, as if all were correct."""
         return 20 * self.base
 
@@ -124,8 +124,8 @@ def _predicted(size: Sizes, layers: int, supports: int, rows: int, calibrated: b
     for _ in range(layers):
         work.product("fp32", size.base + size.draws * size.novel * supports, size.dim, size.dim)
     if calibrated:
-        work.product("fp32", size.of_calibration, size.base + size.draws * size.novel * rows, size.dim)
-        work.bytes += 2.0 * size.of_calibration * size.dim
+        work.product("fp32", size.calibration_images, size.base + size.draws * size.novel * rows, size.dim)
+        work.bytes += 2.0 * size.calibration_images * size.dim
     return work
 
 
@@ -225,9 +225,9 @@ def gaussian(size: Sizes, products: int, rows: int = 0, calibrated: bool = True)
         products: with each class: 1 for linear scores, 2 for densities.
         rows: times that a query meets rows of base classes too.
     """
-    asked = size.queries + calibrated * size.of_calibration
-    work = Work(sets=size.sets, bytes=2.0 * calibrated * size.of_calibration * size.dim)
-    work.product("fp32", asked + calibrated * size.of_calibration + size.base + size.supports, size.dim, size.dim)
+    asked = size.queries + calibrated * size.calibration_images
+    work = Work(sets=size.sets, bytes=2.0 * calibrated * size.calibration_images * size.dim)
+    work.product("fp32", asked + calibrated * size.calibration_images + size.base + size.supports, size.dim, size.dim)
     work.product("fp32", (products + rows) * asked, size.base, size.dim)
     work.product("fp32", products * size.sets * asked, size.novel, size.dim)
     return work
@@ -237,7 +237,7 @@ def beside_gaussians(size: Sizes) -> Work:
     """Count the average of phi+ and ``plda_plus``, beside ``moments``: both meet phi+'s base rows."""
     work = gaussian(size, 2, 2)
     work.product("fp32", size.supports, size.dim, size.dim)
-    work.product("fp32", size.sets * (size.queries + size.of_calibration), size.novel, size.dim)
+    work.product("fp32", size.sets * (size.queries + size.calibration_images), size.novel, size.dim)
     return work
 
 
@@ -249,9 +249,9 @@ def teen(size: Sizes, work: Work, prototypes: int) -> Work:
 
 def fecam(size: Sizes) -> Work:
     """Count distances by a covariance for each class, beside ``moments``."""
-    asked, kept, sets = size.queries + size.of_calibration, min(FECAM_DIMENSIONS, size.dim), size.sets
-    work = Work(sets=sets, bytes=2.0 * (size.images + size.of_calibration) * size.dim)
-    mapped = asked + size.of_calibration + 2 * size.base + size.supports + sets * size.novel + size.images
+    asked, kept, sets = size.queries + size.calibration_images, min(FECAM_DIMENSIONS, size.dim), size.sets
+    work = Work(sets=sets, bytes=2.0 * (size.images + size.calibration_images) * size.dim)
+    mapped = asked + size.calibration_images + 2 * size.base + size.supports + sets * size.novel + size.images
     work.product("fp32", mapped, size.dim, size.dim)
     work.product("fp32", size.images + size.supports, kept, kept)
     work.product("fp32", size.base + sets * size.novel, kept, kept, kept / 6 + kept / 2)  # Cholesky factors, triangles
@@ -279,8 +279,8 @@ def held(size: Sizes) -> Work:
     """Count phi+ whose rows are trained further for each set of supports."""
     work = trained(size, 100)
     work.product("fp32", size.supports, size.dim, size.dim)
-    work.product("fp32", size.of_calibration, size.base + size.sets * size.novel, size.dim)
-    work.bytes += 2.0 * size.of_calibration * size.dim
+    work.product("fp32", size.calibration_images, size.base + size.sets * size.novel, size.dim)
+    work.bytes += 2.0 * size.calibration_images * size.dim
     return work
 
 
@@ -288,8 +288,8 @@ def beside_logistic(size: Sizes) -> Work:
     """Count the average of phi+ and logistic regression, whose images are scored anew for each set of supports."""
     work, classes = trained(size, 300), size.base + size.novel
     work.product("fp32", size.supports, size.dim, size.dim)
-    work.product("fp32", size.sets * (size.queries + 2 * size.of_calibration), classes, size.dim)
-    work.bytes += 2.0 * size.of_calibration * size.dim
+    work.product("fp32", size.sets * (size.queries + 2 * size.calibration_images), classes, size.dim)
+    work.bytes += 2.0 * size.calibration_images * size.dim
     return work
 
 
