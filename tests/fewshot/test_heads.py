@@ -267,21 +267,21 @@ def correlation(covariance: Array, ridge: float) -> Array:
 
 
 def test_fecam_by_inversion() -> None:
-    given = base(head_power=0.5, fecam_ridge=0.5, teen_weight=0.4, teen_temperature=8.0)
-    old, new, asked = centred(given, 0.5)
+    given = base(plda_power=0.7, fecam_ridge=0.5, teen_weight=0.4, teen_temperature=8.0)
+    old, new, asked = centred(given, 0.7)
     length = sum(np.linalg.norm(sum(of_class) / len(of_class)) for of_class in old) / OLD
     sw, sb, centre = covariances(old, given.numbers["within_shrinkage"], given.numbers["between_shrinkage"])
     basis = eigh(sb, sw)[1]  # within: the identity, between: diagonal
     old, new = ([[(x - centre) @ basis for x in of_class] for of_class in classes] for classes in (old, new))
     own = [np.cov(np.transpose(of_class), ddof=0) for of_class in old]
-    middle = sum(unit(m.astype(np.float64) ** 0.5) for m in given.means.numpy()) / OLD
+    middle = sum(unit(m.astype(np.float64) ** 0.7) for m in given.means.numpy()) / OLD
     means = [sum(of_class) / len(of_class) for of_class in old]
     for of_class, shown in zip(support().double().numpy(), new, strict=True):
         heights = np.exp([8.0 * unit(of_class.mean(0)) @ unit(m.astype(np.float64)) for m in given.means.numpy()])
         likely = sum(h * c for h, c in zip(heights / heights.sum(), own[:OLD], strict=True))
         own.append(likely + np.cov(np.transpose(shown), ddof=1))
         prototype = moved(given, of_class.mean(0), 0.4, 8.0)
-        means.append((length * unit(unit(prototype**0.5) - middle) - centre) @ basis)
+        means.append((length * unit(unit(prototype**0.7) - middle) - centre) @ basis)
     inverse = [np.linalg.inv(correlation(c, 0.5)) for c in own]
     points = [(q - centre) @ basis for q in asked]
     wanted = [[-(q - m) @ i @ (q - m) for m, i in zip(means, inverse, strict=True)] for q in points]

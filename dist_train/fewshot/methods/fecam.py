@@ -13,7 +13,7 @@ It differs from their papers and code in these ways:
 - The ridge is in units of that, and a first guess. FeCAM adds once the mean variance, and 100 times for few images;
   C-FeCAM adds 100. FeCAM's second term, a multiple of the mean covariance of two dimensions, is left out, as that mean
   is near zero here.
-- Power, length and centre are those of ``Centring``, so ``head_power``, where FeCAM has the power 0.5 and no centre.
+- Power, length and centre are those of ``Centring``, so ``plda_power``; FeCAM has the power 0.5 too, and no centre.
 - They scale all means to length 1, as the queries. About a centre the mean of unit vectors is much shorter; here it
   stays so, and TEEN's mean, a direction, gets the mean length of the base classes' means.
 - TEEN's weight is ``teen_weight``; they have 0.1 (CIFAR-100: 0.25). Their code takes ``corrcoef`` of the covariance
@@ -48,7 +48,7 @@ class ClassCovariances(Gaussian):
         kept = min(_DIMENSIONS, self.means.shape[1])
         self.best = self.between.topk(kept).indices
         self.means = self.means[:, self.best]
-        self.length = centred_moments(base, base.numbers["head_power"])[1].means.norm(dim=1).mean().float()
+        self.length = centred_moments(base, base.numbers["plda_power"])[1].means.norm(dim=1).mean().float()
         # Allocated before the loop: tensors allocated in it would fragment the heap.
         self.covariances = self.means.new_empty(len(self.means), kept, kept)
         self.roots = torch.empty_like(self.covariances)
