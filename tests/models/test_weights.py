@@ -136,7 +136,7 @@ def truncated_safetensors(path: Path, state: State) -> None:
 
 REFUSED: dict[str, tuple[str, Callable[[Path, State], Any], str]] = {
     "no such file": ("a.pth", lambda path, state: None, "no such file of weights; give an existing one"),
-    "folder": ("a.pth", lambda path, state: path.mkdir(), "is no file; give the file of the weights itself"),
+    "folder": ("a.pth", lambda path, state: path.mkdir(), "is no file; .*, or for the folder of a run the source run"),
     "pipe": ("a.pth", lambda path, state: os.mkfifo(path), "is no file; give the file"),
     "other suffix": ("a.npz", lambda path, state: path.write_bytes(b"x"), "not a file of weights by its name"),
     "empty": ("a.pth", lambda path, state: path.touch(), "is empty; fetch it again"),

@@ -98,9 +98,23 @@ def test_where_the_folder_lies_does_not_matter(config: Config, whole_run: Run, t
         go(replace(taken, backbone=of_run(moved, size=40)), extract)
 
 
+def test_a_member_of_a_sweep_names_the_run_that_trained_its_network(whole_run: Run, tmp_path: Path) -> None:
+    """Members share the folder of the run's pretrain through a link."""
+    shutil.copytree(whole_run.dir / "pretrain", tmp_path / "s1" / "pretrain")
+    member = tmp_path / "s1" / "sweep" / "learn.seed=1"
+    member.mkdir(parents=True)
+    (member / "pretrain").symlink_to("../../pretrain")
+    words = f"{len(whole_run.base)} classes of the run s1"
+    assert open_pretrained(of_run(member)).origin.trained_on == words
+
+
 def _damage(run: Path) -> None:
     path = run / "pretrain" / "final" / "tensors.pt"
     path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
+
+
+def _manifest(text: str) -> Callable[[Path], object]:
+    return lambda run: (run / "pretrain" / "final" / "manifest.json").write_text(text)
 
 
 def _age(run: Path) -> None:
@@ -116,6 +130,8 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "not finished": (lambda run: shutil.rmtree(run / "pretrain" / "final"), "has no finished backbone"),
     "damaged": (_damage, "tensors.pt: damaged"),
     "without its tensors": (lambda run: (run / "pretrain" / "final" / "tensors.pt").unlink(), "cannot be read"),
+    "with a manifest that is no table": (_manifest("[]"), "manifest.json: damaged"),
+    "with a manifest without hashes": (_manifest('{"state.json": 1}'), "manifest.json: damaged"),
     "of an old version": (_age, "was made before version 0.3"),
 }
 

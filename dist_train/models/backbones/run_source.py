@@ -88,6 +88,8 @@ def _state(path: Path) -> dict[str, Any]:
         damaged = [name for name, entry in manifest.items() if file_sha256(folder / name) != entry["sha256"]]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); name another run") from None
+    except (AttributeError, KeyError, TypeError):  # no table of files and their hashes
+        raise UserError(f"{folder / 'manifest.json'}: damaged (has no hashes of files); name another run") from None
     if damaged:
         raise UserError(f"{folder / damaged[0]}: damaged (its hash is not the manifest's); name another run")
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
@@ -100,7 +102,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _origin(path: Path, state: Mapping[str, Any], classes: tuple[str, ...]) -> Origin:
     """Say what the network has seen: the classes of the run, and what a network that it started from had seen."""
-    run = path.parents[2].resolve().name
+    run = path.resolve().parents[2].name  # a member of a sweep has a link to the pretrain of its run
     before = Origin.from_json(state["origin"]) if state["origin"] else None
     trained = "step" in state  # otherwise the run took a trained network in as it is
     words = [before.trained_on or "unknown data"] if before else []

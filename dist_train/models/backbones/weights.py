@@ -114,7 +114,9 @@ def check_file(path: Path) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such file of weights; give an existing one")
     if not path.is_file():
-        raise UserError(f"{path}: is no file; give the file of the weights itself")
+        raise UserError(
+            f"{path}: is no file; give the file of the weights itself, or for the folder of a run the source run"
+        )
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: not a file of weights by its name; give one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
