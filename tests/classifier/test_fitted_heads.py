@@ -204,8 +204,16 @@ def rates(scores: torch.Tensor) -> torch.Tensor:
 def test_photos_that_do_not_differ_leave_the_discriminant_out() -> None:
     by_class = [rows.expand(3, -1) for rows in clusters([1, 1], scale=3)]
     assert choose(Sample.of(by_class), ["lda", "mean"]).head == "mean"
-    with pytest.raises(UserError, match="--head lda: needs a class of two photos or more that differ"):
+    with pytest.raises(UserError, match="--head lda: needs photos of a class that differ"):
         choose(Sample.of(by_class), ["lda"])
+
+
+def test_what_the_discriminant_needs_is_what_its_line_says() -> None:
+    """Two photos of one class beside one of another are too few; three, or two of both, are enough."""
+    for counts in ([3, 1], [2, 2]):
+        assert choose(Sample.of(clusters(counts)), ["lda"]).head == "lda"
+    with pytest.raises(UserError, match="three of one class, or two of each of two"):
+        choose(Sample.of(clusters([2, 1])), ["lda"])
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -261,7 +269,7 @@ def test_single_photos_alone_give_class_means_without_an_estimate() -> None:
     head, maker = FittedHeads().make([], [rows.float() for rows in by_class])
     assert maker.name == "mean" and head.estimates == ()
     assert head.scores(torch.cat(by_class).float()).argmax(1).tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match="--head lda: needs a class of two photos") as caught:
+    with pytest.raises(UserError, match="--head lda: needs photos of a class that differ") as caught:
         FittedHeads("lda").make([], by_class)
     assert caught.value.kind == "photos.few"  # a visitor of the page meets it who removes photos
 

@@ -69,7 +69,8 @@ def choose(
             chosen = accuracy, temperature, fit, name
     if chosen is None:
         raise UserError(
-            f"--head {heads[0]}: needs a class of two photos or more that differ; add some, or take --head mean",
+            f"--head {heads[0]}: needs photos of a class that differ, three of one class, or two of each of two; "
+            "add some, or take --head mean",
             "photos.few",
         )
     _, temperature, fit, name = chosen
