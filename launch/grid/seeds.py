@@ -63,7 +63,7 @@ def seeds_table(runs: Sequence[Path]) -> str:
         runs: folders of two or more runs, each with a sweep over ``learn.seed``.
 
     Raises:
-        UserError: a run has too few members or none, or they differ in more than their seeds.
+        UserError: a run is not there, has too few members or none, or they differ in more than their seeds.
     """
     members = [_members(run) for run in runs]
     _check(runs, members)
@@ -77,6 +77,8 @@ def seeds_table(runs: Sequence[Path]) -> str:
 
 def _members(run: Path) -> list[_Member]:
     """Return the predictors of a run's backbone, by their seeds."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give folders RUNS/NAME")
     pattern = re.compile(r"learn\.seed=(\d+)")
     seeds = [(int(match[1]), path) for path in sweep_folder(run).glob("*") if (match := pattern.fullmatch(path.name))]
     if len(seeds) < 2:
@@ -143,7 +145,8 @@ def _describe(members: Sequence[Sequence[_Member]]) -> list[str]:
     first = members[0][0].results
     seeds = ", ".join(str(of_run[0].inputs["seed"]) for of_run in members)
     of_draws = ", ".join(str(of_run[0].inputs["evaluate.seed"]) for of_run in members)
-    predictors = ", ".join(str(member.inputs["learn.seed"]) for member in members[0])
+    of_predictors = [", ".join(str(member.inputs["learn.seed"]) for member in of_run) for of_run in members]
+    predictors = "; ".join(of_predictors if len({*of_predictors}) > 1 else of_predictors[:1])
     others = {name for of_run in members for member in of_run for name in member.results.methods} - {*_methods(members)}
     commits = sorted({commit for of_run in members for member in of_run
                       for commit in (member.results.commit, *member.results.older.values())})  # fmt: skip
@@ -154,9 +157,9 @@ def _describe(members: Sequence[Sequence[_Member]]) -> list[str]:
         f"all scored together; shards {first.shards[:12]}; commit {', '.join(commits)}.",
         "",
         f"Percent; mean ± half-width of the 95% interval over backbones, predictors and draws: the t-interval of the "
-        f"{len(members)} means of the backbones, with {len(members) - 1} degrees of freedom. Below each such table "
-        "stands what a figure of a single draw varies by: the standard deviations of a backbone's seed / a predictor's "
-        "seed / a draw, by the nested analysis of variance (Searle et al. 1992).",
+        f"{len(members)} means of the backbones, with {len(members) - 1} degree{'s' * (len(members) > 2)} of freedom. "
+        "Below each such table stands what a figure of a single draw varies by: the standard deviations of a backbone's "
+        "seed / a predictor's seed / a draw, by the nested analysis of variance (Searle et al. 1992).",
         "",
     ]
     if others:

@@ -123,6 +123,13 @@ def test_runs_that_are_no_nested_seeds_are_refused(runs: list[Path], key: str, v
         seeds_table(runs)
 
 
+def test_other_seeds_of_predictors_are_named_for_each_run(runs: list[Path]) -> None:
+    folder = runs[1] / "sweep"
+    (folder / "learn.seed=1").rename(folder / "learn.seed=7")
+    change(folder / "learn.seed=7", "learn.seed", 7)
+    assert "2 predictors on each (learn.seed 0, 1; 0, 7; 0, 1), 5 draws" in seeds_table(runs)
+
+
 def test_a_predictor_with_draws_of_its_own_is_refused(runs: list[Path]) -> None:
     change(runs[2] / "sweep" / "learn.seed=1", "evaluate.seed", 99)
     with pytest.raises(UserError, match=r"differ in more than seeds \(evaluate\.seed: 12 and 99\)"):
@@ -130,8 +137,11 @@ def test_a_predictor_with_draws_of_its_own_is_refused(runs: list[Path]) -> None:
 
 
 def test_too_few_predictors_and_damaged_results_are_named(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none: needs a sweep over two or more predictors, and has 0"):
+    with pytest.raises(UserError, match=r"none: no such folder"):
         seeds_table([*runs, tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: needs a sweep over two or more predictors, and has 0"):
+        seeds_table([*runs, tmp_path / "empty"])
     member = runs[0] / "sweep" / "learn.seed=1"
     member.rename(runs[0] / "sweep" / "learn.seed=1,learn.lr=1.0")  # of another sweep
     with pytest.raises(UserError, match=r"s0: needs a sweep over two or more predictors, and has 1"):
