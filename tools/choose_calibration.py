@@ -14,6 +14,7 @@ of Breiman et al. (1984).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 from ablate_phi_plus import open_joint_scoring
 
 from dist_train.distributed import context as contexts
+from dist_train.errors import UserError
 from dist_train.fewshot import methods
 from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.report.markdown import markdown_head, markdown_row
@@ -31,20 +33,27 @@ CorrectShares = dict[int, tuple[np.ndarray, np.ndarray]]
 """Number of shots -> share of draws in which each base image and each novel image is correct, [images] each."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table and the choice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--method", default="phi_plus")
-    parser.add_argument("--beside", default="phi2")
+    calibrated = [name for name, kind in methods.METHODS.items() if kind.calibrated]
+    parser.add_argument("--method", default="phi_plus", choices=calibrated, metavar="METHOD")
+    parser.add_argument("--beside", default="phi2", choices=list(methods.METHODS), metavar="METHOD")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--costs", type=float, nargs="+", default=[0.2, 0.25, 0.3, 0.35, 0.4, 0.5])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if min(options.costs) <= 0:
+        parser.error(f"--costs {min(options.costs):g}: must be above 0")
     costs, other = sorted(options.costs), methods.LABELS[options.beside]
     with contexts.start() as context, torch.inference_mode():
         scored = []
         for run in options.runs:
-            _, joint = open_joint_scoring(parser, argparse.Namespace(**vars(options), run=run), context)
+            try:
+                _, joint = open_joint_scoring(parser, argparse.Namespace(**vars(options), run=run), context)
+            except (UserError, ValueError) as error:
+                parser.error(str(error))
             beside = correct_shares(joint, options.beside, joint.base.numbers[methods.METHODS[options.beside].cost])
             scored.append((beside, [correct_shares(joint, options.method, cost) for cost in costs]))
     print(
