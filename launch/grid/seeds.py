@@ -158,8 +158,8 @@ def _describe(members: Sequence[Sequence[_Member]]) -> list[str]:
         "",
         f"Percent; mean ± half-width of the 95% interval over backbones, predictors and draws: the t-interval of the "
         f"{len(members)} means of the backbones, with {len(members) - 1} degree{'s' * (len(members) > 2)} of freedom. "
-        "Below each such table stands what a figure of a single draw varies by: the standard deviations of a backbone's "
-        "seed / a predictor's seed / a draw, by the nested analysis of variance (Searle et al. 1992).",
+        "Below each such table stands what a figure of a single draw varies by: the standard deviations of a "
+        "backbone's seed / a predictor's seed / a draw, by the nested analysis of variance (Searle et al. 1992).",
         "",
     ]
     if others:
