@@ -73,12 +73,14 @@ class Chain:
         pids = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
-                program = (folder / "cmdline").read_text().split("\0")
+                environ, cmdline = (  # of any process of the machine, whose bytes need not be UTF-8
+                    (folder / name).read_text(errors="surrogateescape").split("\0") for name in ("environ", "cmdline")
+                )
             except OSError:
                 continue
+            variables = dict(entry.split("=", 1) for entry in environ if "=" in entry)
             mine = variables.get("SLURM_JOB_ID") == self.job(stage) and "SLURM_STEP_NUM_TASKS" in variables
-            if mine and "submitit.core._submit" in program:
+            if mine and "submitit.core._submit" in cmdline:
                 pids[int(variables["SLURM_PROCID"])] = int(folder.name)
         return pids
 
