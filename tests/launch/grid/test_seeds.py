@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.runs import run_all
+from saved_results import save_results
 
 from dist_train.config import Config
 from dist_train.errors import UserError
-from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
+from dist_train.fewshot.results import Interval
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.stages.extract import extract
 from dist_train.stages.pretrain import pretrain
@@ -31,20 +32,8 @@ SIZES = (3, 2, 5)
 def save_member(folder: Path, draws: Mapping[str, Sequence[float]], inputs: Mapping[str, Any]) -> None:
     """Write what a member's evaluate leaves: the same draws for every metric, at 1 shot."""
     metrics = {method: dict.fromkeys(PAIRED_METRICS, Interval.of(values)) for method, values in draws.items()}
-    results = Results(
-        methods={method: MethodResult({1: of_method}) for method, of_method in metrics.items()},
-        shots=[1],
-        draws=max(map(len, draws.values())),
-        interval="95% t-interval of the mean over draws",
-        classes=Counts(base=6, novel=3),
-        split=SplitFacts("drawn", "abc"),
-        shards="def",
-        commit="0123",
-        command="dist-train evaluate",
-        seed=inputs["evaluate.seed"],
-    )
-    (folder / "evaluate").mkdir(parents=True)
-    (folder / "evaluate" / "results.json").write_text(json.dumps(results.to_json()))
+    number = max(map(len, draws.values()))
+    save_results(folder, 1, metrics, draws=number, seed=inputs["evaluate.seed"], commit="0123")
     (folder / "evaluate" / "inputs.json").write_text(json.dumps(dict(inputs)))
 
 

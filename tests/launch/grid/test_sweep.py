@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from saved_results import save_results
 
 from dist_train.config import Config
 from dist_train.config.io import read_config
 from dist_train.errors import UserError
-from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
+from dist_train.fewshot.results import Interval, Results
 from dist_train.runs.run import Run
 from launch.grid.report import sweep_table
 from launch.grid.sweep import link_members, sweep_members
@@ -22,23 +21,6 @@ from launch.slurm.preflight import choose_stages
 from launch.slurm.profile import load_cluster
 
 SEEDS = {"evaluate.seed=7": 7, "evaluate.seed=8": 8}
-
-
-def save_results(member: Path, shots: int, metrics: Mapping[str, Interval]) -> None:
-    """Write a member's results for phi2 at a single number of shots."""
-    results = Results(
-        methods={"phi2": MethodResult({shots: metrics})},
-        shots=[shots],
-        draws=1,
-        interval="interval",
-        classes=Counts(base=6, novel=3),
-        split=SplitFacts("drawn", "0"),
-        shards="0",
-        commit="0",
-        command="dist-train evaluate",
-    )
-    (member / "evaluate").mkdir()
-    (member / "evaluate" / "results.json").write_text(json.dumps(results.to_json()))
 
 
 def joint(base: float) -> dict[str, Interval]:
@@ -88,7 +70,7 @@ def test_the_table_names_members_without_results(config: Config) -> None:
     link_members(run, sweep_members(config, ["learn.seed=1,2"]))
     with pytest.raises(UserError, match="no member has results yet"):
         sweep_table(run)
-    save_results(sweep / "learn.seed=1", 1, joint(40.0))
+    save_results(sweep / "learn.seed=1", 1, {"phi2": joint(40.0)})
     text = sweep_table(run)
     assert "| learn.seed=1 | φ2 | 1 | 40.00 ± 0.25 | 12.00 ± 0.50 | 20.00 ± 1.00 |" in text
     assert "Without results: learn.seed=2" in text and (sweep / "table.md").read_text() == text
@@ -97,8 +79,8 @@ def test_the_table_names_members_without_results(config: Config) -> None:
 def test_the_table_has_members_of_two_protocols(config: Config) -> None:
     run, sweep = config.run_dir, config.run_dir / "sweep"
     link_members(run, sweep_members(config, ["learn.seed=1,2"]))
-    save_results(sweep / "learn.seed=1", 1, joint(40.0))
-    save_results(sweep / "learn.seed=2", 5, {"accuracy": Interval(60.5, 9.0, measure="std")})
+    save_results(sweep / "learn.seed=1", 1, {"phi2": joint(40.0)})
+    save_results(sweep / "learn.seed=2", 5, {"phi2": {"accuracy": Interval(60.5, 9.0, measure="std")}})
     assert "| learn.seed=2 | φ2 | 5 | – | – | – | 60.50 ± 9.00 |" in sweep_table(run)
 
 
