@@ -47,14 +47,17 @@ class Calibration:
         self.cost, self.num_base = cost, scores.shape[1]
 
     @classmethod
-    def from_base(cls, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor]) -> Calibration:
+    def from_base(
+        cls, base: Base, base_scores: Callable[[torch.Tensor], torch.Tensor], cost: str = Method.cost
+    ) -> Calibration:
         """Take the images from the base classes, and the cost from ``evaluate.options``.
 
         Args:
             base_scores: from queries [Q, C] to [Q, base classes].
+            cost: ``Method.cost``.
         """
         images, labels = sample(base.train, base.means.device)
-        return cls(images, labels, base_scores(images), base.numbers["calibration_cost"])
+        return cls(images, labels, base_scores(images), base.numbers[cost])
 
     def offset(self, largest: torch.Tensor, num_novel: int) -> float:
         """Return what may be added to the scores of ``num_novel`` classes.
@@ -106,7 +109,7 @@ class Calibrated(Method):
 
     @cached_property
     def _calibration(self) -> Calibration:
-        return Calibration.from_base(self.base, self.method.base_scores)
+        return Calibration.from_base(self.base, self.method.base_scores, self.cost)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return self.method.base_scores(queries)
@@ -119,7 +122,7 @@ class Calibrated(Method):
             return scorer
         images, labels = self._sample
         scores = scorer(images)
-        calibration = Calibration(images, labels, scores[:, :classes], self.base.numbers["calibration_cost"])
+        calibration = Calibration(images, labels, scores[:, :classes], self.base.numbers[self.cost])
         offset = calibration.offset(scores[calibration.correct, classes:].amax(1), len(support))
         offsets = scores.new_zeros(scores.shape[1])
         offsets[classes:] = offset

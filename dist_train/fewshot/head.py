@@ -36,7 +36,7 @@ class Head(Method):
     @cached_property
     def calibrate(self) -> Calibration:
         """The calibration, whose images are scored when the first supports come."""
-        return Calibration.from_base(self.base, self.base_scores)
+        return Calibration.from_base(self.base, self.base_scores, self.cost)
 
     def take(self, support: Support) -> Scorer:
         return self.calibrate(self.novel_scores(support))

@@ -29,7 +29,7 @@ class RowMethod(Method):
         self.phi = load_trained(self.network, self.learned(name), base)
         self.query = once(self.phi.query)
         self.base_rows = self.phi.base_rows(base.means)
-        self.calibrate = Calibration.from_base(base, self.base_scores) if self.calibrated else None
+        self.calibrate = Calibration.from_base(base, self.base_scores, self.cost) if self.calibrated else None
 
     @classmethod
     def sample(cls, train: Activations, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,6 @@ this is the average of log probabilities (the product of experts of Hinton 1999,
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -64,8 +63,7 @@ class BesideGaussians(Calibrated):
 
     def __init__(self, name: str, base: Base) -> None:
         beside = BesidePlus("plda_plus", base)
-        own = {**base.numbers, "calibration_cost": base.numbers[self.cost]}
-        super().__init__(_Average(beside.plus, beside), replace(base, numbers=own))
+        super().__init__(_Average(beside.plus, beside), base)
 
 
 class BesideLogistic(Calibrated):
