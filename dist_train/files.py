@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +57,30 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return a folder's ``manifest.json``: {file: {"bytes": its size, "sha256": its hash}}.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such table.
+    """
+    manifest: Any = json.loads((folder / "manifest.json").read_text())
+    if not isinstance(manifest, dict) or not all(
+        isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in manifest.values()
+    ):
+        raise ValueError("has no hashes of files")
+    return manifest
+
+
+def damaged_file(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> Path | None:
+    """Return the first file of a manifest that is not there or not as it says; None where all are."""
+    for name, entry in manifest.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
+            return file
+    return None
 
 
 def read_regular(path: Path, limit: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -47,6 +47,10 @@ class Preprocessing:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Make it of its fields as JSON has them."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def at(self, size: int | None) -> Self:
+        """Return the same for images of another size, with the same share of the crop; None: as it is."""
+        return self if size is None else replace(self, resize=self.resize * size // self.size, size=size)
 
     def __post_init__(self) -> None:
         at_least(self, "preprocessing", 1, "size")

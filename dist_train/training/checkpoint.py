@@ -24,7 +24,7 @@ import torch
 
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
-from dist_train.files import file_sha256
+from dist_train.files import damaged_file, file_sha256, read_manifest
 
 log = logging.getLogger(__name__)
 _PREFIX = "step-"
@@ -86,13 +86,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         UserError: a file is missing, short or changed; names it.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_manifest(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a complete checkpoint ({error}); use another one") from None
-    for name, entry in manifest.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
-            raise UserError(f"{file}: missing or damaged (its hash is not the manifest's); use another checkpoint")
+    if damaged := damaged_file(path, manifest):
+        raise UserError(f"{damaged}: missing or damaged (its hash is not the manifest's); use another checkpoint")
     try:
         tensors = torch.load(path / "tensors.pt", map_location=device, weights_only=True)
     except pickle.UnpicklingError:

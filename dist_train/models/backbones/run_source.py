@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dist_train.config import BackboneConfig, Preprocessing
 from dist_train.errors import UserError
-from dist_train.files import file_sha256
+from dist_train.files import damaged_file, file_sha256, read_manifest
 from dist_train.models.backbones import weights
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.building import build
@@ -32,7 +31,7 @@ def open_network(name: str, options: BackboneConfig) -> Pretrained:
             take the size of ``options``.
     """
     path = weights_file(name, options)
-    state = _state(path)
+    state = _state(path.parent)
     backbone, classes = build(state["architecture"]), tuple(state["classes"])
     tensors, _ = weights.read_weights(path)
     if words := weights.misfit(backbone, tensors):
@@ -76,22 +75,21 @@ def _check_run(folder: Path) -> None:
         )
 
 
-def _state(path: Path) -> dict[str, Any]:
+def _state(folder: Path) -> dict[str, Any]:
     """Return what a run says of its backbone, whose files are checked by their hashes.
 
     Raises:
         UserError: a file is missing, damaged, or of a version before 0.3.
     """
-    folder = path.parent
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        damaged = [name for name, entry in manifest.items() if file_sha256(folder / name) != entry["sha256"]]
-    except (OSError, ValueError) as error:
+        damaged = damaged_file(folder, read_manifest(folder))
+    except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error}); name another run") from None
-    except (AttributeError, KeyError, TypeError):  # no table of files and their hashes
-        raise UserError(f"{folder / 'manifest.json'}: damaged (has no hashes of files); name another run") from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'manifest.json'}: damaged ({error}); name another run") from None
     if damaged:
-        raise UserError(f"{folder / damaged[0]}: damaged (its hash is not the manifest's); name another run")
+        why = "damaged (its hash is not the manifest's)" if damaged.is_file() else "cannot be read (it is not there)"
+        raise UserError(f"{damaged}: {why}; name another run")
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     if not {"architecture", "preprocessing", "has_head"} <= state.keys():
         raise UserError(
@@ -115,7 +113,7 @@ def _origin(path: Path, state: Mapping[str, Any], classes: tuple[str, ...]) -> O
 
 
 def _resized(own: Preprocessing, backbone: Backbone, size: int | None) -> Preprocessing:
-    """Return what images go through; another size keeps the share of the crop.
+    """Return what images go through, of the network's own size or another.
 
     Raises:
         UserError: the network is of another library, and so its size is fixed once it is in a run.
@@ -124,5 +122,4 @@ def _resized(own: Preprocessing, backbone: Backbone, size: int | None) -> Prepro
         return own
     if "source" in backbone.architecture:
         raise UserError(f"backbone.size={size}: the run's network has images of {own.size} pixels; leave the size out")
-    assert size is not None
-    return replace(own, resize=own.resize * size // own.size, size=size)
+    return own.at(size)

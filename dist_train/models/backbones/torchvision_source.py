@@ -139,13 +139,14 @@ def _preprocessing(entry: Any, size: int | None, source: str) -> Preprocessing:
     interpolation = transforms.interpolation.value
     if interpolation not in ("bilinear", "bicubic"):
         raise UserError(f"backbone.source={source}: its interpolation {interpolation!r} is not offered; name another")
-    return Preprocessing(
-        resize=resize if size is None else resize * size // crop,
-        size=size or crop,
+    own = Preprocessing(
+        resize=resize,
+        size=crop,
         interpolation=interpolation,
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
     )
+    return own.at(size)
 
 
 def _option_of_size(network: str) -> str | None:
