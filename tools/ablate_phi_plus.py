@@ -109,22 +109,20 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with contexts.start() as context:
-        run, joint = open_joint_scoring(parser, options, context)
+        run, joint = open_joint_scoring(parser, options.run, options, context)
         print(table({name: measure(*VARIANTS[name], run, joint, context) for name in VARIANTS}))
 
 
 def open_joint_scoring(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, context: Context
+    parser: argparse.ArgumentParser, folder: Path, options: argparse.Namespace, context: Context
 ) -> tuple[Run, JointScoring]:
-    """Open the run, and the scoring of its methods, at the shots and draws of the options.
+    """Open a run, and the scoring of its methods, at the shots and draws of the options.
 
     Choices are made on pseudo-novel classes; a run with another holdout is a usage error.
     """
-    config = load_config(options.run)
+    config = load_config(folder)
     if config.data.holdout != "pseudo-novel":
-        parser.error(
-            f"{options.run}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel"
-        )
+        parser.error(f"{folder}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
     evaluate = replace(config.evaluate, draws=options.draws, shots=options.shots)
     run = open_run(replace(config, evaluate=evaluate))
     return run, JointScoring(run, context)

@@ -51,16 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scored = []
         for run in options.runs:
             try:
-                _, joint = open_joint_scoring(parser, argparse.Namespace(**vars(options), run=run), context)
+                _, joint = open_joint_scoring(parser, run, options, context)
             except (UserError, ValueError) as error:
                 parser.error(str(error))
             beside = correct_shares(joint, options.beside, joint.base.numbers[methods.METHODS[options.beside].cost])
             scored.append((beside, [correct_shares(joint, options.method, cost) for cost in costs]))
-    print(
-        "\n".join(
-            markdown_head([f"{k}-shot {role} top-1" for k in options.shots for role in ("base", "novel")], ["cost"])
-        )
-    )
+    titles = [f"{k}-shot {role} top-1" for k in options.shots for role in ("base", "novel")]
+    print("\n".join(markdown_head(titles, ["cost"])))
     own = [np.concatenate([beside[k][role] for beside, _ in scored]) for k in options.shots for role in (0, 1)]
     print(markdown_row([other, *(f"{100 * shares.mean():.2f}" for shares in own)]))
     chosen = None

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ablate_phi_plus import open_joint_scoring
 
-from dist_train.config.io import load_config
 from dist_train.distributed import context as contexts
 from dist_train.errors import UserError
 from dist_train.fewshot import methods
@@ -34,7 +34,6 @@ from dist_train.fewshot.protocols.joint import JointScorer
 from dist_train.fewshot.results import Interval
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import format_mean, markdown_head, markdown_row
-from dist_train.runs.run import open_run
 from dist_train.stages.scoring import JointScoring
 
 Values = dict[str, dict[str, list[list[float]]]]
@@ -55,12 +54,7 @@ def main() -> None:
     measured: dict[str, Values] = {}
     with contexts.start() as context, torch.inference_mode():
         for folder in options.runs:
-            config = load_config(folder)
-            if config.data.holdout != "pseudo-novel":
-                parser.error(f"{folder}: heads are compared on pseudo-novel classes; give runs of "
-                             "data.holdout=pseudo-novel")  # fmt: skip
-            evaluate = replace(config.evaluate, draws=options.draws, shots=options.shots)
-            joint = JointScoring(open_run(replace(config, evaluate=evaluate)), context)
+            _, joint = open_joint_scoring(parser, folder, options, context)
             for name in options.methods or comparable(joint):
                 for label, numbers in variants(name, tried):
                     began = time.perf_counter()

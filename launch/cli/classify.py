@@ -196,9 +196,8 @@ def _print(answer: Answer, as_json: bool, account: Account) -> None:
 def _leave_out(account: Account, name: str, reason: str) -> None:
     account.taken -= 1
     account.leave_out(name, reason)
-    tqdm.write(
-        f"dist-train: error: {shown(spelt(name))}: {shown(reason)}", file=sys.stderr
-    )  # beside a bar, not behind it
+    # Beside a bar, not behind it.
+    tqdm.write(f"dist-train: error: {shown(spelt(name))}: {shown(reason)}", file=sys.stderr)
 
 
 def _json_line(content: dict[str, Any]) -> str:

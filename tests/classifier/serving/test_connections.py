@@ -197,9 +197,8 @@ def test_a_broken_chunk_is_answered_while_the_application_waits_for_the_body(
                 wait_until_read(web, raw)
             raw.sendall(sent)
             code, body = answer(raw)
-            assert (
-                code == 400 and "Invalid HTTP request received." in body and "HTTP/1.1" not in body
-            )  # a single answer
+            # A single answer.
+            assert code == 400 and "Invalid HTTP request received." in body and "HTTP/1.1" not in body
         assert is_served(web)
 
 
