@@ -32,6 +32,9 @@ class PretrainConfig:
     """Name of any torchvision ResNet, resnet10 or conv4 (paper: ResNet-50)."""
     small_stem: bool = False
     """Take a 3x3 stem without max-pooling, for images of about 32 pixels (He et al. 2016, section 4.2)."""
+    classifier: Literal["linear", "cosine"] = "linear"
+    """linear: rows and biases (paper). cosine: logits are 20 times the cosine of activation and row (Kornblith et al.
+    2021); once trained, the rows are stored as those of a linear classifier with the same answers."""
     init: BackboneConfig | None = None
     """A trained network to start from, in place of ``model`` (fine-tuning). Of its classifier, the rows of base classes
     are taken; other rows start at zero, as in Vision Transformer (Dosovitskiy et al. 2021)."""
@@ -151,9 +154,11 @@ class PretrainConfig:
 
     def _check_init(self) -> None:
         """Check the keys that go, or do not go, with ``init``."""
-        for key in (
-            ("model", "small_stem", "stochastic_depth") if self.init else ("freeze", "layer_decay", "head_lr_scale")
-        ):
+        untrained, trained = (
+            ("model", "small_stem", "classifier", "stochastic_depth"),
+            ("freeze", "layer_decay", "head_lr_scale"),
+        )
+        for key in untrained if self.init else trained:
             ok = getattr(self, key) == PretrainConfig.__dataclass_fields__[key].default
             wanted = "left out where pretrain.init names a network" if self.init else "left out without pretrain.init"
             require(ok, f"pretrain.{key}", getattr(self, key), wanted)

@@ -69,7 +69,8 @@ def architecture_of(config: PretrainConfig, classes: int) -> dict[str, Any]:
         UserError: the network that ``init`` names cannot be opened.
     """
     if config.init is None:
-        return {"name": config.model, "small_stem": config.small_stem, "num_classes": classes}
+        own = ("small_stem", "classifier")
+        return {"name": config.model, "num_classes": classes, **{key: getattr(config, key) for key in own}}
     return {**open_pretrained(config.init, "pretrain.init").backbone.architecture, "num_classes": classes}
 
 

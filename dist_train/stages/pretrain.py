@@ -20,6 +20,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.models.backbones import Backbone, Pretrained, open_pretrained
+from dist_train.models.backbones.cosine import with_linear_classifier
 from dist_train.models.backbones.ours import drop_branches, untrained
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
@@ -69,7 +70,7 @@ def pretrain(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
     final = task.strategy.evaluated()
     if context.main:
         assert isinstance(final, Backbone)
-        replace(task.backbone, network=final).save(run.config, step=loop.done, best=loop.best)
+        replace(task.backbone, network=with_linear_classifier(final)).save(run.config, step=loop.done, best=loop.best)
     stage.finish(step=loop.done, best_top1=loop.best, seconds=round(loop.seconds, 1))
 
 
@@ -195,7 +196,7 @@ def _start_from(opened: Pretrained | None, run: Run, context: Context) -> RunBac
             log.info("pretrain: starts from %s, which has rows for %d base classes", opened.origin.source, known)
         backbone = RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin)
     else:
-        network = untrained(config.model, len(run.base), config.small_stem)
+        network = untrained(config.model, len(run.base), config.small_stem, config.classifier)
         backbone = RunBackbone(network, run.base, run.config.data.preprocessing)
     network = _synchronise(backbone.network) if config.sync_batchnorm else backbone.network
     if config.stochastic_depth:

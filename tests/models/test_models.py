@@ -7,6 +7,8 @@ import torchvision
 
 from dist_train.config import MODELS, LearnConfig, PretrainConfig
 from dist_train.errors import UserError
+from dist_train.models.backbones import build
+from dist_train.models.backbones.cosine import with_linear_classifier
 from dist_train.models.backbones.ours import untrained
 from dist_train.models.predictor import Predictor
 
@@ -31,6 +33,29 @@ def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
     with pytest.raises(UserError, match=r"'vit_b_16': not a known network.*resnet50"):
         untrained("vit_b_16", 3)
+
+
+def test_cosine_classifier_becomes_linear_with_the_same_answers() -> None:
+    torch.manual_seed(0)
+    model = untrained("conv4", 5, classifier="cosine")
+    before = model.head
+    activations = 30 * torch.rand(400, 64)
+    logits = before(activations)
+    cosines = F.cosine_similarity(activations[:, None].double(), before.weight.double()[None], dim=2)
+    assert torch.allclose(logits.double(), 20 * cosines, atol=1e-4)
+    length = activations.norm(dim=1).mean()
+    assert torch.allclose(before.length, length), "the first batch"
+    before(2 * activations)
+    assert torch.allclose(before.length, 1.1 * length), "a tenth of the next"
+    assert torch.allclose(before.eval()(3 * activations), logits, atol=1e-4), "the length of an activation is no matter"
+    assert torch.allclose(before.length, 1.1 * length), "not in evaluation"
+
+    linear = with_linear_classifier(model).head
+    assert type(linear) is torch.nn.Linear and not linear.bias.any()
+    assert torch.equal(linear(activations).argmax(1), logits.argmax(1))
+    mean = F.normalize(activations, dim=1) * before.length
+    assert torch.allclose(linear(mean), logits, atol=1e-4), "an activation of the mean length"
+    assert build(model.architecture).load_state_dict(model.state_dict())
 
 
 @pytest.mark.parametrize("side", [16, 84])

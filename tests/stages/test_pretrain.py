@@ -16,6 +16,7 @@ from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
 from dist_train.models.backbones.ours import drop_branches, untrained
 from dist_train.runs.run import check_config, check_device, open_run
+from dist_train.stages.backbone import load_backbone
 from dist_train.stages.pretrain import pretrain
 from dist_train.training import checkpoint, precision
 from dist_train.training.objective import Objective
@@ -70,6 +71,25 @@ def test_a_damaged_checkpoint_is_written_anew(config: Config) -> None:
     (damaged / "tensors.pt").write_bytes(b"x")
     run(config)
     assert checkpoint.load(damaged).state["step"] == 8
+
+
+def test_a_cosine_classifier_trains_continues_and_is_linear_at_the_end(config: Config) -> None:
+    options = replace(config.pretrain, classifier="cosine", checkpoint_every=2, keep=9, ema=0.5)
+    config = replace(config, pretrain=options)
+    run(config)
+    folder = config.run_dir / "pretrain"
+    whole = checkpoint.load(folder / "final").tensors["model"]
+    backbone = load_backbone(config, torch.device("cpu")).network
+    assert type(backbone.head) is nn.Linear and not backbone.head.bias.any()
+    lengths = backbone.head.weight.norm(dim=1)
+    assert torch.allclose(lengths, lengths[:1]), "every row is of one length"
+    for later in checkpoint.step_checkpoints(folder / "checkpoints")[2:]:
+        shutil.rmtree(later)
+    shutil.rmtree(folder / "final")
+    (folder / "done.json").unlink()
+    run(config)
+    again = checkpoint.load(folder / "final").tensors["model"]
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
 
 
 def test_stochastic_depth_survives_synchronised_batch_norm() -> None:

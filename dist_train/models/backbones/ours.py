@@ -12,6 +12,7 @@ from torchvision.ops import stochastic_depth as drop_rows
 from dist_train.config import MODELS
 from dist_train.errors import UserError
 from dist_train.models.backbones.backbone import Backbone
+from dist_train.models.backbones.cosine import with_cosine_classifier
 
 
 class DropBranch:
@@ -25,7 +26,7 @@ class DropBranch:
         return dropped
 
 
-def untrained(name: str, num_classes: int, small_stem: bool = False) -> Backbone:
+def untrained(name: str, num_classes: int, small_stem: bool = False, classifier: str = "linear") -> Backbone:
     """Return an untrained network.
 
     Args:
@@ -33,6 +34,7 @@ def untrained(name: str, num_classes: int, small_stem: bool = False) -> Backbone
         num_classes: rows of the classifier.
         small_stem: whether a 3x3 convolution of stride 1, without max-pooling, stands in place of a ResNet's 7x7
             convolution of stride 2 (He et al. 2016, section 4.2).
+        classifier: ``linear`` or ``cosine``, as ``pretrain.classifier``.
 
     Raises:
         UserError: ``name`` is not among ``config.MODELS``.
@@ -40,7 +42,8 @@ def untrained(name: str, num_classes: int, small_stem: bool = False) -> Backbone
     if name not in MODELS:
         raise UserError(f"pretrain.model={name!r}: not a known network; give one of {', '.join(MODELS)}")
     body, dim = _conv4() if name == "conv4" else _resnet(name, small_stem)
-    return Backbone(body, dim, num_classes, {"name": name, "small_stem": small_stem})
+    backbone = Backbone(body, dim, num_classes, {"name": name, "small_stem": small_stem})
+    return with_cosine_classifier(backbone) if classifier == "cosine" else backbone
 
 
 def _conv4() -> tuple[nn.Module, int]:
