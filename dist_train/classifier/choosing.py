@@ -11,8 +11,9 @@ from dist_train.errors import UserError
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.results import Metrics, Results
 
-PREFERRED = ("phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
-"""Methods by preference where the run has no table: the first that was trained. The order is that of docs/results."""
+PREFERRED = ("phi_plus_plda", "phi_plus", "phi2", "phi1", "phi2star", "phi2mean", "attention")
+"""Methods by preference where the run has no table: the first whose network was trained. The order is that of
+docs/methods.md, "Which method to take"."""
 
 
 @dataclass(frozen=True)

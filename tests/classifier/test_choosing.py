@@ -60,7 +60,7 @@ def test_the_line_names_the_next_method_and_what_the_choice_costs(tmp_path: Path
     reason = choose_method(a_run(tmp_path, TRAINED, TABLE), [5]).reason
     assert "harmonic mean 25.10%, old classes 40.40%, new 18.20%" in reason
     assert "next phi_plus: harmonic mean 23.20%" in reason and "(+2.70 on old classes)" in reason
-    assert "trained, but not in the table: phi1" in reason and "imprint" not in reason
+    assert "trained, but not in the table: phi_plus_plda, phi1" in reason and "imprint" not in reason
 
 
 def test_a_method_that_is_made_from_another_needs_that_one(tmp_path: Path) -> None:
@@ -76,6 +76,7 @@ def test_a_method_that_was_not_trained_is_not_chosen(tmp_path: Path) -> None:
 
 
 def test_without_a_table_the_first_preferred_is_taken_and_the_line_says_so(tmp_path: Path) -> None:
+    assert choose_method(a_run(tmp_path / "all", TRAINED, {}), [5]).method == "phi_plus_plda"
     run = a_run(tmp_path, ("phi2", "phi1"), {})
     choice = choose_method(run, [5])
     assert choice.method == "phi2" and "the run has no table" in choice.reason
