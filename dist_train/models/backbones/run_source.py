@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_train.config import BackboneConfig, Preprocessing
 from dist_train.errors import UserError
-from dist_train.files import damaged_file, file_sha256, read_manifest
+from dist_train.files import damaged_file, read_manifest
 from dist_train.models.backbones import weights
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.building import build
@@ -105,9 +105,10 @@ def _origin(path: Path, state: Mapping[str, Any], classes: tuple[str, ...]) -> O
     trained = "step" in state  # otherwise the run took a trained network in as it is
     words = [before.trained_on or "unknown data"] if before else []
     words += [f"{len(classes)} classes of the run {run}"] if trained else []
+    sha256 = read_manifest(path.parent)[path.name]["sha256"]  # which ``_state`` has compared with the file
     seen = {*((before.seen or ()) if before else ()), *(classes if trained else ())}
     return Origin(
-        "run", path.name, file_sha256(path), before.licence if before else "", ", then ".join(words),
+        "run", path.name, sha256, before.licence if before else "", ", then ".join(words),
         tuple(sorted(seen)) or None, before is None or before.complete,
     )  # fmt: skip
 
