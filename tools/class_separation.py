@@ -37,11 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", default="phi_plus", help="whose figures stand beside; default: phi_plus")
     parser.add_argument("--shots", type=int, default=1)
     options = parser.parse_args(arguments)
-    separations, results = [], []
+    separations, results, metrics = [], [], []
     for run in options.runs:
         try:
             separations.append([separation(load(run / "extract", name)) for name in TABLES])
             results.append(Results.read(run / "evaluate" / "results.json"))
+            metrics.append(results[-1].methods[options.method].shots[options.shots])
+        except KeyError as error:
+            parser.error(f"{run}: its table has no {error}; give another --method or --shots")
         except (OSError, ValueError, UserError) as error:
             parser.error(f"{run}: {error}; finish its extract and evaluate")
         if _draws(results[-1]) != _draws(results[0]):
@@ -49,10 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{run}: its draws of supports are not those of {options.runs[0]}; take runs of one data.split, "
                 "data.holdout, evaluate.seed, evaluate.draws and evaluate.shots"
             )
-    try:
-        metrics = [result.methods[options.method].shots[options.shots] for result in results]
-    except KeyError as error:
-        parser.error(f"a table has no {error}; give another --method or --shots")
     names = [run.name for run in options.runs]
     title = f"{display_name(options.method)} at {options.shots} shot{'s' * (options.shots > 1)}"
     print("\n".join(tables(names, separations, metrics, title)))
