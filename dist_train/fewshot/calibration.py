@@ -10,7 +10,7 @@ images as a hundred may; its factor, the cost, is chosen once, on pseudo-novel c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
@@ -115,15 +115,22 @@ class Calibrated(Method):
         return self.method.base_scores(queries)
 
     def take(self, support: Support) -> Scorer:
-        scorer, classes = self.method.take(support), len(self.base.means)
+        return self._calibrated(self.method.take(support), len(support))
+
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        return (self._calibrated(scorer, len(support)) for scorer in self.method.take_first(support, shots))
+
+    def _calibrated(self, scorer: Scorer, novel: int) -> Scorer:
+        """Return the method's scorer of so many novel classes, plus their offset."""
+        classes = len(self.base.means)
         if not self.moves_base:
             return self._calibration(scorer)
-        if not len(support):
+        if not novel:
             return scorer
         images, labels = self._sample
         scores = scorer(images)
         calibration = Calibration(images, labels, scores[:, :classes], self.base.numbers[self.cost])
-        offset = calibration.offset(scores[calibration.correct, classes:].amax(1), len(support))
+        offset = calibration.offset(scores[calibration.correct, classes:].amax(1), novel)
         offsets = scores.new_zeros(scores.shape[1])
         offsets[classes:] = offset
         return lambda queries: scorer(queries) + offsets

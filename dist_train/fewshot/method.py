@@ -96,7 +96,8 @@ def sample_rows(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
 
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the cosines [Q, N] of queries [Q, C] and rows [N, C]."""
-    return F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T
+    # The products are divided, and not the queries: they are fewer numbers where there are fewer rows than dimensions.
+    return (queries @ F.normalize(rows, dim=1).T) / queries.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def once(function: Scorer) -> Scorer:

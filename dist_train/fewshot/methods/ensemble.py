@@ -19,7 +19,7 @@ import torch
 
 from dist_train.fewshot.calibration import NUMBERS, Calibrated
 from dist_train.fewshot.head import Head
-from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
+from dist_train.fewshot.method import Base, Method, Number, Scorer, Support, once
 from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.methods.last_layer import LastLayer
 from dist_train.fewshot.methods.phi_plus import Uncalibrated
@@ -31,6 +31,8 @@ class _Average(Method):
     def __init__(self, first: Method, second: Method) -> None:
         self.members = first, second
         self.moves_base = first.moves_base or second.moves_base  # type: ignore[misc]
+        # Each set of supports asks a member whose base classes stay for the scores of the same queries.
+        self._of_base = {member: once(member.base_scores) for member in self.members}
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         first, second = (member.base_scores(queries) for member in self.members)
@@ -43,11 +45,11 @@ class _Average(Method):
     def _scorer(self, member: Method, support: Support) -> Scorer:
         """Return the member's scorer of all classes where the average moves base classes, else of the novel ones."""
         if self.moves_base and not (member.moves_base or len(support)):
-            return member.base_scores
+            return self._of_base[member]
         scorer = member.novel_scores(support) if isinstance(member, Head) else member.take(support)
         if member.moves_base or not self.moves_base:
             return scorer
-        return lambda queries: torch.cat([member.base_scores(queries), scorer(queries)], 1)
+        return lambda queries: torch.cat([self._of_base[member](queries), scorer(queries)], 1)
 
 
 class BesideGaussians(Calibrated):

@@ -32,10 +32,12 @@ import torch
 from dist_train.fewshot.head import centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support
 from dist_train.fewshot.methods.gaussian import Gaussian
-from dist_train.fewshot.moments import identity_like, to_float
+from dist_train.fewshot.moments import to_float
 from dist_train.fewshot.towards_base import TEEN, TowardsBase
 
 _DIMENSIONS = 256
+_CLASSES, _COLUMNS, _QUERIES = 64, 64, 2048
+"""Classes, columns of their roots and queries of one product: 32 MB of results, about what caches hold."""
 
 
 class ClassCovariances(Gaussian):
@@ -49,6 +51,7 @@ class ClassCovariances(Gaussian):
         self.best = self.between.topk(kept).indices
         self.means = self.means[:, self.best]
         self.length = centred_moments(base, base.numbers["plda_power"])[1].means.norm(dim=1).mean().float()
+        self.identity = torch.eye(kept, device=self.means.device)
         # Allocated before the loop: tensors allocated in it would fragment the heap.
         self.covariances = self.means.new_empty(len(self.means), kept, kept)
         self.roots = torch.empty_like(self.covariances)
@@ -65,12 +68,12 @@ class ClassCovariances(Gaussian):
         return self.space(centred)[..., self.best]
 
     def root(self, covariance: torch.Tensor) -> torch.Tensor:
-        """Return R of the inverse R R' of the correlation matrix, [d, d], for a covariance [d, d]."""
-        covariance = covariance + self.ridge * identity_like(covariance)
-        deviation = covariance.diagonal().sqrt()
-        lower = torch.linalg.cholesky(covariance / deviation[:, None] / deviation)
-        inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity_like(lower), upper=False)
-        return inverse.T
+        """Return R of the inverse R R' of the correlation matrix, for covariances [..., d, d]: upper triangular."""
+        covariance = covariance + self.ridge * self.identity
+        deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        lower = torch.linalg.cholesky(covariance / deviation[..., :, None] / deviation[..., None, :])
+        inverse: torch.Tensor = torch.linalg.solve_triangular(lower, self.identity, upper=False)
+        return inverse.mT
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
         return _distances(self.of_queries(queries), self.means, self.roots)
@@ -80,7 +83,7 @@ class ClassCovariances(Gaussian):
         means = self.of_centred(self.length * self.centring(self.move(prototypes)))
         own = _scatter(self.coordinates(support)) / max(support.shape[1] - 1, 1)
         likely = self.move.weights(prototypes) @ self.covariances.flatten(1)
-        roots = torch.stack([self.root(covariance) for covariance in likely.view_as(own) + own])
+        roots = self.root(likely.view_as(own) + own)
         return lambda queries: _distances(self.of_queries(queries), means, roots)
 
 
@@ -91,8 +94,19 @@ def _scatter(points: torch.Tensor) -> torch.Tensor:
 
 
 def _distances(coordinates: torch.Tensor, means: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
-    """Return minus the squared distances [Q, N] of queries [Q, d] to means [N, d]; roots [N, d, d] as in ``root``."""
-    scores = coordinates.new_empty(len(coordinates), len(means))
-    for number, (mean, root) in enumerate(zip(means, roots, strict=True)):
-        scores[:, number] = -((coordinates - mean) @ root).square().sum(1)
+    """Return minus the squared distances [Q, N] of queries [Q, d] to means [N, d]; roots [N, d, d] as in ``root``.
+
+    The roots of several classes are one product, and of each only blocks that are not zero are multiplied.
+    """
+    scores, dim = coordinates.new_zeros(len(coordinates), len(means)), means.shape[1]
+    for start in range(0, len(means), _CLASSES):
+        some = slice(start, start + _CLASSES)
+        moved_means = (means[some, None] @ roots[some])[:, 0]
+        for first in range(0, dim, _COLUMNS):
+            last = min(first + _COLUMNS, dim)
+            block = roots[some, :last, first:last].transpose(0, 1).flatten(1)  # [last, classes x columns]
+            offset = -moved_means[:, first:last].flatten()
+            for queries, own in zip(coordinates[:, :last].split(_QUERIES), scores.split(_QUERIES), strict=True):
+                moved = torch.addmm(offset, queries, block).view(len(queries), -1, last - first)
+                own[:, some] -= torch.linalg.vector_norm(moved, dim=2).square()
     return scores

@@ -34,6 +34,9 @@ class Held(LastLayer):
     def embed(self, activations: torch.Tensor) -> torch.Tensor:
         return self.plus.phi.query(activations)
 
+    def embed_queries(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.plus.query(queries)
+
     def start(self, support: Support) -> Layer:
         """Return phi+'s rows, with the offset of its calibration as bias of the novel rows."""
         phi, base_rows = self.plus.phi, self.plus.base_rows
@@ -42,7 +45,7 @@ class Held(LastLayer):
         if len(novel):
             calibration = self.plus.calibrate
             assert calibration is not None
-            responses = self.embed(calibration.images) @ novel.T
+            responses = self.embed_queries(calibration.images) @ novel.T
             bias[len(base_rows) :] = calibration.offset(responses.amax(1), len(novel))
         rows = torch.cat([base_rows, novel])
         return Layer(rows.clone(), bias, self.lr, self.steps, self.base.numbers["held_decay"], rows)

@@ -22,7 +22,8 @@ import torch
 
 from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
 
-_BATCH = 256  # base images in a step, and at most as many novel images
+_BATCH = 256  # base images in a step
+_NOVEL = 256  # novel images in a step, at most
 _MOMENTUM, _DECAY = 0.9, 1e-4  # as in the training of ResNet (He et al. 2016)
 
 
@@ -92,6 +93,10 @@ class LastLayer(Method):
         """Return activations [n, C] in the form that is multiplied with the rows."""
         return activations
 
+    def embed_queries(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return what ``embed`` does, for the queries that are scored with all supports."""
+        return queries
+
     def take(self, support: Support) -> Scorer:
         base, classes = self.base, len(self.base.rows)
         novel, labels = _images(support)
@@ -100,14 +105,14 @@ class LastLayer(Method):
         layer, rng = self.start(support), np.random.RandomState(0)
         for _ in range(self.steps):
             rows = self._base_rows(rng)
-            picked = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
+            picked = torch.from_numpy(rng.permutation(len(novel))[:_NOVEL]).to(novel.device)
             inputs = self.embed(torch.cat([_load(base, rows), novel[picked]]))
             labels_of_batch = torch.cat([torch.from_numpy(self.base_labels[rows]).to(novel.device), labels[picked]])
             # The gradient of the weighted cross-entropy with respect to the logits.
             gradient = torch.softmax(layer(inputs), dim=1)
             gradient[torch.arange(len(labels_of_batch)), labels_of_batch] -= 1
             layer.step(inputs, _weigh(gradient, share))
-        return lambda queries: layer(self.embed(queries))
+        return lambda queries: layer(self.embed_queries(queries))
 
     def _base_rows(self, rng: np.random.RandomState) -> np.ndarray:
         offsets = self.base.train.offsets
@@ -148,7 +153,7 @@ class LikeAChild(Method):
         layer = Layer(*zeros, self.lr, len(self.rows))
         rng = np.random.RandomState(0)
         for rows, sums in zip(self.rows, self.sums, strict=True):
-            picked = torch.from_numpy(rng.permutation(len(novel))[:_BATCH]).to(novel.device)
+            picked = torch.from_numpy(rng.permutation(len(novel))[:_NOVEL]).to(novel.device)
             inputs = torch.cat([_load(self.base, rows), novel[picked]])
             logits = layer(inputs)
             whole = torch.logaddexp(torch.cat([sums, novel_sums[picked]]), logits.logsumexp(1))

@@ -82,18 +82,17 @@ class RandomFeatures(Method):
         length = self.means.norm(dim=1).mean()  # a single image has length 1, and the mean of a class is shorter
         moved: torch.Tensor = F.normalize(self.move(means), dim=-1) * length
         weights = self.move.weights(means).cpu().double().numpy()
-        offsets, draws = self.base.train.offsets, np.empty((len(support), self.draws, support.shape[2]), np.float32)
+        offsets, (likely, rows) = self.base.train.offsets, np.empty((2, len(support), self.draws), np.int64)
         for number, of_class in enumerate(weights):
-            likely = rng.choice(len(of_class), self.draws, p=of_class / of_class.sum())
-            rows = offsets[likely] + (rng.random_sample(self.draws) * np.diff(offsets)[likely]).astype(np.int64)
-            image = F.normalize(to_float(self.base.train.rows[rows], device), dim=1)
-            draws[number] = (image - self.means[torch.from_numpy(likely).to(device)]).cpu().numpy()
+            likely[number] = drawn = rng.choice(len(of_class), self.draws, p=of_class / of_class.sum())
+            rows[number] = offsets[drawn] + (rng.random_sample(self.draws) * np.diff(offsets)[drawn]).astype(np.int64)
+        images = F.normalize(to_float(self.base.train.rows[rows], device), dim=-1)
+        apart = images - self.means[torch.from_numpy(likely).to(device)]
         k = support.shape[1]
         picked = torch.from_numpy(rng.randint(0, k, (len(support), self.draws))).to(device)
         own = (unit - means[:, None]) * math.sqrt(k / max(k - 1, 1))
         own = own.gather(1, picked[..., None].expand(-1, -1, own.shape[2]))
-        drawn: torch.Tensor = moved[:, None] + math.sqrt(0.5) * (torch.from_numpy(draws).to(device) + own)
-        return drawn
+        return moved[:, None] + math.sqrt(0.5) * (apart + own)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -51,5 +52,8 @@ class TeenBeforePredictor(Method):
         return self.predicted.base_scores(queries)
 
     def take(self, support: Support) -> Scorer:
+        return next(self.take_first(support, [support.shape[1]]))
+
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
         length = support.norm(dim=-1, keepdim=True)  # for a predictor that does not normalise
-        return self.predicted.take(self.move(support) * length)
+        return self.predicted.take_first(self.move(support) * length, shots)
