@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.errors import UserError
+from dist_train.fewshot.products import products
 from dist_train.models.predictor import RowPredictor
 from dist_train.training import checkpoint
 
@@ -97,7 +98,7 @@ def sample_rows(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the cosines [Q, N] of queries [Q, C] and rows [N, C]."""
     # The products are divided, and not the queries: they are fewer numbers where there are fewer rows than dimensions.
-    return (queries @ F.normalize(rows, dim=1).T) / queries.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return products(queries, F.normalize(rows, dim=1)) / queries.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def once(function: Scorer) -> Scorer:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from dist_train.data.activations import Activations
+from dist_train.fewshot.products import products
 
 Watch = Callable[[Sequence[int]], Iterable[int]]
 Ints = npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ class Moments:
             rows = rows if transform is None else transform(rows)
             means[number], counts[number] = rows.double().mean(0), len(rows)
             centred = rows - means[number].float()  # float32 is enough about the mean
-            within += (centred.T @ centred).double() / (len(rows) * classes)
+            within += products(centred.T, centred.T).double() / (len(rows) * classes)
         return cls(means, within, counts)
 
     @property

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dist_train.fewshot.products import products
 from dist_train.training.precision import fastest_type
 
 Classes = Callable[[], Iterable[torch.Tensor]]
@@ -104,7 +105,7 @@ class Rough:
         scores = torch.empty_like(self.largest)
         decides = torch.empty_like(self.largest, dtype=torch.bool)
         for chunk in _chunks(len(scores), _QUERIES):
-            scores[chunk] = self.queries[chunk] @ self.centres.T + self.largest[chunk]
+            scores[chunk] = products(self.queries[chunk], self.centres) + self.largest[chunk]
             bounds = self.bounds(chunk)
             floor = (scores[chunk] - bounds).topk(top, dim=1).values[:, -1:]
             decides[chunk] = scores[chunk] + bounds >= floor
@@ -138,9 +139,9 @@ def exact_largest(queries: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 def _exact_largest(queries: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    products = queries @ images.T
+    scores = products(queries, images)
     error = _SAFE * sum_error(queries) * queries.norm(dim=1, keepdim=True) * images.norm(dim=1).amax()
-    which, image = (products >= products.amax(1, keepdim=True) - 2 * error).nonzero(as_tuple=True)
+    which, image = (scores >= scores.amax(1, keepdim=True) - 2 * error).nonzero(as_tuple=True)
     largest = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
     for chunk in _chunks(len(which), _PAIRS):
         exact = (queries[which[chunk]].double() * images[image[chunk]].double()).sum(1)
@@ -153,7 +154,7 @@ def _all(queries: torch.Tensor, classes: Classes, count: int) -> torch.Tensor:
     largest = queries.new_empty(len(queries), count)
     for number, images in enumerate(classes()):
         for chunk in _chunks(len(queries), _QUERIES):
-            largest[chunk, number] = (queries[chunk] @ images.T).amax(1)
+            largest[chunk, number] = products(queries[chunk], images).amax(1)
     return largest
 
 
@@ -161,12 +162,11 @@ def first_largest(queries: torch.Tensor, rows: torch.Tensor, shots: Iterable[int
     """Return the largest product of each query [Q, C] with the first k rows of each class [classes, rows, C], for each
     k of ``shots``: float32 [shots, Q, classes]. All products are computed once."""
     classes, count, dim = rows.shape
-    flat = rows.transpose(0, 1).reshape(-1, dim).T  # support by support: the largest is over a row of classes each
+    flat = rows.transpose(0, 1).reshape(-1, dim)  # support by support: the largest is over a row of classes each
     numbers = list(shots)
     largest = queries.new_empty(len(numbers), len(queries), classes)
     for chunk in _chunks(len(queries), _QUERIES):
-        products = queries[chunk] @ flat
-        by_support = products.view(len(products), count, classes)
+        by_support = products(queries[chunk], flat).view(-1, count, classes)
         for place, k in enumerate(numbers):
             largest[place, chunk] = by_support[:, :k].amax(1)
     return largest

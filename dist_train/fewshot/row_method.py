@@ -12,6 +12,7 @@ from dist_train.data.activations import Activations
 from dist_train.fewshot.calibration import Calibration, sample
 from dist_train.fewshot.method import Base, Method, Scorer, Support, load_trained, once
 from dist_train.fewshot.nearest import first_largest
+from dist_train.fewshot.products import products
 from dist_train.models.predictor import RowClassifier
 
 
@@ -39,7 +40,7 @@ class RowMethod(Method):
         return torch.zeros(0, train.rows.shape[1], device=device), torch.zeros(0, dtype=torch.int64, device=device)
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return self.query(queries) @ self.base_rows.T
+        return products(self.query(queries), self.base_rows)
 
     def take(self, support: Support) -> Scorer:
         return next(self.take_first(support, [support.shape[1]]))

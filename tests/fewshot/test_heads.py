@@ -22,6 +22,7 @@ from dist_train.fewshot import methods
 from dist_train.fewshot.calibration import Calibrated, calibrated, sample
 from dist_train.fewshot.head import Head
 from dist_train.fewshot.method import Base, Method
+from dist_train.fewshot.methods import fecam
 from dist_train.fewshot.methods.phi_plus import PhiPlus
 from dist_train.fewshot.methods.ranpac import RandomFeatures
 from dist_train.fewshot.moments import Moments
@@ -286,6 +287,14 @@ def test_fecam_by_inversion() -> None:
     points = [(q - centre) @ basis for q in asked]
     wanted = [[-(q - m) @ i @ (q - m) for m, i in zip(means, inverse, strict=True)] for q in points]
     np.testing.assert_allclose(scores("fecam", given), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_fecam_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = base(fecam_ridge=0.5)
+    whole = scores("fecam", given)
+    for name, size in (("_CLASSES", 2), ("_COLUMNS", 2), ("_QUERIES", 3)):  # of 3 and 2, of 5, of 7
+        monkeypatch.setattr(fecam, name, size)
+    np.testing.assert_allclose(scores("fecam", given), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_ranpac_is_ridge_on_random_features_and_draws() -> None:

@@ -33,6 +33,7 @@ from dist_train.fewshot.head import centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support
 from dist_train.fewshot.methods.gaussian import Gaussian
 from dist_train.fewshot.moments import to_float
+from dist_train.fewshot.products import products
 from dist_train.fewshot.towards_base import TEEN, TowardsBase
 
 _DIMENSIONS = 256
@@ -104,9 +105,9 @@ def _distances(coordinates: torch.Tensor, means: torch.Tensor, roots: torch.Tens
         moved_means = (means[some, None] @ roots[some])[:, 0]
         for first in range(0, dim, _COLUMNS):
             last = min(first + _COLUMNS, dim)
-            block = roots[some, :last, first:last].transpose(0, 1).flatten(1)  # [last, classes x columns]
+            block = roots[some, :last, first:last].mT.reshape(-1, last)  # [classes x columns, last]
             offset = -moved_means[:, first:last].flatten()
             for queries, own in zip(coordinates[:, :last].split(_QUERIES), scores.split(_QUERIES), strict=True):
-                moved = torch.addmm(offset, queries, block).view(len(queries), -1, last - first)
+                moved = products(queries, block, offset).view(len(queries), -1, last - first)
                 own[:, some] -= torch.linalg.vector_norm(moved, dim=2).square()
     return scores

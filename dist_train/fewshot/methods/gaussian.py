@@ -33,6 +33,7 @@ from dist_train.fewshot.head import Head, centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support, once
 from dist_train.fewshot.methods.phi_plus import Uncalibrated
 from dist_train.fewshot.moments import Moments, shrunk
+from dist_train.fewshot.products import products
 
 POWER = {"plda_power": Number(0.5)}
 WITHIN = {"within_shrinkage": Number(0.7)}
@@ -64,7 +65,7 @@ class Diagonal:
 
     def __call__(self, activations: torch.Tensor) -> torch.Tensor:
         """Return float32 coordinates [..., C] of activations [..., C]."""
-        return (activations - self.centre.to(activations.dtype)) @ self.basis.to(activations.dtype)
+        return products(activations - self.centre.to(activations.dtype), self.basis.to(activations.dtype).T)
 
 
 class Gaussian(Head):
@@ -122,7 +123,7 @@ class Posterior(Gaussian):
             counts: how many images each class has, k above: [N].
         """
         linear, quadratic, constant = density_rows(self.between, means, counts)
-        return coordinates @ linear.T + coordinates.square() @ quadratic.T + constant
+        return products(coordinates, linear, constant) + products(coordinates.square(), quadratic)
 
 
 def density_rows(
@@ -157,7 +158,7 @@ class BesideRows(Posterior):
 
     def logits(self, queries: torch.Tensor) -> torch.Tensor:
         """Return the scores [Q, base classes] that decide among base classes."""
-        return queries @ self.base.rows.T + self.base.bias
+        return products(queries, self.base.rows, self.base.bias)
 
     def densities(self, coordinates: torch.Tensor, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Return the log densities [Q, N], divided by the temperature."""
@@ -180,4 +181,4 @@ class BesidePlus(BesideRows):
 
 def _products(coordinates: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """Return the discriminant's scores [Q, N] in coordinates whose covariance within classes is the identity."""
-    return coordinates @ means.T - 0.5 * means.square().sum(1)
+    return products(coordinates, means, -0.5 * means.square().sum(1))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
+from dist_train.fewshot.products import products
 
 _BATCH = 256  # base images in a step
 _NOVEL = 256  # novel images in a step, at most
@@ -49,14 +50,13 @@ class Layer:
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits [Q, N] of inputs [Q, C]."""
-        return torch.addmm(self.bias, inputs, self.weights.T)
+        return products(inputs, self.weights, self.bias)
 
     def step(self, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         """Take one step; ``gradient`` [Q, N] is that of the loss with respect to the logits of ``inputs``."""
         # In place: beside its two products a step is as fast as it moves memory, and new memory is the slowest.
         drawn = self.weights if self.towards is None else self.weights - self.towards
-        torch.addmm(self.momentum, gradient.T, inputs, beta=_MOMENTUM, out=self.momentum)
-        self.momentum.add_(drawn, alpha=self.decay)
+        self.momentum.mul_(_MOMENTUM).add_(products(gradient.T, inputs.T)).add_(drawn, alpha=self.decay)
         self.momentum_bias.mul_(_MOMENTUM).add_(gradient.sum(0))
         lr = self.lr * (1 - self.step_count / self.steps)
         self.weights.add_(self.momentum, alpha=-lr)
@@ -140,7 +140,7 @@ class LikeAChild(Method):
         self.sums = [self._sum(_load(base, rows)) for rows in self.rows]
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return queries @ self.base.rows.T + self.base.bias
+        return products(queries, self.base.rows, self.base.bias)
 
     def _sum(self, queries: torch.Tensor) -> torch.Tensor:
         """Return log sum exp of the base logits [Q]."""

@@ -15,6 +15,7 @@ import torch
 
 from dist_train.fewshot.head import Head
 from dist_train.fewshot.method import Base, Scorer, Support
+from dist_train.fewshot.products import products
 
 
 class QuantileRows(Head):
@@ -30,7 +31,7 @@ class QuantileRows(Head):
         self.quantiles = weights[lower].lerp(weights[upper], (places - lower).float())
 
     def base_scores(self, queries: torch.Tensor) -> torch.Tensor:
-        return queries @ self.base.rows.T + self.base.bias
+        return products(queries, self.base.rows, self.base.bias)
 
     def rows(self, support: Support) -> torch.Tensor:
         """Return the rows [novel classes, C] of supports [novel classes, k, C]."""
@@ -39,4 +40,4 @@ class QuantileRows(Head):
 
     def novel_scores(self, support: Support) -> Scorer:
         rows, bias = self.rows(support), self.base.bias.mean()
-        return lambda queries: queries @ rows.T + bias
+        return lambda queries: products(queries, rows) + bias

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 
 from dist_train.fewshot.method import COSINE, Base, Method, Number, Scorer, Support, once
 from dist_train.fewshot.moments import identity_like, to_float
+from dist_train.fewshot.products import products
 from dist_train.fewshot.towards_base import TEEN, TowardsBase
 
 _POWERS = range(-6, 2)
@@ -53,7 +54,7 @@ class RandomFeatures(Method):
         self.draws, size = int(base.numbers["ranpac_draws"]), int(base.numbers["ranpac_features"])
         device, (classes, dim) = base.means.device, base.means.shape
         self.projection = projection = torch.randn(dim, size, generator=torch.Generator().manual_seed(0)).to(device)
-        self.query_features = once(lambda queries: F.relu(F.normalize(queries, dim=1) @ projection))
+        self.query_features = once(lambda queries: F.relu(products(F.normalize(queries, dim=1), projection.T)))
         kept, held_out = (_Sums.zeros(size, classes, device) for _ in range(2))
         self.means = torch.empty(classes, dim, device=device)
         for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
@@ -67,13 +68,13 @@ class RandomFeatures(Method):
 
     def features(self, unit: torch.Tensor) -> torch.Tensor:
         """Return random features [..., M] of unit activations [..., C]."""
-        return F.relu(unit @ self.projection)
+        return F.relu(products(unit, self.projection.T))
 
     def take(self, support: Support) -> Scorer:
         features = self.features(self.drawn(support))
         flat, targets = features.flatten(0, 1), torch.cat([self.sums.targets, features.double().mean(1)])
-        rows = self.sums.plus((flat.T @ flat / self.draws).double(), targets).solve(self.ridge).float()
-        return lambda queries: self.query_features(queries) @ rows.T
+        rows = self.sums.plus((products(flat.T, flat.T) / self.draws).double(), targets).solve(self.ridge).float()
+        return lambda queries: products(self.query_features(queries), rows)
 
     def drawn(self, support: Support) -> torch.Tensor:
         """Return draws [novel classes, draws, C] that stand for the images of novel classes."""
@@ -109,7 +110,7 @@ class _Sums:
 
     def add(self, features: torch.Tensor, number: int, count: int) -> None:
         """Add some images [n, M] of class ``number``, which has ``count`` images."""
-        self.gram.add_((features.T @ features / count).double())
+        self.gram.add_((products(features.T, features.T) / count).double())
         self.targets[number] += features.double().sum(0) / count
 
     def plus(self, gram: torch.Tensor, targets: torch.Tensor) -> _Sums:

@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from dist_train.fewshot.method import COSINE, Base, Method, Number, Scorer, Support
+from dist_train.fewshot.method import COSINE, Base, Method, Number, Scorer, Support, once
+from dist_train.fewshot.products import products
 
 
 class Ridge(Method):
@@ -24,13 +25,14 @@ class Ridge(Method):
     numbers: ClassVar = {"ridge_weight": Number(10.0)}
 
     def __init__(self, name: str, base: Base) -> None:
+        self.extended = once(_extended)
         self.weight, device = base.numbers["ridge_weight"], base.means.device
         self.gram = torch.zeros(base.means.shape[1] + 1, base.means.shape[1] + 1, dtype=torch.float64, device=device)
         # Allocated before the loop: small tensors allocated in it would fragment the heap (by 10 GB).
         self.targets = torch.empty(len(base.means), len(self.gram), dtype=torch.float64, device=device)
         for number, (first, last) in enumerate(base.watch(list(pairwise(base.train.offsets)))):
             rows = _extended(torch.from_numpy(base.train.rows[first:last]).to(device).float())
-            self.gram += (rows.T @ rows / len(rows)).double()
+            self.gram += (products(rows.T, rows.T) / len(rows)).double()
             self.targets[number] = rows.mean(0)
 
     def take(self, support: Support) -> Scorer:
@@ -38,8 +40,8 @@ class Ridge(Method):
         gram = self.gram + torch.einsum("nkc,nkd->cd", rows, rows) / rows.shape[1]
         gram.diagonal()[:-1] += self.weight  # not the bias
         targets = torch.cat([self.targets, rows.mean(1)])
-        solved = torch.cholesky_solve(targets.T, torch.linalg.cholesky(gram)).float()
-        return lambda queries: _extended(queries) @ solved
+        solved = torch.cholesky_solve(targets.T, torch.linalg.cholesky(gram)).float().T
+        return lambda queries: products(self.extended(queries), solved)
 
 
 def _extended(activations: torch.Tensor) -> torch.Tensor:

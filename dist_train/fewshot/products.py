@@ -1,0 +1,44 @@
+"""Exact float32 products, as fast as the CPU computes them.
+
+PyTorch's ``@`` calls MKL, which on AMD's CPUs uses half the width of AVX-512. oneDNN, which PyTorch has for
+convolutions and compiled models, uses all of it and takes half the time (docs/results/evaluate.md). Both sum float32
+products in float32, in different orders.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+_LEAST = 2**24
+"""Multiplications of a product below which the call itself counts."""
+
+
+def products(queries: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the products [..., N] of queries [..., C] with rows [N, C], plus a bias [N]."""
+    if _suits_onednn(queries, rows) and onednn_is_faster():
+        of_onednn: torch.Tensor = torch.ops.mkldnn._linear_pointwise(queries, rows, bias, "none", [], "")
+        return of_onednn
+    return F.linear(queries, rows, bias)
+
+
+def _suits_onednn(queries: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Return whether the product is large, on the CPU, in float32 and without a gradient, which this call of oneDNN
+    does not have."""
+    if torch.is_grad_enabled() and (queries.requires_grad or rows.requires_grad):
+        return False
+    kinds = {(tensor.device.type, tensor.dtype) for tensor in (queries, rows)}
+    return kinds == {("cpu", torch.float32)} and queries.numel() * len(rows) >= _LEAST
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Return whether this is a CPU of AMD with AVX-512, and PyTorch has oneDNN."""
+    wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not wide or not os.path.exists("/proc/cpuinfo"):
+        return False
+    with open("/proc/cpuinfo") as file:
+        return "AuthenticAMD" in file.read()
