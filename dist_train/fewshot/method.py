@@ -98,7 +98,9 @@ def sample_rows(first: int, last: int, count: int) -> npt.NDArray[np.int64]:
 def cosine(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the cosines [Q, N] of queries [Q, C] and rows [N, C]."""
     # The products are divided, and not the queries: they are fewer numbers where there are fewer rows than dimensions.
-    return products(queries, F.normalize(rows, dim=1)) / queries.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    lengths = torch.linalg.vector_norm(queries, dim=1, keepdim=True).clamp(min=1e-12)
+    cosines: torch.Tensor = products(queries, F.normalize(rows, dim=1)) / lengths
+    return cosines
 
 
 def once(function: Scorer) -> Scorer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,9 @@ def _suits_onednn(queries: torch.Tensor, rows: torch.Tensor) -> bool:
 @cache
 def onednn_is_faster() -> bool:
     """Return whether this is a CPU of AMD with AVX-512, and PyTorch has oneDNN."""
-    wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not wide or not os.path.exists("/proc/cpuinfo"):
+    onednn: Any = torch.backends.mkldnn
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if not wide or not onednn.is_available() or not os.path.exists("/proc/cpuinfo"):
         return False
     with open("/proc/cpuinfo") as file:
         return "AuthenticAMD" in file.read()

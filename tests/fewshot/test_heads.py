@@ -370,7 +370,6 @@ def test_held_rows_minimise_the_loss_with_a_prior_about_those_of_phi_plus(learne
     sgd, rng = torch.optim.SGD([rows, bias], lr=0.01, momentum=0.9), np.random.RandomState(0)
     for step in range(5):
         picked = method._base_rows(rng)  # type: ignore[attr-defined]
-        rng.permutation(6)  # all supports are in every step
         x, y = torch.from_numpy(given.train.rows[picked]).float(), torch.from_numpy(given.train.labels[picked])
         of_base = F.cross_entropy(20 * F.normalize(x, dim=1) @ rows.T + bias, y)
         shown, novel = F.normalize(support().flatten(0, 1), dim=1), torch.tensor([3, 3, 3, 4, 4, 4])
@@ -454,3 +453,18 @@ def test_queries_are_embedded_once(learned: Path) -> None:
             for shift in (1, 2):
                 method.take(support() + shift)(asked)
             assert getattr(method, attribute).cache_info().misses == before, name
+
+
+@pytest.mark.parametrize("name", [
+    "phi_plus_teen", "phi_plus_held", "phi_plus_logistic", "phi_plus_plda", "plda_plus", "finetune", "logistic",
+    "child",
+])  # fmt: skip
+def test_several_numbers_of_shots_together_are_each_alone(name: str, learned: Path) -> None:
+    steps = {f"{key}_steps": 3.0 for key in ("held", "finetune", "logistic", "child")}
+    given = replace(base((40, 60, 50), **steps), learn=learned, options=LearnConfig(identity_init=False))
+    shots = [1, 2, 3]
+    with torch.inference_mode():
+        method = methods.make(name, given)
+        for k, scorer in zip(shots, method.take_first(support(), shots), strict=True):
+            alone = methods.make(name, given).take(support()[:, :k])
+            assert torch.allclose(scorer(queries()), alone(queries()), atol=1e-5), k

@@ -83,11 +83,7 @@ def test_last_layer_is_sgd_on_the_weighted_loss(name: str) -> None:
     sgd = torch.optim.SGD([{"params": [weights], "weight_decay": 1e-4}, {"params": [bias]}], lr=0.5, momentum=0.9)
     share, rng = 2 / 5 if name == "logistic" else 6 / 21, np.random.RandomState(0)
     for step in range(4):
-        if name == "child":
-            rows = method.rows[step]  # type: ignore[attr-defined]
-        else:
-            rows = method._base_rows(rng)  # type: ignore[attr-defined]
-            rng.permutation(6)  # the order of the supports, all of which are in each step
+        rows = method.rows[step] if name == "child" else method._base_rows(rng)  # type: ignore[attr-defined]
         of_base = F.cross_entropy(
             torch.from_numpy(given.train.rows[rows]).float() @ weights.T + bias,
             torch.from_numpy(given.train.labels[rows]),

@@ -13,6 +13,8 @@ this is the average of log probabilities (the product of experts of Hinton 1999,
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -39,17 +41,31 @@ class _Average(Method):
         return (first + second) / 2
 
     def take(self, support: Support) -> Scorer:
-        scorers = [self._scorer(member, support) for member in self.members]
-        return lambda queries: (scorers[0](queries) + scorers[1](queries)) / 2
+        return next(self.take_first(support, [support.shape[1]]))
 
-    def _scorer(self, member: Method, support: Support) -> Scorer:
-        """Return the member's scorer of all classes where the average moves base classes, else of the novel ones."""
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        of_members = [self._scorers(member, support, shots) for member in self.members]
+        return (partial(_mean, *scorers) for scorers in zip(*of_members, strict=True))
+
+    def _scorers(self, member: Method, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        """Yield the member's scorers: of all classes where the average moves base classes, else of the novel ones."""
         if self.moves_base and not (member.moves_base or len(support)):
-            return self._of_base[member]
-        scorer = member.novel_scores(support) if isinstance(member, Head) else member.take(support)
+            return iter([self._of_base[member]] * len(shots))
+        scorers = member.take_first(support, shots)
+        if isinstance(member, Head):  # before its calibration
+            scorers = (member.novel_scores(support[:, :k]) for k in shots)
         if member.moves_base or not self.moves_base:
-            return scorer
-        return lambda queries: torch.cat([self._of_base[member](queries), scorer(queries)], 1)
+            return scorers
+        return (partial(_joined, self._of_base[member], scorer) for scorer in scorers)
+
+
+def _mean(first: Scorer, second: Scorer, queries: torch.Tensor) -> torch.Tensor:
+    return (first(queries) + second(queries)) / 2
+
+
+def _joined(base: Scorer, novel: Scorer, queries: torch.Tensor) -> torch.Tensor:
+    """Return the scores of base and of novel classes."""
+    return torch.cat([base(queries), novel(queries)], 1)
 
 
 class BesideGaussians(Calibrated):

@@ -107,7 +107,8 @@ def _distances(coordinates: torch.Tensor, means: torch.Tensor, roots: torch.Tens
             last = min(first + _COLUMNS, dim)
             block = roots[some, :last, first:last].mT.reshape(-1, last)  # [classes x columns, last]
             offset = -moved_means[:, first:last].flatten()
-            for queries, own in zip(coordinates[:, :last].split(_QUERIES), scores.split(_QUERIES), strict=True):
+            for at in range(0, len(scores), _QUERIES):
+                queries = coordinates[at : at + _QUERIES, :last]
                 moved = products(queries, block, offset).view(len(queries), -1, last - first)
-                own[:, some] -= torch.linalg.vector_norm(moved, dim=2).square()
+                scores[at : at + _QUERIES, some] -= torch.linalg.vector_norm(moved, dim=2).square()
     return scores

@@ -15,6 +15,7 @@ of all images. The expected gradient is that of sampling from all images togethe
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -23,8 +24,7 @@ import torch
 from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
 from dist_train.fewshot.products import products
 
-_BATCH = 256  # base images in a step
-_NOVEL = 256  # novel images in a step, at most
+_BATCH = 256  # base images in a step, and at most as many novel images
 _MOMENTUM, _DECAY = 0.9, 1e-4  # as in the training of ResNet (He et al. 2016)
 
 
@@ -98,21 +98,31 @@ class LastLayer(Method):
         return queries
 
     def take(self, support: Support) -> Scorer:
-        base, classes = self.base, len(self.base.rows)
-        novel, labels = _images(support)
-        labels += classes
-        share = len(support) / (classes + len(support)) if self.balanced else _share(novel, base)
-        layer, rng = self.start(support), np.random.RandomState(0)
+        return self._train([support])[0]
+
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        return iter(self._train([support[:, :k] for k in shots]))
+
+    def _train(self, supports: Sequence[Support]) -> list[Scorer]:
+        """Train a layer for each set of supports. All see the same base images in a step, which are read once."""
+        classes, rng = len(self.base.rows), np.random.RandomState(0)
+        trainings = [_Training(self.start(support), support, classes, self._share_of(support)) for support in supports]
+        for training in trainings:
+            training.novel = self.embed(training.novel)
         for _ in range(self.steps):
             rows = self._base_rows(rng)
-            picked = torch.from_numpy(rng.permutation(len(novel))[:_NOVEL]).to(novel.device)
-            inputs = self.embed(torch.cat([_load(base, rows), novel[picked]]))
-            labels_of_batch = torch.cat([torch.from_numpy(self.base_labels[rows]).to(novel.device), labels[picked]])
-            # The gradient of the weighted cross-entropy with respect to the logits.
-            gradient = torch.softmax(layer(inputs), dim=1)
-            gradient[torch.arange(len(labels_of_batch)), labels_of_batch] -= 1
-            layer.step(inputs, _weigh(gradient, share))
+            images = self.embed(_load(self.base, rows))
+            labels = torch.from_numpy(self.base_labels[rows]).to(images.device)
+            for training in trainings:
+                training.step(images, labels)
+        return [self._scorer(training.layer) for training in trainings]
+
+    def _scorer(self, layer: Layer) -> Scorer:
         return lambda queries: layer(self.embed_queries(queries))
+
+    def _share_of(self, support: Support) -> float:
+        """Return what the novel images of a step weigh together."""
+        return len(support) / (len(self.base.rows) + len(support)) if self.balanced else _share(support, self.base)
 
     def _base_rows(self, rng: np.random.RandomState) -> np.ndarray:
         offsets = self.base.train.offsets
@@ -147,20 +157,64 @@ class LikeAChild(Method):
         return self.base_scores(queries).logsumexp(1)
 
     def take(self, support: Support) -> Scorer:
-        novel, labels = _images(support)
-        share, novel_sums = _share(novel, self.base), self._sum(novel)
-        zeros = novel.new_zeros(len(support), novel.shape[1]), novel.new_zeros(len(support))
-        layer = Layer(*zeros, self.lr, len(self.rows))
-        rng = np.random.RandomState(0)
+        return next(self.take_first(support, [support.shape[1]]))
+
+    def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
+        trainings = [self._training(support[:, :k]) for k in shots]
+        novel_sums = [self._sum(training.novel) for training in trainings]
         for rows, sums in zip(self.rows, self.sums, strict=True):
-            picked = torch.from_numpy(rng.permutation(len(novel))[:_NOVEL]).to(novel.device)
-            inputs = torch.cat([_load(self.base, rows), novel[picked]])
-            logits = layer(inputs)
-            whole = torch.logaddexp(torch.cat([sums, novel_sums[picked]]), logits.logsumexp(1))
-            gradient = (logits - whole[:, None]).exp()
-            gradient[torch.arange(_BATCH, len(gradient)), labels[picked]] -= 1
-            layer.step(inputs, _weigh(gradient, share))
-        return layer
+            images = _load(self.base, rows)
+            for training, of_novel in zip(trainings, novel_sums, strict=True):
+                training.step(images, None, (sums, of_novel))
+        return iter([training.layer for training in trainings])
+
+    def _training(self, support: torch.Tensor) -> _Training:
+        zeros = support.new_zeros(len(support), support.shape[2]), support.new_zeros(len(support))
+        return _Training(Layer(*zeros, self.lr, len(self.rows)), support, 0, _share(support, self.base))
+
+
+class _Training:
+    """Train a layer with one set of supports.
+
+    Args:
+        layer: the layer before its training.
+        support: the images of its novel classes.
+        first: the row of the first novel class in the layer.
+        share: what the novel images of a step weigh together.
+
+    Attributes:
+        novel: activations of all supports, [n, C].
+    """
+
+    def __init__(self, layer: Layer, support: Support, first: int, share: float) -> None:
+        self.layer, self.share, self._rng = layer, share, np.random.RandomState(1)
+        self.novel, labels = _images(support)
+        self._labels = labels + first
+
+    def step(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        others: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        """Take a step with these base images [_BATCH, C], and some of the novel images.
+
+        Args:
+            labels: their rows in the layer, int64 [_BATCH]; None: the layer has only novel classes.
+            others: log sum exp of the logits of classes outside the layer, of these images and of all ``novel`` ones.
+        """
+        picked = torch.from_numpy(self._rng.permutation(len(self.novel))[:_BATCH]).to(images.device)
+        inputs = torch.cat([images, self.novel[picked]])
+        # The gradient of the weighted cross-entropy with respect to the logits.
+        gradient = self.layer(inputs)
+        if others is None:
+            gradient = torch.softmax(gradient, dim=1)
+        else:
+            outside = torch.cat([others[0], others[1][picked]])
+            gradient = (gradient - torch.logaddexp(outside, gradient.logsumexp(1))[:, None]).exp()
+        own = self._labels[picked] if labels is None else torch.cat([labels, self._labels[picked]])
+        gradient[torch.arange(len(gradient) - len(own), len(gradient)), own] -= 1
+        self.layer.step(inputs, _weigh(gradient, self.share))
 
 
 def _images(support: Support) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,9 +226,10 @@ def _images(support: Support) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.repeat_interleave(torch.arange(len(support), device=images.device), counts)
 
 
-def _share(novel: torch.Tensor, base: Base) -> float:
+def _share(support: Support, base: Base) -> float:
     """Return the share of novel images among all images."""
-    return len(novel) / (len(novel) + len(base.train.rows))
+    novel = sum(len(images) for images in support)
+    return novel / (novel + len(base.train.rows))
 
 
 def _weigh(gradient: torch.Tensor, share: float) -> torch.Tensor:
