@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="evaluate.options of the methods")
     parser.add_argument("--folder", type=Path, help="where activations and rows are made, and stay")
     parser.add_argument("--json", type=Path, help="write seconds by row here, after each row")
     options = parser.parse_args(arguments)
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.folder or Path(tempfile.mkdtemp())
     try:
         with contexts.start() as context, StopFlag(context) as stop:
-            run = make(folder, sizes, EvaluateConfig(methods=options.methods, shots=options.shots, draws=options.draws))
+            numbers = {key: float(value) for key, value in (option.split("=") for option in options.options)}
+            run = make(folder, sizes, EvaluateConfig(methods=options.methods, shots=options.shots, draws=options.draws,
+                                                     options=numbers))  # fmt: skip
             Measured.target, Measured.seconds = options.json, {}
             print("| method | prepare (s) | CPU (s) | draws (s) | CPU (s) | peak (GiB) | anonymous (GiB) |")
             print("|---|---:|---:|---:|---:|---:|---:|", flush=True)

@@ -1,9 +1,9 @@
-"""Estimate the whole evaluation on one H200-class GPU, from counted operations, bytes and launches.
+"""Estimate the whole evaluation on one H200-class GPU, or on a thread of a CPU, from counts of operations and bytes.
 
-    python tools/plan_evaluate.py [--methods nn mean ...] [--per-class 1281] [--val-per-class 50] [--draws 20] ...
+    python tools/plan_evaluate.py [--machine h200] [--methods nn mean ...] [--per-class 1281] [--draws 20] ...
 
-It is an estimate, not a measurement: it counts what each row computes at these sizes, and divides by what such a GPU
-is sold with, at the share of it that large products reach. ``tools/bench_evaluate.py`` measures. The counts of
+It is an estimate, not a measurement: it counts what each row computes at these sizes, and divides by what a machine
+computes in a second (``MACHINES``). ``tools/bench_evaluate.py`` measures. The counts of
 operations are compared with PyTorch's own counter in tests/tools/test_plan_evaluate.py.
 """
 
@@ -11,21 +11,40 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-PEAK = {"bf16": 989e12, "fp32": 67e12, "fp64": 34e12}
-"""Operations/s (NVIDIA's data sheet of the H200 SXM: dense tensor cores; fp32 and fp64 without them)."""
-REACHED = {"bf16": 0.5, "fp32": 0.6, "fp64": 0.1}
-"""The share of it that is assumed: half for large products; fp64 is Cholesky factors of a few thousand rows."""
-BUS = 10e9
-"""Bytes/s from mapped, not pinned memory to the GPU: a sixth of PCIe 5."""
-STEP = 0.8e-3
-"""Seconds of a step of a row that trains: about 20 launches, 256 rows read and sent, NumPy's random numbers."""
-SET = 30e-3
-"""Seconds for a set of supports beside its products: about 150 launches, and the host's counts of confusions."""
-DECOMPOSITION = 1.0
-"""Seconds of the eigenvectors of a symmetric matrix of 2048 rows in fp64, which waits for memory and not for products;
-assumed."""
+
+@dataclass(frozen=True)
+class Machine:
+    """Hold what a machine computes in a second, and what it waits for.
+
+    Attributes:
+        operations: by type, in products, per second.
+        bytes: per second, from mapped memory to where products are computed.
+        batch: seconds to draw and read 256 base images for a step.
+        step: seconds of a step of a training beside its products and its images.
+        set: seconds for a set of supports beside its products.
+        score: seconds for each score of a query in a set: ranks, checks, the seen-unseen curve.
+        decomposition: seconds of the eigenvectors of a symmetric matrix of 2048 rows in fp64.
+    """
+
+    operations: dict[str, float]
+    bytes: float
+    batch: float
+    step: float
+    set: float
+    score: float
+    decomposition: float
+
+
+MACHINES = {
+    # Assumed, of NVIDIA's data sheet of the H200 SXM (989, 67 and 34 TFLOP/s): half for large products in bf16, 0.6 in
+    # fp32 without tensor cores, a tenth for factors in fp64; a sixth of PCIe 5. A batch's 0.3 ms of the host and a
+    # set's 2 to 5 ms are measured on a CPU core; beside them 10 us for each launch, about 20 and 150.
+    "h200": Machine({"bf16": 495e12, "fp32": 40e12, "fp64": 3.4e12}, 10e9, 0.4e-3, 0.3e-3, 10e-3, 5e-11, 1.0),
+    # Measured: one thread of an AMD EPYC (Zen 5), products by oneDNN.
+    "epyc": Machine({"bf16": 464e9, "fp32": 220e9, "fp64": 55e9}, 2e9, 0.3e-3, 3e-3, 5e-3, 15e-9, 10.0),
+}
 LOOKED_AT_AGAIN = 8
 """Classes of a query that are scored exactly: 6.5 were measured, on real activations of 160 classes."""
 FECAM_DIMENSIONS = 256
@@ -68,6 +87,11 @@ class Sizes:
         return self.draws * self.novel * sum(self.shots)
 
     @property
+    def most_supports(self) -> int:
+        """Supports of all classes in the sets with the most."""
+        return self.draws * self.novel * max(self.shots)
+
+    @property
     def calibration_images(self) -> int:
         """Base images that a calibration scores, as if all were correct."""
         return 20 * self.base
@@ -75,14 +99,23 @@ class Sizes:
 
 @dataclass
 class Work:
-    """Hold what a row costs: operations by type, bytes sent to the GPU, steps of trainings, sets of supports,
-    decompositions."""
+    """Hold what a row costs: operations by type, bytes read, batches of base images, steps of trainings, sets of
+    supports, scores of queries in them, decompositions."""
 
     flops: dict[str, float] = field(default_factory=dict)
     bytes: float = 0.0
+    batches: float = 0.0
     steps: float = 0.0
     sets: float = 0.0
+    scores: float = 0.0
     decompositions: float = 0.0
+
+    @classmethod
+    def of_sets(cls, size: Sizes, moves_base: bool = False, **others: float) -> Work:
+        """Return the work of all sets of supports beside products; all classes are scored in each where
+        ``moves_base``."""
+        classes = size.novel + moves_base * size.base
+        return cls(sets=size.sets, scores=float(size.sets * size.queries * classes), **others)
 
     def product(self, kind: str, *sides: float) -> None:
         """Add a product of these sides: two operations for each combination."""
@@ -91,12 +124,12 @@ class Work:
             count *= side
         self.flops[kind] = self.flops.get(kind, 0.0) + count
 
-    @property
-    def seconds(self) -> float:
-        """The time on the GPU, as if nothing overlapped."""
-        products = sum(count / (PEAK[kind] * REACHED[kind]) for kind, count in self.flops.items())
-        waits = self.steps * STEP + self.sets * SET + self.decompositions * DECOMPOSITION
-        return products + self.bytes / BUS + waits
+    def seconds(self, machine: Machine) -> float:
+        """Return the time on a machine, as if nothing overlapped."""
+        products = sum(count / machine.operations[kind] for kind, count in self.flops.items())
+        training = self.batches * machine.batch + self.steps * machine.step
+        scoring = self.sets * machine.set + self.scores * machine.score
+        return products + self.bytes / machine.bytes + training + scoring + self.decompositions * machine.decomposition
 
 
 def row_of_all(size: Sizes, layers: int = 0, calibrated: bool = False) -> Work:
@@ -118,7 +151,7 @@ def _predicted(size: Sizes, layers: int, supports: int, rows: int, calibrated: b
         rows: of a novel class, in a draw.
         calibrated: whether the novel scores of 20 images of each base class are computed too, as if all were correct.
     """
-    work = Work(sets=size.sets)
+    work = Work.of_sets(size)
     work.product("fp32", size.queries, size.base, size.dim)
     work.product("fp32", size.draws, size.queries, size.novel * rows, size.dim)
     for _ in range(layers):
@@ -140,7 +173,7 @@ def attention(size: Sizes) -> Work:
 def nearest(size: Sizes, share: float = 1.0, layers: int = 0) -> Work:
     """Count a row of nearest neighbours among a share of the base images, embedded through ``layers``."""
     kept = size.base * max(1, round(share * size.per_class))
-    work = Work(bytes=2 * 2.0 * kept * size.dim, sets=size.sets)  # read twice
+    work = Work.of_sets(size, bytes=2 * 2.0 * kept * size.dim)  # read twice
     work.product("bf16", size.queries, kept, size.dim)
     work.product("fp32", size.queries, size.base, size.dim)
     again = min(1.0, LOOKED_AT_AGAIN / size.base)
@@ -171,15 +204,16 @@ def trained_beside(size: Sizes, steps: int) -> Work:
     """Count a method that trains the novel rows for each set of supports, beside base rows that stay: the scores of
     these are computed once, for the queries and for the images of all steps."""
     supports = _supports_of_sets(size)
-    work = _trained(size, steps, size.novel, supports)
+    work = _trained(size, steps, size.novel, supports, moves_base=False)
     work.product("fp32", steps * 256 + size.queries + size.novel * sum(supports), size.base, size.dim)
     work.steps += steps
+    work.batches += steps
     return work
 
 
 def trained_once(size: Sizes, steps: int) -> Work:
     """Count a method that trains the rows of all classes once, with all images of the novel classes."""
-    return _trained(size, steps, size.base + size.novel, [size.novel_per_class])
+    return _trained(replace(size, draws=1), steps, size.base + size.novel, [size.novel_per_class])
 
 
 def _supports_of_sets(size: Sizes) -> list[int]:
@@ -187,9 +221,11 @@ def _supports_of_sets(size: Sizes) -> list[int]:
     return [k for k in size.shots for _ in range(size.draws)]
 
 
-def _trained(size: Sizes, steps: int, rows: int, images: Sequence[int]) -> Work:
-    """Count trainings of ``rows`` rows of weights, each with so many images of each novel class."""
-    work = Work(sets=len(images), steps=steps * len(images), bytes=2.0 * 256 * size.dim * steps * len(images))
+def _trained(size: Sizes, steps: int, rows: int, images: Sequence[int], moves_base: bool = True) -> Work:
+    """Count trainings of ``rows`` rows of weights, each with so many images of each novel class; those of a draw read
+    the same base images."""
+    work = Work(sets=len(images), steps=steps * len(images), batches=steps * size.draws)
+    work.bytes, work.scores = 2.0 * 256 * size.dim * work.batches, float(len(images) * size.queries * rows)
     for k in images:
         batch = 256 + min(256, size.novel * k)
         work.product("fp32", 2 * steps, batch, rows, size.dim)  # logits and gradient
@@ -200,7 +236,7 @@ def _trained(size: Sizes, steps: int, rows: int, images: Sequence[int]) -> Work:
 def ridge(size: Sizes) -> Work:
     """Count ridge regression: a factor of the matrix, and all rows, for each set of supports."""
     dim, classes = size.dim + 1, size.base + size.novel
-    work = Work(bytes=2.0 * size.images * size.dim, sets=size.sets)
+    work = Work.of_sets(size, moves_base=True, bytes=2.0 * size.images * size.dim)
     work.product("fp32", size.images, dim, dim)
     work.product("fp64", size.draws * sum(size.shots) * size.novel, dim, dim)
     work.product("fp64", size.sets, dim, dim, dim / 6 + classes)  # dim^3 / 3 for the factor, two triangles for the rows
@@ -226,7 +262,7 @@ def gaussian(size: Sizes, products: int, rows: int = 0, calibrated: bool = True)
         rows: times that a query meets rows of base classes too.
     """
     asked = size.queries + calibrated * size.calibration_images
-    work = Work(sets=size.sets, bytes=2.0 * calibrated * size.calibration_images * size.dim)
+    work = Work.of_sets(size, bytes=2.0 * calibrated * size.calibration_images * size.dim)
     work.product("fp32", asked + calibrated * size.calibration_images + size.base + size.supports, size.dim, size.dim)
     work.product("fp32", (products + rows) * asked, size.base, size.dim)
     work.product("fp32", products * size.sets * asked, size.novel, size.dim)
@@ -250,22 +286,26 @@ def teen(size: Sizes, work: Work, prototypes: int) -> Work:
 def fecam(size: Sizes) -> Work:
     """Count distances by a covariance for each class, beside ``moments``."""
     asked, kept, sets = size.queries + size.calibration_images, min(FECAM_DIMENSIONS, size.dim), size.sets
-    work = Work(sets=sets, bytes=2.0 * (size.images + size.calibration_images) * size.dim)
+    work = Work.of_sets(size, bytes=2.0 * (size.images + size.calibration_images) * size.dim)
     mapped = asked + size.calibration_images + 2 * size.base + size.supports + sets * size.novel + size.images
     work.product("fp32", mapped, size.dim, size.dim)
     work.product("fp32", size.images + size.supports, kept, kept)
     work.product("fp32", size.base + sets * size.novel, kept, kept, kept / 6 + kept / 2)  # Cholesky factors, triangles
-    work.product("fp32", asked, size.base + sets * size.novel, kept, kept)
+    # Roots are upper triangular: only blocks of 64 columns down to the diagonal are multiplied.
+    columns = [min(64, kept - first) for first in range(0, kept, 64)]
+    triangle = sum(count * (64 * number + count) for number, count in enumerate(columns))
+    work.product("fp32", asked, size.base + sets * size.novel, triangle)
     work.product("fp32", sets * size.novel, size.base, 3 * size.dim + kept * kept)  # what is moved towards base classes
-    work.steps = size.base + sets * size.novel  # a loop over classes waits as long as a step of a training
+    work.steps = size.base + sets  # a class waits as long as a step of a training
     return work
 
 
 def ranpac(size: Sizes) -> Work:
     """Count ridge regression on random features."""
     images, classes, sets = FEATURE_DRAWS * size.novel, size.base + size.novel, size.sets
-    work = Work(sets=sets, bytes=2.0 * (size.images + sets * images) * size.dim)
-    work.steps = size.base + sets * size.novel  # loops over classes, as in ``fecam``
+    work = Work.of_sets(size, moves_base=True, bytes=2.0 * (size.images + sets * images) * size.dim)
+    work.steps = size.base + sets  # as in ``fecam``
+    work.batches = sets * images / 256
     work.product("fp32", size.images + size.queries + sets * images, size.dim, FEATURES)
     work.product("fp32", size.images + sets * images, FEATURES, FEATURES)
     work.product("fp32", 3 * sets * size.novel, size.base, size.dim)
@@ -285,10 +325,12 @@ def held(size: Sizes) -> Work:
 
 
 def beside_logistic(size: Sizes) -> Work:
-    """Count the average of phi+ and logistic regression, whose images are scored anew for each set of supports."""
+    """Count the average of phi+ and logistic regression, which scores the images anew for each set of supports."""
     work, classes = trained(size, 300), size.base + size.novel
-    work.product("fp32", size.supports, size.dim, size.dim)
-    work.product("fp32", size.sets * (size.queries + 2 * size.calibration_images), classes, size.dim)
+    work.product("fp32", size.supports + size.most_supports, size.dim, size.dim)
+    work.product("fp32", size.sets * size.calibration_images, classes, size.dim)
+    asked = size.queries + size.calibration_images  # by phi+, whose base rows stay
+    work.product("fp32", asked, size.base + size.sets * size.novel, size.dim)
     work.bytes += 2.0 * size.calibration_images * size.dim
     return work
 
@@ -323,8 +365,8 @@ ROWS: dict[str, Callable[[Sizes], Work]] = {
     "phi_plus_plda": beside_gaussians,
     "centred": lambda size: row_of_all(size, calibrated=True),
     "teen": lambda size: teen(size, row_of_all(size, calibrated=True), size.sets * size.novel),
-    "phi2_teen": lambda size: teen(size, _predicted(size, 2, sum(size.shots), sum(size.shots), True), size.supports),
-    "phi_plus_teen": lambda size: teen(size, row_of_all(size, 1, calibrated=True), size.supports),
+    "phi2_teen": lambda size: teen(size, row_of_each(size, 2, calibrated=True), size.most_supports),
+    "phi_plus_teen": lambda size: teen(size, row_of_all(size, 1, calibrated=True), size.most_supports),
     "quantile": lambda size: row_of_all(size, calibrated=True),
     "fecam": fecam,
     "ranpac": ranpac,
@@ -344,8 +386,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10, 20])
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
+    parser.add_argument("--machine", choices=MACHINES, default="h200", help="h200, or one thread of an epyc")
     options = vars(parser.parse_args(arguments))
-    names = options.pop("methods")
+    names, machine = options.pop("methods"), MACHINES[options.pop("machine")]
     size = Sizes(**{**options, "shots": tuple(options["shots"])})
     works = {f"`{name}`": ROWS[name](size) for name in names}
     if together := [f"`{name}`" for name in names if name in WITH_MOMENTS]:
@@ -353,9 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| method | bf16 (TFLOP) | fp32 (TFLOP) | fp64 (TFLOP) | read (GB) | steps | estimate (s) |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, work in works.items():
-        flops = " | ".join(f"{work.flops.get(kind, 0.0) / 1e12:.1f}" for kind in PEAK)
-        print(f"| {name} | {flops} | {work.bytes / 1e9:.1f} | {work.steps:.0f} | {work.seconds:.1f} |")
-    print(f"\n{len(names)} rows: {sum(work.seconds for work in works.values()) / 60:.1f} minutes (estimate)")
+        flops = " | ".join(f"{work.flops.get(kind, 0.0) / 1e12:.1f}" for kind in machine.operations)
+        print(f"| {name} | {flops} | {work.bytes / 1e9:.1f} | {work.steps:.0f} | {work.seconds(machine):.1f} |")
+    print(f"\n{len(names)} rows: {sum(work.seconds(machine) for work in works.values()) / 60:.1f} minutes (estimate)")
 
 
 if __name__ == "__main__":

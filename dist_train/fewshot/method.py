@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from dist_train.config import LearnConfig
 from dist_train.data.activations import Activations
 from dist_train.errors import UserError
-from dist_train.fewshot.products import products
 from dist_train.models.predictor import RowPredictor
+from dist_train.models.products import products
 from dist_train.training import checkpoint
 
 Row = TypeVar("Row", bound=RowPredictor)

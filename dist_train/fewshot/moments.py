@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from dist_train.data.activations import Activations
-from dist_train.fewshot.products import products
+from dist_train.models.products import products
 
 Watch = Callable[[Sequence[int]], Iterable[int]]
 Ints = npt.NDArray[np.int64]

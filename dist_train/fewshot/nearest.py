@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_train.fewshot.products import products
+from dist_train.models.products import products
 from dist_train.training.precision import fastest_type
 
 Classes = Callable[[], Iterable[torch.Tensor]]

@@ -12,8 +12,8 @@ from dist_train.data.activations import Activations
 from dist_train.fewshot.calibration import Calibration, sample
 from dist_train.fewshot.method import Base, Method, Scorer, Support, load_trained, once
 from dist_train.fewshot.nearest import first_largest
-from dist_train.fewshot.products import products
 from dist_train.models.predictor import RowClassifier
+from dist_train.models.products import products
 
 
 class RowMethod(Method):

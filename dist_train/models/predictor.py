@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_train.config import LearnConfig
+from dist_train.models.products import products
 
 _LAYERS = {"phi1": 1, "phi2": 2, "phi2star": 2}
 
@@ -94,7 +95,9 @@ def layers(count: int, dim: int, config: LearnConfig) -> nn.ModuleList:
 def through(linears: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
     """Return ``x`` after all layers, with a ReLU between consecutive layers."""
     for number, layer in enumerate(linears):
-        x = layer(F.relu(x) if number else x)
+        assert isinstance(layer, nn.Linear)
+        x = F.relu(x) if number else x
+        x = layer(x) if layer.weight.requires_grad else products(x, layer.weight, layer.bias)
     return x
 
 

@@ -33,8 +33,8 @@ from dist_train.fewshot.head import centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support
 from dist_train.fewshot.methods.gaussian import Gaussian
 from dist_train.fewshot.moments import to_float
-from dist_train.fewshot.products import products
 from dist_train.fewshot.towards_base import TEEN, TowardsBase
+from dist_train.models.products import products
 
 _DIMENSIONS = 256
 _CLASSES, _COLUMNS, _QUERIES = 64, 64, 2048

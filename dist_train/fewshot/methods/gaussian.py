@@ -33,7 +33,7 @@ from dist_train.fewshot.head import Head, centred_moments
 from dist_train.fewshot.method import Base, Number, Scorer, Support, once
 from dist_train.fewshot.methods.phi_plus import Uncalibrated
 from dist_train.fewshot.moments import Moments, shrunk
-from dist_train.fewshot.products import products
+from dist_train.models.products import products
 
 POWER = {"plda_power": Number(0.5)}
 WITHIN = {"within_shrinkage": Number(0.7)}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dist_train.fewshot.method import Base, Method, Number, Scorer, Support
-from dist_train.fewshot.products import products
+from dist_train.models.products import products
 
 _BATCH = 256  # base images in a step, and at most as many novel images
 _MOMENTUM, _DECAY = 0.9, 1e-4  # as in the training of ResNet (He et al. 2016)

@@ -15,7 +15,7 @@ import torch
 
 from dist_train.fewshot.head import Head
 from dist_train.fewshot.method import Base, Scorer, Support
-from dist_train.fewshot.products import products
+from dist_train.models.products import products
 
 
 class QuantileRows(Head):

@@ -34,8 +34,8 @@ import torch.nn.functional as F
 
 from dist_train.fewshot.method import COSINE, Base, Method, Number, Scorer, Support, once
 from dist_train.fewshot.moments import identity_like, to_float
-from dist_train.fewshot.products import products
 from dist_train.fewshot.towards_base import TEEN, TowardsBase
+from dist_train.models.products import products
 
 _POWERS = range(-6, 2)
 _HELD_OUT = 5  # every fifth image chooses lambda

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_train.fewshot.method import COSINE, Base, Method, Number, Scorer, Support, once
-from dist_train.fewshot.products import products
+from dist_train.models.products import products
 
 
 class Ridge(Method):

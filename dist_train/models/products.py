@@ -27,9 +27,9 @@ def products(queries: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _suits_onednn(queries: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Return whether the product is large, on the CPU, in float32 and without a gradient, which this call of oneDNN
-    does not have."""
-    if torch.is_grad_enabled() and (queries.requires_grad or rows.requires_grad):
+    """Return whether the product is large, on the CPU, in float32 (not in an autocast), and without a gradient, which
+    this call of oneDNN does not have."""
+    if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and (queries.requires_grad or rows.requires_grad)):
         return False
     kinds = {(tensor.device.type, tensor.dtype) for tensor in (queries, rows)}
     return kinds == {("cpu", torch.float32)} and queries.numel() * len(rows) >= _LEAST

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dist_train.fewshot import products as module
-from dist_train.fewshot.products import products
+from dist_train.models import products as module
+from dist_train.models.products import products
 
 
 class Called(TorchDispatchMode):
