@@ -213,7 +213,7 @@ class _Training:
             outside = torch.cat([others[0], others[1][picked]])
             gradient = (gradient - torch.logaddexp(outside, gradient.logsumexp(1))[:, None]).exp()
         own = self._labels[picked] if labels is None else torch.cat([labels, self._labels[picked]])
-        gradient[torch.arange(len(gradient) - len(own), len(gradient)), own] -= 1
+        gradient[torch.arange(len(gradient) - len(own), len(gradient), device=own.device), own] -= 1
         self.layer.step(inputs, _weigh(gradient, self.share))
 
 
