@@ -166,7 +166,8 @@ def first_largest(queries: torch.Tensor, rows: torch.Tensor, shots: Iterable[int
     numbers = list(shots)
     largest = queries.new_empty(len(numbers), len(queries), classes)
     for chunk in _chunks(len(queries), _QUERIES):
-        by_support = products(queries[chunk], flat).view(-1, count, classes)
+        scores = products(queries[chunk], flat)
+        by_support = scores.view(len(scores), count, classes)
         for place, k in enumerate(numbers):
             largest[place, chunk] = by_support[:, :k].amax(1)
     return largest

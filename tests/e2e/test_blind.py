@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,12 +51,17 @@ def _spied(method: Method, seen: Given, scores: list[torch.Tensor]) -> Method:
 
         return call
 
-    take = method.take
+    take, take_first = method.take, method.take_first
 
     def taking(*given: torch.Tensor) -> Callable[..., torch.Tensor]:
         seen.append(given)
         return noting(take(*given))
 
+    def taking_first(support: torch.Tensor, shots: Sequence[int]) -> Iterator[Callable[..., torch.Tensor]]:
+        seen.append((support,))
+        return map(noting, take_first(support, shots))
+
+    method.take_first = taking_first  # type: ignore[method-assign]
     method.base_scores = noting(method.base_scores)  # type: ignore[method-assign]
     method.take = taking  # type: ignore[method-assign, assignment]
     return method
