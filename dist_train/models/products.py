@@ -39,8 +39,9 @@ def _suits_onednn(queries: torch.Tensor, rows: torch.Tensor) -> bool:
 def onednn_is_faster() -> bool:
     """Return whether this is a CPU of AMD with AVX-512, and PyTorch has oneDNN."""
     onednn: Any = torch.backends.mkldnn
+    callable_here = onednn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not of PyTorch's API
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not wide or not onednn.is_available() or not os.path.exists("/proc/cpuinfo"):
+    if not callable_here or not wide or not os.path.exists("/proc/cpuinfo"):
         return False
     with open("/proc/cpuinfo") as file:
         return "AuthenticAMD" in file.read()
