@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,8 @@ _LEAST = 2**24
 def products(queries: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return the products [..., N] of queries [..., C] with rows [N, C], plus a bias [N]."""
     if _suits_onednn(queries, rows) and onednn_is_faster():
-        of_onednn: torch.Tensor = torch.ops.mkldnn._linear_pointwise(queries, rows, bias, "none", [], "")
-        return of_onednn
+        own = None if bias is None else bias.to_mkldnn()
+        return F.linear(queries.to_mkldnn(), rows.to_mkldnn(), own).to_dense()
     return F.linear(queries, rows, bias)
 
 
@@ -38,10 +37,9 @@ def _suits_onednn(queries: torch.Tensor, rows: torch.Tensor) -> bool:
 @cache
 def onednn_is_faster() -> bool:
     """Return whether this is a CPU of AMD with AVX-512, and PyTorch has oneDNN."""
-    onednn: Any = torch.backends.mkldnn
-    callable_here = onednn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not of PyTorch's API
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not callable_here or not wide or not os.path.exists("/proc/cpuinfo"):
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not wide or not os.path.exists("/proc/cpuinfo"):
         return False
     with open("/proc/cpuinfo") as file:
         return "AuthenticAMD" in file.read()
