@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dist_train.classifier.classifier import Classifier, batches
+from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.kept import NewPhoto
-from dist_train.classifier.reading import ahead
+from dist_train.classifier.reading import ahead, batches
 from dist_train.data.account import Account
 from dist_train.errors import UserError
 from dist_train.names import shown

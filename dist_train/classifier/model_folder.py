@@ -247,6 +247,10 @@ def _about(folder: Path) -> tuple[About, Part]:
         raise UserError(
             f"{folder}: not a model (no model.json); make one with dist-train adapt RUN --out MODEL"
         ) from None
+    except NotADirectoryError:
+        raise UserError(
+            f"{folder}: is a file, and a model is a folder; an export can answer only, by dist-train classify"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the model again") from None
     return parse(data, path), _state(data)

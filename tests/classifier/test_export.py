@@ -44,7 +44,7 @@ def answers_of_both(
 ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
     """Return scores and probabilities of an ONNX session, and the model's own scores, of the same photos."""
     pixels = photos(*size)
-    scores, shares = session.run(None, {"images": pixels})
+    scores, shares, _ = session.run(None, {"images": pixels})
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return scores, shares, model.scores(model.embed(model.network.preprocess(images)))
 

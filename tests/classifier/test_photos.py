@@ -13,7 +13,7 @@ import torch
 from pictures import png_of
 from PIL import Image
 
-from dist_train.classifier import photos
+from dist_train.classifier import photo_files, photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
@@ -168,13 +168,13 @@ def test_a_pattern_gives_the_photos_that_match(tmp_path: Path) -> None:
     for pattern in ("*", "**", "**/*"):
         account = Account()
         # Each photo once; the hidden folder is searched, as the pattern names it.
-        matches = photos.matching(f"{tmp_path}/.album/{pattern}", account)
+        matches = photo_files.matching(f"{tmp_path}/.album/{pattern}", account)
         assert [str(p.relative_to(tmp_path / ".album")) for p in matches] == ["a/1.jpg", "a/more/2.jpg", "b.png"]
         assert account.left_out == [(f"{tmp_path}/.album/gone.jpg", "a broken link; mend or remove it")]
         assert account.passed_over == {"of the system": 1, "in system folders": 1} and account.found == 6
     with pytest.raises(UserError, match=r"/\*.db: holds no photos \(found 1 file: 0 taken, 0 left out, 1 passed over"):
-        photos.matching(f"{tmp_path}/.album/*.db", Account())
-    assert photos.matching(f"{tmp_path}/none*", Account()) == []
+        photo_files.matching(f"{tmp_path}/.album/*.db", Account())
+    assert photo_files.matching(f"{tmp_path}/none*", Account()) == []
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -195,7 +195,7 @@ def test_a_folder_gives_its_photos(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     account = Account()
-    assert [str(p.relative_to(tmp_path)) for p in photos.in_folder(tmp_path, account)] == [
+    assert [str(p.relative_to(tmp_path)) for p in photo_files.in_folder(tmp_path, account)] == [
         "1.webp",
         "a.png",
         "b/2.JPG",
@@ -204,4 +204,4 @@ def test_a_folder_gives_its_photos(tmp_path: Path) -> None:
     assert account.passed_over == {".txt": 1, "of the system": 1, "in system folders": 1}
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none: holds no photos"):
-        photos.in_folder(tmp_path / "none", Account())
+        photo_files.in_folder(tmp_path / "none", Account())
