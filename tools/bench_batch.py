@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ready = torch.randn(model.network.batch, 3, size, size, device=model.device)
     ways: dict[str, Callable[[], object]] = {
         "the backbone alone": lambda: [model.embed(ready[: len(part)]) for part in batches(paths, len(ready))],
-        "reading alone": lambda: list(ahead(lambda row: model._prepared(row[1], row[0]), rows, 3 * len(ready))),
+        "reading alone": lambda: list(ahead(lambda row: model._prepared(row[1], row[0]), rows, len(ready))),
         "`predict`, `classify`": lambda: list(model.stream(rows)),
         "one after another": lambda: [
             model.answers(model.embed(model.network.preprocess.batch(map(model.pixels, part))))

@@ -25,8 +25,7 @@ SUFFIX = ".onnx"
 
 
 class Exported:
-    """A model that answers as the one it was exported from does, but for the rounding of the resize; onnxruntime
-    computes, on the CPU.
+    """A model that answers as the one it was exported from does; onnxruntime computes, on the CPU.
 
     Attributes:
         classes: of the model.
@@ -81,10 +80,11 @@ class Exported:
         try:
             classes = [Class(**entry) for entry in json.loads(about["classes"])]
             doubt = json.loads(about["doubt"])
-            fits = outputs["probabilities"][1] == len(classes) and "nearness" in outputs
-            if fits:
-                doubt = Doubt(**{**doubt, "percentiles": tuple(doubt["percentiles"])})
-                return classes, doubt, json.loads(about["preprocessing"])["orientation"]
+            percentiles = tuple(map(float, doubt.pop("percentiles")))
+            if outputs["probabilities"][1] == len(classes) and "nearness" in outputs:
+                numbers = {name: float(number) for name, number in doubt.items()}
+                rule = json.loads(about["preprocessing"])["orientation"]
+                return classes, Doubt(**numbers, percentiles=percentiles), rule
         except (KeyError, TypeError, ValueError, IndexError):
             pass
         raise UserError(f"{path}: is no export of this version of dist-train; {_export_again()} writes one")

@@ -55,9 +55,9 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
 class Preprocess(nn.Module):
     """Map pixels to the input of the network as the evaluation does: resize, centre crop, normalise.
 
-    ``batch`` is the evaluation itself, which rounds to bytes in the resize. ``forward`` is for exports: it computes in
-    floats throughout, so that every runtime computes the same, and differs from the evaluation by that rounding: half a
-    step of 255 where it is bilinear, and about two steps at most where it is bicubic.
+    ``batch`` is the evaluation itself, whose resize rounds to bytes. ``forward`` is for exports: it computes in floats,
+    and rounds where the evaluation does. A few of a thousand pixels lie so near the middle between two bytes that it,
+    or another runtime, takes the other of them.
 
     Attributes:
         spec: what the network takes.
@@ -79,10 +79,9 @@ class Preprocess(nn.Module):
         short: Any = torch.sym_min(rows, columns)
         height, width = (spec.resize if spec.squash else spec.resize * side // short for side in (rows, columns))
         pixels = images.float()
-        # The bicubic kernel overshoots, and bytes end at 0 and 255 after each of the two passes.
-        passes = [(height, width)] if spec.interpolation == "bilinear" else [(rows, width), (height, width)]
-        for size in passes:
+        for size in [(rows, width), (height, width)]:  # both passes end in bytes; the bicubic kernel overshoots them
             pixels = interpolate(pixels, size=size, mode=spec.interpolation, antialias=True).clamp(0, 255)
+            pixels = (pixels + 0.5).floor()
         top, left = _centre(height - spec.size), _centre(width - spec.size)
         crop = pixels[..., top : top + spec.size, left : left + spec.size]
         crop = crop.reshape(images.shape[0], 3, spec.size, spec.size)  # an export does not know the size of the slice

@@ -26,10 +26,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], waiting: int) -> Iterator[Result]:
-    """Yield ``work(item)`` of all items in order; threads, one a core, are at most ``waiting`` items ahead."""
-    remaining, results = iter(items), deque[Future[Result]]()
-    pool = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode")
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], batch: int) -> Iterator[Result]:
+    """Yield ``work(item)`` of all items in order; threads, one a core, are three batches of items ahead, or two items a
+    thread where that is more."""
+    remaining, results, threads = iter(items), deque[Future[Result]](), usable_cpus()
+    waiting = max(3 * batch, 2 * threads)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         while True:
             results += [pool.submit(work, item) for item in islice(remaining, waiting - len(results))]
@@ -73,7 +75,7 @@ def answered(
         except UserError as error:
             return name, None, str(error).removeprefix(f"{label}: ")
 
-    for batch in batches(ahead(ready, enumerate(photos, 1), 3 * size), size):
+    for batch in batches(ahead(ready, enumerate(photos, 1), size), size):
         prepared = [item for _, item, _ in batch if item is not None]
         answers = iter(answer(prepared) if prepared else ())
         for name, item, fault in batch:

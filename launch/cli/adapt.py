@@ -110,10 +110,12 @@ def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions)
     """Check that ``source`` is there, and that no network for a new model is given beside it.
 
     Raises:
-        UserError: it is not, or one is.
+        UserError: it is not, it is a file, or one is.
     """
     from dist_train.classifier import model_folder
 
+    if source.is_file():
+        raise model_folder.no_folder(source)
     if model_folder.is_model(source) or (source / "config.yaml").is_file():
         network.check_unused(f"a new model is made with it, and {source} has its own network; leave one of the two out")
     elif network.backbone:

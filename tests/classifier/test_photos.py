@@ -73,10 +73,12 @@ def test_preprocessing_equals_that_of_torchvision(size: tuple[int, int]) -> None
 
     image = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (3, *size), np.uint8))
     wanted = v2.Compose([
-        v2.ToDtype(torch.float32), v2.Resize(37, antialias=True), v2.CenterCrop(32),
+        v2.Resize(37, antialias=True), v2.CenterCrop(32), v2.ToDtype(torch.float32),
         v2.Normalize([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     ])(image)  # fmt: skip
-    assert torch.allclose(Preprocess(Preprocessing(resize=37, size=32))(image[None])[0], wanted, atol=1e-4)
+    preprocess = Preprocess(Preprocessing(resize=37, size=32))
+    apart = (preprocess(image[None])[0] - wanted).abs() * preprocess.std
+    assert apart.max() < 1.01 and apart.mean() < 0.02
 
 
 FOREIGN = [
@@ -88,13 +90,11 @@ FOREIGN = [
 
 @pytest.mark.parametrize("spec", FOREIGN, ids=str)
 @pytest.mark.parametrize("size", [(32, 32), (57, 91), (91, 57), (20, 400)])
-def test_exported_preprocessing_is_that_of_the_evaluation_but_for_rounding(
-    spec: Preprocessing, size: tuple[int, int]
-) -> None:
+def test_exported_preprocessing_is_that_of_the_evaluation(spec: Preprocessing, size: tuple[int, int]) -> None:
     image = torch.from_numpy(np.random.RandomState(1).choice([0, 255], (3, *size)).astype(np.uint8))
     preprocess = Preprocess(spec)
     apart = (preprocess(image[None]) - preprocess.batch([image])).abs() * preprocess.std
-    assert apart.shape == (1, 3, 32, 32) and apart.max() < 2 and apart.mean() < 0.5
+    assert apart.shape == (1, 3, 32, 32) and apart.max() < 2.01 and apart.mean() < 0.1
 
 
 BAD = {
