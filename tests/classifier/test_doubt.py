@@ -38,7 +38,7 @@ def known_of(count: int, seed: int = 0) -> Known:
 def test_95_percent_of_known_photos_pass_both_thresholds_together(count: int) -> None:
     known = known_of(count)
     doubt = fitted_doubt(known)
-    probability = doubt.probabilities(known.scores.double()).amax(1)
+    probability = (known.scores.double() / doubt.temperature).softmax(1).amax(1)
     familiar = doubt.familiarity(known.nearness.numpy())
     sure = [doubt.sure(*pair) for pair in zip((probability + 1e-9).tolist(), familiar, strict=True)]
     assert 0.95 - 1e-9 <= np.mean(sure) <= 0.96 or (count < 25 and all(sure)) or np.mean(sure) == 1 - 1 / count
@@ -67,7 +67,7 @@ def test_each_class_counts_the_same() -> None:
     scores[labels == 1] *= 0.2  # the small class has smaller probabilities
     nearness = torch.ones(1000)
     doubt = fitted_doubt(Known(scores, nearness, labels), temperature=1.0)
-    low = doubt.probabilities(scores.double()).amax(1) < doubt.threshold - 1e-9
+    low = (scores.double() / doubt.temperature).softmax(1).amax(1) < doubt.threshold - 1e-9
     assert 0.05 < low[labels == 1].double().mean() < 0.1 and low[labels == 0].double().mean() < 0.04
 
 
