@@ -345,7 +345,8 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", model, "--out", f"{tmp_path}/cut.jpg"): "cut.jpg: exists; take another folder",
         ("adapt", run, "--out", other, "--method", "nn"): "--method nn: no model is made with it; give one of",
         ("adapt", run, "--out", other, "--method", "ph2"): "no model is made with it; did you mean phi2?",
-        ("adapt", run, "--out", other, "--method", "phi2mean"): "phi2mean: was not trained; give one of phi_plus_plda, phi_plus, phi2",
+        ("adapt", run, "--out", other, "--method", "phi2mean"):
+            "phi2mean: was not trained; give one of phi_plus_plda, phi_plus, phi2",
         ("adapt", run, "--out", other, "--rule", "min"): "--rule min: give one of max, mean, rows",
         ("adapt", model, "--method", "bogus"): "--method bogus: is chosen when a model is made of a run;",
         ("adapt", headless, "--head", "lda", "--class", "okapi=/nowhere"): "--head lda: is of models of photos alone",
