@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dist_train.version import __version__
 
 if TYPE_CHECKING:
+    from dist_train.classifier.answer import Answer as Answer
+    from dist_train.classifier.answer import Prediction as Prediction
     from dist_train.classifier.classifier import Classifier as Classifier
-    from dist_train.classifier.head import Answer as Answer
-    from dist_train.classifier.head import Prediction as Prediction
     from dist_train.errors import UserError as UserError
 
 __all__ = ["Answer", "Classifier", "Prediction", "UserError", "__version__"]
@@ -20,10 +20,14 @@ __all__ = ["Answer", "Classifier", "Prediction", "UserError", "__version__"]
 
 def __getattr__(name: str) -> Any:
     # When it is asked for: the command line, and each rank, would pay for torch here.
-    if name in ("Answer", "Classifier", "Prediction"):
-        from dist_train.classifier import classifier
+    if name == "Classifier":
+        from dist_train.classifier.classifier import Classifier
 
-        return getattr(classifier, name)
+        return Classifier
+    if name in ("Answer", "Prediction"):
+        from dist_train.classifier import answer
+
+        return getattr(answer, name)
     if name == "UserError":
         from dist_train.errors import UserError
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Messages of other programs, where these have no type or code for it: read in one place each, and made a type or code.
 FOREIGN = {
-    "dist_train/classifier/photos.py": "Pillow's DecompressionBombError names the pixels in its text only",
+    "dist_train/classifier/photo_files.py": "Pillow's DecompressionBombError names the pixels in its text only",
 }
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_train.classifier import photos
+from dist_train.classifier import photo_files, photos
+from dist_train.classifier.answer import Class
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.head import Class
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
 from dist_train.classifier.posterior import POSTERIOR_TENSORS, Posterior
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
     with TemporaryDirectory() as folder:
-        files = photos.in_folder(args.photos, Account()) if args.photos else draw(Path(folder))
+        files = photo_files.in_folder(args.photos, Account()) if args.photos else draw(Path(folder))
         if len(files) < max(ADDED):
             parser.error(f"--photos {args.photos}: holds {len(files)}; give at least {max(ADDED)}")
         train = random_activations(args.base, args.per_class, untrained(args.backbone, 1).dim)
@@ -147,7 +147,7 @@ def draw(folder: Path) -> list[Path]:
     for number in range(max(ADDED)):
         image, _ = picture(options, "train", names[number % len(names)], number)
         image.resize((500, 375)).save(folder / f"{number:03d}.jpg", quality=90)
-    return photos.in_folder(folder, Account())
+    return photo_files.in_folder(folder, Account())
 
 
 def random_activations(classes: int, per_class: int, dim: int) -> Activations:

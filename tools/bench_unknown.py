@@ -126,7 +126,7 @@ def signs(head: Head, photos: Sequence[torch.Tensor]) -> dict[str, Sign]:
 def passes(head: Head, activations: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return which photos pass the model's thresholds, of the probability, of the familiarity, and of both."""
     probable = head.probabilities(head.scores(activations)).amax(1) >= head.doubt.threshold
-    familiar = torch.tensor(head.doubt.familiarity(head.nearness(activations))) >= head.doubt.familiar
+    familiar = torch.tensor(head.doubt.familiarity(head.nearness(activations).numpy())) >= head.doubt.familiar
     return {"probability": probable, "familiarity": familiar, "both": probable & familiar}
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dist_train.classifier.classifier import Classifier, batches
+from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.heads.contract import Background, Sample
+from dist_train.classifier.reading import batches
 from dist_train.config import FeaturesConfig
 from dist_train.data.features.feature_set import read_raw
 from dist_train.data.shards.index import open_shards

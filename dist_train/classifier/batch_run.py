@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
-from dist_train.classifier.head import Answer, Prediction
+from dist_train.classifier.answer import Answer, Prediction
 from dist_train.classifier.reading import Source
 from dist_train.errors import UserError
 from dist_train.extras import needs_extra

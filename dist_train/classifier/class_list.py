@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from dist_train.classifier import model_folder, stored
-from dist_train.classifier.head import Class, Head
+from dist_train.classifier.answer import Class
+from dist_train.classifier.head import Head
 from dist_train.classifier.history import History
 from dist_train.classifier.kept import KeptPhoto, Member, NewPhoto, today
 from dist_train.classifier.maker import HeadMaker
@@ -18,7 +19,7 @@ from dist_train.classifier.model_folder import Saved
 from dist_train.classifier.model_json import Change, Deed, Told, check_added
 from dist_train.classifier.network import Network
 from dist_train.classifier.stored import State
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.names import class_name
 
 
@@ -118,7 +119,8 @@ class ClassList:
         for position, member in enumerate(self._members):
             if name and name in (member.name, member.wnid):
                 return position
-        raise UserError(f"class {name!r}: there is none among the {len(self._members)}; list them first",
+        raise UserError(f"class {name!r}: there is none among the {len(self._members)}; "
+                        f"{command('adapt', 'MODEL', '--list')} lists them",
                         "class.unknown", name=name)  # fmt: skip
 
     @property

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dist_train.classifier import model_folder, photos, stored
+from dist_train.classifier.answer import Answer, Class, answers_of, check_finite, checked_confidence, checked_topk
 from dist_train.classifier.class_list import ClassList
 from dist_train.classifier.fitted import FittedHeads
-from dist_train.classifier.head import Answer, Class, Head, Prediction, checked_confidence, checked_topk
+from dist_train.classifier.head import Head
 from dist_train.classifier.history import History
 from dist_train.classifier.kept import Member, NewPhoto
 from dist_train.classifier.maker import HeadMaker, check_kind
@@ -23,7 +23,7 @@ from dist_train.classifier.model_json import Deed, check_added, check_network
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Photo
 from dist_train.classifier.predicted import PredictedHead
-from dist_train.classifier.reading import Source, ahead, listed, sources
+from dist_train.classifier.reading import Source, answered, batches, listed, sources
 from dist_train.classifier.stored import State
 from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.errors import UserError
@@ -158,23 +158,15 @@ class Classifier(ClassList):
     def stream(self, photos: Iterable[Source], topk: int = 5) -> Iterator[Answer]:
         """Yield the answer of each photo in order, as ``predict`` does; few photos are in memory at a time."""
         topk = checked_topk(topk)
-        numbered = enumerate(photos, 1)
-        for batch in batches(ahead(self._ready, numbered, 3 * self.network.batch), self.network.batch):
-            images = [image for _, image, _ in batch if image is not None]
-            answers = iter(self.answers(self.embed(torch.cat(images).to(self.device)), topk) if images else ())
-            for name, image, fault in batch:
-                yield replace(next(answers) if image is not None else Answer((), False, 0.0, fault=fault), photo=name)
 
-    def _ready(self, numbered: tuple[int, Source]) -> tuple[str, torch.Tensor | None, str]:
-        """Return the name of a photo, the photo as the network takes it, [1, 3, size, size], and its fault if any."""
-        number, (name, photo) = numbered
-        label = name or f"photo {number}"
-        try:
-            if isinstance(photo, UserError):
-                raise photo
-            return name, self.network.preprocess.batch([self.pixels(photo, label)]).cpu(), ""
-        except UserError as error:
-            return name, None, str(error).removeprefix(f"{label}: ")
+        def answer(images: list[torch.Tensor]) -> list[Answer]:
+            return self.answers(self.embed(torch.cat(images).to(self.device)), topk)
+
+        return answered(photos, self._prepared, answer, self.network.batch)
+
+    def _prepared(self, photo: Photo, name: str) -> torch.Tensor:
+        """Return a photo as the network takes it, [1, 3, size, size], on the CPU; errors call it ``name``."""
+        return self.network.preprocess.batch([self.pixels(photo, name)]).cpu()
 
     @exact_products()
     @torch.no_grad()
@@ -191,17 +183,11 @@ class Classifier(ClassList):
             WrongValue: ``topk`` is not a whole number, or below 1.
         """
         topk = checked_topk(topk)
-        classes, head, least = self.classes, self.head(), self._min_confidence
+        head = self.head()
         scores = self.scores(activations) if scores is None else scores
-        best = head.probabilities(scores).topk(min(topk, len(classes)))
-        familiar = head.doubt.familiarity(head.nearness(activations.to(self.device)))
-        answers = []
-        for places, shares, known in zip(best.indices.tolist(), best.values.tolist(), familiar, strict=True):
-            sure = head.doubt.sure(shares[0], known) if least is None else shares[0] >= least
-            best_classes = (classes[place] for place in places)
-            predictions = [Prediction(entry.name, entry.wnid, p) for entry, p in zip(best_classes, shares, strict=True)]
-            answers.append(Answer(tuple(predictions), sure, known))
-        return answers
+        nearness = head.nearness(activations.to(self.device)).cpu().numpy()
+        return answers_of(head.probabilities(scores).cpu().numpy(), nearness, self.classes, head.doubt,
+                          topk=topk, min_confidence=self._min_confidence)  # fmt: skip
 
     @property
     def threshold(self) -> float:
@@ -237,9 +223,7 @@ class Classifier(ClassList):
             UserError: the scores are not finite.
         """
         scores = self.head().scores(activations.to(self.device))
-        if not bool(scores.isfinite().all()):
-            raise UserError("the model's scores are not finite (NaN or infinite): its weights are; make it again",
-                            "model.broken")  # fmt: skip
+        check_finite(bool(scores.isfinite().all()))
         return scores
 
     def activations(self, images: Iterable[Photo] | Photo, name: str = "") -> torch.Tensor:
@@ -419,10 +403,3 @@ class Classifier(ClassList):
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: model.json and its files do not fit together ({text}); make it again") from None
-
-
-def batches(items: Iterable[Any], size: int = 32) -> Iterator[list[Any]]:
-    """Yield lists of at most ``size`` items, so that a folder of photos need not lie in memory."""
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -142,7 +142,8 @@ def write_safetensors(model: Classifier, out: Path) -> str:
 
 def write_onnx(model: Classifier, out: Path) -> str:
     """Write an ONNX graph from decoded pixels to scores: ``images`` uint8 [batch, height, width, 3] of any size ->
-    ``scores`` and ``probabilities`` float32 [batch, classes]. Classes and preprocessing are in its metadata.
+    ``scores`` and ``probabilities`` float32 [batch, classes], and ``nearness`` float32 [batch], the cosine to the
+    nearest class mean. Classes, preprocessing and thresholds are in its metadata; ``exported`` answers from it.
 
     Returns:
         a line of code that runs the graph.
@@ -164,7 +165,7 @@ def write_onnx(model: Classifier, out: Path) -> str:
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 deployed, (example,), dynamo=True, opset_version=OPSET, input_names=["images"],
-                output_names=["scores", "probabilities"], dynamic_shapes=(dims,), verbose=False,
+                output_names=["scores", "probabilities", "nearness"], dynamic_shapes=(dims,), verbose=False,
             )  # fmt: skip
     finally:
         noisy.setLevel(level)
@@ -197,13 +198,16 @@ class Deployed(nn.Module):
         self.rows, self.owner, self.offset = (
             nn.Buffer(tensor.clone()) for tensor in (head.rows, head.owner, head.offset)
         )
+        self.means = None if head.means is None else nn.Buffer(head.means.clone())
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores and probabilities, float32 [B, classes], of images uint8 [B, H, W, 3]."""
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return scores and probabilities, float32 [B, classes], and nearness, float32 [B], of images uint8
+        [B, H, W, 3]."""
         activations = self.body(self.preprocess(images.permute(0, 3, 1, 2)))
-        head = Head(self.rows, self.owner, self.offset, self.classes, self.query_scale, longer=self.longer)
+        head = Head(self.rows, self.owner, self.offset, self.classes, self.query_scale, means=self.means,
+                    doubt=self.doubt, longer=self.longer)  # fmt: skip
         scores = head.scores(activations)
-        return scores, self.doubt.probabilities(scores)
+        return scores, head.probabilities(scores), head.nearness(activations)
 
 
 def _refuse_densities(model: Classifier, file_format: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dist_train.classifier.doubt import Doubt, Known
+from dist_train.classifier.doubt_fit import Known, fitted_doubt
 from dist_train.classifier.head import Head
 from dist_train.classifier.heads.choice import HEADS, answer_counts, choose
 from dist_train.classifier.heads.contract import Background, Sample
@@ -98,4 +98,4 @@ def _doubting(head: Head, sample: Sample, held_out: torch.Tensor) -> Head:
     nearest = next(iter(Imprinting().fits(sample, None, None)))
     judged = sample.judged
     known = Known(held_out[judged], nearest.held_out[judged].amax(1), sample.labels[judged])
-    return replace(head, means=nearest.rows.float(), doubt=Doubt.of(known, temperature=1.0))
+    return replace(head, means=nearest.rows.float(), doubt=fitted_doubt(known, temperature=1.0))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dist_train.classifier.answer import Class
 from dist_train.classifier.choosing import MethodChoice, choose_method, trained_methods
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.head import Class
 from dist_train.classifier.known import RunImages
 from dist_train.classifier.network import Network
 from dist_train.classifier.photos import Preprocess
@@ -81,7 +81,8 @@ def trained_method(config: Config, name: str) -> type[RowMethod]:
     if not (folder / "learn" / METHODS[name].learned(name) / "final").is_dir():
         trained, learned = ", ".join(trained_methods(folder)), METHODS[name].learned(name)
         what = "was" if learned == name else f"needs {learned}, which was"
-        raise UserError(f"--method {name}: {what} not trained; give one of {trained}, or learn it first in {folder}")
+        others = f"; give one of {trained}, or" if trained else ", nor was any other;"
+        raise UserError(f"--method {name}: {what} not trained{others} learn it first in {folder}")
     return kind
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dist_train.classifier.head import Class
+from dist_train.classifier.answer import Class
 from dist_train.errors import UserError
 from dist_train.names import shown, spelt
 

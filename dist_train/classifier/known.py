@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from dist_train.classifier.doubt import Doubt, Known, directions
+from dist_train.classifier.doubt_fit import Known, directions, fitted_doubt
 from dist_train.classifier.head import Head
 
 _OF_CLASS, _TOGETHER = 5, 1000
@@ -68,7 +68,7 @@ class RunImages:
         places[list(kept)] = torch.arange(len(kept), device=places.device)
         there = places[self.labels] >= 0
         held_out = self.activations[there], places[self.labels[there]]
-        return replace(head, doubt=Doubt.of(_known(head, held_out, len(kept), photos, rows_of)))
+        return replace(head, doubt=fitted_doubt(_known(head, held_out, len(kept), photos, rows_of)))
 
 
 def _known(

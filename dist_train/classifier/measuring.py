@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from dist_train.classifier.answer import Answer
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.head import Answer
 from dist_train.classifier.heads.choice import balanced_accuracy
 from dist_train.classifier.photos import Photo
 from dist_train.errors import UserError

@@ -202,6 +202,11 @@ def is_model(folder: Path) -> bool:
     return os.path.lexists(folder / "model.json")
 
 
+def no_folder(path: Path) -> UserError:
+    """Return the error for a file that is given as a model's folder, perhaps an export."""
+    return UserError(f"{path}: is a file, and a model is a folder; an export can answer only, by dist-train classify")
+
+
 def is_fitted(folder: Path) -> bool:
     """Return whether the model in a folder is one of photos alone; only ``model.json`` is read.
 
@@ -247,6 +252,8 @@ def _about(folder: Path) -> tuple[About, Part]:
         raise UserError(
             f"{folder}: not a model (no model.json); make one with dist-train adapt RUN --out MODEL"
         ) from None
+    except NotADirectoryError:
+        raise no_folder(folder) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy the model again") from None
     return parse(data, path), _state(data)

@@ -23,8 +23,9 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked
 
+from dist_train.classifier.answer import Class
 from dist_train.classifier.doubt import Doubt
-from dist_train.classifier.head import Class, Estimate
+from dist_train.classifier.head import Estimate
 from dist_train.classifier.heads.choice import HEADS
 from dist_train.classifier.kept import MAX_NAME, KeptPhoto
 from dist_train.classifier.posterior import POSTERIOR_TENSORS

@@ -7,11 +7,6 @@ functions (data/loading/preprocessing.py), turned upright by the rule that the i
 
 from __future__ import annotations
 
-import glob
-import itertools
-import os
-import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,25 +14,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 from torch.nn.functional import interpolate
 
+from dist_train.classifier.photo_files import check_size, decoded
 from dist_train.config import Orientation
 from dist_train.config.backbone import Preprocessing
-from dist_train.data.account import Account
-from dist_train.data.images.photos import (
-    IN_SYSTEM_FOLDERS,
-    MAX_PIXELS,
-    MAX_RATIO,
-    SUFFIXES,
-    is_system_folder,
-    open_photo,
-    size_fault,
-)
-from dist_train.data.images.pillow import Unusable, upright
+from dist_train.data.images.photos import MAX_PIXELS
 from dist_train.data.loading.preprocessing import evaluation
-from dist_train.data.sources.folders import folder_photos, listed_photos
 from dist_train.errors import UserError
 
 Photo: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any] | torch.Tensor
@@ -62,90 +47,17 @@ def load(photo: Photo, name: str = "image", max_pixels: int = MAX_PIXELS, rule: 
         return _checked_pixels(photo, photo.detach().cpu(), name, max_pixels)
     if isinstance(photo, np.ndarray):
         return _checked_pixels(photo, _tensor_of(photo, name), name, max_pixels)
-    if isinstance(photo, Image.Image):
-        return _decode(photo, name, max_pixels, rule)
-    if isinstance(photo, bytes):
-        return _load_file(photo, name, max_pixels, rule)
-    if isinstance(photo, (str, Path)):
-        if os.path.exists(photo) and not os.path.isfile(photo):  # to open a pipe would wait for a writer
-            what = "Is a directory" if os.path.isdir(photo) else "no regular file"
-            raise UserError(f"{photo}: {what}; give the path of an image")
-        return _load_file(photo, str(photo), max_pixels, rule)
+    if isinstance(photo, (Image.Image, bytes, str, Path)):
+        return torch.from_numpy(decoded(photo, name, max_pixels, rule)).permute(2, 0, 1)
     raise UserError(f"{name}: {type(photo).__name__} is no photo; give a path, bytes, PIL image, array or tensor")
-
-
-def _load_file(photo: str | Path | bytes, name: str, max_pixels: int, rule: Orientation) -> torch.Tensor:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sizes, which are checked below, and about odd EXIF
-            with open_photo(photo) as image:
-                return _decode(image, name, max_pixels, rule)
-    except Image.DecompressionBombError as error:
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        what = f"{pixels[1] if pixels else 'too many'} pixels, and {max_pixels} are the limit; make it smaller"
-        raise UserError(f"{name}: {what}", "photo.large", photo=name, limit=max_pixels) from None
-    except UnidentifiedImageError:
-        raise UserError(f"{name}: not an image of a known format; convert it to JPEG or PNG", "photo.format",
-                        photo=name) from None  # fmt: skip
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{name}: {error.strerror}; give the path of an image") from None
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
-        raise _damaged(name, error) from None
-
-
-def in_folder(folder: Path, account: Account) -> list[Path]:
-    """Return the photos of a folder and of the folders below it, sorted; the account counts all files.
-
-    Raises:
-        UserError: there is no photo, or a folder cannot be read.
-    """
-    own_account = Account()
-    photos = [folder / file.name for file in folder_photos(folder, own_account)]
-    if not photos:
-        raise _no_photos(str(folder), own_account)
-    account.add(own_account)
-    return photos
-
-
-def matching(pattern: str, account: Account) -> list[Path]:
-    """Return the photos among the files that match a pattern and in the folders that match it, sorted; an empty list
-    where nothing matches.
-
-    Raises:
-        UserError: something matches, but no photo is among it; or a folder cannot be read.
-    """
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    folders = [path for path in matches if path.is_dir()]
-    folders = [path for path in folders if not set(folders) & set(path.parents)]
-    listed = [path for path in matches if not path.is_dir() and not set(folders) & set(path.parents)]
-    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts[:-1]))
-    own_account = Account()
-    photos = [fixed / file.name for file in listed_photos(fixed, listed, own_account)]
-    for folder in folders:
-        if folder != fixed and is_system_folder(folder.name):
-            number = sum(len(files) for _, _, files in os.walk(folder))
-            own_account.pass_over(str(folder), IN_SYSTEM_FOLDERS, number)
-        else:
-            photos += [folder / file.name for file in folder_photos(folder, own_account)]
-    if matches and not photos:
-        raise _no_photos(pattern, own_account)
-    account.add(own_account)
-    return sorted(photos)
-
-
-def _no_photos(where: str, account: Account) -> UserError:
-    reason = account.line() if account.found else ", ".join(sorted(SUFFIXES))
-    return UserError(f"{where}: holds no photos ({reason}); give a folder with some")
 
 
 class Preprocess(nn.Module):
     """Map pixels to the input of the network as the evaluation does: resize, centre crop, normalise.
 
-    ``batch`` is the evaluation itself, which rounds to bytes in the resize. ``forward`` is for exports: it computes in
-    floats throughout, so that every runtime computes the same, and differs from the evaluation by that rounding: half a
-    step of 255 where it is bilinear, and about two steps at most where it is bicubic.
+    ``batch`` is the evaluation itself, whose resize rounds to bytes. ``forward`` is for exports: it computes in floats,
+    and rounds where the evaluation does. A few of a thousand pixels lie so near the middle between two bytes that it,
+    or another runtime, takes the other of them.
 
     Attributes:
         spec: what the network takes.
@@ -167,10 +79,9 @@ class Preprocess(nn.Module):
         short: Any = torch.sym_min(rows, columns)
         height, width = (spec.resize if spec.squash else spec.resize * side // short for side in (rows, columns))
         pixels = images.float()
-        # The bicubic kernel overshoots, and bytes end at 0 and 255 after each of the two passes.
-        passes = [(height, width)] if spec.interpolation == "bilinear" else [(rows, width), (height, width)]
-        for size in passes:
+        for size in [(rows, width), (height, width)]:  # both passes end in bytes; the bicubic kernel overshoots them
             pixels = interpolate(pixels, size=size, mode=spec.interpolation, antialias=True).clamp(0, 255)
+            pixels = (pixels + 0.5).floor()
         top, left = _centre(height - spec.size), _centre(width - spec.size)
         crop = pixels[..., top : top + spec.size, left : left + spec.size]
         crop = crop.reshape(images.shape[0], 3, spec.size, spec.size)  # an export does not know the size of the slice
@@ -188,41 +99,6 @@ def _centre(free: int) -> int:
     """Return half of the free pixels, rounded to even as by ``centre_anchor``, in arithmetic that exports can trace."""
     half = free // 2
     return half + (free % 2) * (half % 2)
-
-
-def is_image(data: bytes) -> bool:
-    """Return whether these are the bytes of an image, judged by their beginning; a damaged image is an image too."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            open_photo(data).close()
-    except UnidentifiedImageError:
-        return False
-    except Exception:  # a known format, and damaged
-        return True
-    return True
-
-
-def _decode(image: Image.Image, name: str, max_pixels: int, rule: Orientation) -> torch.Tensor:
-    _check_size(image.width, image.height, name, max_pixels)
-    try:
-        return torch.from_numpy(np.array(upright(image, rule))).permute(2, 0, 1)
-    except Unusable as error:
-        raise UserError(f"{name}: {error}", "photo.depth", photo=name) from None
-    except Exception as error:
-        raise _damaged(name, error) from None
-
-
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    fault = size_fault(width, height, max_pixels)
-    if fault:
-        kind = "photo.large" if width * height > max_pixels else "photo.long"
-        raise UserError(f"{name}: {fault}", kind, photo=name, limit=max_pixels if kind == "photo.large" else MAX_RATIO)
-
-
-def _damaged(name: str, error: Exception) -> UserError:
-    text = f"{name}: damaged or cut off ({' '.join(str(error).split())[:200]}); get the file again"
-    return UserError(text, "photo.damaged", photo=name)
 
 
 def _tensor_of(photo: npt.NDArray[Any], name: str) -> torch.Tensor:
@@ -249,7 +125,7 @@ def _checked_pixels(photo: Any, image: torch.Tensor, name: str, max_pixels: int)
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
         shape = "[height, width, 3] or [height, width]" if isinstance(photo, np.ndarray) else "[3 or 1, height, width]"
         raise UserError(f"{name}: shape {list(photo.shape)}; give {shape}")
-    _check_size(image.shape[2], image.shape[1], name, max_pixels)
+    check_size(image.shape[2], image.shape[1], name, max_pixels)
     if image.is_floating_point():
         if not bool(((image >= 0) & (image <= 1)).all()):
             raise UserError(f"{name}: floats outside [0, 1]; give these, not normalised, or uint8")

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dist_train.classifier.answer import Answer
 from dist_train.classifier.batch_run import Journal
-from dist_train.classifier.head import Answer
 from dist_train.errors import UserError
 
 UNSURE = "not sure"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_train.classifier.doubt import directions
+from dist_train.classifier.doubt_fit import directions
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Head
 from dist_train.classifier.heads.contract import Background

@@ -50,10 +50,14 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise UserError with a message of argparse or jsonargparse in one line."""
+        raise UserError(self.line(message))
+
+    def line(self, message: str) -> str:
+        """Return a message of argparse or jsonargparse in one line."""
         keys = [action.dest for action in self._actions]
         if "pack" in keys:
             keys += [f"pack.{name}" for name in PackConfig.__dataclass_fields__]
-        raise UserError(one_line(message, keys))
+        return one_line(message, keys)
 
 
 # Reading, changing and writing.

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dist_train.config import MonitorConfig
+from dist_train.distributed.cpus import cpus_per_rank, usable_cpus
 from dist_train.distributed.devices import Seat, choose_device, identity, refuse_shared
 from dist_train.distributed.rendezvous import meet, read_environment, wait_for_each_other
 
@@ -94,19 +95,6 @@ class Context:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
-
-
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use; under SLURM or taskset, fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
-
-
-def cpus_per_rank(local_world: int, env: Mapping[str, str] = os.environ) -> int:
-    """Return this rank's number of CPUs: those that SLURM gave its task, else an equal share of the node's."""
-    allocated = env.get("SLURM_CPUS_PER_TASK", "")
-    if allocated.isdigit() and "SLURM_STEP_NUM_TASKS" in env:
-        return max(1, min(usable_cpus(), int(allocated)))
-    return max(1, usable_cpus() // local_world)
 
 
 @contextmanager

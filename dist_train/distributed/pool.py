@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from dist_train.distributed.context import usable_cpus
+from dist_train.distributed.cpus import usable_cpus
 from dist_train.errors import UserError
 
 Task = TypeVar("Task")

@@ -88,9 +88,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     network.check()
     if source is None:
         return _adapt_network(options, network)
-    network.check_unused(f"a new model is made with it, and {source} has its own network; leave one of the two out")
-    if not source.exists():
-        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
+    _check_network(source, options, network)
     config = None if model_folder.is_model(source) else load_config(source)
     _check(source, options, network, config)
     out = options.out or (source if config is None else None)
@@ -106,6 +104,27 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
             model.save(out)
     _print(model, options, lines, out if writes else None)
     return 0
+
+
+def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions) -> None:
+    """Check that ``source`` is there, and that no network for a new model is given beside it.
+
+    Raises:
+        UserError: it is not, it is a file, or one is.
+    """
+    from dist_train.classifier import model_folder
+
+    if source.is_file():
+        raise model_folder.no_folder(source)
+    if model_folder.is_model(source) or (source / "config.yaml").is_file():
+        network.check_unused(f"a new model is made with it, and {source} has its own network; leave one of the two out")
+    elif network.backbone:
+        photos = f"its photos by --classes {source} and its folder by --out" if source.is_dir() else ""
+        folder = f"its folder by --out {source}"
+        remedy = f"give {photos or folder}" if options.out is None else f"leave {source} out"
+        raise UserError(f"{source}: no such run or model; --backbone makes a new model: {remedy}")
+    elif not source.exists():
+        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
 
 
 def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:

@@ -17,9 +17,10 @@ from launch.cli.photo_arguments import check_files, named_photos, print_account
 from launch.cli.signature import Option, Options
 
 if TYPE_CHECKING:
+    from dist_train.classifier.answer import Answer
     from dist_train.classifier.batch_run import Journal
     from dist_train.classifier.classifier import Classifier
-    from dist_train.classifier.head import Answer
+    from dist_train.classifier.exported import Exported
 
 
 @dataclass(kw_only=True)
@@ -94,7 +95,7 @@ def classify(
     the same command is given again.
 
     Args:
-        model: Folder made by adapt or create.
+        model: Folder made by adapt or create, or the .onnx file of its export, which answers sooner.
         images: Photos, folders, quoted patterns; - reads one photo, or paths one a line, from standard input.
         topk: Classes to name.
         min_confidence: Probability, from 0 to 1, from which on an answer is sure; default: by the model's own
@@ -102,13 +103,12 @@ def classify(
         as_json: Print a JSON object a line. A name that is not UTF-8 has its bytes as \\xff in it, as in all files
             and lines of answers.
     """
-    from dist_train.classifier.classifier import Classifier
-    from dist_train.classifier.head import checked_confidence, checked_topk
+    from dist_train.classifier.answer import checked_confidence, checked_topk
 
     checked_topk(topk, "--topk")
     checked_confidence(min_confidence, "--min_confidence")
     files.check(images)
-    classifier, account = Classifier.load(model), Account()
+    classifier, account = _opened(model), Account()
     classifier.min_confidence = min_confidence
     if files.given:
         return _to_files(classifier, model, images, topk, as_json, files)
@@ -118,8 +118,19 @@ def classify(
     return 1 if account.left_out else 0
 
 
+def _opened(model: Path) -> Classifier | Exported:
+    """Return a model from its folder, or from the ONNX file that it was exported to."""
+    from dist_train.classifier.exported import SUFFIX, Exported
+
+    if model.suffix.lower() == SUFFIX and not model.is_dir():
+        return Exported(model)
+    from dist_train.classifier.classifier import Classifier  # which loads torch
+
+    return Classifier.load(model)
+
+
 def _to_files(
-    classifier: Classifier, model: Path, images: list[str], topk: int, as_json: bool, files: AnswerFiles
+    classifier: Classifier | Exported, model: Path, images: list[str], topk: int, as_json: bool, files: AnswerFiles
 ) -> int:
     """Classify many photos into files; return the exit code."""
     from dist_train.classifier.batch_run import Journal, write_csv, write_parquet
@@ -130,7 +141,7 @@ def _to_files(
     if files.move_to or files.link_to:
         check_folders(entry.name for entry in classifier.classes)
     account, topk = Account(), min(topk, len(classifier.classes))
-    run = {"model": file_sha256(model / "model.json"), "topk": topk, "photos": images,
+    run = {"model": file_sha256(model / "model.json" if model.is_dir() else model), "topk": topk, "photos": images,
            "min_confidence": classifier.min_confidence}  # fmt: skip
     journal = Journal(files.journal(), run)
     left = dict(journal.without_answers(named_photos(images, account)))

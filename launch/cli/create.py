@@ -223,14 +223,19 @@ def estimate_lines(model: Classifier) -> list[str]:
     from dist_train.classifier.heads.choice import HEADS
 
     head, lines = model.head(), []
+    alone = [shown(entry.name) for entry in model.classes if entry.photos == 1]
+    judged = len(model.classes) - len(alone)
+    over = f"{judged} of {len(model.classes)} classes" if alone else "classes"
     for estimate in head.estimates:
         strength = "" if estimate.strength is None else f", strength {estimate.strength:g}"
         chosen = " (chosen)" if estimate.head == model.method and len(head.estimates) > 1 else ""
         lines.append(f"{HEADS[estimate.head].title}: {estimate.accuracy:.1f}% ± {estimate.half_width:.1f} of held-out "
-                     f"photos, mean over classes, by {estimate.judged_by}{strength}{chosen}")  # fmt: skip
-    alone = [shown(entry.name) for entry in model.classes if entry.photos == 1]
+                     f"photos, mean over {over}, by {estimate.judged_by}{strength}{chosen}")  # fmt: skip
     if alone:
         names = ", ".join(alone[:SHOWN]) + ", ..." * (len(alone) > SHOWN)
         classes = "1 class" if len(alone) == 1 else f"{len(alone)} classes"
         lines.append(f"{classes} of a single photo, which cannot be held out, not judged: {names}")
+    if alone and judged == 1:
+        lines.append("a single class is judged: the figures tell how few of its photos are taken for others, and not "
+                     "how well classes are told apart; give two photos or more of each class")  # fmt: skip
     return lines

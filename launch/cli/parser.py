@@ -6,10 +6,13 @@ import re
 import shlex
 from typing import Any
 
-from dist_train.config import STAGES
+from dist_train.config import STAGES, Config
 from dist_train.config.io import Parser
 from dist_train.errors import UserError, command
 
+_KEYS = frozenset(Config.__dataclass_fields__)
+_OF_CLASSES = ("--remove", "--rename", "--remove_photo", "--list_photos")
+_CLASSES = command("adapt", "MODEL", "--list")
 _ABOUT_RUNS = ("doctor", "status", "logs", "cancel", "collect")  # people look for them under launch
 
 
@@ -31,7 +34,19 @@ class CommandParser(Parser):
             raise UserError(self._no_option_takes(loose[1]))
         if valued := re.match(r"argument (--\w+).*: ignored explicit argument '(.*)'", message):
             raise UserError(f"{valued[1]}: takes no value; leave {valued[2]!r} out" + _stage_alone(valued[2]))
+        if lacking := re.match(r"argument (?:-\w/)?(--\w+): expected (?:one|at least one) argument", message):
+            listing = f"; {_CLASSES} lists the classes" if lacking[1] in _OF_CLASSES else ""
+            raise UserError(f"{lacking[1]}: a value has to follow it{listing}; see --help")
         super().error(message, ex)
+
+    def line(self, message: str) -> str:
+        """Return a message in one line, which names an option as it is typed and a key as it stands in a file."""
+        line = super().line(message)
+        key, equals, rest = line.partition("=")
+        options = {action.dest for action in self._actions}
+        if not equals or key not in options or ("config" in options and key.partition(".")[0] in _KEYS):
+            return line
+        return f"{self._spelling([key])} {rest}"
 
     def _no_option_takes(self, word: str) -> str:
         """Return the line for a word that belongs to no option, with what was probably meant."""

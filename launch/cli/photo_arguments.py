@@ -50,18 +50,18 @@ def find_photos(word: str, option: str, account: Account) -> list[Path]:
     Raises:
         UserError: there is no such file.
     """
-    from dist_train.classifier import photos
+    from dist_train.classifier import photo_files
 
     path = Path(word)
     if word and not path.exists():
         with suppress(RuntimeError):  # no such user
             path = path.expanduser()
     if word and path.is_dir():
-        return photos.in_folder(path, account)
+        return photo_files.in_folder(path, account)
     if word and path.exists():
         account.taken += 1  # it was asked for by name, so it is a photo whatever its name says
         return [path]
-    matches = photos.matching(str(path), account) if glob.has_magic(word) else []
+    matches = photo_files.matching(str(path), account) if glob.has_magic(word) else []
     if not matches:
         raise UserError(f"{option}: no such file or folder, and no pattern that matches; check the path")
     return matches
@@ -74,14 +74,14 @@ def named_photos(words: Sequence[str], account: Account) -> Iterator[Source]:
         words: files, folders, patterns; "-": one photo, or paths one a line, from standard input.
         account: counts all of them as taken, and lists the files that are passed over.
     """
-    from dist_train.classifier import photos
+    from dist_train.classifier import photo_files
 
     for word in words:
         if word != "-":
             yield from _of_word(word, account)
             continue
         data = sys.stdin.buffer.read()
-        if photos.is_image(data):
+        if photo_files.is_image(data):
             account.taken += 1
             yield "-", data
             continue

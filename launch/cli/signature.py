@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -132,10 +133,24 @@ def _value(argument: _Argument, values: Namespace) -> Any:
     """Return the value of a parameter, of several options where it is a dataclass."""
     kind: Any = argument.kind
     if _is_options(kind):
-        return kind(**{option.name: values[option.key] for option in _fields(kind)})
+        return kind(**{option.name: _given(option, values[option.key]) for option in _fields(kind)})
     if isinstance(kind, type) and is_dataclass(kind):
         return kind(**{key.name: values[key.name] for key in fields(kind) if key.name in values})
-    return values[argument.key]
+    return _given(argument, values[argument.key])
+
+
+def _given(argument: _Argument, value: Any) -> Any:
+    """Return what was given for a single argument; the parser leaves paths as words.
+
+    Raises:
+        UserError: it is empty, as the path "" would be the working folder.
+    """
+    if "" in (value if isinstance(value, list) else [value]):
+        name = argument.key.upper() if argument.positional else f"--{argument.key}"
+        raise UserError(f"{name}: is empty; give a value" + " or leave it out" * (argument.default is not MISSING))
+    if argument.kind is Path and isinstance(value, str):
+        return Path(value)
+    return [Path(word) for word in value] if argument.kind == list[Path] else value
 
 
 def _is_options(kind: Any) -> bool:
@@ -195,7 +210,7 @@ def _add_argument(parser: Parser, argument: _Argument) -> None:
         settings |= {"default": None if argument.default is MISSING else argument.default}
         if argument.positional and argument.default is not MISSING:
             settings |= {"nargs": "?"}
-    if kind not in (bool, str):  # str is argparse's own, which the help need not name
+    if kind not in (bool, str, Path):  # words are argparse's own type, which the help need not name
         settings["type"] = kind
     if argument.positional:
         names = [argument.key]

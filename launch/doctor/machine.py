@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dist_train.distributed.context import usable_cpus
+from dist_train.distributed.cpus import usable_cpus
 from dist_train.distributed.devices import device_files, driver_cuda, unusable_though_allocated
 from dist_train.distributed.rendezvous import interface_towards
 from launch.doctor.line import Level, Line

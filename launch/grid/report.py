@@ -20,7 +20,7 @@ from dist_train.report.markdown import format_mean, markdown_head, markdown_row
 from dist_train.report.wording import display_name
 from launch.grid.members import Member
 from launch.grid.study import DEFAULT, Choice, Settings
-from launch.grid.sweep import sweep_folder
+from launch.grid.sweep import MADE_BY, check_folder, sweep_folder
 
 _SWEPT_METRICS = {"base_top1": "base top-1", "novel_top1": "novel top-1", "harmonic": "H", "accuracy": "accuracy"}
 
@@ -45,9 +45,12 @@ def sweep_table(run: Path) -> str:
     """Return one table of all members of a run's sweeps, and write it to RUN/sweep/table.md.
 
     Raises:
-        UserError: no member has results.
+        UserError: there is no such run, it has no sweep, or no member has results.
     """
+    check_folder(run)
     folder = sweep_folder(run)
+    if not folder.is_dir():
+        raise UserError(f"{run}: has no sweep, or is no run; one is made by {MADE_BY}")
     rows: list[tuple[tuple[str, str, str], Metrics]] = []
     missing = []
     for member in sorted(path for path in folder.glob("*") if path.is_dir()):

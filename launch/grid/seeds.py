@@ -23,7 +23,7 @@ from dist_train.report.markdown import markdown_head, markdown_row
 from dist_train.report.wording import display_name
 from launch.grid.nested import NestedMean
 from launch.grid.report import read_results
-from launch.grid.sweep import sweep_folder
+from launch.grid.sweep import MADE_BY, check_folder, sweep_folder
 
 _REFERENCES = ("phi2", "phi_plus")
 """Methods that the others are compared with, where the table has them."""
@@ -77,13 +77,12 @@ def seeds_table(runs: Sequence[Path]) -> str:
 
 def _members(run: Path) -> list[_Member]:
     """Return the predictors of a run's backbone, by their seeds."""
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give folders RUNS/NAME")
+    check_folder(run)
     pattern = re.compile(r"learn\.seed=(\d+)")
     seeds = [(int(match[1]), path) for path in sweep_folder(run).glob("*") if (match := pattern.fullmatch(path.name))]
     if len(seeds) < 2:
         raise UserError(f"{run}: needs a sweep over two or more predictors, and has {len(seeds)}; make it by "
-                        "dist-train launch slurm ... --sweep learn.seed=0,1,2 (--here without SLURM)")  # fmt: skip
+                        f"{MADE_BY}")  # fmt: skip
     return [_Member.read(path) for _, path in sorted(seeds)]
 
 

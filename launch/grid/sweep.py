@@ -19,9 +19,23 @@ from launch.grid.members import Axis, Member, combinations, link_stages, named
 _VARIABLE = ("learn.", "evaluate.")
 
 
+MADE_BY = "dist-train launch slurm ... --sweep learn.seed=0,1,2 (--here without SLURM)"
+"""The command that makes a sweep, for errors."""
+
+
 def sweep_folder(run: Path) -> Path:
     """Return the folder of a run's sweeps."""
     return run / "sweep"
+
+
+def check_folder(run: Path) -> None:
+    """Check that the folder of a run is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give RUNS/NAME")
 
 
 def sweep_members(config: Config, entries: Sequence[str]) -> list[Member]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.random_models import random_classifier
 
-from dist_train.classifier.head import Class
+from dist_train.classifier.answer import Class
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 
 from dist_train import UserError
 from dist_train.classifier.choosing import choose_method
+from dist_train.classifier.from_run import trained_method
+from dist_train.config import Config
 from dist_train.fewshot.results import Counts, Interval, MethodResult, Results, SplitFacts
 
 METRICS = ("harmonic", "base_top1", "novel_top1")
@@ -94,6 +96,11 @@ def test_episodes_do_not_compare_old_and_new_classes(tmp_path: Path) -> None:
     (run / "evaluate" / "results.json").write_text(json.dumps(values))
     choice = choose_method(run, [5])
     assert choice.method == "phi2" and "compares no trained method" in choice.reason
+
+
+def test_a_method_is_refused_where_none_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--method phi2: was not trained, nor was any other; learn it first in "):
+        trained_method(Config(name="run", runs=tmp_path), "phi2")
 
 
 def test_a_run_without_a_trained_method_is_refused(tmp_path: Path) -> None:

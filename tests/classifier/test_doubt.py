@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from dist_train import Classifier, UserError
-from dist_train.classifier.doubt import Doubt, Known
+from dist_train.classifier.doubt import Doubt
+from dist_train.classifier.doubt_fit import Known, fitted_doubt
 from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.heads.choice import HEADS
 from dist_train.classifier.predicted import PredictedHead
@@ -36,9 +37,9 @@ def known_of(count: int, seed: int = 0) -> Known:
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 400, 1000])
 def test_95_percent_of_known_photos_pass_both_thresholds_together(count: int) -> None:
     known = known_of(count)
-    doubt = Doubt.of(known)
-    probability = doubt.probabilities(known.scores.double()).amax(1)
-    familiar = doubt.familiarity(known.nearness)
+    doubt = fitted_doubt(known)
+    probability = (known.scores.double() / doubt.temperature).softmax(1).amax(1)
+    familiar = doubt.familiarity(known.nearness.numpy())
     sure = [doubt.sure(*pair) for pair in zip((probability + 1e-9).tolist(), familiar, strict=True)]
     assert 0.95 - 1e-9 <= np.mean(sure) <= 0.96 or (count < 25 and all(sure)) or np.mean(sure) == 1 - 1 / count
     if count == 1000:  # neither threshold does all the work
@@ -52,9 +53,9 @@ def test_a_photo_unlike_all_of_few_known_photos_is_not_sure(count: int, equal: b
     for seed in range(6):  # the roundings of 6 lowest photos, up and down
         known = known_of(count, seed)
         nearness = torch.full_like(known.nearness, 0.7) if equal else known.nearness
-        doubt = Doubt.of(Known(known.scores, nearness, known.labels))
-        assert all(doubt.sure(1.0, familiar) for familiar in doubt.familiarity(nearness))
-        [stranger] = doubt.familiarity(nearness.amin()[None] - 0.1)
+        doubt = fitted_doubt(Known(known.scores, nearness, known.labels))
+        assert all(doubt.sure(1.0, familiar) for familiar in doubt.familiarity(nearness.numpy()))
+        [stranger] = doubt.familiarity(nearness.numpy().min()[None] - 0.1)
         assert stranger == 0 and not doubt.sure(1.0, stranger)
 
 
@@ -65,14 +66,14 @@ def test_each_class_counts_the_same() -> None:
     scores = torch.randn(1000, 2, generator=draws)
     scores[labels == 1] *= 0.2  # the small class has smaller probabilities
     nearness = torch.ones(1000)
-    doubt = Doubt.of(Known(scores, nearness, labels), temperature=1.0)
-    low = doubt.probabilities(scores.double()).amax(1) < doubt.threshold - 1e-9
+    doubt = fitted_doubt(Known(scores, nearness, labels), temperature=1.0)
+    low = (scores.double() / doubt.temperature).softmax(1).amax(1) < doubt.threshold - 1e-9
     assert 0.05 < low[labels == 1].double().mean() < 0.1 and low[labels == 0].double().mean() < 0.04
 
 
 def test_without_known_photos_all_is_sure() -> None:
-    doubt = Doubt.of(Known(torch.empty(0, 3), torch.empty(0), torch.empty(0, dtype=torch.int64)))
-    assert doubt == Doubt() and doubt.sure(0.0, 0.0) and doubt.familiarity(torch.zeros(2)) == [100.0, 100.0]
+    doubt = fitted_doubt(Known(torch.empty(0, 3), torch.empty(0), torch.empty(0, dtype=torch.int64)))
+    assert doubt == Doubt() and doubt.sure(0.0, 0.0) and doubt.familiarity(np.zeros(2)) == [100.0, 100.0]
 
 
 @pytest.mark.parametrize("head", list(HEADS))
@@ -84,7 +85,7 @@ def test_strangers_are_doubted_more_than_known_photos(head: str) -> None:
     rates = []
     for activations in (known, strange):
         shares = fitted.probabilities(fitted.scores(activations)).amax(1)
-        familiar = fitted.doubt.familiarity(fitted.nearness(activations))
+        familiar = fitted.doubt.familiarity(fitted.nearness(activations).numpy())
         sure = [fitted.doubt.sure(*pair) for pair in zip(shares.tolist(), familiar, strict=True)]
         probable = (shares >= fitted.doubt.threshold).double().mean()
         rates.append(
@@ -108,7 +109,7 @@ def test_the_familiarity_is_the_share_of_known_photos_that_look_less_so() -> Non
             cosines.append(float((means @ F.normalize(own[n], dim=0)).max()))
     assert np.allclose(np.percentile(cosines, np.arange(101)), head.doubt.percentiles, atol=1e-5)
     fresh = torch.cat([photos_of(label, 300, 3) for label in range(CLASSES)])
-    assert 45 < np.mean(head.doubt.familiarity(head.nearness(fresh))) < 55
+    assert 45 < np.mean(head.doubt.familiarity(head.nearness(fresh).numpy())) < 55
 
 
 @pytest.mark.parametrize("method", ["phi2", "phi_plus"])

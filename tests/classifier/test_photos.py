@@ -13,7 +13,7 @@ import torch
 from pictures import png_of
 from PIL import Image
 
-from dist_train.classifier import photos
+from dist_train.classifier import photo_files, photos
 from dist_train.classifier.photos import Preprocess
 from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
@@ -73,10 +73,12 @@ def test_preprocessing_equals_that_of_torchvision(size: tuple[int, int]) -> None
 
     image = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (3, *size), np.uint8))
     wanted = v2.Compose([
-        v2.ToDtype(torch.float32), v2.Resize(37, antialias=True), v2.CenterCrop(32),
+        v2.Resize(37, antialias=True), v2.CenterCrop(32), v2.ToDtype(torch.float32),
         v2.Normalize([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     ])(image)  # fmt: skip
-    assert torch.allclose(Preprocess(Preprocessing(resize=37, size=32))(image[None])[0], wanted, atol=1e-4)
+    preprocess = Preprocess(Preprocessing(resize=37, size=32))
+    apart = (preprocess(image[None])[0] - wanted).abs() * preprocess.std
+    assert apart.max() < 1.01 and apart.mean() < 0.02
 
 
 FOREIGN = [
@@ -88,13 +90,11 @@ FOREIGN = [
 
 @pytest.mark.parametrize("spec", FOREIGN, ids=str)
 @pytest.mark.parametrize("size", [(32, 32), (57, 91), (91, 57), (20, 400)])
-def test_exported_preprocessing_is_that_of_the_evaluation_but_for_rounding(
-    spec: Preprocessing, size: tuple[int, int]
-) -> None:
+def test_exported_preprocessing_is_that_of_the_evaluation(spec: Preprocessing, size: tuple[int, int]) -> None:
     image = torch.from_numpy(np.random.RandomState(1).choice([0, 255], (3, *size)).astype(np.uint8))
     preprocess = Preprocess(spec)
     apart = (preprocess(image[None]) - preprocess.batch([image])).abs() * preprocess.std
-    assert apart.shape == (1, 3, 32, 32) and apart.max() < 2 and apart.mean() < 0.5
+    assert apart.shape == (1, 3, 32, 32) and apart.max() < 2.01 and apart.mean() < 0.1
 
 
 BAD = {
@@ -168,13 +168,13 @@ def test_a_pattern_gives_the_photos_that_match(tmp_path: Path) -> None:
     for pattern in ("*", "**", "**/*"):
         account = Account()
         # Each photo once; the hidden folder is searched, as the pattern names it.
-        matches = photos.matching(f"{tmp_path}/.album/{pattern}", account)
+        matches = photo_files.matching(f"{tmp_path}/.album/{pattern}", account)
         assert [str(p.relative_to(tmp_path / ".album")) for p in matches] == ["a/1.jpg", "a/more/2.jpg", "b.png"]
         assert account.left_out == [(f"{tmp_path}/.album/gone.jpg", "a broken link; mend or remove it")]
         assert account.passed_over == {"of the system": 1, "in system folders": 1} and account.found == 6
     with pytest.raises(UserError, match=r"/\*.db: holds no photos \(found 1 file: 0 taken, 0 left out, 1 passed over"):
-        photos.matching(f"{tmp_path}/.album/*.db", Account())
-    assert photos.matching(f"{tmp_path}/none*", Account()) == []
+        photo_files.matching(f"{tmp_path}/.album/*.db", Account())
+    assert photo_files.matching(f"{tmp_path}/none*", Account()) == []
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -195,7 +195,7 @@ def test_a_folder_gives_its_photos(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     account = Account()
-    assert [str(p.relative_to(tmp_path)) for p in photos.in_folder(tmp_path, account)] == [
+    assert [str(p.relative_to(tmp_path)) for p in photo_files.in_folder(tmp_path, account)] == [
         "1.webp",
         "a.png",
         "b/2.JPG",
@@ -204,4 +204,4 @@ def test_a_folder_gives_its_photos(tmp_path: Path) -> None:
     assert account.passed_over == {".txt": 1, "of the system": 1, "in system folders": 1}
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none: holds no photos"):
-        photos.in_folder(tmp_path / "none", Account())
+        photo_files.in_folder(tmp_path / "none", Account())

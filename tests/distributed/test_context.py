@@ -1,6 +1,6 @@
 import pytest
 
-from dist_train.distributed.context import cpus_per_rank, usable_cpus
+from dist_train.distributed.cpus import cpus_per_rank, usable_cpus
 from dist_train.distributed.rendezvous import Place, read_environment
 from dist_train.errors import UserError
 

@@ -80,6 +80,25 @@ def test_a_folder_becomes_a_model_with_a_page(
     assert "photos that it was not fitted on" in page.read_text() and "blue" in page.read_text()
 
 
+@pytest.mark.parametrize("several, over", [(["red"], "1 of 2 classes"), (["red", "green"], "2 of 3 classes")])
+def test_the_estimate_says_which_classes_it_is_of(
+    several: list[str], over: str, own: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in {*COLOURS} - {*several, "blue"}:
+        shutil.rmtree(own / name)
+    for photo in sorted((own / "blue").iterdir())[1:]:
+        photo.unlink()
+    page = tmp_path / "page.html"
+    assert main(["create", str(own), *TIMM, "--weights", str(weights), "--head", "mean", "--out", str(tmp_path / "m"),
+                 "--report", str(page)]) == 0  # fmt: skip
+    said, shown = capsys.readouterr().out, " ".join(page.read_text().split())
+    assert f"of held-out photos, mean over {over}, by leave-one-out" in said
+    assert "1 class of a single photo, which cannot be held out, not judged: blue" in said
+    assert f"was not fitted on, of {over.replace('of ', 'of its ')}" in shown
+    assert ("a single class is judged" in said) == (len(several) == 1)
+    assert ("As a single class is judged" in shown) == (len(several) == 1)
+
+
 def test_classes_come_and_go(made: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = Path(shutil.copytree(made, tmp_path / "model"))
     before = Classifier.load(model, "cpu").logits(photos / "red" / "0.png")
@@ -174,9 +193,8 @@ def test_onnx_answers_from_pixels(made: Path, photos: Path, tmp_path: Path) -> N
     assert main(["export", str(made), "--format", "onnx", "--out", str(tmp_path / "m.onnx")]) == 0
     model, pixels = Classifier.load(made, "cpu"), np.array(Image.open(photos / "red" / "0.png"))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    scores, shares = session.run(None, {"images": pixels[None]})
-    inputs = model.network.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    wanted = model.scores(model.embed(inputs))
+    scores, shares, _ = session.run(None, {"images": pixels[None]})
+    wanted = model.logits(pixels)
     assert np.abs(scores - wanted.numpy()).max() < 1e-3
     assert np.abs(shares - wanted.softmax(1).numpy()).max() < 1e-3
 

@@ -129,7 +129,9 @@ def test_without_a_run_or_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["launch", "tensorboard", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
     assert main(["collect", str(tmp_path)]) == 1
-    assert "no member has results" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"dist-train: error: {tmp_path}: has no sweep, or is no run; one is made")
+    assert main(["collect", "nowhere"]) == 1
+    assert capsys.readouterr().err == "dist-train: error: nowhere: no such folder; give RUNS/NAME\n"
 
 
 def test_doctor_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ from dist_train.data.loading.reader import Reader, Reading
 from dist_train.data.loading.transfer import Transfer
 from dist_train.data.shards.source import BadSample, ShardSource
 from dist_train.data.splits import View
-from dist_train.distributed.context import Context, cpus_per_rank
+from dist_train.distributed.context import Context
+from dist_train.distributed.cpus import cpus_per_rank
 from dist_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]

@@ -242,8 +242,8 @@ def test_a_classifier_sees_what_the_evaluation_sees(kinds: ShardSet, config: Con
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
         photo = photos.load(blob, rule=preprocess.orientation)
         assert torch.equal(preprocess.batch([photo])[0], image), view.subset.key(sample)
-        # What is exported with a network does not round; torch's kernel for bytes has weights of 16 bits.
-        assert levels(preprocess(photo[None])[0], image) < 1 and mean_levels(preprocess(photo[None])[0], image) < 0.4
+        # What is exported with a network computes in floats; torch's kernel for bytes has weights of 16 bits.
+        assert levels(preprocess(photo[None])[0], image) < 2.01 and mean_levels(preprocess(photo[None])[0], image) < 0.1
 
 
 def test_the_report_shows_photos_as_the_network_sees_them(kinds: ShardSet) -> None:

@@ -155,7 +155,7 @@ def test_shards_that_were_made_with_other_options(submit: Submit, drawn: Path) -
         (["--minutes", "0"], "--minutes=0: must be >= 1"),
         (["--nodes", "0"], "--nodes=0: must be >= 1"),
         (["--cpus_per_task", "0"], "--cpus_per_task=0: must be >= 1"),
-        (["--minutes", "x"], "minutes=x: must be a whole number"),
+        (["--minutes", "x"], "--minutes x: must be a whole number"),
         (["--partitoin", "x"], "did you mean 'partition'?"),
         (["--cluster", "/etc"], "--cluster /etc: is a folder"),
         (["--stages", "evaluate"], "evaluate needs pretrain, extract, learn, which are not done"),
