@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dist_train.classifier.photos import Preprocess
+from dist_train.distributed.cpus import usable_cpus
 from dist_train.models.backbones import Backbone
 from dist_train.models.folding import folded
 from dist_train.training.precision import round_products
@@ -33,11 +34,12 @@ class Network:
 
     @property
     def batch(self) -> int:
-        """Images per batch: of 256 x 256 pixels 32, on a CPU 4; of larger ones fewer; never more than 32.
+        """Images per batch: of 256 x 256 pixels 32, on a CPU 4, or one a core where that is more; of larger ones fewer;
+        never more than 32.
 
         On a CPU the feature maps of more images are over 32 MB, which the C library returns to the kernel each time and
         gets back cleared page by page: a third of the time of a small network (docs/results/batch.md)."""
-        most = 4 if self.device.type == "cpu" else 32
+        most = max(4, usable_cpus()) if self.device.type == "cpu" else 32
         return max(1, min(32, most * 256**2 // self.preprocess.spec.size**2))
 
     @cached_property
