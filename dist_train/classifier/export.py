@@ -17,7 +17,7 @@ from torch import nn
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Head
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.extras import needs_extra
 from dist_train.files import atomic_write, write_text
 from dist_train.models.backbones import torchvision_source
@@ -89,10 +89,10 @@ def _write_linear(model: Classifier, out: Path, library: str, load: str, classif
         a line of code that loads the file.
     """
     head = model.head()
-    _refuse_densities(model, library)
+    _refuse_densities(model, library, "phi2 --rule mean")
     if head.query_scale is not None:
         linear = "give the model another head: adapt MODEL --head lda" if model.fitted else \
-            "make the model by adapt --method phi2"  # fmt: skip
+            f"make another model of the run: {command('adapt', 'RUN', '--method')} phi2 --rule mean"  # fmt: skip
         raise UserError(
             f"--format {library}: {model.method} classifies by cosine, which a linear layer cannot; "
             f"take --format onnx or safetensors, or {linear}"
@@ -130,7 +130,7 @@ def write_safetensors(model: Classifier, out: Path) -> str:
         UserError: the model scores by densities too.
     """
     head = model.head()
-    _refuse_densities(model, "safetensors")
+    _refuse_densities(model, "safetensors", "phi_plus")
     tensors = {**_body(model), "rows": head.rows, "owner": head.owner, "offset": head.offset}
     header = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in model.about().items()}
     data = save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
@@ -210,8 +210,13 @@ class Deployed(nn.Module):
         return scores, head.probabilities(scores), head.nearness(activations)
 
 
-def _refuse_densities(model: Classifier, file_format: str) -> None:
+def _refuse_densities(model: Classifier, file_format: str, method: str) -> None:
     """Check that a model scores by rows alone.
+
+    Args:
+        model: the model.
+        file_format: the format that is asked for.
+        method: of a model that has it, as options of adapt.
 
     Raises:
         UserError: it scores by densities too.
@@ -219,7 +224,7 @@ def _refuse_densities(model: Classifier, file_format: str) -> None:
     if model.head().longer is not None:
         raise UserError(
             f"--format {file_format}: {model.method} scores by densities beside rows, which this format has no place "
-            "for; take --format onnx, or make the model by adapt --method phi_plus"
+            f"for; take --format onnx, or make another model of the run: {command('adapt', 'RUN', '--method')} {method}"
         )
 
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from dist_train.classifier.model_json import MAX_JSON, MAX_PART, VERSION, About, Files, Part, parse
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from dist_train.files import atomic_write, check_regular, file_sha256, read_regular
 
 PARTS = ("added", "network")  # in the order of reading: a change replaces the first file, so its absence shows early
@@ -204,7 +204,8 @@ def is_model(folder: Path) -> bool:
 
 def no_folder(path: Path) -> UserError:
     """Return the error for a file that is given as a model's folder, perhaps an export."""
-    return UserError(f"{path}: is a file, and a model is a folder; an export can answer only, by dist-train classify")
+    return UserError(f"{path}: is a file, and a model is a folder; of exports {command('classify')} alone takes those "
+                     "whose name ends in .onnx")  # fmt: skip
 
 
 def is_fitted(folder: Path) -> bool:

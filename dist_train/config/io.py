@@ -195,7 +195,7 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
         return line
     if "float" in kinds:
         kinds = [kind for kind in kinds if kind != "int"]
-    value = re.split(r"(?:Got|Given) value: ", line)[-1]
+    value = re.split(r"(?:Got|Given) value: ?", line)[-1] or "''"
     return f"{'.'.join(sections)}={value}: must be {' or '.join(dict.fromkeys(map(_in_words, kinds)))}"
 
 

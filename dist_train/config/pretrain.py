@@ -34,7 +34,7 @@ class PretrainConfig:
     """Take a 3x3 stem without max-pooling, for images of about 32 pixels (He et al. 2016, section 4.2)."""
     classifier: Literal["linear", "cosine"] = "linear"
     """linear: rows and biases (paper). cosine: logits are 20 times the cosine of activation and row (Kornblith et al.
-    2021); once trained, the rows are stored as those of a linear classifier with the same answers."""
+    2021); once trained, the rows are stored as those of a linear classifier with the same order of classes."""
     init: BackboneConfig | None = None
     """A trained network to start from, in place of ``model`` (fine-tuning). Of its classifier, the rows of base classes
     are taken; other rows start at zero, as in Vision Transformer (Dosovitskiy et al. 2021)."""

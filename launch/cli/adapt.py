@@ -315,7 +315,7 @@ def _price_lines(model: Classifier, before: Classifier) -> list[str]:
     shares = 100 * (answers[:old].diagonal() / answers[:old].sum(1).clamp(min=1)).double()[there]
     after = float(shares.mean())
     return [f"old classes: {estimate.accuracy:.1f}% of held-out photos before, {after:.1f}% beside the new classes "
-            f"({after - estimate.accuracy:+.1f})"]  # fmt: skip
+            f"({round(after - estimate.accuracy, 1) + 0.0:+.1f})"]  # fmt: skip  # + 0.0: no minus zero
 
 
 def _with_base_accuracy(

@@ -32,9 +32,9 @@ class CommandParser(Parser):
             )
         if loose := re.match(r"unrecognized arguments: (?!-)(\S+)", message):
             raise UserError(self._no_option_takes(loose[1]))
-        if valued := re.match(r"argument (--\w+).*: ignored explicit argument '(.*)'", message):
+        if valued := re.match(r"argument (--[\w.]+).*: ignored explicit argument '(.*)'", message):
             raise UserError(f"{valued[1]}: takes no value; leave {valued[2]!r} out" + _stage_alone(valued[2]))
-        if lacking := re.match(r"argument (?:-\w/)?(--\w+): expected (?:one|at least one) argument", message):
+        if lacking := re.match(r"argument (?:-\w/)?(--[\w.]+): expected (?:one|at least one) argument", message):
             listing = f"; {_CLASSES} lists the classes" if lacking[1] in _OF_CLASSES else ""
             raise UserError(f"{lacking[1]}: a value has to follow it{listing}; see --help")
         super().error(message, ex)

@@ -201,7 +201,7 @@ def test_names_with_an_equals_sign_and_odd_files(models: Path, album: Path, tmp_
     assert main(["adapt", str(model), "--rename", "a=b=c=d"]) == 0
     assert Classifier.load(model).classes[0].name == "c=d"
     assert (
-        main(["adapt", str(model), "--list_photos", ""]) == 1 and "class '': there is none" in capsys.readouterr().err
+        main(["adapt", str(model), "--list_photos", ""]) == 1 and "--list_photos: is empty" in capsys.readouterr().err
     )
     photo = shutil.copy(next(album.rglob("*.JPEG")), tmp_path / "x=1.jpg")
     # A class to list that is not there: nothing is changed.
@@ -330,6 +330,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", model, "--remove"): "--remove: a value has to follow it; dist-train adapt MODEL --list lists the",
         ("adapt", model, "--list_photos"): "--list_photos: a value has to follow it; dist-train adapt MODEL --list",
         ("adapt", model, "--list_photos", "nobody"): "dist-train adapt MODEL --list lists them",
+        ("run", "--config", "demo", "--pretrain.model"): "--pretrain.model: a value has to follow it; see --help",
         ("adapt", model, "--out"): "--out: a value has to follow it; see --help",
         ("adapt", ""): "SOURCE: is empty; give a value or leave it out",
         ("adapt", model, "--remove", ""): "--remove: is empty; give a value",
@@ -367,6 +368,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("classify", model, f"{tmp_path}/huge.png"): "huge.png: 900000000 pixels",
         ("classify", model, str(album), "--topk", "0"): "--topk 0: must be a whole number >= 1",
         ("classify", model, str(album), "--topk", "2.5"): "--topk 2.5: must be a whole number",
+        ("classify", model, str(album), "--topk", ""): "--topk '': must be a whole number",
         ("classify", model, str(album), "--topk", "True"): "--topk True: must be a whole number",
         ("classify", model, str(album), "--min_confidence", "nan"): "--min_confidence nan: must be a number",
         ("classify", model, str(album), "--min_confidence", "much"): "--min_confidence much: must be a number",
