@@ -33,8 +33,8 @@ USES = {
     "starter": "open_pretrained(BackboneConfig(source='starter'))",
 }
 BEGINNINGS = {
-    "serve": "dist-train serve", "export": "--format onnx", "onnxruntime": "model.onnx", "s3": "s3://bucket/shards", "gs": "gs://bucket/shards",
-    "parquet": "reading parquet files", "starter": "backbone.source=starter",
+    "serve": "dist-train serve", "export": "--format onnx", "onnxruntime": "model.onnx", "s3": "s3://bucket/shards",
+    "gs": "gs://bucket/shards", "parquet": "reading parquet files", "starter": "backbone.source=starter",
 }  # fmt: skip
 
 BLOCKER = """
@@ -86,7 +86,7 @@ for extra, libraries in json.loads(sys.argv[1]).items():
     for library in libraries:
         block(library)
         try:
-            lines[f"{extra}: {library}"] = repr(eval(uses.get(library, uses.get(extra))))
+            lines[f"{extra}: {library}"] = repr(eval(uses.get(library, uses[extra])))
         except UserError as error:
             lines[f"{extra}: {library}"] = str(error)
 print(json.dumps(lines))
@@ -124,9 +124,9 @@ def test_a_missing_library_names_its_extra(tmp_path: Path) -> None:
     assert USES.keys() == BEGINNINGS.keys() >= extras.keys(), "each extra needs a use that is tested"
     done = python(LINES, extras, USES, folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    needs = "needs {}, which is not installed: pip install 'dist-train[{}]'".format
     assert json.loads(done.stdout) == {
-        f"{extra}: {library}":
-            f"{BEGINNINGS.get(library) or BEGINNINGS[extra]} needs {library}, which is not installed: pip install 'dist-train[{extra}]'"
+        f"{extra}: {library}": f"{BEGINNINGS.get(library, BEGINNINGS[extra])} {needs(library, extra)}"
         for extra, libraries in extras.items() for library in libraries
     }  # fmt: skip
 

@@ -121,7 +121,7 @@ def test_resnet50_of_torchvision_takes_the_weights(tmp_path: Path) -> None:
     "method, wanted",
     [("phi2", "class 'three' counts by the largest response of its photos.*--rule mean or rows"),
      ("phi_plus", "phi_plus classifies by cosine.*--format onnx or safetensors.* --method phi2 --rule mean"),
-     ("phi_plus_plda", "phi_plus_plda scores by densities beside rows.*take --format onnx.* adapt RUN --method phi2 --rule mean")],
+     ("phi_plus_plda", "phi_plus_plda scores by densities.*take --format onnx.* RUN --method phi2 --rule mean")],
 )  # fmt: skip
 def test_torchvision_refuses_what_a_linear_layer_cannot(
     method: str, wanted: str, resnet_models: Path, tmp_path: Path
