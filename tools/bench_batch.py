@@ -24,6 +24,7 @@ from dist_train import Classifier
 from dist_train.classifier import photo_files
 from dist_train.classifier.reading import ahead, batches
 from dist_train.data.account import Account
+from dist_train.distributed.cpus import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="repeats of each row")
     args = parser.parse_args(arguments)
     model = Classifier.load(args.model)
+    keep_freed_memory()  # as the commands do
     paths = photo_files.in_folder(args.folder, Account())[: args.photos]
     rows = [(str(path), path) for path in paths]
     size = model.network.preprocess.spec.size

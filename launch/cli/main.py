@@ -11,6 +11,7 @@ from jsonargparse import set_parsing_settings
 
 from dist_train.config import Config, configs_dir
 from dist_train.config.io import check_yaml, find_yaml
+from dist_train.distributed.cpus import keep_freed_memory
 from dist_train.version import __version__
 from launch import terminal
 from launch.cli import adapt, classify, create, data, launching, measuring, models, runs
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Command] = {
 # These print what a person may read through head; the others have work to finish when nobody reads any more.
 _READ = ("status", "logs", "collect", "doctor", "verify", "launch", "create", "adapt", "classify",
          "evaluate-model")  # fmt: skip
+_SEES_PHOTOS = ("create", "adapt", "classify", "evaluate-model", "serve")
 _SAVES_AT_ONCE = ("create", "adapt", "evaluate-model", "export", "serve")
 
 
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = build_parser(words)
         parsed = parser.parse_args(words)
         first = parsed.command
+        if first in _SEES_PHOTOS:
+            keep_freed_memory()
         name = f"launch {parsed.launch.launcher}" if first == "launch" else first
         code = call(COMMANDS[name], parser, parsed, name.split())
         sys.stdout.flush()  # here, where a closed pipe is still noticed
