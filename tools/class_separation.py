@@ -73,13 +73,14 @@ def tables(
     for name, separated, own in zip(names, separations, metrics, strict=True):
         cells = [f"{value:.3f}" for value in separated]
         figures.append(markdown_row([name, *cells, *(format_mean(own[metric]) for metric in PAIRED_METRICS)]))
+    for name, own in zip(names[1:], metrics[1:], strict=True):
         paired = [Interval.paired(own[metric].draws, metrics[0][metric].draws) for metric in PAIRED_METRICS]
         differences.append(markdown_row([name, *(format_mean(value, sign="+") for value in paired)]))
     note = f"{title}, percent; mean ± half-width of the 95% t-interval over draws of supports."
     if len(names) == 1:
         return [*figures, "", note]
     heading = f"Paired differences from {names[0]}, draw by draw, in points:"
-    return [*figures, "", note, "", heading, "", *differences[:2], *differences[3:]]
+    return [*figures, "", note, "", heading, "", *differences]
 
 
 def _draws(results: Results) -> tuple[object, ...]:

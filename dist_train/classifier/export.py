@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from dist_train.classifier import exported
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.head import Head
 from dist_train.errors import UserError, command
@@ -181,7 +182,7 @@ FORMATS: dict[str, tuple[str, Callable[[Classifier, Path], str]]] = {
     "torchvision": (".pth", write_torchvision),
     "timm": (".pth", write_timm),
     "safetensors": (".safetensors", write_safetensors),
-    "onnx": (".onnx", write_onnx),
+    "onnx": (exported.SUFFIX, write_onnx),
 }
 """The suffix of each format's files, and the function that writes them."""
 

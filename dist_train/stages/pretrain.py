@@ -19,13 +19,13 @@ from dist_train.data.loading.plan import train_side, train_windows
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
 from dist_train.errors import UserError
-from dist_train.models.backbones import Backbone, Pretrained, open_pretrained
+from dist_train.models.backbones import Backbone, Pretrained, build, open_pretrained
 from dist_train.models.backbones.cosine import with_linear_classifier
-from dist_train.models.backbones.ours import drop_branches, untrained
+from dist_train.models.backbones.ours import drop_branches
 from dist_train.runs.inputs import check_checkpoint
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
-from dist_train.stages.backbone import RunBackbone, give_rows
+from dist_train.stages.backbone import RunBackbone, architecture_of, give_rows
 from dist_train.stages.features import check_features
 from dist_train.stages.image_training import ImageTraining, TrainingImages
 from dist_train.training import checkpoint
@@ -196,7 +196,7 @@ def _start_from(opened: Pretrained | None, run: Run, context: Context) -> RunBac
             log.info("pretrain: starts from %s, which has rows for %d base classes", opened.origin.source, known)
         backbone = RunBackbone(opened.backbone, run.base, opened.preprocessing, opened.origin)
     else:
-        network = untrained(config.model, len(run.base), config.small_stem, config.classifier)
+        network = build(architecture_of(config, len(run.base)))
         backbone = RunBackbone(network, run.base, run.config.data.preprocessing)
     network = _synchronise(backbone.network) if config.sync_batchnorm else backbone.network
     if config.stochastic_depth:

@@ -81,8 +81,8 @@ def _members(run: Path) -> list[_Member]:
     pattern = re.compile(r"learn\.seed=(\d+)")
     seeds = [(int(match[1]), path) for path in sweep_folder(run).glob("*") if (match := pattern.fullmatch(path.name))]
     if len(seeds) < 2:
-        raise UserError(f"{run}: needs a sweep over two or more predictors, and has {len(seeds)}; make it by "
-                        f"{MADE_BY}")  # fmt: skip
+        raise UserError(f"{run}: needs a sweep over two or more predictors, and has {len(seeds)}; make it "
+                        f"by {MADE_BY}")  # fmt: skip
     return [_Member.read(path) for _, path in sorted(seeds)]
 
 
