@@ -22,7 +22,7 @@ from bench_serve import cpu_name
 
 from dist_train import Classifier
 from dist_train.classifier import photo_files
-from dist_train.classifier.reading import ahead, batches
+from dist_train.classifier.reading import batches, read
 from dist_train.data.account import Account
 from dist_train.distributed.cpus import keep_freed_memory
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ready = torch.randn(model.network.batch, 3, size, size, device=model.device)
     ways: dict[str, Callable[[], object]] = {
         "the backbone alone": lambda: [model.embed(ready[: len(part)]) for part in batches(paths, len(ready))],
-        "reading alone": lambda: list(ahead(lambda row: model._prepared(row[1], row[0]), rows, len(ready))),
+        "reading alone": lambda: list(read(lambda row: model._prepared(row[1], row[0]), rows, model.network.pace)),
         "`predict`, `classify`": lambda: list(model.stream(rows)),
         "one after another": lambda: [
             model.answers(model.embed(model.network.preprocess.batch(map(model.pixels, part))))

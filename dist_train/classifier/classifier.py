@@ -162,7 +162,7 @@ class Classifier(ClassList):
         def answer(images: list[torch.Tensor]) -> list[Answer]:
             return self.answers(self.embed(torch.cat(images).to(self.device)), topk)
 
-        return answered(photos, self._prepared, answer, self.network.batch)
+        return answered(photos, self._prepared, answer, self.network.pace)
 
     def _prepared(self, photo: Photo, name: str) -> torch.Tensor:
         """Return a photo as the network takes it, [1, 3, size, size], on the CPU; errors call it ``name``."""

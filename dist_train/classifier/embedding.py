@@ -1,4 +1,4 @@
-"""Many photos to activations: decoded on all cores while the network computes."""
+"""Many photos to activations: decoded on all cores, then computed in batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.kept import NewPhoto
-from dist_train.classifier.reading import ahead, batches
+from dist_train.classifier.reading import batches, read
 from dist_train.data.account import Account
 from dist_train.errors import UserError
 from dist_train.names import shown
@@ -102,7 +102,7 @@ def leave_out(account: Account, path: Path, reason: str) -> None:
 
 
 def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]], pictures: bool) -> Iterator[_Decoded]:
-    """Yield all photos in order, some of them decoded ahead."""
+    """Yield all photos in order, decoded."""
 
     def decode(file: tuple[str, Path]) -> _Decoded:
         name, path = file
@@ -114,7 +114,7 @@ def _decoded(model: Classifier, photos: Mapping[str, Sequence[Path]], pictures: 
             return _Decoded(name, path, fault=str(error).removeprefix(f"{path}: "))
 
     files = [(name, path) for name, paths in photos.items() for path in paths]
-    return ahead(decode, files, model.network.batch)
+    return read(decode, files, model.network.pace)
 
 
 def _check_one_class(shared: Sequence[Sequence[Path]]) -> None:

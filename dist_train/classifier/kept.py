@@ -71,7 +71,7 @@ class NewPhoto:
             name: the path or name of its file.
         """
         picture = b"" if pixels is None else small_picture(pixels)
-        return cls(short_hash(image.cpu().contiguous().numpy().tobytes()), file_name(name), picture)
+        return cls(short_hash(image.cpu().numpy().tobytes()), file_name(name), picture)
 
     @property
     def picture_id(self) -> str:

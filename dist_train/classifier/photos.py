@@ -92,7 +92,7 @@ class Preprocess(nn.Module):
 
         They are resized as bytes on the CPU that decoded them, so a large photo takes no more memory than its pixels.
         """
-        return torch.stack([evaluation(image.cpu(), self.spec) for image in pixels]).to(self.mean.device)
+        return evaluation([image.cpu() for image in pixels], self.spec).to(self.mean.device)
 
 
 def _centre(free: int) -> int:

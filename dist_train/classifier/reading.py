@@ -1,11 +1,11 @@
-"""Photos in order, decoded on all cores while the network computes."""
+"""Photos in order, decoded on all cores before the network computes, or while a GPU does."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -26,18 +26,36 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], batch: int) -> Iterator[Result]:
-    """Yield ``work(item)`` of all items in order; threads, one a core, are three batches of items ahead, or two items a
-    thread where that is more."""
-    remaining, results, threads = iter(items), deque[Future[Result]](), usable_cpus()
-    waiting = max(3 * batch, 2 * threads)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+@dataclass(frozen=True)
+class Pace:
+    """How photos are read for a network.
+
+    Attributes:
+        batch: photos that the network takes at once.
+        ahead: photos that are read and wait for it, at most.
+        meanwhile: whether photos are read while the network computes, as is right for a GPU. On the CPU, torch shares a
+            layer's work among all cores and waits for the last of them: a core that decodes meanwhile holds up the
+            others, layer after layer. There, photos are read in turns with the network (docs/results/batch.md).
+    """
+
+    batch: int
+    ahead: int
+    meanwhile: bool
+
+
+def read(work: Callable[[Item], Result], items: Iterable[Item], pace: Pace) -> Iterator[Result]:
+    """Yield ``work(item)`` of all items in order, computed by threads, one a core."""
+    pool = ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode")
+    remaining, waiting = iter(items), deque[Future[Result]]()
     try:
         while True:
-            results += [pool.submit(work, item) for item in islice(remaining, waiting - len(results))]
-            if not results:
+            if pace.meanwhile or not waiting:
+                waiting += [pool.submit(work, item) for item in islice(remaining, pace.ahead - len(waiting))]
+                if not pace.meanwhile:
+                    wait(waiting)
+            if not waiting:
                 return
-            yield results.popleft().result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -53,16 +71,16 @@ def answered(
     photos: Iterable[Source],
     prepare: Callable[[Photo, str], Item],
     answer: Callable[[list[Item]], Sequence[Answer]],
-    size: int,
+    pace: Pace,
 ) -> Iterator[Answer]:
     """Yield the answer of each photo in order, or its fault; few photos are in memory at a time.
 
     Args:
         photos: in order.
-        prepare: makes of a photo, and of its name in errors, what ``answer`` takes; threads call it ahead. Raises
-            UserError where the photo cannot be decoded.
-        answer: returns the answers for several photos.
-        size: photos that it takes at once.
+        prepare: makes of a photo, and of its name in errors, what ``answer`` takes; threads call it. Raises UserError
+            where the photo cannot be decoded.
+        answer: returns the answers for a batch of photos.
+        pace: how photos are read for it.
     """
 
     def ready(numbered: tuple[int, Source]) -> tuple[str, Item | None, str]:
@@ -75,7 +93,7 @@ def answered(
         except UserError as error:
             return name, None, str(error).removeprefix(f"{label}: ")
 
-    for batch in batches(ahead(ready, enumerate(photos, 1), size), size):
+    for batch in batches(read(ready, enumerate(photos, 1), pace), pace.batch):
         prepared = [item for _, item, _ in batch if item is not None]
         answers = iter(answer(prepared) if prepared else ())
         for name, item, fault in batch:

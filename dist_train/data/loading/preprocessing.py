@@ -139,14 +139,17 @@ def cut(
     np.multiply(out, scale, out=out)
 
 
-def evaluation(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return an upright photo as the evaluation sees it: uint8 [3, height, width] -> float32 [3, size, size]."""
-    height, width = (np.array([length], np.int64) for length in image.shape[1:])
-    resized, side = resized_sizes(height, width, preprocessing), preprocessing.size
-    pixels = resize(image.permute(1, 2, 0), 1, resized[0].tolist(), preprocessing.interpolation)
-    out = np.empty((side, side, 3), np.float32)
-    cut(pixels, centre_anchor(resized, side)[0].tolist(), False, preprocessing, out)
-    return torch.from_numpy(out).permute(2, 0, 1)
+def evaluation(images: Sequence[torch.Tensor], preprocessing: Preprocessing) -> torch.Tensor:
+    """Return upright photos as the evaluation sees them: each uint8 [3, height, width], of any size -> float32
+    [B, 3, size, size], in channels_last memory."""
+    side = preprocessing.size
+    out = np.empty((len(images), side, side, 3), np.float32)
+    for image, finished in zip(images, out, strict=True):
+        height, width = (np.array([length], np.int64) for length in image.shape[1:])
+        resized = resized_sizes(height, width, preprocessing)
+        pixels = resize(image.permute(1, 2, 0), 1, resized[0].tolist(), preprocessing.interpolation)
+        cut(pixels, centre_anchor(resized, side)[0].tolist(), False, preprocessing, finished)
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=2)  # for the batch in the making, and for a batch whose images have the next size

@@ -120,7 +120,9 @@ def cases(sizes: tuple[int, ...]) -> Iterator[Preprocessing]:
 @pytest.mark.parametrize("preprocessing", [*cases((192, 224, 336, 518))], ids=str)
 def test_the_evaluation_is_timms(preprocessing: Preprocessing) -> None:
     for image in photos():
-        apart = levels(pixels.evaluation(tensor(image), preprocessing), wanted_of(image, preprocessing), preprocessing)
+        apart = levels(
+            pixels.evaluation([tensor(image)], preprocessing)[0], wanted_of(image, preprocessing), preprocessing
+        )
         assert apart.max() < 2.01 and apart.mean() < 0.3, image.size
 
 
@@ -152,7 +154,7 @@ def test_the_evaluation_is_torchvisions() -> None:
             mean=tuple(preset.mean), std=tuple(preset.std),
         )  # fmt: skip
         for image in photos()[:2]:
-            apart = levels(pixels.evaluation(tensor(image), preprocessing), preset(image), preprocessing)
+            apart = levels(pixels.evaluation([tensor(image)], preprocessing)[0], preset(image), preprocessing)
             assert apart.max() < 2.01 and apart.mean() < 0.3, (weights, image.size)
 
 

@@ -163,7 +163,7 @@ def test_evaluation_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Con
     data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE)
     images = torch.cat([batch.images for batch in eval_batches(view, view.ids, data, 16, Context())])
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
-        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), OURS)
+        wanted = pixels.evaluation([turned_by_pillow(blob, kinds.orientation)], OURS)[0]
         # DALI's kernel for resizing works in floats, torch's in bytes.
         assert levels(image, wanted) <= (2 if made_by == "dali" else 0.001), view.subset.key(sample)
         assert mean_levels(image, wanted) < (0.5 if made_by == "dali" else 0.001), view.subset.key(sample)
@@ -208,7 +208,7 @@ def test_a_gpu_sees_each_file_as_the_rule_says(kinds: ShardSet, config: Config) 
     data = replace(config.data, eval_resize=RESIZE, eval_size=SIDE, decoder="mixed")
     images = torch.cat([batch.images.cpu() for batch in eval_batches(view, view.ids, data, 16, gpu)])
     for sample, blob, image in zip(view.ids.tolist(), blobs_of(view, view.ids), images, strict=True):
-        wanted = pixels.evaluation(turned_by_pillow(blob, kinds.orientation), OURS)
+        wanted = pixels.evaluation([turned_by_pillow(blob, kinds.orientation)], OURS)[0]
         # Bytes are rounded twice. Chroma that is upsampled otherwise is 2 levels away at this size (4:2:0), a photo
         # that is turned otherwise tens of levels.
         assert mean_levels(image, wanted) < 1, view.subset.key(sample)
