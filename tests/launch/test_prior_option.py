@@ -76,7 +76,7 @@ def listed(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str,
     capsys.readouterr()
     assert main(["classify", *map(str, words), "--json", "--topk", "3"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    return [{one["name"]: one["probability"] for one in line["predictions"]} for line in lines]
+    return [{one["name"]: one["probability"] for one in line["classes"]} for line in lines]
 
 
 @pytest.mark.parametrize("head", ["lda", "imprint"])
