@@ -6,9 +6,10 @@ A draw has a model of 20 classes of 100 photos, to which 6 classes of 12 photos 
 each of the 26 classes are scored among all of them. The commands ``dist-train create`` and ``dist-train adapt`` are
 timed in the first draw; in all draws the same is done in Python with activations that are computed once, and other
 heads get the same activations: the class mean, scikit-learn's LogisticRegression and LinearDiscriminantAnalysis, and a
-last layer that is fine-tuned by SGD. The archive is a tar of one tar per class; the classes of a draw are the first by
-the hash of their names and the draw's number. Nothing is chosen by the photos that are scored. ``--cache FOLDER`` keeps
-the activations, so that a measurement that was stopped continues.
+last layer that is fine-tuned by SGD. Ours is made twice, with ``--prior equal`` and ``--prior photos``. The archive is
+a tar of one tar per class; the classes of a draw are the first by the hash of their names and the draw's number.
+Nothing is chosen by the photos that are scored. ``--cache FOLDER`` keeps the activations, so that a measurement that
+was stopped continues.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from dist_train.classifier import from_photos
 from dist_train.classifier.classifier import Classifier
+from dist_train.classifier.heads.prior import PRIORS
 from dist_train.config import BackboneConfig
 from dist_train.models.backbones import Pretrained, open_pretrained
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
         unpack(args.archive, 0, Path(folder))
-        times = measure_commands(Path(folder), args.backbone)
+        times = {prior: measure_commands(Path(folder), args.backbone, prior) for prior in PRIORS}
     print(f"commands, draw 0: {json.dumps(times)}", flush=True)
     network, activations, results = open_pretrained(BackboneConfig(source=args.backbone)), {}, []
     for number in range(args.draws):
@@ -93,11 +95,12 @@ def unpack(archive: Path, number: int, folder: Path) -> None:
                     path.write_bytes(file.read())
 
 
-def measure_commands(folder: Path, backbone: str) -> dict[str, float]:
+def measure_commands(folder: Path, backbone: str, prior: str) -> dict[str, float]:
     """Return the seconds of the two commands, those of the CPU too, and how often their model is right, in percent."""
-    model_folder = folder / "model"
+    model_folder = folder / prior
+    options = ("--backbone", backbone, "--prior", prior, "--out", model_folder)
     seconds = {
-        **command("create", folder / "first", "--backbone", backbone, "--out", model_folder),
+        **command("create", folder / "first", *options),
         **command("adapt", model_folder, "--classes", folder / "added"),
     }
     model = Classifier.load(model_folder, "cpu")
@@ -136,7 +139,8 @@ def measure(network: Pretrained, folder: Path, known: dict[str, torch.Tensor]) -
     shown = [*first.values(), *added.values()]
     queries = [held_out[name] for name in (*first, *added)]
     results = {}
-    for name, fit in {"dist-train": partial(create_and_adapt, network, first, added), **PEERS}.items():
+    ours = {f"dist-train, --prior {prior}": partial(create_and_adapt, network, first, added, prior) for prior in PRIORS}
+    for name, fit in {**ours, **PEERS}.items():
         began = time.perf_counter()
         scores = fit(shown)
         results[name] = accuracies(scores, queries) | {"fit": time.perf_counter() - began}
@@ -144,10 +148,14 @@ def measure(network: Pretrained, folder: Path, known: dict[str, torch.Tensor]) -
 
 
 def create_and_adapt(
-    network: Pretrained, first: dict[str, torch.Tensor], added: dict[str, torch.Tensor], _: Sequence[torch.Tensor]
+    network: Pretrained,
+    first: dict[str, torch.Tensor],
+    added: dict[str, torch.Tensor],
+    prior: str,
+    _: Sequence[torch.Tensor],
 ) -> Scores:
     """Do what the two commands do, from activations."""
-    model = from_photos.without_classes(network)
+    model = from_photos.without_classes(network, prior=prior)
     for classes in (first, added):
         for name, rows in classes.items():
             model.add_activations(name, rows)
@@ -219,14 +227,17 @@ def _labels(shown: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.arange(len(shown)).repeat_interleave(torch.tensor([len(rows) for rows in shown]))
 
 
-def table(results: Sequence[dict[str, dict[str, float]]], times: dict[str, float]) -> str:
-    """Return a table in Markdown: means over draws, with 95% intervals of the mean (Student's t)."""
+def table(results: Sequence[dict[str, dict[str, float]]], times: dict[str, dict[str, float]]) -> str:
+    """Return a table in Markdown: means over draws, with 95% intervals of the mean (Student's t); and a line on the
+    commands by each prior."""
     lines = [f"| {len(results)} draws | first classes (%) | added classes (%) |", "|---|---:|---:|"]
     for name in results[0]:
         cells = [mean_text([result[name][key] for result in results]) for key in ("first", "added")]
         lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    commands = (f"{name} {times[name]:.1f} s ({times[f'{name} CPU']:.1f} s of CPU)" for name in ("create", "adapt"))
-    return "\n".join([*lines, "", ", ".join(commands)])
+    for prior, own in times.items():
+        commands = (f"{name} {own[name]:.1f} s ({own[f'{name} CPU']:.1f} s of CPU)" for name in ("create", "adapt"))
+        lines += ["", f"--prior {prior}: {', '.join(commands)}"]
+    return "\n".join(lines)
 
 
 def mean_text(values: Sequence[float]) -> str:

@@ -107,6 +107,19 @@ class Classifier(ClassList):
         maker = replace(self.maker, head=name, strength=None)
         self._change(Deed(kind="head", name=name), self._members, maker)
 
+    @property
+    def prior(self) -> str:
+        """How frequent the classes of a model of photos alone are taken to be: ``equal``, all the same, or ``photos``,
+        each as its photos among all photos of the model. "" in a model from a run. Another can be set."""
+        return self.maker.prior if isinstance(self.maker, FittedHeads) else ""
+
+    @prior.setter
+    def prior(self, prior: str) -> None:
+        check_kind(self.fitted, prior=prior)
+        assert isinstance(self.maker, FittedHeads)
+        maker = replace(self.maker, prior=prior)
+        self._change(Deed(kind="prior", name=prior), self._members, maker)
+
     def copy(self) -> Classifier:
         """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""
         twin = Classifier(self.network, self.maker, provenance=self.provenance)

@@ -17,7 +17,7 @@ from dist_train.classifier.doubt import Doubt
 from dist_train.classifier.heads.temperature import best_temperature
 
 PASS = 0.95
-"""Share of known photos that are to pass the thresholds; each class counts the same."""
+"""Share of known photos that are to pass the thresholds; each class counts by how frequent it is taken to be."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,20 @@ class Known:
     labels: torch.Tensor
 
 
-def fitted_doubt(known: Known, temperature: float | None = None) -> Doubt:
+def fitted_doubt(known: Known, temperature: float | None = None, frequency: torch.Tensor | None = None) -> Doubt:
     """Return the doubt that fits known photos: 95% of them pass both thresholds, each of which shuts out as many as
     the other does.
 
     Args:
         known: photos.
         temperature: where it is known already; None: it is fitted.
+        frequency: how much the photos of each class count together, float64 [classes]; None: all the same.
     """
     usable = known.scores.isfinite().all(1) & known.nearness.isfinite()  # of equal photos they may not be
     known = Known(known.scores[usable], known.nearness[usable], known.labels[usable])
     if not len(known.labels):
         return Doubt(temperature or 1.0)
-    weights = _weights(known.labels)
+    weights = _weights(known.labels, frequency)
     if temperature is None:
         _, temperature = best_temperature(known.scores, known.labels, weights)
     probability = (known.scores.double() / temperature).softmax(1).amax(1)
@@ -72,9 +73,9 @@ def directions(photos: Sequence[torch.Tensor]) -> torch.Tensor:
     return F.normalize(torch.stack([F.normalize(own, dim=1).mean(0) for own in photos]), dim=1)
 
 
-def _weights(labels: torch.Tensor) -> torch.Tensor:
-    """Return the weight of each photo, float64 [N], so that all classes weigh the same; they add up to 1."""
-    weights = 1 / labels.bincount().double()[labels]
+def _weights(labels: torch.Tensor, frequency: torch.Tensor | None) -> torch.Tensor:
+    """Return the weight of each photo, float64 [N], so that classes weigh by their frequency; they add up to 1."""
+    weights = (1.0 if frequency is None else frequency[labels]) / labels.bincount().double()[labels]
     return weights / weights.sum()
 
 

@@ -16,7 +16,9 @@ from dist_train.models.backbones import Pretrained
 from dist_train.runs.software import software
 
 
-def without_classes(pretrained: Pretrained, head: str = "auto", background: Background | None = None) -> Classifier:
+def without_classes(
+    pretrained: Pretrained, head: str = "auto", background: Background | None = None, prior: str = "equal"
+) -> Classifier:
     """Return a classifier on a trained network that has no class yet, on the GPU where there is one.
 
     It sees photos up to their edge: the shorter side is resized to the size of the network's images, and of the longer
@@ -27,12 +29,13 @@ def without_classes(pretrained: Pretrained, head: str = "auto", background: Back
         pretrained: the network; the rows of its own classes are not used.
         head: a name in ``heads.choice.HEADS``, or "auto" for the one that classifies held-out photos best.
         background: how images of other classes vary.
+        prior: how frequent the classes are taken to be, a name in ``heads.prior.PRIORS``.
 
     Raises:
-        UserError: there is no such head.
+        UserError: there is no such head or prior.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    maker = FittedHeads(head, background=background).on(device)
+    maker = FittedHeads(head, background=background, prior=prior).on(device)
     pretrained.backbone.set_head(0)
     to_the_edge = replace(pretrained.preprocessing, resize=pretrained.preprocessing.size)
     network = Network(pretrained.backbone, Preprocess(to_the_edge)).on(device)

@@ -18,7 +18,7 @@ class Estimate:
     Attributes:
         head: a name in ``heads.choice.HEADS``.
         strength: of its regularisation, in its own measure; None where it has none.
-        accuracy: percent right, the mean over classes.
+        accuracy: percent right, the mean over classes, each of which counts by how frequent it is taken to be.
         half_width: of the 95% interval of ``accuracy``, in points.
         judged_by: how photos were held out.
     """

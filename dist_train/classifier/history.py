@@ -18,6 +18,7 @@ _TEXTS = {
     "pictures_dropped": "dropped all pictures",
     "rule": "rule {name}",
     "head": "head {name}",
+    "prior": "prior {name}",
 }
 
 

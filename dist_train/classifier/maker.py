@@ -13,13 +13,14 @@ from dist_train.errors import UserError
 from dist_train.names import shown
 
 
-def check_kind(fitted: bool, head: str | None = None, rule: str | None = None) -> None:
+def check_kind(fitted: bool, head: str | None = None, rule: str | None = None, prior: str | None = None) -> None:
     """Check that a model's kind has what is to be chosen for it.
 
     Args:
         fitted: whether it is a model of photos alone; otherwise it is from a run.
         head: to be fitted; None: it stays.
         rule: by which several photos of a class count; None: it stays.
+        prior: how frequent the classes are taken to be; None: it stays.
 
     Raises:
         UserError: the other kind of models has it.
@@ -27,6 +28,9 @@ def check_kind(fitted: bool, head: str | None = None, rule: str | None = None) -
     if head and not fitted:
         raise UserError(f"--head {shown(head)}: is of models of photos alone; this model comes from a run, and its "
                         f"--method is chosen when it is made")  # fmt: skip
+    if prior and not fitted:
+        raise UserError(f"--prior {shown(prior)}: is of models of photos alone; a model from a run keeps no photos of "
+                        f"the run's classes that would say how frequent they are")  # fmt: skip
     if rule and fitted:
         raise UserError(f"--rule {shown(rule)}: is of models from a run, and this model's head is fitted to its "
                         f"photos; leave it out")  # fmt: skip

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dist_train.classifier.answer import Answer
 from dist_train.classifier.classifier import Classifier
-from dist_train.classifier.heads.choice import balanced_accuracy
+from dist_train.classifier.heads.choice import mean_accuracy
 from dist_train.classifier.photos import Photo
 from dist_train.errors import UserError
 from dist_train.names import path_of, spelt
@@ -316,7 +316,7 @@ def _summary(
     right = np.array([result.right for result in results], float)
     probability = np.array([result.probability for result in results])
     sure = np.array([result.sure for result in results])
-    mean, half_width = balanced_accuracy(torch.from_numpy(right > 0), truth)
+    mean, half_width = mean_accuracy(torch.from_numpy(right > 0), truth)
     per_class, confusions = _by_class(model, results)
     bins = _bins(probability, right)
     return Measurement(

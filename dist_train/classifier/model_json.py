@@ -27,6 +27,7 @@ from dist_train.classifier.answer import Class
 from dist_train.classifier.doubt import Doubt
 from dist_train.classifier.head import Estimate
 from dist_train.classifier.heads.choice import HEADS
+from dist_train.classifier.heads.prior import Prior
 from dist_train.classifier.kept import MAX_NAME, KeptPhoto
 from dist_train.classifier.posterior import POSTERIOR_TENSORS
 from dist_train.classifier.predicted import posterior_share, row_method
@@ -148,6 +149,7 @@ class FittedMethod(BaseModel):
     strength: Annotated[float, Field(gt=0, le=1e6)] | None
     unit: bool
     estimates: Annotated[list[_Estimate], Field(max_length=len(HEADS))]
+    prior: Prior = "equal"  # models before 2026-12 have no such key
 
     def to_estimates(self) -> tuple[Estimate, ...]:
         """Return the estimates as a ``Head`` has them."""
@@ -234,14 +236,16 @@ class Deed(BaseModel):
 
     Attributes:
         kind: what was done.
-        name: the class; of the kinds "rule" and "head", what was chosen; "" where there is neither.
+        name: the class; of the kinds "rule", "head" and "prior", what was chosen; "" where there is neither.
         new: the name that a class was given in place of ``name``; "" where none was renamed.
         photos: how many came or went.
         undone: whether this was undone, and not done.
     """
 
     model_config = _STRICT
-    kind: Literal["added", "removed", "renamed", "photos_added", "photos_removed", "pictures_dropped", "rule", "head"]
+    kind: Literal[
+        "added", "removed", "renamed", "photos_added", "photos_removed", "pictures_dropped", "rule", "head", "prior"
+    ]
     name: _ShortText = ""
     new: _ShortText = ""
     photos: Annotated[int, Field(ge=0, le=_MAX_ROWS)] = 0

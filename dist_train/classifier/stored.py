@@ -56,7 +56,7 @@ def maker_of(about: About, backbone: Backbone, tensors: Tensors) -> HeadMaker:
         if "background.scatter" in tensors:
             freedom = int(tensors["background.freedom"])
             background = Background(tensors["background.scatter"].double(), freedom)
-        return FittedHeads(method.head, method.strength, background)
+        return FittedHeads(method.head, method.strength, background, method.prior)
     phi = untrained_predictor(method.name, tensors["base_rows"], backbone, method.learn)
     phi.load_state_dict(_under("predictor.", tensors))
     sample = tensors["sample.activations"].float(), tensors["sample.labels"]

@@ -18,7 +18,8 @@ class HeadRow:
 
     Attributes:
         name: as people call it.
-        accuracy: percent of held-out photos, the mean over classes.
+        accuracy: percent of held-out photos, the mean over classes, each of which counts by how frequent it is taken to
+            be.
         half_width: of its 95% interval, in points.
         judged_by: how photos were held out.
         chosen: whether the model has it.
@@ -37,6 +38,7 @@ def photos_html(
     answers: Counts,
     heads: Sequence[HeadRow],
     facts: Mapping[str, Any],
+    by_photos: bool = False,
 ) -> str:
     """Return the page, which needs no file beside itself.
 
@@ -46,6 +48,7 @@ def photos_html(
         answers: how often held-out photos of each class got each answer, [classes, classes].
         heads: those that were tried; none where no photo could be held out.
         facts: to show, where the numbers come from.
+        by_photos: whether classes are taken to be as frequent as their photos; else all the same.
     """
     classes = ClassList(tuple(names), tuple(names), len(names))
     rows = [
@@ -64,6 +67,7 @@ def photos_html(
             classes=len(names),
             alone=[name for name, count in zip(names, photos, strict=True) if count == 1],
             facts=facts,
+            by_photos=by_photos,
         )
     )
 

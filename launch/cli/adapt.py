@@ -92,7 +92,7 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
     config = None if model_folder.is_model(source) else load_config(source)
     _check(source, options, network, config)
     out = options.out or (source if config is None else None)
-    others = options.changes or config or options.rule or network.head or network.no_pictures
+    others = options.changes or config or options.rule or network.choices
     writes = out is not None and bool(others or options.undo or options.out)
     with reserved(out, source, config is None) if writes and out else nullcontext():
         choice = _choice(options, config) if config and not options.method else None
@@ -137,7 +137,7 @@ def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config:
     from dist_train.classifier.maker import check_kind
     from dist_train.classifier.predicted import check_rule
 
-    others = options.changes or options.rule or network.head or network.no_pictures or options.held_out
+    others = options.changes or options.rule or network.choices or options.held_out
     if config is not None and options.out is None and (others or not options.prints):
         raise UserError("--out is required: the folder for the model")
     if config is None and options.method:
@@ -150,7 +150,7 @@ def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config:
     if options.rule:
         check_rule(options.rule)
     if config is None:
-        check_kind(model_folder.is_fitted(source), network.head, options.rule)
+        check_kind(model_folder.is_fitted(source), network.head, options.rule, network.prior)
     else:
         # Here, as it imports the stages, which a model does not need.
         from dist_train.classifier.from_run import check_finished, trained_method
@@ -159,6 +159,7 @@ def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config:
             raise UserError(
                 f"--head {network.head}: is of models of photos alone; for a model from a run give --method"
             )
+        check_kind(False, prior=network.prior)
         check_finished(config)
         if options.method:
             trained_method(config, options.method)
@@ -206,8 +207,8 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
         out: where the model was written to; None: nowhere.
     """
     if out is not None:
-        rule = f", rule {model.rule}" if model.rule else ""
-        lines = [*lines, f"{out}: {len(model.classes)} classes, {model.method}{rule}"]
+        choice = f"prior {model.prior}" if model.fitted else f"rule {model.rule}"
+        lines = [*lines, f"{out}: {len(model.classes)} classes, {model.method}, {choice}"]
     if not options.prints or out is not None or options.held_out:
         # Beside a list they go to standard error, so that the list alone can be read by a program.
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr if options.prints else sys.stdout)
@@ -223,7 +224,7 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
 
 def _open(source: Path, options: AdaptOptions, config: Config | None, network: NetworkOptions) -> Classifier:
     """Return the model in the folder ``source``, or, where it is a run (``config``), a new model from the run; with
-    another head, and without pictures, where that is asked for."""
+    another head or prior, and without pictures, where that is asked for."""
     if config is not None:
         from dist_train.classifier.from_run import from_run
 
@@ -236,6 +237,8 @@ def _open(source: Path, options: AdaptOptions, config: Config | None, network: N
             model.rule = options.rule
     if network.head:
         model.choose_head(network.head)
+    if network.prior:
+        model.prior = network.prior
     if network.no_pictures:
         model.drop_pictures()
     return model
@@ -307,13 +310,19 @@ def _lines_on_photos(model: Classifier, before: Classifier, update: bool) -> lis
 def _price_lines(model: Classifier, before: Classifier) -> list[str]:
     """Return a line on what new classes of a model of photos alone did to the accuracy on the old ones; no line where
     no photo of these can be held out, or no class is new."""
+    import torch
+
+    from dist_train.classifier.heads.prior import frequencies
+
     old, answers = len(before.classes), model.head().answers
     estimate = next((one for one in before.head().estimates if one.head == model.method), None) if old else None
     if estimate is None or answers is None or old == len(model.classes):
         return []
-    there = answers[:old].sum(1) > 0
-    shares = 100 * (answers[:old].diagonal() / answers[:old].sum(1).clamp(min=1)).double()[there]
-    after = float(shares.mean())
+    answers = answers[:old].cpu().double()
+    counts = torch.tensor([entry.photos for entry in model.classes[:old]])
+    weights = frequencies(model.prior, counts) * (answers.sum(1) > 0)
+    shares = answers.diagonal() / answers.sum(1).clamp(min=1)
+    after = 100 * float((weights * shares).sum() / weights.sum())
     return [f"old classes: {estimate.accuracy:.1f}% of held-out photos before, {after:.1f}% beside the new classes "
             f"({round(after - estimate.accuracy, 1) + 0.0:+.1f})"]  # fmt: skip  # + 0.0: no minus zero
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,9 @@ class NetworkOptions(Options):
     head: str | None = None
     """Head to fit: mean, imprint, lda, probe, or auto, which takes the best on held-out photos; default: auto, and the
     head that it has for a model that is there. See docs/photos.md."""
+    prior: str | None = None
+    """How frequent the classes are taken to be: equal, all the same, or photos, each as its photos among all photos;
+    default: equal, and what a model that is there has. See docs/photos.md."""
     base: Annotated[str | None, Option(metavar="SHARDS")] = None
     """Shards of other images, whose variation within classes the head lda takes into account."""
     base_features: Annotated[Path | None, Option(metavar="FILE")] = None
@@ -44,19 +48,27 @@ class NetworkOptions(Options):
     no_pictures: bool = False
     """Keep no small pictures of the photos, neither of these nor of later ones: for a model that is given to others."""
 
+    @property
+    def choices(self) -> bool:
+        """Whether something is chosen that changes a model which is there already."""
+        return bool(self.head or self.prior or self.no_pictures)
+
     def check(self) -> None:
         """Check what is given, before photos are read and networks are loaded.
 
         Raises:
-            UserError: there is no such head or network, there is no file of its weights, or options contradict each
-                other.
+            UserError: there is no such head, prior or network, there is no file of its weights, or options contradict
+                each other.
         """
         from dist_train.classifier.fitted import check_head
+        from dist_train.classifier.heads.prior import check_prior
         from dist_train.data.features.feature_set import reader_of
         from dist_train.models.backbones import check_pretrained
 
         if self.head is not None:
             check_head(self.head)
+        if self.prior is not None:
+            check_prior(self.prior)
         if self.base and self.base_features:
             raise UserError(f"--base_features {self.base_features}: is given together with --base; give one of them")
         if (self.base or self.base_features) and self.head not in (None, "auto", "lda"):
@@ -122,7 +134,7 @@ def create(
         write_text(report, _report(model))
     print_account(account)
     print("\n".join(estimate_lines(model)))
-    print(f"{out}: {len(model.classes)} classes, {model.method}")
+    print(f"{out}: {len(model.classes)} classes, {model.method}, prior {model.prior}")
     return 0
 
 
@@ -137,7 +149,7 @@ def _report(model: Classifier) -> str:
              for e in head.estimates]  # fmt: skip
     facts = {**model.provenance, "backbone": {key: value for key, value in origin.items() if key != "seen"}}
     names, photos = [entry.name for entry in model.classes], [entry.photos for entry in model.classes]
-    return photos_html(names, photos, head.answers.cpu().numpy(), heads, facts)
+    return photos_html(names, photos, head.answers.cpu().numpy(), heads, facts, model.prior == "photos")
 
 
 def photos_of_folder(folder: Path, option: str, account: Account, empty: bool = False) -> dict[str, list[Path]]:
@@ -173,14 +185,12 @@ def new_model(options: NetworkOptions) -> Classifier:
             pretrained = open_pretrained(options.config())
     for note in pretrained.notes:
         print(note)
-    head = options.head or "auto"
+    make = partial(from_photos.without_classes, pretrained, options.head or "auto", prior=options.prior or "equal")
     if options.base_features:
-        others = background.of_features(options.base_features, pretrained.backbone.dim)
-        return from_photos.without_classes(pretrained, head, others)
-    model = from_photos.without_classes(pretrained, head)
+        return make(background.of_features(options.base_features, pretrained.backbone.dim))
     if options.base:
-        return from_photos.without_classes(pretrained, head, background.of_shards(options.base, model))
-    return model
+        return make(background.of_shards(options.base, make()))
+    return make()
 
 
 @contextmanager
@@ -226,6 +236,7 @@ def estimate_lines(model: Classifier) -> list[str]:
     alone = [shown(entry.name) for entry in model.classes if entry.photos == 1]
     judged = len(model.classes) - len(alone)
     over = f"{judged} of {len(model.classes)} classes" if alone else "classes"
+    over += " as frequent as their photos" if model.prior == "photos" else ""
     for estimate in head.estimates:
         strength = "" if estimate.strength is None else f", strength {estimate.strength:g}"
         chosen = " (chosen)" if estimate.head == model.method and len(head.estimates) > 1 else ""

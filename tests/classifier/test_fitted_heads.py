@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from dist_train import UserError
 from dist_train.classifier.fitted import FittedHeads
-from dist_train.classifier.heads.choice import HEADS, balanced_accuracy, choose
+from dist_train.classifier.heads.choice import HEADS, choose, mean_accuracy
 from dist_train.classifier.heads.contract import Background, Fit, Sample
 
 DIM = 12
@@ -300,5 +300,5 @@ def test_a_background_tells_how_activations_vary() -> None:
 def test_every_class_counts_the_same_in_the_estimate() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
     right = torch.cat([torch.ones(90), torch.zeros(10)]).bool()
-    accuracy, half_width = balanced_accuracy(right, labels)
+    accuracy, half_width = mean_accuracy(right, labels)
     assert accuracy == 50 and 0 < half_width < 10

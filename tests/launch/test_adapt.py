@@ -351,6 +351,8 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", run, "--out", other, "--rule", "min"): "--rule min: give one of max, mean, rows",
         ("adapt", model, "--method", "bogus"): "--method bogus: is chosen when a model is made of a run;",
         ("adapt", headless, "--head", "lda", "--class", "okapi=/nowhere"): "--head lda: is of models of photos alone",
+        ("adapt", headless, "--prior", "photos", "--class", "okapi=/nowhere"): "--prior photos: is of models of photos",
+        ("adapt", run, "--out", other, "--prior", "photos"): "--prior photos: is of models of photos alone",
         ("adapt", model, "--out", other, "--class", "okapi"): "--class okapi: give NAME=PHOTOS",
         ("adapt", model, "--out", other, "--class", "okapi=/nowhere"): "--class okapi=/nowhere: no such file or folder",
         ("adapt", model, "--out", other, "--class", f"okapi={tmp_path}/empty"): "empty: holds no photos",

@@ -58,6 +58,6 @@ def test_draws_have_other_classes(archive: Path, tmp_path: Path) -> None:
 
 def test_the_table_has_the_mean_of_the_draws() -> None:
     rows = [{"dist-train": {"first": value, "added": 50.0}} for value in (80.0, 90.0)]
-    text = bench_photos.table(rows, {"create": 60.0, "create CPU": 81.04, "adapt": 5.0, "adapt CPU": 6.0})
+    text = bench_photos.table(rows, {"equal": {"create": 60.0, "create CPU": 81.04, "adapt": 5.0, "adapt CPU": 6.0}})
     assert "| dist-train | 85.0 ± 63.5 | 50.0 ± 0.0 |" in text
-    assert "create 60.0 s (81.0 s of CPU), adapt 5.0 s (6.0 s of CPU)" in text
+    assert "--prior equal: create 60.0 s (81.0 s of CPU), adapt 5.0 s (6.0 s of CPU)" in text

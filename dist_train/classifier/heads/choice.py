@@ -11,6 +11,7 @@ from dist_train.classifier.head import Estimate
 from dist_train.classifier.heads.contract import Background, Fit, FittedHead, Sample
 from dist_train.classifier.heads.discriminant import Discriminant
 from dist_train.classifier.heads.means import Imprinting, NearestMean
+from dist_train.classifier.heads.prior import frequencies
 from dist_train.classifier.heads.probe import Probe
 from dist_train.classifier.heads.temperature import best_temperature
 from dist_train.errors import UserError
@@ -26,60 +27,67 @@ class Choice:
     """Hold the head that was chosen.
 
     Attributes:
-        fit: its rows, offsets and scores of held-out photos, divided by the temperature.
-        temperature: by which the fit's own scores were divided, so that probabilities of held-out photos are right.
+        fit: its rows, offsets and scores of held-out photos, as the softmax takes them: see ``_answering``.
         head: its name in ``HEADS``.
         estimates: of all heads that were tried, the simplest first; empty where no photo could be held out.
     """
 
     fit: Fit
-    temperature: float
     head: str
     estimates: tuple[Estimate, ...]
 
 
 def choose(
-    sample: Sample, heads: Sequence[str], strength: float | None = None, background: Background | None = None
+    sample: Sample,
+    heads: Sequence[str],
+    strength: float | None = None,
+    background: Background | None = None,
+    prior: str = "equal",
 ) -> Choice:
     """Fit heads to photos, and return the head that classifies held-out photos best: by the mean of the classes'
-    accuracies, so that a class of few photos counts as much as a class of many. Of equal heads the simplest is taken.
+    accuracies, each of which counts by how frequent its class is taken to be. By the prior "equal" a class of few
+    photos counts as much as a class of many. Of equal heads the simplest is taken.
 
-    The strength of each head is the one whose probabilities of held-out photos are best (the lowest mean over classes
-    of the log loss), as accuracies of few photos are equal too often. The accuracy of the best of several is a little
-    too high an estimate of itself.
+    The strength of each head is the one whose probabilities of held-out photos, before the prior, are best (the lowest
+    mean over classes of the log loss), as accuracies of few photos are equal too often. The accuracy of the best of
+    several is a little too high an estimate of itself.
 
     Args:
         sample: photos of two classes or more.
         heads: names in ``HEADS`` to choose among, the simplest first.
         strength: the only one to try; None: all of each head.
         background: what other images tell.
+        prior: how frequent the classes are taken to be, one of ``prior.PRIORS``. It is that of the answers, so that it
+            holds for a photo that is left out as for any other: the photo still counts as one of its class.
     """
-    chosen: tuple[float, float, Fit, str] | None = None  # accuracy, temperature, fit, name
+    frequency = frequencies(prior, sample.counts)
+    chosen: tuple[float, Fit, str] | None = None  # accuracy, fit, name
     estimates: list[Estimate] = []
     for name in heads:
         judged = [(*_judge(fit, sample), fit) for fit in HEADS[name].fits(sample, background, strength)]
         if not judged:
             continue
         _, temperature, fit = min(judged, key=lambda entry: entry[0])
+        fit = _answering(fit, temperature, frequency)
         right = fit.held_out.argmax(1) == sample.labels
-        accuracy, half_width = balanced_accuracy(right[sample.judged], sample.labels[sample.judged])
+        accuracy, half_width = mean_accuracy(right[sample.judged], sample.labels[sample.judged], frequency)
         if bool(sample.judged.any()):
             estimates.append(Estimate(name, fit.strength, accuracy, half_width, HEADS[name].judged_by))
         if chosen is None or accuracy > chosen[0]:
-            chosen = accuracy, temperature, fit, name
+            chosen = accuracy, fit, name
     if chosen is None:
         raise UserError(
             f"--head {heads[0]}: needs photos of a class that differ, three of one class, or two of each of two; "
             "add some, or take --head mean",
             "photos.few",
         )
-    _, temperature, fit, name = chosen
-    rows, offset, held_out = (tensor / temperature for tensor in (fit.rows, fit.offset, fit.held_out))
-    tempered = Fit(rows, offset, fit.unit, held_out, fit.strength)
-    return Choice(tempered, temperature, name, tuple(estimates))
+    _, fit, name = chosen
+    return Choice(fit, name, tuple(estimates))
 
 
-def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+def mean_accuracy(
+    right: torch.Tensor, labels: torch.Tensor, frequency: torch.Tensor | None = None
+) -> tuple[float, float]:
     """Return the mean over classes of the percentage of photos that are right, and the half width of its 95% interval;
     zeros without a photo.
 
@@ -89,15 +97,25 @@ def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float,
     Args:
         right: bool [N].
         labels: the class of each photo, int64 [N].
+        frequency: by which each class counts, float64 [classes]; None: all the same.
     """
     counts = labels.bincount().double()
     there = counts > 0
+    shares = torch.ones_like(counts) if frequency is None else frequency[: len(counts)]
     counts, sums = counts[there], labels[right].bincount(minlength=len(counts)).double()[there]
     if not len(counts):
         return 0.0, 0.0
+    shares = shares[there] / shares[there].sum()
     smooth = (sums + 1) / (counts + 2)
-    variance = (smooth * (1 - smooth) / counts).sum() / len(counts) ** 2
-    return 100 * float((sums / counts).mean()), 196 * float(variance.sqrt())
+    variance = (shares.square() * smooth * (1 - smooth) / counts).sum()
+    return 100 * float((shares * sums / counts).sum()), 196 * float(variance.sqrt())
+
+
+def _answering(fit: Fit, temperature: float, frequency: torch.Tensor) -> Fit:
+    """Return a fit whose softmax gives the answers: its scores divided by the temperature, with which probabilities of
+    held-out photos are right where all classes are as frequent, and the logarithms of the frequencies [classes]."""
+    rows, offset, held_out = (tensor / temperature for tensor in (fit.rows, fit.offset, fit.held_out))
+    return Fit(rows, offset + frequency.log(), fit.unit, held_out + frequency.log(), fit.strength)
 
 
 def _judge(fit: Fit, sample: Sample) -> tuple[float, float]:

@@ -58,9 +58,9 @@ class ShownDeed(_Reply):
     """One thing that was done to a model."""
 
     kind: str
-    """What was done: added, removed, renamed, photos_added, photos_removed, pictures_dropped, rule or head."""
+    """What was done: added, removed, renamed, photos_added, photos_removed, pictures_dropped, rule, head or prior."""
     name: str
-    """The class; of rule and head, what was chosen; "" where there is neither."""
+    """The class; of rule, head and prior, what was chosen; "" where there is neither."""
     new: str
     """The new name of a class that was renamed; else ""."""
     photos: int
@@ -137,6 +137,8 @@ class About(_Reply):
     """The name of its folder."""
     method: str
     """What makes a class of its photos."""
+    prior: str
+    """How frequent the classes are taken to be: equal, or photos, each as its photos; "" for a model from a run."""
     threshold: float
     """The probability, from 0 to 1, below which an answer is not sure."""
     classes: list[ServedClass]

@@ -342,6 +342,7 @@ class ServedModel:
         return About(
             name=self.name,
             method=model.method,
+            prior=model.prior,
             threshold=model.threshold,
             classes=[
                 ServedClass(**asdict(entry), picture=picture or None)

@@ -440,7 +440,7 @@ def test_the_downloaded_model_is_the_served_model(page: Any, site: Site, tmp_pat
     page.click("button[aria-label='About this model']")
     is_sound(page)
     keep(page, "page-about")
-    assert "imprint" in page.inner_text("#about")
+    assert "imprint" in page.inner_text("#about") and "taken to be the same for all" in page.inner_text("#about")
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "download.zip")

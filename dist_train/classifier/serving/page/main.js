@@ -32,6 +32,7 @@ function describe() {
   const facts = {
     classes: t("about.added", { n: about.classes.length, added: about.classes.filter(entry => entry.added).length }),
     method: about.method,
+    prior: about.prior && t(`about.prior.${about.prior}`),
     threshold: about.threshold ? percent(about.threshold) : "",
     limits: t("about.limits.text", { upload: number(upload / 1e6), pixels: number(pixels / 1e6), classes: most }),
     last: about.last && deeds(about.last),
