@@ -65,13 +65,13 @@ def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(
     assert set(whole["oracles"]) == {"linear_oracle", "nn_oracle"}
 
     shutil.rmtree(folder)
-    # nn asks twice for each of its 6 base classes, each method once for each of 4 draws that it lacks, an oracle once.
+    # nn asks twice for each of its 6 base classes, ridge once, each method once for each draw that it lacks.
     for turn, kept, parts in (
         (3, [], []),
         (8, [], []),
         (14, [], ["nn.0"]),
-        (18, ["nn"], ["finetune.0", "nn.0", "nn.1"]),
-        (6, ["finetune", "linear_oracle", "nn"], ["finetune.0", "nn.0", "nn.1", "ridge.0"]),
+        (18, ["nn"], ["finetune.0", "nn.0"]),
+        (6, ["finetune", "linear_oracle", "nn"], ["finetune.0", "nn.0"]),
     ):
         with pytest.raises(Stopped, match="what is complete is kept"):
             evaluate(run, Context(), StopAtTurn(turn))

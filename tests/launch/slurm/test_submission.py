@@ -202,11 +202,11 @@ def test_a_table_spread_over_an_array(submit: Submit, spread: Callable[[str], st
     assert code == 0, error
     assert out.endswith("chain: pretrain -> extract -> learn -> evaluate x 3 -> merge\n")
     array, merge = script_of("evaluate", out), script_of("merge", out)
-    for line in ("--array=0-2%3", "--dependency=afterok:<learn>", "--nodes=4", "--ntasks-per-node=2", "--requeue"):
+    for line in ("--array=0-2%3", "--dependency='afterok:<learn>'", "--nodes=4", "--ntasks-per-node=2", "--requeue"):
         assert f"#SBATCH {line}\n" in array
     for number in range(3):
         assert f"# share {number}/3: dist-train evaluate --config " in array and f" --share {number}/3\n" in array
-    for line in ("--dependency=afterok:<evaluate>", "--nodes=1", "--ntasks-per-node=1", "--time=7"):
+    for line in ("--dependency='afterok:<evaluate>'", "--nodes=1", "--ntasks-per-node=1", "--time=7"):
         assert f"#SBATCH {line}\n" in merge
     assert "--array" not in merge and "# merge: dist-train evaluate --config " in merge and "--share" not in merge
     code, out, _ = submit("--dry-run", "--cluster", spread("1"))
@@ -219,12 +219,12 @@ def test_the_tables_of_a_sweep_spread_over_an_array(submit: Submit, spread: Call
     array, merge = script_of("evaluate", out), script_of("merge", out)
     assert "# learn.p_mean=0.9 share 1/3: dist-train evaluate " in array and "# learn.p_mean=0.9: dist-train" in merge
     # A member that failed does not keep the others from their tables.
-    assert "--dependency=afterany:<learn>" in array and "--dependency=afterany:<evaluate>" in merge
-    assert "--dependency=afterany:<merge>" in script_of("collect", out)
+    assert "--dependency='afterany:<learn>'" in array and "--dependency='afterany:<evaluate>'" in merge
+    assert "--dependency='afterany:<merge>'" in script_of("collect", out)
     assert array.count("/sweep/learn.p_mean=0.3 ") >= 3, "each share counts the starts of its own run"
     code, out, _ = submit("--dry-run", "--cluster", spread("2"), "--sweep", "evaluate.seed=0,1,2")
     assert code == 0 and out.endswith("learn -> evaluate x 6 -> merge x 3 -> collect\n")
-    assert "--dependency=afterok:<learn>" in script_of("evaluate", out)
+    assert "--dependency='afterok:<learn>'" in script_of("evaluate", out)
 
 
 @pytest.mark.parametrize(
