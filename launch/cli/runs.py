@@ -95,8 +95,8 @@ def evaluate(config: Config, *, redo: bool = False, share: str | None = None) ->
         return _work(config, "evaluate", redo)
     if redo:
         raise UserError(
-            f"--share {share}: --redo would delete what other shares have found; delete {config.run_dir / 'evaluate'}, "
-            "then find all shares again"
+            f"--share {share}: --redo would delete {config.run_dir / 'evaluate'}, which has other shares too; delete "
+            "it yourself, then find all shares again"
         )
     return _work(config, "evaluate", redo, Share.parse(share))
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from dist_train.config import Config
+from dist_train.config import Config, to_yaml
 from dist_train.config.io import load_config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag, Stopped
@@ -29,6 +30,7 @@ from dist_train.stages.learn import learn
 from dist_train.stages.row_code import code_of
 from dist_train.stages.scoring import JointScoring
 from dist_train.stages.share import Share
+from launch.cli.main import main
 
 
 class StopAtTurn(StopFlag):
@@ -267,6 +269,35 @@ def test_a_wrong_share_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match=rf"--share {re.escape(text)}: must be NUMBER/COUNT") as error:
         Share.parse(text)
     assert str(error.value).count("\n") == 0
+
+
+def test_a_share_that_is_refused_changes_nothing(
+    learned: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong share, --redo, a share that is at work elsewhere, and a run that is not there."""
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(learned))
+    compute(learned, "0/2")
+    parts = learned.run_dir / "evaluate" / "parts"
+    (parts / "1-of-2").mkdir()
+    before = sorted(learned.run_dir.rglob("*"))
+    with FileLock(parts / "1-of-2" / ".lock"):
+        for words, wanted in (
+            (["--share", "2/2"], "--share 2/2: must be NUMBER/COUNT"),
+            (
+                ["--share", "0/2", "--redo"],
+                f"--share 0/2: --redo would delete {learned.run_dir / 'evaluate'}, which has",
+            ),
+            (["--share", "1/2"], "1-of-2: another process is at work on this run"),
+            (["--share", "1/2", "--name", "nosuch"], "extract: pretrain is not finished"),
+        ):
+            assert main(["evaluate", "--config", str(path), *words]) == 1
+            error = capsys.readouterr().err
+            assert wanted in error and error.count("\n") == 1, error
+    new = {found.name for found in learned.run_dir.rglob("*") if found not in before}
+    assert new <= {".lock", "heartbeat.json", "error.json"} and not (learned.runs / "nosuch").exists()
+    assert main(["evaluate", "--config", str(path), "--redo"]) == 0
+    assert not parts.exists()
 
 
 def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:
