@@ -280,6 +280,7 @@ def test_a_share_that_is_refused_changes_nothing(
     compute(learned, "0/2")
     parts = learned.run_dir / "evaluate" / "parts"
     (parts / "1-of-2").mkdir()
+    capsys.readouterr()
     before = sorted(learned.run_dir.rglob("*"))
     with FileLock(parts / "1-of-2" / ".lock"):
         for words, wanted in (
