@@ -290,7 +290,7 @@ def test_a_share_that_is_refused_changes_nothing(
                 f"--share 0/2: --redo would delete {learned.run_dir / 'evaluate'}, which has",
             ),
             (["--share", "1/2"], "1-of-2: another process is at work on this run"),
-            (["--share", "1/2", "--name", "nosuch"], "extract: pretrain is not finished"),
+            (["--share", "1/2", "--name", "nosuch"], "nosuch/pretrain: pretrain is not finished"),
         ):
             assert main(["evaluate", "--config", str(path), *words]) == 1
             error = capsys.readouterr().err
