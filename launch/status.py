@@ -99,9 +99,10 @@ class _RunStatus:
         return [f"  {state}: {beat['doing']} ({_when(beat)})"]
 
     def _share_lines(self, share: _Share) -> list[str]:
-        """Return a line on the last sign of life of a share, and one on what ended it."""
-        beat = share.heartbeat
-        lines = [f"  share {share.number} {_state(beat)}: {beat['doing']} ({_when(beat)})"] if beat else []
+        """Return a line on a share that is at work or silent, or on what ended it; none on one that left in order."""
+        beat, lines = share.heartbeat, []
+        if beat and not beat["left"]:
+            lines.append(f"  share {share.number} {_state(beat)}: {beat['doing']} ({_when(beat)})")
         if share.error and not _is_alive(beat):
             of_run = any(job.stage == "evaluate" and job.size == share.count for job in self.jobs)
             log = command("logs", self.run, "--stage", "evaluate", "--member", share.number)

@@ -268,8 +268,8 @@ def test_without_novel_classes_there_is_nothing_to_spread(
 
 
 def test_a_share_that_failed_is_named_with_its_log(stubs: Stubs, config: Config) -> None:
-    """Of three shares one is at work, one has failed and one has not started."""
-    sacct = "; ".join(f"echo '12_{n}|{state}|{n}:0|n1'" for n, state in enumerate(("RUNNING", "FAILED", "PENDING")))
+    """Of three shares one is at work, one has failed and one is done."""
+    sacct = "; ".join(f"echo '12_{n}|{state}|{n}:0|n1'" for n, state in enumerate(("RUNNING", "FAILED", "COMPLETED")))
     stubs(sacct=f"{sacct}; echo '13|CANCELLED|0:0|None assigned'", squeue="echo '12_0|RUNNING|None|n1'")
     record(config.run_dir, Job("evaluate", "12", ["share 0/3", "share 1/3", "share 2/3"], size=3))
     record(config.run_dir, Job("merge", "13"))
@@ -277,7 +277,7 @@ def test_a_share_that_failed_is_named_with_its_log(stubs: Stubs, config: Config)
     jobs.folder(config.run_dir).mkdir()
     (jobs.folder(config.run_dir) / "12_1_0_log.out").write_text("at work\ndist-train: error: too hot\n")
     beat = {"time": time.time(), "left": False, "ranks": 1, "host": "n1", "job": "14", "doing": "evaluate mean: draw 3"}
-    for number, left in ((0, False), (1, True)):
+    for number, left in ((0, False), (2, True), (1, True)):  # the third is done
         folder = Share(number, 3).folder(config.run_dir)
         folder.mkdir(parents=True)
         (folder / "heartbeat.json").write_text(json.dumps({**beat, "left": left}))
@@ -286,11 +286,12 @@ def test_a_share_that_failed_is_named_with_its_log(stubs: Stubs, config: Config)
     old.mkdir()
     os.utime(old, (0, 0))
     text = show(config.run_dir)
-    assert "  job 12 evaluate: 1 RUNNING, 1 FAILED, 1 PENDING" in text and "  job 13 merge: CANCELLED" in text
+    assert "  job 12 evaluate: 1 RUNNING, 1 FAILED, 1 COMPLETED" in text and "  job 13 merge: CANCELLED" in text
     assert f"    failed: 12_1; the end of {jobs.folder(config.run_dir)}/12_1_0_log.out\n    at work\n" in text
     assert "  evaluate  running" in text and "  share 0 now: evaluate mean: draw 3 (" in text
     again = f"its log: dist-train logs {config.run_dir} --stage evaluate --member 1"
-    assert f"  share 1 died of: rank 0: too hot; {again}" in text and "share 4" not in text
+    assert f"  share 1 died of: rank 0: too hot; {again}" in text
+    assert not any(word in text for word in ("share 1 left", "share 2", "share 4"))
 
 
 def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Submit, config: Config) -> None:
