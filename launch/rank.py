@@ -27,25 +27,26 @@ from dist_train.names import shown
 from dist_train.runs.lock import RunLock
 from dist_train.runs.run import check_config, check_device, check_networks, open_run
 from dist_train.stages.prepare import prepare
+from dist_train.stages.share import Share
 from launch import terminal
 from launch.out_of_memory import explain_out_of_memory
 
 log = logging.getLogger("dist_train")
 
 
-def start(config_file: Path, command: str, redo: bool = False) -> int:
+def start(config_file: Path, command: str, share: str | None = None) -> int:
     """Run a command of a frozen configuration on this rank, and return the exit code (``dist_train.errors``).
 
     Args:
         config_file: the file that ``dist_train.config.io.freeze`` has written.
         command: "run", "prepare" or a stage.
-        redo: delete the results of the stage and of those after it, and start again.
+        share: of ``evaluate``: find this share of the draws alone (``Share.parse``).
     """
     terminal.set_up()
     # The same command as a person would type it: the record of a number and the remedies in error lines print it.
-    sys.argv = ["dist-train", command, "--config", str(config_file), *(["--redo"] if redo else [])]
+    sys.argv = ["dist-train", command, "--config", str(config_file), *(["--share", share] if share else [])]
     try:
-        return work(read_config(config_file), command, redo)
+        return work(read_config(config_file), command, share=Share.parse(share) if share else None)
     except KeyboardInterrupt:
         return terminal.interrupted()
     except Exception as error:
@@ -56,8 +57,13 @@ def start(config_file: Path, command: str, redo: bool = False) -> int:
         return code
 
 
-def work(config: Config, command: str, redo: bool) -> int:
+def work(config: Config, command: str, redo: bool = False, share: Share | None = None) -> int:
     """Meet the other ranks, watch them, run the stages of ``command``, and leave in order.
+
+    Args:
+        redo: delete the results of the stage and of those after it, and start again.
+        share: of ``evaluate``: find this share of the draws alone. It has a lock and signs of life of its own, because
+            other shares of the run may be at work.
 
     Returns:
         0, or ``STOPPED``.
@@ -66,10 +72,11 @@ def work(config: Config, command: str, redo: bool) -> int:
         UserError: bad input. LostError: another rank is gone.
     """
     made = outermost_missing(config.run_dir)  # now: under SLURM the ranks meet there
+    folder = share.folder(config.run_dir) if share else config.run_dir
     with (
         contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
-        Monitor(context, config.monitor, config.run_dir) as monitor,
-        RunLock(config.run_dir, context, made) as lock,
+        Monitor(context, config.monitor, folder) as monitor,
+        RunLock(folder, context, made) as lock,
     ):
         monitor.discard = lock.discard
         if not context.main:
@@ -77,7 +84,7 @@ def work(config: Config, command: str, redo: bool) -> int:
         try:
             _meet(config, context, lock)
             monitor.publish()  # not earlier: another start may be at work, and the published record would be its own
-            return _run(config, command, redo, context, lock)
+            return _run(config, command, redo, share, context, lock)
         except Exception as error:
             try:
                 _leave(error, config, context, monitor)
@@ -99,7 +106,7 @@ def _meet(config: Config, context: Context, lock: RunLock) -> None:
     context.barrier("locked")
 
 
-def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLock) -> int:
+def _run(config: Config, command: str, redo: bool, share: Share | None, context: Context, lock: RunLock) -> int:
     """Check the configuration and run the stages of ``command``; return 0, or ``STOPPED``."""
     # Only the batch of a training on images depends on the number of ranks.
     ranks = context.world if command in ("run", "prepare", "pretrain") else 1
@@ -122,7 +129,8 @@ def _run(config: Config, command: str, redo: bool, context: Context, lock: RunLo
                 stage = getattr(importlib.import_module(f"dist_train.stages.{name}"), name)
                 with explain_out_of_memory(config, name, context, len(run.base)):
                     # Redoing a stage deletes the later stages too, so under "run" only the first stage is redone.
-                    stage(run, context, stop, redo and name in (command, config.stages[0]))
+                    again = redo and name in (command, config.stages[0])
+                    stage(run, context, stop, again, **({"share": share} if share else {}))
         except Stopped as stopped:
             if context.main:
                 why = stop.reason or "another rank was told to"

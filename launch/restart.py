@@ -16,8 +16,12 @@ from pathlib import Path
 from dist_train.errors import CRASHED, FAILED, STOPPED
 from dist_train.files import write_text
 
-# What a start that made progress leaves behind: checkpoints, blocks of activations, finished stages.
-_PROGRESS = ("*/done.json", "pretrain/checkpoints/step-*", "learn/*/checkpoints/step-*", "learn/*/final", "extract/*")
+# What a start that made progress leaves behind: checkpoints, blocks of activations, networks, rows, draws, finished
+# stages. Shares of a table's draws, which are jobs of their own, count each other's.
+_PROGRESS = (
+    "*/done.json", "pretrain/checkpoints/step-*", "extract/*", "learn/*/checkpoints/step-*", "learn/*/final",
+    "networks/**/checkpoints/step-*", "networks/**/done.json", "evaluate/rows/*.json", "evaluate/parts/*.npz",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

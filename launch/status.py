@@ -7,11 +7,12 @@ import math
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES
-from dist_train.errors import UserError
+from dist_train.errors import UserError, command
 from launch import restart
 from launch.slurm import jobs, scheduler
 from launch.slurm.jobs import Job
@@ -45,8 +46,8 @@ class _RunStatus:
 
     Attributes:
         heartbeat: what its rank 0 wrote last (dist_train/distributed/monitor.py); empty before that.
-        age: seconds since the heartbeat.
-        alive: whether the heartbeat is recent.
+        shares: the shares that have started of a table that is spread over an array (stages/share.py).
+        alive: whether the heartbeat, or that of a share, is recent.
         error: what ended the last start; empty where it did not fail.
         jobs: the newest job of every stage, of SLURM.
         states: {job id: what SLURM says of it}.
@@ -57,8 +58,8 @@ class _RunStatus:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.heartbeat, self.error = _read(run / "heartbeat.json"), _read(run / "error.json")
-        self.age = time.time() - self.heartbeat["time"] if self.heartbeat else math.inf
-        self.alive = self.age < _SILENT and not self.heartbeat["left"]
+        self.shares = _shares(run)
+        self.alive = any(_is_alive(beat) for beat in (self.heartbeat, *(share.heartbeat for share in self.shares)))
         self.jobs = [job for job in jobs.newest(run) if not job.local]
         self.states: dict[str, State] = {}
         self.no_answer = ""
@@ -81,6 +82,7 @@ class _RunStatus:
             lines += self._job_lines(job)
         lines += [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table]
         lines += self._heartbeat_lines(finished=all(row[1] == "done" for row in table))
+        lines += [line for share in self.shares for line in self._share_lines(share)]
         lines += [line for job in self.starting.values() if (line := _meeting(self.run, job))]
         if self.error and not self.alive:
             lines.append(f"  died of: rank {self.error['rank']}: {self.error['message']}")
@@ -91,17 +93,24 @@ class _RunStatus:
         beat = self.heartbeat
         if not beat:
             return [] if self.jobs or self.error else ["  no start of this run has begun to work yet"]
-        where = f"{beat['ranks']} rank(s), rank 0 on {beat['host']}" + (f", job {beat['job']}" if beat["job"] else "")
-        when = f"{_duration(self.age)} ago; {where}"
         if finished:
-            return [f"  finished {when}"]
-        if self.alive:
-            state = "now"
-        elif self.starting:
-            state = "last start"
-        else:
-            state = "left" if beat["left"] else "NO SIGN OF LIFE"
-        return [f"  {state}: {beat['doing']} ({when})"]
+            return [f"  finished {_when(beat)}"]
+        state = "last start" if self.starting and not _is_alive(beat) else _state(beat)
+        return [f"  {state}: {beat['doing']} ({_when(beat)})"]
+
+    def _share_lines(self, share: _Share) -> list[str]:
+        """Return a line on a share that is at work or silent, or on what ended it; none on one that left in order."""
+        beat, lines = share.heartbeat, []
+        if beat and not beat["left"]:
+            lines.append(f"  share {share.number} {_state(beat)}: {beat['doing']} ({_when(beat)})")
+        if share.error and not _is_alive(beat):
+            of_run = any(job.stage == "evaluate" and job.size == share.count for job in self.jobs)
+            log = command("logs", self.run, "--stage", "evaluate", "--member", share.number)
+            lines.append(
+                f"  share {share.number} died of: rank {share.error['rank']}: {share.error['message']}"
+                + (f"; its log: {log}" if of_run else "")
+            )
+        return lines
 
     def _job_lines(self, job: Job) -> list[str]:
         """Return a line on a job or an array, and the end of its log where nothing else says why it failed."""
@@ -121,10 +130,57 @@ class _RunStatus:
         failed = [name for name, state in states.items() if state.failed]
         if failed and not self.error:
             path = job.log(self.run, 0, int(failed[0].partition("_")[2] or 0))
+            if job.size > 1:
+                lines.append(f"    failed: {', '.join(failed)}; the end of {path or 'the log, which is not there yet'}")
             with suppress(OSError):
                 log = path.read_text(errors="replace").splitlines() if path else []
                 lines += [f"    {line[:200]}" for line in [line for line in log if line.strip()][-3:]]
         return lines
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Hold what a share of a table's draws wrote last, as ``_RunStatus`` holds it of a run."""
+
+    number: int
+    count: int
+    heartbeat: dict[str, Any]
+    error: dict[str, Any]
+
+
+def _shares(run: Path) -> list[_Share]:
+    """Return the shares that have started of the newest array, in order."""
+    folders = [path for path in run.glob("evaluate/parts/*-of-*") if path.is_dir()]
+    newest = max(folders, key=lambda path: path.stat().st_mtime).name.partition("-of-")[2] if folders else ""
+    found = [path for path in folders if path.name.endswith(f"-of-{newest}")]
+    shares = [
+        _Share(
+            int(path.name.partition("-of-")[0]), int(newest), _read(path / "heartbeat.json"), _read(path / "error.json")
+        )
+        for path in found
+    ]
+    return sorted(shares, key=lambda share: share.number)
+
+
+def _age(beat: dict[str, Any]) -> float:
+    """Return the seconds since a heartbeat."""
+    return time.time() - beat["time"] if beat else math.inf
+
+
+def _is_alive(beat: dict[str, Any]) -> bool:
+    """Return whether a heartbeat is recent, and not the last one."""
+    return _age(beat) < _SILENT and not beat["left"]
+
+
+def _state(beat: dict[str, Any]) -> str:
+    """Return what a heartbeat says of those who sent it."""
+    return "now" if _is_alive(beat) else "left" if beat["left"] else "NO SIGN OF LIFE"
+
+
+def _when(beat: dict[str, Any]) -> str:
+    """Return when a heartbeat was sent, and from where."""
+    job = f", job {beat['job']}" if beat["job"] else ""
+    return f"{_duration(_age(beat))} ago; {beat['ranks']} rank(s), rank 0 on {beat['host']}{job}"
 
 
 def _meeting(run: Path, job: str) -> str:

@@ -142,7 +142,7 @@ def measure(network: type[PhiPlus], method: type[Plus], run: Run, joint: JointSc
         scorer = JointScorer(
             method("phi_plus", replace(joint.base, learn=folder)), joint.base_queries, joint.novel_queries
         )
-        for number in joint.own_draws:
+        for number in joint.supports:
             support = joint.load(joint.novel_train.rows[joint.supports[number]])
             for k in draws:
                 metrics = scorer.draw(support[:, :k], joint.orders[number]).metrics

@@ -37,8 +37,8 @@ from dist_train.data.splits import Split
 from dist_train.distributed import context as contexts
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.fewshot.methods import FROZEN, LEARNED
+from dist_train.fewshot.part import Part
 from dist_train.fewshot.protocols.joint import JointScorer
-from dist_train.fewshot.table_row import TableRow
 from dist_train.files import write_text
 from dist_train.runs.run import Run
 from dist_train.stages import scoring
@@ -106,17 +106,17 @@ class Measured(scoring.JointScoring):
     target: Path | None
     seconds: dict[str, float]
 
-    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, scoring.Confusions]:
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any], numbers: Sequence[int] | None = None) -> Part:
         with Peak() as peak:
             Prepared.at = began = now()
-            row_and_confusions = super().score(name, stop, bar)
+            part = super().score(name, stop, bar, numbers)
             times = np.stack([Prepared.at - began, now() - Prepared.at]).ravel()
         numbers = " | ".join(f"{value:.1f}" for value in [*times, peak.resident, peak.anonymous])
         print(f"| {name} | {numbers} |", flush=True)
         self.seconds[name] = round(float(times[0] + times[2]), 1)
         if self.target:
             self.target.write_text(json.dumps({"seconds": self.seconds, "methods": FROZEN}))
-        return row_and_confusions
+        return part
 
 
 def now() -> np.ndarray:

@@ -81,10 +81,10 @@ def correct_shares(joint: JointScoring, name: str, cost: float) -> CorrectShares
     shares: CorrectShares = {}
     for k in joint.config.shots:
         correct = np.zeros(len(joint.labels))
-        for draw in joint.own_draws:
+        for draw in joint.supports:
             support = joint.load(joint.novel_train.rows[joint.supports[draw]])[:, :k]
             correct += scorer.draw(support, joint.orders[draw]).predicted == joint.labels
-        base_images, novel_images = np.split(correct / len(joint.own_draws), [len(joint.base_queries.labels)])
+        base_images, novel_images = np.split(correct / len(joint.supports), [len(joint.base_queries.labels)])
         shares[k] = base_images, novel_images
     return shares
 

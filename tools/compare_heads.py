@@ -87,7 +87,7 @@ def score(name: str, numbers: dict[str, float], joint: JointScoring) -> dict[str
     base = replace(joint.base, numbers={**joint.base.numbers, **numbers})
     scorer = JointScorer(calibrated(methods.make(name, base), base), joint.base_queries, joint.novel_queries)
     values: dict[str, dict[str, list[float]]] = {str(k): {m: [] for m in PAIRED_METRICS} for k in joint.config.shots}
-    for draw in joint.own_draws:
+    for draw in joint.supports:
         for k in joint.config.shots:
             support = joint.load(joint.novel_train.rows[joint.supports[draw]])[:, :k]
             metrics = scorer.draw(support, joint.orders[draw]).metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,16 @@ def check_inputs(run: Run, stage: str, remedy: str = "") -> None:
 
 
 def same_options(stage: str, *flags: str) -> str:
-    """Return the command of a stage with the options that this process was started with, and further flags.
+    """Return the command of a stage with the options that this process was started with, and further flags; without
+    ``--share``, by which ``evaluate`` finds a share of the draws alone.
 
     Where the options are not on this process's command line (a rank or a job), it says "with the same options".
     """
     name, *options = sys.argv[1:] or [""]
     if name not in ("run", *STAGES):
         return f"{command(stage, *flags)}, with the same options,"
-    return command(stage, *(word for word in options if word not in flags), *flags)
+    words = (word for before, word in pairwise(["", *options]) if "--share" not in (before, word, word.split("=")[0]))
+    return command(stage, *(word for word in words if word not in flags), *flags)
 
 
 def check_checkpoint(saved: Checkpoint, now: Mapping[str, Any], folder: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from dist_train.config import NETWORK_OF
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar, working
-from dist_train.distributed.stopping import StopFlag
+from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import LABELS, METHODS
+from dist_train.fewshot.part import Part
 from dist_train.fewshot.results import (
     BackboneFacts,
     Counts,
@@ -35,22 +37,27 @@ from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 from dist_train.stages.done import EVALUATION_FILES, is_done, is_reported
 from dist_train.stages.network_scoring import scoring_of
+from dist_train.stages.part_store import PartStore
 from dist_train.stages.reporting import write_report
 from dist_train.stages.row_store import RowStore, StoredRow
 from dist_train.stages.scoring import NO_SHOTS, BaseScoring, EpisodeScoring, JointScoring, Scoring
+from dist_train.stages.share import Share
 
 
-def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> None:
+def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False, share: Share | None = None) -> None:
     """Score ``evaluate.methods`` at ``evaluate.shots`` over ``evaluate.draws`` support draws, which ranks share.
 
     Without novel classes nothing is drawn: the methods' base accuracy is measured.
 
     Leaves ``results.json``, ``table.md`` and, for joint scoring, ``report.html``. Each method's row is kept as soon as
-    it is complete (stages/row_store.py), so that a stage which was interrupted, or is given more methods or other
-    options, computes only what is missing.
+    it is complete (stages/row_store.py), and so are its draws at a stop (stages/part_store.py), so that a stage which
+    was interrupted, or is given more methods or other options, computes only what is missing.
+
+    Args:
+        share: keep what these draws find, and make no table: another start makes it, when all shares are there.
 
     Raises:
-        Stopped: the run is to stop; the rows that are complete stay.
+        Stopped: the run is to stop; the rows and draws that are complete stay.
         UserError: a method's scores are not finite.
     """
     stage = Stage(run, "evaluate", context, redo)
@@ -66,16 +73,21 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False) -> 
         if context.main:
             store.warn_of_older(rows)
         return stage.log_done()
-    stage.reopen()
-    if context.main:
-        for name in EVALUATION_FILES:  # they would show other rows than there are going to be
-            (stage.folder / name).unlink(missing_ok=True)
+    if share is None:
+        stage.reopen()
+        if context.main:
+            for name in EVALUATION_FILES:  # they would show other rows than there are going to be
+                (stage.folder / name).unlink(missing_ok=True)
     with working("evaluate: activations", context.main):
         scoring = _scoring(run)(run, context)
     if missing:
-        rows |= _score(run, missing, scoring, store, stop)
+        rows |= _score(run, missing, scoring, store, share, stop)
+    if share is not None:
+        context.report_progress(f"evaluate: share {share} is done")
+        return log.info("evaluate: share %s of the draws is done (%s)", share, stage.folder / "parts")
     if context.main:
         _report(run, scoring, {name: rows[name] for name in config.methods}, store.warn_of_older(rows))
+        PartStore(store).discard()
     stage.finish(methods=config.methods)
 
 
@@ -85,26 +97,52 @@ def _scoring(run: Run) -> type[Scoring]:
     return JointScoring if run.novel else BaseScoring
 
 
-def _score(run: Run, missing: list[str], frozen: Scoring, store: RowStore, stop: StopFlag) -> dict[str, StoredRow]:
-    """Compute these rows and keep each at once; returned on rank 0.
+def _score(
+    run: Run, missing: list[str], frozen: Scoring, store: RowStore, share: Share | None, stop: StopFlag
+) -> dict[str, StoredRow]:
+    """Compute these rows and keep each at once; returned on rank 0. Of a share, the parts are kept.
 
     Args:
         frozen: what scores the rows of the frozen backbone's activations.
     """
-    context, rows = frozen.context, dict[str, StoredRow]()
+    context, rows, parts = frozen.context, dict[str, StoredRow](), PartStore(store)
     networks = [NETWORK_OF.get(name) for name in missing]
     scorings = {network: scoring_of(network, run, frozen) for network in dict.fromkeys(networks)}
-    total = sum(len(scorings[network].own_draws) for network in networks)
-    bar = progress_bar(total, "evaluate", "draw", context.main)
-    for name, network in zip(missing, networks, strict=True):
+    draws = [scorings[network].draws_of(name) for name, network in zip(missing, networks, strict=True)]
+    wanted = [share.of(numbers) if share else numbers for numbers in draws]
+    bar = progress_bar(sum(map(len, wanted)), "evaluate", "draw", context.main)
+    for name, network, numbers in zip(missing, networks, wanted, strict=True):
         bar.set_postfix_str(LABELS[name])
         with torch.inference_mode():
-            row, confusions = scorings[network].score(name, stop, bar)
-        if context.main:
-            rows[name] = store.write(name, row, confusions)
+            found = _find(name, numbers, scorings[network], parts, stop, bar, keep=share is not None)
+        if context.main and share is None:
+            rows[name] = store.write(name, found.row(), found.confusions)
     bar.close()
     context.barrier("evaluate-rows")
     return rows
+
+
+def _find(
+    name: str, numbers: Sequence[int], scoring: Scoring, parts: PartStore, stop: StopFlag, bar: tqdm[Any], *, keep: bool
+) -> Part:
+    """Return what these draws of a row find, complete on rank 0: draws that are in a part already are taken from it.
+
+    Args:
+        keep: keep what is computed here as a part; else only at a stop.
+    """
+    context = scoring.context
+    known = parts.read(name) if context.main else []
+    there = context.gather({number for part in known for number in part.numbers})[0]
+    missing = [number for number in numbers if number not in there]
+    bar.update(len(numbers) - len(missing))
+    computed = scoring.score(name, stop, bar, missing)
+    stopped = len(computed.numbers) < len(missing)
+    if context.main and computed.numbers and (keep or stopped):
+        parts.write(name, computed)
+    if stopped:
+        done = f"after {len(computed.numbers)} of {len(missing)} draw(s)"
+        raise Stopped(f"evaluate: stopped in {name} {done}; what is complete is kept")
+    return Part.join([*known, computed])
 
 
 def _report(run: Run, scoring: Scoring, stored: Mapping[str, StoredRow], older: Mapping[str, str]) -> None:

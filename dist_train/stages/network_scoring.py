@@ -40,9 +40,8 @@ class FinetunedScoring(JointScoring):
         super().__init__(run, context)
         self.run = run
         self.num_draws = run.config.networks.draws
-        self.own_draws = range(context.rank, self.num_draws, context.world)
 
-    def _scored(self, scorer: JointScorer, number: int, name: str) -> Iterator[tuple[str, Draw]]:
+    def _drawn(self, scorer: JointScorer, name: str, number: int) -> Iterator[tuple[str, Draw]]:
         """Yield a draw's results by number of shots, each of a network of its own."""
         support = self.load(self.novel_train.rows[self.supports[number]])
         for k in self.config.shots:

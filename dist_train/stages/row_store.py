@@ -116,10 +116,14 @@ class RowStore:
         if confusions:
             with atomic_write(path.with_suffix(".npz")) as file:
                 np.savez_compressed(file, **confusions)  # type: ignore[arg-type]
-        numbers = options_of(name, self.config.options)
-        stored = StoredRow(row, Origin(self._inputs_digest(name), numbers, code_of(name), git_commit()))
+        stored = StoredRow(row, self.origin(name))
         write_text(path, json.dumps(stored.to_json()) + "\n")
         return stored
+
+    def origin(self, name: str) -> Origin:
+        """Return what a row is made from now."""
+        numbers = options_of(name, self.config.options)
+        return Origin(self._inputs_digest(name), numbers, code_of(name), git_commit())
 
     def warn_of_older(self, rows: Mapping[str, StoredRow]) -> dict[str, str]:
         """Return {name: commit} of the rows that other code made, and log which code has changed since."""

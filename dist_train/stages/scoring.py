@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from dist_train.errors import UserError
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.method import Method
 from dist_train.fewshot.methods import LABELS, METHODS, make, open_base
+from dist_train.fewshot.part import Confusions, Part
 from dist_train.fewshot.protocols.episodes import accuracy, draw_episode, supports_and_queries
 from dist_train.fewshot.protocols.joint import (
     Draw,
@@ -41,14 +42,11 @@ from dist_train.fewshot.protocols.joint import (
     support_rows,
 )
 from dist_train.fewshot.protocols.low_shot import LowShotScorer
-from dist_train.fewshot.table_row import Curve, Curves, TableRow
 from dist_train.training.precision import round_products
 
 if TYPE_CHECKING:
     from dist_train.runs.run import Run
 
-Confusions = dict[str, npt.NDArray[np.int32]]
-"""Number of shots -> int32 [classes, classes], summed over draws: how often each class was taken for which."""
 NO_SHOTS = "0"
 """The number of shots of rows without novel classes."""
 
@@ -62,8 +60,9 @@ class Scoring(ABC):
     Attributes:
         base: what methods may use of the base classes.
         folder: where the tables of activations are.
-        num_draws: draws of all ranks together.
-        own_draws: numbers of this rank's draws.
+        num_draws: draws of a row.
+        labels: int64 [queries], classes of the queries; empty for episodes.
+        num_classes: classes that queries may be taken for; 0 for episodes.
     """
 
     def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
@@ -76,16 +75,43 @@ class Scoring(ABC):
         if network:
             self.base = replace(self.base, train=load(network, "base_train"))
         self.num_draws = self.config.draws
-        self.own_draws = range(context.rank, self.num_draws, context.world)
+        self.labels: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self.num_classes = 0
 
-    @abstractmethod
-    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
-        """Return one method's row, and its confusions in joint scoring; complete on rank 0.
+    def draws_of(self, name: str) -> range:
+        """Return the numbers of all draws of a method's row; an oracle, which is shown all images, has one."""
+        return range(1 if METHODS[name].oracle else self.num_draws)
+
+    def score(self, name: str, stop: StopFlag, bar: tqdm[Any], numbers: Sequence[int] | None = None) -> Part:
+        """Return what draws of a method's row find. All ranks call it, with the same numbers, and get the same.
+
+        Args:
+            numbers: the draws; None: all draws of the row. Where the run is to stop, the last of them are missing.
 
         Raises:
-            Stopped: the run is to stop.
+            Stopped: the run is to stop before the first draw.
             UserError: scores are not finite.
         """
+        began = time.perf_counter()
+        numbers = self.draws_of(name) if numbers is None else numbers
+        if not numbers:
+            return Part()
+        results = self._scored(name, self.prepare(name, stop))
+        draws: dict[str, dict[int, Draw]] = {}
+        confusions: Confusions = {}
+        for number in self._turns(name, numbers, stop, bar):
+            for k, draw in results(number):
+                if draw.predicted.size:
+                    counts = count_confusions(self.labels, draw.predicted, self.num_classes)
+                    confusions[k] = confusions[k] + counts if k in confusions else counts
+                # Predictions are counted; ranks need not exchange them.
+                draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
+        found = Part.join(self.context.gather(Part(draws, confusions)))
+        return replace(found, seconds=time.perf_counter() - began)
+
+    @abstractmethod
+    def _scored(self, name: str, method: Method) -> Callable[[int], Iterator[tuple[str, Draw]]]:
+        """Return a function that yields the results of a draw of the method, by number of shots."""
 
     def prepare(self, name: str, stop: StopFlag) -> Method:
         """Make a method from the base classes, with progress and a chance to stop."""
@@ -100,24 +126,27 @@ class Scoring(ABC):
         try:
             for number, item in enumerate(classes):
                 if stop.agreed():
-                    raise Stopped(f"evaluate: stopped in {name}; the methods before it are kept")
+                    raise Stopped(f"evaluate: stopped in {name}; what is complete is kept")
                 self.context.report_progress(f"evaluate {name}: base class {number} of {len(classes)}")
                 yield item
                 bar.update()
         finally:
             bar.close()
 
-    def draws(self, name: str, stop: StopFlag, oracle: bool = False) -> Iterator[int]:
-        """Yield the numbers of this rank's draws; for an oracle one number, on rank 0.
+    def _turns(self, name: str, numbers: Sequence[int], stop: StopFlag, bar: tqdm[Any]) -> Iterator[int]:
+        """Yield this rank's share of these draws, until the run is to stop.
 
         Every rank takes the same number of turns, because at each they agree on whether to stop.
         """
-        for turn in range(1 if oracle else -(-self.num_draws // self.context.world)):
+        rank, world = self.context.rank, self.context.world
+        for first in range(0, len(numbers), world):
             if stop.agreed_now():
-                raise Stopped(f"evaluate: stopped in {name}; the methods before it are kept")
-            if turn < len(self.own_draws) and (self.context.main or not oracle):
-                self.context.report_progress(f"evaluate {name}: draw {self.own_draws[turn]}")
-                yield self.own_draws[turn]
+                return
+            turn = numbers[first : first + world]
+            if rank < len(turn):
+                self.context.report_progress(f"evaluate {name}: draw {turn[rank]}")
+                yield turn[rank]
+            bar.update(len(turn))
 
     def load(self, rows: np.ndarray) -> torch.Tensor:
         """Return stored activations as float32 on the device."""
@@ -169,35 +198,15 @@ class JointScoring(Scoring):
         self._make_scorer = partial(scorer, mixed=mixed, context=context)
         self._shared_scorers: dict[str, JointScorer] = {}
         seed, novel = self.config.seed, len(run.novel)
-        self._num_classes = len(run.kept) + novel
-        self.supports = {d: support_rows(self.novel_train, max(self.config.shots), seed, d) for d in self.own_draws}
+        self.num_classes = len(run.kept) + novel
+        draws = range(self.num_draws)
+        self.supports = {d: support_rows(self.novel_train, max(self.config.shots), seed, d) for d in draws}
         self.orders = {
-            d: torch.from_numpy(np.random.RandomState([seed, d]).permutation(novel)).to(context.device)
-            for d in self.own_draws
+            d: torch.from_numpy(np.random.RandomState([seed, d]).permutation(novel)).to(context.device) for d in draws
         }
 
-    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
-        began = time.perf_counter()
-        method = self.prepare(name, stop)
-        scorer = self._scorer(name, method)
-        own_draws: dict[str, dict[int, Draw]] = {}
-        own_confusions: Confusions = {}
-        for number in self.draws(name, stop, method.oracle):
-            for k, draw in self._scored(scorer, number, name):
-                confusions = count_confusions(self.labels, draw.predicted, self._num_classes)
-                own_confusions[k] = own_confusions[k] + confusions if k in own_confusions else confusions
-                # Predictions are counted; ranks need not exchange them.
-                own_draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
-            bar.update(len(self.own_draws) if method.oracle else 1)
-        gathered = self.context.gather((own_draws, own_confusions))
-        draws = {k: _in_order([ranks_draws.get(k, {}) for ranks_draws, _ in gathered]) for k in own_draws}
-        row = TableRow(
-            shots={k: {metric: [d.metrics[metric] for d in of_k] for metric in of_k[0].metrics}
-                   for k, of_k in draws.items()},
-            curves={k: _average_curves(of_k) for k, of_k in draws.items()},
-            seconds=round(time.perf_counter() - began, 1),
-        )  # fmt: skip
-        return row, {k: sum(counts[k] for _, counts in gathered if k in counts) for k in draws}
+    def _scored(self, name: str, method: Method) -> Callable[[int], Iterator[tuple[str, Draw]]]:
+        return partial(self._drawn, self._scorer(name, method), name)
 
     def _scorer(self, name: str, method: Method) -> JointScorer:
         """Return a scorer for the method, with its base scores: those of an earlier row where ``base_as`` names it."""
@@ -210,7 +219,7 @@ class JointScoring(Scoring):
             self._shared_scorers[name] = scorer
         return scorer
 
-    def _scored(self, scorer: JointScorer, number: int, name: str) -> Iterator[tuple[str, Draw]]:
+    def _drawn(self, scorer: JointScorer, name: str, number: int) -> Iterator[tuple[str, Draw]]:
         """Yield a draw's results by number of shots; an oracle is shown all images, class by class."""
         order, rows, ends = self.orders[number], self.novel_train.rows, self.novel_train.offsets
         with naming(name):
@@ -231,15 +240,6 @@ def count_confusions(
     return pairs.astype(np.int32).reshape(classes, classes)
 
 
-def _in_order(by_rank: Sequence[dict[int, Draw]]) -> list[Draw]:
-    """Join the draws of all ranks, by their numbers."""
-    return [draw for _, draw in sorted(item for draws in by_rank for item in draws.items())]
-
-
-def _average_curves(draws: Sequence[Draw]) -> Curves:
-    return Curves(Curve.over_draws([d.seen_unseen for d in draws]), Curve.over_draws([d.forgetting for d in draws]))
-
-
 class BaseScoring(Scoring):
     """Score the base classes alone, where the split has no novel classes: nothing is drawn, and rank 0 scores.
 
@@ -251,24 +251,21 @@ class BaseScoring(Scoring):
 
     def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
         super().__init__(run, context, network)
-        self.own_draws = range(1)
         self.queries = self._queries(load(self.folder, "base_val"))
+        self.labels, self.num_classes = self.queries.labels.cpu().numpy(), len(run.base)
 
-    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
-        began, row, confusions = time.perf_counter(), TableRow({}), Confusions()
-        if METHODS[name].oracle:
-            return row, confusions
-        method = self.prepare(name, stop)
-        for _ in self.draws(name, stop, oracle=True):
-            with naming(name):
-                scores = self._scores(method)
-            rank = own_and_ahead(scores, self.queries.labels)[1]
-            metrics = {f"base_top{k}": [100 * (rank < k).double().mean().item()] for k in (1, 5)}
-            row = TableRow({NO_SHOTS: metrics}, {}, round(time.perf_counter() - began, 1))
-            labels, predicted = (array.cpu().numpy() for array in (self.queries.labels, scores.argmax(1)))
-            confusions[NO_SHOTS] = count_confusions(labels, predicted, scores.shape[1])
-        bar.update(1)
-        return row, confusions
+    def draws_of(self, name: str) -> range:
+        return range(0 if METHODS[name].oracle else 1)
+
+    def _scored(self, name: str, method: Method) -> Callable[[int], Iterator[tuple[str, Draw]]]:
+        return lambda number: self._once(name, method)
+
+    def _once(self, name: str, method: Method) -> Iterator[tuple[str, Draw]]:
+        with naming(name):
+            scores = self._scores(method)
+        rank = own_and_ahead(scores, self.queries.labels)[1]
+        metrics = {f"base_top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5)}
+        yield NO_SHOTS, Draw(metrics, predicted=scores.argmax(1).cpu().numpy())
 
     def _scores(self, method: Method) -> torch.Tensor:
         """Return the scores of the queries [Q, base classes]."""
@@ -289,18 +286,15 @@ class EpisodeScoring(Scoring):
         super().__init__(run, context)
         self.novel_train = load(run.dir / "extract", "novel_train")
 
-    def score(self, name: str, stop: StopFlag, bar: tqdm[Any]) -> tuple[TableRow, Confusions]:
-        began, config = time.perf_counter(), self.config
-        method = self.prepare(name, stop)
-        own_accuracies: dict[int, dict[str, float]] = {}
-        for number in self.draws(name, stop):
-            images = draw_episode(self.novel_train.offsets, config.ways, config.seed, number)
+    def _scored(self, name: str, method: Method) -> Callable[[int], Iterator[tuple[str, Draw]]]:
+        return partial(self._episode, name, method)
+
+    def _episode(self, name: str, method: Method, number: int) -> Iterator[tuple[str, Draw]]:
+        """Yield an episode's accuracy by number of shots."""
+        images = draw_episode(self.novel_train.offsets, self.config.ways, self.config.seed, number)
+        for k in self.config.shots:
             with naming(name):
-                own_accuracies[number] = {str(k): self._accuracy(method, images, k) for k in config.shots}
-            bar.update(1)
-        accuracies = {n: by_shots for ranks in self.context.gather(own_accuracies) for n, by_shots in ranks.items()}
-        shots = {str(k): {"accuracy": [accuracies[n][str(k)] for n in sorted(accuracies)]} for k in config.shots}
-        return TableRow(shots, {}, round(time.perf_counter() - began, 1)), {}
+                yield str(k), Draw({"accuracy": self._accuracy(method, images, k)})
 
     def _accuracy(self, method: Method, images: list[np.ndarray], shots: int) -> float:
         """Return the accuracy of a method in one episode, in percent."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from dist_train.config import Config, configs_dir
 from dist_train.config.io import find_yaml, load_config
 from dist_train.errors import UserError
 from launch.cli.signature import Keys, Option
+
+if TYPE_CHECKING:
+    from dist_train.stages.share import Share
 
 
 def run(config: Config, *, redo: bool = False, dry_run: bool = False, ranks: int = 1) -> int:
@@ -79,19 +82,29 @@ def learn(config: Config, *, redo: bool = False) -> int:
     return _work(config, "learn", redo)
 
 
-def evaluate(config: Config, *, redo: bool = False) -> int:
+def evaluate(config: Config, *, redo: bool = False, share: str | None = None) -> int:
     """Run the stage evaluate alone: make the table and the report.
 
     Args:
         redo: Delete the results of this stage and start again.
+        share: Only find the draws of this share, as in 0/3, 1/3 and 2/3: the command without it then makes the table.
     """
-    return _work(config, "evaluate", redo)
+    from dist_train.stages.share import Share
+
+    if share is None:
+        return _work(config, "evaluate", redo)
+    if redo:
+        raise UserError(
+            f"--share {share}: --redo would delete {config.run_dir / 'evaluate'}, which has other shares too; delete "
+            "it yourself, then find all shares again"
+        )
+    return _work(config, "evaluate", redo, Share.parse(share))
 
 
-def _work(config: Config, command: str, redo: bool) -> int:
+def _work(config: Config, command: str, redo: bool, share: Share | None = None) -> int:
     from launch.rank import work
 
-    return work(config, command, redo)
+    return work(config, command, redo, share)
 
 
 def study(

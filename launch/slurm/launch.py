@@ -13,7 +13,7 @@ from dist_train.errors import command
 from launch.grid.sweep import link_members, sweep_members
 from launch.slurm.chain import plan_chain
 from launch.slurm.jobs import reserved
-from launch.slurm.preflight import check_submission, choose_stages
+from launch.slurm.preflight import check_shares, check_submission, choose_stages
 from launch.slurm.profile import Cluster
 from launch.slurm.submit import describe_chain, require_sbatch, run_here, submit
 
@@ -45,6 +45,8 @@ def launch_chain(
     members = sweep_members(config, sweep)
     chosen = choose_stages(config, stages, members)
     check_submission(config, cluster, chosen, overrides)
+    for one in [member.config for member in members] or [config]:
+        check_shares(one, cluster)
     if not chosen:
         done = f"{stages}: done" if stages else "all stages are done"
         print(f"{config.run_dir}: {done}; nothing to submit")

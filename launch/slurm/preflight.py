@@ -79,8 +79,26 @@ def check_submission(config: Config, cluster: Cluster, stages: Sequence[str], ov
     _check_pack(config)
     if "prepare" not in stages:
         run = open_run(config, ranks)
+        if "evaluate" in stages and cluster.shares > 1 and not run.novel:
+            raise UserError(
+                f"stages.evaluate.array={cluster.shares}: split {run.split.name} has no novel classes, so that there "
+                "are no draws to share; leave it out"
+            )
         for stage in config.stages:
             check_inputs(run, stage)
+
+
+def check_shares(config: Config, cluster: Cluster) -> None:
+    """Refuse to spread the draws of a run over more jobs than there are draws.
+
+    Raises:
+        UserError: there are fewer draws.
+    """
+    if cluster.shares > config.evaluate.draws:
+        raise UserError(
+            f"stages.evaluate.array={cluster.shares}: members share evaluate.draws={config.evaluate.draws}; choose at "
+            "most that"
+        )
 
 
 def _check_pack(config: Config) -> None:

@@ -58,6 +58,19 @@ class Resources:
 
 
 @dataclass(kw_only=True)
+class StageResources(Resources):
+    """Hold what the job of one stage asks for."""
+
+    array: int | None = None
+    """For evaluate: an array of this many jobs, which share the draws, and a job that merges what they find."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.array is not None and self.array < 1:
+            raise ValueError(f"array={self.array!r}: must be >= 1")
+
+
+@dataclass(kw_only=True)
 class Cluster(Resources):
     """Hold the profile of a site."""
 
@@ -79,13 +92,18 @@ class Cluster(Resources):
     """Further options of srun, such as --cpu-bind=none."""
     starts: int = 3
     """Give up after this many starts of a job in a row that made no progress."""
-    stages: dict[str, Resources] = field(default_factory=dict)
+    stages: dict[str, StageResources] = field(default_factory=dict)
     """What single stages (prepare, pretrain, extract, networks, learn, evaluate) ask for instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.starts < 1:
             raise ValueError(f"starts={self.starts!r}: must be >= 1")
+
+    @property
+    def shares(self) -> int:
+        """Jobs that share the draws of ``evaluate``; 1: it is one job."""
+        return (self.stages["evaluate"].array or 1) if "evaluate" in self.stages else 1
 
 
 def load_cluster(name: str) -> Cluster:
@@ -103,7 +121,12 @@ def load_cluster(name: str) -> Cluster:
     for stage, wanted in by_stage.items():
         if stage not in CHAIN:
             raise UserError(f"{path}: stages.{stage}: no such stage; one of {', '.join(CHAIN)}")
-        stages[stage] = _checked(path, f"stages.{stage}", Resources, wanted)
+        stages[stage] = _checked(path, f"stages.{stage}", StageResources, wanted)
+        if stages[stage].array and stage != "evaluate":
+            raise UserError(
+                f"{path}: stages.{stage}.array={stages[stage].array}: only evaluate can be spread over an array; "
+                "leave it out"
+            )
     cluster: Cluster = _checked(path, "", Cluster, content)
     return replace(cluster, stages=stages)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from dist_train.report.plots import method_labels
 from dist_train.runs.run import Run, open_run
 from dist_train.stages.done import is_done
 from dist_train.stages.evaluate import evaluate
+from dist_train.stages.share import Share
 from launch.cli.main import main
 from launch.grid.report import sweep_table
 
@@ -99,6 +101,19 @@ def test_another_start_finds_everything_done(all_base: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in (all_base.dir / "evaluate").rglob("*.json")}
     evaluate(all_base, Context(), StopFlag(Context()))
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_shares_have_one_row_to_find_and_none(all_base: Run, tmp_path: Path) -> None:
+    """Nothing is drawn: the first share finds all, and the others nothing."""
+    config = replace(all_base.config, runs=tmp_path)
+    shutil.copytree(all_base.dir, config.run_dir, ignore=shutil.ignore_patterns("evaluate"))
+    run, folder = open_run(config), config.run_dir / "evaluate"
+    for share in ("1/2", "0/2"):
+        evaluate(run, Context(), StopFlag(Context()), share=Share.parse(share))
+        assert len(list(folder.glob("parts/*.npz"))) == (0 if share == "1/2" else len(METHODS) - 2)
+    evaluate(run, Context(), StopFlag(Context()))
+    merged, whole = (Results.read(path / "evaluate" / "results.json") for path in (config.run_dir, all_base.dir))
+    assert merged.methods == whole.methods and merged.left_out == whole.left_out
 
 
 def test_a_sweep_shows_its_results(all_base: Run, tmp_path: Path) -> None:

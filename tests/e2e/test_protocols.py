@@ -19,6 +19,7 @@ from dist_train.data.splits import Split, load_split, save_split
 from dist_train.errors import UserError
 from dist_train.runs.inputs import check_inputs
 from dist_train.runs.run import check_config, open_run
+from dist_train.stages.scoring import EpisodeScoring
 from launch.cli.main import main
 
 WithBackbone = Callable[..., Config]
@@ -70,6 +71,13 @@ def test_halves_from_images_to_table(halves: Config, tmp_path: Path, caplog: pyt
     assert len(load(config.run_dir / "extract", "base_train").offsets) == 6
     with np.load(config.run_dir / "evaluate" / "rows" / "phi2.npz") as confusions:
         assert confusions["5"].shape == (4, 4) and confusions["5"].sum() == 3 * 24
+    shutil.rmtree(config.run_dir / "evaluate")
+    for share in ("0/2", "1/2"):
+        assert main(["evaluate", "--share", share, "--config", str(tmp_path / f"{config.name}.yaml")]) == 0
+    merged = dist_train(config, tmp_path, "evaluate")
+    assert [merged[key] for key in ("methods", "oracles", "curves")] == [
+        results[key] for key in ("methods", "oracles", "curves")
+    ]
 
     # The validation half has the same backbone: it is not trained again.
     other = replace(config, name="validation", data=replace(config.data, holdout="pseudo-novel"))
@@ -111,11 +119,12 @@ def test_episodes_from_activations_to_table(config: Config, tmp_path: Path, with
     assert "as in the release" in table.read_text()
 
 
-def test_episodes_do_not_depend_on_the_number_of_ranks(
+def test_episodes_do_not_depend_on_the_number_of_ranks_or_on_shares(
     config: Config,
     tmp_path: Path,
     torchrun: Callable[..., object],
     with_backbone: WithBackbone,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = replace(config.evaluate, protocol="episodes", ways=3, queries=5, shots=[1], draws=5, methods=["mean"])
     config = replace(config, evaluate=options, learn=replace(config.learn, methods=["phi1"], steps=10))
@@ -124,6 +133,15 @@ def test_episodes_do_not_depend_on_the_number_of_ranks(
     torchrun(2, "-m", "dist_train", "evaluate", "--redo", "--config", str(tmp_path / "test.yaml"))
     two = json.loads((config.run_dir / "evaluate" / "results.json").read_text())
     assert one["methods"] == two["methods"]
+    # A share in this process, and one on two ranks.
+    shutil.rmtree(config.run_dir / "evaluate")
+    assert main(["evaluate", "--share", "0/2", "--config", str(tmp_path / "test.yaml")]) == 0
+    torchrun(2, "-m", "dist_train", "evaluate", "--share", "1/2", "--config", str(tmp_path / "test.yaml"))
+    assert not (config.run_dir / "evaluate" / "results.json").exists()
+    computed = []
+    drawn = EpisodeScoring._episode
+    monkeypatch.setattr(EpisodeScoring, "_episode", lambda *args: computed.append(args) or drawn(*args))
+    assert dist_train(config, tmp_path, "evaluate")["methods"] == one["methods"] and not computed
 
 
 def test_protocols_that_do_not_fit_the_data_are_refused_at_the_start(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -118,6 +119,13 @@ def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[s
     assert "evaluate: 2 process(es), log " in done.stdout and table(one)
     assert main(["logs", str(one.run_dir), "--stage", "evaluate"]) == 0
     assert "report: " in capsys.readouterr().out
+    whole, profile = table(one), one.runs / "array.yaml"
+    shutil.rmtree(one.run_dir / "evaluate")
+    profile.write_text("stages: {evaluate: {array: 2}}")
+    done = warm_python.run(*start[:-1], str(profile), *options(one))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["evaluate", "evaluate", "merge"]
+    assert table(one) == whole
     broken = replace(one, name="broken", pretrain=replace(config.pretrain, lr=1e9))
     done = warm_python.run(*start, "--stages", "extract", *options(broken))
     assert done.returncode == 1 and "extract needs pretrain" in done.stderr

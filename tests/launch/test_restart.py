@@ -59,6 +59,21 @@ def test_a_stage_that_has_only_begun_is_no_progress(tmp_path: Path) -> None:
     assert decide(tmp_path, "1", 137, 1).code == CRASHED
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["evaluate/rows/mean.json", "evaluate/parts/mean.2.npz", "networks/triplet_network/checkpoints/step-1",
+     "networks/finetune_network/seed0-draw0-shots1/checkpoints/step-1", "networks/triplet_network/done.json",
+     "networks/finetune_network/seed0-draw0-shots1/done.json"],
+)  # fmt: skip
+def test_rows_draws_and_networks_are_progress(tmp_path: Path, file: str) -> None:
+    begin(tmp_path, "1")
+    make_progress(tmp_path, "1", "evaluate/parts/1-of-3/heartbeat.json")
+    assert decide(tmp_path, "1", 137, 1).code == CRASHED
+    begin(tmp_path, "1")
+    make_progress(tmp_path, "1", file)
+    assert decide(tmp_path, "1", 137, 1).code == STOPPED
+
+
 def test_packing_is_progress(tmp_path: Path) -> None:
     for number in range(3):
         begin(tmp_path, "1")

@@ -175,7 +175,8 @@ def test_products_are_rounded_in_training_and_nowhere_else(whole_run: Run) -> No
 def test_the_remedy_repeats_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank or a job, which has another command line, says that the options are the same."""
     given = ["--config", "my config.yaml", "--name", "it's", "--learn.steps", "41"]
-    for words in (["run", *given], ["learn", *given, "--redo"]):
+    of_shares = (["evaluate", "--share", "0/3", *given], ["evaluate", *given, "--share=0/3"])
+    for words in (["run", *given], ["learn", *given, "--redo"], *of_shares):
         monkeypatch.setattr("sys.argv", ["dist-train", *words])
         assert shlex.split(inputs.same_options("learn", "--redo")) == ["dist-train", "learn", *given, "--redo"]
     for words in ([], ["-c"], ["launch", "local", *given]):

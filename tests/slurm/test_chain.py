@@ -17,13 +17,14 @@ import timm
 import torch
 import yaml
 from chain import TOOL, Chain, output
+from filelock import FileLock
 from fixtures.processes import WarmPython
 
 from dist_train.config import BackboneConfig, Config, DataConfig, PretrainConfig, to_dict
 from dist_train.data.activations import load
 from dist_train.training import checkpoint, metrics
 from launch.cli.main import main
-from launch.slurm import jobs
+from launch.slurm import jobs, scheduler
 
 Make = Callable[..., Chain]
 SLOW = {
@@ -211,13 +212,92 @@ def test_two_nodes_share_the_draws_of_a_table_and_are_preempted_in_it(make_chain
     log = (jobs.folder(chain.run) / f"{chain.job('evaluate')}_0_log.out").read_text()
     assert log.count("2 rank(s) on n1, n2") == 2, log
 
-    alone = replace(chain.config, runs=tmp_path / "alone")
-    shutil.copytree(chain.run, alone.run_dir, ignore=shutil.ignore_patterns("evaluate", "launch"))
-    path = tmp_path / "alone.yaml"
+    one = table_of_one_process(chain, tmp_path)
+    assert chain.table() == one and len(one["finetune"]["5"]["novel_top1"]["draws"]) == 60
+
+
+def table_of_one_process(chain: Chain, folder: Path) -> dict[str, Any]:
+    """Return the table that one process makes of the chain's activations and predictors."""
+    alone = replace(chain.config, runs=folder / "alone")
+    shutil.copytree(chain.run, alone.run_dir, ignore=shutil.ignore_patterns("evaluate", "launch", "sweep"))
+    path = folder / "alone.yaml"
     path.write_text(yaml.safe_dump(to_dict(alone)))
     assert main(["evaluate", "--config", str(path)]) == 0
-    one = json.loads((alone.run_dir / "evaluate" / "results.json").read_text())["methods"]
-    assert chain.table() == one and len(one["finetune"]["5"]["novel_top1"]["draws"]) == 60
+    table: dict[str, Any] = json.loads((alone.run_dir / "evaluate" / "results.json").read_text())["methods"]
+    return table
+
+
+def spread(chain: Chain, elements: int, folder: Path) -> None:
+    """Spread the chain's evaluation over an array."""
+    profile = yaml.safe_load(Path(chain.cluster).read_text())
+    path = folder / "array.yaml"
+    path.write_text(yaml.safe_dump({**profile, "stages": {"evaluate": {"nodes": 1, "array": elements}}}))
+    chain.cluster = str(path)
+
+
+@pytest.mark.long
+def test_an_array_finds_the_table_of_one_process_after_a_preemption_and_a_failure(
+    make_chain: Make, tmp_path: Path, capsys: Any, with_backbone: Callable[..., Config]
+) -> None:
+    """Of three elements one fails, and the others are preempted; submitted again, the third finds what is missing."""
+    steps = {"finetune_steps": 100.0, "logistic_steps": 100.0}
+    options = {"methods": ["nn", "mean", "finetune", "nn_oracle", "phi1", "logistic"], "draws": 60, "shots": [1, 2, 5]}
+    chain = make_chain(evaluate={**options, "options": steps})
+    with_backbone(chain.config, True)
+    spread(chain, 3, tmp_path)
+    parts = chain.run / "evaluate" / "parts"
+    (parts / "2-of-3").mkdir(parents=True)
+    with FileLock(parts / "2-of-3" / ".lock"):
+        assert chain.submit() == 0
+        assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[:3]] == [
+            "learn",
+            "evaluate",
+            "merge",
+        ]
+        chain.wait(lambda: (parts / "mean.0.npz").is_file() and (parts / "mean.1.npz").is_file())
+        preempted(chain, "evaluate")
+        chain.wait(lambda: chain.restarts("evaluate", "_1") >= 1)
+        assert not (parts / "logistic.1.npz").exists(), "preempted too late"
+        chain.wait(lambda: not jobs.active(chain.run))
+    array = chain.job("evaluate")
+    states = {name: state.state for name, state in scheduler.states([array]).items()}
+    assert states == {f"{array}_0": "COMPLETED", f"{array}_1": "COMPLETED", f"{array}_2": "FAILED"}
+    assert chain.state("merge") == "CANCELLED" and not (chain.run / "evaluate" / "results.json").exists()
+    assert main(["status", str(chain.run)]) == 0
+    printed = capsys.readouterr().out
+    assert f"failed: {array}_2; the end of {jobs.folder(chain.run)}/{array}_2_0_log.out" in printed, printed
+    assert "2-of-3: another process is at work on this run" in printed, printed
+    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+    assert chain.submit() == 0
+    chain.wait(lambda: (parts / "logistic.2.npz").is_file() or chain.finished())
+    found = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+    assert {name: time for name, time in found.items() if name in kept} == kept or chain.finished()
+    chain.wait(lambda: chain.finished())
+    assert chain.table() == table_of_one_process(chain, tmp_path)
+    assert not parts.exists() and len(chain.table()["finetune"]["5"]["novel_top1"]["draws"]) == 60
+    chain.wait(lambda: not jobs.active(chain.run))
+    assert chain.submit() == 0
+    assert "all stages are done; nothing to submit" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_the_tables_of_a_sweep_by_arrays(
+    make_chain: Make, tmp_path: Path, with_backbone: Callable[..., Config]
+) -> None:
+    """A member whose predictor fails does not keep the other from its table."""
+    chain = make_chain(evaluate={"methods": ["mean", "phi1"]})
+    with_backbone(chain.config, True)
+    spread(chain, 2, tmp_path)
+    broken = chain.run / "sweep" / "learn.seed=1" / "learn"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no folder")
+    assert chain.submit("--sweep", "learn.seed=0,1") == 0
+    chain.wait(lambda: not jobs.active(chain.run))
+    text = (chain.run / "sweep" / "table.md").read_text()
+    assert "learn.seed=0 | φ1 | 1 |" in text and "Without results: learn.seed=1" in text
+    alone = json.loads((chain.run / "sweep" / "learn.seed=0" / "evaluate" / "results.json").read_text())
+    chain.config = replace(chain.config, name="learn.seed=0", runs=chain.run / "sweep")
+    assert alone["methods"] == table_of_one_process(chain, tmp_path)
 
 
 @pytest.mark.long

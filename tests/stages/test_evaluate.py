@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
-from dist_train.config import Config
+from dist_train.config import Config, to_yaml
 from dist_train.config.io import load_config
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import FROZEN, METHODS
 from dist_train.runs.run import open_run
+from dist_train.stages import row_store
 from dist_train.stages.done import is_done
 from dist_train.stages.evaluate import evaluate
 from dist_train.stages.extract import extract
 from dist_train.stages.learn import learn
 from dist_train.stages.row_code import code_of
+from dist_train.stages.scoring import JointScoring
+from dist_train.stages.share import Share
+from launch.cli.main import main
 
 
 class StopAtTurn(StopFlag):
@@ -60,14 +67,21 @@ def test_a_stopped_or_extended_evaluation_equals_an_uninterrupted_one(
     assert set(whole["oracles"]) == {"linear_oracle", "nn_oracle"}
 
     shutil.rmtree(folder)
-    # nn asks twice for each of its 6 base classes, each method once for each of 4 draws, an oracle once.
-    for turn, kept in ((3, []), (8, []), (14, []), (18, ["nn"]), (7, ["finetune", "linear_oracle", "nn"])):
-        with pytest.raises(Stopped, match="the methods before it are kept"):
+    # nn asks twice for each of its 6 base classes, ridge once, each method once for each draw that it lacks.
+    for turn, kept, parts in (
+        (3, [], []),
+        (8, [], []),
+        (14, [], ["nn.0"]),
+        (18, ["nn"], ["finetune.0", "nn.0"]),
+        (6, ["finetune", "linear_oracle", "nn"], ["finetune.0", "nn.0"]),
+    ):
+        with pytest.raises(Stopped, match="what is complete is kept"):
             evaluate(run, Context(), StopAtTurn(turn))
         assert sorted(path.stem for path in folder.glob("rows/*.json")) == kept
+        assert sorted(path.stem for path in folder.glob("parts/*.npz")) == parts
         assert not (folder / "done.json").exists()
     evaluate(run, Context(), StopFlag(Context()))
-    assert results(folder) == whole
+    assert results(folder) == whole and not (folder / "parts").exists()
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("rows/*")}
     more = replace(config, evaluate=replace(options, methods=["imprint", *options.methods]))
@@ -156,6 +170,137 @@ def test_only_what_is_missing_is_computed(learned: Config, caplog: pytest.LogCap
         score(more)
 
 
+def compute(config: Config, share: str, stop: StopFlag | None = None) -> None:
+    evaluate(open_run(config), Context(), stop or StopFlag(Context()), share=Share.parse(share))
+
+
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Return a list that gets (method, draw) for each draw that is computed from now on."""
+    computed: list[tuple[str, int]] = []
+    drawn = JointScoring._drawn
+
+    def noting(self: JointScoring, scorer: Any, name: str, number: int) -> Any:
+        computed.append((name, number))
+        return drawn(self, scorer, name, number)
+
+    monkeypatch.setattr(JointScoring, "_drawn", noting)
+    return computed
+
+
+def test_shares_of_the_draws_are_merged_into_the_table_of_one_process(
+    learned: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = learned.evaluate.methods
+    folder = score(learned)
+    whole, confusions = results(folder), {name: read_confusions(folder, name) for name in names}
+    shutil.rmtree(folder)
+
+    compute(learned, "0/3")
+    with pytest.raises(Stopped):  # of the second element's draw of nn nothing is there yet
+        compute(learned, "1/3", StopAtTurn(13))
+    compute(learned, "2/3")
+    assert not (folder / "rows").exists() and not (folder / "results.json").exists()
+    assert not (folder / "done.json").exists() and not is_done(learned.run_dir, "evaluate", learned)
+    computed = scored(monkeypatch)
+    compute(learned, "0/3")
+    assert not computed, "it is complete"
+    compute(learned, "1/3")
+    assert computed == [(name, 1) for name in names]
+    computed.clear()
+    assert results(score(learned)) == whole and not computed
+    for name in names:
+        assert all(np.array_equal(counts, confusions[name][k]) for k, counts in read_confusions(folder, name).items())
+    assert not (folder / "parts").exists()
+    # One more method, for a table that is done: its row alone.
+    more = replace(learned, evaluate=replace(learned.evaluate, methods=[*names, "imprint"]))
+    compute(more, "1/2")
+    assert computed == [("imprint", 1), ("imprint", 3)] and is_done(learned.run_dir, "evaluate", learned)
+    computed.clear()
+    found = results(score(more))
+    assert computed == [("imprint", 0), ("imprint", 2)], "what a share has not made, the table's start computes"
+    assert found["methods"].pop("imprint") and found["curves"].pop("imprint") and found == whole
+
+
+def read_confusions(folder: Path, name: str) -> dict[str, Any]:
+    with np.load(folder / "rows" / f"{name}.npz") as confusions:
+        return dict(confusions)
+
+
+def test_parts_that_do_not_fit_are_not_taken(
+    learned: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(learned, evaluate=replace(learned.evaluate, methods=["mean", "ridge"]))
+    whole = results(score(config))
+    folder = config.run_dir / "evaluate"
+    parts, computed = folder / "parts", scored(monkeypatch)
+
+    def taken(act: Callable[[], object], then: Config = config) -> list[tuple[str, int]]:
+        """Return the draws that are computed after two shares, one of each method, and an act."""
+        shutil.rmtree(folder)
+        for share in ("0/2", "1/2"):
+            compute(config, share)
+        act()
+        computed.clear()
+        score(then)
+        return sorted(computed)
+
+    assert taken(lambda: None) == [] and results(folder) == whole
+    for act in (
+        (parts / "mean.1.npz").unlink,
+        lambda: (parts / "mean.1.npz").write_bytes(b""),
+        lambda: (parts / "mean.1.npz").write_bytes((parts / "mean.1.npz").read_bytes()[:-100]),
+        lambda: (parts / "mean.1.npz").write_bytes((parts / "mean.0.npz").read_bytes()),  # the same draws twice
+    ):
+        assert taken(act) == [("mean", 1), ("mean", 3)] and results(folder) == whole
+    other = replace(config, evaluate=replace(config.evaluate, options={"ridge_weight": 0.1}))
+    assert taken(lambda: None, other) == [("ridge", number) for number in range(4)]
+    assert "ridge.0.npz: made from other inputs, options or code" in caplog.text
+    # The activations are other ones.
+    everything = [(name, number) for name in ("mean", "ridge") for number in range(4)]
+    again = replace(config, evaluate=replace(config.evaluate, seed=1))
+    assert taken((folder / "inputs.json").unlink, again) == everything and results(folder) != whole
+    with monkeypatch.context() as edited:
+        edited.setattr(row_store, "code_of", lambda name: {**code_of(name), "dist_train.stages.scoring": "0"})
+        assert taken(lambda: edited.undo()) == everything
+
+
+@pytest.mark.parametrize("text", ["", "1", "3/3", "0/0", "-1/3", "a/3", "1/3/4", "1.0/3", "1/b"])
+def test_a_wrong_share_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match=rf"--share {re.escape(text)}: must be NUMBER/COUNT") as error:
+        Share.parse(text)
+    assert str(error.value).count("\n") == 0
+
+
+def test_a_share_that_is_refused_changes_nothing(
+    learned: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong share, --redo, a share that is at work elsewhere, and a run that is not there."""
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(learned))
+    compute(learned, "0/2")
+    parts = learned.run_dir / "evaluate" / "parts"
+    (parts / "1-of-2").mkdir()
+    capsys.readouterr()
+    before = sorted(learned.run_dir.rglob("*"))
+    with FileLock(parts / "1-of-2" / ".lock"):
+        for words, wanted in (
+            (["--share", "2/2"], "--share 2/2: must be NUMBER/COUNT"),
+            (
+                ["--share", "0/2", "--redo"],
+                f"--share 0/2: --redo would delete {learned.run_dir / 'evaluate'}, which has",
+            ),
+            (["--share", "1/2"], "1-of-2: another process is at work on this run"),
+            (["--share", "1/2", "--name", "nosuch"], "nosuch/pretrain: pretrain is not finished"),
+        ):
+            assert main(["evaluate", "--config", str(path), *words]) == 1
+            error = capsys.readouterr().err
+            assert wanted in error and error.count("\n") == 1, error
+    new = {found.name for found in learned.run_dir.rglob("*") if found not in before}
+    assert new <= {".lock", "heartbeat.json", "error.json"} and not (learned.runs / "nosuch").exists()
+    assert main(["evaluate", "--config", str(path), "--redo"]) == 0
+    assert not parts.exists()
+
+
 def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:
     for name, options in (("finetune", {"finetune_lr": 1e38, "finetune_steps": 5.0}), ("child", {"child_lr": 1e38})):
         wild = replace(learned, evaluate=replace(learned.evaluate, methods=["mean", name], options=options))
@@ -177,6 +322,10 @@ def test_every_method_gives_a_row(config: Config, with_backbone: Callable[[Confi
     for stage in (extract, learn, evaluate):
         stage(run, Context(), StopFlag(Context()))
     found = results(run.dir / "evaluate")
+    shutil.rmtree(run.dir / "evaluate")
+    for share in ("0/3", "1/3", "2/3"):  # the last has no draw
+        compute(config, share)
+    assert results(score(config)) == found, "the table of shares is that of one process"
     assert set(found["methods"]) | set(found["oracles"]) == set(FROZEN)
     for values in found["methods"].values():
         assert list(values) == ["1", "2", "3"] and all(len(v["draws"]) == 2 for v in values["3"].values())

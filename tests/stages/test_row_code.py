@@ -46,7 +46,8 @@ def changed(tmp_path: Path) -> Callable[..., set[str]]:
     ["report/chart.py", "report/plots.py", "report/class_vectors.py", "report/page.py", "report/tables.py",
      "report/markdown.py", "report/wording.py", "report/comparison.py", "report/paper.py", "report/per_class.py",
      "report/examples.py", "report/tensorboard.py", "fewshot/results.py", "stages/reporting.py",
-     "stages/evaluate.py", "stages/row_store.py", "stages/pretrain.py", "stages/networks.py",
+     "stages/evaluate.py", "stages/row_store.py", "stages/part_store.py", "stages/share.py",
+     "stages/pretrain.py", "stages/networks.py",
      "training/strategies/strategy.py",
      "models/backbones/ours.py",
      "config/fewshot.py", "errors.py"],
@@ -58,7 +59,8 @@ def test_code_that_shows_rows_or_makes_their_inputs_does_not_count(changed: Call
 @pytest.mark.parametrize(
     ("file", "rows"),
     [
-        ("stages/scoring.py", ALL), ("stages/network_scoring.py", NETWORKS), ("stages/network_store.py", NETWORKS),
+        ("stages/scoring.py", ALL), ("fewshot/part.py", ALL),
+        ("stages/network_scoring.py", NETWORKS), ("stages/network_store.py", NETWORKS),
         ("fewshot/base_head.py", ALL), ("fewshot/methods/finetune_network.py", {"finetune_network"}),
         ("fewshot/protocols/joint.py", ALL), ("fewshot/protocols/low_shot.py", ALL),
         ("fewshot/protocols/episodes.py", ALL), ("fewshot/method.py", ALL), ("models/predictor.py", ALL),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -90,7 +90,7 @@ def assert_disjoint(support: Subset, support_ids: npt.NDArray[Any], query: Subse
 
 @dataclass(frozen=True)
 class Draw:
-    """Hold the results of one support set, in percent.
+    """Hold the results of one support set, in percent; only joint scoring has more than metrics.
 
     Attributes:
         metrics: base_top1, base_top5, novel_top1, novel_top5, harmonic, ausuc, and those of
@@ -103,9 +103,9 @@ class Draw:
     """
 
     metrics: dict[str, float]
-    seen_unseen: npt.NDArray[np.float64]
-    forgetting: npt.NDArray[np.float64]
-    predicted: npt.NDArray[np.int64]
+    seen_unseen: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    forgetting: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    predicted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class JointScorer:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ import yaml
 from filelock import FileLock
 
 from dist_train.config import Config, DrawConfig, PackConfig, to_dict
+from dist_train.data.splits import draw_split, save_split
 from dist_train.runs.inputs import stage_inputs
 from dist_train.runs.run import open_run
+from dist_train.stages.share import Share
 from launch.cli.main import main
 from launch.slurm import jobs, logs
 from launch.slurm.jobs import Job, newest, record
@@ -176,6 +179,119 @@ def test_bad_options(options: list[str], wanted: str, submit: Submit) -> None:
 def test_sweeps_of_two_options_are_multiplied(submit: Submit) -> None:
     code, out, _ = submit("--dry-run", "--sweep", "learn.p_mean = 0.3,0.5", "--sweep", "learn.seed=0,1")
     assert code == 0 and "learn x 4 -> evaluate x 4" in out
+
+
+@pytest.fixture
+def spread(tmp_path: Path) -> Callable[[str], str]:
+    """Return ``spread("3")``, which writes a profile with an array of 3 for ``evaluate`` and returns its file."""
+
+    def write(array: str, stage: str = "evaluate") -> str:
+        resources = f"{{nodes: 4, tasks_per_node: 2, minutes: 7, array: {array}}}"
+        (tmp_path / "site.yaml").write_text(f"nodes: 2\nstages: {{{stage}: {resources}}}")
+        return str(tmp_path / "site.yaml")
+
+    return write
+
+
+def script_of(stage: str, out: str) -> str:
+    return out.partition(f"# ---- {stage}\n")[2].partition("# ---- ")[0]
+
+
+def test_a_table_spread_over_an_array(submit: Submit, spread: Callable[[str], str]) -> None:
+    code, out, error = submit("--dry-run", "--cluster", spread("3"))
+    assert code == 0, error
+    assert out.endswith("chain: pretrain -> extract -> learn -> evaluate x 3 -> merge\n")
+    array, merge = script_of("evaluate", out), script_of("merge", out)
+    for line in ("--array=0-2%3", "--dependency='afterok:<learn>'", "--nodes=4", "--ntasks-per-node=2", "--requeue"):
+        assert f"#SBATCH {line}\n" in array
+    for number in range(3):
+        assert f"# share {number}/3: dist-train evaluate --config " in array and f" --share {number}/3\n" in array
+    for line in ("--dependency='afterok:<evaluate>'", "--nodes=1", "--ntasks-per-node=1", "--time=7"):
+        assert f"#SBATCH {line}\n" in merge
+    assert "--array" not in merge and "# merge: dist-train evaluate --config " in merge and "--share" not in merge
+    code, out, _ = submit("--dry-run", "--cluster", spread("1"))
+    assert code == 0 and out.endswith("learn -> evaluate\n") and "--share" not in out
+
+
+def test_the_tables_of_a_sweep_spread_over_an_array(submit: Submit, spread: Callable[[str], str]) -> None:
+    code, out, _ = submit("--dry-run", "--cluster", spread("3"), "--sweep", "learn.p_mean=0.3,0.9")
+    assert code == 0 and out.endswith("learn x 2 -> evaluate x 6 -> merge x 2 -> collect\n")
+    array, merge = script_of("evaluate", out), script_of("merge", out)
+    assert "# learn.p_mean=0.9 share 1/3: dist-train evaluate " in array and "# learn.p_mean=0.9: dist-train" in merge
+    # A member that failed does not keep the others from their tables.
+    assert "--dependency='afterany:<learn>'" in array and "--dependency='afterany:<evaluate>'" in merge
+    assert "--dependency='afterany:<merge>'" in script_of("collect", out)
+    assert array.count("/sweep/learn.p_mean=0.3 ") >= 3, "each share counts the starts of its own run"
+    code, out, _ = submit("--dry-run", "--cluster", spread("2"), "--sweep", "evaluate.seed=0,1,2")
+    assert code == 0 and out.endswith("learn -> evaluate x 6 -> merge x 3 -> collect\n")
+    assert "--dependency='afterok:<learn>'" in script_of("evaluate", out)
+
+
+@pytest.mark.parametrize(
+    ("array", "stage", "wanted"),
+    [
+        ("0", "evaluate", "site.yaml: stages.evaluate.array=0: must be >= 1"),
+        ("-2", "evaluate", "site.yaml: stages.evaluate.array=-2: must be >= 1"),
+        ("many", "evaluate", "site.yaml: stages.evaluate.array=many: must be a whole number"),
+        ("1.5", "evaluate", "site.yaml: stages.evaluate.array=1.5: must be a whole number"),
+        ("[2]", "evaluate", "site.yaml: stages.evaluate.array"),
+        ("3", "learn", "site.yaml: stages.learn.array=3: only evaluate can be spread over an array"),
+        ("5", "evaluate", "stages.evaluate.array=5: members share evaluate.draws=4; choose at most that"),
+    ],
+)
+def test_a_wrong_array(array: str, stage: str, wanted: str, submit: Submit, spread: Callable[..., str]) -> None:
+    code, _, error = submit("--dry-run", "--cluster", spread(array, stage))
+    assert code == 1 and wanted in error and error.count("\n") == 1, error
+
+
+def test_an_array_must_fit_every_member_of_a_sweep(submit: Submit, spread: Callable[[str], str]) -> None:
+    code, _, error = submit("--dry-run", "--cluster", spread("3"), "--sweep", "evaluate.draws=2,9")
+    assert code == 1 and "stages.evaluate.array=3: members share evaluate.draws=2" in error
+    code, _, error = submit("--dry-run", "--cluster", spread("5"), "--sweep", "evaluate.draws=5,9")
+    assert code == 0, error
+
+
+def test_an_array_is_of_evaluate_alone(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("array: 3")
+    code, _, error = submit("--dry-run", "--cluster", str(tmp_path / "site.yaml"))
+    assert code == 1 and "unknown key 'array'" in error and error.count("\n") == 1
+
+
+def test_without_novel_classes_there_is_nothing_to_spread(
+    submit: Submit, spread: Callable[[str], str], config: Config, tmp_path: Path
+) -> None:
+    wnids = [*open_run(config).base]
+    save_split(draw_split("all", [*wnids, *open_run(config).novel], 0, 0, 0), tmp_path / "all.json")
+    data = replace(config.data, split=str(tmp_path / "all.json"))
+    code, _, error = submit("--dry-run", "--cluster", spread("2"), data=data)
+    assert code == 1 and "stages.evaluate.array=2: split all has no novel classes" in error and error.count("\n") == 1
+
+
+def test_a_share_that_failed_is_named_with_its_log(stubs: Stubs, config: Config) -> None:
+    """Of three shares one is at work, one has failed and one is done."""
+    sacct = "; ".join(f"echo '12_{n}|{state}|{n}:0|n1'" for n, state in enumerate(("RUNNING", "FAILED", "COMPLETED")))
+    stubs(sacct=f"{sacct}; echo '13|CANCELLED|0:0|None assigned'", squeue="echo '12_0|RUNNING|None|n1'")
+    record(config.run_dir, Job("evaluate", "12", ["share 0/3", "share 1/3", "share 2/3"], size=3))
+    record(config.run_dir, Job("merge", "13"))
+    (config.run_dir / "config.yaml").write_text("{}")
+    jobs.folder(config.run_dir).mkdir()
+    (jobs.folder(config.run_dir) / "12_1_0_log.out").write_text("at work\ndist-train: error: too hot\n")
+    beat = {"time": time.time(), "left": False, "ranks": 1, "host": "n1", "job": "14", "doing": "evaluate mean: draw 3"}
+    for number, left in ((0, False), (2, True), (1, True)):  # the third is done
+        folder = Share(number, 3).folder(config.run_dir)
+        folder.mkdir(parents=True)
+        (folder / "heartbeat.json").write_text(json.dumps({**beat, "left": left}))
+    (folder / "error.json").write_text(json.dumps({"time": 0, "rank": 0, "message": "too hot"}))
+    old = Share(4, 5).folder(config.run_dir)  # of an array of another size, before
+    old.mkdir()
+    os.utime(old, (0, 0))
+    text = show(config.run_dir)
+    assert "  job 12 evaluate: 1 RUNNING, 1 FAILED, 1 COMPLETED" in text and "  job 13 merge: CANCELLED" in text
+    assert f"    failed: 12_1; the end of {jobs.folder(config.run_dir)}/12_1_0_log.out\n    at work\n" in text
+    assert "  evaluate  running" in text and "  share 0 now: evaluate mean: draw 3 (" in text
+    again = f"its log: dist-train logs {config.run_dir} --stage evaluate --member 1"
+    assert f"  share 1 died of: rank 0: too hot; {again}" in text
+    assert not any(word in text for word in ("share 1 left", "share 2", "share 4"))
 
 
 def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Submit, config: Config) -> None:
