@@ -107,10 +107,10 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
 
 
 def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions) -> None:
-    """Check that ``source`` is there, and that no network for a new model is given beside it.
+    """Check that ``source`` is a run or a model, and that no network for a new model is given beside it.
 
     Raises:
-        UserError: it is not, it is a file, or one is.
+        UserError: it is not, or one is.
     """
     from dist_train.classifier import model_folder
 
@@ -123,8 +123,9 @@ def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions)
         folder = f"its folder by --out {source}"
         remedy = f"give {photos or folder}" if options.out is None else f"leave {source} out"
         raise UserError(f"{source}: no such run or model; --backbone makes a new model: {remedy}")
-    elif not source.exists():
-        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
+    else:
+        what = "neither a run (no config.yaml) nor a model (no model.json)" if source.exists() else "no such run or model"
+        raise UserError(f"{source}: {what}; give RUNS/NAME, or a folder made by adapt or create")
 
 
 def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:
