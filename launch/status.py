@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from launch import restart
 from launch.slurm import jobs, scheduler
 from launch.slurm.jobs import Job
@@ -91,7 +91,9 @@ class _RunStatus:
         beat = self.heartbeat
         if not beat:
             return [] if self.jobs or self.error else ["  no start of this run has begun to work yet"]
-        where = f"{beat['ranks']} rank(s), rank 0 on {beat['host']}" + (f", job {beat['job']}" if beat["job"] else "")
+        where = f"{counted(beat['ranks'], 'rank')}, rank 0 on {beat['host']}" + (
+            f", job {beat['job']}" if beat["job"] else ""
+        )
         when = f"{_duration(self.age)} ago; {where}"
         if finished:
             return [f"  finished {when}"]

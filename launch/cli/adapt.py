@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from dist_train.config import Config
 from dist_train.config.io import load_config
 from dist_train.data.account import Account
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import class_name, shown
 from launch.cli.create import NetworkOptions, add, estimate_lines, new_model, photos_of_folder
 from launch.cli.measuring import LabelledPhotos, labelled_photos
@@ -124,7 +124,9 @@ def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions)
         remedy = f"give {photos or folder}" if options.out is None else f"leave {source} out"
         raise UserError(f"{source}: no such run or model; --backbone makes a new model: {remedy}")
     else:
-        what = "neither a run (no config.yaml) nor a model (no model.json)" if source.exists() else "no such run or model"
+        what = (
+            "neither a run (no config.yaml) nor a model (no model.json)" if source.exists() else "no such run or model"
+        )
         raise UserError(f"{source}: {what}; give RUNS/NAME, or a folder made by adapt or create")
 
 
@@ -208,7 +210,7 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
     """
     if out is not None:
         rule = f", rule {model.rule}" if model.rule else ""
-        lines = [*lines, f"{out}: {len(model.classes)} classes, {model.method}{rule}"]
+        lines = [*lines, f"{out}: {counted(len(model.classes), 'class')}, {model.method}{rule}"]
     if not options.prints or out is not None or options.held_out:
         # Beside a list they go to standard error, so that the list alone can be read by a program.
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr if options.prints else sys.stdout)
@@ -293,15 +295,13 @@ def _check_names(model: Classifier, names: Iterable[str], update: bool) -> None:
 
 def _lines_on_photos(model: Classifier, before: Classifier, update: bool) -> list[str]:
     """Return a line on each class that got photos, in the order of the classes."""
-    from dist_train.classifier.history import photos_text
-
     counts, lines = {entry.name: entry.photos for entry in before.classes}, []
     for entry in model.classes:
         more = entry.photos - counts.get(entry.name, 0)
         if more and entry.name in counts:
-            lines.append(f"{entry.name}: {photos_text(more)} added, {entry.photos} now")
+            lines.append(f"{entry.name}: {counted(more, 'photo')} added, {entry.photos} now")
         elif more:
-            lines.append(f"{entry.name}: {'a new class, ' * update}added from {photos_text(more)}")
+            lines.append(f"{entry.name}: {'a new class, ' * update}added from {counted(more, 'photo')}")
     return lines
 
 
@@ -327,16 +327,21 @@ def _with_base_accuracy(
     summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if lines else f"{rates[0]:.2f}%"
     lines = [f"{text}; base {now:.2f}% ({now - then:+.2f})"
              for text, then, now in zip(lines, rates, rates[1:], strict=False)]  # fmt: skip
-    return [*lines, f"base accuracy on {len(images[1])} held-out images: {summary}"]
+    return [*lines, f"base accuracy on {counted(len(images[1]), 'held-out image')}: {summary}"]
 
 
 def _measured_line(model: Classifier, held_out: LabelledPhotos, folder: Path | None) -> str:
     """Return a line on how the model does on the photos of a folder, of all its classes that have a folder there."""
     from dist_train.classifier.measuring import measure
+    from dist_train.report.per_class import with_interval
 
     m = measure(model, held_out.activations, held_out.labels)
-    warning = f"; {m.known} of these {m.photos} photos are in the model, so they say nothing" if m.known else ""
-    return f"{m.mean:.1f}% ± {m.half_width:.1f} of the photos in {shown(folder)}, mean over classes{warning}"
+    warning = (
+        f"; of these {counted(m.photos, 'photo')} the model has {m.known} itself, so they say nothing"
+        if m.known
+        else ""
+    )
+    return f"{with_interval(m.mean, m.low, m.high)} of the photos in {shown(folder)}, mean over classes{warning}"
 
 
 def _class_and_word(text: str, option: str, form: str, model: Classifier) -> tuple[str, str]:

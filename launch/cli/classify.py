@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tqdm import tqdm
 
 from dist_train.data.account import Account
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import shown, spelt, utf8
 from launch.cli.photo_arguments import check_files, named_photos, print_account
 from launch.cli.signature import Option, Options
@@ -72,8 +72,8 @@ class AnswerFiles(Options):
         """
         option = f"--move_to {self.move_to}" if self.move_to else f"--link_to {self.link_to}" if self.link_to else ""
         if option and any(isinstance(photo, bytes) for _, photo in photos):
-            raise UserError(f"{option}: the photo on standard input is no file that could lie in a folder of its class; "
-                            "give its path, or write its answer by --csv or --parquet")  # fmt: skip
+            raise UserError(f"{option}: the photo on standard input is no file that could lie in a folder of its "
+                            "class; give its path, or write its answer by --csv or --parquet")  # fmt: skip
 
     def journal(self) -> Path:
         """Return the file that keeps the answers until they are written; its folder is made where need be.
@@ -173,7 +173,7 @@ def _to_files(
     for file, write in ((files.csv, write_csv), (files.parquet, write_parquet)):
         if file is not None:
             write(file, answers, topk)
-            print(f"{file}: {len(answers)} photos", file=sys.stderr)
+            print(f"{file}: {counted(len(answers), 'photo')}", file=sys.stderr)
     _sort(journal, files, account)
     journal.remove()
     print_account(account, details=False)
@@ -190,7 +190,7 @@ def _sort(journal: Journal, files: AnswerFiles, account: Account) -> None:
     counts, failed = sort_photos(journal, folder, move=files.move_to is not None)
     for name, reason in failed:
         _leave_out(account, name, reason)
-    print(f"{folder}: {counts.total()} photos {'moved' if files.move_to else 'linked to'}", file=sys.stderr)
+    print(f"{folder}: {counted(counts.total(), 'photo')} {'moved' if files.move_to else 'linked to'}", file=sys.stderr)
     for group, count in sorted(counts.items(), key=lambda pair: (pair[0] == UNSURE, -pair[1], pair[0])):
         print(f"{count:8}  {group}", file=sys.stderr)
 

@@ -87,9 +87,7 @@ def test_freezing_ends_at_a_layer_or_at_a_whole_stage() -> None:
         frozen = [p.requires_grad is False for p in network.body.get_submodule("blocks").parameters()]
         assert sum(frozen) == len(frozen) * count // 12
         assert not network.body.get_parameter("pos_embed").requires_grad and network.head.weight.requires_grad
-    with pytest.raises(
-        UserError, match=r"pretrain\.freeze='block': no layer of this network; give one of patch_embed.*"
-    ):
+    with pytest.raises(UserError, match=r"pretrain\.freeze=block: no layer of this network; give one of patch_embed.*"):
         freeze(vit(), "block")
 
 

@@ -364,7 +364,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", model, "--out", other, "--rename", "nobody"): "--rename nobody: give OLD=NEW",
         ("adapt", model, "--out", other, "--class", f"o={album}/okapi", "--held_out", str(album)):
             "holds no folder with the name or wnid of a class",
-        ("classify", str(tmp_path), str(album)): "not a model (no model.json); make one: dist-train create PHOTOS --out",
+        ("classify", str(tmp_path), str(album)): "not a model (no model.json); make one: dist-train create PHOTOS",
         ("classify", f"{tmp_path}/empty.onnx", str(album)): "empty.onnx: not a model (no model.json); make one: dist-",
         ("classify", f"{tmp_path}/no", str(album)): "no: no such folder; check the path, or make a model: dist-train",
         ("classify", model, "/nowhere.jpg"): "/nowhere.jpg: no such file or folder",

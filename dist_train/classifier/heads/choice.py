@@ -14,6 +14,7 @@ from dist_train.classifier.heads.means import Imprinting, NearestMean
 from dist_train.classifier.heads.probe import Probe
 from dist_train.classifier.heads.temperature import best_temperature
 from dist_train.errors import UserError
+from dist_train.report.per_class import wilson
 
 HEADS: dict[str, FittedHead] = {
     "mean": NearestMean(), "imprint": Imprinting(), "lda": Discriminant(), "probe": Probe(),
@@ -62,9 +63,9 @@ def choose(
             continue
         _, temperature, fit = min(judged, key=lambda entry: entry[0])
         right = fit.held_out.argmax(1) == sample.labels
-        accuracy, half_width = balanced_accuracy(right[sample.judged], sample.labels[sample.judged])
+        accuracy, low, high = balanced_accuracy(right[sample.judged], sample.labels[sample.judged])
         if bool(sample.judged.any()):
-            estimates.append(Estimate(name, fit.strength, accuracy, half_width, HEADS[name].judged_by))
+            estimates.append(Estimate(name, fit.strength, accuracy, low, high, HEADS[name].judged_by))
         if chosen is None or accuracy > chosen[0]:
             chosen = accuracy, temperature, fit, name
     if chosen is None:
@@ -79,12 +80,13 @@ def choose(
     return Choice(tempered, temperature, name, tuple(estimates))
 
 
-def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Return the mean over classes of the percentage of photos that are right, and the half width of its 95% interval;
-    zeros without a photo.
+def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, float]:
+    """Return the mean over classes of the percentage of photos that are right, and the ends of its 95% interval; 0, 0
+    and 100 without a photo.
 
-    The interval is normal, with the binomial variance of each class at (right + 1) / (photos + 2), so that a class
-    without an error does not count as certain.
+    The interval is Wilson's, which stays within 0 to 100, at the effective number of photos (Kish 1965): as many as
+    give a single share the variance of this mean. That is of all classes, each binomial at (right + 1) / (photos + 2),
+    so that a class without an error does not count as certain; where all are as large and as hard, it is all photos.
 
     Args:
         right: bool [N].
@@ -94,10 +96,10 @@ def balanced_accuracy(right: torch.Tensor, labels: torch.Tensor) -> tuple[float,
     there = counts > 0
     counts, sums = counts[there], labels[right].bincount(minlength=len(counts)).double()[there]
     if not len(counts):
-        return 0.0, 0.0
-    smooth = (sums + 1) / (counts + 2)
+        return 0.0, 0.0, 100.0
+    mean, smooth = 100 * float((sums / counts).mean()), (sums + 1) / (counts + 2)
     variance = (smooth * (1 - smooth) / counts).sum() / len(counts) ** 2
-    return 100 * float((sums / counts).mean()), 196 * float(variance.sqrt())
+    return mean, *wilson(mean, float(smooth.mean() * (1 - smooth.mean()) / variance))
 
 
 def _judge(fit: Fit, sample: Sample) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dist_train.config import SOURCES, BackboneConfig
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import file_sha256
 from dist_train.models.backbones import run_source, starter, timm_source, torchvision_source, weights
 from dist_train.models.backbones.backbone import Backbone
@@ -41,7 +41,7 @@ def open_pretrained(options: BackboneConfig, section: str = "backbone") -> Pretr
     wrong = [key for key, tensor in opened.backbone.named_parameters() if not bool(tensor.isfinite().all())]
     if wrong:
         first = wrong[0].partition(".")[2]
-        more = f" and {len(wrong) - 1} more tensors" * (len(wrong) > 1)
+        more = f" and {counted(len(wrong) - 1, 'more tensor')}" * (len(wrong) > 1)
         raise UserError(
             f"{opened.origin.file}: {first}{more}: values that are not finite (NaN or infinite); give other weights"
         )
