@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dist_train.config import BackboneConfig
+from dist_train.config.backbone import KEY
 from dist_train.data.account import SHOWN, Account
 from dist_train.errors import UserError, counted
 from dist_train.files import write_text
@@ -189,15 +190,12 @@ def _as_typed() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), f"{error}")) from None
-
-
-_KEY = r"(?<![\w./-])(?:--)?backbone\.(source|weights|size|download)(?:=(true)?)?"
-"""A key of a run in a message, perhaps as an option, and whether it is a flag's, with its value."""
+        message = re.sub(rf"{KEY}(?:=(true)?)?", lambda found: _option(*found.groups("")[1:]), str(error))
+        raise UserError(message) from None
 
 
 def _option(key: str, flag: str) -> str:
-    """Return what takes the place of ``_KEY`` in a message."""
+    """Return the option for a key of a run in a message; ``flag``: its value, where it is a flag that is set."""
     name = "--backbone" if key == "source" else f"--{key}"
     return name if flag or key == "weights" else f"{name} "
 

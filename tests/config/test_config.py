@@ -47,7 +47,8 @@ positive = st.floats(1e-12, 1e12) | st.sampled_from([1e-5, 1e-3, 1e16, 0.1, 1 / 
 @pytest.mark.parametrize(
     ("value", "text"),
     [("conv4", "conv4"), (Path("a/b"), "a/b"), ("a b", "a b"), ("", "''"), (" a", "' a'"), ("a\n", "'a\\n'"),
-     (True, "true"), (None, "null"), (0.1, "0.1"), (60.0, "60"), (1 / 3, "0.3333333333333333"), ([1, "a", None], "[1, a, null]"),
+     (True, "true"), (None, "null"), (0.1, "0.1"), (60.0, "60"),
+      (1 / 3, "0.3333333333333333"), ([1, "a", None], "[1, a, null]"),
      ((0.5, 1.0), "[0.5, 1]"), ({"a": [False]}, "{a: [false]}")],
 )  # fmt: skip
 def test_values_stand_in_messages_as_in_a_file(value: object, text: str) -> None:
