@@ -96,8 +96,7 @@ def dry_run(config: Config, world: int) -> list[str]:
         f"{counted(options.epochs, 'epoch')}, {counted(work.steps, 'step')}, {counted(work.seen, 'image')} of "
         f"{sides} pixels",
         f"batch       {options.global_batch} = {counted(world, 'rank')} x {counted(options.accumulate, 'pass')} x "
-        f"{work.batch}; "
-        f"peak rate {peak_lr(options):g}",
+        f"{work.batch}; peak rate {peak_lr(options):g}",
         f"model       {work.largest.parameters / 1e6:.1f} M parameters, "
         f"{work.largest.flops / 1e9:.2f} GFLOP forward an image; {work.flops:.3g} FLOP in all",
         f"memory      about {sum(by_use.values()) / _GIB:.1f} GiB a rank: "
@@ -132,8 +131,7 @@ def _plan_networks(config: Config, images: int, classes: int, side: int, world: 
         lines.append(
             f"networks    {network}: {counted(count, 'training')} of {counted(epochs, 'epoch')}, about "
             f"{counted(round(seen / own.global_batch), 'step')} of {counted(own.global_batch, 'image')} each; "
-            f"{3 * cost.flops * seen * count:.3g} FLOP in all, about "
-            f"{bytes / _GIB:.1f} GiB a rank"
+            f"{3 * cost.flops * seen * count:.3g} FLOP in all, about {bytes / _GIB:.1f} GiB a rank"
         )
     return lines
 
@@ -167,8 +165,7 @@ def _plan_features(config: Config) -> list[str]:
     return [
         f"run         {config.run_dir}",
         f"features    {counted(rows, 'row')} of {counted(len(run.base), 'base class')}, "
-        f"{counted(run.features.dim, 'activation')} each "
-        f"({run.features['train'].path})",
+        f"{counted(run.features.dim, 'activation')} each ({run.features['train'].path})",
         "pretrain    checks the features; nothing is trained",
         _later_stages(config, rows).replace("extract", "store").replace("images", "rows"),
     ]

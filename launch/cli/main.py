@@ -29,7 +29,7 @@ class Entry:
         read: it prints what a person may read through ``head``; the others have work to finish when nobody reads any
             more.
         photos: it sees photos, batch after batch.
-        saves_at_once: it writes what it has done at its end, whole; Ctrl-C before that leaves nothing to go on with.
+        saves_at_once: it writes each change at once and whole, so that Ctrl-C leaves none half-made.
     """
 
     run: Command

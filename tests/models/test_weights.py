@@ -85,7 +85,7 @@ def test_what_is_left_aside_is_said(state: State, tmp_path: Path) -> None:
     assert opened(path).notes == ("of model_ema, model in the file, model_ema is taken",)
     torch.save(WRAPPINGS["Lightning"](state), path)
     total = len(state) + 1
-    assert opened(path).notes == (f"of {total} tensors left aside, as of other networks: 1",)
+    assert opened(path).notes == (f"left aside, as tensors of other networks: 1 of {total}",)
 
 
 @pytest.mark.parametrize("rows", [10, None])

@@ -105,9 +105,8 @@ class Packer:
             return
         total = sum(file.stat().st_size for file in tasks)
         print(
-            f"{out}: {counted(len(tasks), 'parquet file')} not to be read in place: {total / 1e9:.3f} GB are copied "
-            "into "
-            f"{out / '.pack'} first, and deleted at the end"
+            f"{out}: {counted(len(tasks), 'parquet file')} not to be read in place: {total / 1e9:.3f} GB are "
+            f"copied into {out / '.pack'} first, and deleted at the end"
         )
         copies = sum(file.stat().st_size for file, task in tasks.items() if task.done() is None)
         if copies:  # once they are there, the shards' sizes are known
@@ -123,8 +122,8 @@ class Packer:
         total, left = (sum(len(shard.rows) for shard in shards) for shards in (self.shards, missing))
         if len(missing) < len(self.shards):
             print(
-                f"{self.out}: continues; {len(self.shards) - len(missing)} of {counted(len(self.shards), 'shard')} "
-                "there"
+                f"{self.out}: continues; {len(self.shards) - len(missing)} of "
+                f"{counted(len(self.shards), 'shard')} there"
             )
         if Encoding.of(self.options) is None:
             _check_space(sum(shard.bytes for shard in missing), self.out)

@@ -99,9 +99,9 @@ def print_summary(summary: dict[str, Any], scanned: Account, out: Path) -> None:
         per_class = subset["per_class"]
         print(
             f"{name}: {counted(subset['images'], 'image')} of {counted(summary['classes'], 'class')} in "
-            f"{counted(subset['shards'], 'shard')}, {subset['bytes'] / 1e9:.3f} GB; {per_class['min']} to "
-            f"{per_class['max']} a class "
-            f"(mean {per_class['mean']:g}); {_counts(subset['modes'])}; {_counts(subset['formats'])}"
+            f"{counted(subset['shards'], 'shard')}, {subset['bytes'] / 1e9:.3f} GB; "
+            f"{per_class['min']} to {per_class['max']} a class (mean {per_class['mean']:g}); "
+            f"{_counts(subset['modes'])}; {_counts(subset['formats'])}"
         )
     same = "are" if summary["official"] else "are not"
     print(f"the counts {same} those of ILSVRC2012 (1,281,167 train, 50,000 val, 1000 classes)")

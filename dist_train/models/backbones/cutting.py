@@ -48,7 +48,7 @@ def fill(backbone: Backbone, classifier: str | None, rows: int, state: weights.S
     inside = weights.matched(state, names)
     notes = []
     if len(inside) < len(state):
-        notes.append(f"of {counted(len(state), 'tensor')} left aside, as of other networks: {len(state) - len(inside)}")
+        notes.append(f"left aside, as tensors of other networks: {len(state) - len(inside)} of {len(state)}")
     weight, bias = (inside.pop(f"{classifier}.{part}", None) for part in ("weight", "bias"))
     words = weights.misfit(backbone.body, inside)
     if words:
