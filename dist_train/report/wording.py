@@ -54,7 +54,7 @@ def describe_backbone(results: Results) -> str:
     if backbone.novel_seen is None:
         return f"{network}{where}; it is not known whether {novel} classes were in that training."
     if not backbone.novel_seen:
-        return f"{network}{where}; none of {counted(count, f'{novel} class')} was in that training."
+        return f"{network}{where}; none of the {counted(count, f'{novel} class')} was in that training."
     return (
         f"{novel.capitalize()} is not novel to the backbone: {backbone.novel_seen} of its {count} {novel} classes were "
         f"in the training of {backbone.source}{where}{', as which it began' * backbone.fine_tuned}."

@@ -139,7 +139,7 @@ def _new_split(options: SplitOptions) -> Split:
         unknown = sorted(set(named) - set(classes))
         if unknown:
             raise UserError(
-                f"{option}: class {unknown[0]!r} is not among {counted(len(classes), 'class')}; mend the list"
+                f"{option}: class {unknown[0]!r} is not among the {counted(len(classes), 'class')}; mend the list"
             )
     classes = sorted(set(classes) - set(without))
     if options.novel is not None:

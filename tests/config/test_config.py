@@ -154,7 +154,7 @@ def test_what_only_training_obeys_is_refused_beside_a_trained_network(section: s
 @pytest.mark.parametrize(
     ("options", "beside", "message"),
     [
-        ("--pretrain.epochs 3", "backbone", "pretrain.epochs=3.0: must be left out where backbone names"),
+        ("--pretrain.epochs 3", "backbone", "pretrain.epochs=3: must be left out where backbone names"),
         ("--pretrain.model conv4 --pretrain.small_stem true", "backbone", "pretrain.model=conv4: must be left out"),
         ("--pretrain.freeze layer1", "backbone", "pretrain.freeze=layer1: must be left out where backbone names"),
         ("--pretrain.init.source timm:b", "backbone", "pretrain.init.source=timm:b: must be left out where backbone"),
@@ -162,7 +162,7 @@ def test_what_only_training_obeys_is_refused_beside_a_trained_network(section: s
         ("--data.eval_size 300", "backbone", "data.eval_size=300: must be left out: the preprocessing of the trained"),
         ("--data.eval_size 300", "pretrain.init", "data.eval_size=300: must be left out: the preprocessing of the"),
         ("--pretrain.model conv4 --pretrain.small_stem true", "pretrain.init", "pretrain.model=conv4: must be left"),
-        ("--pretrain.epochs 3", "features", "pretrain.epochs=3.0: must be left out beside features"),
+        ("--pretrain.epochs 3", "features", "pretrain.epochs=3: must be left out beside features"),
         ("--backbone.source timm:b", "features", "backbone.source=timm:b: must be left out beside features"),
         (
             "--pretrain.init.source timm:b",

@@ -55,7 +55,7 @@ def test_a_rank_takes_the_gpu_of_its_local_rank_or_the_only_one(
 
 def test_more_ranks_than_gpus_are_refused(gpus: Any) -> None:
     gpus(2)
-    with pytest.raises(UserError, match=r"rank 6: local rank 2 of 4 but 2 visible GPU\(s\).*gpus_per_node"):
+    with pytest.raises(UserError, match=r"rank 6: local rank 2 of 4 but 2 visible GPUs.*gpus_per_node"):
         choose_device(Place(6, 8, 2, 4, "slurm"), {})
 
 

@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         ("--pretrain.epoks", "3", "unknown key 'pretrain.epoks'; did you mean 'pretrain.epochs'?"),
         ("--pretrain.epoch", "3", "did you mean 'pretrain.epochs'?"),
         ("--pretrain.epochs", "many", "pretrain.epochs"),
-        ("--pretrain.epochs", "0", "pretrain.epochs=0.0: must be > 0"),
+        ("--pretrain.epochs", "0", "pretrain.epochs=0: must be > 0"),
         ("--pretrain.precision", "fp8", "pretrain.precision"),
         ("--learn.p-mean", "1.5", "learn.p_mean=1.5: must be in [0, 1]"),
         ("--learn.methods", "[phi3]", "learn.methods: 'phi3' is not known; give some of "),
@@ -73,7 +73,7 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         assert f"{key} has no value; give one, or leave the key out" in refused(capsys, "pretrain", "--config", path)
     for text, line in (
         ("pack: {draw: {base_classes: 0}}", "pack.draw.base_classes=0: must be >= 1"),
-        ("pack: {val_share: 3}", "pack.val_share=3.0: must be > 0 and < 1"),
+        ("pack: {val_share: 3}", "pack.val_share=3: must be > 0 and < 1"),
         ("seed: 1\nseed: 2", "line 2: 'seed' is there twice; keep one of them"),
         ("pretrain: {epochs: [1, 2]}", "pretrain.epochs=[1, 2]: must be a number"),
     ):

@@ -98,7 +98,7 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     assert 1 <= fits < 256, "or the test shows nothing"
     with pytest.raises(UserError) as caught, explain_out_of_memory(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
+    offered = re.search(rf"is 1,024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
     ranks = re.search(r"or on (\d+) ranks it continues, with (\d+)", str(caught.value))
     assert ranks and int(ranks[2]) <= fits and int(ranks[1]) * int(ranks[2]) == 4096
     assert offered and 4096 // (4 * int(offered[1])) <= fits < 2 * 4096 // (4 * int(offered[1]))
