@@ -95,7 +95,7 @@ def test_episodes_from_activations_to_table(config: Config, tmp_path: Path, with
             assert len(draws) == 6 and all(v * 21 / 100 == pytest.approx(round(v * 21 / 100), abs=1e-4) for v in draws)
             assert values["accuracy"]["ci95"] > 0
     table = config.run_dir / "evaluate" / "table.md"
-    assert "7 queries a class" in table.read_text() and list((table.parent / "tb" / "phi2").glob("events.*"))
+    assert "Queries of each class: 7, " in table.read_text() and list((table.parent / "tb" / "phi2").glob("events.*"))
     assert not (table.parent / "report.html").exists()
 
     # As released: all other images of a class (it has 20) are queries, and beyond 1 shot one support too.

@@ -198,7 +198,7 @@ def test_other_weights_are_refused_and_a_moved_or_lost_file_is_not(
         (("--pretrain.freeze", "layer1"), "pretrain.freeze=layer1: must be left out without pretrain.init"),
         (
             ("--pretrain.init.source", "timm:a", "--pretrain.model", "resnet18"),
-            "pretrain.model='resnet18': must be left",
+            "pretrain.model=resnet18: must be left",
         ),
         (("--pretrain.init.source", "timm:a", "--pretrain.layer_decay", "0"), "pretrain.layer_decay=0: must be in"),
         (
