@@ -139,7 +139,7 @@ def test_sizes_that_do_not_fit_and_lost_weights_are_refused(config: Config, weig
     for wrong, message in (
         (replace(config, data=replace(config.data, train_size=64)), "data.train_size=64: .* --data.train_size 48"),
         (tuning(config, tmp_path / f"{VIT}.pth", 48), "vit_tiny_patch16_224.pth: "),
-        (tuning(config, weights / f"{VIT}.pth", 48, freeze="layer1"), "pretrain.freeze='layer1': no layer"),
+        (tuning(config, weights / f"{VIT}.pth", 48, freeze="layer1"), "pretrain.freeze=layer1: no layer"),
     ):
         with pytest.raises(UserError, match=message):
             pretrain(open_run(wrong), Context(), StopFlag(Context()))
