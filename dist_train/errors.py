@@ -54,6 +54,13 @@ def command(*words: object) -> str:
     return shlex.join(["dist-train", *map(str, words)])
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, as in "1 photo", "1,234 photos", "2 base classes" and "1.5 epochs"."""
+    plural = f"{noun}es" if noun.endswith(("s", "sh", "tch", "x")) else f"{noun}s"
+    digits = f"{int(number):,}" if number == int(number) else f"{number:,g}"
+    return f"{digits} {noun if number == 1 else plural}"
+
+
 def verifying(source: object) -> str:
     """Return the words that name the command which lists all damaged images of these shards.
 

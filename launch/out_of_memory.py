@@ -9,7 +9,7 @@ import torch
 
 from dist_train.config import Config
 from dist_train.distributed.context import Context
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 _ALLOCATION = 2  # cudaErrorMemoryAllocation, of the CUDA runtime's cudaError_t
 # torch has no exception for libraries that run out of memory: these words are in a RuntimeError. cuDNN has one word
@@ -84,10 +84,12 @@ def suggest_smaller(config: Config, stage: str, world: int, fits: int | None = N
     if stage == "extract":
         batch = config.extract.batch
         smaller = f"; --extract.batch {batch // 2} takes about half, and continues" if batch > 1 else ""
-        return f"extract.batch={batch} images are on a GPU at a time{smaller}"
+        return f"extract.batch={batch}: so many images are on a GPU at a time{smaller}"
     if stage == "networks":
-        now = f"networks.global_batch={config.networks.global_batch} in {config.networks.accumulate} pass(es)"
-        return f"{now} on {world} rank(s); more --networks.accumulate --redo trains with fewer images at a time"
+        now = f"networks.global_batch={config.networks.global_batch} in {counted(config.networks.accumulate, 'pass')}"
+        return (
+            f"{now} on {counted(world, 'rank')}; more --networks.accumulate --redo trains with fewer images at a time"
+        )
     if stage == "learn":
         return "all base activations lie on each GPU: end what else runs on it, or take one with more memory"
     return "the rows before are kept: take a GPU with more free memory, or leave the method out of evaluate.methods"
@@ -97,7 +99,7 @@ def _suggest_for_pretrain(config: Config, world: int, fits: int | None) -> str:
     """Suggest the next larger number of passes, and of ranks, that divides the batch into parts that fit."""
     batch, passes = config.pretrain.global_batch, config.pretrain.accumulate
     images = batch // (world * passes)
-    now = f"pretrain.global_batch={batch} is {images} images a pass on each of {world} rank(s)"
+    now = f"pretrain.global_batch={batch} is {counted(images, 'image')} a pass on each of {counted(world, 'rank')}"
     if fits and fits < images:
         now += f", about {fits} fit"
     most = min(fits or images, images // 2)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_train.errors import CRASHED, FAILED, STOPPED
+from dist_train.errors import CRASHED, FAILED, STOPPED, counted
 from dist_train.files import write_text
 
 # What a start that made progress leaves behind: checkpoints, blocks of activations, networks, rows, draws, finished
@@ -62,10 +62,11 @@ def decide(run: Path, job: str, code: int, starts: int, shards: Path | None = No
     reason = "stopped and saved" if code == STOPPED else f"a rank died (exit code {code})"
     if idle >= starts:
         decision = Decision(
-            CRASHED, f"{reason}; given up: {starts} start(s) in a row made no progress (too short a time limit?)"
+            CRASHED,
+            f"{reason}; given up: {counted(starts, 'start')} in a row made no progress (too short a time limit?)",
         )
     else:
-        without = f" ({idle} of {starts} start(s) without progress)" if idle else ""
+        without = f" ({idle} of {counted(starts, 'start')} without progress)" if idle else ""
         decision = Decision(STOPPED, f"{reason}; starting again{without}")
     write_text(path, json.dumps({"idle": idle, "reason": decision.reason}))
     return decision

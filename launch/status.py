@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES
-from dist_train.errors import UserError, command
+from dist_train.errors import UserError, command, counted
 from launch import restart
 from launch.slurm import jobs, scheduler
 from launch.slurm.jobs import Job
@@ -180,7 +180,7 @@ def _state(beat: dict[str, Any]) -> str:
 def _when(beat: dict[str, Any]) -> str:
     """Return when a heartbeat was sent, and from where."""
     job = f", job {beat['job']}" if beat["job"] else ""
-    return f"{_duration(_age(beat))} ago; {beat['ranks']} rank(s), rank 0 on {beat['host']}{job}"
+    return f"{_duration(_age(beat))} ago; {counted(beat['ranks'], 'rank')}, rank 0 on {beat['host']}{job}"
 
 
 def _meeting(run: Path, job: str) -> str:

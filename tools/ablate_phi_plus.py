@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pseudo_novel import open_joint_scoring
 from torch import nn
 
 from dist_train.config import LearnConfig
-from dist_train.config.io import load_config
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
@@ -31,7 +31,7 @@ from dist_train.fewshot.results import Interval
 from dist_train.models.predictor import layers
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import format_mean, markdown_head, markdown_row
-from dist_train.runs.run import Run, open_run
+from dist_train.runs.run import Run
 from dist_train.stages import learn
 from dist_train.stages.scoring import JointScoring
 from dist_train.training.bank import StepReader
@@ -111,21 +111,6 @@ def main() -> None:
     with contexts.start() as context:
         run, joint = open_joint_scoring(parser, options.run, options, context)
         print(table({name: measure(*VARIANTS[name], run, joint, context) for name in VARIANTS}))
-
-
-def open_joint_scoring(
-    parser: argparse.ArgumentParser, folder: Path, options: argparse.Namespace, context: Context
-) -> tuple[Run, JointScoring]:
-    """Open a run, and the scoring of its methods, at the shots and draws of the options.
-
-    Choices are made on pseudo-novel classes; a run with another holdout is a usage error.
-    """
-    config = load_config(folder)
-    if config.data.holdout != "pseudo-novel":
-        parser.error(f"{folder}: choices are made on pseudo-novel classes; give a run of data.holdout=pseudo-novel")
-    evaluate = replace(config.evaluate, draws=options.draws, shots=options.shots)
-    run = open_run(replace(config, evaluate=evaluate))
-    return run, JointScoring(run, context)
 
 
 def measure(network: type[PhiPlus], method: type[Plus], run: Run, joint: JointScoring, context: Context) -> Draws:

@@ -34,6 +34,7 @@ from dist_train.config.backbone import Preprocessing
 from dist_train.data.account import Account
 from dist_train.data.activations import Activations
 from dist_train.data.drawing import picture, split_of
+from dist_train.errors import counted
 from dist_train.fewshot import methods
 from dist_train.fewshot.method import Base, Method
 from dist_train.fewshot.methods import METHODS, NUMBERS
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clock = Clock(device, args.repeats)
         opening, _ = clock(model.head, once=True)
         threads = torch.get_num_threads()
-        print(f"{args.backbone}, {args.method}, {args.base} base classes, {threads} thread(s), {device}")
+        print(f"{args.backbone}, {args.method}, {args.base} base classes, {counted(threads, 'thread')}, {device}")
         print(f"once, when the model is opened: {opening:.0f} ms")
         columns = ["decode", "backbone", "prediction", "all"]
         preparing, fine_tuned = clock(lambda: methods.make("child", base_of(model, train)), once=True)

@@ -95,15 +95,15 @@ def draw(features: Features, classes: Sequence[str], number: int, shown: int) ->
     labels = torch.arange(CLASSES).repeat_interleave(torch.tensor([len(features[name]) - max(SHOWN) for name in known]))
     head, _ = FittedHeads().make((), photos)
     figures = {
-        f"auroc of {name}": 100
+        f"AUROC of the {name}": 100
         * roc_auc_score([1] * len(fresh) + [0] * len(strange), sign(torch.cat([fresh, strange])))
         for name, sign in signs(head, photos).items()
     }
     figures["right"] = _percent(head.scores(fresh).argmax(1) == labels)
-    figures["said"] = 100 * float(head.probabilities(head.scores(fresh)).amax(1).mean())
-    for rule in ("probability", "familiarity", "both"):
-        figures[f"known pass {rule}"] = _percent(passes(head, fresh)[rule])
-        figures[f"others pass {rule}"] = _percent(passes(head, strange)[rule])
+    figures["probability that is said"] = 100 * float(head.probabilities(head.scores(fresh)).amax(1).mean())
+    for rule in ("the probability's threshold", "the familiarity's threshold", "both"):
+        figures[f"known photos that pass {rule}"] = _percent(passes(head, fresh)[rule])
+        figures[f"other photos that pass {rule}"] = _percent(passes(head, strange)[rule])
     return figures
 
 
@@ -118,8 +118,8 @@ def signs(head: Head, photos: Sequence[torch.Tensor]) -> dict[str, Sign]:
     return {
         "probability": lambda x: head.probabilities(head.scores(x)).amax(1),
         "energy": lambda x: head.scores(x).logsumexp(1),
-        "Mahalanobis": lambda x: -torch.cdist(normalize(x.double(), dim=1) @ factor, means).amin(1),
-        "cosine": head.nearness,
+        "Mahalanobis distance": lambda x: -torch.cdist(normalize(x.double(), dim=1) @ factor, means).amin(1),
+        "cosine to the nearest class mean": head.nearness,
     }
 
 
@@ -127,7 +127,11 @@ def passes(head: Head, activations: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return which photos pass the model's thresholds, of the probability, of the familiarity, and of both."""
     probable = head.probabilities(head.scores(activations)).amax(1) >= head.doubt.threshold
     familiar = torch.tensor(head.doubt.familiarity(head.nearness(activations).numpy())) >= head.doubt.familiar
-    return {"probability": probable, "familiarity": familiar, "both": probable & familiar}
+    return {
+        "the probability's threshold": probable,
+        "the familiarity's threshold": familiar,
+        "both": probable & familiar,
+    }
 
 
 def table(half: str, results: Mapping[int, Sequence[Mapping[str, float]]]) -> str:

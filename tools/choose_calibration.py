@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablate_phi_plus import open_joint_scoring
+from pseudo_novel import open_joint_scoring
 
 from dist_train.distributed import context as contexts
 from dist_train.errors import UserError

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_train.data.activations import Activations, load
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.fewshot.results import Interval, Metrics, Results
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import format_mean, markdown_head, markdown_row
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "data.holdout, evaluate.seed, evaluate.draws and evaluate.shots"
             )
     names = [run.name for run in options.runs]
-    title = f"{display_name(options.method)} at {options.shots} shot{'s' * (options.shots > 1)}"
+    title = f"{display_name(options.method)} at {counted(options.shots, 'shot')}"
     print("\n".join(tables(names, separations, metrics, title)))
 
 

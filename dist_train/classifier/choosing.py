@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.classifier.predicted import MODEL_METHODS
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.fewshot.methods import METHODS
 from dist_train.fewshot.results import Metrics, Results
 
@@ -72,7 +72,7 @@ def _nearest(results: Results, photos: Sequence[int]) -> int:
 
 def _best(scored: dict[str, Metrics], shots: int, unscored: Sequence[str]) -> MethodChoice:
     best, *others = sorted(scored, key=lambda name: -scored[name]["harmonic"].mean)
-    text = f"method: {best}, the best of the run's table at {shots} shot{'s' * (shots > 1)}: {_figures(scored[best])}"
+    text = f"method: {best}, the best of the run's table at {counted(shots, 'shot')}: {_figures(scored[best])}"
     if others:
         second, own = scored[others[0]], scored[best]
         difference = second["base_top1"].mean - own["base_top1"].mean

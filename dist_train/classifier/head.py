@@ -19,14 +19,15 @@ class Estimate:
         head: a name in ``heads.choice.HEADS``.
         strength: of its regularisation, in its own measure; None where it has none.
         accuracy: percent right, the mean over classes, each of which counts by how frequent it is taken to be.
-        half_width: of the 95% interval of ``accuracy``, in points.
+        low, high: the ends of the 95% interval of ``accuracy``.
         judged_by: how photos were held out.
     """
 
     head: str
     strength: float | None
     accuracy: float
-    half_width: float
+    low: float
+    high: float
     judged_by: str
 
 

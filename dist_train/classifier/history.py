@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dist_train.classifier.model_json import MAX_CHANGES, MAX_PARTS, MAX_PAST, MAX_TEXT, Change, Deed, Part, Past, Told
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 _TEXTS = {
     "added": "added {name} ({photos})",
@@ -98,9 +98,4 @@ def told(deeds: Sequence[Deed], undone: Sequence[Told] = ()) -> Told:
 
 
 def _text(deed: Deed) -> str:
-    return _TEXTS[deed.kind].format(name=deed.name, new=deed.new, photos=photos_text(deed.photos))
-
-
-def photos_text(count: int) -> str:
-    """Return "1 photo" or "3 photos"."""
-    return f"{count:,} photo{'s' * (count != 1)}"
+    return _TEXTS[deed.kind].format(name=deed.name, new=deed.new, photos=counted(deed.photos, "photo"))

@@ -18,7 +18,7 @@ from dist_train.classifier.answer import Answer
 from dist_train.classifier.classifier import Classifier
 from dist_train.classifier.heads.choice import mean_accuracy
 from dist_train.classifier.photos import Photo
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import path_of, spelt
 from dist_train.report.per_class import wilson
 
@@ -158,7 +158,7 @@ class Measurement:
         top1: percent of the photos that are right.
         top5: percent whose class is among the first five answers.
         mean: the mean over classes of the percentages that are right.
-        half_width: of the 95% interval of ``mean``, in points.
+        low, high: the ends of the 95% interval of ``mean``.
         said: the mean probability of the answers.
         calibration_error: the expected calibration error in points: the mean over photos of the difference, in their
             bin, between what is said and what is right (Guo et al. 2017, equation 3), over 10 bins of equal width.
@@ -179,7 +179,8 @@ class Measurement:
     top1: float
     top5: float
     mean: float
-    half_width: float
+    low: float
+    high: float
     said: float
     calibration_error: float
     sure: float
@@ -247,10 +248,15 @@ def measure(
             photo cannot be decoded.
     """
     if not len(labels) or len(photos) != len(labels):
-        raise UserError(f"{len(photos)} photos with {len(labels)} labels: give a label for each photo, at least one")
-    for given, own, what in ((names, photos, "photos"), (names_of_others, others, "others")):
+        raise UserError(
+            f"{counted(len(photos), 'photo')} with {counted(len(labels), 'label')}: give a label for each photo, at "
+            "least one"
+        )
+    for given, own, what in ((names, photos, "photo"), (names_of_others, others, "other photo")):
         if len(given) not in (0, len(own)):
-            raise UserError(f"{len(given)} names of {len(own)} {what}: give a name for each, or none")
+            raise UserError(
+                f"{counted(len(given), 'name')} of {counted(len(own), what)}: give a name for each, or none"
+            )
     places = {name: place for place, entry in enumerate(model.classes) for name in (entry.wnid, entry.name) if name}
     unknown = next((label for label in labels if label not in places), None)
     if unknown is not None:
@@ -316,7 +322,7 @@ def _summary(
     right = np.array([result.right for result in results], float)
     probability = np.array([result.probability for result in results])
     sure = np.array([result.sure for result in results])
-    mean, half_width = mean_accuracy(torch.from_numpy(right > 0), truth)
+    mean, low, high = mean_accuracy(torch.from_numpy(right > 0), truth)
     per_class, confusions = _by_class(model, results)
     bins = _bins(probability, right)
     return Measurement(
@@ -326,7 +332,8 @@ def _summary(
         top1=_percent(right),
         top5=_percent(np.array([result.rank <= 5 for result in results])),
         mean=mean,
-        half_width=half_width,
+        low=low,
+        high=high,
         said=_percent(probability),
         calibration_error=sum(bin.photos * abs(bin.said - bin.right) for bin in bins) / len(results),
         sure=_percent(sure),

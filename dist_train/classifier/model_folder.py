@@ -41,6 +41,8 @@ MAX_PICTURE = 1 << 20
 """Bytes that a small picture may have."""
 Tensors = Mapping[str, torch.Tensor]
 _WRITING = threading.Lock()
+_MAKING = (f"{command('create', 'PHOTOS', '--out', 'MODEL')} of photos, {command('adapt', 'RUN', '--out', 'MODEL')} of "
+           "a run")  # fmt: skip
 
 
 class Saved(NamedTuple):
@@ -208,6 +210,16 @@ def no_folder(path: Path) -> UserError:
                      "whose name ends in .onnx")  # fmt: skip
 
 
+def _no_model(folder: Path) -> UserError:
+    """Return the error for a folder without ``model.json``, or for one that is not there."""
+    if not folder.exists():
+        return UserError(f"{folder}: no such folder; check the path, or make a model: {_MAKING}")
+    if any(folder.glob("network-*.safetensors")):
+        return UserError(f"{folder}: its model.json is lost; copy it from where the model was copied from, or make the "
+                         f"model again: {_MAKING}")  # fmt: skip
+    return UserError(f"{folder}: not a model (no model.json); make one: {_MAKING}")
+
+
 def is_fitted(folder: Path) -> bool:
     """Return whether the model in a folder is one of photos alone; only ``model.json`` is read.
 
@@ -250,9 +262,7 @@ def _about(folder: Path) -> tuple[About, Part]:
     try:
         data = read_regular(path, MAX_JSON)
     except FileNotFoundError:
-        raise UserError(
-            f"{folder}: not a model (no model.json); make one with dist-train adapt RUN --out MODEL"
-        ) from None
+        raise _no_model(folder) from None
     except NotADirectoryError:
         raise no_folder(folder) from None
     except OSError as error:

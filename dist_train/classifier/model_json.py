@@ -33,7 +33,7 @@ from dist_train.classifier.posterior import POSTERIOR_TENSORS
 from dist_train.classifier.predicted import posterior_share, row_method
 from dist_train.config import MODELS, LearnConfig, Orientation, Rule
 from dist_train.config.backbone import MAX_RESIZE, MAX_SIZE, Preprocessing
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import is_class_name, shown
 
 VERSION = 3
@@ -92,6 +92,7 @@ def _visible(text: str) -> str:
 
 _Day = Annotated[str, Field(pattern=r"^(\d{4}-\d\d-\d\d)?$")]
 _Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")]
+_Percent = Annotated[float, Field(ge=0, le=100)]
 _Positive = Annotated[float, Field(gt=0, le=1e6)]
 _ShortText = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_visible)]
 
@@ -136,9 +137,26 @@ class _Estimate(BaseModel):
     model_config = _STRICT
     head: Annotated[str, AfterValidator(lambda name: _known(name, tuple(HEADS)))]
     strength: Annotated[float, Field(gt=0, le=1e6)] | None
-    accuracy: Annotated[float, Field(ge=0, le=100)]
-    half_width: Annotated[float, Field(ge=0, le=100)]
+    accuracy: _Percent
+    low: _Percent | None = None
+    high: _Percent | None = None
+    half_width: _Percent | None = None  # in place of low and high in models before 2026-12
     judged_by: Annotated[str, Field(max_length=100)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Estimate:
+        given = [value is not None for value in (self.low, self.high, self.half_width)]
+        if given not in ([True, True, False], [False, False, True]):
+            raise ValueError("low and high must be there, or half_width in their place")
+        return self
+
+    def to_estimate(self) -> Estimate:
+        """Return the estimate as a ``Head`` has it."""
+        low, high = self.low, self.high
+        if low is None or high is None:
+            assert self.half_width is not None  # see ``_fits``
+            low, high = max(0.0, self.accuracy - self.half_width), min(100.0, self.accuracy + self.half_width)
+        return Estimate(self.head, self.strength, self.accuracy, low, high, self.judged_by)
 
 
 class FittedMethod(BaseModel):
@@ -153,7 +171,7 @@ class FittedMethod(BaseModel):
 
     def to_estimates(self) -> tuple[Estimate, ...]:
         """Return the estimates as a ``Head`` has them."""
-        return tuple(Estimate(**entry.model_dump()) for entry in self.estimates)
+        return tuple(entry.to_estimate() for entry in self.estimates)
 
 
 class _Doubt(BaseModel):
@@ -328,7 +346,7 @@ class About(BaseModel):
         if self.version < VERSION and any(entry.photos for entry in base):
             raise ValueError("classes of base_rows have no photos in this version")
         if self.version == VERSION and len(self.photos) != count:
-            raise ValueError(f"photos must be the {count} photos of classes")
+            raise ValueError(f"photos must be the {counted(count, 'photo')} of classes")
         if self.fitted and self.base_rows:
             raise ValueError("base_rows must be empty where the head is fitted to photos")
         return self
@@ -455,7 +473,7 @@ def _check_of_run(file: Path, about: About, network: Mapping[str, torch.Tensor],
     _check_shape(file, "sample.activations", sample, len(sample) if sample.ndim else 0, dim)
     _check_shape(file, "sample.labels", labels, len(sample))
     if max(about.base_rows, default=0) >= classes:
-        raise _wrong(file, "base_rows", f"has {classes} rows, and model.json's base_rows name others")
+        raise _wrong(file, "base_rows", f"has {counted(classes, 'row')}, and model.json's base_rows name others")
     _check_labels(file, "sample.labels", labels, classes)
     if about.has_posterior:
         _check_posterior(file, classes, network, dim)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dist_train.classifier.answer import Answer
 from dist_train.classifier.batch_run import Journal
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 UNSURE = "not sure"
 """The folder of photos for which the model is not sure."""
@@ -65,8 +65,8 @@ def sort_photos(journal: Journal, folder: Path, move: bool) -> tuple[Counter[str
         except FileNotFoundError:
             failed.append((answer.photo, "is not there any more"))
         except OSError as error:
-            raise UserError(f"{folder / group}: {error.strerror}; {counts.total()} photos are sorted, and the same "
-                            f"command goes on") from None  # fmt: skip
+            raise UserError(f"{folder / group}: {error.strerror}; sorted so far: {counted(counts.total(), 'photo')}; "
+                            "the same command goes on") from None  # fmt: skip
         else:
             counts[group] += 1
     return counts, failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,15 @@ SOURCES = "timm:NAME, torchvision:NAME, starter or run"
 MIN_SIZE, MAX_SIZE, MAX_RESIZE = 32, 1024, 2048
 """Pixels. The least is that of images for a trained network; a crop of 1024 is twice the largest in the literature, as
 work and memory grow with the square."""
+
+
+KEY = r"(?<![\w./-])(--)?backbone\.(source|weights|size|download)\b"
+"""A key of ``BackboneConfig`` in a message. Tensors in a file may have such names too, with other words behind."""
+
+
+def in_section(message: str, section: str) -> str:
+    """Return a message on keys of ``backbone`` with the keys of another section that holds such a configuration."""
+    return re.sub(KEY, rf"\1{section}.\2", message)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dist_train.names import shown
+
+
+def typed(value: object) -> str:
+    """Return a value as YAML has it, which is how it stands behind its key in every message: ``conv4``, ``true``,
+    ``null``, ``[1, 2]``. A text is in quotes only where it is empty, has spaces at its ends, or has characters that
+    cannot be seen. (Names within a sentence are in quotes: unknown key 'x'.)
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{typed(key)}: {typed(entry)}" for key, entry in value.items()) + "}"
+    text = str(value)
+    return text if text and text == text.strip() == shown(text) else f"'{shown(text)}'"
+
 
 def require(ok: bool, key: str, value: object, wanted: str) -> None:
     """Raise ValueError unless ``ok``; it names the key, its value and what the value must be."""
     if not ok:
-        raise ValueError(f"{key}={value!r}: must be {wanted}")
+        raise ValueError(f"{key}={typed(value)}: must be {wanted}")
 
 
 def at_least(owner: object, prefix: str, minimum: float, *names: str) -> None:

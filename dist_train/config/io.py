@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dist_train.config import GONE, Config, PackConfig, check_meaning, to_dict, to_yaml
+from dist_train.config.checks import typed
 from dist_train.errors import UserError
 from dist_train.files import write_text
 
@@ -163,7 +164,7 @@ def instantiated(parser: Parser, parsed: Namespace, inside: Sequence[str] = ()) 
     given = functools.reduce(getitem, inside, parsed)
     for key, field in Config.__dataclass_fields__.items():
         if is_dataclass(field.default_factory) and not isinstance(value := given[key], Namespace):
-            raise ValueError(f"{key}={value}: {SECTION}")
+            raise ValueError(f"{key}={typed(value)}: {SECTION}")
     check_meaning(given)
     values: Namespace = parser.instantiate(parsed)
     return values
@@ -334,4 +335,4 @@ def check_keys(
         if isinstance(value, dict):
             check_keys(path, value, types[name], f"{prefix}{name}.", keys)
         elif not isinstance(value, str) or not (path.parent / value).is_file():  # a file of the section's own is read
-            raise UserError(f"{path}: {prefix}{name}={value}: {SECTION}")
+            raise UserError(f"{path}: {prefix}{name}={typed(value)}: {SECTION}")

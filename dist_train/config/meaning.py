@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dist_train.config.backbone import BackboneConfig
+from dist_train.config.backbone import BackboneConfig, in_section
 from dist_train.config.checks import require
 from dist_train.config.data import TRAINING_CROPS, DataConfig
 from dist_train.config.fewshot import ExtractConfig
@@ -73,4 +73,4 @@ def _check_init(init: Any) -> None:
     try:
         BackboneConfig(**{key: getattr(init, key) for key in BackboneConfig.__dataclass_fields__})
     except ValueError as error:
-        raise ValueError(str(error).replace("backbone.", "pretrain.init.")) from None
+        raise ValueError(in_section(str(error), "pretrain.init")) from None

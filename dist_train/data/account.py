@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from dist_train.errors import counted
 from dist_train.names import shown, spelt
 
 SHOWN = 20  # of a long list
@@ -65,10 +66,9 @@ class Account:
 
     def line(self) -> str:
         """Return the account as a line: "found 9 files: 6 taken, 1 left out, 2 passed over (2 .txt)"."""
-        files = "file" if self.found == 1 else "files"
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.reasons)
         return (
-            f"found {self.found:,} {files}: {self.taken:,} taken, {len(self.left_out):,} left out, "
+            f"found {counted(self.found, 'file')}: {self.taken:,} taken, {len(self.left_out):,} left out, "
             f"{self.passed_over.total():,} passed over" + (f" ({reasons})" if reasons else "")
         )
 

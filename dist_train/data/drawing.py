@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 from dist_train.config import DrawConfig, to_dict
 from dist_train.data.splits import Split
 from dist_train.distributed.pool import advance, progress_bar, run_tasks
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -126,8 +126,8 @@ def split_of(options: DrawConfig) -> Split:
     combinations = [c for c in grid if all(used[value] for value in c)]
     if len(combinations) < options.novel_classes:
         raise UserError(
-            f"draw.novel_classes={options.novel_classes}: only {len(combinations)} new combinations of the values of "
-            f"{options.base_classes} base classes are left; ask for fewer, or for more draw.base_classes"
+            f"draw.novel_classes={options.novel_classes}: the values of {counted(options.base_classes, 'base class')} "
+            f"leave only {counted(len(combinations), 'new combination')}; ask for fewer, or for more draw.base_classes"
         )
     novel = sorted(combinations, key=lambda c: _hash(options.seed, "novel", *c))[: options.novel_classes]
     pseudo = base[-options.novel_classes :] if 2 * options.novel_classes <= len(base) else []

@@ -19,6 +19,7 @@ from dist_train.config import MonitorConfig
 from dist_train.distributed.cpus import cpus_per_rank, usable_cpus
 from dist_train.distributed.devices import Seat, choose_device, identity, refuse_shared
 from dist_train.distributed.rendezvous import meet, read_environment, wait_for_each_other
+from dist_train.errors import counted
 
 _LONGEST_TIMEOUT = 10 * 365 * 86400.0  # seconds; a process group takes no infinite time-out
 
@@ -163,7 +164,8 @@ def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str
     warning = None
     if allocated.isdigit() and int(allocated) > cpus:
         warning = (
-            f"rank {context.rank} may use {cpus} CPU(s) of the {allocated} asked for; pass --cpus-per-task to srun"
+            f"rank {context.rank} may use {counted(cpus, 'CPU')} of the {allocated} asked for; "
+            "pass --cpus-per-task to srun"
         )
     host = env.get("SLURMD_NODENAME") or socket.gethostname()
     seat = Seat(host, name, identity(context.device, env), cpus_per_rank(context.local_world, env), warning)
@@ -173,7 +175,7 @@ def placement(context: Context, env: Mapping[str, str] = os.environ) -> list[str
     kinds = ", ".join(dict.fromkeys(seat.kind for seat in seats))
     interface = env.get("GLOO_SOCKET_IFNAME")
     line = (
-        f"{context.world} rank(s) on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, "
-        f"{min(seat.cpus for seat in seats)} CPU(s) each" + (f", over {interface})" if interface else ")")
+        f"{counted(context.world, 'rank')} on {', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''} ({kinds}, "
+        f"{counted(min(seat.cpus for seat in seats), 'CPU')} each" + (f", over {interface})" if interface else ")")
     )
     return [line, *(seat.warning for seat in seats if seat.warning)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dist_train.distributed.rendezvous import Place
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 # Variables that SLURM sets for the tasks and scripts of a job with GPUs (sbatch and srun, "OUTPUT ENVIRONMENT
 # VARIABLES"), and the value of each that means none.
@@ -36,7 +36,8 @@ def choose_device(place: Place, env: Mapping[str, str] = os.environ) -> torch.de
     index = place.local_rank if visible > 1 else 0
     if index >= visible:
         raise UserError(
-            f"rank {place.rank}: local rank {place.local_rank} of {place.local_world} but {visible} visible GPU(s); "
+            f"rank {place.rank}: local rank {place.local_rank} of {place.local_world} but "
+            f"{counted(visible, 'visible GPU')}; "
             f"start no more ranks a node than it has GPUs (gpus_per_node, --nproc-per-node)"
         )
     return torch.device("cuda", index)
@@ -174,7 +175,8 @@ def refuse_shared(seats: list[Seat]) -> None:
     if ranks and without:
         hosts = ", ".join(dict.fromkeys(seats[rank].host for rank in without[:8]))
         raise UserError(
-            f"rank(s) {_listed(without)} on {hosts} have no GPU and the others do; give each rank a GPU, "
+            f"no GPU on {hosts} for {'rank' if len(without) == 1 else 'ranks'} {_listed(without)}, and the others have "
+            "one; give each rank a GPU, "
             f"or set CUDA_VISIBLE_DEVICES= (empty) for all to compute on CPUs"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from dist_train.errors import counted
 from dist_train.fewshot.protocols.joint import harmonic_mean
 from dist_train.fewshot.protocols.low_shot import PRIOR
 from dist_train.fewshot.results import Interval, Metrics, Results
@@ -111,11 +112,11 @@ def episodes_markdown(results: Results) -> str:
     queries = (
         "All other images of a class are queries, and so is one support image of each beyond 1 shot, as in the release."
         if results.protocol == "released"
-        else f"{results.episodes.queries} queries a class, none of them a support."
+        else f"Queries of each class: {results.episodes.queries}, none of them a support."
     )
     terms = (
-        f"Percent; mean ± {results.interval}, {results.draws} episodes of {results.episodes.ways} of the "
-        f"{results.classes.novel} novel classes, which alone compete. {queries} {describe_origin(results)}"
+        f"Percent; mean ± {results.interval}, {counted(results.draws, 'episode')} of {results.episodes.ways} of the "
+        f"{counted(results.classes.novel, 'novel class')}, which alone compete. {queries} {describe_origin(results)}"
     )
     return "\n".join([*lines, "", terms, ""])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dist_train.errors import counted
 from dist_train.fewshot.protocols.low_shot import PRIOR
 from dist_train.fewshot.results import Metrics, Results
 from dist_train.report import paper, plots, tables
@@ -129,7 +130,9 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(px=_pixels, decimals=_decimals, display_name=display_name, join_values=_join_values)
+    environment.filters.update(
+        px=_pixels, decimals=_decimals, display_name=display_name, counted=counted, join_values=_join_values
+    )
     return environment
 
 

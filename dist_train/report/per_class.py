@@ -137,12 +137,21 @@ def most_confused(counts: Counts, truths: Sequence[int], most: int) -> list[tupl
     ]
 
 
-def wilson(percent: float, count: int) -> tuple[float, float]:
-    """Return the ends of the 95% interval of a percentage of ``count`` images (Wilson 1927)."""
+def wilson(percent: float, count: float) -> tuple[float, float]:
+    """Return the ends of the 95% interval of a percentage of ``count`` images (Wilson 1927), within 0 to 100.
+
+    For a mean over classes, ``count`` is the number of images whose share would vary as much:
+    ``heads.choice.mean_accuracy``.
+    """
     z, share = 1.96, percent / 100
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def with_interval(percent: float, low: float, high: float) -> str:
+    """Return a percentage with the ends of its 95% interval, as texts have it: "90.0% (95% interval 59.6 to 98.2%)"."""
+    return f"{percent:.1f}% (95% interval {low:.1f} to {high:.1f}%)"
 
 
 def csv_text(parts: Iterable[tuple[str, str, Sequence[ClassAccuracy]]]) -> str:

@@ -20,14 +20,15 @@ class HeadRow:
         name: as people call it.
         accuracy: percent of held-out photos, the mean over classes, each of which counts by how frequent it is taken to
             be.
-        half_width: of its 95% interval, in points.
+        low, high: the ends of its 95% interval.
         judged_by: how photos were held out.
         chosen: whether the model has it.
     """
 
     name: str
     accuracy: float
-    half_width: float
+    low: float
+    high: float
     judged_by: str
     chosen: bool
 

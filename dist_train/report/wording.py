@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dist_train.errors import counted
 from dist_train.fewshot.methods import LABELS
 from dist_train.fewshot.results import Results
 from dist_train.report import paper
@@ -53,7 +54,7 @@ def describe_backbone(results: Results) -> str:
     if backbone.novel_seen is None:
         return f"{network}{where}; it is not known whether {novel} classes were in that training."
     if not backbone.novel_seen:
-        return f"{network}{where}; none of the {count} {novel} classes was in that training."
+        return f"{network}{where}; none of the {counted(count, f'{novel} class')} was in that training."
     return (
         f"{novel.capitalize()} is not novel to the backbone: {backbone.novel_seen} of its {count} {novel} classes were "
         f"in the training of {backbone.source}{where}{', as which it began' * backbone.fine_tuned}."
@@ -68,15 +69,15 @@ def describe_figures(results: Results) -> str:
         left_out = ", ".join(map(display_name, results.left_out))
         oracles = "oracle" if len(results.left_out) == 1 else "oracles"
         return (
-            f"No novel classes: base accuracy only. Percent of {queries.base:,} validation images, with all "
-            f"{classes.base} classes as candidates."
+            f"No novel classes: base accuracy only. Percent of {counted(queries.base, 'validation image')}; "
+            f"the candidates are {counted(classes.base, 'class')}."
             + f" Left out, for want of novel images: the {oracles} {left_out}."
             * bool(left_out)
         )
     return (
-        f"Percent; mean ± half-width of the {results.interval}, {results.draws} draws. "
+        f"Percent; mean ± half-width of the {results.interval}, {counted(results.draws, 'draw')}. "
         f"All {classes.base + classes.novel} classes ({classes.base} base, {classes.novel} {novel}) "
-        f"are scored together, on {queries.base:,} base and {queries.novel:,} {novel} images. "
+        f"are scored together, on {queries.base:,} base and {counted(queries.novel, f'{novel} image')}. "
         "H = harmonic mean of base and novel top-1. "
         "The paper's rows are of other classes: they show what to expect, not a target."
     )

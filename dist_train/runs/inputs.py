@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import GONE, STAGES, BackboneConfig, Config, to_dict
+from dist_train.config.checks import typed
 from dist_train.errors import UserError, command
 from dist_train.runs.run import Run
 from dist_train.training.checkpoint import Checkpoint
@@ -148,7 +149,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
                for key, value in keys.items()}  # fmt: skip
     before = {**{key: default[key] for key in now if key in default}, **before}
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not _is_neutral(key)]
-    return "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:4])
+    return "; ".join(f"{key}: {typed(before.get(key))} -> {typed(now.get(key))}" for key in changed[:4])
 
 
 def _is_neutral(name: str) -> bool:

@@ -14,7 +14,7 @@ from dist_train.data.features.feature_set import FeatureSet, open_features
 from dist_train.data.loading.order import Order, rank_slice
 from dist_train.data.shards.index import SUBSETS, ShardSet, open_shards
 from dist_train.data.splits import Groups, Split, View, load_split, make_groups, make_view
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.fewshot import methods
 from dist_train.runs.commit import git_commit
 from dist_train.training import precision
@@ -141,9 +141,11 @@ def _check_evaluation(run: Run) -> None:
     fewest = int(np.diff(run.groups("train", "novel").bounds).min())
     if config.images > fewest:
         more = "" if config.protocol == "joint" else f", {config.images} needed with the queries"
-        raise UserError(f"evaluate.shots={config.shots}: a novel class has only {fewest} training images{more}")
+        raise UserError(
+            f"evaluate.shots={config.shots}: a novel class has only {counted(fewest, 'training image')}{more}"
+        )
     if config.protocol != "joint" and config.ways > len(run.novel):
-        raise UserError(f"evaluate.ways={config.ways}: there are only {len(run.novel)} novel classes")
+        raise UserError(f"evaluate.ways={config.ways}: the split has only {counted(len(run.novel), 'novel class')}")
 
 
 def _check_images_of_networks(run: Run) -> None:
@@ -160,14 +162,16 @@ def _check_images_of_networks(run: Run) -> None:
         )
     if images < options.global_batch:
         raise UserError(
-            f"networks.global_batch={options.global_batch}: there are only {images} training images of base classes; "
+            f"networks.global_batch={options.global_batch}: the base classes have only "
+            f"{counted(images, 'training image')}; "
             "choose at most that"
         )
     classes = options.global_batch // options.triplet_images
     if "triplet_network" in run.config.networks_to_train and classes > len(run.base):
         raise UserError(
-            f"networks.global_batch={options.global_batch}: holds {classes} classes of "
-            f"networks.triplet_images={options.triplet_images}, and there are only {len(run.base)} base classes; "
+            f"networks.global_batch={options.global_batch}: holds {counted(classes, 'class')} of "
+            f"networks.triplet_images={options.triplet_images}, and the split has "
+            f"{counted(len(run.base), 'base class')}; "
             f"choose a batch of at most {len(run.base) * options.triplet_images}, or more images"
         )
 
@@ -215,13 +219,15 @@ def check_networks(config: Config, world: int) -> None:
     given = f"networks.global_batch={options.global_batch}"
     if odd or images < 2:
         raise UserError(
-            f"{given}: does not divide into {world} rank(s) x {options.accumulate} pass(es) of 2 images or more; "
+            f"{given}: does not divide into {counted(world, 'rank')} x {counted(options.accumulate, 'pass')} of 2 "
+            "images or more; "
             f"choose a multiple of {parts}"
         )
     each = options.triplet_images
     if "triplet_network" in config.networks_to_train and (images % each or images < 2 * each):
         raise UserError(
-            f"{given}: {images} images a rank and pass are not 2 or more classes of networks.triplet_images={each}; "
+            f"{given}: {counted(images, 'image')} a rank and pass, not 2 or more classes of "
+            f"networks.triplet_images={each}; "
             f"choose a multiple of {parts * each}, at least {2 * parts * each}"
         )
     if options.strategy != "ddp":

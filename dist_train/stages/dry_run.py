@@ -13,7 +13,7 @@ from dist_train.data.loading.order import Order
 from dist_train.data.loading.plan import train_side
 from dist_train.data.splits import load_split
 from dist_train.distributed.context import Context
-from dist_train.errors import NoShards, UserError
+from dist_train.errors import NoShards, UserError, counted
 from dist_train.models.backbones import build, open_pretrained
 from dist_train.runs.run import check_config, check_networks, open_run
 from dist_train.stages.backbone import architecture_of
@@ -87,15 +87,16 @@ def dry_run(config: Config, world: int) -> list[str]:
     work, options = _workload(config, world), config.pretrain
     by_use = memory_by_use(options, work.largest, work.batch, world)
     side = max(work.sides)
-    network = options.init.source if options.init else options.model
+    network = options.init.source if options.init else f"{options.model} with a {options.classifier} classifier"
     sides = f"{min(work.sides)} to {side}" if len(work.costs) > 1 else f"{side}"
     return [
         f"run         {config.run_dir}",
-        f"images      {work.images:,} of {work.classes} base classes ({work.source})",
+        f"images      {work.images:,} of {counted(work.classes, 'base class')} ({work.source})",
         f"pretrain    {network}, {options.strategy}, {options.optimizer}, {options.precision}: "
-        f"{options.epochs:g} epochs, {work.steps:,} steps, {work.seen:,} images of {sides} pixels",
-        f"batch       {options.global_batch} = {world} rank(s) x {options.accumulate} pass(es) x {work.batch}; "
-        f"peak rate {peak_lr(options):g}",
+        f"{counted(options.epochs, 'epoch')}, {counted(work.steps, 'step')}, {counted(work.seen, 'image')} of "
+        f"{sides} pixels",
+        f"batch       {options.global_batch} = {counted(world, 'rank')} x {counted(options.accumulate, 'pass')} x "
+        f"{work.batch}; peak rate {peak_lr(options):g}",
         f"model       {work.largest.parameters / 1e6:.1f} M parameters, "
         f"{work.largest.flops / 1e9:.2f} GFLOP forward an image; {work.flops:.3g} FLOP in all",
         f"memory      about {sum(by_use.values()) / _GIB:.1f} GiB a rank: "
@@ -128,9 +129,9 @@ def _plan_networks(config: Config, images: int, classes: int, side: int, world: 
         bytes = sum(memory_by_use(options, cost, own.global_batch // world // own.accumulate, world).values())
         seen = epochs * images
         lines.append(
-            f"networks    {network}: {count} training(s) of {epochs:g} epochs, about {seen / own.global_batch:,.0f} "
-            f"steps of {own.global_batch} images each; {3 * cost.flops * seen * count:.3g} FLOP in all, about "
-            f"{bytes / _GIB:.1f} GiB a rank"
+            f"networks    {network}: {counted(count, 'training')} of {counted(epochs, 'epoch')}, about "
+            f"{counted(round(seen / own.global_batch), 'step')} of {counted(own.global_batch, 'image')} each; "
+            f"{3 * cost.flops * seen * count:.3g} FLOP in all, about {bytes / _GIB:.1f} GiB a rank"
         )
     return lines
 
@@ -144,11 +145,11 @@ def _plan_without_training(config: Config, backbone: BackboneConfig, world: int)
     cost = count_cost(PretrainConfig(init=backbone, precision=config.extract.precision), classes, side)
     return [
         f"run         {config.run_dir}",
-        f"images      {images:,} of {classes} base classes ({source})",
+        f"images      {images:,} of {counted(classes, 'base class')} ({source})",
         f"pretrain    takes in {backbone.source}; nothing is trained",
         f"weights     {opened.origin.file}, sha256 {opened.origin.sha256[:16]}, licence "
         f"{opened.origin.licence or 'not known'}, trained on {opened.origin.trained_on or 'unknown data'}; "
-        f"a classifier of {known} known classes",
+        f"a classifier of {counted(known, 'known class')}",
         f"model       {cost.parameters / 1e6:.1f} M parameters, activations of {opened.backbone.dim} numbers, "
         f"{cost.flops / 1e9:.2f} GFLOP an image of {side} pixels; {cost.flops * images:.3g} FLOP in all",
         *_plan_networks(config, images, classes, side, world),
@@ -163,8 +164,8 @@ def _plan_features(config: Config) -> list[str]:
     rows = len(run.groups("train", "base"))
     return [
         f"run         {config.run_dir}",
-        f"features    {rows:,} rows of {len(run.base)} base classes, {run.features.dim} activations each "
-        f"({run.features['train'].path})",
+        f"features    {counted(rows, 'row')} of {counted(len(run.base), 'base class')}, "
+        f"{counted(run.features.dim, 'activation')} each ({run.features['train'].path})",
         "pretrain    checks the features; nothing is trained",
         _later_stages(config, rows).replace("extract", "store").replace("images", "rows"),
     ]
@@ -172,9 +173,9 @@ def _plan_features(config: Config) -> list[str]:
 
 def _later_stages(config: Config, images: int) -> str:
     return (
-        f"then        extract {images:,} images{' of ten crops' if config.extract.views == 'ten' else ''}, "
-        f"learn {len(config.learn.methods)} predictor(s) of {config.learn.steps:,} steps, "
-        f"evaluate {config.evaluate.draws} draws of {config.evaluate.shots} shots"
+        f"then        extract {counted(images, 'image')}{' of ten crops' if config.extract.views == 'ten' else ''}, "
+        f"learn {counted(len(config.learn.methods), 'predictor')} of {counted(config.learn.steps, 'step')}, "
+        f"evaluate {counted(config.evaluate.draws, 'draw')} of {config.evaluate.shots} shots"
     )
 
 

@@ -11,6 +11,7 @@ from dist_train.data.features.feature_set import FeatureSet, FeatureSubset
 from dist_train.data.shards.index import SUBSETS
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
+from dist_train.errors import counted
 from dist_train.runs.run import Run
 from dist_train.runs.stage import Stage, log
 
@@ -94,6 +95,6 @@ def _watched(subset: FeatureSubset, title: str, context: Context) -> Iterator[np
     """Yield the rows of a subset [n, dim], with progress."""
     with progress_bar(len(subset), f"{title} {subset.name}", "row", context.main) as bar:
         for rows in subset.rows():
-            context.report_progress(f"{title} {subset.name}: {bar.n} of {len(subset)} rows")
+            context.report_progress(f"{title} {subset.name}: {bar.n} of {counted(len(subset), 'row')}")
             yield rows
             bar.update(len(rows))

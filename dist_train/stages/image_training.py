@@ -13,7 +13,7 @@ from dist_train.data.loading.loader import Batch, train_batches
 from dist_train.data.loading.order import Order
 from dist_train.data.splits import View
 from dist_train.distributed.context import Context
-from dist_train.errors import UserError, verifying
+from dist_train.errors import UserError, counted, verifying
 from dist_train.training.classification import Classification
 from dist_train.training.optimizer import learning_rate
 from dist_train.training.strategies.strategy import Strategy
@@ -95,6 +95,6 @@ def check_bad_fraction(replaced: float, seen: int, view: View, limit: float) -> 
     share = replaced / max(seen, len(view))
     if share > limit:
         raise UserError(
-            f"data.max_bad_fraction={limit:g}: {replaced:.0f} images were replaced, {share:.2%} of those seen; "
+            f"data.max_bad_fraction={limit:g}: replaced {counted(replaced, 'image')}, {share:.2%} of those seen; "
             f"the log names them; {verifying(view.subset.source)}"
         )

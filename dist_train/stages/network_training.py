@@ -15,6 +15,7 @@ from dist_train.data.loading.loader import Batch
 from dist_train.data.loading.order import Order
 from dist_train.data.splits import View
 from dist_train.distributed.context import Context
+from dist_train.errors import counted
 from dist_train.fewshot.base_head import load_head
 from dist_train.fewshot.protocols.joint import support_rows
 from dist_train.models.backbones import Backbone
@@ -77,8 +78,9 @@ class NetworkTraining(ImageTraining):
 
     def __str__(self) -> str:
         return (
-            f"{self.name} on {len(self.images.view)} images of {len(self.images.view.classes)} classes, "
-            f"{self.schedule.steps} steps of {self.config.global_batch} images"
+            f"{self.name} on {counted(len(self.images.view), 'image')} of "
+            f"{counted(len(self.images.view.classes), 'class')}, "
+            f"{counted(self.schedule.steps, 'step')} of {counted(self.config.global_batch, 'image')}"
         )
 
 
@@ -97,7 +99,7 @@ class FinetuneTraining(NetworkTraining):
         Args:
             novel: the table of novel training images, from which all methods draw their supports.
         """
-        self.name = f"finetune_network draw {draw}, {shots} shot{'s' * (shots > 1)}"
+        self.name = f"finetune_network draw {draw}, {counted(shots, 'shot')}"
         rows = support_rows(novel, shots, run.config.evaluate.seed, draw)
         self.supports = novel.ids[rows]
         options = run.config.networks

@@ -18,7 +18,7 @@ from dist_train.data.loading.order import Order
 from dist_train.data.loading.plan import train_side, train_windows
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.models.backbones import Backbone, Pretrained, build, open_pretrained
 from dist_train.models.backbones.cosine import with_linear_classifier
 from dist_train.models.backbones.ours import drop_branches
@@ -147,8 +147,8 @@ class BackboneTraining(ImageTraining):
         network = self.config.init.source if self.config.init else self.config.model
         view = self.images.view
         return (
-            f"{network} on {len(view)} images of {len(view.classes)} classes, "
-            f"{self.schedule.steps} steps of {self.config.global_batch} images"
+            f"{network} on {counted(len(view), 'image')} of {counted(len(view.classes), 'class')}, "
+            f"{counted(self.schedule.steps, 'step')} of {counted(self.config.global_batch, 'image')}"
         )
 
     def evaluates_at(self, step: int) -> bool:

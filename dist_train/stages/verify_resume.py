@@ -14,7 +14,7 @@ from dist_train.data.loading.loader import train_batches
 from dist_train.data.loading.plan import train_windows
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.runs.inputs import check_checkpoint, stage_inputs
 from dist_train.runs.run import Run
 from dist_train.stages.pretrain import base_order, fingerprint
@@ -76,7 +76,7 @@ def verify_resume(run: Run, batches: int) -> tuple[list[Line], list[str]]:
             for number, (before, after) in enumerate(zip(uninterrupted, resumed, strict=True), step):
                 if world == 1:
                     lines.append(_line(run, number, before, after))
-                where = f"batch {number} on {world} rank{'s' if world > 1 else ''}"
+                where = f"batch {number} on {counted(world, 'rank')}"
                 differences += [f"{where}: {difference}" for difference in _differences(run, before, after)]
     return lines, differences
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_train.config import PretrainConfig
+from dist_train.config.checks import typed
 from dist_train.errors import UserError
 from dist_train.models.backbones import Backbone
 
@@ -23,8 +24,8 @@ def freeze(network: Backbone, last: str) -> None:
     if not ends:
         names = ", ".join(name for name, _ in layers)
         raise UserError(
-            f"pretrain.freeze={last!r}: no layer of this network; give one of {names}, or a stage, such as layer2 for "
-            "layer2.0 and layer2.1"
+            f"pretrain.freeze={typed(last)}: no layer of this network; give one of {names}, or a stage, such as "
+            "layer2 for layer2.0 and layer2.1"
         )
     for _, parameters in layers[: ends[-1] + 1]:
         for parameter in parameters:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from dist_train.config import Config
 from dist_train.config.io import load_config
 from dist_train.data.account import Account
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import class_name, shown
 from launch.cli.create import NetworkOptions, add, estimate_lines, new_model, photos_of_folder
 from launch.cli.measuring import LabelledPhotos, labelled_photos
@@ -107,10 +107,10 @@ def adapt(options: AdaptOptions, network: NetworkOptions, source: Path | None = 
 
 
 def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions) -> None:
-    """Check that ``source`` is there, and that no network for a new model is given beside it.
+    """Check that ``source`` is a run or a model, and that no network for a new model is given beside it.
 
     Raises:
-        UserError: it is not, it is a file, or one is.
+        UserError: it is not, or one is.
     """
     from dist_train.classifier import model_folder
 
@@ -123,8 +123,11 @@ def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions)
         folder = f"its folder by --out {source}"
         remedy = f"give {photos or folder}" if options.out is None else f"leave {source} out"
         raise UserError(f"{source}: no such run or model; --backbone makes a new model: {remedy}")
-    elif not source.exists():
-        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
+    else:
+        what = (
+            "neither a run (no config.yaml) nor a model (no model.json)" if source.exists() else "no such run or model"
+        )
+        raise UserError(f"{source}: {what}; give RUNS/NAME, or a folder made by adapt or create")
 
 
 def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:
@@ -208,7 +211,7 @@ def _print(model: Classifier, options: AdaptOptions, lines: list[str], out: Path
     """
     if out is not None:
         choice = f"prior {model.prior}" if model.fitted else f"rule {model.rule}"
-        lines = [*lines, f"{out}: {len(model.classes)} classes, {model.method}, {choice}"]
+        lines = [*lines, f"{out}: {counted(len(model.classes), 'class')}, {model.method}, {choice}"]
     if not options.prints or out is not None or options.held_out:
         # Beside a list they go to standard error, so that the list alone can be read by a program.
         print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr if options.prints else sys.stdout)
@@ -295,15 +298,13 @@ def _check_names(model: Classifier, names: Iterable[str], update: bool) -> None:
 
 def _lines_on_photos(model: Classifier, before: Classifier, update: bool) -> list[str]:
     """Return a line on each class that got photos, in the order of the classes."""
-    from dist_train.classifier.history import photos_text
-
     counts, lines = {entry.name: entry.photos for entry in before.classes}, []
     for entry in model.classes:
         more = entry.photos - counts.get(entry.name, 0)
         if more and entry.name in counts:
-            lines.append(f"{entry.name}: {photos_text(more)} added, {entry.photos} now")
+            lines.append(f"{entry.name}: {counted(more, 'photo')} added, {entry.photos} now")
         elif more:
-            lines.append(f"{entry.name}: {'a new class, ' * update}added from {photos_text(more)}")
+            lines.append(f"{entry.name}: {'a new class, ' * update}added from {counted(more, 'photo')}")
     return lines
 
 
@@ -335,16 +336,21 @@ def _with_base_accuracy(
     summary = f"{rates[0]:.2f}% before, {rates[-1]:.2f}% after" if lines else f"{rates[0]:.2f}%"
     lines = [f"{text}; base {now:.2f}% ({now - then:+.2f})"
              for text, then, now in zip(lines, rates, rates[1:], strict=False)]  # fmt: skip
-    return [*lines, f"base accuracy on {len(images[1])} held-out images: {summary}"]
+    return [*lines, f"base accuracy on {counted(len(images[1]), 'held-out image')}: {summary}"]
 
 
 def _measured_line(model: Classifier, held_out: LabelledPhotos, folder: Path | None) -> str:
     """Return a line on how the model does on the photos of a folder, of all its classes that have a folder there."""
     from dist_train.classifier.measuring import measure
+    from dist_train.report.per_class import with_interval
 
     m = measure(model, held_out.activations, held_out.labels)
-    warning = f"; {m.known} of these {m.photos} photos are in the model, so they say nothing" if m.known else ""
-    return f"{m.mean:.1f}% ± {m.half_width:.1f} of the photos in {shown(folder)}, mean over classes{warning}"
+    warning = (
+        f"; of these {counted(m.photos, 'photo')} the model has {m.known} itself, so they say nothing"
+        if m.known
+        else ""
+    )
+    return f"{with_interval(m.mean, m.low, m.high)} of the photos in {shown(folder)}, mean over classes{warning}"
 
 
 def _class_and_word(text: str, option: str, form: str, model: Classifier) -> tuple[str, str]:

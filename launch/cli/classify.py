@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tqdm import tqdm
 
 from dist_train.data.account import Account
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import shown, spelt, utf8
 from launch.cli.photo_arguments import check_files, named_photos, print_account
 from launch.cli.signature import Option, Options
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dist_train.classifier.batch_run import Journal
     from dist_train.classifier.classifier import Classifier
     from dist_train.classifier.exported import Exported
+    from dist_train.classifier.reading import Source
 
 
 @dataclass(kw_only=True)
@@ -61,6 +63,17 @@ class AnswerFiles(Options):
                 )
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UserError(f"{option} {folder}: is no folder; give one, or a name that is free")
+
+    def check_movable(self, photos: Iterable[Source]) -> None:
+        """Check that photos that are to be moved, or linked to, are files.
+
+        Raises:
+            UserError: one came by standard input.
+        """
+        option = f"--move_to {self.move_to}" if self.move_to else f"--link_to {self.link_to}" if self.link_to else ""
+        if option and any(isinstance(photo, bytes) for _, photo in photos):
+            raise UserError(f"{option}: the photo on standard input is no file that could lie in a folder of its "
+                            "class; give its path, or write its answer by --csv or --parquet")  # fmt: skip
 
     def journal(self) -> Path:
         """Return the file that keeps the answers until they are written; its folder is made where need be.
@@ -141,10 +154,12 @@ def _to_files(
     if files.move_to or files.link_to:
         check_folders(entry.name for entry in classifier.classes)
     account, topk = Account(), min(topk, len(classifier.classes))
+    photos = list(named_photos(images, account))
+    files.check_movable(photos)
     run = {"model": file_sha256(model / "model.json" if model.is_dir() else model), "topk": topk, "photos": images,
            "min_confidence": classifier.min_confidence}  # fmt: skip
     journal = Journal(files.journal(), run)
-    left = dict(journal.without_answers(named_photos(images, account)))
+    left = dict(journal.without_answers(photos))
     account.taken = len(journal.answers.keys() | left)  # those that an earlier process has moved away among them
     for answer in list(journal.answers.values()):
         if answer.photo not in left:
@@ -158,7 +173,7 @@ def _to_files(
     for file, write in ((files.csv, write_csv), (files.parquet, write_parquet)):
         if file is not None:
             write(file, answers, topk)
-            print(f"{file}: {len(answers)} photos", file=sys.stderr)
+            print(f"{file}: {counted(len(answers), 'photo')}", file=sys.stderr)
     _sort(journal, files, account)
     journal.remove()
     print_account(account, details=False)
@@ -175,7 +190,7 @@ def _sort(journal: Journal, files: AnswerFiles, account: Account) -> None:
     counts, failed = sort_photos(journal, folder, move=files.move_to is not None)
     for name, reason in failed:
         _leave_out(account, name, reason)
-    print(f"{folder}: {counts.total()} photos {'moved' if files.move_to else 'linked to'}", file=sys.stderr)
+    print(f"{folder}: {counted(counts.total(), 'photo')} {'moved' if files.move_to else 'linked to'}", file=sys.stderr)
     for group, count in sorted(counts.items(), key=lambda pair: (pair[0] == UNSURE, -pair[1], pair[0])):
         print(f"{count:8}  {group}", file=sys.stderr)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dist_train.config import BackboneConfig
+from dist_train.config.backbone import KEY
 from dist_train.data.account import SHOWN, Account
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import write_text
 from dist_train.names import shown
 from launch.cli.photo_arguments import check_files, print_account
@@ -134,7 +135,7 @@ def create(
         write_text(report, _report(model))
     print_account(account)
     print("\n".join(estimate_lines(model)))
-    print(f"{out}: {len(model.classes)} classes, {model.method}, prior {model.prior}")
+    print(f"{out}: {counted(len(model.classes), 'class')}, {model.method}, prior {model.prior}")
     return 0
 
 
@@ -145,7 +146,7 @@ def _report(model: Classifier) -> str:
 
     head, origin = model.head(), model.provenance["backbone"]
     assert head.answers is not None  # the head was fitted a moment ago
-    heads = [HeadRow(HEADS[e.head].title, e.accuracy, e.half_width, e.judged_by, e.head == model.method)
+    heads = [HeadRow(HEADS[e.head].title, e.accuracy, e.low, e.high, e.judged_by, e.head == model.method)
              for e in head.estimates]  # fmt: skip
     facts = {**model.provenance, "backbone": {key: value for key, value in origin.items() if key != "seen"}}
     names, photos = [entry.name for entry in model.classes], [entry.photos for entry in model.classes]
@@ -199,15 +200,12 @@ def _as_typed() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(_KEY, lambda key: _option(*key.groups("")), f"{error}")) from None
-
-
-_KEY = r"(?<![\w./-])(?:--)?backbone\.(source|weights|size|download)(?:=(True)?)?"
-"""A key of a run in a message, perhaps as an option, and whether it is a flag's, with its value."""
+        message = re.sub(rf"{KEY}(?:=(true)?)?", lambda found: _option(*found.groups("")[1:]), str(error))
+        raise UserError(message) from None
 
 
 def _option(key: str, flag: str) -> str:
-    """Return what takes the place of ``_KEY`` in a message."""
+    """Return the option for a key of a run in a message; ``flag``: its value, where it is a flag that is set."""
     name = "--backbone" if key == "source" else f"--{key}"
     return name if flag or key == "weights" else f"{name} "
 
@@ -231,6 +229,7 @@ def add(model: Classifier, by_class: dict[str, list[Path]], account: Account) ->
 def estimate_lines(model: Classifier) -> list[str]:
     """Return lines on how well the heads classified photos that they were not fitted on."""
     from dist_train.classifier.heads.choice import HEADS
+    from dist_train.report.per_class import with_interval
 
     head, lines = model.head(), []
     alone = [shown(entry.name) for entry in model.classes if entry.photos == 1]
@@ -240,12 +239,12 @@ def estimate_lines(model: Classifier) -> list[str]:
     for estimate in head.estimates:
         strength = "" if estimate.strength is None else f", strength {estimate.strength:g}"
         chosen = " (chosen)" if estimate.head == model.method and len(head.estimates) > 1 else ""
-        lines.append(f"{HEADS[estimate.head].title}: {estimate.accuracy:.1f}% ± {estimate.half_width:.1f} of held-out "
-                     f"photos, mean over {over}, by {estimate.judged_by}{strength}{chosen}")  # fmt: skip
+        accuracy = with_interval(estimate.accuracy, estimate.low, estimate.high)
+        lines.append(f"{HEADS[estimate.head].title}: {accuracy} of held-out photos, mean over {over}, by "
+                     f"{estimate.judged_by}{strength}{chosen}")  # fmt: skip
     if alone:
         names = ", ".join(alone[:SHOWN]) + ", ..." * (len(alone) > SHOWN)
-        classes = "1 class" if len(alone) == 1 else f"{len(alone)} classes"
-        lines.append(f"{classes} of a single photo, which cannot be held out, not judged: {names}")
+        lines.append(f"{counted(len(alone), 'class')} of a single photo, which cannot be held out, not judged: {names}")
     if alone and judged == 1:
         lines.append("a single class is judged: the figures tell how few of its photos are taken for others, and not "
                      "how well classes are told apart; give two photos or more of each class")  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dist_train.config import DrawConfig, FeaturesConfig, PackConfig
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import class_name
 from launch.cli.signature import Keys, Option, Options
 
@@ -43,7 +43,7 @@ def verify(shards: Path, *, workers: int = 0) -> int:
     problems = verify(shards, workers)
     for problem in problems:
         print(problem)
-    print(f"{shards}: {len(problems)} problem(s)" if problems else f"{shards}: all is well")
+    print(f"{shards}: {counted(len(problems), 'problem')}" if problems else f"{shards}: all is well")
     return 1 if problems else 0
 
 
@@ -138,7 +138,9 @@ def _new_split(options: SplitOptions) -> Split:
     for option, named in (("--without", without), (options.novel_list, novel)):
         unknown = sorted(set(named) - set(classes))
         if unknown:
-            raise UserError(f"{option}: class {unknown[0]!r} is not among the {len(classes)} classes; mend the list")
+            raise UserError(
+                f"{option}: class {unknown[0]!r} is not among the {counted(len(classes), 'class')}; mend the list"
+            )
     classes = sorted(set(classes) - set(without))
     if options.novel is not None:
         return draw_split(options.out.stem, classes, options.novel, options.pseudo_novel, options.seed)

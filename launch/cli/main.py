@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import set_parsing_settings
@@ -18,66 +19,80 @@ from launch.cli import adapt, classify, create, data, launching, measuring, mode
 from launch.cli.parser import CommandParser
 from launch.cli.signature import Command, add_arguments, call, description, summary
 
-COMMANDS: dict[str, Command] = {
-    "pack": data.pack,
-    "verify": data.verify,
-    "split": data.split,
-    "draw": data.draw,
-    "run": runs.run,
-    "prepare": runs.prepare,
-    "pretrain": runs.pretrain,
-    "extract": runs.extract,
-    "networks": runs.networks,
-    "learn": runs.learn,
-    "evaluate": runs.evaluate,
-    "study": runs.study,
-    "collect": runs.collect,
-    "status": runs.status,
-    "logs": runs.logs,
-    "cancel": runs.cancel,
-    "verify-resume": runs.verify_resume,
-    "launch local": launching.local,
-    "launch slurm": launching.slurm,
-    "launch tensorboard": launching.tensorboard,
-    "doctor": launching.doctor,
-    "create": create.create,
-    "adapt": adapt.adapt,
-    "classify": classify.classify,
-    "evaluate-model": measuring.evaluate_model,
-    "export": models.export,
-    "serve": models.serve,
+
+@dataclass(frozen=True)
+class Entry:
+    """A command, with what ``main`` has to know of it.
+
+    Attributes:
+        run: the function that is the command.
+        read: it prints what a person may read through ``head``; the others have work to finish when nobody reads any
+            more.
+        photos: it sees photos, batch after batch.
+        saves_at_once: it writes each change at once and whole, so that Ctrl-C leaves none half-made.
+    """
+
+    run: Command
+    read: bool = False
+    photos: bool = False
+    saves_at_once: bool = False
+
+
+COMMANDS = {
+    "pack": Entry(data.pack),
+    "verify": Entry(data.verify, read=True),
+    "split": Entry(data.split),
+    "draw": Entry(data.draw),
+    "run": Entry(runs.run),
+    "prepare": Entry(runs.prepare),
+    "pretrain": Entry(runs.pretrain),
+    "extract": Entry(runs.extract),
+    "networks": Entry(runs.networks),
+    "learn": Entry(runs.learn),
+    "evaluate": Entry(runs.evaluate),
+    "study": Entry(runs.study),
+    "collect": Entry(runs.collect, read=True),
+    "status": Entry(runs.status, read=True),
+    "logs": Entry(runs.logs, read=True),
+    "cancel": Entry(runs.cancel),
+    "verify-resume": Entry(runs.verify_resume),
+    "launch local": Entry(launching.local, read=True),
+    "launch slurm": Entry(launching.slurm, read=True),
+    "launch tensorboard": Entry(launching.tensorboard, read=True),
+    "doctor": Entry(launching.doctor, read=True),
+    "create": Entry(create.create, read=True, photos=True, saves_at_once=True),
+    "adapt": Entry(adapt.adapt, read=True, photos=True, saves_at_once=True),
+    "classify": Entry(classify.classify, read=True, photos=True),
+    "evaluate-model": Entry(measuring.evaluate_model, read=True, photos=True, saves_at_once=True),
+    "export": Entry(models.export, saves_at_once=True),
+    "serve": Entry(models.serve, photos=True, saves_at_once=True),
 }
-# These print what a person may read through head; the others have work to finish when nobody reads any more.
-_READ = ("status", "logs", "collect", "doctor", "verify", "launch", "create", "adapt", "classify",
-         "evaluate-model")  # fmt: skip
-_SEES_PHOTOS = ("create", "adapt", "classify", "evaluate-model", "serve")
-_SAVES_AT_ONCE = ("create", "adapt", "evaluate-model", "export", "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that is named, and return its exit code: see ``dist_train.errors``; 130 for Ctrl-C."""
     terminal.set_up()
-    first, code = "", None
+    command, code = None, None
     try:
         words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
         words = _with_paths_of_configs(words)
         parser = build_parser(words)
         parsed = parser.parse_args(words)
-        first = parsed.command
-        if first in _SEES_PHOTOS:
+        name = f"launch {parsed.launch.launcher}" if parsed.command == "launch" else parsed.command
+        command = COMMANDS[name]
+        if command.photos:
             keep_freed_memory()
-        name = f"launch {parsed.launch.launcher}" if first == "launch" else first
-        code = call(COMMANDS[name], parser, parsed, name.split())
+        code = call(command.run, parser, parsed, name.split())
         sys.stdout.flush()  # here, where a closed pipe is still noticed
         return code
     except BrokenPipeError:
-        if code is None and first not in _READ:
+        if code is None and not (command and command.read):
             raise
         # The reader has enough (dist-train status | head), or all work is done.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code or 0
     except KeyboardInterrupt:
-        return terminal.interrupted(nothing_to_save=first in _SAVES_AT_ONCE)
+        return terminal.interrupted(nothing_to_save=command is not None and command.saves_at_once)
     except Exception as error:
         reported = terminal.report(error)
         if reported is None:
@@ -103,10 +118,10 @@ def build_parser(words: Sequence[str]) -> CommandParser:
     launchers = launch.add_subcommands(dest="launcher", required=True)
     for name, command in COMMANDS.items():
         *group, last = name.split()
-        subparser = CommandParser(description=description(command))
+        subparser = CommandParser(description=description(command.run))
         if last in words:
-            add_arguments(subparser, command)
-        (launchers if group else commands).add_subcommand(last, subparser, help=summary(command))
+            add_arguments(subparser, command.run)
+        (launchers if group else commands).add_subcommand(last, subparser, help=summary(command.run))
     return parser
 
 

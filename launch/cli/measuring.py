@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dist_train.data.account import SHOWN, Account
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import write_text
 from dist_train.names import shown, spelt, utf8
 from launch.cli.create import photos_of_folder
@@ -82,9 +82,8 @@ def evaluate_model(model: Path, photos: Path, options: MeasureOptions) -> int:
     if options.report:
         write_text(options.report, utf8(_report(classifier, measurement, model, photos)))
     print_account(account)
-    count = f"{measurement.photos:,} photo{'s' * (measurement.photos != 1)}"
-    print(f"{shown(model)} on {shown(photos)}: {count} of {measurement.classes} of its "
-          f"{measurement.of_classes} classes", *summary_lines(measurement), sep="\n")  # fmt: skip
+    print(f"{shown(model)} on {shown(photos)}: {counted(measurement.photos, 'photo')} of {measurement.classes} of its "
+          f"{counted(measurement.of_classes, 'class')}", *summary_lines(measurement), sep="\n")  # fmt: skip
     return 0
 
 
@@ -110,8 +109,9 @@ def labelled_photos(model: Classifier, folder: Path, option: str, account: Accou
         raise UserError(f"{option} {folder}: holds no folder with the name or wnid of a class; make such folders")
     empty = [name for name, files in others.items() if not files]
     if empty:
-        folders = "1 folder" if len(empty) == 1 else f"{len(empty)} folders"
-        account.notes.append(f"{folder}: {folders} of no class of the model, without a photo: {_listed(empty)}")
+        account.notes.append(
+            f"{folder}: {counted(len(empty), 'folder')} of no class of the model, without a photo: {_listed(empty)}"
+        )
     labelled = _embedded(model, by_class, account)
     if not labelled.labels:
         broken = [reason for name, reason in account.left_out if Path(name).is_relative_to(folder)]
@@ -120,7 +120,7 @@ def labelled_photos(model: Classifier, folder: Path, option: str, account: Accou
     measured = set(labelled.labels)
     absent = [name for name in by_class if name not in measured]
     if absent:
-        classes = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+        classes = counted(len(absent), "class") + (" has" if len(absent) == 1 else " have")
         account.notes.append(f"{folder}: {classes} a folder without a usable photo, not measured: {_listed(absent)}")
     return labelled
 
@@ -154,10 +154,12 @@ def _embedded(model: Classifier, by_class: dict[str, list[Path]], account: Accou
 
 def summary_lines(measurement: Measurement) -> list[str]:
     """Return a measurement as a terminal shows it."""
+    from dist_train.report.per_class import with_interval
+
     m = measurement
     lines = [
-        f"right: {m.top1:.1f}% of the photos, {m.top5:.1f}% among the first five answers; {m.mean:.1f}% ± "
-        f"{m.half_width:.1f} as the mean over classes",
+        f"right: {m.top1:.1f}% of the photos, {m.top5:.1f}% among the first five answers; "
+        f"{with_interval(m.mean, m.low, m.high)} as the mean over classes",
         f"probability: {m.said:.1f}% said on average, expected calibration error {m.calibration_error:.1f} points",
         f"sure of {m.sure:.1f}% of the photos, and right about {m.sure_right:.1f}% of these",
     ]
@@ -166,8 +168,8 @@ def summary_lines(measurement: Measurement) -> list[str]:
                      f"{m.others.auroc_probability:.1f}% by probability, {m.others.auroc_familiarity:.1f}% by "
                      f"familiarity")  # fmt: skip
     if m.known:
-        lines.append(f"warning: {m.known} of these {m.photos:,} photos {'is' if m.known == 1 else 'are'} in the model "
-                     f"itself, so that they say nothing; measure on others")  # fmt: skip
+        lines.append(f"warning: of these {counted(m.photos, 'photo')} the model has {m.known:,} itself, so that they "
+                     "say nothing; measure on others")  # fmt: skip
     return [*lines, "", *_class_lines(m), *_mistake_lines(m)]
 
 
@@ -182,7 +184,9 @@ def _class_lines(measurement: Measurement) -> list[str]:
             f"{shown(row.name):<{width}}  {row.photos:6}  {row.top1:5.1f}%  {interval:>12}  {taken_for}".rstrip()
         )
     if len(rows) > SHOWN:
-        lines.append(f"and {len(rows) - SHOWN} classes that are no worse; --json, --csv and --report have all")
+        lines.append(
+            f"and {counted(len(rows) - SHOWN, 'further class')}, no worse; --json, --csv and --report have all"
+        )
     return lines
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from launch.cli.signature import Option, Options
 
 
@@ -47,7 +47,7 @@ def export(model: Path, *, format: str, out: Path | None = None, rule: str | Non
         classifier.rule = rule
     with working(f"export to {format}"):
         usage = write(classifier, file)
-    print(f"{file}: {len(classifier.classes)} classes\n{usage}")
+    print(f"{file}: {counted(len(classifier.classes), 'class')}\n{usage}")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dist_train.config import Config, configs_dir
 from dist_train.config.io import find_yaml, load_config
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from launch.cli.signature import Keys, Option
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def verify_resume(run: Path, *, batches: int = 4) -> int:
         print(f"{line.number}  {line.sample} ({line.window})  {line.before}  {line.after}")
     for difference in differences:
         print(difference)
-    state = f"{len(differences)} difference(s)" if differences else "resuming is exact, on 1, 2 and 4 ranks"
+    state = counted(len(differences), "difference") if differences else "resuming is exact, on 1, 2 and 4 ranks"
     print(f"{run}: {state}")
     return 1 if differences else 0
 

@@ -15,7 +15,7 @@ import torch
 from dist_train.config import Config
 from dist_train.distributed import context as contexts
 from dist_train.distributed.context import Context
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import write_text
 from launch.doctor.line import Level, Line
 from launch.slurm import jobs, scheduler
@@ -96,7 +96,9 @@ def exchange(run: Path) -> int:
         lines = [Line("ok", "ranks", placement), *(Line("warning", "ranks", text) for text in warnings)]
         transport = "NCCL" if context.device.type == "cuda" else "gloo"
         speed = _exchange_speed(context)
-        lines.append(Line("ok", "all-reduce", f"{speed:.2f} GB/s over {transport} between {context.world} rank(s)"))
+        lines.append(
+            Line("ok", "all-reduce", f"{speed:.2f} GB/s over {transport} between {counted(context.world, 'rank')}")
+        )
         context.sum(torch.zeros(1))  # all ranks leave this exchange together, so their clocks can be compared
         clocks = context.gather(time.time())
         spread = max(clocks) - min(clocks)

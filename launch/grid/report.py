@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.config import Config, to_dict
-from dist_train.errors import UserError, command
+from dist_train.errors import UserError, command, counted
 from dist_train.fewshot.methods import NUMBERS
 from dist_train.fewshot.results import Interval, Metrics, Results
 from dist_train.files import write_text
@@ -359,8 +359,8 @@ def _origin(report: StudyReport) -> str:
     queries = f"{results.queries.base:,} and {results.queries.novel:,}" if results.queries else "no"
     return (
         "The default is in percent; the others are differences from it in points, draw by draw. Mean ± half-width of "
-        f"the {results.interval}, {results.draws} draws{seeds}. {results.classes.base} base and "
-        f"{results.classes.novel} pseudo-novel classes are scored together, on {queries} images. "
+        f"the {results.interval}, {counted(results.draws, 'draw')}{seeds}. {results.classes.base} base and "
+        f"{counted(results.classes.novel, 'pseudo-novel class')} are scored together, on {queries} images. "
         "H = harmonic mean of base and novel top-1. The best by H is over all shots; settings whose difference from "
         "it is within its interval are as good, and the one in the middle is named. "
         f"Split {results.split.name} ({results.split.hash}), {results.samples} {results.shards[:16]}, "

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dist_train.errors import UserError
+from dist_train.config.checks import typed
+from dist_train.errors import UserError, counted
 from dist_train.fewshot.results import Results
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import markdown_head, markdown_row
@@ -94,7 +95,9 @@ def _check(runs: Sequence[Path], members: Sequence[Sequence[_Member]]) -> None:
     """
     for run, of_run in zip(runs, members, strict=True):
         if len(of_run) != len(members[0]):
-            raise UserError(f"{run}: has {len(of_run)} predictors, and {runs[0]} {len(members[0])}; make as many")
+            raise UserError(
+                f"{run}: has {counted(len(of_run), 'predictor')}, and {runs[0]} {len(members[0])}; make as many"
+            )
     for of_run in members:
         _check_same(members[0][0], of_run[0], ("seed", "learn.seed", "evaluate.seed"))
         for member in of_run[1:]:
@@ -118,7 +121,7 @@ def _check_same(first: _Member, other: _Member, apart: Sequence[str]) -> None:
     keys = sorted({*first.inputs, *other.inputs} - {*apart})
     changed = [key for key in keys if first.inputs.get(key) != other.inputs.get(key)]
     if changed:
-        texts = (f"{key}: {first.inputs.get(key)!r} and {other.inputs.get(key)!r}" for key in changed[:4])
+        texts = (f"{key}: {typed(first.inputs.get(key))} and {typed(other.inputs.get(key))}" for key in changed[:4])
         raise UserError(f"{first.folder} and {other.folder} differ in more than seeds ({'; '.join(texts)}); make them "
                         "with the same options")  # fmt: skip
 
@@ -150,13 +153,16 @@ def _describe(members: Sequence[Sequence[_Member]]) -> list[str]:
     commits = sorted({commit for of_run in members for member in of_run
                       for commit in (member.results.commit, *member.results.older.values())})  # fmt: skip
     lines = [
-        f"{len(members)} backbones (seed {seeds}), {len(members[0])} predictors on each (learn.seed {predictors}), "
-        f"{first.draws} draws of supports for each backbone (evaluate.seed {of_draws}). {first.classes.base} base and "
-        f"{first.classes.novel} {first.split.holdout} classes of split {first.split.name} ({first.split.hash[:12]}), "
+        f"{counted(len(members), 'backbone')} (seed {seeds}), {counted(len(members[0]), 'predictor')} on each "
+        f"(learn.seed {predictors}), "
+        f"{counted(first.draws, 'draw')} of supports for each backbone (evaluate.seed {of_draws}). "
+        f"{first.classes.base} base "
+        f"and {counted(first.classes.novel, f'{first.split.holdout} class')} of split {first.split.name} "
+        f"({first.split.hash[:12]}), "
         f"all scored together; shards {first.shards[:12]}; commit {', '.join(commits)}.",
         "",
         f"Percent; mean ± half-width of the 95% interval over backbones, predictors and draws: the t-interval of the "
-        f"{len(members)} means of the backbones, with {len(members) - 1} degree{'s' * (len(members) > 2)} of freedom. "
+        f"{len(members)} means of the backbones, with {counted(len(members) - 1, 'degree')} of freedom. "
         "Below each such table stands what a figure of a single draw varies by: the standard deviations of a "
         "backbone's seed / a predictor's seed / a draw, by the nested analysis of variance (Searle et al. 1992).",
         "",

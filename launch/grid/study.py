@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import NETWORK_OF, STAGES, Config
+from dist_train.config.checks import typed
 from dist_train.config.io import check_yaml, list_keys, unknown_key, with_options
 from dist_train.errors import UserError
 from launch.grid.members import Axis, Member, combinations, named
@@ -75,12 +76,12 @@ def read_study(path: Path) -> list[Choice]:
 
 def _choice(path: Path, entry: Any, methods: Sequence[str]) -> Choice:
     if not isinstance(entry, dict) or not all(isinstance(v, list) and v for v in entry.values()):
-        raise UserError(f"{path}: choices: {entry!r}: give KEY: [VALUE, ...], as in learn.p_mean: [0.3, 0.9]")
+        raise UserError(f"{path}: choices: {typed(entry)}: give KEY: [VALUE, ...], as in learn.p_mean: [0.3, 0.9]")
     varied = {key: values for key, values in entry.items() if key != "methods"}
     for key in varied:
         _check_key(path, str(key))
     if not varied:
-        raise UserError(f"{path}: choices: {entry!r}: varies nothing; give KEY: [VALUE, ...]")
+        raise UserError(f"{path}: choices: {typed(entry)}: varies nothing; give KEY: [VALUE, ...]")
     axes: list[Axis] = [
         [(key, value if isinstance(value, str) else json.dumps(value)) for value in values]
         for key, values in varied.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import STAGES, configs_dir
+from dist_train.config.checks import typed
 from dist_train.config.io import Parser, check_keys, check_yaml, find_yaml
 from dist_train.errors import UserError
 
@@ -44,7 +45,7 @@ class Resources:
                             ("minutes", 1), ("mem_gb", 0)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name}={value!r}: must be >= {least}")
+                raise ValueError(f"{name}={typed(value)}: must be >= {least}")
 
     @property
     def ranks_per_node(self) -> int:
@@ -98,7 +99,7 @@ class Cluster(Resources):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.starts < 1:
-            raise ValueError(f"starts={self.starts!r}: must be >= 1")
+            raise ValueError(f"starts={typed(self.starts)}: must be >= 1")
 
     @property
     def shares(self) -> int:
@@ -116,7 +117,7 @@ def load_cluster(name: str) -> Cluster:
     content = check_yaml(path, Cluster)
     by_stage = content.pop("stages", None) or {}
     if not isinstance(by_stage, dict):
-        raise UserError(f"{path}: stages={by_stage}: must be names and values: {{learn: {{nodes: 1}}}}")
+        raise UserError(f"{path}: stages={typed(by_stage)}: must be names and values: {{learn: {{nodes: 1}}}}")
     stages = {}
     for stage, wanted in by_stage.items():
         if stage not in CHAIN:
@@ -135,7 +136,7 @@ def _checked(path: Path, section: str, kind: type[Any], content: Any) -> Any:
     """Return a section of a profile as a ``kind``, whose fields say which keys and values are right."""
     prefix = f"{section}." if section else ""
     if not isinstance(content, dict):
-        raise UserError(f"{path}: {section}={content}: must be names and values: {{nodes: 1}}")
+        raise UserError(f"{path}: {section}={typed(content)}: must be names and values: {{nodes: 1}}")
     check_keys(path, content, kind, prefix)
     parser = Parser()
     parser.add_class_arguments(kind, skip={"stages"} if kind is Cluster else set())

@@ -23,7 +23,7 @@ import submitit
 from submitit.core import utils as submitit_utils
 
 from dist_train.config import Config
-from dist_train.errors import CRASHED, STOPPED, UserError
+from dist_train.errors import CRASHED, STOPPED, UserError, counted
 from launch import terminal
 from launch.slurm import jobs, scheduler
 from launch.slurm.chain import PlannedJob, Task
@@ -185,7 +185,7 @@ def _run_local(config: Config, job: PlannedJob, task: Task) -> tuple[list[int], 
         work = executor.submit(exit_code, task.function, task.arguments)
     log = Path(work.paths.stdout)
     jobs.record(config.run_dir, Job(job.stage, work.job_id, _names([task]), ranks=ranks, local=True))
-    print(f"{job.stage}: {ranks} process(es), log {log}", flush=True)
+    print(f"{job.stage}: {counted(ranks, 'process')}, log {log}", flush=True)
     with _handler(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)):
         try:
             _wait(work)

@@ -248,7 +248,9 @@ def test_any_changes_survive_saving(models: Path, tmp_path: Path, changes: list[
 @pytest.mark.parametrize(
     "damage, wanted",
     [
-        (lambda folder: (folder / "model.json").unlink(), "not a model (no model.json)"),
+        (lambda folder: (folder / "model.json").unlink(), "its model.json is lost; copy it"),
+        (lambda folder: [path.unlink() for path in folder.iterdir() if path.is_file()], "not a model (no model.json)"),
+        (lambda folder: shutil.rmtree(folder), "no such folder; check the path"),
         (lambda folder: (folder / "model.json").write_text('{"version": 1'), "model.json: damaged"),
         (lambda folder: _edit(folder, version=4), "model.json: version 4, and this dist_train reads 1 to 3"),
         (lambda folder: (folder / "model.json").write_text("[]"), "model.json: damaged"),

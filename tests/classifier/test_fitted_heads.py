@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from dist_train import UserError
@@ -216,6 +217,31 @@ def test_what_the_discriminant_needs_is_what_its_line_says() -> None:
         choose(Sample.of(clusters([2, 1])), ["lda"])
 
 
+@pytest.mark.parametrize("photos", [[4], [2, 2, 2], [1, 1], [3, 40, 7], [1] * 5 + [100] * 40])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_interval_of_an_estimate_stays_within_0_to_100(photos: list[int], share: float) -> None:
+    labels = torch.arange(len(photos)).repeat_interleave(torch.tensor(photos))
+    mean, low, high = balanced_accuracy(torch.full((len(labels),), bool(share)), labels)
+    assert mean == 100 * share and 0 <= low <= mean + 1e-9 and mean - 1e-9 <= high <= 100
+    assert 1 < high - low < 100
+    if len(set(photos)) == 1:  # as a single share of all photos
+        wanted = binomtest(round(share * sum(photos)), sum(photos)).proportion_ci(method="wilson")
+        assert (low, high) == pytest.approx((100 * wanted.low, 100 * wanted.high), abs=0.01)
+
+
+@pytest.mark.parametrize("counts, truth", [([3, 5, 8, 13, 40, 40], (0.8, 1)), ([12] * 6 + [100] * 20, (0.7, 0.95))])
+def test_the_interval_of_an_estimate_covers_the_truth(counts: list[int], truth: tuple[float, float]) -> None:
+    """Classes of few photos are the harder ones, which makes the mean less certain than as many photos of all."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    shares = torch.linspace(*truth, len(counts))
+    inside = []
+    for _ in range(1000):
+        _, low, high = balanced_accuracy(torch.rand(len(labels), generator=generator) < shares[labels], labels)
+        inside.append(low <= 100 * float(shares.mean()) <= high)
+    assert 0.93 < sum(inside) / len(inside) < 0.98
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_the_same_photos_in_two_classes_still_give_numbers(name: str) -> None:
     photos = clusters([5])[0]
@@ -231,7 +257,7 @@ def test_the_choice_is_the_best_on_held_out_photos_and_its_estimate_holds() -> N
     fresh = clusters([400] * 5, seed=11)
     right = [(scores(choice.fit, rows).argmax(1) == label) for label, rows in enumerate(fresh)]
     accuracy = 100 * float(torch.stack([one.double().mean() for one in right]).mean())
-    assert abs(accuracy - best.accuracy) < 2 * best.half_width
+    assert abs(accuracy - best.accuracy) < best.high - best.low
 
 
 def test_equal_heads_leave_the_choice_to_the_simplest() -> None:
@@ -300,5 +326,5 @@ def test_a_background_tells_how_activations_vary() -> None:
 def test_every_class_counts_the_same_in_the_estimate() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
     right = torch.cat([torch.ones(90), torch.zeros(10)]).bool()
-    accuracy, half_width = mean_accuracy(right, labels)
-    assert accuracy == 50 and 0 < half_width < 10
+    accuracy, low, high = mean_accuracy(right, labels)
+    assert accuracy == 50 and (low, high) == (pytest.approx(45, abs=1), pytest.approx(55, abs=1))

@@ -111,6 +111,8 @@ def test_intervals_are_those_of_wilson(shown: tuple[torch.Tensor, list[int], Mea
     for row in shown[2].per_class:
         interval = binomtest(round(row.photos * row.top1 / 100), row.photos).proportion_ci(method="wilson")
         assert (row.low, row.high) == pytest.approx((100 * interval.low, 100 * interval.high), abs=0.01)
+    m = shown[2]
+    assert m.low < m.mean < m.high and m.high - m.low < min(row.high - row.low for row in m.per_class)
 
 
 def test_a_measurement_goes_to_json_and_csv_and_back(shown: tuple[torch.Tensor, list[int], Measurement]) -> None:
@@ -137,7 +139,7 @@ def test_a_page_shows_classes_matrix_mistakes_and_charts(shown: tuple[torch.Tens
         replace(m, known=3), {m.worst(1)[0].photo: "data:image/jpeg;base64,AAAA"}, "A & B", {"a": 1}
     )
     assert page.count("data:image/jpeg;base64,AAAA") == 1 and "A &amp; B" in page
-    assert "3 of these photos are in the model itself" in page and page.count('role="img"') == 2
+    assert "The model itself has 3 photos of these" in page and page.count('role="img"') == 2
     many = replace(m, per_class=tuple(replace(m.per_class[0], name=f"c{n}") for n in range(40)))
     assert matrix_of(many) is None
 

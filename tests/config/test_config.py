@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from dist_train.config import (
     to_dict,
     to_yaml,
 )
+from dist_train.config.checks import require, typed
 from dist_train.config.io import load_config, read_config
 from dist_train.errors import UserError
 from launch.cli.main import main
@@ -40,6 +42,28 @@ text = st.sampled_from(_LIKE_OTHERS) | st.text(st.characters(exclude_categories=
 names = text.filter(lambda n: bool(n) and "/" not in n and n not in (".", "..") and n.isprintable() and len(n) < 40)
 paths = names.map(lambda name: Path("/tmp") / name)
 positive = st.floats(1e-12, 1e12) | st.sampled_from([1e-5, 1e-3, 1e16, 0.1, 1 / 3]) | st.integers(1, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("conv4", "conv4"), (Path("a/b"), "a/b"), ("a b", "a b"), ("", "''"), (" a", "' a'"), ("a\n", "'a\\n'"),
+     (True, "true"), (None, "null"), (0.1, "0.1"), (60.0, "60"),
+      (1 / 3, "0.3333333333333333"), ([1, "a", None], "[1, a, null]"),
+     ((0.5, 1.0), "[0.5, 1]"), ({"a": [False]}, "{a: [false]}")],
+)  # fmt: skip
+def test_values_stand_in_messages_as_in_a_file(value: object, text: str) -> None:
+    assert typed(value) == text
+    with pytest.raises(ValueError, match=re.escape(f"a.key={text}: must be other")):
+        require(False, "a.key", value, "other")
+
+
+def test_no_value_stands_behind_its_key_as_python_has_it() -> None:
+    folders = ("dist_train", "launch")
+    files = [path for folder in folders for path in (Path(__file__).parents[2] / folder).rglob("*.py")]
+    files = [path for path in files if path.name != "export.py"]  # which writes Python for its readers
+    wrong = [f"{path}:{number}" for path in files for number, line in enumerate(path.read_text().splitlines(), 1)
+             if re.search(r"[a-z_}]=\{[^{}]*!r\}", line)]  # fmt: skip
+    assert len(files) > 200 and not wrong, f"write these values by config.checks.typed: {wrong}"
 
 
 @st.composite
@@ -130,25 +154,25 @@ def test_what_only_training_obeys_is_refused_beside_a_trained_network(section: s
 @pytest.mark.parametrize(
     ("options", "beside", "message"),
     [
-        ("--pretrain.epochs 3", "backbone", "pretrain.epochs=3.0: must be left out where backbone names"),
-        ("--pretrain.model conv4 --pretrain.small_stem true", "backbone", "pretrain.model='conv4': must be left out"),
-        ("--pretrain.freeze layer1", "backbone", "pretrain.freeze='layer1': must be left out where backbone names"),
-        ("--pretrain.init.source timm:b", "backbone", "pretrain.init.source='timm:b': must be left out where backbone"),
+        ("--pretrain.epochs 3", "backbone", "pretrain.epochs=3: must be left out where backbone names"),
+        ("--pretrain.model conv4 --pretrain.small_stem true", "backbone", "pretrain.model=conv4: must be left out"),
+        ("--pretrain.freeze layer1", "backbone", "pretrain.freeze=layer1: must be left out where backbone names"),
+        ("--pretrain.init.source timm:b", "backbone", "pretrain.init.source=timm:b: must be left out where backbone"),
         ("--data.train_size 100 --data.ramp_from 160", "backbone", "data.train_size=100: must be left out where"),
         ("--data.eval_size 300", "backbone", "data.eval_size=300: must be left out: the preprocessing of the trained"),
         ("--data.eval_size 300", "pretrain.init", "data.eval_size=300: must be left out: the preprocessing of the"),
-        ("--pretrain.model conv4 --pretrain.small_stem true", "pretrain.init", "pretrain.model='conv4': must be left"),
-        ("--pretrain.epochs 3", "features", "pretrain.epochs=3.0: must be left out beside features"),
-        ("--backbone.source timm:b", "features", "backbone.source='timm:b': must be left out beside features"),
+        ("--pretrain.model conv4 --pretrain.small_stem true", "pretrain.init", "pretrain.model=conv4: must be left"),
+        ("--pretrain.epochs 3", "features", "pretrain.epochs=3: must be left out beside features"),
+        ("--backbone.source timm:b", "features", "backbone.source=timm:b: must be left out beside features"),
         (
             "--pretrain.init.source timm:b",
             "features",
-            "pretrain.init.source='timm:b': must be left out beside features",
+            "pretrain.init.source=timm:b: must be left out beside features",
         ),
         ("--data.eval_size 300", "features", "data.eval_size=300: must be left out beside features"),
-        ("--extract.views ten", "features", "extract.views='ten': must be left out beside features"),
+        ("--extract.views ten", "features", "extract.views=ten: must be left out beside features"),
         ("--networks.draws 3", "features", "networks.draws=3: must be left out beside features"),
-        ("--pack.train x", "features", "pack='...': must be left out beside features"),
+        ("--pack.train x", "features", "pack=...: must be left out beside features"),
     ],
 )
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "file"])
@@ -173,7 +197,7 @@ def test_a_key_without_a_meaning_is_named_before_its_value_is_judged(
 @pytest.mark.parametrize(
     "text, key",
     [("pretrain: 5", "pretrain=5"), ("data: [1]\nbackbone: {source: starter}", "data=[1]"), ("pack: 5", "pack=5"),
-     ("pretrain: {init: abc}", "pretrain.init=abc"), ("monitor: x", "monitor=x"), ("backbone: true", "backbone=True")],
+     ("pretrain: {init: abc}", "pretrain.init=abc"), ("monitor: x", "monitor=x"), ("backbone: true", "backbone=true")],
 )  # fmt: skip
 def test_one_value_where_a_section_has_keys_is_named(tmp_path: Path, text: str, key: str) -> None:
     file = tmp_path / "c.yaml"

@@ -87,9 +87,7 @@ def test_freezing_ends_at_a_layer_or_at_a_whole_stage() -> None:
         frozen = [p.requires_grad is False for p in network.body.get_submodule("blocks").parameters()]
         assert sum(frozen) == len(frozen) * count // 12
         assert not network.body.get_parameter("pos_embed").requires_grad and network.head.weight.requires_grad
-    with pytest.raises(
-        UserError, match=r"pretrain\.freeze='block': no layer of this network; give one of patch_embed.*"
-    ):
+    with pytest.raises(UserError, match=r"pretrain\.freeze=block: no layer of this network; give one of patch_embed.*"):
         freeze(vit(), "block")
 
 
@@ -141,7 +139,7 @@ def test_sizes_that_do_not_fit_and_lost_weights_are_refused(config: Config, weig
     for wrong, message in (
         (replace(config, data=replace(config.data, train_size=64)), "data.train_size=64: .* --data.train_size 48"),
         (tuning(config, tmp_path / f"{VIT}.pth", 48), "vit_tiny_patch16_224.pth: "),
-        (tuning(config, weights / f"{VIT}.pth", 48, freeze="layer1"), "pretrain.freeze='layer1': no layer"),
+        (tuning(config, weights / f"{VIT}.pth", 48, freeze="layer1"), "pretrain.freeze=layer1: no layer"),
     ):
         with pytest.raises(UserError, match=message):
             pretrain(open_run(wrong), Context(), StopFlag(Context()))

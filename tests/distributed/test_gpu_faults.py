@@ -94,4 +94,4 @@ def test_the_other_ranks_leave_at_once_with_the_reason_of_the_failed_rank(config
     assert started.wait() == [FAILED, FAILED], started.error(0) + started.error(1)
     assert "dist-train: error: rank 1: pretrain: out of GPU memory" in started.error(1)
     assert "rank 1 failed: pretrain: out of GPU memory" in started.error(0)
-    assert "12 images a pass on each of 2 rank(s); --pretrain.accumulate 2 --redo" in started.error(0)
+    assert "12 images a pass on each of 2 ranks; --pretrain.accumulate 2 --redo" in started.error(0)

@@ -52,7 +52,7 @@ def test_two_hosts_under_torchrun(config: Config, hosts: list[str], tmp_path: Pa
                                         env={**os.environ, "OMP_NUM_THREADS": "1"}))  # fmt: skip
     errors = [process.communicate(timeout=180)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors[0][-2000:] + errors[1][-2000:]
-    assert "2 rank(s) on" in errors[0] and "over v0" in errors[0]
+    assert "2 ranks on" in errors[0] and "over v0" in errors[0]
     assert (config.run_dir / "pretrain" / "done.json").is_file()
 
 

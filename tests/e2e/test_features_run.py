@@ -142,7 +142,7 @@ def test_the_content_decides_and_not_the_path(clusters: Config, tmp_path: Path) 
         started(replace(clusters.features, scale=2.0))
     with np.load(copy) as arrays:
         np.savez(copy, **{**arrays, "activations": 2 * arrays["activations"]})
-    with pytest.raises(UserError, match=r"made from other inputs \(features: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\)"):
+    with pytest.raises(UserError, match=r"made from other inputs \(features: [0-9a-f]{16} -> [0-9a-f]{16}\)"):
         started(replace(clusters.features, train=copy))
 
 

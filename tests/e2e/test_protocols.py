@@ -103,12 +103,12 @@ def test_episodes_from_activations_to_table(config: Config, tmp_path: Path, with
             assert len(draws) == 6 and all(v * 21 / 100 == pytest.approx(round(v * 21 / 100), abs=1e-4) for v in draws)
             assert values["accuracy"]["ci95"] > 0
     table = config.run_dir / "evaluate" / "table.md"
-    assert "7 queries a class" in table.read_text() and list((table.parent / "tb" / "phi2").glob("events.*"))
+    assert "Queries of each class: 7, " in table.read_text() and list((table.parent / "tb" / "phi2").glob("events.*"))
     assert not (table.parent / "report.html").exists()
 
     # As released: all other images of a class (it has 20) are queries, and beyond 1 shot one support too.
     released = replace(config, evaluate=replace(options, protocol="released"))
-    with pytest.raises(UserError, match=r"evaluate.protocol: 'episodes' -> 'released'.*--redo"):
+    with pytest.raises(UserError, match=r"evaluate.protocol: episodes -> released.*--redo"):
         check_inputs(open_run(released), "evaluate")
     results = dist_train(released, tmp_path, "evaluate", "--redo")
     for values in results["methods"]["phi2"].values():
@@ -146,7 +146,7 @@ def test_episodes_do_not_depend_on_the_number_of_ranks_or_on_shares(
 
 def test_protocols_that_do_not_fit_the_data_are_refused_at_the_start(config: Config) -> None:
     for changes, message in (
-        ({"protocol": "episodes", "ways": 4}, r"evaluate.ways=4: there are only 3 novel classes"),
+        ({"protocol": "episodes", "ways": 4}, r"evaluate.ways=4: the split has only 3 novel classes"),
         ({"protocol": "episodes", "ways": 3, "queries": 18}, r"shots=\[1, 2, 3\].*only 20.*21 needed with the queries"),
         ({"protocol": "released", "rule": "mean", "ways": 3, "shots": [20]}, r"shots=\[20\].*only 20.*21 needed"),
     ):

@@ -106,8 +106,9 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
     for word in (
         "1,153,050 of 900",
         "18,016 steps",
-        "8 rank(s) x 1 pass(es) x 128",
+        "8 ranks x 1 pass x 128",
         "32 to 64",
+        "pretrain    resnet10 with a linear classifier, ddp, ",
         "GiB",
         "on 141 GB",
         "images/s",
@@ -121,8 +122,11 @@ def test_dry_run_prints_the_plan_and_starts_nothing(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(dry_run, "measured_rate", too_small)
+    options += ["--pretrain.classifier", "cosine"]
     assert main(["run", "--config", "recipes/rn50_16", *options, "--dry-run", "--ranks", "8"]) == 0
-    assert "not measured on this machine (CUDA out of memory. Tried to allocate" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not measured on this machine (CUDA out of memory. Tried to allocate" in printed
+    assert "pretrain    resnet10 with a cosine classifier, " in printed
 
 
 def test_estimates_are_what_a_real_pass_keeps() -> None:

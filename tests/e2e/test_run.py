@@ -175,7 +175,7 @@ def test_options_that_do_not_fit_claim_nothing(config: Config) -> None:
             open_run(replace(config, pretrain=options))
     with pytest.raises(UserError, match=r"shots=\[50\].*only 20"):
         open_run(replace(config, evaluate=replace(config.evaluate, shots=[50])))
-    with pytest.raises(ValueError, match=r"pretrain.model='alexnet': must be one of conv4, .*resnet50"):
+    with pytest.raises(ValueError, match=r"pretrain.model=alexnet: must be one of conv4, .*resnet50"):
         replace(config.pretrain, model="alexnet")
     with pytest.raises(UserError, match=r"evaluate.methods: 'phi2' needs 'phi2' in learn.methods"):
         open_run(replace(config, learn=replace(config.learn, methods=["phi1"])))

@@ -147,7 +147,7 @@ def test_only_the_classes_of_the_episode_compete() -> None:
 
 
 def test_released_wants_its_rule() -> None:
-    with pytest.raises(ValueError, match=r"evaluate.rule='max': must be mean with evaluate.protocol=released"):
+    with pytest.raises(ValueError, match=r"evaluate.rule=max: must be mean with evaluate.protocol=released"):
         EvaluateConfig(protocol="released")
     given = [EvaluateConfig(protocol="released", rule="mean", shots=[1, 5]), EvaluateConfig(protocol="episodes")]
     assert [options.images for options in (*given, EvaluateConfig())] == [6, 18, 3]
@@ -170,7 +170,7 @@ def test_table() -> None:
     )
     text = episodes_markdown(results)
     assert "| Class mean + cosine | 50.13 ± 0.40 | 50.13 ± 0.40 | 50.13 ± 0.40 |" in text
-    assert "| φ2, WRN (published) | 59.60 | – | 73.74 |" in text and "15 queries a class, none of them" in text
+    assert "| φ2, WRN (published) | 59.60 | – | 73.74 |" in text and "Queries of each class: 15, none of them" in text
     assert "published" not in episodes_markdown(replace(results, split=SplitFacts("m", "0")))
     spread = MethodResult({k: {"accuracy": Interval(50.126, 9.0, measure="std")} for k in (1, 2, 5)})
     released = replace(

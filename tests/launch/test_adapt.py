@@ -308,6 +308,7 @@ def test_thousands_of_classes(models: Path, tmp_path: Path) -> None:
 def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_path: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.onnx").mkdir()
     (tmp_path / "cut.jpg").write_bytes(next(album.rglob("*.JPEG")).read_bytes()[:500])
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "huge.png").write_bytes(png_of(30_000, 30_000))
@@ -318,7 +319,7 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
     cases = {
         ("adapt", run): "--out is required",
         ("adapt", run, "--out", str(album)): f"--out {album}: exists; take another folder",
-        ("adapt", str(tmp_path), "--out", other): "not a run (no config.yaml)",
+        ("adapt", str(tmp_path), "--out", other): "neither a run (no config.yaml) nor a model (no model.json); give",
         ("adapt", "nowhere", "--class", f"okapi={album}"): "nowhere: no such run or model",
         ("adapt", "new", "--backbone", "starter", "--classes", str(album)):
             "new: no such run or model; --backbone makes a new model: give its folder by --out new",
@@ -365,7 +366,9 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", model, "--out", other, "--rename", "nobody"): "--rename nobody: give OLD=NEW",
         ("adapt", model, "--out", other, "--class", f"o={album}/okapi", "--held_out", str(album)):
             "holds no folder with the name or wnid of a class",
-        ("classify", str(tmp_path), str(album)): "not a model (no model.json)",
+        ("classify", str(tmp_path), str(album)): "not a model (no model.json); make one: dist-train create PHOTOS",
+        ("classify", f"{tmp_path}/empty.onnx", str(album)): "empty.onnx: not a model (no model.json); make one: dist-",
+        ("classify", f"{tmp_path}/no", str(album)): "no: no such folder; check the path, or make a model: dist-train",
         ("classify", model, "/nowhere.jpg"): "/nowhere.jpg: no such file or folder",
         ("classify", model, f"{tmp_path}/huge.png"): "huge.png: 900000000 pixels",
         ("classify", model, str(album), "--topk", "0"): "--topk 0: must be a whole number >= 1",

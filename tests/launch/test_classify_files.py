@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,6 @@ def test_what_cannot_be_written_is_refused_before_any_work(
 def test_photos_that_a_killed_run_has_moved_are_not_missed(
     form: str, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import io
-    import sys
-
     from dist_train.classifier import sorting
 
     out, table = photos.parent / "sorted", photos.parent / "table.csv"
@@ -225,7 +222,7 @@ def test_photos_that_a_killed_run_has_moved_are_not_missed(
         replace_file(source, target)
 
     def run() -> int:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(files).encode())))
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO("\n".join(files).encode())))
         return main(command)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -237,6 +234,26 @@ def test_photos_that_a_killed_run_has_moved_are_not_missed(
     rows = list(csv.DictReader(table.open(newline="")))
     assert sorted(row["photo"] for row in rows) == files and not any(row["fault"] for row in rows)
     assert len(contents(out)) == 4 and "4 photos moved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--move_to", "--link_to"])
+def test_a_photo_on_standard_input_cannot_be_sorted(
+    option: str, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, table, path = photos.parent / "sorted", photos.parent / "t.csv", photos / "a" / "1.png"
+    monkeypatch.chdir(photos.parent)
+    Path("-").write_bytes(path.read_bytes())  # another file, which no word names
+    before = contents(photos.parent)
+    for words in (["-", option, str(out)], [str(path), "-", option, str(out), "--csv", str(table)]):
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(path.read_bytes())))
+        assert main(["classify", str(model), *words]) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(f"dist-train: error: {option} {out}: the photo on standard input is no file")
+        assert said.err.count("\n") == 1 and not said.out
+        assert contents(photos.parent) == before and not out.exists()
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(path.read_bytes())))
+    assert main(["classify", str(model), str(path), "-", "--csv", str(table)]) == 0
+    assert [row["photo"] for row in csv.DictReader(table.open(newline=""))] == [str(path), "-"]
 
 
 def test_what_standard_input_holds_is_classified_anew(model: Path, photos: Path) -> None:

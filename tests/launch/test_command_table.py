@@ -22,7 +22,7 @@ def parser_of(name: str) -> Any:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_every_argument_of_it_says_what_it_is(name: str) -> None:
-    assert summary(COMMANDS[name]) and description(COMMANDS[name]).strip().endswith("."), name
+    assert summary(COMMANDS[name].run) and description(COMMANDS[name].run).strip().endswith("."), name
     # The sections of a configuration are groups, and their fields have the help.
     arguments = [
         action for action in parser_of(name)._actions if action.nargs != 0 and "ConfigFile" not in repr(action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,11 +106,12 @@ def test_classes_come_and_go(made: Path, photos: Path, tmp_path: Path, capsys: p
     assert main(["adapt", str(model), "--class", f"sky={photos / 'blue'}", "--rename", "red=fire",
                  "--held_out", str(photos)]) == 0  # fmt: skip
     said = capsys.readouterr().out
+    assert re.search(r"^[\d.]+% \(95% interval [\d.]+ to [\d.]+%\) of the photos in ", said, re.MULTILINE)
     assert "sky: added from 6 photos" in said and "model: 3 classes, lda" in said
     assert "mean over classes" in said.splitlines()[-2] and "photos in" in said.splitlines()[-2]
     grown = Classifier.load(model, "cpu")
     assert grown.answers(grown.activations(photos / "blue" / "3.png"))[0][0].name == "sky"
-    assert "; 6 of these 6 photos are in the model, so they say nothing" in said
+    assert "; of these 6 photos the model has 6 itself, so they say nothing" in said
     kept = (model / "model.json").read_bytes()
     shutil.copytree(photos / "green", tmp_path / "copies")
     assert main(["adapt", str(model), "--class", f"leaf={tmp_path / 'copies'}"]) == 1
@@ -148,6 +150,37 @@ def test_saved_models_answer_the_same(made: Path, photos: Path, tmp_path: Path) 
     assert reloaded.head().estimates == twin.head().estimates
     with pytest.raises(UserError, match="--rule mean: is of models from a run"):
         reloaded.rule = "mean"
+
+
+def test_an_estimate_is_printed_with_an_interval_within_0_to_100(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, page = tmp_path / "model", tmp_path / "page.html"
+    assert (
+        main(["create", str(photos), *TIMM, "--weights", str(weights), "--out", str(model), "--report", str(page)]) == 0
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if "of held-out photos" in line]
+    pattern = r"[\w ]+: ([\d.]+)% \(95% interval ([\d.]+) to ([\d.]+)%\) of held-out photos, mean over classes, by .*"
+    for line, estimate in zip(lines, Classifier.load(model, "cpu").head().estimates, strict=True):
+        found = re.fullmatch(pattern, line)
+        assert found and 0 <= float(found[2]) <= float(found[1]) <= float(found[3]) <= 100, line
+        assert f"{estimate.low:.1f} to {estimate.high:.1f}%" in page.read_text()
+    assert "±" not in page.read_text()
+
+
+def test_models_with_a_half_width_in_place_of_an_interval_open(made: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copytree(made, tmp_path / "model")) / "model.json"
+    about = json.loads(file.read_text())
+    [estimate] = about["method"]["estimates"]
+    ends = {key: estimate.pop(key) for key in ("low", "high")}
+    estimate |= {"accuracy": 90, "half_width": 17.1}
+    file.write_text(json.dumps(about))
+    [read] = Classifier.load(file.parent, "cpu").head().estimates
+    assert (read.low, read.high) == (pytest.approx(72.9), 100)
+    estimate |= ends
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="low and high must be there, or half_width in their place"):
+        Classifier.load(file.parent, "cpu")
 
 
 def loaded_elsewhere(code: str, *arguments: object) -> str:

@@ -116,7 +116,7 @@ def test_the_chain_without_slurm(config: Config, capsys: pytest.CaptureFixture[s
     start = ("launch", "slurm", "--here", "--cluster", "dev")
     done = warm_python.run(*start, "--tasks-per-node", "2", *options(one))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "evaluate: 2 process(es), log " in done.stdout and table(one)
+    assert "evaluate: 2 processes, log " in done.stdout and table(one)
     assert main(["logs", str(one.run_dir), "--stage", "evaluate"]) == 0
     assert "report: " in capsys.readouterr().out
     whole, profile = table(one), one.runs / "array.yaml"

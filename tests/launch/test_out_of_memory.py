@@ -48,16 +48,16 @@ def test_which_errors_say_that_memory_is_used_up(error: Exception, whose: str | 
 @pytest.mark.parametrize(
     ("batch", "passes", "world", "wanted"),
     [
-        (1024, 1, 8, "=1024 is 128 images a pass on each of 8 rank(s); --pretrain.accumulate 2 --redo begins it again "
+        (1024, 1, 8, "=1024 is 128 images a pass on each of 8 ranks; --pretrain.accumulate 2 --redo begins it again "
                      "with 64, or on 16 ranks it continues, with 64"),
-        (1024, 4, 8, "=1024 is 32 images a pass on each of 8 rank(s); --pretrain.accumulate 8 --redo begins it again "
+        (1024, 4, 8, "=1024 is 32 images a pass on each of 8 ranks; --pretrain.accumulate 8 --redo begins it again "
                      "with 16, or on 16 ranks it continues, with 16"),
-        (24, 2, 1, "is 12 images a pass on each of 1 rank(s); --pretrain.accumulate 4 --redo begins it again with 6, "
+        (24, 2, 1, "is 12 images a pass on each of 1 rank; --pretrain.accumulate 4 --redo begins it again with 6, "
                    "or on 2 ranks it continues, with 6"),
-        (90, 1, 2, "is 45 images a pass on each of 2 rank(s); --pretrain.accumulate 3 --redo begins it again with 15, "
+        (90, 1, 2, "is 45 images a pass on each of 2 ranks; --pretrain.accumulate 3 --redo begins it again with 15, "
                    "or on 6 ranks it continues, with 15"),
-        (6, 1, 2, "is 3 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
-        (16, 4, 2, "is 2 images a pass on each of 2 rank(s); choose a smaller pretrain.global_batch"),
+        (6, 1, 2, "is 3 images a pass on each of 2 ranks; choose a smaller pretrain.global_batch"),
+        (16, 4, 2, "is 2 images a pass on each of 2 ranks; choose a smaller pretrain.global_batch"),
     ],
 )  # fmt: skip
 def test_the_batch_that_is_offered_divides_and_is_at_most_half(
@@ -98,7 +98,7 @@ def test_the_batch_that_is_offered_fits_by_the_count(monkeypatch: pytest.MonkeyP
     assert 1 <= fits < 256, "or the test shows nothing"
     with pytest.raises(UserError) as caught, explain_out_of_memory(config, "pretrain", gpu, 100):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    offered = re.search(rf"is 1024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
+    offered = re.search(rf"is 1,024 images .*, about {fits} fit; --pretrain.accumulate (\d+) --redo", str(caught.value))
     ranks = re.search(r"or on (\d+) ranks it continues, with (\d+)", str(caught.value))
     assert ranks and int(ranks[2]) <= fits and int(ranks[1]) * int(ranks[2]) == 4096
     assert offered and 4096 // (4 * int(offered[1])) <= fits < 2 * 4096 // (4 * int(offered[1]))

@@ -41,7 +41,7 @@ def test_anything_else_starts_again_while_there_is_progress(tmp_path: Path, code
         begin(tmp_path, "1")
         decisions.append(decide(tmp_path, "1", code, 2))
     assert [decision.code for decision in decisions] == [STOPPED, CRASHED]
-    assert "2 start(s) in a row made no progress" in decisions[1].reason
+    assert "2 starts in a row made no progress" in decisions[1].reason
     assert last_reason(tmp_path, "1") == decisions[1].reason
 
 

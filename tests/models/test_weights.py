@@ -85,7 +85,7 @@ def test_what_is_left_aside_is_said(state: State, tmp_path: Path) -> None:
     assert opened(path).notes == ("of model_ema, model in the file, model_ema is taken",)
     torch.save(WRAPPINGS["Lightning"](state), path)
     total = len(state) + 1
-    assert opened(path).notes == (f"1 of {total} tensors belong to other networks and are left aside",)
+    assert opened(path).notes == (f"left aside, as tensors of other networks: 1 of {total}",)
 
 
 @pytest.mark.parametrize("rows", [10, None])
@@ -96,7 +96,7 @@ def test_a_head_of_other_classes_is_left_aside_and_said_so(state: State, tmp_pat
     result = opened(path)
     assert result.classes is None and result.backbone.head.out_features == 0
     aside = "the file's classifier of 10 rows is left aside: whose rows they are is not known"
-    assert result.notes == ((aside if rows else "no classifier of 1000 rows is in the file"),)
+    assert result.notes == ((aside if rows else "no classifier of 1,000 rows is in the file"),)
 
 
 def test_wrong_tensors_are_named_by_their_first_three(state: State, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def table_rows(part: Element) -> dict[str, list[str]]:
 
 def test_says_what_the_table_says(results: Results, training: TrainingCurves, provenance: dict[str, Any]) -> None:
     page = parse(report_html(results, training, provenance))
-    assert page.all("h1")[0].text == "φ2 names 21.5% of images of 20 new classes after seeing one image of each"
+    assert page.all("h1")[0].text == "φ2 names 21.5% of images of 20 new classes after seeing 1 image of each"
     assert "Class mean + cosine, reaches 2.5% on the new and 58.0% on the base classes" in page.all("header")[0].text
     accuracy = section(page, "Accuracy")
     assert table_rows(accuracy)["φ2"] == [

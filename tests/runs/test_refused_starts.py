@@ -60,7 +60,7 @@ WAYS: dict[str, tuple[Any, str]] = {
     ),
     "too large a batch": (
         lambda c, w: replace(c, pretrain=replace(c.pretrain, global_batch=500)),
-        "there are only 120 training images",
+        "the base classes have only 120 training images",
     ),
     "more shots than images": (lambda c, w: replace(c, evaluate=replace(c.evaluate, shots=[50])), "evaluate.shots="),
     "no GPU to decode": (lambda c, w: data(c, decoder="mixed"), "data.decoder=mixed: needs a GPU"),
@@ -80,7 +80,7 @@ WAYS: dict[str, tuple[Any, str]] = {
         "error: pretrain.init.source=timm:resnet5: ",
     ),
     "another size in training": (lambda c, w: tuning(c, NET, w / f"{NET}.pth", train_size=48), "data.train_size=48: "),
-    "no such layer": (lambda c, w: tuning(c, NET, w / f"{NET}.pth", freeze="x"), "pretrain.freeze='x': "),
+    "no such layer": (lambda c, w: tuning(c, NET, w / f"{NET}.pth", freeze="x"), "pretrain.freeze=x: "),
 }
 
 

@@ -74,7 +74,7 @@ def test_a_chain_over_two_nodes_equals_torchrun(make_chain: Make, reference: dic
     assert "are queued or running" in capsys.readouterr().err
     chain.wait(lambda: chain.finished())
     same(chain, reference)
-    assert "2 rank(s) on n1, n2" in (jobs.folder(chain.run) / f"{chain.job('pretrain')}_0_log.out").read_text()
+    assert "2 ranks on n1, n2" in (jobs.folder(chain.run) / f"{chain.job('pretrain')}_0_log.out").read_text()
     # It is done: read its status and logs, and submit it again.
     assert main(["status", str(chain.run)]) == 0
     printed = capsys.readouterr().out
@@ -210,7 +210,7 @@ def test_two_nodes_share_the_draws_of_a_table_and_are_preempted_in_it(make_chain
     chain.wait(lambda: chain.finished())
     assert kept == {name: (rows / f"{name}.json").stat().st_mtime_ns for name in kept}
     log = (jobs.folder(chain.run) / f"{chain.job('evaluate')}_0_log.out").read_text()
-    assert log.count("2 rank(s) on n1, n2") == 2, log
+    assert log.count("2 ranks on n1, n2") == 2, log
 
     one = table_of_one_process(chain, tmp_path)
     assert chain.table() == one and len(one["finetune"]["5"]["novel_top1"]["draws"]) == 60
@@ -387,7 +387,7 @@ def test_watched_and_cancelled_is_not_started_again(
     assert main(["cancel", str(chain.run)]) == 0
     chain.wait(lambda: not jobs.active(chain.run))
     followed, _ = following.communicate(timeout=60)  # ends with the job
-    assert "2 rank(s) on n1, n2" in followed and "saved at step" in followed
+    assert "2 ranks on n1, n2" in followed and "saved at step" in followed
     assert checkpoint.step_checkpoints(chain.run / "pretrain" / "checkpoints"), "what ran saved first"
     time.sleep(3)
     assert not jobs.active(chain.run) and chain.state("pretrain") == "CANCELLED"
@@ -462,7 +462,7 @@ def test_doctor_on_two_nodes(cluster: None, tmp_path: Path, capsys: Any) -> None
     printed = capsys.readouterr().out
     for what in ("python", "dali", "slurm", "sacct", "all-reduce", "clocks"):
         assert what in printed, printed
-    assert "between 2 rank(s)" in printed
+    assert "between 2 ranks" in printed
 
 
 def test_srun_needs_nothing_but_the_command(make_chain: Make) -> None:
@@ -474,7 +474,7 @@ def test_srun_needs_nothing_but_the_command(make_chain: Make) -> None:
                            "--config", str(path)], capture_output=True, text=True,
                           cwd=Path(__file__).parents[2])  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert "2 rank(s) on" in finished.stderr
+    assert "2 ranks on" in finished.stderr
 
 
 @pytest.mark.parametrize(

@@ -141,5 +141,5 @@ def test_other_views_are_other_inputs(config: Config, with_backbone: Callable[[C
     run = open_run(with_backbone(config))
     extract.extract(run, Context(), StopFlag(Context()))
     other = open_run(replace(config, extract=replace(config.extract, views="ten")))
-    with pytest.raises(UserError, match=r"extract: was made from other inputs \(extract.views: 'centre' -> 'ten'\)"):
+    with pytest.raises(UserError, match=r"extract: was made from other inputs \(extract.views: centre -> ten\)"):
         extract.extract(other, Context(), StopFlag(Context()))

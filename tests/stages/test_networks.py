@@ -296,9 +296,13 @@ def test_only_runs_whose_rows_need_networks_have_the_stage(
         ({"draws": 4}, ROWS, r"networks\.draws=4: must be <= evaluate\.draws=3"),
         ({"global_batch": 22}, ROWS, r"networks\.global_batch=22: 22 images .* not 2 or more classes of"),
         ({"global_batch": 4}, ROWS, r"networks\.global_batch=4: 4 images .* choose a multiple of 4, at least 8"),
-        ({"global_batch": 25, "accumulate": 2}, ROWS, r"does not divide into 1 rank\(s\) x 2 pass\(es\)"),
-        ({"global_batch": 240}, ["nn", "finetune_network"], r"global_batch=240: there are only 120 training images"),
-        ({"global_batch": 40}, ROWS, r"holds 10 classes of networks\.triplet_images=4, and there are only 6 base"),
+        ({"global_batch": 25, "accumulate": 2}, ROWS, r"does not divide into 1 rank x 2 passes"),
+        (
+            {"global_batch": 240},
+            ["nn", "finetune_network"],
+            r"global_batch=240: the base classes have only 120 training images",
+        ),
+        ({"global_batch": 40}, ROWS, r"holds 10 classes of networks\.triplet_images=4, and the split has 6 base"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_once(

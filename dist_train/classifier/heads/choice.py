@@ -15,6 +15,7 @@ from dist_train.classifier.heads.prior import frequencies
 from dist_train.classifier.heads.probe import Probe
 from dist_train.classifier.heads.temperature import best_temperature
 from dist_train.errors import UserError
+from dist_train.report.per_class import wilson
 
 HEADS: dict[str, FittedHead] = {
     "mean": NearestMean(), "imprint": Imprinting(), "lda": Discriminant(), "probe": Probe(),
@@ -70,9 +71,9 @@ def choose(
         _, temperature, fit = min(judged, key=lambda entry: entry[0])
         fit = _answering(fit, temperature, frequency)
         right = fit.held_out.argmax(1) == sample.labels
-        accuracy, half_width = mean_accuracy(right[sample.judged], sample.labels[sample.judged], frequency)
+        accuracy, low, high = mean_accuracy(right[sample.judged], sample.labels[sample.judged], frequency)
         if bool(sample.judged.any()):
-            estimates.append(Estimate(name, fit.strength, accuracy, half_width, HEADS[name].judged_by))
+            estimates.append(Estimate(name, fit.strength, accuracy, low, high, HEADS[name].judged_by))
         if chosen is None or accuracy > chosen[0]:
             chosen = accuracy, fit, name
     if chosen is None:
@@ -87,12 +88,13 @@ def choose(
 
 def mean_accuracy(
     right: torch.Tensor, labels: torch.Tensor, frequency: torch.Tensor | None = None
-) -> tuple[float, float]:
-    """Return the mean over classes of the percentage of photos that are right, and the half width of its 95% interval;
-    zeros without a photo.
+) -> tuple[float, float, float]:
+    """Return the mean over classes of the percentage of photos that are right, and the ends of its 95% interval; 0, 0
+    and 100 without a photo.
 
-    The interval is normal, with the binomial variance of each class at (right + 1) / (photos + 2), so that a class
-    without an error does not count as certain.
+    The interval is Wilson's, which stays within 0 to 100, at the effective number of photos (Kish 1965): as many as
+    give a single share the variance of this mean. That is of all classes, each binomial at (right + 1) / (photos + 2),
+    so that a class without an error does not count as certain; where all are as large and as hard, it is all photos.
 
     Args:
         right: bool [N].
@@ -104,11 +106,11 @@ def mean_accuracy(
     shares = torch.ones_like(counts) if frequency is None else frequency[: len(counts)]
     counts, sums = counts[there], labels[right].bincount(minlength=len(counts)).double()[there]
     if not len(counts):
-        return 0.0, 0.0
+        return 0.0, 0.0, 100.0
     shares = shares[there] / shares[there].sum()
-    smooth = (sums + 1) / (counts + 2)
-    variance = (shares.square() * smooth * (1 - smooth) / counts).sum()
-    return 100 * float((shares * sums / counts).sum()), 196 * float(variance.sqrt())
+    mean, smooth = 100 * float((shares * sums / counts).sum()), (sums + 1) / (counts + 2)
+    variance, likely = (shares.square() * smooth * (1 - smooth) / counts).sum(), (shares * smooth).sum()
+    return mean, *wilson(mean, float(likely * (1 - likely) / variance))
 
 
 def _answering(fit: Fit, temperature: float, frequency: torch.Tensor) -> Fit:

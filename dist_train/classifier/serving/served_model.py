@@ -45,7 +45,7 @@ from dist_train.classifier.serving.replies import (
 )
 from dist_train.classifier.serving.scheduling import BatchedNetwork, ClientShares, DecodingPools
 from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import shown
 
 REMEMBERED = 2000
@@ -226,8 +226,8 @@ class ServedModel:
         known = [self.remembered(key) for key, _ in labelled]
         forgotten = [key for (key, _), photo in zip(labelled, known, strict=True) if photo is None]
         if forgotten:
-            raise UserError(f"{len(forgotten)} of the {len(labelled)} photos are not remembered, {shown(forgotten[0])} "
-                            f"among them; classify them again first", "photos.forgotten", n=len(forgotten),
+            raise UserError(f"{counted(len(labelled), 'photo')}, {len(forgotten)} of them not remembered, the first: "
+                            f"{shown(forgotten[0])}; classify them again first", "photos.forgotten", n=len(forgotten),
                             all=len(labelled))  # fmt: skip
         if len(dict(labelled)) < len(labelled):
             raise UserError("a photo is given twice; give each of them once", "photos.twice")
@@ -261,7 +261,7 @@ class ServedModel:
 
         def apply(model: Classifier) -> None:
             if len(model.classes) >= self.limits.classes:
-                raise UserError(f"there are {len(model.classes)} classes, the limit of this server; remove some first",
+                raise UserError(f"{counted(len(model.classes), 'class')}: the limit of this server; remove some first",
                                 "classes.full", limit=len(model.classes))  # fmt: skip
             check_other_classes(model, name, activations)
             model.add_activations(name, activations, new)

@@ -21,7 +21,7 @@ from dist_train.classifier.serving.address import PublicURL, is_loopback, listen
 from dist_train.classifier.serving.app import create_app
 from dist_train.classifier.serving.connections import Connection, ConnectionLimits, Networks
 from dist_train.classifier.serving.served_model import Limits, ServedModel, Shared, model_name
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 _THIS_MACHINE = (ip_network("127.0.0.0/8"), ip_network("::1"))
 
@@ -82,7 +82,7 @@ def serve(
         models = [ServedModel(path, limits, shared) for path in paths]
         access = options.access(port, token, limits, connection_limits.client)
         for served in models:
-            print(f"{served.path}: {len(served.model.classes)} classes", flush=True)
+            print(f"{served.path}: {counted(len(served.model.classes), 'class')}", flush=True)
         for link in page_links(options.host, port, options.public, token):
             print(link, flush=True)
         app = Accounting(create_app(models, access, shared.metrics), log, shared.metrics)

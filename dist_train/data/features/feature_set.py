@@ -20,7 +20,7 @@ from dist_train.config import FeaturesConfig
 from dist_train.data.features.arrays import NAMES, Array, RawFeatures, read_npy, read_npz
 from dist_train.data.features.parquet import parquet_files, read_parquet
 from dist_train.data.sources.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import file_sha256, read_lines
 from dist_train.names import class_name
 
@@ -133,7 +133,8 @@ def open_features(options: FeaturesConfig) -> FeatureSet:
     dims = {name: file.shape[1] for name, file in raw.items()}
     if dims["train"] != dims["val"]:
         raise UserError(
-            f"features.val={options.val}: has {dims['val']} activations a row, features.train has {dims['train']}; "
+            f"features.val={options.val}: has {counted(dims['val'], 'activation')} a row, features.train has "
+            f"{dims['train']}; "
             "give features of the same network"
         )
     classes = sorted({*names["train"], *names["val"]})
@@ -193,7 +194,8 @@ def read_raw(path: Path, named: str, options: FeaturesConfig) -> RawFeatures:
         )
     if raw.labels.shape != raw.shape[:1]:
         raise UserError(
-            f"{path}: has {raw.shape[0]} rows of activations, but labels {list(raw.labels.shape)}; give each a label"
+            f"{path}: has {counted(raw.shape[0], 'row')} of activations, but labels {list(raw.labels.shape)}; give "
+            "each a label"
         )
     return raw
 
@@ -233,7 +235,9 @@ def _named(path: Path, numbers: Array, own: list[str] | None, file: Path | None)
         )
     wrong = [int(number) for number in numbers if not 0 <= number < len(names)]
     if wrong:
-        raise UserError(f"{path}: has the label {wrong[0]}, but {file or 'it'} names {len(names)} classes, from 0 on")
+        raise UserError(
+            f"{path}: has the label {wrong[0]}, but {file or 'it'} names {counted(len(names), 'class')}, from 0 on"
+        )
     return [names[int(number)] for number in numbers]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.distributed.shared import discard_array, shared_array
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 
 Ints = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.integer[Any]]  # int32 wherever that is enough: half the memory
@@ -76,7 +76,8 @@ class Order:
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
             raise UserError(
-                f"pretrain.global_batch={self.global_batch}: there are only {self.num_samples} training images; "
+                f"pretrain.global_batch={self.global_batch}: the base classes have only "
+                f"{counted(self.num_samples, 'training image')}; "
                 f"choose a global batch of at most that"
             )
 

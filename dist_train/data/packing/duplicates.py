@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_train.data.sources.archives import Scan
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import shown
 
 SHOWN = 20  # images printed
@@ -114,7 +114,7 @@ def print_duplicates(entry: dict[str, Any]) -> None:
         return
     dropped = sum(entry["dropped"].values())
     done = (
-        f"{dropped:,} images dropped"
+        f"{counted(dropped, 'image')} dropped"
         if entry["rule"] == "drop"
         else "kept; packed anew with --on-duplicates drop, into another --out, they are left out"
     )

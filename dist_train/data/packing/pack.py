@@ -32,7 +32,7 @@ from dist_train.data.shards.index import SUBSETS, Shard, ShardSet, open_shards, 
 from dist_train.data.sources.archives import Scan, hold_out, scan
 from dist_train.data.sources.synsets import Synsets
 from dist_train.distributed.pool import progress_bar, run_tasks
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import write_text
 from dist_train.names import shown
 
@@ -105,8 +105,8 @@ class Packer:
             return
         total = sum(file.stat().st_size for file in tasks)
         print(
-            f"{out}: {len(tasks)} parquet files cannot be read in place: their {total / 1e9:.3f} GB are copied into "
-            f"{out / '.pack'} first, and deleted at the end"
+            f"{out}: {counted(len(tasks), 'parquet file')} not to be read in place: {total / 1e9:.3f} GB are "
+            f"copied into {out / '.pack'} first, and deleted at the end"
         )
         copies = sum(file.stat().st_size for file, task in tasks.items() if task.done() is None)
         if copies:  # once they are there, the shards' sizes are known
@@ -121,7 +121,10 @@ class Packer:
         missing = [shard for shard in self.shards if _record(shard, self.out) is None]
         total, left = (sum(len(shard.rows) for shard in shards) for shards in (self.shards, missing))
         if len(missing) < len(self.shards):
-            print(f"{self.out}: continues; {len(self.shards) - len(missing)} of {len(self.shards)} shards are there")
+            print(
+                f"{self.out}: continues; {len(self.shards) - len(missing)} of "
+                f"{counted(len(self.shards), 'shard')} there"
+            )
         if Encoding.of(self.options) is None:
             _check_space(sum(shard.bytes for shard in missing), self.out)
         with progress_bar(total, "pack", "image", self.progress, done=total - left) as bar:

@@ -12,7 +12,7 @@ import numpy as np
 from dist_train.data.account import Account
 from dist_train.data.packing.duplicates import print_duplicates
 from dist_train.data.sources.archives import Items
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import shown
 
 NOT_DECODED = (".heic", ".heif", ".hif", ".avif", ".gif")
@@ -98,9 +98,10 @@ def print_summary(summary: dict[str, Any], scanned: Account, out: Path) -> None:
     for name, subset in summary["subsets"].items():
         per_class = subset["per_class"]
         print(
-            f"{name}: {subset['images']:,} images of {summary['classes']} classes in {subset['shards']} "
-            f"shards, {subset['bytes'] / 1e9:.3f} GB; {per_class['min']} to {per_class['max']} a class "
-            f"(mean {per_class['mean']:g}); {_counts(subset['modes'])}; {_counts(subset['formats'])}"
+            f"{name}: {counted(subset['images'], 'image')} of {counted(summary['classes'], 'class')} in "
+            f"{counted(subset['shards'], 'shard')}, {subset['bytes'] / 1e9:.3f} GB; "
+            f"{per_class['min']} to {per_class['max']} a class (mean {per_class['mean']:g}); "
+            f"{_counts(subset['modes'])}; {_counts(subset['formats'])}"
         )
     same = "are" if summary["official"] else "are not"
     print(f"the counts {same} those of ILSVRC2012 (1,281,167 train, 50,000 val, 1000 classes)")
@@ -119,14 +120,16 @@ def _warn(summary: dict[str, Any], scanned: Account, out: Path) -> None:
     lines = [f"  {shown(entry['source'])}: {shown(entry['reason'])}" for entry in lost[:SHOWN]]
     if lost:
         where = f"{out / 'index.json'} lists them under summary.undecodable"
-        lines.insert(0, f"WARNING: {len(lost)} images cannot be decoded and were LEFT OUT; {where}")
+        lines.insert(0, f"WARNING: LEFT OUT {counted(len(lost), 'image')} that cannot be decoded; {where}")
     if scanned.left_out:
         where = f"{out / 'index.json'} lists them under summary.account"
-        lines.append(f"WARNING: {len(scanned.left_out)} files were LEFT OUT before a look at their pixels; {where}")
+        lines.append(f"WARNING: LEFT OUT {counted(len(scanned.left_out), 'file')} before a look at the pixels; {where}")
         lines += [f"  {line}" for line in scanned.left_out_lines()]
     for name, subset in summary["subsets"].items():
         if empty := subset["empty_classes"]:
-            lines.append(f"WARNING: {len(empty)} classes have no {name} image, the first: {shown(empty[0])}")
+            lines.append(
+                f"WARNING: {counted(len(empty), 'class')} without a {name} image, the first: {shown(empty[0])}"
+            )
     for line in lines:
         print(line, file=sys.stderr)
 
@@ -147,6 +150,6 @@ def check_formats(items: Items) -> None:
     count = sum(name.lower().endswith(NOT_DECODED) for name in items.names)
     what = "HEIC, AVIF or GIF by their names, which DALI does not decode; --quality 95 re-encodes these to JPEG"
     if count and count == len(items):
-        raise UserError(f"{items.source}: all {count} photos are {what}")
+        raise UserError(f"{items.source}: all of {counted(count, 'photo')}: {what}")
     if count:
-        print(f"train: {count:,} of {len(items):,} photos are {what}")
+        print(f"train: {count:,} of {counted(len(items), 'photo')}: {what}")

@@ -18,7 +18,7 @@ from dist_train.data.packing.write_shard import decoder_batches
 from dist_train.data.shards.index import Shard, Subset, open_shards
 from dist_train.data.shards.members import dali_index, tar_members
 from dist_train.distributed.pool import advance, progress_bar, run_tasks
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.files import file_sha256
 
 
@@ -64,7 +64,7 @@ def check_table(subset: Subset, classes: int) -> list[str]:
     problems = []
     stated = sum(shard.samples for shard in subset.shards)
     if stated != len(samples):
-        problems.append(f"{table}: has {len(samples)} samples, the shards together {stated}")
+        problems.append(f"{table}: has {counted(len(samples), 'sample')}, the shards together {stated}")
     for column, stop in (("shard", len(subset.shards)), ("label", classes)):
         for row in np.flatnonzero((samples[column] < 0) | (samples[column] >= stop)):
             value = samples[column][row]
@@ -102,7 +102,7 @@ def _check_file(check: ShardCheck) -> list[str]:
     if (content := file_sha256(path)) != shard.sha256:
         problems.append(f"{path}: has sha256 {content}, the index says {shard.sha256}")
     if len(check.rows) != shard.samples:
-        problems.append(f"{path}: {len(check.rows)} samples in the table, the index says {shard.samples}")
+        problems.append(f"{path}: {counted(len(check.rows), 'sample')} in the table, the index says {shard.samples}")
     return problems
 
 

@@ -27,7 +27,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from dist_train.config import CacheConfig
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.extras import needs_extra
 from dist_train.files import file_sha256
 
@@ -162,7 +162,7 @@ class Cache:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 if attempt == self.config.retries or isinstance(error, _FINAL):
                     raise UserError(
-                        f"{self.url}/{name}: cannot be fetched, {attempt + 1} attempt(s) ({reason}); "
+                        f"{self.url}/{name}: cannot be fetched, {counted(attempt + 1, 'attempt')} ({reason}); "
                         f"check the URL and the credentials; what is fetched already stays in {self.dir}"
                     ) from None
                 self.retries += 1

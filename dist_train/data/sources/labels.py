@@ -17,7 +17,7 @@ from typing import NamedTuple
 from dist_train.data.sources.devkit import devkit_synsets, devkit_wnids
 from dist_train.data.sources.kaggle import SOLUTION, is_csv, read_solution, read_words, solution_of, words_of
 from dist_train.data.sources.synsets import Synsets
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.names import class_name
 
 LABELS_REMEDY = (
@@ -184,7 +184,8 @@ def _check_count(source: object, names: Sequence[str], file: LabelFile) -> None:
     here = {image_id(name) for name in names}
     if len(here & file.classes.keys()) != len(file.classes):
         raise UserError(
-            f"{source}: holds {len(here)} validation images, {file.path} labels {len(file.classes)}; fetch the images "
+            f"{source}: holds {counted(len(here), 'validation image')}, {file.path} labels {len(file.classes)}; "
+            "fetch the images "
             f"again, or give the file of labels that belongs to them"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 from dist_train.config import SOURCES, BackboneConfig
-from dist_train.errors import UserError
+from dist_train.config.backbone import in_section
+from dist_train.errors import UserError, counted
 from dist_train.files import file_sha256
-from dist_train.models.backbones import run_source, starter, timm_source, torchvision_source, weights
+from dist_train.models.backbones import run_source, starter, timm_source, torchvision_source
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.building import build
 from dist_train.models.backbones.pretrained import Origin, Pretrained
@@ -41,7 +41,7 @@ def open_pretrained(options: BackboneConfig, section: str = "backbone") -> Pretr
     wrong = [key for key, tensor in opened.backbone.named_parameters() if not bool(tensor.isfinite().all())]
     if wrong:
         first = wrong[0].partition(".")[2]
-        more = f" and {len(wrong) - 1} more tensors" * (len(wrong) > 1)
+        more = f" and {counted(len(wrong) - 1, 'more tensor')}" * (len(wrong) > 1)
         raise UserError(
             f"{opened.origin.file}: {first}{more}: values that are not finite (NaN or infinite); give other weights"
         )
@@ -55,11 +55,7 @@ def check_pretrained(options: BackboneConfig) -> None:
         UserError: there is no such network, or no file of weights where one is named.
     """
     source, name = _source(options)
-    source.check_name(name)
-    if source is run_source:
-        source.weights_file(name, options)
-    elif options.weights:
-        weights.check_file(options.weights)
+    source.check(name, options)
 
 
 def weights_sha256(options: BackboneConfig, section: str = "backbone") -> str:
@@ -89,11 +85,7 @@ def _naming(section: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(_KEY, rf"\1{section}.\2", str(error))) from None
-
-
-_KEY = r"(?<![\w./-])(--)?backbone\.(source|weights|size|download)\b"
-"""A key of ``BackboneConfig`` in a message. Tensors in a file may have such names too, with other words behind."""
+        raise UserError(in_section(str(error), section)) from None
 
 
 def _source(options: BackboneConfig) -> tuple[ModuleType, str]:

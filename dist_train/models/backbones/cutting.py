@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.models.backbones import weights
 from dist_train.models.backbones.backbone import Backbone
 
@@ -48,7 +48,7 @@ def fill(backbone: Backbone, classifier: str | None, rows: int, state: weights.S
     inside = weights.matched(state, names)
     notes = []
     if len(inside) < len(state):
-        notes.append(f"{len(state) - len(inside)} of {len(state)} tensors belong to other networks and are left aside")
+        notes.append(f"left aside, as tensors of other networks: {len(state) - len(inside)} of {len(state)}")
     weight, bias = (inside.pop(f"{classifier}.{part}", None) for part in ("weight", "bias"))
     words = weights.misfit(backbone.body, inside)
     if words:
@@ -59,9 +59,11 @@ def fill(backbone: Backbone, classifier: str | None, rows: int, state: weights.S
         return notes
     backbone.set_head(0)
     if weight is not None:
-        notes.append(f"the file's classifier of {len(weight)} rows is left aside: whose rows they are is not known")
+        notes.append(
+            f"the file's classifier of {counted(len(weight), 'row')} is left aside: whose rows they are is not known"
+        )
     elif classifier:
-        notes.append(f"no classifier of {rows} rows is in the file")
+        notes.append(f"no classifier of {counted(rows, 'row')} is in the file")
     return notes
 
 

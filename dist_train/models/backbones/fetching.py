@@ -151,7 +151,7 @@ def _without_warnings(name: str) -> Iterator[None]:
 def _absent(source: str, url: str) -> UserError:
     return UserError(
         f"{source}: its weights are not on this machine, and nothing is downloaded unasked; fetch {url} and name the "
-        f"file with --backbone.weights FILE, or allow it with --backbone.download=True"
+        f"file with --backbone.weights FILE, or allow it with --backbone.download=true"
     )
 
 

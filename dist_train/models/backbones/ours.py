@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import stochastic_depth as drop_rows
 
 from dist_train.config import MODELS
+from dist_train.config.checks import typed
 from dist_train.errors import UserError
 from dist_train.models.backbones.backbone import Backbone
 from dist_train.models.backbones.cosine import with_cosine_classifier
@@ -40,7 +41,7 @@ def untrained(name: str, num_classes: int, small_stem: bool = False, classifier:
         UserError: ``name`` is not among ``config.MODELS``.
     """
     if name not in MODELS:
-        raise UserError(f"pretrain.model={name!r}: not a known network; give one of {', '.join(MODELS)}")
+        raise UserError(f"pretrain.model={typed(name)}: not a known network; give one of {', '.join(MODELS)}")
     body, dim = _conv4() if name == "conv4" else _resnet(name, small_stem)
     backbone = Backbone(body, dim, num_classes, {"name": name, "small_stem": small_stem})
     return with_cosine_classifier(backbone) if classifier == "cosine" else backbone

@@ -50,15 +50,20 @@ def weights_file(name: str, options: BackboneConfig) -> Path:
         UserError: no run is named, or it has no finished backbone.
     """
     if options.download:
-        raise UserError("backbone.download=True: a run is not downloaded; name its folder with --backbone.weights RUN")
+        raise UserError("backbone.download=true: a run is not downloaded; name its folder with --backbone.weights RUN")
     if options.weights is None:
         raise UserError("backbone.source=run: which run is not said; name its folder with --backbone.weights RUN")
     _check_run(options.weights)
     return options.weights / FINAL / "tensors.pt"
 
 
-def check_name(name: str) -> None:
-    """Accept the only name, which is empty."""
+def check(name: str, options: BackboneConfig) -> None:
+    """Check that a run is named whose backbone is finished.
+
+    Raises:
+        UserError: see ``weights_file``.
+    """
+    weights_file(name, options)
 
 
 def _check_run(folder: Path) -> None:

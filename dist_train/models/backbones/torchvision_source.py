@@ -104,13 +104,14 @@ def options_of(name: str, size: int | None) -> dict[str, Any]:
     return {}
 
 
-def check_name(name: str) -> None:
-    """Check that torchvision has a network, NAME or NAME.TAG.
+def check(name: str, options: BackboneConfig) -> None:
+    """Check that torchvision has a network, NAME or NAME.TAG, and the file of weights, where one is given.
 
     Raises:
-        UserError: it has not.
+        UserError: it has not, or the file is not there, or none by its name.
     """
     _entry(name)
+    weights.check_file(options.weights)
 
 
 def _entry(name: str) -> tuple[str, Any]:

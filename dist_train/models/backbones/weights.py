@@ -105,12 +105,14 @@ def refuse_misfit(path: Path, source: str, words: str) -> UserError:
     )
 
 
-def check_file(path: Path) -> None:
-    """Check that a file of weights is there and can be one by its name.
+def check_file(path: Path | None) -> None:
+    """Check that a file of weights is there and can be one by its name; None: no file is named.
 
     Raises:
         UserError: it is not.
     """
+    if path is None:
+        return
     if not path.exists():
         raise UserError(f"{path}: no such file of weights; give an existing one")
     if not path.is_file():

@@ -128,7 +128,7 @@ def test_a_refused_request_changes_nothing(serve: Serve, model: Path) -> None:
     assert added_names(model) == []
     assert web.post("/api/v1/models/model/classes", data={"name": "7"}, files=files(photo(7))).status_code == 200
     assert web.post("/api/v1/models/model/classes", data={"name": "8"}, files=files(photo(8))).status_code == 200
-    assert add("9", photo(9))[1] == "there are 8 classes, the limit of this server; remove some first"
+    assert add("9", photo(9))[1] == "8 classes: the limit of this server; remove some first"
     assert added_names(model) == ["7", "8"]
 
 

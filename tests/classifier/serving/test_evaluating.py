@@ -30,7 +30,9 @@ def test_a_model_is_measured_on_photos_that_it_has_seen(page: Page) -> None:
         assert answer.status_code == 422
         return refusal(answer)
 
-    assert refused({"id": "x" * 64, "label": "cat"}, *asked).startswith("1 of the 7 photos are not remembered, xxx")
+    assert refused({"id": "x" * 64, "label": "cat"}, *asked).startswith(
+        "7 photos, 1 of them not remembered, the first: xxx"
+    )
     assert refused(asked[0], asked[0]) == "a photo is given twice; give each of them once"
     assert refused({**asked[0], "label": "nobody"}).startswith("label 'nobody': the model has no such class")
     assert refused().startswith("photos: ")

@@ -466,7 +466,7 @@ def test_a_folder_of_folders_is_measured(view: Any, site: Site, tmp_path: Path) 
     view.set_input_files("#folder", tmp_path / "photos")
     view.wait_for_selector(".facts")
     text = view.inner_text("#result")
-    lines = ["1 folder has the name of no class and is left out: unknown.", "9 photos of 3 classes",
+    lines = ["1 folder has the name of no class and is left out: unknown.", "9 photos; classes: 3 of ",
              "3 photos lie outside the folders of classes and are left out.",
              "1 photo could not be read and does not count: bad.jpg.",
              "1 photo is a copy of another and does not count.", "grey taken for red", "3 times"]  # fmt: skip

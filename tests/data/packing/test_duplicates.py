@@ -137,7 +137,7 @@ def test_fail_stops_and_another_rule_goes_on(twice: Sources, capsys: pytest.Capt
         capsys.readouterr()
         pack(twice.options(on_duplicates=rule), out, progress=False)
         said = capsys.readouterr().out
-        assert f"continues; {len(before)} of {len(before)} shards are there" in said
+        assert f"continues; {len(before)} of {len(before)} shards there" in said
         again = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
         assert bool(again) == (rule == "drop") and again != before.keys()
         pack(twice.options(on_duplicates=rule), straight, progress=False)

@@ -38,7 +38,7 @@ def test_a_folder_with_only_phones_photos(tmp_path):
     (tmp_path / "train" / "c").mkdir(parents=True)
     for number in range(3):
         (tmp_path / "train" / "c" / f"{number}.HEIC").write_bytes(b"not looked into")
-    with pytest.raises(UserError, match=r"all 3 photos are HEIC, AVIF or GIF by their names, .*; --quality 95 "):
+    with pytest.raises(UserError, match=r"all of 3 photos: HEIC, AVIF or GIF by their names, .*; --quality 95 "):
         pack(PackConfig(train=tmp_path / "train"), tmp_path / "out", progress=False)
 
 

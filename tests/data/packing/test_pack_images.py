@@ -45,7 +45,7 @@ def test_odd_images(sources, image, capsys, content):
     assert summary["subsets"]["train"]["modes"] == {"RGB": 50, "L": 1, "CMYK": 1}
     assert summary["subsets"]["train"]["formats"] == {"JPEG": 51, "PNG": 1}
     warning = capsys.readouterr().err
-    assert "WARNING: 3 images cannot be decoded and were LEFT OUT" in warning and "n02119789_cut.JPEG" in warning
+    assert "WARNING: LEFT OUT 3 images that cannot be decoded" in warning and "n02119789_cut.JPEG" in warning
     assert verify(out, progress=False) == []
 
 
@@ -62,7 +62,7 @@ def test_a_class_that_loses_all_images(sources, capsys):
     shards = open_shards(sources.root / "out")["train"]
     assert len(shards.shards) == len(shards) == 36
     assert len(list((sources.root / "out" / "train").glob("*.tar"))) == 36
-    assert "WARNING: 1 classes have no train image, the first: n02119789" in capsys.readouterr().err
+    assert "WARNING: 1 class without a train image, the first: n02119789" in capsys.readouterr().err
     assert verify(sources.root / "out", progress=False) == []
 
 

@@ -167,7 +167,7 @@ def test_shards_that_were_made_with_other_options(submit: Submit, drawn: Path) -
         (["--sweep", "learn.methods=phi1,phi2"], "and several of them [A],[B]"),
         (["--sweep", "p_mean=0.3"], "did you mean 'learn.p_mean'?"),
         (["--sweep", "learn.p_mean=0.3,0.30"], "learn.p_mean=0.3 and learn.p_mean=0.30 are the same setting"),
-        (["--sweep", "learn.p_mean=2,3"], "--sweep learn.p_mean=2: learn.p_mean=2.0: must be in [0, 1]"),
+        (["--sweep", "learn.p_mean=2,3"], "--sweep learn.p_mean=2: learn.p_mean=2: must be in [0, 1]"),
         (["--sweep", "learn.seed=1,2", "--sweep", "learn.seed=3"], "a key is given twice"),
     ],
 )

@@ -15,10 +15,10 @@ const rows = (head, body) => make("div", { className: "scroll", tabIndex: 0, rol
 /* Return what a visitor wants to know first. */
 export function headline(figures) {
   const fact = (value, text, more = "") => make("div", { className: "fact" }, make("b", {}, percent(value, 1)), make("span", {}, text), make("small", { className: "soft" }, more));
-  const { photos: n, classes, of_classes: all, mean, half_width: half } = figures;
+  const { photos: n, classes, of_classes: all, mean, low, high } = figures;
   return make("div", { className: "facts" },
     fact(figures.top1, t("measure.right"), t("measure.count", { n, classes, all })),
-    fact(mean, t("measure.mean"), t("measure.interval", { low: percent(Math.max(0, mean - half), 1), high: percent(Math.min(100, mean + half), 1) })),
+    fact(mean, t("measure.mean"), t("measure.interval", { low: percent(low, 1), high: percent(high, 1) })),
     ...(all > 5 ? [fact(figures.top5, t("measure.right.top", { n: 5 }))] : []),
     ...(figures.sure ? [fact(figures.sure_right, t("measure.sure"), t("measure.sure.share", { share: percent(figures.sure) }))] : []));
 }
