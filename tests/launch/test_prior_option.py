@@ -186,10 +186,10 @@ def test_the_price_of_new_classes_is_that_of_the_prior(
     """By photos, the line has the share of the old classes' photos that are right, and not the mean over classes."""
     model = tmp_path / "m"
     assert main(["adapt", str(root / "lda"), "--prior", "photos", "--out", str(model)]) == 0
-    assert main(["adapt", str(model), "--class", f"rose={paint(tmp_path / 'rose', 9, 6)}"]) == 0  # which looks as red
+    assert main(["adapt", str(model), "--class", f"rose={paint(tmp_path / 'rose', 9, 12)}"]) == 0  # which looks as red
     said = capsys.readouterr().out
     answers = _refitted(Classifier.load(model, "cpu")).head().answers
-    assert answers is not None and answers.sum(1).tolist() == [0, 3, 7, 6]  # the only photo of blue is not held out
+    assert answers is not None and answers.sum(1).tolist() == [0, 3, 7, 12]  # the only photo of blue is not held out
     green, red = answers[1, 1], answers[2, 2]
     assert green / 3 != red / 7 and f"{10 * float(green + red):.1f}% beside the new classes" in said
 
