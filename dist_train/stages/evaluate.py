@@ -14,7 +14,7 @@ from dist_train.config import NETWORK_OF
 from dist_train.distributed.context import Context
 from dist_train.distributed.pool import progress_bar, working
 from dist_train.distributed.stopping import StopFlag, Stopped
-from dist_train.errors import UserError
+from dist_train.errors import UserError, counted
 from dist_train.fewshot.methods import LABELS, METHODS
 from dist_train.fewshot.part import Part
 from dist_train.fewshot.results import (
@@ -140,7 +140,7 @@ def _find(
     if context.main and computed.numbers and (keep or stopped):
         parts.write(name, computed)
     if stopped:
-        done = f"after {len(computed.numbers)} of {len(missing)} draw(s)"
+        done = f"after {len(computed.numbers)} of {counted(len(missing), 'draw')}"
         raise Stopped(f"evaluate: stopped in {name} {done}; what is complete is kept")
     return Part.join([*known, computed])
 

@@ -221,7 +221,7 @@ def test_what_the_discriminant_needs_is_what_its_line_says() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_interval_of_an_estimate_stays_within_0_to_100(photos: list[int], share: float) -> None:
     labels = torch.arange(len(photos)).repeat_interleave(torch.tensor(photos))
-    mean, low, high = balanced_accuracy(torch.full((len(labels),), bool(share)), labels)
+    mean, low, high = mean_accuracy(torch.full((len(labels),), bool(share)), labels)
     assert mean == 100 * share and 0 <= low <= mean + 1e-9 and mean - 1e-9 <= high <= 100
     assert 1 < high - low < 100
     if len(set(photos)) == 1:  # as a single share of all photos
@@ -237,7 +237,7 @@ def test_the_interval_of_an_estimate_covers_the_truth(counts: list[int], truth: 
     shares = torch.linspace(*truth, len(counts))
     inside = []
     for _ in range(1000):
-        _, low, high = balanced_accuracy(torch.rand(len(labels), generator=generator) < shares[labels], labels)
+        _, low, high = mean_accuracy(torch.rand(len(labels), generator=generator) < shares[labels], labels)
         inside.append(low <= 100 * float(shares.mean()) <= high)
     assert 0.93 < sum(inside) / len(inside) < 0.98
 
