@@ -93,8 +93,8 @@ class Classifier(ClassList):
     def rule(self, rule: str) -> None:
         check_kind(self.fitted, rule=rule)
         assert isinstance(self.maker, PredictedHead)
-        maker = replace(self.maker, rule=rule)
-        self._change(Deed(kind="rule", name=rule), self._members, maker)
+        if rule != self.maker.rule:
+            self._change(Deed(kind="rule", name=rule), self._members, replace(self.maker, rule=rule))
 
     def choose_head(self, name: str = "auto") -> None:
         """Fit another head to the photos: mean, imprint, lda, probe, or the best of them (auto). See docs/photos.md.
@@ -117,8 +117,8 @@ class Classifier(ClassList):
     def prior(self, prior: str) -> None:
         check_kind(self.fitted, prior=prior)
         assert isinstance(self.maker, FittedHeads)
-        maker = replace(self.maker, prior=prior)
-        self._change(Deed(kind="prior", name=prior), self._members, maker)
+        if prior != self.maker.prior:
+            self._change(Deed(kind="prior", name=prior), self._members, replace(self.maker, prior=prior))
 
     def copy(self) -> Classifier:
         """Return a classifier of the same classes on the same network; a change of either leaves the other alone."""

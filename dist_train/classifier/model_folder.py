@@ -210,14 +210,18 @@ def no_folder(path: Path) -> UserError:
                      "whose name ends in .onnx")  # fmt: skip
 
 
-def _no_model(folder: Path) -> UserError:
-    """Return the error for a folder without ``model.json``, or for one that is not there."""
+def no_model(folder: Path, lacks: str = "a model (no model.json)") -> UserError:
+    """Return the error for a folder without ``model.json``, or for one that is not there.
+
+    Args:
+        lacks: what the folder is not.
+    """
     if not folder.exists():
         return UserError(f"{folder}: no such folder; check the path, or make a model: {_MAKING}")
     if any(folder.glob("network-*.safetensors")):
         return UserError(f"{folder}: its model.json is lost; copy it from where the model was copied from, or make the "
                          f"model again: {_MAKING}")  # fmt: skip
-    return UserError(f"{folder}: not a model (no model.json); make one: {_MAKING}")
+    return UserError(f"{folder}: not {lacks}; make a model: {_MAKING}")
 
 
 def is_fitted(folder: Path) -> bool:
@@ -262,7 +266,7 @@ def _about(folder: Path) -> tuple[About, Part]:
     try:
         data = read_regular(path, MAX_JSON)
     except FileNotFoundError:
-        raise _no_model(folder) from None
+        raise no_model(folder) from None
     except NotADirectoryError:
         raise no_folder(folder) from None
     except OSError as error:

@@ -197,6 +197,7 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
     if "float" in kinds:
         kinds = [kind for kind in kinds if kind != "int"]
     value = re.split(r"(?:Got|Given) value: ?", line)[-1] or "''"
+    value = re.sub(r"\b(True|False)\b", lambda match: match[0].lower(), value)  # as YAML has them
     return f"{'.'.join(sections)}={value}: must be {' or '.join(dict.fromkeys(map(_in_words, kinds)))}"
 
 

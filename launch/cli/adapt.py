@@ -123,11 +123,10 @@ def _check_network(source: Path, options: AdaptOptions, network: NetworkOptions)
         folder = f"its folder by --out {source}"
         remedy = f"give {photos or folder}" if options.out is None else f"leave {source} out"
         raise UserError(f"{source}: no such run or model; --backbone makes a new model: {remedy}")
+    elif source.exists():
+        raise model_folder.no_model(source, "a run (no config.yaml) or a model (no model.json)")
     else:
-        what = (
-            "neither a run (no config.yaml) nor a model (no model.json)" if source.exists() else "no such run or model"
-        )
-        raise UserError(f"{source}: {what}; give RUNS/NAME, or a folder made by adapt or create")
+        raise UserError(f"{source}: no such run or model; give RUNS/NAME, or a folder made by adapt or create")
 
 
 def _check(source: Path, options: AdaptOptions, network: NetworkOptions, config: Config | None) -> None:

@@ -235,7 +235,7 @@ def estimate_lines(model: Classifier) -> list[str]:
     alone = [shown(entry.name) for entry in model.classes if entry.photos == 1]
     judged = len(model.classes) - len(alone)
     over = f"{judged} of {len(model.classes)} classes" if alone else "classes"
-    over += " as frequent as their photos" if model.prior == "photos" else ""
+    over += ", each weighted by its photos" if model.prior == "photos" else ""
     for estimate in head.estimates:
         strength = "" if estimate.strength is None else f", strength {estimate.strength:g}"
         chosen = " (chosen)" if estimate.head == model.method and len(head.estimates) > 1 else ""

@@ -157,5 +157,5 @@ def test_each_photo_has_a_name_or_none_has(model: Classifier) -> None:
     photos = torch.zeros(3, model.network.backbone.dim)
     label = model.classes[0].name
     for names, others in ((["a"], []), ([], ["a"])):
-        with pytest.raises(UserError, match=r"1 names of (3 photos|2 others)"):
+        with pytest.raises(UserError, match=r"1 name of (3 photos|2 other photos)"):
             measure(model, photos, [label] * 3, names, photos[:2], others)

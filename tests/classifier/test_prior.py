@@ -12,6 +12,7 @@ from dist_train.classifier.fitted import FittedHeads
 from dist_train.classifier.head import Head
 from dist_train.classifier.heads.choice import HEADS, choose, mean_accuracy
 from dist_train.classifier.heads.contract import Sample
+from dist_train.report.per_class import wilson
 
 COUNTS = [30, 3, 1, 12]
 
@@ -57,7 +58,7 @@ def test_classes_of_as_many_photos_have_one_answer_by_both_priors() -> None:
     assert equal.doubt.threshold == pytest.approx(photos.doubt.threshold, abs=1e-6)
     assert (first.head, first.strength) == (second.head, second.strength)
     for before, after in zip(equal.estimates, photos.estimates, strict=True):
-        assert (before.accuracy, before.half_width) == pytest.approx((after.accuracy, after.half_width))
+        assert (before.accuracy, before.low, before.high) == pytest.approx((after.accuracy, after.low, after.high))
 
 
 def test_the_best_head_is_that_of_the_classes_as_frequent_as_they_are_taken_to_be() -> None:
@@ -78,10 +79,11 @@ def test_where_photos_say_how_frequent_classes_are_their_prior_is_right_more_oft
 def test_every_photo_counts_the_same_in_the_estimate_and_in_the_thresholds() -> None:
     labels, counts = torch.tensor([0] * 90 + [1] * 10), torch.tensor([90.0, 10.0]).double()
     right = torch.arange(100) < 72
-    accuracy, half_width = mean_accuracy(right, labels, counts)
+    accuracy, low, high = mean_accuracy(right, labels, counts)
     smooth = [73 / 92, 1 / 12]
     variance = sum((n / 100) ** 2 * p * (1 - p) / n for n, p in zip((90, 10), smooth, strict=True))
-    assert accuracy == pytest.approx(72) and half_width == pytest.approx(196 * variance**0.5)
+    likely = 0.9 * smooth[0] + 0.1 * smooth[1]
+    assert accuracy == pytest.approx(72) and (low, high) == pytest.approx(wilson(72, likely * (1 - likely) / variance))
     scores = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     scores[labels == 1] *= 0.1  # the small class has the smallest probabilities
     doubt = fitted_doubt(Known(scores, torch.ones(100), labels), 1.0, counts)

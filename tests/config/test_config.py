@@ -205,3 +205,16 @@ def test_one_value_where_a_section_has_keys_is_named(tmp_path: Path, text: str, 
     with pytest.raises(UserError) as refused:
         read_config(file)
     assert str(refused.value).startswith(f"{file}: {key}: must be a section")
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [("learn: {steps: true}", "learn.steps=true: must be a whole number"),
+     ("evaluate: {draws: false}", "evaluate.draws=false: must be a whole number"),
+     ("pack: {workers: [true, 2]}", "pack.workers=[true, 2]: must be a whole number")],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_named_as_yaml_has_it(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_config(tmp_path / "c.yaml")
+    assert line in str(refused.value)

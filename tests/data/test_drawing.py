@@ -47,7 +47,9 @@ def test_the_seed_decides_the_classes() -> None:
     assert split_of(DrawConfig()).hash != split_of(DrawConfig(seed=1)).hash
 
 
-@pytest.mark.parametrize("base, novel, words", [(1, 1, "draw.novel_classes=1"), (2, 7, "are left"), (800, 1, "801")])
+@pytest.mark.parametrize(
+    "base, novel, words", [(1, 1, "draw.novel_classes=1"), (2, 7, "leave only 6 new combinations"), (800, 1, "801")]
+)
 def test_impossible_numbers_of_classes(base: int, novel: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         split_of(DrawConfig(base_classes=base, novel_classes=novel))

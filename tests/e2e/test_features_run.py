@@ -138,7 +138,7 @@ def test_the_content_decides_and_not_the_path(clusters: Config, tmp_path: Path) 
     copy = tmp_path / "copy.npz"
     copy.write_bytes(clusters.features.train.read_bytes())
     started(replace(clusters.features, train=copy))
-    with pytest.raises(UserError, match=r"made from other inputs \(features.scale: 1.0 -> 2.0\)"):
+    with pytest.raises(UserError, match=r"made from other inputs \(features.scale: 1 -> 2\)"):
         started(replace(clusters.features, scale=2.0))
     with np.load(copy) as arrays:
         np.savez(copy, **{**arrays, "activations": 2 * arrays["activations"]})

@@ -316,10 +316,13 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
     taken = Classifier.load(model).classes[0].name
     headless = str(shutil.copytree(model, tmp_path / "headless"))  # is not opened
     next(Path(headless).glob("network-*")).unlink()
+    lost = str(shutil.copytree(model, tmp_path / "lost"))
+    (Path(lost) / "model.json").unlink()
     cases = {
         ("adapt", run): "--out is required",
         ("adapt", run, "--out", str(album)): f"--out {album}: exists; take another folder",
-        ("adapt", str(tmp_path), "--out", other): "neither a run (no config.yaml) nor a model (no model.json); give",
+        ("adapt", str(tmp_path), "--out", other): "not a run (no config.yaml) or a model (no model.json); make",
+        ("adapt", lost, "--class", f"okapi={album}"): f"{lost}: its model.json is lost; copy it from",
         ("adapt", "nowhere", "--class", f"okapi={album}"): "nowhere: no such run or model",
         ("adapt", "new", "--backbone", "starter", "--classes", str(album)):
             "new: no such run or model; --backbone makes a new model: give its folder by --out new",
@@ -366,15 +369,15 @@ def test_bad_input_is_one_line(models: Path, whole_run: Run, album: Path, tmp_pa
         ("adapt", model, "--out", other, "--rename", "nobody"): "--rename nobody: give OLD=NEW",
         ("adapt", model, "--out", other, "--class", f"o={album}/okapi", "--held_out", str(album)):
             "holds no folder with the name or wnid of a class",
-        ("classify", str(tmp_path), str(album)): "not a model (no model.json); make one: dist-train create PHOTOS",
-        ("classify", f"{tmp_path}/empty.onnx", str(album)): "empty.onnx: not a model (no model.json); make one: dist-",
+        ("classify", str(tmp_path), str(album)): "not a model (no model.json); make a model: dist-train create",
+        ("classify", f"{tmp_path}/empty.onnx", str(album)): "empty.onnx: not a model (no model.json); make a model:",
         ("classify", f"{tmp_path}/no", str(album)): "no: no such folder; check the path, or make a model: dist-train",
         ("classify", model, "/nowhere.jpg"): "/nowhere.jpg: no such file or folder",
         ("classify", model, f"{tmp_path}/huge.png"): "huge.png: 900000000 pixels",
         ("classify", model, str(album), "--topk", "0"): "--topk 0: must be a whole number >= 1",
         ("classify", model, str(album), "--topk", "2.5"): "--topk 2.5: must be a whole number",
         ("classify", model, str(album), "--topk", ""): "--topk '': must be a whole number",
-        ("classify", model, str(album), "--topk", "True"): "--topk True: must be a whole number",
+        ("classify", model, str(album), "--topk", "True"): "--topk true: must be a whole number",
         ("classify", model, str(album), "--min_confidence", "nan"): "--min_confidence nan: must be a number",
         ("classify", model, str(album), "--min_confidence", "much"): "--min_confidence much: must be a number",
         ("classify", model): "IMAGES is required",

@@ -150,6 +150,8 @@ def test_a_model_keeps_its_prior_through_changes_until_it_is_given_another(root:
     assert main(["adapt", str(model), "--prior", "equal"]) == 0
     equal = Classifier.load(model, "cpu")
     assert equal.prior == "equal" and equal.history[-1].text == "prior equal"
+    assert main(["adapt", str(model), "--prior", "equal"]) == 0
+    assert len(Classifier.load(model, "cpu").history) == len(equal.history)  # what is so already is no change
     assert equal.undo() == "prior equal" and equal.prior == "photos"
     assert torch.equal(equal.scores(torch.eye(equal.network.backbone.dim)), before)
 
@@ -157,6 +159,7 @@ def test_a_model_keeps_its_prior_through_changes_until_it_is_given_another(root:
 def _refitted(model: Classifier) -> Classifier:
     """Return the model with a head that is fitted anew, and not read."""
     fresh = model.copy()
+    fresh.prior = "equal"
     fresh.prior = "photos"
     return fresh
 
@@ -173,11 +176,13 @@ def test_the_estimates_say_which_prior_they_are_of(
         assert main(line) == 0
         said = capsys.readouterr().out
         assert f"{prior}: 3 classes, mean, prior {prior}" in said
-        assert ("mean over 2 of 3 classes as frequent as their photos, by" in said) == (prior == "photos")
+        assert ("mean over 2 of 3 classes, each weighted by its photos, by" in said) == (prior == "photos")
         shown[prior] = " ".join(page.read_text().split())
         assert json.loads((out / "model.json").read_text())["method"]["prior"] == prior
     assert "Every class counts the same" in shown["equal"] and "as frequent as their photos" not in shown["equal"]
-    assert "Every photo counts the same" in shown["photos"] and "over 2 classes as frequent as their" in shown["photos"]
+    assert (
+        "Every photo counts the same" in shown["photos"] and "over 2 classes, each weighted by its" in shown["photos"]
+    )
 
 
 def test_the_price_of_new_classes_is_that_of_the_prior(

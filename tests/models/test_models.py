@@ -31,7 +31,7 @@ def test_every_resnet_of_torchvision_and_no_other_is_offered() -> None:
 def test_small_stem_keeps_the_resolution_and_other_names_are_refused() -> None:
     model = untrained("resnet10", 3, small_stem=True)
     assert model.body.maxpool(model.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1] == 32
-    with pytest.raises(UserError, match=r"'vit_b_16': not a known network.*resnet50"):
+    with pytest.raises(UserError, match=r"pretrain.model=vit_b_16: not a known network.*resnet50"):
         untrained("vit_b_16", 3)
 
 

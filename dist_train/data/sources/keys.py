@@ -61,7 +61,7 @@ def natural_key(group: str, name: str) -> str:
         stem = official[1]
     elif group and stem != group and not stem.startswith(f"{group}_"):
         stem = f"{group}_{stem}"
-    return re.sub(r"[^A-Za-z0-9_-]", "_", stem if stem.isascii() else _without_marks(stem))
+    return re.sub(r"[^A-Za-z0-9_-]", "_", stem if stem.isascii() else _without_marks(stem)) or "_"  # marks alone
 
 
 def _without_marks(text: str) -> str:

@@ -43,6 +43,10 @@ CHINESE = "\u7532\u4e59\u4e19\u4e01" * 8
         ("caf\u00e9", "cafe\u0301/u\u0308ber.jpg", "cafe_uber"),
         (THAI, f"{THAI}/1.jpg", "____1"),
         ("cat", "cat/caf\udce9.jpg", "cat_caf_"),
+        ("\u0301", "\u0301/\u0301.jpg", "_"),
+        ("\u0301", "\u0301/\u0308.jpg", "_"),
+        ("", "\u0301\u0308.jpg", "_"),
+        ("cat", "cat/\u0301.jpg", "cat_"),
     ],
 )
 def test_keys_of_typical_names(group: str, name: str, key: str) -> None:

@@ -44,7 +44,7 @@ def test_members_differ_from_the_first_stage_that_is_varied(config: Config, entr
 
 
 def test_a_value_that_does_not_fit_is_named_with_its_member(config: Config) -> None:
-    with pytest.raises(UserError, match=r"--sweep learn\.p_mean=2: learn\.p_mean=2\.0: must be in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"--sweep learn\.p_mean=2: learn\.p_mean=2: must be in \[0, 1\]"):
         sweep_members(config, ["learn.p_mean=0.5,2"])
 
 
