@@ -7,6 +7,7 @@ nearest key nor notices a key that is there twice, its command line needs other 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -196,9 +197,17 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
         return line
     if "float" in kinds:
         kinds = [kind for kind in kinds if kind != "int"]
-    value = re.split(r"(?:Got|Given) value: ?", line)[-1] or "''"
-    value = re.sub(r"\b(True|False)\b", lambda match: match[0].lower(), value)  # as YAML has them
+    value = _as_in_yaml(re.split(r"(?:Got|Given) value: ?", line)[-1]) or "''"
     return f"{'.'.join(sections)}={value}: must be {' or '.join(dict.fromkeys(map(_in_words, kinds)))}"
+
+
+def _as_in_yaml(value: str) -> str:
+    """Return a value as YAML has it, where jsonargparse shows it as Python does: true for True."""
+    try:
+        read = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return typed(read) if read is None or isinstance(read, (bool, list, dict)) else value
 
 
 def _in_its_section(text: str, sections: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ class StageResources(Resources):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.array is not None and self.array < 1:
-            raise ValueError(f"array={self.array!r}: must be >= 1")
+            raise ValueError(f"array={typed(self.array)}: must be >= 1")
 
 
 @dataclass(kw_only=True)
@@ -114,7 +114,10 @@ def load_cluster(name: str) -> Cluster:
         UserError: there is no such profile, or a key or value in it is wrong.
     """
     path = find_yaml("--cluster", name, configs_dir() / "clusters", "*.yaml")
-    content = check_yaml(path, Cluster)
+    try:
+        content = check_yaml(path, Cluster)
+    except UserError as error:
+        raise _in_stages(error) from None
     by_stage = content.pop("stages", None) or {}
     if not isinstance(by_stage, dict):
         raise UserError(f"{path}: stages={typed(by_stage)}: must be names and values: {{learn: {{nodes: 1}}}}")
@@ -125,11 +128,22 @@ def load_cluster(name: str) -> Cluster:
         stages[stage] = _checked(path, f"stages.{stage}", StageResources, wanted)
         if stages[stage].array and stage != "evaluate":
             raise UserError(
-                f"{path}: stages.{stage}.array={stages[stage].array}: only evaluate can be spread over an array; "
+                f"{path}: stages.{stage}.array={typed(stages[stage].array)}: only evaluate can be spread over an array; "
                 "leave it out"
             )
     cluster: Cluster = _checked(path, "", Cluster, content)
     return replace(cluster, stages=stages)
+
+
+def _in_stages(error: UserError) -> UserError:
+    """Return the error of a profile's keys; it says where a stage, or what only a stage has, belongs."""
+    line, unknown, key = str(error).partition("unknown key ")
+    name = key.split("'")[1] if unknown else ""
+    if name == "array":
+        return UserError(f"{line}{name}: is of a stage; write it as stages: {{evaluate: {{array: 3}}}}")
+    if name in CHAIN:
+        return UserError(f"{line}{name}: stages stand under stages; write it as stages: {{{name}: {{nodes: 1}}}}")
+    return error
 
 
 def _checked(path: Path, section: str, kind: type[Any], content: Any) -> Any:

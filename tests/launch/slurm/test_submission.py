@@ -234,7 +234,8 @@ def test_the_tables_of_a_sweep_spread_over_an_array(submit: Submit, spread: Call
         ("-2", "evaluate", "site.yaml: stages.evaluate.array=-2: must be >= 1"),
         ("many", "evaluate", "site.yaml: stages.evaluate.array=many: must be a whole number"),
         ("1.5", "evaluate", "site.yaml: stages.evaluate.array=1.5: must be a whole number"),
-        ("[2]", "evaluate", "site.yaml: stages.evaluate.array"),
+        ("[2, null]", "evaluate", "site.yaml: stages.evaluate.array=[2, null]: must be a whole number"),
+        ("true", "evaluate", "site.yaml: stages.evaluate.array=true: must be a whole number"),
         ("3", "learn", "site.yaml: stages.learn.array=3: only evaluate can be spread over an array"),
         ("5", "evaluate", "stages.evaluate.array=5: members share evaluate.draws=4; choose at most that"),
     ],
@@ -251,10 +252,18 @@ def test_an_array_must_fit_every_member_of_a_sweep(submit: Submit, spread: Calla
     assert code == 0, error
 
 
-def test_an_array_is_of_evaluate_alone(submit: Submit, tmp_path: Path) -> None:
-    (tmp_path / "site.yaml").write_text("array: 3")
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("array: 3", "site.yaml: array: is of a stage; write it as stages: {evaluate: {array: 3}}"),
+        ("evaluate: {array: 3}", "site.yaml: evaluate: stages stand under stages; write it as stages: {evaluate: {"),
+        ("arrays: 3", "site.yaml: unknown key 'arrays'; did you mean 'starts'?"),
+    ],
+)
+def test_what_is_of_a_stage_stands_under_stages(text: str, wanted: str, submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(text)
     code, _, error = submit("--dry-run", "--cluster", str(tmp_path / "site.yaml"))
-    assert code == 1 and "unknown key 'array'" in error and error.count("\n") == 1
+    assert code == 1 and wanted in error and error.count("\n") == 1, error
 
 
 def test_without_novel_classes_there_is_nothing_to_spread(
