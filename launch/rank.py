@@ -76,7 +76,7 @@ def work(config: Config, command: str, redo: bool = False, share: Share | None =
     with (
         contexts.start(timeout=config.monitor.start_timeout, join=False, folder=config.run_dir / "launch") as context,
         Monitor(context, config.monitor, folder) as monitor,
-        RunLock(folder, context, made) as lock,
+        RunLock(folder, context, made, of_share=share is not None) as lock,
     ):
         monitor.discard = lock.discard
         if not context.main:

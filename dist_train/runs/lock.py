@@ -27,10 +27,11 @@ class RunLock:
 
     Attributes:
         made: the outermost folder that this start makes for the run; None where the run was there before.
+        of_share: whether the folder is that of a share of a table's draws (stages/share.py).
     """
 
-    def __init__(self, folder: Path, context: Context, made: Path | None) -> None:
-        self.folder, self.context, self.made = folder, context, made
+    def __init__(self, folder: Path, context: Context, made: Path | None, of_share: bool = False) -> None:
+        self.folder, self.context, self.made, self.of_share = folder, context, made, of_share
         self._lock: FileLock | None = None
 
     def acquire(self) -> None:
@@ -46,8 +47,9 @@ class RunLock:
         try:
             lock.acquire()
         except Timeout:
+            what, other = ("share", "find another share") if self.of_share else ("run", "take another --name")
             raise UserError(
-                f"{self.folder}: another process is at work on this run; wait for it, or take another --name"
+                f"{self.folder}: another process is at work on this {what}; wait for it, or {other}"
             ) from None
         except (OSError, NotImplementedError) as error:
             log.warning(

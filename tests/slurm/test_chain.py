@@ -266,7 +266,7 @@ def test_an_array_finds_the_table_of_one_process_after_a_preemption_and_a_failur
     assert main(["status", str(chain.run)]) == 0
     printed = capsys.readouterr().out
     assert f"failed: {array}_2; the end of {jobs.folder(chain.run)}/{array}_2_0_log.out" in printed, printed
-    assert "2-of-3: another process is at work on this run" in printed, printed
+    assert "2-of-3: another process is at work on this share" in printed, printed
     kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
     assert chain.submit() == 0
     chain.wait(lambda: (parts / "logistic.2.npz").is_file() or chain.finished())
