@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from dist_train.config import STAGES
 from dist_train.errors import UserError, command, counted
+from dist_train.stages.share import Share
 from launch import restart
 from launch.slurm import jobs, scheduler
 from launch.slurm.jobs import Job
@@ -45,10 +47,11 @@ class _RunStatus:
     """Gather what is known of a run, and say it in lines.
 
     Attributes:
-        heartbeat: what its rank 0 wrote last (dist_train/distributed/monitor.py); empty before that.
-        shares: the shares that have started of a table that is spread over an array (stages/share.py).
+        heartbeat: what its rank 0 wrote last (dist_train/distributed/monitor.py); empty before that, and where it has
+            ended and shares of a table have written since.
+        shares: the shares of a table whose draws are shared (stages/share.py); empty before one of them has started.
         alive: whether the heartbeat, or that of a share, is recent.
-        error: what ended the last start; empty where it did not fail.
+        error: what ended the last start; empty where it did not fail, and where shares have written since.
         jobs: the newest job of every stage, of SLURM.
         states: {job id: what SLURM says of it}.
         no_answer: why SLURM says nothing; empty where it answers.
@@ -59,6 +62,13 @@ class _RunStatus:
         self.run = run
         self.heartbeat, self.error = _read(run / "heartbeat.json"), _read(run / "error.json")
         self.shares = _shares(run)
+        newest = max((share.heartbeat.get("time", 0.0) for share in self.shares), default=0.0)
+        if self.heartbeat.get("time", 0.0) < newest and not _is_alive(
+            self.heartbeat
+        ):  # of an earlier start, perhaps of another stage
+            self.heartbeat = {}
+        if self.error.get("time", 0.0) < newest:
+            self.error = {}
         self.alive = any(_is_alive(beat) for beat in (self.heartbeat, *(share.heartbeat for share in self.shares)))
         self.jobs = [job for job in jobs.newest(run) if not job.local]
         self.states: dict[str, State] = {}
@@ -83,6 +93,7 @@ class _RunStatus:
         lines += [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in table]
         lines += self._heartbeat_lines(finished=all(row[1] == "done" for row in table))
         lines += [line for share in self.shares for line in self._share_lines(share)]
+        lines += self._share_counts()
         lines += [line for job in self.starting.values() if (line := _meeting(self.run, job))]
         if self.error and not self.alive:
             lines.append(f"  died of: rank {self.error['rank']}: {self.error['message']}")
@@ -92,29 +103,46 @@ class _RunStatus:
         """Return a line on the last sign of life."""
         beat = self.heartbeat
         if not beat:
-            return [] if self.jobs or self.error else ["  no start of this run has begun to work yet"]
+            return [] if self.jobs or self.error or self.shares else ["  no start of this run has begun to work yet"]
         if finished:
             return [f"  finished {_when(beat)}"]
         state = "last start" if self.starting and not _is_alive(beat) else _state(beat)
         return [f"  {state}: {beat['doing']} ({_when(beat)})"]
 
     def _share_lines(self, share: _Share) -> list[str]:
-        """Return a line on a share that is at work or silent, or on what ended it; none on one that left in order."""
-        beat, lines = share.heartbeat, []
-        if beat and not beat["left"]:
-            lines.append(f"  share {share.number} {_state(beat)}: {beat['doing']} ({_when(beat)})")
-        if share.error and not _is_alive(beat):
-            of_run = any(job.stage == "evaluate" and job.size == share.count for job in self.jobs)
-            log = command("logs", self.run, "--stage", "evaluate", "--member", share.number)
-            lines.append(
-                f"  share {share.number} died of: rank {share.error['rank']}: {share.error['message']}"
-                + (f"; its log: {log}" if of_run else "")
-            )
-        return lines
+        """Return a line on a share that is at work, silent, stopped or failed; none on others, which are counted."""
+        beat, again = share.heartbeat, ""
+        job = next((job for job in self.jobs if job.stage == "evaluate" and job.size == share.of.count), None)
+        job = job if beat.get("job") else None  # else it was started by hand
+        if share.state == "failed":
+            log = command("logs", self.run, "--stage", "evaluate", "--member", share.of.number)
+            died = f"  share {share.of.number} died of: rank {share.error['rank']}: {share.error['message']}"
+            return [f"{died}; its log: {log}" if job else died]
+        if share.state not in ("at work", "silent", "stopped"):
+            return []
+        if share.state != "at work" and job:
+            waits = self.states.get(job.member_id(share.of.number), _UNKNOWN).active
+            again = "" if waits or self.no_answer else "; submitted again, the run continues"
+        elif share.state != "at work" and (words := share.of.command(self.run)):
+            again = f"; {words} --share {share.of} continues"
+        state = "stopped" if share.state == "stopped" else _state(beat)
+        return [f"  share {share.of.number} {state}: {beat['doing']} ({_when(beat)}){again}"]
+
+    def _share_counts(self) -> list[str]:
+        """Return a line on how many shares are done, and how many are not."""
+        if not self.shares:
+            return []
+        numbers: dict[str, list[int]] = {}
+        for share in self.shares:
+            numbers.setdefault(share.state, []).append(share.of.number)
+        text = ", ".join(f"{len(numbers[s])} {s} ({_ranges(numbers[s])})" for s in _SHARE_STATES if s in numbers)
+        words = self.shares[0].of.command(self.run)
+        merge = f"; {words} makes the table" if list(numbers) == ["done"] and words and not self.jobs else ""
+        return [f"  of {counted(len(self.shares), 'share')}: {text}{merge}"]
 
     def _job_lines(self, job: Job) -> list[str]:
         """Return a line on a job or an array, and the end of its log where nothing else says why it failed."""
-        states = {name: state for name, state in self.states.items() if name.split("_")[0] == job.id}
+        states = {name: state for name, state in self.states.items() if _is_of(name, job)}
         counts = Counter(state.state for state in states.values())
         first = next(iter(states.values()), _UNKNOWN)
         text = ", ".join(name if job.size == 1 else f"{count} {name}" for name, count in counts.items())
@@ -138,28 +166,56 @@ class _RunStatus:
         return lines
 
 
+_SHARE_STATES = ("done", "at work", "stopped", "failed", "silent", "not started")
+
+
 @dataclass(frozen=True)
 class _Share:
     """Hold what a share of a table's draws wrote last, as ``_RunStatus`` holds it of a run."""
 
-    number: int
-    count: int
+    of: Share
     heartbeat: dict[str, Any]
     error: dict[str, Any]
 
+    @property
+    def state(self) -> str:
+        """One of ``_SHARE_STATES``."""
+        beat = self.heartbeat
+        if _is_alive(beat):
+            return "at work"
+        if self.error:
+            return "failed"
+        if not beat:
+            return "not started"
+        return "silent" if not beat["left"] else "done" if beat["doing"] == self.of.done else "stopped"
+
 
 def _shares(run: Path) -> list[_Share]:
-    """Return the shares that have started of the newest array, in order."""
+    """Return all shares of the table that were started last, in order; none where no share has started."""
     folders = [path for path in run.glob("evaluate/parts/*-of-*") if path.is_dir()]
-    newest = max(folders, key=lambda path: path.stat().st_mtime).name.partition("-of-")[2] if folders else ""
-    found = [path for path in folders if path.name.endswith(f"-of-{newest}")]
-    shares = [
-        _Share(
-            int(path.name.partition("-of-")[0]), int(newest), _read(path / "heartbeat.json"), _read(path / "error.json")
-        )
-        for path in found
-    ]
-    return sorted(shares, key=lambda share: share.number)
+    if not folders:
+        return []
+    count = int(max(folders, key=lambda path: path.stat().st_mtime).name.partition("-of-")[2])
+    shares = [(share, share.folder(run)) for share in (Share(number, count) for number in range(count))]
+    return [_Share(share, _read(at / "heartbeat.json"), _read(at / "error.json")) for share, at in shares]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text, with neighbours as ranges: "0-2, 5"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _is_of(name: str, job: Job) -> bool:
+    """Return whether SLURM's id is that of a job, or of a member of an array. SLURM may have given the number of a job
+    to another one before, and accounts for the members of both."""
+    number, _, member = name.partition("_")
+    return number == job.id and bool(member) == (job.size > 1) and not (member.isdecimal() and int(member) >= job.size)
 
 
 def _age(beat: dict[str, Any]) -> float:

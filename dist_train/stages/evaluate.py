@@ -72,7 +72,11 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False, sha
     if context.gather(not missing and is_reported(stage.folder, config))[0]:
         if context.main:
             store.warn_of_older(rows)
+            if share:
+                share.discard(run.dir)
         return stage.log_done()
+    if share is not None and context.main:
+        share.note(run.dir, same_options("evaluate"))
     if share is None:
         stage.reopen()
         if context.main:
@@ -83,7 +87,7 @@ def evaluate(run: Run, context: Context, stop: StopFlag, redo: bool = False, sha
     if missing:
         rows |= _score(run, missing, scoring, store, share, stop)
     if share is not None:
-        context.report_progress(f"evaluate: share {share} is done")
+        context.report_progress(share.done)
         return log.info("evaluate: share %s of the draws is done (%s)", share, stage.folder / "parts")
     if context.main:
         _report(run, scoring, {name: rows[name] for name in config.methods}, store.warn_of_older(rows))
@@ -140,8 +144,9 @@ def _find(
     if context.main and computed.numbers and (keep or stopped):
         parts.write(name, computed)
     if stopped:
-        done = f"after {len(computed.numbers)} of {counted(len(missing), 'draw')}"
-        raise Stopped(f"evaluate: stopped in {name} {done}; what is complete is kept")
+        done = f"{len(numbers) - len(missing) + len(computed.numbers)} of {counted(len(numbers), 'draw')}"
+        context.report_progress(f"evaluate {name}: {done}")
+        raise Stopped(f"evaluate: stopped in {name} after {done}; what is complete is kept")
     return Part.join([*known, computed])
 
 

@@ -98,7 +98,9 @@ def evaluate(config: Config, *, redo: bool = False, share: str | None = None) ->
             f"--share {share}: --redo would delete {config.run_dir / 'evaluate'}, which has other shares too; delete "
             "it yourself, then find all shares again"
         )
-    return _work(config, "evaluate", redo, Share.parse(share))
+    found = Share.parse(share)
+    found.check(config)
+    return _work(config, "evaluate", redo, found)
 
 
 def _work(config: Config, command: str, redo: bool, share: Share | None = None) -> int:

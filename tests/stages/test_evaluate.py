@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from filelock import FileLock
 
 from dist_train.config import Config, to_yaml
 from dist_train.config.io import load_config
+from dist_train.data.splits import draw_split, save_split
 from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
@@ -31,6 +34,7 @@ from dist_train.stages.row_code import code_of
 from dist_train.stages.scoring import JointScoring
 from dist_train.stages.share import Share
 from launch.cli.main import main
+from launch.status import show
 
 
 class StopAtTurn(StopFlag):
@@ -274,7 +278,7 @@ def test_a_wrong_share_is_one_line(text: str) -> None:
 def test_a_share_that_is_refused_changes_nothing(
     learned: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong share, --redo, a share that is at work elsewhere, and a run that is not there."""
+    """A wrong share, --redo, more shares than draws, one that is at work elsewhere, and a run that is not there."""
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(learned))
     compute(learned, "0/2")
@@ -285,11 +289,17 @@ def test_a_share_that_is_refused_changes_nothing(
     with FileLock(parts / "1-of-2" / ".lock"):
         for words, wanted in (
             (["--share", "2/2"], "--share 2/2: must be NUMBER/COUNT"),
+            (["--share", "4/5"], "--share 4/5: there are more shares than evaluate.draws=4; choose at most that"),
+            (["--share", "0/5"], "--share 0/5: there are more shares than evaluate.draws=4"),
+            (["--share", "1/3", "--evaluate.draws", "2"], "more shares than evaluate.draws=2"),
             (
                 ["--share", "0/2", "--redo"],
                 f"--share 0/2: --redo would delete {learned.run_dir / 'evaluate'}, which has",
             ),
-            (["--share", "1/2"], "1-of-2: another process is at work on this run"),
+            (
+                ["--share", "1/2"],
+                "1-of-2: another process is at work on this share; wait for it, or find another share",
+            ),
             (["--share", "1/2", "--name", "nosuch"], "nosuch/pretrain: pretrain is not finished"),
         ):
             assert main(["evaluate", "--config", str(path), *words]) == 1
@@ -299,6 +309,71 @@ def test_a_share_that_is_refused_changes_nothing(
     assert new <= {".lock", "heartbeat.json", "error.json"} and not (learned.runs / "nosuch").exists()
     assert main(["evaluate", "--config", str(path), "--redo"]) == 0
     assert not parts.exists()
+
+
+def test_a_stop_says_how_many_draws_of_the_row_are_there(learned: Config) -> None:
+    config = replace(learned, evaluate=replace(learned.evaluate, methods=["mean"]))
+    for turn in (2, 1):  # the first draw, then none
+        context = Context()
+        with pytest.raises(Stopped, match="stopped in mean after 1 of 2 draws; what is complete is kept"):
+            evaluate(open_run(config), context, StopAtTurn(turn), share=Share(0, 2))
+        assert context.progress.text == "evaluate mean: 1 of 2 draws"
+
+
+def test_a_table_without_novel_classes_has_no_shares(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(config)
+    save_split(draw_split("all", [*run.base, *run.novel], 0, 0, 0), tmp_path / "all.json")
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(replace(config, data=replace(config.data, split=str(tmp_path / "all.json")))))
+    assert main(["evaluate", "--config", str(path), "--share", "0/2"]) == 1
+    error = capsys.readouterr().err
+    assert "--share 0/2: split all has no novel classes" in error and error.count("\n") == 1
+    assert not config.run_dir.exists()
+
+
+def test_status_shows_the_shares_of_a_table(
+    learned: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three shares one is stopped by hand, one is done and one has not started; then all are done."""
+    path = tmp_path / "run.yaml"
+    methods = ["mean", "ridge"]  # which are stopped in their draws
+    path.write_text(to_yaml(replace(learned, evaluate=replace(learned.evaluate, methods=methods))))
+    table = ["dist-train", "evaluate", "--config", str(path)]
+    (learned.run_dir / "heartbeat.json").write_text(
+        json.dumps(
+            {"time": time.time() - 50, "left": True, "doing": "an older start", "ranks": 1, "host": "h", "job": ""}
+        )
+    )
+    (learned.run_dir / "error.json").write_text(json.dumps({"time": 0, "rank": 0, "message": "an older error"}))
+
+    def start(number: int, *options: str) -> int:
+        monkeypatch.setattr("sys.argv", [*table, *options, "--share", f"{number}/3"])
+        return main([*table[1:], *options, "--share", f"{number}/3"])
+
+    assert "  left: an older start (" in show(learned.run_dir)
+    assert start(1, "--max_minutes", "0.000001") == 75 and start(0) == 0
+    text, left = show(learned.run_dir), f"{shlex.join(table)} --max_minutes 0.000001 --share 1/3 continues"
+    assert re.search(rf"\n  share 1 stopped: evaluate mean: 0 of 1 draw \(.*\); {re.escape(left)}\n", text), text
+    assert text.endswith("\n  of 3 shares: 1 done (0), 1 stopped (1), 1 not started (2)")
+    assert "  evaluate  stopped" in text and "older" not in text and "share 0" not in text and "share 2" not in text
+    # One that was killed has not said that it left.
+    beat_file = learned.run_dir / "evaluate" / "parts" / "1-of-3" / "heartbeat.json"
+    beat = json.loads(beat_file.read_text())
+    beat_file.write_text(json.dumps({**beat, "left": False, "time": time.time() - 500}))
+    text = show(learned.run_dir)
+    assert "  share 1 NO SIGN OF LIFE: evaluate mean: " in text and text.count(left) == 1
+    assert text.endswith("1 done (0), 1 silent (1), 1 not started (2)")
+    assert start(1) == start(2) == 0
+    text = show(learned.run_dir)
+    assert text.endswith(f"\n  of 3 shares: 3 done (0-2); {shlex.join(table)} makes the table"), text
+    assert main(table[1:]) == 0
+    text = show(learned.run_dir)
+    assert "  share " not in text and "shares:" not in text and "  finished " in text, text
+    # There is nothing to find for a table that is done.
+    assert start(0) == 0 and not (learned.run_dir / "evaluate" / "parts").exists()
+    assert show(learned.run_dir).splitlines()[:-1] == text.splitlines()[:-1]  # the last has a time
 
 
 def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:

@@ -21,6 +21,7 @@ from dist_train.data.splits import draw_split, save_split
 from dist_train.runs.inputs import stage_inputs
 from dist_train.runs.run import open_run
 from dist_train.stages.share import Share
+from launch import restart
 from launch.cli.main import main
 from launch.slurm import jobs, logs
 from launch.slurm.jobs import Job, newest, record
@@ -289,7 +290,8 @@ def test_a_share_that_failed_is_named_with_its_log(stubs: Stubs, config: Config)
     for number, left in ((0, False), (2, True), (1, True)):  # the third is done
         folder = Share(number, 3).folder(config.run_dir)
         folder.mkdir(parents=True)
-        (folder / "heartbeat.json").write_text(json.dumps({**beat, "left": left}))
+        doing = Share(2, 3).done if number == 2 else beat["doing"]
+        (folder / "heartbeat.json").write_text(json.dumps({**beat, "left": left, "doing": doing}))
     (folder / "error.json").write_text(json.dumps({"time": 0, "rank": 0, "message": "too hot"}))
     old = Share(4, 5).folder(config.run_dir)  # of an array of another size, before
     old.mkdir()
@@ -300,7 +302,27 @@ def test_a_share_that_failed_is_named_with_its_log(stubs: Stubs, config: Config)
     assert "  evaluate  running" in text and "  share 0 now: evaluate mean: draw 3 (" in text
     again = f"its log: dist-train logs {config.run_dir} --stage evaluate --member 1"
     assert f"  share 1 died of: rank 0: too hot; {again}" in text
-    assert not any(word in text for word in ("share 1 left", "share 2", "share 4"))
+    assert text.endswith("\n  of 3 shares: 1 done (2), 1 at work (0), 1 failed (1)")
+    assert not any(word in text for word in ("share 1 stopped", "share 2", "share 4"))
+    # Stopped: it starts again by itself, unless it was cancelled.
+    (folder / "error.json").unlink()
+    assert "  share 1 stopped: evaluate mean: draw 3 (" in show(config.run_dir)
+    assert show(config.run_dir).count("; submitted again, the run continues") == 1
+    stubs(squeue="echo '12_0|RUNNING|None|n1'; echo '12_1|PENDING|None|'")
+    assert "  share 1 stopped: " in show(config.run_dir) and "submitted again" not in show(config.run_dir)
+
+
+def test_a_job_whose_number_slurm_had_given_before(stubs: Stubs, config: Config) -> None:
+    """The accounts then hold the members of an array of that number too, and of an array that had more members."""
+    old = "; ".join(f"echo '{n}|COMPLETED|0:0|n1'" for n in ("12_0", "12_1", "14", "14_2"))
+    stubs(sacct=f"{old}; echo '12|CANCELLED by 0|0:0|n1'; echo '14_0|FAILED|1:0|n1'; echo '14_1|FAILED|1:0|n1'")
+    record(config.run_dir, Job("pretrain", "12"))
+    record(config.run_dir, Job("evaluate", "14", ["share 0/2", "share 1/2"], size=2))
+    (config.run_dir / "config.yaml").write_text("{}")
+    reason = restart.note_cancelled(config.run_dir, "12")
+    text = show(config.run_dir)
+    assert f"  job 12 pretrain: CANCELLED on n1 [last start: {reason}]\n" in text
+    assert "  job 14 evaluate: 2 FAILED (exit code 1)" in text, text
 
 
 def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Submit, config: Config) -> None:
