@@ -17,7 +17,7 @@ from dist_train.version import __version__
 from launch import terminal
 from launch.cli import adapt, classify, create, data, launching, measuring, models, runs
 from launch.cli.parser import CommandParser
-from launch.cli.signature import Command, add_arguments, call, description, summary
+from launch.cli.signature import Command, add_arguments, call, description, has_option, summary
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,15 @@ def build_parser(words: Sequence[str]) -> CommandParser:
     for name, command in COMMANDS.items():
         *group, last = name.split()
         subparser = CommandParser(description=description(command.run))
+        subparser.commands_with = _commands_with
         if last in words:
             add_arguments(subparser, command.run)
         (launchers if group else commands).add_subcommand(last, subparser, help=summary(command.run))
     return parser
+
+
+def _commands_with(option: str) -> list[str]:
+    return [name for name, command in COMMANDS.items() if has_option(command.run, option)]
 
 
 def _underscored(word: str) -> str:

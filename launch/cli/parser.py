@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dist_train.config import STAGES, Config
-from dist_train.config.io import Parser
+from dist_train.config.io import Parser, list_keys
 from dist_train.errors import UserError, command
 
 _KEYS = frozenset(Config.__dataclass_fields__)
@@ -18,6 +19,9 @@ _ABOUT_RUNS = ("doctor", "status", "logs", "cancel", "collect")  # people look f
 
 class CommandParser(Parser):
     """Parse a command line of dist-train; bad input becomes one line with the remedy."""
+
+    commands_with: Callable[[str], Sequence[str]] = staticmethod(lambda option: ())
+    """Returns the names of the commands with this option; set by who knows them."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise UserError for a message of argparse or jsonargparse."""
@@ -30,6 +34,10 @@ class CommandParser(Parser):
             raise UserError(
                 f"--redo: is taken by {command('run')} and by each stage, as in {command('evaluate', '--redo')}"
             )
+        if (of_another := re.match(r"unrecognized arguments: --(\w+)", message)) and not self._is_key(of_another[1]):
+            names = [command(*name.split()) for name in self.commands_with(of_another[1])]
+            if names:
+                raise UserError(f"--{of_another[1]}: is an option of {', '.join(names)}; leave it out here")
         if loose := re.match(r"unrecognized arguments: (?!-)(\S+)", message):
             raise UserError(self._no_option_takes(loose[1]))
         if valued := re.match(r"argument (--[\w.]+).*: ignored explicit argument '(.*)'", message):
@@ -47,6 +55,10 @@ class CommandParser(Parser):
         if not equals or key not in options or ("config" in options and key.partition(".")[0] in _KEYS):
             return line
         return f"{self._spelling([key])} {rest}"
+
+    def _is_key(self, name: str) -> bool:
+        """Return whether a key of a configuration has this name, in any section."""
+        return any(name == key.rpartition(".")[2] for key in list_keys(Config))
 
     def _no_option_takes(self, word: str) -> str:
         """Return the line for a word that belongs to no option, with what was probably meant."""

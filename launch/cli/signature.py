@@ -99,6 +99,15 @@ def add_arguments(parser: Parser, command: Command) -> None:
             parser.set_defaults(keys.defaults)
 
 
+def has_option(command: Command, option: str) -> bool:
+    """Return whether a command has an option of this name, which is no key of a configuration."""
+    for argument in _parameters(command):
+        options = _fields(argument.kind) if _is_options(argument.kind) else (argument,)
+        if any(found.key == option and not found.positional and found.kind is not Config for found in options):
+            return True
+    return False
+
+
 def call(command: Command, parser: Parser, parsed: Namespace, words: Sequence[str]) -> int:
     """Call a command with the values that a parser has returned; return its exit code.
 

@@ -127,10 +127,8 @@ def load_cluster(name: str) -> Cluster:
             raise UserError(f"{path}: stages.{stage}: no such stage; one of {', '.join(CHAIN)}")
         stages[stage] = _checked(path, f"stages.{stage}", StageResources, wanted)
         if stages[stage].array and stage != "evaluate":
-            raise UserError(
-                f"{path}: stages.{stage}.array={typed(stages[stage].array)}: only evaluate can be spread over an array; "
-                "leave it out"
-            )
+            given = f"stages.{stage}.array={typed(stages[stage].array)}"
+            raise UserError(f"{path}: {given}: only evaluate can be spread over an array; leave it out")
     cluster: Cluster = _checked(path, "", Cluster, content)
     return replace(cluster, stages=stages)
 
