@@ -365,6 +365,9 @@ def test_status_shows_the_shares_of_a_table(
     text = show(learned.run_dir)
     assert "  share 1 NO SIGN OF LIFE: evaluate mean: " in text and text.count(left) == 1
     assert text.endswith("1 done (0), 1 silent (1), 1 not started (2)")
+    beat_file.write_text(json.dumps({**beat, "left": False, "time": time.time()}))
+    text = show(learned.run_dir)
+    assert "  evaluate  running" in text and "  share 1 now: evaluate mean: " in text and "older" not in text, text
     assert start(1) == start(2) == 0
     text = show(learned.run_dir)
     assert text.endswith(f"\n  of 3 shares: 3 done (0-2); {shlex.join(table)} makes the table"), text
