@@ -240,7 +240,7 @@ def test_an_array_finds_the_table_of_one_process_after_a_preemption_and_a_failur
     make_chain: Make, tmp_path: Path, capsys: Any, with_backbone: Callable[..., Config]
 ) -> None:
     """Of three elements one fails, and the others are preempted; submitted again, the third finds what is missing."""
-    steps = {"finetune_steps": 100.0, "logistic_steps": 100.0}
+    steps = {"finetune_steps": 300.0, "logistic_steps": 100.0}  # time to be preempted before the last row
     options = {"methods": ["nn", "mean", "finetune", "nn_oracle", "phi1", "logistic"], "draws": 60, "shots": [1, 2, 5]}
     chain = make_chain(evaluate={**options, "options": steps})
     with_backbone(chain.config, True)
