@@ -43,7 +43,7 @@ from dist_train.classifier.serving.replies import (
     ShownPrediction,
     SystemNames,
 )
-from dist_train.classifier.serving.scheduling import BatchedNetwork, ClientShares, DecodingPools
+from dist_train.classifier.serving.scheduling import SMALL, BatchedNetwork, ClientShares, DecodingPools
 from dist_train.data.images.photos import SUFFIXES, SYSTEM_FILES, SYSTEM_FOLDERS, open_photo
 from dist_train.errors import UserError, counted
 from dist_train.names import shown
@@ -131,7 +131,9 @@ class ServedModel:
         self._change_lock = threading.Lock()
         size = self.model.network.batch
         self._batches = BatchedNetwork(self.model.embed, size, self._count_batch)
-        self._shares = ClientShares(size)  # decoded images wait in memory: of each client no more than a batch
+        # Decoded images wait in memory: of each client no more than a batch, and one of large photos, which are decoded
+        # one at a time: the client's small photos do not wait for those.
+        self._small, self._large = ClientShares(size), ClientShares(size)
         self._remembered: OrderedDict[str, EmbeddedPhoto] = OrderedDict()  # by key, the most recent last
         self._remembered_lock = threading.Lock()
         self._metrics.loads.labels(self.name).inc()
@@ -170,7 +172,7 @@ class ServedModel:
             photo, result = self.remembered(key), "remembered"
             if photo is None:
                 result = "computed"
-                async with self._shares.of(client):
+                async with (self._small if pixels <= SMALL else self._large).of(client):
                     try:
                         image, new = await self._pools.for_size(pixels).run(client, self._decode, file, name)
                     except UserError:

@@ -19,6 +19,7 @@ import torch
 from clients import noise, plain
 from starlette.requests import ClientDisconnect
 
+from dist_train.classifier.network import Network
 from dist_train.classifier.serving.api import unless_disconnected
 from dist_train.classifier.serving.scheduling import SMALL, BatchedNetwork, DecodingPools, FairPool
 from dist_train.classifier.serving.served_model import EmbeddedPhoto, Limits, ServedModel
@@ -153,6 +154,26 @@ def test_a_client_with_many_photos_has_a_single_batch_in_progress(untrained_mode
     between, waiting = asyncio.run(both())
     assert between <= 2 * share + 1 and waiting <= share
     assert sum(embedded) == 6 * share + 1
+
+
+def test_a_client_s_small_photo_does_not_wait_for_its_large_ones(
+    untrained_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small the batches of the network are, which a client's photos in progress are limited to."""
+    monkeypatch.setattr(Network, "batch", 1)
+    served = ServedModel(untrained_model, Limits())
+
+    async def both() -> int:
+        photos = [
+            asyncio.create_task(served.embed([("large.png", io.BytesIO(plain(4500, n)))], "one")) for n in range(6)
+        ]
+        await asyncio.sleep(0.3)
+        assert isinstance((await served.embed([("small.png", io.BytesIO(noise(1)))], "one"))[0], EmbeddedPhoto)
+        before = sum(photo.done() for photo in photos)
+        assert all(isinstance(found, EmbeddedPhoto) for (found,) in await asyncio.gather(*photos))
+        return before
+
+    assert asyncio.run(both()) <= 3
 
 
 def test_the_work_for_a_disconnected_client_ends() -> None:
