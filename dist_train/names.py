@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 
 from dist_train.errors import UserError
 
@@ -124,3 +125,13 @@ def _escaped(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # Python's stand-in for a byte that is not UTF-8 (PEP 383)
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode() if char not in _BLANK else f"\\u{ord(char):04x}"
+
+
+def check_choice(option: str, name: str, choices: Collection[str]) -> None:
+    """Check the value of an option that takes one of a few names.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if name not in choices:
+        raise UserError(f"{option} {shown(name)}: give one of {', '.join(choices)}")

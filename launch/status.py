@@ -63,9 +63,8 @@ class _RunStatus:
         self.heartbeat, self.error = _read(run / "heartbeat.json"), _read(run / "error.json")
         self.shares = _shares(run)
         newest = max((share.heartbeat.get("time", 0.0) for share in self.shares), default=0.0)
-        if self.heartbeat.get("time", 0.0) < newest and not _is_alive(
-            self.heartbeat
-        ):  # of an earlier start, perhaps of another stage
+        # What is older than the shares is of an earlier start, perhaps of another stage.
+        if self.heartbeat.get("time", 0.0) < newest and not _is_alive(self.heartbeat):
             self.heartbeat = {}
         if self.error.get("time", 0.0) < newest:
             self.error = {}

@@ -15,8 +15,7 @@ from dist_train.classifier.heads.contract import Background, Sample
 from dist_train.classifier.heads.means import Imprinting
 from dist_train.classifier.heads.prior import check_prior, frequencies
 from dist_train.classifier.maker import HeadMaker
-from dist_train.errors import UserError
-from dist_train.names import shown
+from dist_train.names import check_choice
 
 
 def check_head(name: str) -> None:
@@ -25,8 +24,7 @@ def check_head(name: str) -> None:
     Raises:
         UserError: there is no such head.
     """
-    if name not in ("auto", *HEADS):
-        raise UserError(f"--head {shown(name)}: give one of auto, {', '.join(HEADS)}")
+    check_choice("--head", name, ("auto", *HEADS))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dist_train.fewshot.methods.gaussian import BesidePlus
 from dist_train.fewshot.row_method import RowMethod
 from dist_train.models.backbones import Backbone
 from dist_train.models.predictor import RowClassifier
-from dist_train.names import shown
+from dist_train.names import check_choice, shown
 
 MODEL_METHODS = [name for name, kind in METHODS.items() if issubclass(kind, (RowMethod, BesidePlus, BesideGaussians))]
 """Names in ``evaluate.methods`` of those that a model can be made of."""
@@ -36,8 +36,7 @@ def check_rule(rule: str) -> None:
     Raises:
         UserError: there is no such rule.
     """
-    if rule not in RULES:
-        raise UserError(f"--rule {shown(rule)}: give one of {', '.join(RULES)}")
+    check_choice("--rule", rule, RULES)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from dist_train.errors import UserError
-from dist_train.names import shown
+from dist_train.names import check_choice
 
 Prior = Literal["equal", "photos"]
 """equal: every class is as frequent as any other. photos: each is as frequent as its photos among all photos."""
@@ -20,8 +19,7 @@ def check_prior(name: str) -> None:
     Raises:
         UserError: there is no such prior.
     """
-    if name not in PRIORS:
-        raise UserError(f"--prior {shown(name)}: give one of {', '.join(PRIORS)}")
+    check_choice("--prior", name, PRIORS)
 
 
 def frequencies(prior: str, counts: torch.Tensor) -> torch.Tensor:
