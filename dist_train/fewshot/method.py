@@ -63,6 +63,7 @@ class Base:
             progress, and raises Stopped when the run is to stop. All ranks must go through the same list.
         decisive: how many of a query's highest base scores the protocol looks at: the others may be less exact, as long
             as they stay below. None where it looks at all.
+        kept: rows whose trainings for a set of supports another row of the table takes too (``Method.trains_as``).
         prepared: what methods have prepared that others need too, by name (``shared``).
     """
 
@@ -76,6 +77,7 @@ class Base:
     numbers: Mapping[str, float]
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
     decisive: int | None = None
+    kept: frozenset[str] = frozenset()
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def shared(self, name: str, prepare: Callable[[], Prepared]) -> Prepared:
@@ -157,6 +159,9 @@ class Method(ABC):
     base_as: ClassVar[str] = ""
     """The row that has the same ``base_scores`` and ``scale``, if there is one: they are computed once for both. It is
     not inherited."""
+    trains_as: ClassVar[str] = ""
+    """The row whose training for a set of supports it takes too, if there is such a row: each is trained once where the
+    table has both."""
     scale: ClassVar[float] = 1.0
     """The factor that turns its scores into logits; ``COSINE`` for cosines. Only a prior over base and novel classes
     needs it (fewshot/protocols/low_shot.py); ranks do not depend on it."""

@@ -70,7 +70,9 @@ class Scoring(ABC):
         round_products(False)  # an earlier stage of this process may have allowed it
         # Tables look at the five highest classes; a prior over base and novel classes at the scores of all.
         looked_at = None if run.split.halves else 5
-        self.base = replace(open_base(run.config, *load_head(run.dir, context.device)), decisive=looked_at)
+        kept = {METHODS[name].trains_as for name in self.config.methods}.intersection(self.config.methods)
+        base = open_base(run.config, *load_head(run.dir, context.device))
+        self.base = replace(base, decisive=looked_at, kept=frozenset(kept))
         self.folder = network or run.dir / "extract"
         if network:
             self.base = replace(self.base, train=load(network, "base_train"))

@@ -8,13 +8,14 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from dist_train.config import Config, to_yaml
@@ -24,6 +25,7 @@ from dist_train.distributed.context import Context
 from dist_train.distributed.stopping import StopFlag, Stopped
 from dist_train.errors import UserError
 from dist_train.fewshot.methods import FROZEN, METHODS
+from dist_train.fewshot.methods.last_layer import LastLayer
 from dist_train.runs.run import open_run
 from dist_train.stages import row_store
 from dist_train.stages.done import is_done
@@ -377,6 +379,50 @@ def test_status_shows_the_shares_of_a_table(
     # There is nothing to find for a table that is done.
     assert start(0) == 0 and not (learned.run_dir / "evaluate" / "parts").exists()
     assert show(learned.run_dir).splitlines()[:-1] == text.splitlines()[:-1]  # the last has a time
+
+
+def test_rows_with_the_same_training_are_trained_once(
+    config: Config, with_backbone: Callable[[Config], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    names = ["logistic", "phi_plus_logistic"]
+    options = {f"{name}_steps": 3.0 for name in ("logistic", "finetune")}
+    train = LastLayer._train
+
+    def counted(method: LastLayer, supports: Sequence[torch.Tensor]) -> Any:
+        if len(supports) == 3:  # of a draw; pages of the report show a set of supports
+            trained.append(method.name)
+        return train(method, supports)
+
+    monkeypatch.setattr(LastLayer, "_train", counted)
+    config = replace(
+        config,
+        learn=replace(config.learn, methods=["phi_plus"], steps=5),
+        evaluate=replace(config.evaluate, methods=names, options=options, draws=2),
+    )
+    run = open_run(with_backbone(config))
+    for stage in (extract, learn):
+        stage(run, Context(), StopFlag(Context()))
+
+    def table(*methods: str) -> tuple[int, dict[str, Any]]:
+        """Return how many trainings a table takes, and its rows."""
+        trained.clear()
+        shutil.rmtree(run.dir / "evaluate", ignore_errors=True)
+        folder = score(replace(config, evaluate=replace(config.evaluate, methods=list(methods))))
+        return len(trained), results(folder)["methods"]
+
+    alone = {name: table(name, "mean") for name in names}
+    assert [count for count, _ in alone.values()] == [2, 2], "one for each draw"
+    for methods in (names, names[::-1]):
+        count, rows = table(*methods)
+        assert count == 2 and rows == {name: alone[name][1][name] for name in methods}
+    assert table("logistic", "finetune", "phi_plus_logistic")[0] == 4, "another training is not shared"
+
+    # A row that continues after a stop finds no training of its draws.
+    shutil.rmtree(run.dir / "evaluate")
+    score(replace(config, evaluate=replace(config.evaluate, methods=["logistic"])))
+    folder = score(replace(config, evaluate=replace(config.evaluate, methods=names)))
+    assert results(folder)["methods"] == rows
 
 
 def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:

@@ -87,6 +87,7 @@ class BesideGaussians(Calibrated):
 class BesideLogistic(Calibrated):
     labels: ClassVar = {"phi_plus_logistic": "φ+ and logistic regression"}
     uses: ClassVar = {"phi_plus_logistic": "phi_plus"}
+    trains_as = "logistic"
     moves_base = True
     numbers: ClassVar = {**NUMBERS, **LastLayer.numbers}
 

@@ -27,7 +27,7 @@ class Held(LastLayer):
     }  # fmt: skip
 
     def __init__(self, name: str, base: Base) -> None:
-        self.base, self.base_labels, self.balanced = base, base.train.labels, True
+        self.name, self.base, self.base_labels, self.balanced = name, base, base.train.labels, True
         self.lr, self.steps = base.numbers["held_lr"], int(base.numbers["held_steps"])
         self.plus = Plus("phi_plus", base)
 

@@ -6,7 +6,7 @@ sees the same draws, and the supports of k shots are the first k of a draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -20,6 +20,9 @@ from dist_train.data.shards.index import Subset
 from dist_train.distributed.context import Context
 from dist_train.errors import UserError
 from dist_train.fewshot.method import Method, Scorer, Support
+
+_PART = 1024
+"""Queries whose scores are looked at together: 4 MB at a thousand classes."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class JointScorer:
         self._kept = slice(None) if kept is None else torch.tensor(kept, device=base.labels.device)
         self.mixed = Mixed.of(base, novel) if mixed is None else mixed
         if not method.moves_base:
-            self._set_base_scores(*self._scores(shared(method.base_scores, context)))
+            self._summarise(finite(shared(method.base_scores, context)(self.mixed.activations)))
 
     def with_method(self, method: Method) -> Self:
         """Return the scorer of another method whose ``base_scores`` are the same."""
@@ -147,22 +150,27 @@ class JointScorer:
         other.method = method
         return other
 
-    def _scores(self, scorer: Scorer) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of the base queries and of the novel queries."""
-        scores = finite(scorer(self.mixed.activations))
+    def _split(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows of the base queries and of the novel queries, from scores of the mixed queries [Q, N]."""
         return scores[self.mixed.base], scores[self.mixed.novel]
 
-    def _set_base_scores(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        """Take the scores of all base classes that the method knows, for base and for novel queries."""
-        self._summarise(base[:, self._kept], novel[:, self._kept])
+    def _summarise(self, scores: torch.Tensor) -> None:
+        """Keep what every draw needs from the base classes' scores of the mixed queries [Q, base classes]."""
+        scores = scores[:, self._kept]
+        self.classes = scores.shape[1]
 
-    def _summarise(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        """Keep what every draw needs from the scores of the base classes."""
-        self.classes = base.shape[1]
-        self._own, self._ahead = own_and_ahead(base, self.base.labels)
-        # Top-5 needs no more than five competitors.
-        self._rivals = novel.topk(min(5, novel.shape[1])).values
-        self._first = [scores.max(1) for scores in (base, novel)]
+        def of_base(rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            part = scores[rows]
+            return *own_and_ahead(part, labels), *part.max(1)
+
+        def of_novel(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            part = scores[rows]
+            # Top-5 needs no more than five competitors.
+            return part.topk(min(5, self.classes)).values, *part.max(1)
+
+        self._own, self._ahead, *first_of_base = by_part(of_base, self.mixed.base, self.base.labels)
+        self._rivals, *first_of_novel = by_part(of_novel, self.mixed.novel)
+        self._first = first_of_base, first_of_novel
 
     def draw(self, support: Support, order: torch.Tensor) -> Draw:
         """Score one support set; ``order``, int64 [novel classes], is that in which classes are added for
@@ -175,11 +183,12 @@ class JointScorer:
             yield self._draw(scorer, len(support), order)
 
     def _draw(self, scorer: Scorer, novel: int, order: torch.Tensor) -> Draw:
-        of_base, of_novel = self._scores(scorer)  # scores of novel classes, by kind of query
+        scores = finite(scorer(self.mixed.activations))
         if self.method.moves_base:
-            classes = of_base.shape[1] - novel
-            self._set_base_scores(of_base[:, :classes], of_novel[:, :classes])
-            of_base, of_novel = of_base[:, classes:], of_novel[:, classes:]
+            classes = scores.shape[1] - novel
+            self._summarise(scores[:, :classes])
+            scores = scores[:, classes:]
+        of_base, of_novel = self._split(scores)  # scores of novel classes
         metrics = self.more_metrics(of_base, of_novel)
         for name, rank in zip(("base", "novel"), self.ranks(of_base, of_novel), strict=True):
             for k in (1, 5):
@@ -210,7 +219,7 @@ class JointScorer:
             of_base, of_novel: the novel classes' scores [Q, novel classes] of base queries and of novel queries.
         """
         own, ahead = own_and_ahead(of_novel, self.novel.labels)
-        return self._ahead + (of_base > self._own).sum(1), (self._rivals >= own).sum(1) + ahead
+        return self._ahead + _count(of_base > self._own), _count(self._rivals >= own) + ahead
 
     def more_metrics(self, of_base: torch.Tensor, of_novel: torch.Tensor) -> dict[str, float]:
         """Return metrics of one protocol only, from the arguments of ``ranks``."""
@@ -245,20 +254,36 @@ def own_and_ahead(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     """Return the true class's score [Q, 1], and how many of these classes rank before it [Q]."""
     own = scores.gather(1, labels[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
-    return own, ((scores > own) | ((scores == own) & lower)).sum(1)
+    return own, _count((scores > own) | ((scores == own) & lower))
 
 
-def _winner(first: Any, novel: torch.Tensor, classes: int) -> torch.Tensor:
+def _count(which: torch.Tensor) -> torch.Tensor:
+    """Count what is true in each row: int64 [Q]."""
+    # A sum in int64, the default of booleans, takes eight times as long on a CPU.
+    return which.sum(1, dtype=torch.int32).long()
+
+
+def by_part(function: Callable[..., tuple[torch.Tensor, ...]], *queries: torch.Tensor) -> list[torch.Tensor]:
+    """Return what the function returns for all queries, computed for so many at a time as a CPU's caches hold.
+
+    Args:
+        queries: one row each, [Q, ...].
+    """
+    parts = zip(*(torch.split(tensor, _PART) for tensor in queries), strict=True)
+    return [torch.cat(results) for results in zip(*(function(*part) for part in parts), strict=True)]
+
+
+def _winner(first: Sequence[torch.Tensor], novel: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the class with the highest score [Q]; novel classes are counted after the base classes, and a tie goes to
     the lower number.
 
     Args:
-        first: ``max(1)`` of the base classes' scores.
+        first: ``max(1)`` of the base classes' scores: the largest of each query, and its class.
         novel: scores of the novel classes [Q, novel classes].
         classes: number of base classes.
     """
-    best = novel.max(1)
-    return torch.where(best.values > first.values, classes + best.indices, first.indices)
+    (largest, number), best = first, novel.max(1)
+    return torch.where(best.values > largest, classes + best.indices, number)
 
 
 def seen_unseen(lost: torch.Tensor, won: torch.Tensor, base: int, novel: int) -> tuple[float, npt.NDArray[np.float64]]:

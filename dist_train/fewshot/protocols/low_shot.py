@@ -30,9 +30,9 @@ PRIOR = 0.8
 class LowShotScorer(JointScorer):
     """Score jointly, and add the measures above."""
 
-    def _summarise(self, base: torch.Tensor, novel: torch.Tensor) -> None:
-        super()._summarise(base, novel)
-        self._base_mass = [self._mass(scores) for scores in (base, novel)]
+    def _summarise(self, scores: torch.Tensor) -> None:
+        super()._summarise(scores)
+        self._base_mass = self._split(self._mass(scores[:, self._kept]))
 
     def _mass(self, scores: torch.Tensor) -> torch.Tensor:
         """Return log sum exp of the logits [Q, 1], in units of the scores."""
