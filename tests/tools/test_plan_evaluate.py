@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import bench_evaluate
 import plan_evaluate
-from plan_evaluate import ROWS, WITH_MOMENTS, Sizes, moments
+from plan_evaluate import ROWS, SHARED, Sizes
 
 SIZES = Sizes(base=23, per_class=31, novel=7, novel_per_class=37, val_per_class=5, dim=16, draws=2, shots=(1, 3))
 
@@ -36,7 +36,7 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> JointScoring:
     return JointScoring(bench_evaluate.make(tmp_path_factory.mktemp("run"), sizes, options), Context())
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("logistic", "linear_oracle")])
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "linear_oracle"])
 def test_operations_are_those_that_pytorch_counts(
     name: str, scoring: JointScoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,7 +48,7 @@ def test_operations_are_those_that_pytorch_counts(
     monkeypatch.setattr(plan_evaluate, "LOOKED_AT_AGAIN", 7)
     monkeypatch.setattr(plan_evaluate, "FEATURES", 24)
     monkeypatch.setattr(plan_evaluate, "FEATURE_DRAWS", 10)
-    works = [ROWS[name](SIZES), *([moments(SIZES)] if name in WITH_MOMENTS else [])]
+    works = [ROWS[name](SIZES), *(count(SIZES) for count, rows in SHARED.values() if name in rows)]
     counted, seen = sum(sum(work.flops.values()) for work in works), counter.get_total_flops()
     if METHODS[name].cost in METHODS[name].numbers:  # rows that are random get few of the images right
         assert seen <= counted < 2.5 * seen
@@ -63,7 +63,7 @@ def test_every_row_of_frozen_activations_is_counted() -> None:
 def test_the_estimate_of_the_papers_size_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     plan_evaluate.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(ROWS) + 5 and lines[-1].endswith("minutes (estimate)")
+    assert len(lines) == len(ROWS) + 6 and lines[-1].endswith("minutes (estimate)")
     plan_evaluate.main(["--draws", "40"])
     assert float(capsys.readouterr().out.split()[-3]) > float(lines[-1].split()[-3])
     plan_evaluate.main(["--methods", "mean", "plda"])
