@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from dist_train.config.checks import typed
 from dist_train.errors import UserError, counted
-from dist_train.fewshot.results import Results
+from dist_train.fewshot.methods import LEARNED, METHODS
+from dist_train.fewshot.results import MethodResult, Results
 from dist_train.report.comparison import PAIRED_METRICS
 from dist_train.report.markdown import markdown_head, markdown_row
 from dist_train.report.wording import display_name
@@ -127,18 +128,30 @@ def _check_same(first: _Member, other: _Member, apart: Sequence[str]) -> None:
 
 
 def _methods(members: Sequence[Sequence[_Member]]) -> list[str]:
-    """Return the methods that all members have in all draws."""
-    results = [member.results for of_run in members for member in of_run]
-    return [
-        name for name in results[0].methods
-        if all(name in other.methods and other.methods[name].draws == other.draws for other in results)
+    """Return the methods that can be taken from each run: in all draws, of all its members or, where no predictor takes
+    part in a method, of any."""
+    names = dict.fromkeys(name for of_run in members for member in of_run for name in member.results.methods)
+    return [name for name in names if all(_of_members(of_run, name) for of_run in members)]
+
+
+def _of_members(of_run: Sequence[_Member], method: str) -> list[MethodResult]:
+    """Return the method's results, one for each member of a run; empty if they are not complete.
+
+    Without a predictor they are the same for all, so that one member's stand for all.
+    """
+    complete = [
+        member.results.methods[method] for member in of_run
+        if method in member.results.methods and member.results.methods[method].draws == member.results.draws
     ]  # fmt: skip
+    if complete and METHODS[method].learned(method) not in LEARNED:
+        return complete[:1] * len(of_run)
+    return complete if len(complete) == len(of_run) else []
 
 
 def _stack(members: Sequence[Sequence[_Member]], method: str, shots: int, metric: str) -> Values:
     """Return a metric of a method, in percent: [backbones, predictors, draws]."""
     return np.array(
-        [[member.results.methods[method].shots[shots][metric].draws for member in of_run] for of_run in members]
+        [[result.shots[shots][metric].draws for result in _of_members(of_run, method)] for of_run in members]
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,30 @@ def test_a_method_that_a_member_lacks_is_named_and_left_out(runs: list[Path]) ->
     path.write_text(json.dumps(values))
     text = seeds_table(runs)
     assert "Left out, as not all have them in all draws: φ+." in text and "| φ+ |" not in text
+
+
+def test_a_method_without_a_predictor_is_taken_from_any_member(
+    runs: list[Path], figures: Mapping[str, Any], tmp_path: Path
+) -> None:
+    imprint = np.random.default_rng(1).normal(30, 1, (SIZES[0], SIZES[2])).round(6)
+    for i, folder in enumerate(runs):
+        member = folder / "sweep" / f"learn.seed={i % 2}"  # not the same in all runs
+        draws = {method: values[i, i % 2].tolist() for method, values in figures.items()}
+        inputs = json.loads((member / "evaluate" / "inputs.json").read_text())
+        shutil.rmtree(member)
+        save_member(member, {**draws, "imprint": imprint[i].tolist()}, inputs)
+    text = seeds_table(runs)
+    assert "Left out" not in text
+    of = NestedMean.of(np.repeat(imprint[:, None], SIZES[1], axis=1))
+    assert cells_of(text, "Figures", "Weight imprinting") == [f"{of.mean:.2f} ± {of.half_width:.2f}"] * 4
+    assert of.predictor < 1e-9 < of.half_width
+    apart = "Differences from φ2, of the same predictors' seed and draw"
+    of = NestedMean.of(imprint[:, None] - figures["phi2"])
+    assert cells_of(text, apart, "Weight imprinting") == [f"{of.mean:+.2f} ± {of.half_width:.2f}"] * 4
+    # A run that has it in no member, or not in all draws, has it not.
+    shutil.rmtree(member)
+    save_member(member, {**draws, "imprint": imprint[i, 1:].tolist()}, inputs)
+    assert "Left out, as not all have them in all draws: Weight imprinting." in seeds_table(runs)
 
 
 @pytest.mark.parametrize(
