@@ -46,10 +46,12 @@ class Centring:
     """Map activations to vectors of length 1 about the base classes: power, sphere, centre, sphere.
 
     x -> |x|^p with its sign, to length 1, less the mean of the base classes, to length 1 again: "PEME" (Hu et al. 2022,
-    "Squeezing Backbone Feature Distributions to the Max"; ``preprocess`` in the code of Bendou et al. 2022, EASY). They
-    have p = 0.5; each head's own was chosen on pseudo-novel classes (docs/results/heads.md). Their centre is the mean
-    over base images; here it is the mean of the class means that were mapped to the sphere, which needs no pass over
-    the images.
+    "Squeezing Backbone Feature Distributions to the Max", Algorithms 15(5), 147, section 3.3; ``getRunSet`` of
+    ``test_standard_bms.py`` of yhu01/BMS). They have p = 0.5; each head's own was chosen on pseudo-novel classes
+    (docs/results/heads.md). In their code the centre is the mean of a task's supports and queries. Bendou et al. 2022
+    (EASY; ``preprocess`` and ``centering`` of ``utils.py`` of ybendou/easy) take the mean over all base images, and in
+    their commands ("ME") neither a power nor the first sphere. Here the centre is the mean of the class means that were
+    mapped to the sphere, which needs no pass over the images.
     """
 
     def __init__(self, centre: torch.Tensor, power: float) -> None:

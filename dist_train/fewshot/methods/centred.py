@@ -1,4 +1,8 @@
-"""Class mean + cosine of centred activations (``Centring``)."""
+"""Class mean + cosine of centred activations (``Centring``, which names the sources).
+
+As ``ncm_cosine`` of ``few_shot_eval.py`` of ybendou/easy (Bendou et al. 2022). ``eval_few_shot`` there takes ``ncm``,
+the Euclidean distance to a mean at its own length.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """C-FeCAM: a covariance for each class; those of novel classes come from base classes that are like them (Goswami et
-al., NeurIPS 2023, FeCAM, section 3; Goswami et al., CVPRW 2024, arXiv 2404.06622, whose code ``adam_adapter.py`` this
-follows).
+al., NeurIPS 2023, FeCAM, section 3; Goswami et al., CVPRW 2024, arXiv 2404.06622).
+
+Compared with the authors' code, and not with the second paper's text: ``Learner.replace_fc`` of
+``models/adam_adapter.py`` and ``BaseLearner`` of ``models/base.py`` (dipamgoswami/FSCIL-Calibration), which this
+follows, and ``BaseLearner`` of ``models/base.py`` (dipamgoswami/FeCAM).
 
 A class scores minus the squared Mahalanobis distance to its mean, by the correlation matrix of its covariance plus
 ``fecam_ridge`` times the identity. A novel class has TEEN's mean, and the covariance sum_b w_b Sigma_b + Sigma_n, with
@@ -10,10 +13,13 @@ It differs from their papers and code in these ways:
 
 - A thousand matrices of 2048 dimensions would be 17 GB. Distances are therefore taken in the 256 coordinates that tell
   the base classes apart best, in which the covariance within classes is the identity on average (``Diagonal``).
-- The ridge is in units of that, and a first guess. FeCAM adds once the mean variance, and 100 times for few images;
-  C-FeCAM adds 100. FeCAM's second term, a multiple of the mean covariance of two dimensions, is left out, as that mean
-  is near zero here.
-- Power, length and centre are those of ``Centring``, so ``plda_power``; FeCAM has the power 0.5 too, and no centre.
+- The ridge is in units of that, and a first guess. FeCAM adds once the mean variance (its code adds to ResNets'
+  covariances twice), and 100 times for few images; C-FeCAM adds 100. FeCAM's second term, a multiple of the mean
+  covariance of two dimensions, is left out, as that mean is near zero here.
+- Power, length and centre are those of ``Centring``, so ``plda_power``. FeCAM has the power 0.5 too, but none on vision
+  transformers; C-FeCAM has none, and neither has a centre.
+- Covariances are of the vectors that distances are taken between, and of base classes means over n images, not n - 1.
+  In ``_mahalanobis`` of both, distances are between unit vectors, but covariances are of activations at their length.
 - They scale all means to length 1, as the queries. About a centre the mean of unit vectors is much shorter; here it
   stays so, and TEEN's mean, a direction, gets the mean length of the base classes' means.
 - TEEN's weight is ``teen_weight``; they have 0.1 (CIFAR-100: 0.25). Their code takes ``corrcoef`` of the covariance

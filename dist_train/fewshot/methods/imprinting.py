@@ -1,5 +1,9 @@
 """Weight imprinting (Qi, Brown & Lowe 2018): cosines to the rows of the backbone's own classifier, to which each novel
-class adds the mean of its unit supports."""
+class adds the mean of its unit supports.
+
+Their new row is that mean scaled to length 1, and their layer scales the cosines; neither changes a rank. Compared with
+the description of their method by Westerhoff et al. (arXiv 2503.14572v3, section 1), not with the paper itself.
+"""
 
 from __future__ import annotations
 

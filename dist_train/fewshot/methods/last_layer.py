@@ -5,8 +5,13 @@ frozen activations of base images and supports:
 
 - ``finetune``, the paper's "Fine-tuned ResNet": trains all rows; images are sampled uniformly. Here the layers below
   stay frozen, so that a draw takes seconds; finetune_network.py has the whole network.
-- ``child``, "Learning like a Child" (Mao et al. 2015): trains the novel rows only.
-- ``logistic``: trains all rows; classes are sampled uniformly, as in the baseline of Hariharan & Girshick.
+- ``child``, "Learning like a Child" (Mao et al. 2015) as a row of the paper's Table 1: trains the novel rows and their
+  biases only. Mao et al. add words to a captioning network, and keep the new biases at the mean of the old ones (read
+  in published notes on their paper, not in the paper).
+- ``logistic``: trains all rows; classes are sampled uniformly, as in the baseline of Hariharan & Girshick 2017
+  (``LowShotDataset.get_sample`` and ``training_loop`` of ``low_shot.py`` of their code,
+  facebookresearch/low-shot-shrink-hallucinate; not compared with the paper's text). Theirs begins with random rows and
+  takes 10,000 steps of 1,000 images, at a constant rate and with ten times the weight decay.
 - ``linear_oracle``: as ``finetune``, with all images of the novel classes.
 
 The loss of a step is the mean over a batch of base images and the mean over novel images, each weighted by its share

@@ -2,9 +2,15 @@
 arXiv 2204.13361, "Direct ONE-shot learning with quantile weight imprinting").
 
 The j-th smallest of the C activations becomes the (j - 1/2) / C quantile of all weights of the backbone's classifier
-(quantile normalisation, as in the paper's method and in ``quantile_norm`` of the code of IMPRINT, TMLR 2025), so that
-the new row differs from the trained rows in order alone. Nothing is tuned. All novel classes have the same bias, the
-mean of the trained ones, which the calibration makes immaterial. Of several supports the mean activation counts.
+(quantile normalisation, as in ``quantile_norm`` of ``src/utils/helpers.py`` of DATEXIS/IMPRINT, TMLR 2025), so that the
+new row has the distribution of the trained weights. Nothing is tuned. Of several supports the mean activation counts.
+
+Compared with ``tfdone/done.py`` of hosodakazufumi/tfdone, the authors' code, not with the paper's text. It differs from
+``quantile_norm`` and ``change_w`` there in two ways:
+
+- The j-th value is there the mean over the trained rows of their j-th smallest weights. On three of this project's
+  classifiers that row and ours have a cosine of 0.9999, and ours is longer by 0.2 to 0.6%.
+- All novel classes have the mean of the trained biases, and there their median; the calibration makes it immaterial.
 """
 
 from __future__ import annotations

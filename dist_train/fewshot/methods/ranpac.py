@@ -1,18 +1,21 @@
 """C-RanPAC: ridge regression on random features, in which a novel class counts by draws around its moved mean
-(McDonnell et al., NeurIPS 2023, RanPAC; Goswami et al., CVPRW 2024, arXiv 2404.06622, whose code ``ranpac.py`` this
-follows).
+(McDonnell et al., NeurIPS 2023, RanPAC; Goswami et al., CVPRW 2024, arXiv 2404.06622).
+
+Compared with the authors' code, not with the papers' text: ``Learner.replace_fc`` and ``optimise_ridge_parameter`` of
+``models/ranpac.py`` (dipamgoswami/FSCIL-Calibration), which this follows, and of ``RanPAC.py`` (RanPAC/RanPAC).
 
 h = relu(a R) for a unit activation a and a fixed normal matrix R [C, M]. With one-hot targets y, W = (sum h h' + lambda
 I)^-1 sum h y'. A novel class enters the sums by draws with TEEN's mean and the covariance 0.5 sum_b w_b Sigma_b + 0.5
 Sigma_n; its weights w_b are TEEN's. lambda is the power of ten with the smallest squared error on every fifth base
-image.
+image, and is chosen once, as in C-RanPAC; RanPAC chooses it anew from every task's images.
 
-It differs from their code in these ways:
+It differs from C-RanPAC's code in these ways:
 
+- The network stays as it is; theirs is first adapted to the base classes.
 - Classes weigh the same, as the base has a thousand images where a novel class has one.
-- Activations have length 1, and TEEN's weights are of cosines; theirs are as the network gives them. TEEN's mean, a
-  direction, gets the mean length of the base classes' means. Its weight is ``teen_weight``; they have 0.1 (CIFAR-100:
-  0.25).
+- Activations have length 1, and TEEN's weights are of cosines; theirs are as the network gives them, and a mean moves
+  towards sum_b w_b p_b at any length. TEEN's mean, a direction, gets the mean length of the base classes' means. Its
+  weight is ``teen_weight``; they have 0.1 (CIFAR-100: 0.25).
 - The powers of ten, theirs from 10 to 10^8, are in units of the mean of the sum's diagonal, so that they do not depend
   on lengths.
 - Sigma_b is not stored for every class: a draw takes the difference of a base image from its class's mean, the class by
