@@ -2,9 +2,10 @@
 
     python tools/bench_serve.py MODEL [--clients 1 8 64] [--seconds 10] [--large 8] [--megapixels 62]
 
-Each client sends a JPEG of 500 x 375 pixels, waits for the answer, and sends the next, which the server has not seen. It
-has an address and a connection of its own. The same clients then ask a server that computes a photo at a time: FastAPI,
-the same model's ``predict`` under a lock, and nothing else. Clients and server share the CPUs of this machine.
+Each client sends a JPEG of 500 x 375 pixels, waits for the answer, and sends the next, which the server has not seen.
+It has an address and a connection of its own. The same clients then ask a server that computes a photo at a time:
+FastAPI, the same model's ``predict`` under a lock, and nothing else. Clients and server share the CPUs of this
+machine.
 
 The second table serves a copy of MODEL and uploads large photos (PNG files of a single colour, tens of kilobytes, so
 that nothing but the decoding takes time), each in a request of its own and all at once. Then it asks about small
