@@ -148,7 +148,7 @@ def _find(
         parts.write(name, computed)
     if stopped:
         done = f"{len(numbers) - len(missing) + len(computed.numbers)} of {counted(len(numbers), 'draw')}{where}"
-        if bar.total > len(numbers):
+        if bar.total and bar.total > len(numbers):
             done += f"; of all rows {bar.n} of {bar.total}"
         context.report_progress(f"evaluate {name}: {done}")
         raise Stopped(f"evaluate: stopped in {name} after {done}; what is complete is kept")
