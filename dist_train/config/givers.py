@@ -61,7 +61,10 @@ def _in_file(path: Path, key: str) -> Iterator[tuple[Path, str]]:
     """Yield the file and the value where a file gives a key: this one, or one that it names for a section."""
     if not os.path.isfile(path):  # a pipe can be read only once
         return
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):  # the error is on what came before it
+        return
     names = key.split(".")
     for number, name in enumerate(names):
         if isinstance(content, str) and os.path.isfile(path.parent / content):

@@ -35,6 +35,10 @@ _KINDS = {
 }  # fmt: skip
 
 
+_NO_SECTION = r"(?:path string: |class_path '(?!dist_train\.)|Unable to load config ['\"])(.*?)['\"]?(?: - |: )"
+"""What jsonargparse says of a word where keys are wanted."""
+
+
 class Parser(ArgumentParser):
     """Parse as jsonargparse does; bad input becomes one line."""
 
@@ -197,8 +201,9 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
     # By a dataclass within a union; a command line spells its key as an option.
     if checked := re.search(r"- (?:--(\w+) |(\S+)=)(\S.*?: must be .*?) - Expected", line):
         return _in_its_section(f"{checked[1] or checked[2]}={checked[3]}", sections)
-    if sections and (word := re.search(r"(?:path string: |class_path '(?!dist_train\.))(.*?)'?(?: - |: )", line)):
-        return f"{sections[-1]}={word[1]}: must be given by its keys: --{sections[-1]}.KEY VALUE"
+    if sections and not kinds and (word := re.search(_NO_SECTION, line)):
+        key = sections[-1]
+        return f"{key}={word[1]}: must be given by its keys, --{key}.KEY VALUE, or be a YAML file of them"
     if sections and "Not of type Path" in line:
         return f"{'.'.join(sections)}: must be a path"
     if sections and (

@@ -16,6 +16,7 @@ from dist_train.errors import UserError
 from launch.cli.main import main
 
 WRONG = "pretrain: {epochs: twelve}"
+SECTION = "must be given by its keys, --{}.KEY VALUE, or be a YAML file of them"
 NUMBER = "pretrain.epochs=twelve: must be a number"
 
 
@@ -93,7 +94,11 @@ def test_the_file_is_named_before_the_key(
         ("--config right.yaml --evaluate.draws 0", "evaluate.draws=0: must be >= 2"),
         ("--config right.yaml --seed -1", "seed=-1: must be in [0, 2^32)"),
         ("--features.train x.npz", "features: must have val too"),
-        ("--features x.npz", "features=x.npz: must be given by its keys: --features.KEY VALUE"),
+        ("--features x.npz", "features=x.npz: " + SECTION.format("features")),
+        ("--features there", "features=there: " + SECTION.format("features")),
+        ("--pretrain nowhere.yaml", "pretrain=nowhere.yaml: " + SECTION.format("pretrain")),
+        ("--pretrain broken.yaml", "pretrain=broken.yaml: " + SECTION.format("pretrain")),
+        ("--pretrain.epochs twelve --pretrain broken.yaml", NUMBER),
         ("--pretrain.init.source 5 --pretrain.init.size x", "pretrain.init.size=x: must be a whole number"),
     ],
 )
@@ -107,6 +112,7 @@ def test_the_file_is_that_which_gave_the_value(
         ("section", "epochs: twelve"),
         ("mistyped", "pretrain: epoch.yaml"),
         ("epoch", "epoch: 3"),
+        ("broken", "a: ["),
     ):
         (folder / f"{name}.yaml").write_text(content)
     assert error(*words.split(), capsys=capsys) == line
