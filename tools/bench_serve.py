@@ -3,9 +3,9 @@
     python tools/bench_serve.py MODEL [--clients 1 8 64] [--seconds 10] [--large 8] [--megapixels 62]
 
 Each client sends a JPEG of 500 x 375 pixels, waits for the answer, and sends the next, which the server has not seen.
-It
-has an address and a connection of its own. The same clients then ask a server that computes a photo at a time: FastAPI,
-the same model's ``predict`` under a lock, and nothing else. Clients and server share the CPUs of this machine.
+It has an address and a connection of its own. The same clients then ask a server that computes a photo at a time:
+FastAPI, the same model's ``predict`` under a lock, and nothing else. Clients and server share the CPUs of this
+machine.
 
 The second table serves a copy of MODEL and uploads large photos (PNG files of a single colour, tens of kilobytes, so
 that nothing but the decoding takes time), each in a request of its own and all at once. Then it asks about small
@@ -40,9 +40,10 @@ from PIL import Image
 CLASSIFY = "/api/v1/models/model/classify"
 
 ONE_AT_A_TIME = f"""
-import contextlib, socket, sys, threading
+import contextlib, sys, threading
 import fastapi, uvicorn
 from dist_train import Classifier
+from dist_train.classifier.serving.address import listen
 
 model, lock, app = Classifier.load(sys.argv[1]), threading.Lock(), fastapi.FastAPI()
 
@@ -52,7 +53,7 @@ def classify(images: list[fastapi.UploadFile]):
         answers = model.predict([image.file.read() for image in images])
     return {{"results": [{{"predictions": [prediction.name for prediction in answer]}} for answer in answers]}}
 
-listening = socket.create_server(("127.0.0.1", 0))
+listening = listen("127.0.0.1", 0)
 print("one at a time", f"http://127.0.0.1:{{listening.getsockname()[1]}}/", sep="\\n", flush=True)
 with contextlib.suppress(KeyboardInterrupt):
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listening])

@@ -84,7 +84,7 @@ def obstacle(step: Step, device: dict[str, Any], passed: set[str]) -> str:
     if missing:
         return f"not installed: {', '.join(missing)}"
     if device["gpus"] < step.gpus:
-        return f"needs {step.gpus} GPU(s), {device['gpus']} here"
+        return f"GPUs needed: {step.gpus}, here: {device['gpus']}"
     if step.after and step.after not in passed:
         return f"needs what the step {step.after} makes, which has not passed"
     return ""

@@ -265,7 +265,7 @@ def check(args: argparse.Namespace) -> list[tuple[int, int, float, float]]:
 
     seconds = time.perf_counter() - began
     print(
-        f"gloo over loopback, {cores} core(s), load average {min(load):.1f} to {max(load):.1f}, fastest of "
+        f"gloo over loopback, cores: {cores}, load average {min(load):.1f} to {max(load):.1f}, fastest of "
         f"{args.rounds} x {args.repeats}, {seconds:.0f} s\nfitted to 2 processes: "
         f"{link.bandwidth / GB:.2f} GB/s a rank, {1e6 * link.latency:.0f} µs a hop\n"
     )

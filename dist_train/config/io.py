@@ -12,11 +12,13 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass, replace
 from operator import getitem
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -29,8 +31,12 @@ from dist_train.files import write_text
 
 _KINDS = {
     "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list: [A, B]",
-    "dict": "names and values: {A: B}",
+    "tuple": "a list: [A, B]", "dict": "names and values: {A: B}",
 }  # fmt: skip
+
+
+_NO_SECTION = r"(?:path string: |class_path '(?!dist_train\.)|Unable to load config ['\"])(.*?)['\"]?(?: - |: )"
+"""What jsonargparse says of a word where keys are wanted."""
 
 
 class Parser(ArgumentParser):
@@ -99,12 +105,13 @@ def read_config(path: Path) -> Config:
     values = _read_json(path)
     if values is None:
         check_yaml(path, Config)
-        parsed = parser.parse_path(str(path.absolute()))
     else:
         check_keys(path, values, Config)
-        parsed = parser.parse_object(values)
     try:
+        parsed = parser.parse_path(str(path.absolute())) if values is None else parser.parse_object(values)
         return _config_of(instantiated(parser, parsed))
+    except UserError as error:  # of the parser, in one line already
+        raise UserError(f"{path}: {error}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {one_line(str(error))}") from None
 
@@ -185,20 +192,39 @@ def one_line(message: str, keys: list[str] | None = None) -> str:
         keys: all keys, to find the nearest one.
     """
     line = re.sub(r"\s+", " ", message).strip()
-    sections = re.findall(r'Parser key "([\w.]+)":', line)
+    sections = _nested(re.findall(r'Parser key "([\w.]+)":', line))
     unknown = re.search(r"(?:[Oo]ption|[Uu]nrecognized arguments:|Key|unknown key) '?(?:--)?([\w.]+)'?", line)
     expected = re.findall(r"Expected a (?:<class '(\w+)'>|(tuple with \d+ elements|typing\.Literal\[.*?\]))", line)
     kinds = [kind or other for kind, other in expected if kind != "NoneType"]
     if unknown and ("Expected a" not in line or "is not accepted" in line or "unknown key" in line):
         return unknown_key(".".join([*sections, unknown[1]]), keys or [])
-    if checked := re.search(r"- (\S+=.*?: must be .*?) - Expected", line):  # by a dataclass within a union
-        return _in_its_section(checked[1], sections)
+    # By a dataclass within a union; a command line spells its key as an option.
+    if checked := re.search(r"- (?:--(\w+) |(\S+)=)(\S.*?: must be .*?) - Expected", line):
+        return _in_its_section(f"{checked[1] or checked[2]}={checked[3]}", sections)
+    if sections and not kinds and (word := re.search(_NO_SECTION, line)):
+        key = sections[-1]
+        return f"{key}={word[1]}: must be given by its keys, --{key}.KEY VALUE, or be a YAML file of them"
+    if sections and "Not of type Path" in line:
+        return f"{'.'.join(sections)}: must be a path"
+    if sections and (
+        lacking := re.search(r"(?:arguments are required: |- --)(\w+)(?:, \w+)*(?: is required| - )", line)
+    ):
+        return f"{'.'.join(sections)}: must have {lacking[1]} too"
     if not sections or not kinds:
         return line
     if "float" in kinds:
         kinds = [kind for kind in kinds if kind != "int"]
     value = _as_in_yaml(re.split(r"(?:Got|Given) value: ?", line)[-1]) or "''"
     return f"{'.'.join(sections)}={value}: must be {' or '.join(dict.fromkeys(map(_in_words, kinds)))}"
+
+
+def _nested(keys: Sequence[str]) -> list[str]:
+    """Return the keys that lead to a value, of which jsonargparse repeats some within a file of a section's own."""
+    nested: list[str] = []
+    for key in keys:
+        before = ".".join(nested) + "."
+        nested = [key] if key.startswith(before) else [*nested, key]
+    return nested
 
 
 def _as_in_yaml(value: str) -> str:
@@ -285,10 +311,13 @@ def find_yaml(option: str, value: str, folder: Path, *patterns: str) -> Path:
     raise UserError(f"{option} {value}: no such file, and none of that name comes with it ({', '.join(by_name)})")
 
 
-def check_yaml(path: Path, kind: type[Any]) -> dict[str, Any]:
+def check_yaml(path: Path, kind: type[Any], prefix: str = "") -> dict[str, Any]:
     """Return the content of a YAML file with the keys of a dataclass.
 
     Checked here, because jsonargparse names neither the file nor the remedy, and YAML takes the last of two equal keys.
+
+    Args:
+        prefix: what stands before the keys of ``kind``: "pretrain." in a file of that section alone.
 
     Raises:
         UserError: the file is not YAML of keys and values, or a key is unknown or there twice.
@@ -305,7 +334,7 @@ def check_yaml(path: Path, kind: type[Any]) -> dict[str, Any]:
     repeated = next(_repeated_keys(yaml.compose(text, yaml.SafeLoader)), None)
     if repeated:
         raise UserError(f"{path}: line {repeated[1]}: {repeated[0]!r} is there twice; keep one of them")
-    check_keys(path, content, kind)
+    check_keys(path, content, kind, prefix)
     return content
 
 
@@ -335,14 +364,22 @@ def check_keys(
     """
     types, keys = _types(kind), keys or list(list_keys(kind, prefix))
     for name, value in content.items():
+        if name not in types and "." in str(name) and f"{prefix}{name}" in keys:
+            *sections, last = str(name).split(".")
+            nested = ": {".join(sections) + f": {{{last}: {typed(value)}{'}' * len(sections)}"
+            raise UserError(f"{path}: {prefix}{name}: only options have dots; write it as {nested}")
         if name not in types:
             raise UserError(f"{path}: {unknown_key(f'{prefix}{name}', keys)}")
         # jsonargparse would accept null for any type.
         if value is None and type(None) not in get_args(get_type_hints(kind)[name]):
             raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
+        if types[name] is Path and not isinstance(value, (str, NoneType)):  # jsonargparse would not show the value
+            raise UserError(f"{path}: {prefix}{name}={typed(value)}: must be a path; write it in quotes")
         if not dataclasses.is_dataclass(types[name]) or value is None:
             continue
         if isinstance(value, dict):
             check_keys(path, value, types[name], f"{prefix}{name}.", keys)
-        elif not isinstance(value, str) or not (path.parent / value).is_file():  # a file of the section's own is read
+        elif isinstance(value, str) and os.path.isfile(path.parent / value):  # a file of the section's own
+            check_yaml(path.parent / value, types[name], f"{prefix}{name}.")
+        else:
             raise UserError(f"{path}: {prefix}{name}={typed(value)}: {SECTION}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -139,12 +140,16 @@ def _find(
     there = context.gather({number for part in known for number in part.numbers})[0]
     missing = [number for number in numbers if number not in there]
     bar.update(len(numbers) - len(missing))
-    computed = scoring.score(name, stop, bar, missing)
+    computed, where = Part(), ", in its preparation, which begins anew"
+    with suppress(Stopped):  # before the first draw
+        computed, where = scoring.score(name, stop, bar, missing), ""
     stopped = len(computed.numbers) < len(missing)
     if context.main and computed.numbers and (keep or stopped):
         parts.write(name, computed)
     if stopped:
-        done = f"{len(numbers) - len(missing) + len(computed.numbers)} of {counted(len(numbers), 'draw')}"
+        done = f"{len(numbers) - len(missing) + len(computed.numbers)} of {counted(len(numbers), 'draw')}{where}"
+        if bar.total and bar.total > len(numbers):
+            done += f"; of all rows {bar.n} of {bar.total}"
         context.report_progress(f"evaluate {name}: {done}")
         raise Stopped(f"evaluate: stopped in {name} after {done}; what is complete is kept")
     return Part.join([*known, computed])

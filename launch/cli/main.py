@@ -11,13 +11,14 @@ from pathlib import Path
 from jsonargparse import set_parsing_settings
 
 from dist_train.config import Config, configs_dir
+from dist_train.config.givers import naming_files
 from dist_train.config.io import check_yaml, find_yaml
 from dist_train.distributed.cpus import keep_freed_memory
 from dist_train.version import __version__
 from launch import terminal
 from launch.cli import adapt, classify, create, data, launching, measuring, models, runs
 from launch.cli.parser import CommandParser
-from launch.cli.signature import Command, add_arguments, call, description, has_option, summary
+from launch.cli.signature import Command, add_arguments, bound, description, has_option, summary
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
         words = _with_paths_of_configs(words)
-        parser = build_parser(words)
-        parsed = parser.parse_args(words)
-        name = f"launch {parsed.launch.launcher}" if parsed.command == "launch" else parsed.command
-        command = COMMANDS[name]
+        with naming_files(words):
+            parser = build_parser(words)
+            parsed = parser.parse_args(words)
+            name = f"launch {parsed.launch.launcher}" if parsed.command == "launch" else parsed.command
+            command = COMMANDS[name]
+            values = bound(command.run, parser, parsed, name.split())
         if command.photos:
             keep_freed_memory()
-        code = call(command.run, parser, parsed, name.split())
+        code = command.run(**values)
         sys.stdout.flush()  # here, where a closed pipe is still noticed
         return code
     except BrokenPipeError:

@@ -108,14 +108,14 @@ def has_option(command: Command, option: str) -> bool:
     return False
 
 
-def call(command: Command, parser: Parser, parsed: Namespace, words: Sequence[str]) -> int:
-    """Call a command with the values that a parser has returned; return its exit code.
+def bound(command: Command, parser: Parser, parsed: Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a command from the values that a parser has returned.
 
     Args:
         words: the command's name, as it is typed: ["launch", "slurm"].
 
     Raises:
-        UserError: a value is wrong, or what the command raises.
+        UserError: a value is wrong.
     """
     arguments = list(_parameters(command))
     try:
@@ -126,10 +126,9 @@ def call(command: Command, parser: Parser, parsed: Namespace, words: Sequence[st
             else:
                 parsed = parser.instantiate(parsed)
         values = _inside(parsed, words)
-        bound = {argument.name: _value(argument, values) for argument in arguments}
+        return {argument.name: _value(argument, values) for argument in arguments}
     except (ValueError, TypeError) as error:
         raise UserError(one_line(str(error))) from None
-    return command(**bound)
 
 
 def _inside(parsed: Namespace, words: Sequence[str]) -> Namespace:

@@ -82,11 +82,14 @@ def _choice(path: Path, entry: Any, methods: Sequence[str]) -> Choice:
         _check_key(path, str(key))
     if not varied:
         raise UserError(f"{path}: choices: {typed(entry)}: varies nothing; give KEY: [VALUE, ...]")
+    methods = entry.get("methods", methods)
+    if not all(isinstance(name, str) for name in methods):
+        raise UserError(f"{path}: methods: {typed(methods)}: give names of rows, as in [phi2, ridge]")
     axes: list[Axis] = [
         [(key, value if isinstance(value, str) else json.dumps(value)) for value in values]
         for key, values in varied.items()
     ]
-    return Choice(tuple(varied), tuple(entry.get("methods", methods)), combinations(axes))
+    return Choice(tuple(varied), tuple(methods), combinations(axes))
 
 
 def _check_key(path: Path, key: str) -> None:

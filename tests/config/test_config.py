@@ -180,7 +180,7 @@ def test_a_key_without_a_meaning_is_named_before_its_value_is_judged(
     options: str, beside: str, message: str, typed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = {"features": {"train": "a.npz", "val": "b.npz"}}.get(beside, {"source": "timm:a"})
-    words = [word for key, value in others.items() for word in (f"--{beside}.{key}", value)] + options.split()
+    words, file = [word for key, value in others.items() for word in (f"--{beside}.{key}", value)] + options.split(), ""
     if not typed:
         content: dict[str, Any] = {}
         for key, value in zip(words[::2], words[1::2], strict=True):
@@ -188,9 +188,9 @@ def test_a_key_without_a_meaning_is_named_before_its_value_is_judged(
             section = functools.reduce(lambda tree, part: tree.setdefault(part, {}), sections, content)
             section[name] = yaml.safe_load(value)
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
-        words = ["--config", str(tmp_path / "own.yaml")]
+        words, file = ["--config", str(tmp_path / "own.yaml")], f"{tmp_path / 'own.yaml'}: "
     assert main(["run", "--runs", str(tmp_path / "runs"), *words]) == 1
-    assert capsys.readouterr().err.startswith(f"dist-train: error: {message}")
+    assert capsys.readouterr().err.startswith(f"dist-train: error: {file}{message}")
     assert not (tmp_path / "runs").exists()
 
 

@@ -134,6 +134,7 @@ def test_a_study_by_hand(small: Config, arguments: list[str], capsys: pytest.Cap
         (STUDY.replace("learn.p_mean", "evaluate.seed"), [], "evaluate.seed is the same for all members"),
         (STUDY.replace("[max, mean]", "max"), [], "give KEY: [VALUE, ...]"),
         (STUDY.replace("methods: [phi2]", "method: [phi2]"), [], "unknown key 'method'; did you mean 'methods'?"),
+        (STUDY.replace("methods: [phi2]", "methods: [[phi2]]"), [], "methods: [[phi2]]: give names of rows, as in"),
         ("methods: [phi2]\nchoices: 3\n", [], "choices: give a list"),
     ],
 )

@@ -322,6 +322,19 @@ def test_a_stop_says_how_many_draws_of_the_row_are_there(learned: Config) -> Non
         assert context.progress.text == "evaluate mean: 1 of 2 draws"
 
 
+def test_a_stop_in_a_preparation_says_how_many_draws_are_there(learned: Config) -> None:
+    """The preparation itself is lost; the draws of earlier rows, and of earlier starts, are not."""
+    context, wanted = Context(), "0 of 2 draws, in its preparation, which begins anew; of all rows 2 of 4"
+    config = replace(learned, evaluate=replace(learned.evaluate, methods=["mean", "ridge"]))
+    with pytest.raises(Stopped, match=f"stopped in ridge after {wanted}; what is complete is kept"):
+        evaluate(open_run(config), context, StopAtTurn(3 + 2), share=Share(0, 2))  # in the second base class
+    assert context.progress.text == f"evaluate ridge: {wanted}"
+    with pytest.raises(Stopped, match="stopped in ridge after 1 of 2 draws; of all rows 3 of 4"):
+        evaluate(open_run(config), context, StopAtTurn(6 + 2), share=Share(0, 2))  # before the second draw
+    with pytest.raises(Stopped, match="stopped in ridge after 1 of 2 draws, in its preparation"):
+        evaluate(open_run(config), context, StopAtTurn(1), share=Share(0, 2))
+
+
 def test_a_table_without_novel_classes_has_no_shares(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -357,7 +370,9 @@ def test_status_shows_the_shares_of_a_table(
     assert "  left: an older start (" in show(learned.run_dir)
     assert start(1, "--max_minutes", "0.000001") == 75 and start(0) == 0
     text, left = show(learned.run_dir), f"{shlex.join(table)} --max_minutes 0.000001 --share 1/3 continues"
-    assert re.search(rf"\n  share 1 stopped: evaluate mean: 0 of 1 draw \(.*\); {re.escape(left)}\n", text), text
+    assert re.search(
+        rf"\n  share 1 stopped: evaluate mean: 0 of 1 draw; of all rows 0 of 2 \(.*\); {re.escape(left)}\n", text
+    ), text
     assert text.endswith("\n  of 3 shares: 1 done (0), 1 stopped (1), 1 not started (2)")
     assert "  evaluate  stopped" in text and "older" not in text and "share 0" not in text and "share 2" not in text
     # One that was killed has not said that it left.

@@ -145,7 +145,7 @@ def test_a_step_that_fails_hangs_or_lacks_packages_does_not_harm_the_others(
         time.sleep(0.05)
     assert "left no result" in found["mute"]["reason"] and "left no result" in found["torn"]["reason"]
     assert found["elsewhere"]["reason"] == "not installed: no_such_package.part"
-    assert found["many"]["reason"] == "needs 3 GPU(s), 0 here"
+    assert found["many"]["reason"] == "GPUs needed: 3, here: 0"
     assert "broken" in found["after"]["reason"]
 
     # A step taken again: the others' records stay, and an earlier result does not count as a new one.

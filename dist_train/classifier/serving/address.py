@@ -73,7 +73,9 @@ def origin(url: str) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
+    """Return a socket that listens. What its connections write is sent at once: by TCP's default the body of an answer
+    would wait until the client has confirmed the header, which clients put off by 40 ms (Nagle's algorithm and delayed
+    acknowledgements). asyncio switches that off only for sockets whose protocol is named, which ``socket`` does not do.
 
     Raises:
         UserError: the port is out of range, or the address cannot be listened on.
@@ -81,7 +83,9 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: must be in 0..65535")
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
+        return listening
     except (OSError, UnicodeError) as error:
         text = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--host {host} --port {port}: {text}; take another one, or --port 0 for any") from None

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from clients import answer, connect, free_port, is_open, plain, target, wait_until_read
 
+from dist_train.classifier.serving.address import listen
 from dist_train.classifier.serving.connections import client_key
 
 Page = Callable[..., httpx.Client]
@@ -54,6 +55,14 @@ FULL = (503, json.dumps({"detail": "too many connections; try again in a few sec
                          "values": {}}))  # fmt: skip
 
 # Connections.
+
+
+def test_what_a_connection_writes_is_sent_at_once() -> None:
+    """The body of an answer does not wait until the client has confirmed the header, which takes it 40 ms."""
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 @pytest.mark.parametrize("clients", [1, 8])

@@ -1,0 +1,75 @@
+"""Which file gave a key its value, for error lines. A command line gives keys one by one, in files, and in files of a
+single section; a file may name such a file too."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from dist_train.config.checks import typed
+from dist_train.errors import UserError
+
+
+@contextmanager
+def naming_files(words: Sequence[str]) -> Iterator[None]:
+    """Put the file before each error line on a key of a configuration whose value comes from a file.
+
+    Args:
+        words: the command line, ``--config FILE`` with a path.
+    """
+    try:
+        yield
+    except UserError as error:
+        if file := _giver(str(error), words):
+            error.args = (f"{file}: {error}",)
+        raise
+
+
+def _giver(line: str, words: Sequence[str]) -> Path | None:
+    """Return the file that gave the key of an error line, "KEY=VALUE: must be ..." or "KEY: ...", the value that is
+    wrong; None where the line begins otherwise, nobody gave the key, or the command line gave it itself."""
+    found = re.match(r"([\w.]+)(?:=(.*?))?: ", line)
+    givers = list(_givers(words, found[1])) if found else []
+    if not found or not givers:
+        return None
+    # Every file is checked by itself, so the value need not be the last that is given.
+    of_value = [file for file, value in givers if found[2] and found[2] in value]
+    return (of_value or [givers[-1][0]])[-1]
+
+
+def _givers(words: Sequence[str], key: str) -> Iterator[tuple[Path | None, str]]:
+    """Yield the file and the value each time that a command line gives a key; None is the command line itself."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.removeprefix("--").partition("=")
+        value = value if equals else following
+        if not word.startswith("--"):
+            continue
+        if option == "config":
+            yield from _in_file(Path(value), key)
+        elif key.startswith(f"{option}.") and os.path.isfile(value):
+            yield from _in_file(Path(value), key.removeprefix(f"{option}."))
+        elif f"{key}.".startswith(f"{option}.") or option.startswith(f"{key}."):
+            yield None, value
+
+
+def _in_file(path: Path, key: str) -> Iterator[tuple[Path, str]]:
+    """Yield the file and the value where a file gives a key: this one, or one that it names for a section."""
+    if not os.path.isfile(path):  # a pipe can be read only once
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):  # the error is on what came before it
+        return
+    names = key.split(".")
+    for number, name in enumerate(names):
+        if isinstance(content, str) and os.path.isfile(path.parent / content):
+            yield from _in_file(path.parent / content, ".".join(names[number:]))
+        if not isinstance(content, dict) or name not in content:
+            return
+        content = content[name]
+    yield path, typed(content)
