@@ -15,14 +15,26 @@ import torch.nn.functional as F
 
 _LEAST = 2**24
 """Multiplications of a product below which the call itself counts."""
+_COPIED = 2**22
+"""Numbers of the queries that are copied at a time: 16 MB, whose memory is used again for the next. A copy of all would
+take as long as the product of a few rows, most of it for new memory."""
 
 
 def products(queries: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return the products [..., N] of queries [..., C] with rows [N, C], plus a bias [N]."""
     if _suits_onednn(queries, rows) and onednn_is_faster():
-        own = None if bias is None else bias.to_mkldnn()
-        return F.linear(queries.to_mkldnn(), rows.to_mkldnn(), own).to_dense()
+        return _by_onednn(queries, rows, bias)
     return F.linear(queries, rows, bias)
+
+
+def _by_onednn(queries: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return what ``products`` does. oneDNN computes with copies of its factors."""
+    flat, rows, own = queries.flatten(0, -2), rows.to_mkldnn(), None if bias is None else bias.to_mkldnn()
+    found = [
+        F.linear(part.to_mkldnn(), rows, own).to_dense() for part in torch.split(flat, max(1, _COPIED // flat.shape[1]))
+    ]
+    joined = found[0] if len(found) == 1 else torch.cat(found)
+    return joined.view(*queries.shape[:-1], -1)
 
 
 def _suits_onednn(queries: torch.Tensor, rows: torch.Tensor) -> bool:

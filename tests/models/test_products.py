@@ -66,6 +66,19 @@ def test_other_products_are_those_of_pytorch(
     assert found.requires_grad == rows.requires_grad
 
 
+@pytest.mark.parametrize("bias", [None, BIAS], ids=["alone", "with a bias"])
+@pytest.mark.parametrize("name", QUERIES)
+def test_parts_of_the_queries_give_what_all_give_at_once(
+    name: str, bias: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "onednn_is_faster", torch.backends.mkldnn.is_available)
+    whole = products(QUERIES[name], ROWS, bias)
+    for numbers in (1, 7 * 200 + 1, 400 * 200 - 1):  # a query each, and the last part is smaller
+        monkeypatch.setattr(module, "_COPIED", numbers)
+        parts = products(QUERIES[name], ROWS, bias)
+        assert parts.shape == whole.shape and torch.allclose(parts, whole, atol=1e-4, rtol=0)
+
+
 def test_a_query_has_the_same_products_alone_and_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks share queries; a table must not depend on how many there are."""
     monkeypatch.setattr(module, "_LEAST", 0)
