@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dist_train.config import Config
@@ -19,6 +20,7 @@ from dist_train.report.markdown import joint_markdown
 from dist_train.report.wording import footnote, marked_name
 from dist_train.runs import inputs
 from dist_train.runs.run import Run
+from launch.grid.seeds import _tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -89,10 +91,16 @@ def printed(shots: list[int]) -> list[str]:
     return joint_markdown(results).splitlines()
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny_imagenet"])
-def test_captions_headers_and_rows_of_tables(name: str) -> None:
+def printed_of_seeds(shots: list[int]) -> list[str]:
+    """Return the lines of the tables over seeds of all methods, with any figures."""
+    cells = [(name, k, metric) for name in METHODS for k in shots for metric in PAIRED_METRICS]
+    return "\n".join(_tables(dict.fromkeys(cells, np.ones((2, 2, 2))), shots)).splitlines()
+
+
+@pytest.mark.parametrize(("name", "shots"), [("demo", [1, 2, 3]), ("tiny_imagenet", [1, 2, 3, 5])])
+def test_captions_headers_and_rows_of_tables(name: str, shots: list[int]) -> None:
     lines = (ROOT / "docs" / "results" / f"{name}.md").read_text().splitlines()
-    code = printed([1, 2, 3])
+    code = [*printed(shots), *printed_of_seeds(shots)]
     rows = {line.split(" | ")[0] for line in code if line.startswith("| ")}
     tables = [number for number, line in enumerate(lines) if line.startswith("| --- |")]
     for number in tables:
