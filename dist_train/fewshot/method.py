@@ -63,7 +63,8 @@ class Base:
             progress, and raises Stopped when the run is to stop. All ranks must go through the same list.
         decisive: how many of a query's highest base scores the protocol looks at: the others may be less exact, as long
             as they stay below. None where it looks at all.
-        kept: rows whose trainings for a set of supports another row of the table takes too (``Method.trains_as``).
+        keep: whether a later row of the table takes the method's trainings for sets of supports (``Method.trains_as``).
+        trainings: those that are kept, by ``trains_as`` and by set.
         prepared: what methods have prepared that others need too, by name (``shared``).
     """
 
@@ -77,7 +78,8 @@ class Base:
     numbers: Mapping[str, float]
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter
     decisive: int | None = None
-    kept: frozenset[str] = frozenset()
+    keep: bool = False
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def shared(self, name: str, prepare: Callable[[], Prepared]) -> Prepared:
@@ -160,8 +162,8 @@ class Method(ABC):
     """The row that has the same ``base_scores`` and ``scale``, if there is one: they are computed once for both. It is
     not inherited."""
     trains_as: ClassVar[str] = ""
-    """The row whose training for a set of supports it takes too, if there is such a row: each is trained once where the
-    table has both."""
+    """The row whose training for a set of supports it takes too, if there is such a row: each set is trained once where
+    the table has both. Between the two rows the trained layers are kept in memory, on the host."""
     scale: ClassVar[float] = 1.0
     """The factor that turns its scores into logits; ``COSINE`` for cosines. Only a prior over base and novel classes
     needs it (fewshot/protocols/low_shot.py); ranks do not depend on it."""

@@ -116,8 +116,9 @@ def _score(
     draws = [scorings[network].draws_of(name) for name, network in zip(missing, networks, strict=True)]
     wanted = [share.of(numbers) if share else numbers for numbers in draws]
     bar = progress_bar(sum(map(len, wanted)), "evaluate", "draw", context.main)
-    for name, network, numbers in zip(missing, networks, wanted, strict=True):
+    for place, (name, network, numbers) in enumerate(zip(missing, networks, wanted, strict=True)):
         bar.set_postfix_str(LABELS[name])
+        scorings[network].later = missing[place + 1 :]
         with torch.inference_mode():
             found = _find(name, numbers, scorings[network], parts, stop, bar, keep=share is not None)
         if context.main and share is None:

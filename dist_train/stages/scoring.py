@@ -63,6 +63,7 @@ class Scoring(ABC):
         num_draws: draws of a row.
         labels: int64 [queries], classes of the queries; empty for episodes.
         num_classes: classes that queries may be taken for; 0 for episodes.
+        later: the rows that are scored after the next, which may take its trainings.
     """
 
     def __init__(self, run: Run, context: Context, network: Path | None = None) -> None:
@@ -70,13 +71,12 @@ class Scoring(ABC):
         round_products(False)  # an earlier stage of this process may have allowed it
         # Tables look at the five highest classes; a prior over base and novel classes at the scores of all.
         looked_at = None if run.split.halves else 5
-        kept = {METHODS[name].trains_as for name in self.config.methods}.intersection(self.config.methods)
-        base = open_base(run.config, *load_head(run.dir, context.device))
-        self.base = replace(base, decisive=looked_at, kept=frozenset(kept))
+        self.base = replace(open_base(run.config, *load_head(run.dir, context.device)), decisive=looked_at)
         self.folder = network or run.dir / "extract"
         if network:
             self.base = replace(self.base, train=load(network, "base_train"))
         self.num_draws = self.config.draws
+        self.later: Sequence[str] = ()
         self.labels: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self.num_classes = 0
 
@@ -98,7 +98,8 @@ class Scoring(ABC):
         numbers = self.draws_of(name) if numbers is None else numbers
         if not numbers:
             return Part()
-        results = self._scored(name, self.prepare(name, stop))
+        keep = self._are_kept(name)
+        results = self._scored(name, self.prepare(name, stop, keep=keep))
         draws: dict[str, dict[int, Draw]] = {}
         confusions: Confusions = {}
         for number in self._turns(name, numbers, stop, bar):
@@ -108,6 +109,8 @@ class Scoring(ABC):
                     confusions[k] = confusions[k] + counts if k in confusions else counts
                 # Predictions are counted; ranks need not exchange them.
                 draws.setdefault(k, {})[number] = replace(draw, predicted=np.zeros(0, np.int64))
+        if not keep:
+            self.base.trainings.pop(_trained_as(name), None)
         found = Part.join(self.context.gather(Part(draws, confusions)))
         return replace(found, seconds=time.perf_counter() - began)
 
@@ -115,10 +118,14 @@ class Scoring(ABC):
     def _scored(self, name: str, method: Method) -> Callable[[int], Iterator[tuple[str, Draw]]]:
         """Return a function that yields the results of a draw of the method, by number of shots."""
 
-    def prepare(self, name: str, stop: StopFlag) -> Method:
+    def _are_kept(self, name: str) -> bool:
+        """Return whether a later row takes the row's trainings."""
+        return False  # episodes have too many
+
+    def prepare(self, name: str, stop: StopFlag, *, keep: bool = False) -> Method:
         """Make a method from the base classes, with progress and a chance to stop."""
         self.context.report_progress(f"evaluate {name}: base classes")
-        return make(name, replace(self.base, watch=partial(self._watch, name, stop)))
+        return make(name, replace(self.base, watch=partial(self._watch, name, stop), keep=keep))
 
     def _watch(self, name: str, stop: StopFlag, classes: Sequence[Any]) -> Iterator[Any]:
         """Yield the items of a method's loop over the base classes (``Base.watch``), under a bar below that of the
@@ -157,6 +164,11 @@ class Scoring(ABC):
     def _queries(self, table: Activations) -> Queries:
         """Return a table's activations and labels on the device."""
         return Queries(self.load(table.rows), torch.from_numpy(table.labels).to(self.context.device))
+
+
+def _trained_as(name: str) -> str:
+    """Return the row whose trainings for sets of supports the row ``name`` takes: its own, or another's."""
+    return METHODS[name].trains_as or name
 
 
 @contextmanager
@@ -206,6 +218,9 @@ class JointScoring(Scoring):
         self.orders = {
             d: torch.from_numpy(np.random.RandomState([seed, d]).permutation(novel)).to(context.device) for d in draws
         }
+
+    def _are_kept(self, name: str) -> bool:
+        return _trained_as(name) in map(_trained_as, self.later)
 
     def _scored(self, name: str, method: Method) -> Callable[[int], Iterator[tuple[str, Draw]]]:
         return partial(self._drawn, self._scorer(name, method), name)

@@ -49,8 +49,9 @@ class _Member:
         """
         try:
             results = read_results(folder)
-            inputs = json.loads((folder / "evaluate" / "inputs.json").read_text())
-        except (OSError, ValueError) as error:
+            inputs = dict(json.loads((folder / "evaluate" / "inputs.json").read_text()).items())
+            _check_rows(results)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: has no results ({error}); finish its evaluate, or remove the folder") from None
         if results.protocol != "joint" or results.base_only:
             raise UserError(f"{folder}: has no base and novel classes scored together; take evaluate.protocol=joint "
@@ -127,6 +128,19 @@ def _check_same(first: _Member, other: _Member, apart: Sequence[str]) -> None:
                         "with the same options")  # fmt: skip
 
 
+def _check_rows(results: Results) -> None:
+    """Check that each row has all metrics at all numbers of shots, in the same draws.
+
+    Raises:
+        ValueError: names the row that has not.
+    """
+    for name, result in results.methods.items():
+        cells = [result.shots.get(k, {}).get(metric) for k in results.shots for metric in PAIRED_METRICS]
+        sizes = {np.asarray(cell.draws, np.float64).size if cell else None for cell in cells}
+        if len(sizes) > 1 or None in sizes:
+            raise ValueError(f"the row {name!r} is damaged")
+
+
 def _methods(members: Sequence[Sequence[_Member]]) -> list[str]:
     """Return the methods that can be taken from each run: in all draws, of all its members or, where no predictor takes
     part in a method, of any."""
@@ -137,15 +151,16 @@ def _methods(members: Sequence[Sequence[_Member]]) -> list[str]:
 def _of_members(of_run: Sequence[_Member], method: str) -> list[MethodResult]:
     """Return the method's results, one for each member of a run; empty if they are not complete.
 
-    Without a predictor they are the same for all, so that one member's stand for all.
+    Without a predictor they are the same for all, so that those of a member stand for all.
     """
     complete = [
         member.results.methods[method] for member in of_run
         if method in member.results.methods and member.results.methods[method].draws == member.results.draws
     ]  # fmt: skip
-    if complete and METHODS[method].learned(method) not in LEARNED:
-        return complete[:1] * len(of_run)
-    return complete if len(complete) == len(of_run) else []
+    if len(complete) == len(of_run):
+        return complete
+    alone = method in METHODS and METHODS[method].learned(method) not in LEARNED
+    return complete[:1] * len(of_run) if alone and all(other == complete[0] for other in complete) else []
 
 
 def _stack(members: Sequence[Sequence[_Member]], method: str, shots: int, metric: str) -> Values:

@@ -33,7 +33,7 @@ from dist_train.stages.evaluate import evaluate
 from dist_train.stages.extract import extract
 from dist_train.stages.learn import learn
 from dist_train.stages.row_code import code_of
-from dist_train.stages.scoring import JointScoring
+from dist_train.stages.scoring import EpisodeScoring, JointScoring, Scoring
 from dist_train.stages.share import Share
 from launch.cli.main import main
 from launch.status import show
@@ -410,6 +410,13 @@ def test_rows_with_the_same_training_are_trained_once(
         return train(method, supports)
 
     monkeypatch.setattr(LastLayer, "_train", counted)
+    made: list[Scoring] = []
+    prepare = Scoring.prepare
+    monkeypatch.setattr(
+        Scoring,
+        "prepare",
+        lambda scoring, *given, **named: (made.append(scoring), prepare(scoring, *given, **named))[1],
+    )
     config = replace(
         config,
         learn=replace(config.learn, methods=["phi_plus"], steps=5),
@@ -433,11 +440,22 @@ def test_rows_with_the_same_training_are_trained_once(
         assert count == 2 and rows == {name: alone[name][1][name] for name in methods}
     assert table("logistic", "finetune", "phi_plus_logistic")[0] == 4, "another training is not shared"
 
-    # A row that continues after a stop finds no training of its draws.
+    # Rows that are there already, and stops, leave no training behind.
+    for order in (names, names[::-1]):
+        both = replace(config, evaluate=replace(config.evaluate, methods=order))
+        shutil.rmtree(run.dir / "evaluate")
+        score(replace(config, evaluate=replace(config.evaluate, methods=order[:1])))
+        assert results(score(both))["methods"] == rows and not any(made[-1].base.trainings.values())
+        shutil.rmtree(run.dir / "evaluate")
+        with pytest.raises(Stopped):
+            evaluate(open_run(both), Context(), StopAtTurn(2))
+        assert [len(kept) for kept in made[-1].base.trainings.values()] == [1], "for the row after it"
+        assert results(score(both))["methods"] == rows and not any(made[-1].base.trainings.values())
+
+    # Episodes keep none: they have thousands.
     shutil.rmtree(run.dir / "evaluate")
-    score(replace(config, evaluate=replace(config.evaluate, methods=["logistic"])))
-    folder = score(replace(config, evaluate=replace(config.evaluate, methods=names)))
-    assert results(folder)["methods"] == rows
+    score(replace(config, evaluate=replace(config.evaluate, methods=names, protocol="episodes", ways=2, queries=2)))
+    assert isinstance(made[-1], EpisodeScoring) and not any(made[-1].base.trainings.values())
 
 
 def test_scores_that_are_not_finite_end_the_evaluation(learned: Config) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from typing import ClassVar
 
 import numpy as np
@@ -104,20 +105,21 @@ class LastLayer(Method):
         return queries
 
     def take(self, support: Support) -> Scorer:
-        return self._train([support])[0]
+        return self._scorer(*self._train([support])[0])
 
     def take_first(self, support: torch.Tensor, shots: Sequence[int]) -> Iterator[Scorer]:
-        prepared, images = self.base.prepared, hashlib.sha256(support.cpu().numpy().tobytes())
-        key = f"{self.name}: lr={self.lr}, steps={self.steps}, shots={shots}, {images.hexdigest()}"
-        if key in prepared:
-            return iter(prepared.pop(key))  # two rows take it: it is not asked for again
-        scorers = self._train([support[:, :k] for k in shots])
-        if self.name in self.base.kept:
-            prepared[key] = scorers
-        return iter(scorers)
+        kept, supports = self.base.trainings.setdefault(self.name, {}), [support[:, :k] for k in shots]
+        if not kept and not self.base.keep:
+            return starmap(self._scorer, self._train(supports))
+        key = f"{shots} {hashlib.sha256(support.cpu().numpy().tobytes()).hexdigest()}"
+        layers = kept.pop(key, None) or self._train(supports)
+        if self.base.keep:
+            kept[key] = [(rows.cpu(), bias.cpu()) for rows, bias in layers]
+        return starmap(self._scorer, layers)
 
-    def _train(self, supports: Sequence[Support]) -> list[Scorer]:
-        """Train a layer for each set of supports. All see the same base images in a step, which are read once."""
+    def _train(self, supports: Sequence[Support]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Train a layer for each set of supports, and return their rows and biases. All see the same base images in a
+        step, which are read once."""
         classes, rng = len(self.base.rows), np.random.RandomState(0)
         trainings = [_Training(self.start(support), support, classes, self._share_of(support)) for support in supports]
         for training in trainings:
@@ -128,10 +130,10 @@ class LastLayer(Method):
             labels = torch.from_numpy(self.base_labels[rows]).to(images.device)
             for training in trainings:
                 training.step(images, labels)
-        return [self._scorer(training.layer) for training in trainings]
+        return [(training.layer.weights, training.layer.bias) for training in trainings]
 
-    def _scorer(self, layer: Layer) -> Scorer:
-        rows, bias = layer.weights, layer.bias  # without what only its training needs
+    def _scorer(self, rows: torch.Tensor, bias: torch.Tensor) -> Scorer:
+        rows, bias = rows.to(self.base.means.device), bias.to(self.base.means.device)
         return lambda queries: products(self.embed_queries(queries), rows, bias)
 
     def _share_of(self, support: Support) -> float:

@@ -116,6 +116,21 @@ def test_a_method_without_a_predictor_is_taken_from_any_member(
     apart = "Differences from φ2, of the same predictors' seed and draw"
     of = NestedMean.of(imprint[:, None] - figures["phi2"])
     assert cells_of(text, apart, "Weight imprinting") == [f"{of.mean:+.2f} ± {of.half_width:.2f}"] * 4
+    # Members that differ cannot stand for others, and a row that the code does not know may have a predictor.
+    other = runs[0] / "sweep" / "learn.seed=2"
+    for folder in runs:
+        inputs = {
+            **json.loads((folder / "sweep" / "learn.seed=0" / "evaluate" / "inputs.json").read_text()),
+            "learn.seed": 2,
+        }
+        save_member(folder / "sweep" / "learn.seed=2", {"phi2": [1.0] * SIZES[2], "gone": [1.0] * SIZES[2]}, inputs)
+    assert "| Weight imprinting |" in (text := seeds_table(runs)) and "in all draws: gone, φ+." in text
+    shutil.rmtree(other)
+    wrong = (imprint[0] + 1).tolist()
+    save_member(other, {"phi2": [1.0] * SIZES[2], "imprint": wrong}, {**inputs, "seed": 0, "evaluate.seed": 10})
+    assert "Left out, as not all have them in all draws: gone, Weight imprinting, φ+." in seeds_table(runs)
+    for folder in runs:
+        shutil.rmtree(folder / "sweep" / "learn.seed=2")
     # A run that has it in no member, or not in all draws, has it not.
     shutil.rmtree(member)
     save_member(member, {**draws, "imprint": imprint[i, 1:].tolist()}, inputs)
@@ -160,9 +175,26 @@ def test_too_few_predictors_and_damaged_results_are_named(runs: list[Path], tmp_
     member.rename(runs[0] / "sweep" / "learn.seed=1,learn.lr=1.0")  # of another sweep
     with pytest.raises(UserError, match=r"s0: needs a sweep over two or more predictors, and has 1"):
         seeds_table(runs)
-    (runs[1] / "sweep" / "learn.seed=0" / "evaluate" / "results.json").write_text("{")
+    path = runs[1] / "sweep" / "learn.seed=0" / "evaluate" / "results.json"
+    whole = json.loads(path.read_text())
+    for damage in (
+        {"methods": {"phi2": {}}},
+        {"methods": {"phi2": {"1": {"base_top1": whole["methods"]["phi2"]["1"]["base_top1"]}}}},
+        {"methods": {"phi2": {"1": {**whole["methods"]["phi2"]["1"], "ausuc": {"mean": 1, "ci95": 1, "draws": [1]}}}}},
+        {"methods": {"phi2": {"1": {key: {"mean": 1, "ci95": 1, "draws": "text"} for key in PAIRED_METRICS}}}},
+        {"methods": 3},
+    ):
+        path.write_text(json.dumps({**whole, **damage}))
+        with pytest.raises(UserError, match=r"s1/sweep/learn\.seed=0: has no results \(.+\); finish its evaluate"):
+            seeds_table(runs[1:])
+    path.write_text("{")
     with pytest.raises(UserError, match=r"s1/sweep/learn\.seed=0: has no results"):
         seeds_table(runs[1:])
+    path.write_text(json.dumps(whole))
+    for inputs in ("[]", "3", "null"):
+        path.with_name("inputs.json").write_text(inputs)
+        with pytest.raises(UserError, match=r"s1/sweep/learn\.seed=0: has no results"):
+            seeds_table(runs[1:])
 
 
 def test_other_numbers_of_predictors_are_refused(runs: list[Path]) -> None:
