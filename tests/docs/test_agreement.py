@@ -111,7 +111,7 @@ def test_captions_headers_and_rows_of_tables(name: str, shots: list[int]) -> Non
             if not row.startswith("| "):
                 break
             assert row.split(" | ")[0] in rows, f"no table has this row: {row[:60]}"
-    facts = [line for line in lines if line.startswith("Percent; mean ±")]
+    facts = [line for line in lines if line.startswith("Percent; mean ± half-width of the 95% t-interval")]
     marked = [m for m in METHODS if any(line.startswith(f"| {marked_name(m)} | ") for line in lines)]
     assert len(facts) == 1 and footnote(marked) in facts[0]
     theirs = [line for line in lines if "(paper, ImageNet" in line]
