@@ -77,13 +77,20 @@ def listen(host: str, port: int) -> socket.socket:
     would wait until the client has confirmed the header, which clients put off by 40 ms (Nagle's algorithm and delayed
     acknowledgements). asyncio switches that off only for sockets whose protocol is named, which ``socket`` does not do.
 
+    Args:
+        host: name or address; "::" is every address of this machine, of IPv4 too where the system can do both at once.
+
     Raises:
         UserError: the port is out of range, or the address cannot be listened on.
     """
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: must be in 0..65535")
+    if host.startswith("["):
+        raise UserError(f"--host {host}: leave the brackets out: --host {host.strip('[]')}")
+    both = ":" in host and is_every_address(host) and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = socket.create_server((host, port), family=family, dualstack_ipv6=both)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         return listening
     except (OSError, UnicodeError) as error:
@@ -101,6 +108,24 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_every_address(host: str) -> bool:
+    """Return whether an address stands for all addresses of this machine, as "0.0.0.0" and "::" do."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def without_mapping(address: str) -> str:
+    """Return the address of a client as its network writes it: a socket of both families has 10.0.0.7 as
+    ``::ffff:10.0.0.7``. Text that is not an address is returned as it is."""
+    try:
+        mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
+    except ValueError:
+        return address
+    return str(mapped or address)
+
+
 def parse_network(text: str) -> Network:
     """Read the value of ``--proxy``: an address as ``10.0.0.7``, or a network as ``10.0.0.0/24``.
 
@@ -116,15 +141,20 @@ def parse_network(text: str) -> Network:
 def page_links(host: str, port: int, public: PublicURL | None, token: str | None) -> list[str]:
     """Return the addresses to open in a browser, with the token in them where there is one."""
     names = [f"[{host}]" if ":" in host else host]
-    if host in ("0.0.0.0", "::"):
-        names = [socket.gethostname(), *_addresses_in_network()]
+    if is_every_address(host):
+        names = [socket.gethostname(), *_addresses_in_network(host)]
     pages = [f"{public.origin}{public.path}"] if public else [f"http://{name}:{port}/" for name in names]
     return [page + (f"?token={quote(token)}" if token else "") for page in pages]
 
 
-def _addresses_in_network() -> list[str]:
-    """Return this machine's address in its network, if it has one: a phone cannot resolve the machine's name."""
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # a datagram socket: this sends nothing
-        return [probe.getsockname()[0]]
-    return []
+def _addresses_in_network(host: str) -> list[str]:
+    """Return this machine's addresses in its networks, of the families that ``listen`` takes for a host, as they stand
+    in a URL: a phone cannot resolve the machine's name."""
+    probes = [(socket.AF_INET, "192.0.2.1")] if ":" not in host or socket.has_dualstack_ipv6() else []
+    probes += [(socket.AF_INET6, "2001:db8::1")] if ":" in host else []
+    names = []
+    for family, other in probes:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((other, 9))  # a datagram socket: this sends nothing
+            names.append(probe.getsockname()[0])
+    return [f"[{name}]" if ":" in name else name for name in names if "%" not in name]  # %: of no use elsewhere

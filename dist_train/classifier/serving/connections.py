@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dist_train.classifier.serving.address import Network
+from dist_train.classifier.serving.address import Network, without_mapping
 
 Networks: TypeAlias = Sequence[Network]
 
@@ -108,6 +108,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _LingeringTransport(self, transport))
+        if self.client:
+            self.client = (without_mapping(self.client[0]), self.client[1])
         self.key = client_key(self.client[0]) if self.client else ""
         self._update_phase()
         self._make_room()
@@ -284,7 +286,7 @@ def client_key(address: str) -> str:
     """Return what counts as the same client: an IPv4 address, or the /64 network of an IPv6 address, which belongs to
     a single household or host. Text that is not an address is returned as it is."""
     try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(without_mapping(address.partition("%")[0]))
     except ValueError:
         return address
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))

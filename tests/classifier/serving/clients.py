@@ -12,11 +12,16 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from fixtures.processes import WarmPython
 from PIL import Image
 
 from dist_train import Classifier
 from dist_train.classifier.serving.app import PAGE
+
+needs_both_families = pytest.mark.skipif(
+    not socket.has_dualstack_ipv6(), reason="the system cannot listen on IPv6 and IPv4 at once"
+)
 
 # Photos.
 

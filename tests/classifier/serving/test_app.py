@@ -234,6 +234,7 @@ def test_a_served_model_is_not_served_or_changed_twice(serve: Serve, model: Path
     [
         (["--host", "127.0.0.1", "--port", "70000"], "--port 70000: must be in 0..65535"),
         (["--host", "203.0.113.7"], "--host 203.0.113.7 --port 8000: Cannot assign requested address"),
+        (["--host", "[::1]"], "--host [::1]: leave the brackets out: --host ::1"),
         (["--host", "0.0.0.0", "--token", "short"], "--token: give at least 16 characters"),
         (["--max_classes", "0"], "--max_upload_mb, --max_megapixels and --max_classes: must be >= 1"),
     ],

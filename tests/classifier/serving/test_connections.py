@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from clients import answer, connect, free_port, is_open, plain, target, wait_until_read
+from clients import answer, connect, free_port, is_open, needs_both_families, plain, target, wait_until_read
 
-from dist_train.classifier.serving.address import listen
+from dist_train.classifier.serving.address import listen, page_links
 from dist_train.classifier.serving.connections import client_key
 
 Page = Callable[..., httpx.Client]
@@ -63,6 +64,18 @@ def test_what_a_connection_writes_is_sent_at_once() -> None:
         connection, _ = listening.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", *(pytest.param(host, marks=needs_both_families) for host in ("::", "::0"))]
+)
+def test_all_printed_addresses_answer(host: str) -> None:
+    with listen(host, 0) as listening:
+        port = listening.getsockname()[1]
+        names = [urlsplit(link).hostname for link in page_links(host, port, None, None)]
+        for name in (*names, "127.0.0.1", *["::1"] * (host != "0.0.0.0")):
+            with socket.create_connection((name, port), timeout=10):
+                pass
 
 
 @pytest.mark.parametrize("clients", [1, 8])
@@ -294,6 +307,7 @@ def test_an_answer_that_is_not_read_is_ended(page: Page) -> None:
 def test_what_counts_as_the_same_client() -> None:
     assert client_key("10.0.0.1") == "10.0.0.1" != client_key("10.0.0.2")
     assert client_key("2001:db8:1:2::3") == client_key("2001:db8:1:2:ffff::4") != client_key("2001:db8:1:3::3")
+    assert client_key("::ffff:10.0.0.1") == "10.0.0.1"  # as a proxy may say it
     assert client_key("fe80::1%eth0") == client_key("fe80::2") and client_key("unix") == "unix"
 
 

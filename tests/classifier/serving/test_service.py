@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from browsers import opened
-from clients import connect, files, photo, refusal, start
+from clients import connect, files, needs_both_families, photo, refusal, start
 from fixtures.processes import WarmPython
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -159,10 +159,11 @@ def test_the_docs_need_nothing_from_elsewhere(page: Page, browser: Any) -> None:
     assert all(url.startswith((str(web.base_url), "data:")) for url in asked), asked
 
 
-def test_the_access_log(untrained_model: Path, tmp_path: Path, warm_python: WarmPython) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=needs_both_families)])
+def test_the_access_log(untrained_model: Path, tmp_path: Path, warm_python: WarmPython, host: str) -> None:
     """A line of JSON a request, refused requests too, no token; the file may be moved away meanwhile."""
     model, log = shutil.copytree(untrained_model, tmp_path / "model"), tmp_path / "access.jsonl"
-    process, url = start(warm_python, model, "--host", "0.0.0.0", "--token", TOKEN, "--access_log", str(log))
+    process, url = start(warm_python, model, "--host", host, "--token", TOKEN, "--access_log", str(log))
     upload = files(photo(1))
     with httpx.Client(base_url=f"http://127.0.0.1:{httpx.URL(url).port}", timeout=60) as web:
         assert web.get("/", params={"token": TOKEN}).status_code == 303
