@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dist_train.config.backbone import SOURCES, BackboneConfig, Interpolation, Preprocessing
-from dist_train.config.checks import at_least, require, texts_without_zero
+from dist_train.config.checks import at_least, check_values, require
 from dist_train.config.data import CacheConfig, DataConfig, DrawConfig, Orientation, PackConfig
 from dist_train.config.features import FeaturesConfig
 from dist_train.config.fewshot import EvaluateConfig, ExtractConfig, LearnConfig, LearnPrecision, Rule, Views
@@ -119,10 +119,11 @@ class Config:
         require(ok, "name", self.name, "a folder name of at most 200 bytes")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")  # NumPy's limit
         ok = self.data.ramp_from is None or not self.trains or self.data.ramp_epochs[1] < self.pretrain.epochs
-        require(ok, "data.ramp_epochs", self.data.ramp_epochs, "over before pretrain.epochs")
+        wanted = f"over before pretrain.epochs={self.pretrain.epochs:g}"
+        require(ok, "data.ramp_epochs", self.data.ramp_epochs, wanted)
         ok = self.max_minutes is None or self.max_minutes > 0
         require(ok, "max_minutes", self.max_minutes, "> 0")
-        texts_without_zero(dataclasses.asdict(self))
+        check_values(dataclasses.asdict(self))
 
     @property
     def trains(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,14 @@ def at_least(owner: object, prefix: str, minimum: float, *names: str) -> None:
         require(value is None or value >= minimum, f"{prefix}.{name}", value, f">= {minimum:g}")
 
 
-def texts_without_zero(values: dict[str, Any], prefix: str = "") -> None:
-    """Raise ValueError for the first text or path that holds a zero byte, which no file's name can have."""
+def check_values(values: dict[str, Any], prefix: str = "") -> None:
+    """Raise ValueError for the first text or path that holds a zero byte, which no file's name can have, and for the
+    first number that is not finite."""
     for name, value in values.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            ok = not isinstance(number, float) or math.isfinite(number)
+            require(ok, f"{prefix}{name}", value, "finite")
         if isinstance(value, dict):
-            texts_without_zero(value, f"{prefix}{name}.")
+            check_values(value, f"{prefix}{name}.")
         elif isinstance(value, (str, Path)):
             require("\0" not in str(value), f"{prefix}{name}", str(value), "a text without a zero byte")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,7 @@ class PackConfig:
     """Draw the images first, into the folders named by train and val (the demo)."""
 
     def __post_init__(self) -> None:
-        require(self.shard_mb > 0, "pack.shard_mb", self.shard_mb, "> 0")
+        require(0 < self.shard_mb < math.inf, "pack.shard_mb", self.shard_mb, "> 0 and finite")
         at_least(self, "pack", 1, "shorter_side", "quality")
         at_least(self, "pack", 0, "workers")
         require(0 <= self.seed < 2**32, "pack.seed", self.seed, "in [0, 2^32)")
@@ -140,7 +141,8 @@ class DataConfig:
         at_least(self, "data", 0, "threads", "block_shards")
         require(bool(self.shards), "data.shards", self.shards, "a folder or a URL")
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "in [0, 1]")
-        require(self.eval_size <= self.eval_resize, "data.eval_size", self.eval_size, "<= data.eval_resize")
+        ok = self.eval_size <= self.eval_resize
+        require(ok, "data.eval_size", self.eval_size, f"<= data.eval_resize={self.eval_resize}")
         require(self.eval_size <= MAX_SIZE, "data.eval_size", self.eval_size, f"<= {MAX_SIZE}")
         require(self.eval_resize <= MAX_RESIZE, "data.eval_resize", self.eval_resize, f"<= {MAX_RESIZE}")
         low, high = self.scale
@@ -151,7 +153,7 @@ class DataConfig:
         at_least(self, "data", 0, "augment_std")
         require(0 <= self.augment_magnitude <= 10, "data.augment_magnitude", self.augment_magnitude, "in [0, 10]")
         ok = self.ramp_from is None or self.ramp_from <= self.train_size
-        require(ok, "data.ramp_from", self.ramp_from, "<= data.train_size")
+        require(ok, "data.ramp_from", self.ramp_from, f"<= data.train_size={self.train_size}")
         begin, end = self.ramp_epochs
         require(0 <= begin < end, "data.ramp_epochs", self.ramp_epochs, "two epochs, 0 <= first < last")
 

@@ -53,7 +53,8 @@ class Parser(ArgumentParser):
         """
         try:
             return super().parse_args(*arguments, **options)
-        except ValueError as error:  # a zero byte where jsonargparse looks for a file of that name
+        # A zero byte where jsonargparse looks for a file of that name; or a value that is nested too deeply.
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the options or the configuration cannot be read ({one_line(str(error))})") from None
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -150,7 +151,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict):
         return None
@@ -173,9 +174,21 @@ def instantiated(parser: Parser, parsed: Namespace, inside: Sequence[str] = ()) 
     for key, field in Config.__dataclass_fields__.items():
         if is_dataclass(field.default_factory) and not isinstance(value := given[key], Namespace):
             raise ValueError(f"{key}={typed(value)}: {SECTION}")
+    _refuse_null(given, Config)
     check_meaning(given)
     values: Namespace = parser.instantiate(parsed)
     return values
+
+
+def _refuse_null(given: Namespace, kind: type[Any], prefix: str = "") -> None:
+    """Raise ValueError for the first key of a dataclass that has null and may not: jsonargparse accepts it for any type
+    within a section that is given whole, as by ``--pretrain '{epochs: null}'``."""
+    hints, types = get_type_hints(kind), _types(kind)
+    for name, value in vars(given).items():
+        if name in hints and value is None and NoneType not in get_args(hints[name]):
+            raise ValueError(f"{prefix}{name}=null: must have a value; give one, or leave the key out")
+        if isinstance(value, Namespace) and is_dataclass(types.get(name)):
+            _refuse_null(value, types[name], f"{prefix}{name}.")
 
 
 def _config_of(values: Namespace) -> Config:
@@ -284,6 +297,13 @@ def takes_list(kind: type[Any], key: str) -> bool:
     return get_origin(get_type_hints(kind)[name]) is list
 
 
+def section_kind(kind: Any, key: str) -> Any:
+    """Return the dataclass that is the section ``key`` of another one, as ``pretrain.init``; None for other keys."""
+    for name in key.split("."):
+        kind = _types(kind).get(name) if is_dataclass(kind) else None
+    return kind if is_dataclass(kind) else None
+
+
 def _types(kind: type[Any]) -> dict[str, Any]:
     """Return {field: type} of a dataclass; the type of an optional field is without None."""
     types = {}
@@ -325,13 +345,16 @@ def check_yaml(path: Path, kind: type[Any], prefix: str = "") -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
+        repeated = next(_repeated_keys(yaml.compose(text, yaml.SafeLoader)), None)
+    except RecursionError:
+        text = "nested too deeply, or a named value (&NAME) holds its own name (*NAME)"
+        raise UserError(f"{path}: {text}; mend that") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; give a YAML file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no keys in it; give a YAML file of 'key: value' lines")
-    repeated = next(_repeated_keys(yaml.compose(text, yaml.SafeLoader)), None)
     if repeated:
         raise UserError(f"{path}: line {repeated[1]}: {repeated[0]!r} is there twice; keep one of them")
     check_keys(path, content, kind, prefix)
@@ -347,6 +370,9 @@ def _repeated_keys(node: Any) -> Iterator[tuple[str, int]]:
                 yield key.value, key.start_mark.line + 1
             seen.add(key.value)
             yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            yield from _repeated_keys(entry)
 
 
 def check_keys(
@@ -364,10 +390,10 @@ def check_keys(
     """
     types, keys = _types(kind), keys or list(list_keys(kind, prefix))
     for name, value in content.items():
-        if name not in types and "." in str(name) and f"{prefix}{name}" in keys:
-            *sections, last = str(name).split(".")
-            nested = ": {".join(sections) + f": {{{last}: {typed(value)}{'}' * len(sections)}"
-            raise UserError(f"{path}: {prefix}{name}: only options have dots; write it as {nested}")
+        dotted = str(name).removeprefix(prefix)
+        if name not in types and "." in str(name) and f"{prefix}{dotted}" in keys:
+            nested = ": {".join(dotted.split(".")) + f": {typed(value)}" + "}" * dotted.count(".")
+            raise UserError(f"{path}: {prefix}{dotted}: only options have dots; write it as {nested}")
         if name not in types:
             raise UserError(f"{path}: {unknown_key(f'{prefix}{name}', keys)}")
         # jsonargparse would accept null for any type.
@@ -375,6 +401,8 @@ def check_keys(
             raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
         if types[name] is Path and not isinstance(value, (str, NoneType)):  # jsonargparse would not show the value
             raise UserError(f"{path}: {prefix}{name}={typed(value)}: must be a path; write it in quotes")
+        if types[name] == dict[str, float] and isinstance(value, dict):
+            _check_numbers(path, value, f"{prefix}{name}")
         if not dataclasses.is_dataclass(types[name]) or value is None:
             continue
         if isinstance(value, dict):
@@ -383,3 +411,12 @@ def check_keys(
             check_yaml(path.parent / value, types[name], f"{prefix}{name}.")
         else:
             raise UserError(f"{path}: {prefix}{name}={typed(value)}: {SECTION}")
+
+
+def _check_numbers(path: Path, values: dict[Any, Any], key: str) -> None:
+    """Raise UserError for the first entry that is no number: of ``evaluate.options``, jsonargparse names none."""
+    for name, value in values.items():
+        try:
+            float("not a number" if isinstance(value, bool) else value)  # 1e3 is text in YAML 1.1
+        except (TypeError, ValueError):
+            raise UserError(f"{path}: {key}: {name}={typed(value)}: must be a number") from None

@@ -119,7 +119,7 @@ class PretrainConfig:
         at_least(self, "pretrain", 0, "keep_every", "lr", "momentum", "weight_decay", "warmup_epochs")
         require(self.epochs > 0, "pretrain.epochs", self.epochs, "> 0")
         ok = self.warmup_epochs < self.epochs
-        require(ok, "pretrain.warmup_epochs", self.warmup_epochs, "< pretrain.epochs")
+        require(ok, "pretrain.warmup_epochs", self.warmup_epochs, f"< pretrain.epochs={self.epochs:g}")
         ok = 0 <= self.label_smoothing < 1
         require(ok, "pretrain.label_smoothing", self.label_smoothing, "in [0, 1)")
         at_least(self, "pretrain", 0, "clip_norm", "mixup", "cutmix")
@@ -136,7 +136,7 @@ class PretrainConfig:
             self.bce_threshold < 0.5, "pretrain.bce_threshold", self.bce_threshold, "in [0, 0.5): half a mix is 0.5"
         )
         ok = self.schedule != "step" or any(mark < self.epochs for mark in self.milestones)
-        require(ok, "pretrain.milestones", self.milestones, "below pretrain.epochs, one at least")
+        require(ok, "pretrain.milestones", self.milestones, f"below pretrain.epochs={self.epochs:g}, one at least")
         ok = self.milestones == sorted(self.milestones) and all(mark > 0 for mark in self.milestones)
         require(ok, "pretrain.milestones", self.milestones, "epochs in order")
         ok = self.optimizer == "sgd" or self.strategy in ("ddp", "zero0")
@@ -150,7 +150,7 @@ class PretrainConfig:
         ok = not self.compile or self.strategy == "ddp"
         require(ok, "pretrain.compile", self.compile, "false unless pretrain.strategy is ddp")
         ok = self.global_batch % self.accumulate == 0
-        require(ok, "pretrain.global_batch", self.global_batch, "a multiple of pretrain.accumulate")
+        require(ok, "pretrain.global_batch", self.global_batch, f"a multiple of pretrain.accumulate={self.accumulate}")
 
     def _check_init(self) -> None:
         """Check the keys that go, or do not go, with ``init``."""

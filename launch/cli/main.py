@@ -12,13 +12,13 @@ from jsonargparse import set_parsing_settings
 
 from dist_train.config import Config, configs_dir
 from dist_train.config.givers import naming_files
-from dist_train.config.io import check_yaml, find_yaml
+from dist_train.config.io import check_yaml, find_yaml, section_kind
 from dist_train.distributed.cpus import keep_freed_memory
 from dist_train.version import __version__
 from launch import terminal
 from launch.cli import adapt, classify, create, data, launching, measuring, models, runs
 from launch.cli.parser import CommandParser
-from launch.cli.signature import Command, add_arguments, bound, description, has_option, summary
+from launch.cli.signature import Command, add_arguments, bound, configuration_of, description, has_option, summary
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = f"launch {parsed.launch.launcher}" if parsed.command == "launch" else parsed.command
             command = COMMANDS[name]
             values = bound(command.run, parser, parsed, name.split())
-        if command.photos:
-            keep_freed_memory()
-        code = command.run(**values)
+            if command.photos:
+                keep_freed_memory()
+            code = command.run(**values)  # which checks names of methods, split and the like
         sys.stdout.flush()  # here, where a closed pipe is still noticed
         return code
     except BrokenPipeError:
@@ -142,12 +142,21 @@ def _underscored(word: str) -> str:
 
 
 def _with_paths_of_configs(words: Sequence[str]) -> list[str]:
-    """Replace the name of a packaged configuration by its path, as in ``--config demo``; check every configuration.
+    """Replace the name of a packaged configuration by its path, as in ``--config demo``; check every configuration,
+    and every file of a section, as in ``--pretrain FILE``.
 
     Raises:
         UserError: a file is not there, or has a wrong key.
     """
     replaced = []
+    entry = COMMANDS.get(" ".join(words[:1])) or COMMANDS.get(" ".join(words[:2]))
+    kind = configuration_of(entry.run) if entry else None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.removeprefix("--").partition("=")
+        file = value if equals else following
+        section = section_kind(kind, option) if word.startswith("--") else None
+        if section and os.path.isfile(file):  # else its keys and values themselves, which are checked with the options
+            check_yaml(Path(file), section, f"{option}.")
     for before, word in zip(["", *words], words, strict=False):
         flag, value = ("--config=", word[9:]) if word.startswith("--config=") else ("", word)
         if flag or before == "--config":
