@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dist_train.config import Config
+from dist_train.config import STAGES, Config
 from dist_train.config.checks import typed
 from dist_train.config.io import list_keys
 from dist_train.errors import UserError
@@ -38,7 +38,8 @@ def _giver(line: str, words: Sequence[str]) -> Path | None:
     wrong; None where the line begins otherwise, nobody gave the key, the command line gave it itself, or the line names
     another key too, which was given elsewhere: then either may be wrong."""
     found = re.match(r"([\w.]+)(?:=.*)?: ", line)
-    givers = list(_givers(words, found[1])) if found else []
+    of_stage = tuple(f"{stage}: " for stage in STAGES)  # what went wrong in it, as "pretrain: out of memory"
+    givers = list(_givers(words, found[1])) if found and not line.startswith(of_stage) else []
     if not found or not givers:
         return None
     # Every file is checked by itself, so the value need not be the last that is given.

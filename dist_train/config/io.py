@@ -300,7 +300,7 @@ def takes_list(kind: type[Any], key: str) -> bool:
 def section_kind(kind: Any, key: str) -> Any:
     """Return the dataclass that is the section ``key`` of another one, as ``pretrain.init``; None for other keys."""
     for name in key.split("."):
-        kind = _types(kind).get(name) if is_dataclass(kind) else None
+        kind = _types(kind).get(name) if isinstance(kind, type) and is_dataclass(kind) else None
     return kind if is_dataclass(kind) else None
 
 

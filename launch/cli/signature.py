@@ -111,7 +111,7 @@ def has_option(command: Command, option: str) -> bool:
 def configuration_of(command: Command) -> type[Any] | None:
     """Return the dataclass whose keys are options of a command, as ``Config``; None where it takes none."""
     kinds = (argument.kind for argument in _parameters(command))
-    return next((kind for kind in kinds if is_dataclass(kind) and not _is_options(kind)), None)
+    return next((k for k in kinds if isinstance(k, type) and is_dataclass(k) and not _is_options(k)), None)
 
 
 def bound(command: Command, parser: Parser, parsed: Namespace, words: Sequence[str]) -> dict[str, Any]:

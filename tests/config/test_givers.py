@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dist_train.config import Config
+from dist_train.config.givers import naming_files
 from dist_train.config.io import list_keys, read_config
 from dist_train.errors import UserError
 from launch.cli.main import main
@@ -216,3 +217,10 @@ def test_a_value_from_a_pipe_has_no_file(folder: Path, capsys: pytest.CaptureFix
     os.close(writing)
     assert error("--config", f"/dev/fd/{reading}", capsys=capsys) == NUMBER
     os.close(reading)
+
+
+def test_what_goes_wrong_in_a_stage_has_no_file(folder: Path) -> None:
+    (folder / "c.yaml").write_text("pretrain: {epochs: 3}")
+    for line, named in (("pretrain: out of memory", ""), ("pretrain.epochs=3: too few", "c.yaml: ")):
+        with pytest.raises(UserError, match=f"^{named}{line}$"), naming_files(["run", "--config", "c.yaml"]):
+            raise UserError(line)
