@@ -38,6 +38,8 @@ from dist_train.models.products import products
 POWER = {"plda_power": Number(0.5)}
 WITHIN = {"within_shrinkage": Number(0.7)}
 BETWEEN = {"between_shrinkage": Number(0.7)}
+_QUERIES = 2048
+"""Queries whose squares are made at a time: 16 MB at 2048 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,11 @@ class Posterior(Gaussian):
             counts: how many images each class has, k above: [N].
         """
         linear, quadratic, constant = density_rows(self.between, means, counts)
-        return products(coordinates, linear, constant) + products(coordinates.square(), quadratic)
+        # In parts, as the memory of all squares would take longer than the products.
+        return torch.cat([
+            products(part, linear, constant).add_(products(part.square(), quadratic))
+            for part in torch.split(coordinates, _QUERIES)
+        ])  # fmt: skip
 
 
 def density_rows(
