@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,10 @@ def test_the_access_log(untrained_model: Path, tmp_path: Path, warm_python: Warm
         assert web.get("/", params={"token": TOKEN}).status_code == 303
         sent = web.post("/api/v1/models/model/classify", files=upload)
         assert web.get("/api/v1/models/model?token=" + TOKEN).status_code == 200
+        for _ in range(1000):  # a line is written once its answer has been sent
+            if log.read_bytes().count(b"\n") == 3:
+                break
+            time.sleep(0.01)
         log.rename(tmp_path / "old.jsonl")
         web.cookies.clear()
         assert web.get('/api/v1/models/%0A"x').status_code == 401
