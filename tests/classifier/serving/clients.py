@@ -8,7 +8,9 @@ import re
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 
 import httpx
 import numpy as np
@@ -87,9 +89,12 @@ def added_names(model: Path) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+    """Return a port that nobody listens on, below those that Linux gives to whoever asks for any (from 32768 on): it may
+    be minutes until it is listened on."""
+    while True:
+        port = SystemRandom().randrange(10000, 32768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def connect(web: httpx.Client, data: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
