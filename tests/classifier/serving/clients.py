@@ -89,7 +89,7 @@ def added_names(model: Path) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, below those that Linux gives to whoever asks for any (from 32768 on): it may
+    """Return a port that nobody listens on, below those that Linux gives to whoever asks for any (32768 on): it may
     be minutes until it is listened on."""
     while True:
         port = SystemRandom().randrange(10000, 32768)
