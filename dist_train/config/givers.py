@@ -33,6 +33,14 @@ def naming_files(words: Sequence[str]) -> Iterator[None]:
         raise
 
 
+def options_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option of a command line, without its dashes, and its value: what follows "=", or the next word."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            option, equals, value = word.removeprefix("--").partition("=")
+            yield option, value if equals else following
+
+
 def _giver(line: str, words: Sequence[str]) -> Path | None:
     """Return the file that gave the key of an error line, "KEY=VALUE: must be ..." or "KEY: ...", the value that is
     wrong; None where the line begins otherwise, nobody gave the key, the command line gave it itself, or the line names
@@ -61,11 +69,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _givers(words: Sequence[str], key: str) -> Iterator[tuple[Path | None, Any]]:
     """Yield the file and the value each time that a command line gives a key; None is the command line itself."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, equals, value = word.removeprefix("--").partition("=")
-        value = value if equals else following
-        if not word.startswith("--"):
-            continue
+    for option, value in options_in(words):
         if option == "config":
             yield from _in_file(Path(value), key)
         elif key.startswith(f"{option}.") and os.path.isfile(value):

@@ -183,12 +183,17 @@ def instantiated(parser: Parser, parsed: Namespace, inside: Sequence[str] = ()) 
 def _refuse_null(given: Namespace, kind: type[Any], prefix: str = "") -> None:
     """Raise ValueError for the first key of a dataclass that has null and may not: jsonargparse accepts it for any type
     within a section that is given whole, as by ``--pretrain '{epochs: null}'``."""
-    hints, types = get_type_hints(kind), _types(kind)
+    types = _types(kind)
     for name, value in vars(given).items():
-        if name in hints and value is None and NoneType not in get_args(hints[name]):
+        if value is None and name in kind.__dataclass_fields__ and not _may_be_null(kind, name):
             raise ValueError(f"{prefix}{name}=null: must have a value; give one, or leave the key out")
         if isinstance(value, Namespace) and is_dataclass(types.get(name)):
             _refuse_null(value, types[name], f"{prefix}{name}.")
+
+
+def _may_be_null(kind: type[Any], name: str) -> bool:
+    """Return whether a field of a dataclass may be None."""
+    return NoneType in get_args(get_type_hints(kind)[name])
 
 
 def _config_of(values: Namespace) -> Config:
@@ -397,7 +402,7 @@ def check_keys(
         if name not in types:
             raise UserError(f"{path}: {unknown_key(f'{prefix}{name}', keys)}")
         # jsonargparse would accept null for any type.
-        if value is None and type(None) not in get_args(get_type_hints(kind)[name]):
+        if value is None and not _may_be_null(kind, name):
             raise UserError(f"{path}: {prefix}{name} has no value; give one, or leave the key out")
         if types[name] is Path and not isinstance(value, (str, NoneType)):  # jsonargparse would not show the value
             raise UserError(f"{path}: {prefix}{name}={typed(value)}: must be a path; write it in quotes")

@@ -11,7 +11,7 @@ from pathlib import Path
 from jsonargparse import set_parsing_settings
 
 from dist_train.config import Config, configs_dir
-from dist_train.config.givers import naming_files
+from dist_train.config.givers import naming_files, options_in
 from dist_train.config.io import check_yaml, find_yaml, section_kind
 from dist_train.distributed.cpus import keep_freed_memory
 from dist_train.version import __version__
@@ -151,10 +151,8 @@ def _with_paths_of_configs(words: Sequence[str]) -> list[str]:
     replaced = []
     entry = COMMANDS.get(" ".join(words[:1])) or COMMANDS.get(" ".join(words[:2]))
     kind = configuration_of(entry.run) if entry else None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, equals, value = word.removeprefix("--").partition("=")
-        file = value if equals else following
-        section = section_kind(kind, option) if word.startswith("--") else None
+    for option, file in options_in(words):
+        section = section_kind(kind, option)
         if section and os.path.isfile(file):  # else its keys and values themselves, which are checked with the options
             check_yaml(Path(file), section, f"{option}.")
     for before, word in zip(["", *words], words, strict=False):

@@ -49,14 +49,15 @@ class _Member:
         """
         try:
             results = read_results(folder)
-            inputs = dict(json.loads((folder / "evaluate" / "inputs.json").read_text()).items())
+            inputs = json.loads((folder / "evaluate" / "inputs.json").read_text())
+            inputs = {**inputs, "evaluate.options": dict(results.options)}
             _check_rows(results)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{folder}: has no results ({error}); finish its evaluate, or remove the folder") from None
         if results.protocol != "joint" or results.base_only:
             raise UserError(f"{folder}: has no base and novel classes scored together; take evaluate.protocol=joint "
                             "and a split with novel classes")  # fmt: skip
-        return cls(folder, results, {**inputs, "evaluate.options": dict(results.options)})
+        return cls(folder, results, inputs)
 
 
 def seeds_table(runs: Sequence[Path]) -> str:

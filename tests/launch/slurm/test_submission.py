@@ -253,20 +253,6 @@ def test_an_array_must_fit_every_member_of_a_sweep(submit: Submit, spread: Calla
     assert code == 0, error
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("array: 3", "site.yaml: array: is of a stage; write it as stages: {evaluate: {array: 3}}"),
-        ("evaluate: {array: 3}", "site.yaml: evaluate: stages stand under stages; write it as stages: {evaluate: {"),
-        ("arrays: 3", "site.yaml: unknown key 'arrays'; did you mean 'starts'?"),
-    ],
-)
-def test_what_is_of_a_stage_stands_under_stages(text: str, wanted: str, submit: Submit, tmp_path: Path) -> None:
-    (tmp_path / "site.yaml").write_text(text)
-    code, _, error = submit("--dry-run", "--cluster", str(tmp_path / "site.yaml"))
-    assert code == 1 and wanted in error and error.count("\n") == 1, error
-
-
 def test_without_novel_classes_there_is_nothing_to_spread(
     submit: Submit, spread: Callable[[str], str], config: Config, tmp_path: Path
 ) -> None:
@@ -350,6 +336,9 @@ def test_stages_that_are_done_are_not_submitted_again(stubs: Stubs, submit: Subm
         ("stages: {pretrain: 3}", "stages.pretrain=3: must be names and values"),
         ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?"),
         ("nodes: 1\nnodes: 2", "line 2: 'nodes' is there twice"),
+        ("array: 3", "array: is of a stage; write it as stages: {evaluate: {array: 3}}"),
+        ("evaluate: {array: 3}", "evaluate: stages stand under stages; write it as stages: {evaluate: {"),
+        ("arrays: 3", "unknown key 'arrays'; did you mean 'starts'?"),
     ],
 )
 def test_a_wrong_profile(text: str, wanted: str, submit: Submit, tmp_path: Path) -> None:
